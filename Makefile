@@ -1,0 +1,74 @@
+# Everything runs in .venv, which the first target that needs it builds. Needed beforehand: Python 3.11+, make, git.
+#   make demo     segments a picture with the bundled model and shows the result
+#   make test     the tests, on two processes
+#   make check    what CI runs: lint, types, imports, test, compat
+# TORCH_INDEX names a wheel index to look for torch in besides the default one, for a build that fits the machine:
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+STAMP := .venv/.goca-setup
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# The oldest diffusers of the declared range, with the hub client of its time: it refuses the one that newer releases use.
+OLDEST_DIFFUSERS := 0.37.1
+COMPAT := .compat/diffusers-$(OLDEST_DIFFUSERS)
+COMPAT_PACKAGES := diffusers==$(OLDEST_DIFFUSERS) huggingface-hub==1.33.0 httpx==0.28.1 httpcore==1.0.9
+
+.PHONY: help setup demo test check lint types imports docs compat format clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "goca needs Python 3.11 or newer, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "Setting up .venv (once; torch is large, so this takes minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+check: setup lint types imports
+	$(MAKE) test
+	$(MAKE) compat
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports --no-logo
+
+# Part of `test` already; alone while writing documentation.
+docs: setup
+	$(BIN)/python -m pytest tests/test_docs.py
+
+compat: $(COMPAT)/.installed
+	PYTHONPATH=$(COMPAT) $(BIN)/python -c 'import diffusers as d; assert d.__version__ == "$(OLDEST_DIFFUSERS)", d.__file__'
+	PYTHONPATH=$(COMPAT) $(BIN)/python -m pytest -n 2 tests/test_tap.py tests/test_backbone.py
+
+$(COMPAT)/.installed: Makefile | setup
+	@rm -rf $(COMPAT)
+	@$(PIP) install --quiet --no-deps --target $(COMPAT) $(COMPAT_PACKAGES)
+	@touch $@
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .compat .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,0 +1,70 @@
+"""Background: a score for "none of the classes", and the label of each pixel (method: settled after upsampling)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from goca.maths import Grid
+from goca.maths.resize import bilinear
+
+BackgroundRule = Callable[[float, Float[Tensor, "*pixels"]], Float[Tensor, "*pixels"]]
+"""(threshold, supporting map) -> background score."""
+
+
+def offset(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """threshold + supporting map (the authors' default)."""
+    return threshold + support
+
+
+def maximum(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """max(threshold, supporting map)."""
+    return support.clamp(min=threshold)
+
+
+def constant(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """The threshold alone."""
+    return torch.full_like(support, threshold)
+
+
+def none(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """No background: every pixel gets a class."""
+    return torch.full_like(support, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Background:
+    """A rule and its threshold."""
+
+    rule: BackgroundRule
+    threshold: float = 0.0
+
+
+def label(
+    classes: Float[Tensor, "class h w"],
+    support: Float[Tensor, "h w"] | None,
+    background: Background,
+    size: Grid,
+    strip: int = 64,
+) -> Int[Tensor, "height width"]:
+    """Upsample, settle the background, take the argmax: 0 = background, i = class i - 1. Strips of rows bound the memory.
+
+    A class whose map is -inf cannot win; without support the supporting map is 0. Ties go to the background, then to the
+    first class.
+    """
+    extra = torch.zeros_like(classes[:1]) if support is None else support[None]
+    absent = classes.isneginf().flatten(1).all(1)
+    # Their -inf waits until after the interpolation, in which 0 times -inf would be nan.
+    maps = torch.cat([extra, classes.masked_fill(absent[:, None, None], 0)])
+    by, bx = (bilinear(cells, pixels, maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
+    wide = einsum(maps, bx, "channel h w, width w -> channel h width")
+    labels = []
+    for rows in by.split(strip):
+        scores = einsum(wide, rows, "channel h width, height h -> channel height width")
+        scores[0] = background.rule(background.threshold, scores[0])
+        scores[1:][absent] = -torch.inf
+        labels.append(scores.argmax(0))
+    return torch.cat(labels)

@@ -1,0 +1,76 @@
+"""Per-pixel rescaling (paper, gap 2): small steps that compose.
+
+A step takes the maps so far and the evidence they came from, and gives new maps; `rescale` applies one after the other.
+The paper's rule is (share, blur, minmax); others are other tuples.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Maps = Float[Tensor, "class height width"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the global map says of each noun.
+
+    raw: class score, the mean over the noun's token columns. content: the sum over ALL content tokens' columns, never
+    special tokens, stop words or punctuation.
+    """
+
+    raw: Float[Tensor, "class height width"]
+    content: Float[Tensor, "height width"]
+
+
+Step = Callable[[Maps, Evidence], Maps]
+
+
+def evidence(
+    global_map: Float[Tensor, "token height width"], nouns: Sequence[Sequence[int]], content: Sequence[int]
+) -> Evidence:
+    """Read the nouns' columns (`nouns`: token columns of each) off the global map."""
+    raw = torch.stack([global_map[list(columns)].mean(0) for columns in nouns])
+    return Evidence(raw, global_map[list(content)].sum(0))
+
+
+def share(maps: Maps, evidence: Evidence) -> Maps:
+    """Divide, at every pixel, by what all content tokens together take: the loud special tokens drop out."""
+    return torch.where(evidence.content == 0, 0.0, maps / evidence.content)
+
+
+def blur(maps: Maps, evidence: Evidence) -> Maps:
+    """5 x 5 Gaussian, sigma 1.1, reflect padding (replicate where the grid is too narrow to reflect)."""
+    taps = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=maps.device) / 1.1) ** 2)
+    kernel = torch.outer(taps, taps) / taps.sum() ** 2
+    mode = "reflect" if min(maps.shape[-2:]) > 2 else "replicate"
+    padded = F.pad(maps[:, None], (2, 2, 2, 2), mode=mode)
+    return F.conv2d(padded, kernel[None, None].to(maps))[:, 0]
+
+
+def minmax(maps: Maps, evidence: Evidence | None = None) -> Maps:
+    """Each class over the image to [0, 1]; a map that is constant but for float32's rounding becomes 0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    constant = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
+    return torch.where(constant, 0.0, (maps - low) / (high - low))
+
+
+def peak(maps: Maps, evidence: Evidence) -> Maps:
+    """Each class over its largest value in the image; a map without a positive value becomes 0."""
+    high = maps.amax((-2, -1), keepdim=True)
+    return torch.where(high <= 0, 0.0, maps / high)
+
+
+def times_raw(maps: Maps, evidence: Evidence) -> Maps:
+    """Multiply by the raw class score, the one before any share."""
+    return maps * evidence.raw
+
+
+def rescale(evidence: Evidence, steps: Sequence[Step]) -> Maps:
+    """The steps one after the other, beginning with the raw class scores."""
+    return reduce(lambda maps, step: step(maps, evidence), steps, evidence.raw)

@@ -1,0 +1,54 @@
+"""Resizing as linear maps, so that it can be moved from one factor of a sum to the other.
+
+All rules are torch's `interpolate`: bilinear with `align_corners=False` and no antialiasing, and `nearest`. Bilinear
+resizing of a picture is separable, B = By (x) Bx, so B and its adjoint B^T are applied as two small products.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from goca.maths import Grid
+
+
+def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Tensor, "*channel out_height out_width"]:
+    """Bilinear resize of a stack of maps to `grid`."""
+    if tuple(maps.shape[-2:]) == grid:
+        return maps
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    return F.interpolate(flat, grid, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *grid)
+
+
+def bilinear(size_in: int, size_out: int, like: Tensor | None = None) -> Float[Tensor, "out in"]:
+    """The matrix of one axis of a bilinear resize; its rows sum to 1."""
+    eye = torch.eye(size_in) if like is None else torch.eye(size_in, device=like.device, dtype=like.dtype)
+    return F.interpolate(eye[None], size_out, mode="linear", align_corners=False)[0].T
+
+
+def nearest_pixels(grid_in: Grid, grid_out: Grid, device: torch.device | None = None) -> Int[Tensor, " out"]:
+    """For each pixel of `grid_out`, the flat index of the pixel of `grid_in` that nearest-neighbour resizing picks."""
+    height, width = grid_in
+    # Float64 holds every index exactly, so interpolate itself decides which pixel is the nearest; on the CPU, because
+    # not every device has it.
+    index = torch.arange(height * width, dtype=torch.float64).reshape(1, 1, height, width)
+    return F.interpolate(index, grid_out, mode="nearest").flatten().long().to(device)
+
+
+def resize_keys(rows: Float[Tensor, "row pixel"], grid_in: Grid, grid_out: Grid) -> Float[Tensor, "row out"]:
+    """Rows over the pixels of `grid_in`, resized to the pixels of `grid_out`: rows @ B^T."""
+    if grid_in == grid_out:
+        return rows
+    maps = rearrange(rows, "row (h w) -> row h w", h=grid_in[0])
+    return rearrange(resize(maps, grid_out), "row h w -> row (h w)")
+
+
+def resize_keys_adjoint(rows: Float[Tensor, "row out"], grid_in: Grid, grid_out: Grid) -> Float[Tensor, "row pixel"]:
+    """The adjoint of `resize_keys`, rows @ B: for all x, y, <x, resize_keys(y)> = <resize_keys_adjoint(x), y>."""
+    if grid_in == grid_out:
+        return rows
+    maps = rearrange(rows, "row (h w) -> row h w", h=grid_out[0])
+    by, bx = (bilinear(i, o, rows) for i, o in zip(grid_in, grid_out, strict=True))
+    pulled = einsum(maps, by, bx, "row H W, H h, W w -> row h w")
+    return rearrange(pulled, "row h w -> row (h w)")

@@ -1,0 +1,49 @@
+"""The rules by name, for recipes, the command line and provenance."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from goca.errors import GocaError
+from goca.maths import aggregate, background, rescale
+
+HEADS: dict[str, aggregate.HeadRule] = {
+    "mean": aggregate.mean_heads,
+    "output-share": aggregate.output_share,
+    "output-share-clamped": aggregate.output_share_clamped,
+    "l2-norm": aggregate.l2_norm,
+    "cosine": aggregate.cosine,
+}
+LAYERS: dict[str, aggregate.LayerRule] = {
+    "mean": aggregate.mean_layers,
+    "agreement": aggregate.agreement,
+    "balanced-agreement": aggregate.balanced_agreement,
+    "iou-like": aggregate.iou_like,
+    "inverse-distance": aggregate.inverse_distance,
+}
+STEPS: dict[str, rescale.Step] = {
+    "share": rescale.share,
+    "blur": rescale.blur,
+    "minmax": rescale.minmax,
+    "peak": rescale.peak,
+    "times-raw": rescale.times_raw,
+}
+BACKGROUNDS: dict[str, background.BackgroundRule] = {
+    "offset": background.offset,
+    "max": background.maximum,
+    "constant": background.constant,
+    "none": background.none,
+}
+
+
+def named(value: Any, known: Mapping[str, Any], what: str) -> Any:
+    """The rule of that name; a rule itself stays. GocaError, with the names there are, for an unknown name."""
+    if not isinstance(value, str):
+        return value
+    if value not in known:
+        raise GocaError(f'no {what} "{value}": there are {", ".join(known)}')
+    return known[value]
+
+
+def name_of(value: Any, known: Mapping[str, Any]) -> str:
+    """The name of a known rule, the function's own name of another, or "custom"."""
+    return next((name for name, rule in known.items() if rule == value), getattr(value, "__name__", "custom"))

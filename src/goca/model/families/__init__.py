@@ -1,0 +1,57 @@
+"""What differs between kinds of denoiser, as rows of facts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from goca.errors import GocaError
+from goca.maths import Grid
+from goca.model.families import unet
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of denoiser.
+
+    component: the pipeline's attribute that holds it. denoisers: class names it goes by. size(denoiser, cell): the side
+    in pixels it was trained at, for latents of `cell` pixels. grids(denoiser, latent grid): the grids that its
+    attention may have. default_layers(denoiser): (reference block, refinement blocks) by a rule, for a checkpoint that
+    nobody has set. rule: that rule, in words.
+    """
+
+    name: str
+    component: str
+    denoisers: tuple[str, ...]
+    size: Callable[[Any, int], int]
+    grids: Callable[[Any, Grid], tuple[Grid, ...]]
+    default_layers: Callable[[Any], tuple[str, tuple[str, ...]]]
+    rule: str
+
+
+FAMILIES = (
+    Family(
+        name="unet",
+        component="unet",
+        denoisers=("UNet2DConditionModel",),
+        size=unet.size,
+        grids=unet.grids,
+        default_layers=unet.default_layers,
+        rule=unet.RULE,
+    ),
+)
+
+
+def family_of(pipeline: Any) -> Family:
+    """The family of a loaded pipeline; GocaError, naming what is supported, for any other."""
+    for family in FAMILIES:
+        denoiser = getattr(pipeline, family.component, None)
+        # A compiled module is wrapped: look at the class of what it wraps.
+        if type(getattr(denoiser, "_orig_mod", denoiser)).__name__ in family.denoisers:
+            return family
+    raise unsupported(type(pipeline).__name__)
+
+
+def unsupported(pipeline_class: str) -> GocaError:
+    """The error for a pipeline of no known family."""
+    known = ", ".join(name for family in FAMILIES for name in family.denoisers)
+    return GocaError(f"{pipeline_class} is not supported: goca reads text-to-image pipelines built on {known}")

@@ -1,0 +1,113 @@
+"""Pictures in: read, turned upright, and fitted to the size that a model wants."""
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from goca.errors import GocaError
+from goca.maths import Grid
+from goca.maths.windows import Windows
+
+SMALLEST = 16
+LONGEST_ASPECT = 4.0
+MOST_WINDOWS = 64
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+"""A path, a PIL image, or a (height, width, 3) uint8 array."""
+
+
+def load(picture: Picture) -> Image.Image:
+    """An RGB picture, EXIF rotation applied, transparency laid on white.
+
+    Raises GocaError where there is no such file, it is no picture, it is broken, or a side is under 16 px.
+    """
+    name = "the picture"
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise GocaError(
+                f"an array of shape {picture.shape} and type {picture.dtype} is no picture: pass (height, width, 3) uint8"
+            )
+        picture, name = Image.fromarray(picture), "the array"
+    elif isinstance(picture, str | os.PathLike):
+        name = str(picture)
+    elif not isinstance(picture, Image.Image):
+        raise GocaError(f"{type(picture).__name__} is no picture: pass a path, a PIL image or a uint8 array")
+    upright = _decode(picture, name)
+    if min(upright.size) < SMALLEST:
+        raise GocaError(f"{name} is {upright.width} x {upright.height} px: a side under {SMALLEST} px shows too little")
+    return upright
+
+
+def _decode(picture: str | os.PathLike[str] | Image.Image, name: str) -> Image.Image:
+    """Upright and RGB. A PIL image is decoded only when it is first looked at, so it may turn out broken as well."""
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        return _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise GocaError(f"no such file: {name}") from None
+    except IsADirectoryError:
+        raise GocaError(f"{name} is a folder: name a picture") from None
+    except UnidentifiedImageError:
+        raise GocaError(f"{name} is no picture that Pillow can read: convert it to PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        raise GocaError(f"{name} is too large to open safely: scale it down first") from None
+    except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GocaError(f"{name} cannot be read ({reason}): is the file complete?") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit grey keeps its upper 8 bits, transparency is laid on white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((values >> (8 if values.max() > 255 else 0)).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int, multiple: int) -> Grid:
+    """(height, width) in pixels at which the model sees the picture: about size x size pixels in all, aspect kept."""
+    scale = size / math.sqrt(image.width * image.height)
+    return tuple(max(multiple, multiple * round(side * scale / multiple)) for side in (image.height, image.width))  # type: ignore
+
+
+def common_grid(latent: Grid, cells: int) -> Grid:
+    """The grid on which all layers meet: as many cells as `cells` x `cells`, in the latent's aspect."""
+    scale = cells / math.sqrt(latent[0] * latent[1])
+    return max(1, round(latent[0] * scale)), max(1, round(latent[1] * scale))
+
+
+def needs_windows(image: Image.Image) -> bool:
+    """Whether the picture is longer than 4:1, too long to be seen at once."""
+    return max(image.size) > LONGEST_ASPECT * min(image.size)
+
+
+def windows(image: Image.Image, size: int, cells: int) -> Windows:
+    """Square windows of size x size px, cells x cells each, over the picture at its own scale, enlarged if smaller.
+
+    Raises GocaError where it would take more than 64 of them.
+    """
+    pixels = size / cells
+    scale = max(1.0, size / min(image.size))
+    canvas = (round(image.height * scale / pixels), round(image.width * scale / pixels))
+    tiled = Windows.tiled(canvas, cells)
+    if len(tiled.boxes) > MOST_WINDOWS:
+        raise GocaError(
+            f"a picture of {image.width} x {image.height} px would take {len(tiled.boxes)} windows, more than "
+            f"{MOST_WINDOWS}: scale it down or cut it"
+        )
+    return tiled
+
+
+def tiles(image: Image.Image, windows: Windows, pixels: float) -> tuple[Image.Image, ...]:
+    """The picture under each window, at `pixels` a cell."""
+    height, width = (round(cells * pixels) for cells in windows.canvas)
+    scaled = image.resize((width, height), Image.Resampling.LANCZOS)
+    corners = [(box.left, box.top, box.left + box.width, box.top + box.height) for box in windows.boxes]
+    return tuple(scaled.crop(tuple(round(edge * pixels) for edge in corner)) for corner in corners)  # type: ignore

@@ -1,0 +1,212 @@
+"""See every softmax attention of a denoiser while it runs, without touching it.
+
+Every softmax attention in diffusers ends in `torch.nn.functional.scaled_dot_product_attention`. A `TorchFunctionMode`
+sees those calls, with q, k and v as they really are, after projections, norms and position encoding; forward hooks on
+the attention modules say which module is making the call. No processor is replaced and nothing installed is patched.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from goca.errors import GocaError
+from goca.maths import Grid
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention of one picture, as it was computed.
+
+    `block` is the path, inside the denoiser, of the transformer block that owns the attention; the self- and the
+    cross-attention of a block share it. `mask` is additive. `projection` is the output projection by heads (bias left
+    out), for cross-attention only. `grid` is the picture's grid of pixels in that layer.
+    """
+
+    block: str
+    kind: Literal["self", "cross"]
+    q: Float[Tensor, "head pixel dim"]
+    k: Float[Tensor, "head key dim"]
+    v: Float[Tensor, "head key dim"]
+    mask: Float[Tensor, "#head #pixel key"] | None
+    scale: float
+    projection: Float[Tensor, "head dim model"] | None
+    grid: Grid
+
+
+Sink = Callable[[int, AttentionCall], None]
+"""Takes (index of the picture in the batch, its call)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention module and the path of the block that owns it."""
+
+    block: str
+    module: nn.Module
+
+
+def sites(denoiser: nn.Module) -> tuple[Site, ...]:
+    """Every attention module of a denoiser, in the order of registration."""
+    return tuple(
+        Site(path, child)
+        for path, parent in denoiser.named_modules()
+        for child in parent.children()
+        if hasattr(child, "processor") and hasattr(child, "set_processor")
+    )
+
+
+class Tap(TorchFunctionMode):
+    """While it is entered, hands each attention of the denoiser to `sink`, picture by picture.
+
+    Leaving it without an exception checks that every attention module that ran was seen, once; hooks go in any case.
+    """
+
+    def __init__(self, denoiser: nn.Module, grids: Sequence[Grid], sink: Sink) -> None:
+        super().__init__()
+        self.sites = sites(denoiser)
+        self.grids = {height * width: (height, width) for height, width in grids}
+        self.sink = sink
+        self._running: list[tuple[Site, bool]] = []
+        self._calls: dict[Site, int] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Tap":
+        for site in self.sites:
+            self._handles += [
+                site.module.register_forward_pre_hook(self._starts(site), with_kwargs=True),
+                site.module.register_forward_hook(self._ends, always_call=True),
+            ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        for handle in self._handles:
+            handle.remove()
+        if error is None:
+            self._check()
+
+    def _starts(self, site: Site) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+            self._running.append((site, text is not None))
+            self._calls.setdefault(site, 0)
+
+        return hook
+
+    def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # A hook that returned a value would replace the module's output.
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and self._running:
+            self._see(*args, **(kwargs or {}))
+        return output
+
+    def _see(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        site, reads_text = self._running[-1]
+        self._calls[site] += 1
+        pixels = query.shape[-2]
+        if pixels not in self.grids:
+            raise GocaError(
+                f"attention of {site.block} has {pixels} positions, which is no grid of this picture "
+                f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
+            )
+        mask = None if attn_mask is None else _additive(attn_mask, query, key)
+        projection = _projection(site.module, query.shape[1]) if reads_text else None
+        for picture in range(query.shape[0]):
+            call = AttentionCall(
+                block=site.block,
+                kind="cross" if reads_text else "self",
+                q=query[picture],
+                k=key[picture],
+                v=value[picture],
+                mask=None if mask is None else mask[picture],
+                scale=query.shape[-1] ** -0.5 if scale is None else scale,
+                projection=projection,
+                grid=self.grids[pixels],
+            )
+            self.sink(picture, call)
+
+    def _check(self) -> None:
+        for site, count in self._calls.items():
+            processor = type(getattr(site.module, "processor", None)).__name__
+            if count == 0:
+                raise GocaError(
+                    f"attention of {site.block} ran without scaled_dot_product_attention (processor {processor}): "
+                    "switch to the native one with pipe.unet.set_attn_processor(AttnProcessor2_0())"
+                )
+            if count > 1:
+                raise GocaError(
+                    f"attention of {site.block} attends {count} times in one pass (processor {processor}): "
+                    "remove the adapter first, for instance with pipe.unload_ip_adapter()"
+                )
+
+
+def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Any mask that scaled_dot_product_attention takes, as an additive (batch, #head, #pixel, key) one."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
+    while mask.ndim < 4:
+        mask = mask[None]
+    return mask.float().expand(query.shape[0], -1, -1, key.shape[-2])
+
+
+def _projection(module: nn.Module, heads: int) -> Float[Tensor, "head dim model"]:
+    """The weight of the module's output projection, by heads.
+
+    Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded one) is asked what
+    it does to the unit vectors, so that what really runs is what is weighed.
+    """
+    linear: Any = module.to_out[0]  # type: ignore[index]
+    weight = linear.weight
+    if type(linear) is nn.Linear and weight.device.type != "meta":
+        matrix = weight.T
+    else:
+        unit = torch.eye(linear.in_features, dtype=weight.dtype, device=weight.device)
+        matrix = linear(unit) - linear(torch.zeros_like(unit[:1]))
+    return rearrange(matrix, "(head dim) model -> head dim model", head=heads)
+
+
+# These compute what AttnProcessor2_0 computes, by another route that the tap cannot see.
+EQUIVALENT = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+
+
+@contextmanager
+def native(denoiser: nn.Module) -> Iterator[None]:
+    """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    hidden = [site.module for site in sites(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]
+    before = [module.processor for module in hidden]
+    compiled = any(module._compiled_call_impl is not None for module in denoiser.modules())
+    try:
+        for module in hidden:
+            module.processor = AttnProcessor2_0()
+        if compiled:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
+    finally:
+        for module, processor in zip(hidden, before, strict=True):
+            module.processor = processor

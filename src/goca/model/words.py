@@ -1,0 +1,228 @@
+"""From class names to token columns: which tokens of the caption stand for which noun.
+
+Names are found in the text that the tokenizer really got, by character offsets, so templates, lower-casing and
+multi-token words need no special case. Columns are positions in the tokenizer's output.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from goca.errors import GocaError
+
+START, END = r"(?<![^\W_])", r"(?![^\W_])"
+"""Where a word may start and end; an underscore is a gap like a space."""
+STOP = re.compile(rf"{START}(?:a|an|the|and){END}|[,.\-\s_]", re.IGNORECASE)
+"""Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is no whole word."""
+
+Classes = Sequence[str] | Mapping[str, Sequence[str]]
+"""Class names, or {class: [synonyms]}."""
+
+
+@dataclass(frozen=True)
+class Noun:
+    """Something the user named: its name in the result, and the words that stand for it in a caption."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a tokenizer made of a caption: the text it got, each token's character range, and which are special."""
+
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    special: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The token columns of a caption's nouns.
+
+    classes, others: the columns of each noun, in the order asked for. content: the columns of all nouns together; no
+    special token, stop word or punctuation is in any of them.
+    """
+
+    caption: str
+    classes: tuple[tuple[int, ...], ...]
+    others: tuple[tuple[int, ...], ...]
+
+    @property
+    def nouns(self) -> tuple[tuple[int, ...], ...]:
+        return self.classes + self.others
+
+    @property
+    def content(self) -> tuple[int, ...]:
+        return tuple(sorted({column for columns in self.nouns for column in columns}))
+
+
+def nouns(classes: Classes, others: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
+    """Check what the user asked for; (classes, supporting nouns).
+
+    Raises GocaError for an empty list, an empty or repeated name, a comma inside a name, a string instead of a list.
+    """
+    if isinstance(classes, str) or isinstance(others, str):
+        raise GocaError('classes and others are lists of names: write ["cat", "grass"] instead of "cat, grass"')
+    synonyms = classes.items() if isinstance(classes, Mapping) else [(name, ()) for name in classes]
+    for name, more in synonyms:
+        if isinstance(more, str):
+            raise GocaError(f'the synonyms of "{name}" are a list: write ["{more}"] instead of "{more}"')
+    wanted = tuple(Noun(name, (name, *more)) for name, more in synonyms)
+    supporting = tuple(Noun(name, (name,)) for name in others)
+    if not wanted:
+        raise GocaError('no classes: name at least one thing to look for, such as "cat"')
+    seen: set[str] = set()
+    for noun in wanted + supporting:
+        for word in noun.words:
+            if not isinstance(word, str) or not any(map(str.isalnum, word)):
+                raise GocaError(
+                    f"{word!r} is no name: every class, synonym and supporting noun needs a letter or digit"
+                )
+            if "," in word:
+                raise GocaError(f'"{word}" contains a comma: name each class by itself')
+            key = _plain(word)
+            if key in seen:
+                raise GocaError(f'"{word}" is named twice: every class, synonym and supporting noun may appear once')
+            seen.add(key)
+    return wanted, supporting
+
+
+def caption_of(named: Sequence[Noun]) -> str:
+    """The caption that lists the nouns: "cat, grass, sky"."""
+    return ", ".join(_composed(word).replace("_", " ").strip() for noun in named for word in noun.words)
+
+
+def words(caption: str, tokens: Tokens, classes: Sequence[Noun], others: Sequence[Noun], named: bool) -> Words:
+    """Find the nouns' token columns. `named`: the user wrote the caption, so a noun may be missing from it.
+
+    A noun owns every occurrence of its words, in singular and plural; inside a longer noun ("light" in "traffic light")
+    the longer one owns it. Raises GocaError for a noun that is not in the caption, that stands behind the tokenizer's
+    limit, or that consists of stop words.
+    """
+    spans = _spans(tokens.text, (*classes, *others))
+    found = [_columns(tokens, noun, spans[index], named) for index, noun in enumerate((*classes, *others))]
+    return Words(caption, tuple(found[: len(classes)]), tuple(found[len(classes) :]))
+
+
+def split(wanted: Sequence[Noun], fits: Callable[[Sequence[Noun]], bool]) -> list[tuple[Noun, ...]]:
+    """The classes in as few groups, of sizes as equal, as fit one prompt each.
+
+    Raises GocaError naming a class that is too long for a prompt of its own.
+    """
+    for count in range(1, len(wanted) + 1):
+        edges = [round(i * len(wanted) / count) for i in range(count + 1)]
+        groups = [tuple(wanted[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        if all(fits(group) for group in groups):
+            return groups
+    name = next(noun.name for noun in wanted if not fits((noun,)))
+    raise GocaError(f'the prompt for "{name}" is longer than the tokenizer\'s limit: shorten it or name fewer others')
+
+
+def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
+    """The nouns in the words of a model that knows only `known`: "Cats" becomes "cat"; unknown synonyms are left out.
+
+    Raises GocaError for a noun without a known word, and for two nouns that share one.
+    """
+    entries = {form: word for word in known for form in forms(word)}
+    out: list[Noun] = []
+    owners: dict[str, str] = {}
+    for noun in named:
+        kept = tuple(dict.fromkeys(entries[_plain(word)] for word in noun.words if _plain(word) in entries))
+        if not kept:
+            raise GocaError(
+                f'the bundled model does not know "{noun.name}"; it knows {", ".join(known)}. For anything else use a '
+                "real checkpoint: --model with a diffusers folder or a Hub id, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+            )
+        for word in kept:
+            if word in owners:
+                raise GocaError(
+                    f'"{owners[word]}" and "{noun.name}" are both "{word}" to the bundled model: name one of them'
+                )
+            owners[word] = noun.name
+        out.append(Noun(noun.name, kept))
+    return tuple(out)
+
+
+def tokens_of(text: str, encoding: Any) -> Tokens:
+    """Tokens from one entry of a fast tokenizer's `BatchEncoding.encodings`."""
+    special = tuple(bool(flag) for flag in encoding.special_tokens_mask)
+    return Tokens(text, tuple((int(a), int(b)) for a, b in encoding.offsets), special)
+
+
+@lru_cache(maxsize=4096)
+def forms(word: str) -> frozenset[str]:
+    """A name in lower case with single spaces, its plural and its singular."""
+    plain = _plain(word)
+    engine = _inflect()
+    return frozenset({plain, engine.plural_noun(plain) or plain, engine.singular_noun(plain) or plain})
+
+
+@cache
+def _inflect() -> Any:
+    import inflect
+
+    return inflect.engine()
+
+
+def _plain(word: str) -> str:
+    """In lower case, one space for every gap: "Traffic_light", "traffic-light" and "traffic light" are one name."""
+    # The lower case of this letter is two characters, which IGNORECASE does not find again; "i" finds it.
+    lower = _composed(word).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
+    return " ".join(re.findall(r"[^\s_-]+", lower))
+
+
+def _composed(word: str) -> str:
+    """Letters with their accents as one character, as tokenizers compose them: an accent apart would have no token."""
+    return unicodedata.normalize("NFC", word)
+
+
+def _spans(text: str, named: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]:
+    """Character ranges of each noun in the text, the longest names first to choose."""
+    patterns = [(form, index) for index, noun in enumerate(named) for word in noun.words for form in forms(word)]
+    # Exact names come before inflected ones of the same length, so that "glass" and "glasses" keep what is theirs.
+    exact = {(_plain(word), index) for index, noun in enumerate(named) for word in noun.words}
+    patterns.sort(key=lambda entry: (-len(entry[0]), entry not in exact))
+    spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(named))}
+    taken: list[tuple[int, int]] = []
+    for form, index in patterns:
+        pattern = r"[\s_-]+".join(re.escape(part) for part in form.split(" "))
+        for match in re.finditer(START + pattern + END, text, re.IGNORECASE):
+            start, end = match.span()
+            if all(end <= a or start >= b for a, b in taken):
+                taken.append((start, end))
+                spans[index].append((start, end))
+    return spans
+
+
+def _columns(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named: bool) -> tuple[int, ...]:
+    """The content tokens under a noun's character ranges; ranges that the tokenizer cut off do not count."""
+    if not spans:
+        hint = "add it to the caption" if named else "another name stands for the same, or its letters got lost"
+        raise GocaError(f'"{noun.name}" is not in the caption "{tokens.text}": {hint}')
+    silent = {place for match in STOP.finditer(tokens.text) for place in range(*match.span())}
+    columns: set[int] = set()
+    whole = False
+    for start, end in spans:
+        inside = [
+            column
+            for column, ((a, b), special) in enumerate(zip(tokens.offsets, tokens.special, strict=True))
+            if not special and a < end and b > start
+        ]
+        if inside and max(tokens.offsets[column][1] for column in inside) >= end:
+            whole = True
+            columns.update(
+                column for column in inside if not silent.issuperset(_overlap(tokens.offsets[column], (start, end)))
+            )
+    if not whole:
+        raise GocaError(f'"{noun.name}" stands behind the tokenizer\'s limit of {len(tokens.offsets)} tokens: shorten the caption')
+    if not columns:
+        raise GocaError(f'"{noun.name}" consists of stop words: name a thing')
+    return tuple(sorted(columns))
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> range:
+    return range(max(one[0], other[0]), min(one[1], other[1]))

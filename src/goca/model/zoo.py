@@ -1,0 +1,160 @@
+"""Known checkpoints as data: how to ask each, and what it is said to score.
+
+Nothing published here could be measured again with real weights when this was written: scores are printed as reported,
+"not verified here".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from goca.model.families import Family
+
+REPORTED = (
+    "Meng et al., CVPR 2026 (arXiv 2603.06178), as reported; tags from the ground truth, threshold picked on the split"
+)
+RERUN = "a later third-party rerun of the released code"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure somebody reported for the GoCA recipe: mIoU in per cent on a data set."""
+
+    dataset: str
+    miou: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One checkpoint's facts.
+
+    layout: entries of the denoiser's configuration that recognise it. size: pixels a side; grid: cells a side of the
+    common grid. noise: training timestep. heads: name of a head rule. reference, refine: blocks of the denoiser.
+    support: nouns added when one noun stands alone. nouns: the whole vocabulary, for a model that knows no other words.
+    origin: where all this comes from.
+    """
+
+    name: str
+    repos: tuple[str, ...]
+    layout: Mapping[str, Any]
+    size: int
+    reference: str
+    refine: tuple[str, ...]
+    order: int
+    origin: str
+    noise: int = 100
+    heads: str = "output-share"
+    grid: int = 64
+    support: tuple[str, ...] = ("background",)
+    nouns: tuple[str, ...] = ()
+    scores: tuple[Score, ...] = field(default=())
+
+
+def _up(level: int, attention: int, depth: int = 0) -> str:
+    return f"up_blocks.{level}.attentions.{attention}.transformer_blocks.{depth}"
+
+
+def _down(level: int, attention: int, depth: int = 0) -> str:
+    return f"down_blocks.{level}.attentions.{attention}.transformer_blocks.{depth}"
+
+
+_SD_REFINE = (_up(3, 0), _up(3, 1), _down(0, 1))
+
+SD15 = Settings(
+    name="Stable Diffusion 1.5",
+    repos=("stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"),
+    layout={"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768},
+    size=512,
+    reference=_up(2, 1),
+    refine=_SD_REFINE,
+    order=2,
+    origin="the authors' settings for SD 1.5",
+    scores=(
+        Score("VOC", 60.7, REPORTED),
+        Score("Context", 40.4, REPORTED),
+        Score("COCO-Object", 39.2, REPORTED),
+        Score("Cityscapes", 16.1, REPORTED),
+        Score("ADE20K", 22.0, REPORTED),
+        Score("VOC", 54.97, RERUN),
+    ),
+)
+SD21 = Settings(
+    name="Stable Diffusion 2.x",
+    repos=("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1-base"),
+    layout={"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024},
+    size=768,
+    reference=_up(2, 1),
+    refine=_SD_REFINE,
+    order=2,
+    origin="the authors' settings for SD 1.5, whose layout it shares; nobody has reported a score",
+)
+SDXL = Settings(
+    name="Stable Diffusion XL",
+    repos=("stabilityai/stable-diffusion-xl-base-1.0",),
+    layout={"block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048},
+    size=1024,
+    reference=_up(1, 0),
+    refine=(
+        *(_up(1, attention, depth) for attention in (0, 1) for depth in (0, 1)),
+        _up(1, 2),
+        *(_down(1, 0, depth) for depth in (0, 1)),
+    ),
+    order=2,
+    origin="the authors' settings for SDXL",
+    scores=(
+        Score("VOC", 65.6, REPORTED),
+        Score("Context", 42.3, REPORTED),
+        Score("COCO-Object", 44.3, REPORTED),
+        Score("Cityscapes", 21.2, REPORTED),
+        Score("ADE20K", 23.2, REPORTED),
+    ),
+)
+_VERSION_0_NOUNS = """
+cat dog car bus truck train bicycle boat airplane rocket house tree cactus flower mushroom apple
+banana orange strawberry pizza burger cake donut cow horse sheep pig elephant lion bear rabbit frog
+turtle fish bird penguin butterfly crab chair clock book ball guitar umbrella hat shoe cup balloon
+grass sand water sky snow brick wood road stone carpet
+"""
+BUNDLED = Settings(
+    name="bundled",
+    repos=("bundled",),
+    layout={"block_out_channels": (64, 128, 160), "cross_attention_dim": 128},
+    size=64,
+    grid=32,
+    noise=200,
+    reference=_up(2, 0),
+    refine=(_up(2, 0),),
+    order=1,
+    origin="as handed over with version 0 of the bundled pipeline; not tuned further",
+    support=("grass", "sky", "road"),
+    nouns=tuple(_VERSION_0_NOUNS.split()),
+)
+ZOO = (BUNDLED, SD15, SD21, SDXL)
+
+
+def settings_for(denoiser: Any, family: Family, cell: int) -> Settings:
+    """The settings of the checkpoint whose layout the denoiser has, or those of the family's stated rule.
+
+    cell: pixels a side of one latent cell. SD 2.1 exists at 512 and 768 px with one layout, so the size is always the
+    denoiser's own.
+    """
+    size = family.size(denoiser, cell)
+    for known in ZOO:
+        if all(_plain(denoiser.config.get(key)) == value for key, value in known.layout.items()):
+            return Settings(**{**vars(known), "size": size})
+    reference, refine = family.default_layers(denoiser)
+    return Settings(
+        name=f"unlisted {family.name}",
+        repos=(),
+        layout={},
+        size=size,
+        reference=reference,
+        refine=refine,
+        order=2,
+        origin=f"no checkpoint known by this layout; {family.rule}",
+    )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,125 @@
+"""A question about one picture, and all that is settled before the model is asked: prompts, windows, background."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from PIL import Image
+
+from goca.errors import GocaError
+from goca.maths import Grid
+from goca.maths.background import Background, constant, none, offset
+from goca.maths.windows import Windows
+from goca.model import images
+from goca.model.backbone import Backbone
+from goca.model.images import Picture
+from goca.model.prompt import Prompts
+from goca.model.words import Classes, Noun, Words, caption_of, forms, nouns, split, vocabulary, words
+from goca.recipe import AUTO, Plan
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one picture; `Segmenter.__call__` tells what each field may be."""
+
+    image: Picture
+    classes: Classes
+    others: Sequence[str] = ()
+    background: str | float | None = AUTO
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question made concrete.
+
+    image: upright, RGB. prompts: the words of each prompt that the classes were spread over. size: (height, width) px
+    at which the model sees a window; grid: a window's share of the common grid. tiles: the picture under each window.
+    """
+
+    image: Image.Image
+    classes: tuple[str, ...]
+    prompts: tuple[Words, ...]
+    background: Background
+    windows: Windows
+    tiles: tuple[Image.Image, ...]
+    size: Grid
+    notes: tuple[str, ...]
+
+    @property
+    def grid(self) -> Grid:
+        box = self.windows.boxes[0]
+        return box.height, box.width
+
+
+def prepare(question: Question, plan: Plan, backbone: Backbone, prompts: Prompts) -> Prepared:
+    """Read the picture, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
+    image = images.load(question.image)
+    asked, notes = find_words(question, plan, backbone, prompts)
+    background = _background(question.background, plan, supported=bool(asked[0].others))
+    windows, tiles, size = _windows(image, plan, backbone)
+    if len(tiles) > 1:
+        notes.append(f"seen through {len(tiles)} overlapping windows")
+    classes = tuple(question.classes)
+    return Prepared(image, classes, asked, background, windows, tiles, size, tuple(notes))
+
+
+def find_words(
+    question: Question, plan: Plan, backbone: Backbone, prompts: Prompts
+) -> tuple[tuple[Words, ...], list[str]]:
+    """The prompts that ask for the question's nouns, and notes on what had to be done for them.
+
+    Raises GocaError for nouns that cannot be asked for; the picture is not looked at.
+    """
+    wanted, others = nouns(question.classes, question.others)
+    settings = backbone.settings
+    notes: list[str] = []
+    if settings.nouns:
+        wanted, others = vocabulary(wanted, settings.nouns), vocabulary(others, settings.nouns)
+    if question.caption is not None:
+        groups = [wanted]
+    else:
+        if len(wanted) + len(others) == 1:
+            others = tuple(Noun(name, (name,)) for name in _support(plan, wanted[0]))
+            if others:
+                notes.append(f"one noun alone: {', '.join(noun.name for noun in others)} added as supporting nouns")
+        groups = split(wanted, lambda group: backbone.fits((*group, *others)))
+        if len(groups) > 1:
+            notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
+    asked = []
+    for group in groups:
+        caption = question.caption or caption_of((*group, *others))
+        tokens = backbone.prompt(caption, prompts).tokens
+        asked.append(words(caption, tokens, group, others, named=question.caption is not None))
+    if any(len(one.nouns) == 1 for one in asked):
+        notes.append("one noun alone in a prompt: no share is taken")
+    return tuple(asked), notes
+
+
+def _support(plan: Plan, noun: Noun) -> tuple[str, ...]:
+    """The model's default supporting nouns, without the noun itself."""
+    own = {form for word in noun.words for form in forms(word)}
+    return tuple(name for name in plan.support if name not in own)
+
+
+def _background(asked: str | float | None, plan: Plan, supported: bool) -> Background:
+    if asked is None:
+        return Background(none)
+    if isinstance(asked, Real) and not isinstance(asked, bool):
+        return Background(constant, float(asked))
+    if asked != AUTO:
+        raise GocaError(f'background {asked!r} is neither "auto", a threshold between 0 and 1, nor None')
+    if isinstance(plan.background, Background):
+        return plan.background
+    return Background(offset, 0.0) if supported else Background(constant, 0.5)
+
+
+def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:
+    multiple = backbone.multiple
+    if not plan.window and not images.needs_windows(image):
+        size = images.fit(image, plan.size, multiple)
+        grid = images.common_grid((size[0] // backbone.cell, size[1] // backbone.cell), plan.grid)
+        return Windows.whole(grid), (image,), size
+    side = max(multiple, multiple * round(plan.size / multiple))
+    windows = images.windows(image, side, plan.grid)
+    return windows, images.tiles(image, windows, side / plan.grid), (side, side)

@@ -1,0 +1,161 @@
+"""Readout: the only place where a plan meets attention.
+
+One readout listens to one denoiser pass over one window of a picture. It keeps each layer's head-weighted map, and of
+the self-attention only what the plan needs: queries and keys until the reference layer has run, then a number for the
+layer's weight and, for the refinement layers, their sum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from goca.errors import GocaError
+from goca.maths import Grid
+from goca.maths.aggregate import LayerWeigher, Reference, global_map, head_map, head_weights
+from goca.maths.attention import affinity_blocks, probabilities
+from goca.maths.refine import Affinity, propagate
+from goca.maths.rescale import Evidence, evidence, minmax, rescale, share
+from goca.maths.windows import Windows
+from goca.model.tap import AttentionCall
+from goca.model.words import Words
+from goca.recipe import Plan
+
+
+class SelfAttention(NamedTuple):
+    """What is kept of a self-attention until the reference layer has run."""
+
+    block: str
+    q: Float[Tensor, "head pixel dim"]
+    k: Float[Tensor, "head pixel dim"]
+    scale: float
+    grid: Grid
+
+
+class Readout:
+    """add(AttentionCall) while the denoiser runs; then `evidence()` and `affinity`."""
+
+    def __init__(self, plan: Plan, words: Words, grid: Grid) -> None:
+        self.plan, self.words, self.grid = plan, words, grid
+        self.affinity = Affinity()
+        self.maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}
+        self.weights: dict[str, float] = {}
+        self._reference: Reference | None = None
+        self._waiting: list[SelfAttention] = []
+
+    @property
+    def _weighs(self) -> bool:
+        return self.plan.layers.statistics is not None
+
+    def add(self, call: AttentionCall) -> None:
+        """Take what the plan needs of one attention, and forget the rest."""
+        if call.kind == "cross":
+            self._add_cross(call)
+        else:
+            self._waiting.append(SelfAttention(call.block, call.q, call.k, call.scale, call.grid))
+        if self._reference is not None or not self._weighs:
+            while self._waiting:
+                self._add_self(self._waiting.pop())
+
+    def _add_cross(self, call: AttentionCall) -> None:
+        attention = probabilities(call.q, call.k, call.scale, call.mask)
+        parts = rearrange(attention @ call.v.float(), "head pixel dim -> pixel head dim")
+        assert call.projection is not None  # the tap gives one with every cross-attention
+        weights = head_weights(self.plan.heads, parts, call.projection)
+        self.maps[call.block] = (head_map(weights, attention), call.grid)
+        if call.block == self.plan.reference and self._weighs:
+            self._reference = Reference(rearrange(call.q, "head pixel dim -> pixel (head dim)"), call.grid)
+
+    def _add_self(self, call: SelfAttention) -> None:
+        refines = call.block in self.plan.refine and self.plan.order > 0
+        dense = refines and self.affinity.is_dense(call.grid)
+        weigher = None
+        if self._reference is not None:
+            weigher = LayerWeigher(self.plan.layers, self._reference, call.grid)
+        if dense:
+            self._one_pass(call, weigher)
+        elif weigher is not None:
+            for block, rows in affinity_blocks(call.q, call.k, call.scale, weigher.rows):
+                weigher.add(block, rows)
+        if refines and not dense:
+            self.affinity.add(call.q, call.k, call.scale, call.grid)
+        self.weights[call.block] = weigher.value() if weigher is not None else 1.0
+
+    def _one_pass(self, call: SelfAttention, weigher: LayerWeigher | None) -> None:
+        """The refinement needs every row of the affinity, so the layer's weight is read off the same rows."""
+        place = torch.full((call.q.shape[1],), -1, device=call.q.device)
+        if weigher is not None:
+            place[weigher.rows] = torch.arange(len(weigher.rows), device=place.device)
+        for rows, affinity in affinity_blocks(call.q, call.k, call.scale):
+            self.affinity.add_rows(rows, affinity, call.grid)
+            picked = place[rows] >= 0
+            if weigher is not None and bool(picked.any()):
+                weigher.add(place[rows][picked], affinity[picked])
+        self.affinity.count()
+
+    def layer_weights(self) -> dict[str, float]:
+        """{block: weight}, summing to 1 over the layers that have a cross-attention."""
+        without = 0.0 if self._weighs else 1.0  # a block that has no self-attention to compare
+        raw = {block: self.weights.get(block, without) for block in self.maps}
+        total = sum(raw.values())
+        return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
+
+    def evidence(self) -> Evidence:
+        """What the global map says of the nouns, on the common grid: classes first, then supporting nouns."""
+        if self._weighs and self._reference is None:
+            raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
+        weights = self.layer_weights()
+        layers = ((weights[block], layer_map, grid) for block, (layer_map, grid) in self.maps.items())
+        whole = global_map(layers, self.grid)
+        if not bool(torch.isfinite(whole).all()):
+            raise GocaError(
+                "the model's attention is not finite: run it in float32 or bfloat16 (--dtype), or check its weights"
+            )
+        return evidence(whole, self.words.nouns, self.words.content)
+
+
+@dataclass(frozen=True)
+class JoinedAffinity:
+    """The affinities of a picture's windows as one: each acts on its part of the maps, and the parts are joined."""
+
+    windows: Windows
+    parts: Sequence[Affinity]
+
+    def apply(self, maps: Float[Tensor, "class height width"]) -> Float[Tensor, "class height width"]:
+        pairs = zip(self.parts, self.windows.boxes, strict=True)
+        return self.windows.join([affinity.apply(self.windows.cut(maps, box)) for affinity, box in pairs])
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Refined scores on the common grid, each map in [0, 1]; support is None where there are no supporting nouns."""
+
+    classes: Float[Tensor, "class height width"]
+    support: Float[Tensor, "height width"] | None
+
+    def mirrored(self) -> "Maps":
+        """Left and right exchanged."""
+        return Maps(self.classes.flip(-1), None if self.support is None else self.support.flip(-1))
+
+
+def scores(plan: Plan, windows: Windows, readouts: Sequence[Readout]) -> Maps:
+    """From the readouts of a picture's windows, all asked with one prompt, to refined class maps over the picture.
+
+    Windows are joined before the maps are rescaled, so that classes compare over the whole picture.
+    """
+    seen = [readout.evidence() for readout in readouts]
+    joined = Evidence(windows.join([one.raw for one in seen]), windows.join([one.content[None] for one in seen])[0])
+    words = readouts[0].words
+    # With one noun its share is 1 everywhere and says nothing.
+    steps = [step for step in plan.rescale if step is not share or len(words.nouns) > 1]
+    maps = rescale(joined, steps)
+    count = len(words.classes)
+    if words.others:
+        maps = torch.cat([maps[:count], maps[count:].amax(0, keepdim=True)])
+    affinity = JoinedAffinity(windows, [readout.affinity for readout in readouts])
+    maps = minmax(propagate(affinity, maps, plan.order))
+    return Maps(maps[:count], maps[count] if words.others else None)

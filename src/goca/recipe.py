@@ -1,0 +1,187 @@
+"""A recipe names the rules; a plan is a recipe made concrete for one checkpoint.
+
+A method is a value: `VANILLA` is `GOCA` with three fields replaced, and so is any ablation or new idea. Fields take the
+rules themselves (functions of `goca.maths`) or their names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from goca.errors import GocaError
+from goca.maths import aggregate, background, rescale
+from goca.maths.aggregate import HeadRule, LayerRule
+from goca.maths.background import Background
+from goca.maths.rescale import Step
+from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, STEPS, name_of, named
+from goca.model.zoo import Settings
+
+FROM_MODEL = "from_model"
+"""A field with this value takes what the checkpoint's settings say."""
+AUTO = "auto"
+"""Background rule: offset 0 where there are supporting nouns, else constant 0.5."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The rules of a method; see `goca.maths.rules` for the named ones.
+
+    heads, layers: how heads and layers are weighed. rescale: steps from raw class scores to class maps. reference: the
+    block whose dense feature the layers are compared with. refine: blocks whose self-attention refines. order: how
+    often. noise: training timestep of the one forward pass. background: a `Background`, or "auto".
+    """
+
+    heads: HeadRule | str = FROM_MODEL
+    layers: LayerRule | str = aggregate.agreement
+    rescale: tuple[Step | str, ...] = (rescale.share, rescale.blur, rescale.minmax)
+    reference: str = FROM_MODEL
+    refine: tuple[str, ...] | str = FROM_MODEL
+    order: int | str = FROM_MODEL
+    noise: int | str = FROM_MODEL
+    background: Background | str = AUTO
+
+    def __post_init__(self) -> None:
+        if self.heads != FROM_MODEL:
+            object.__setattr__(self, "heads", named(self.heads, HEADS, "head rule"))
+        object.__setattr__(self, "layers", named(self.layers, LAYERS, "layer rule"))
+        object.__setattr__(self, "rescale", tuple(named(step, STEPS, "rescaling step") for step in self.rescale))
+
+
+GOCA = Recipe()
+"""Auto aggregation and per-pixel rescaling as published (Meng et al., CVPR 2026)."""
+VANILLA = replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax"))
+"""The averaging segmentors' way: equal heads, equal layers, no shares. Nothing else differs from `GOCA`."""
+GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
+"""`GOCA` whose resized affinities sum to 1 a row again before layers are weighed, so that no grid is favoured."""
+GOCA_COMPOUND = replace(
+    GOCA,
+    rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),
+    background=Background(background.maximum, 0.4),
+)
+"""The longer rescaling and the `max` background that a later report found better on SD 1.5 (a hypothesis here)."""
+
+RECIPES = {"goca": GOCA, "vanilla": VANILLA, "goca-balanced": GOCA_BALANCED, "goca-compound": GOCA_COMPOUND}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name; GocaError, with the names there are, for any other."""
+    plain = name.lower().replace("_", "-")
+    if plain not in RECIPES:
+        raise GocaError(f'no recipe "{name}": there are {", ".join(RECIPES)}')
+    return RECIPES[plain]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user sets for a run; None leaves it to the recipe and the checkpoint's settings.
+
+    size: pixels a side. noise: one training timestep or several, whose maps are averaged. seed: of the first noise;
+    seeds: how many. flip: average with the mirrored picture. window: see the picture through overlapping windows.
+    """
+
+    size: int | None = None
+    noise: int | tuple[int, ...] | None = None
+    seed: int = 0
+    seeds: int = 1
+    flip: bool = False
+    window: bool = False
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of the packages that decide a result."""
+    return {name: version(name) for name in ("goca", "torch", "diffusers", "transformers")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every choice of a run, made concrete, with where it came from; what a result prints as its provenance.
+
+    origin: {field: "recipe", "settings" or "user"}. captions and notes are filled in by the run itself: the prompts
+    used, and what had to differ from the recipe.
+    """
+
+    recipe: str
+    model: str
+    settings: str
+    size: int
+    grid: int
+    noise: tuple[int, ...]
+    seeds: tuple[int, ...]
+    flip: bool
+    window: bool
+    heads: HeadRule
+    layers: LayerRule
+    rescale: tuple[Step, ...]
+    reference: str
+    refine: tuple[str, ...]
+    order: int
+    background: Background | str
+    support: tuple[str, ...]
+    origin: Mapping[str, str]
+    captions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain numbers, strings, lists and dicts."""
+        names: dict[str, Any] = {
+            "heads": name_of(self.heads, HEADS),
+            "layers": name_of(self.layers, LAYERS),
+            "rescale": [name_of(step, STEPS) for step in self.rescale],
+            "background": self.background
+            if isinstance(self.background, str)
+            else {"rule": name_of(self.background.rule, BACKGROUNDS), "threshold": self.background.threshold},
+        }
+        return {item.name: names.get(item.name, _jsonable(getattr(self, item.name))) for item in fields(self)}
+
+
+def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, overrides: Overrides) -> Plan:
+    """Make every field of the recipe concrete.
+
+    blocks: the denoiser's blocks that have attention. Raises GocaError where the recipe names a block that is not among
+    them, or an override is out of range.
+    """
+    chosen: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name in ("heads", "reference", "refine", "order", "noise"):
+        asked = getattr(recipe, name)
+        from_model = isinstance(asked, str) and asked == FROM_MODEL
+        chosen[name] = getattr(settings, name) if from_model else asked
+        origin[name] = "settings" if from_model else "recipe"
+    for name in ("layers", "rescale", "background"):
+        chosen[name], origin[name] = getattr(recipe, name), "recipe"
+    chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
+    for name in ("size", "noise"):
+        mine = getattr(overrides, name)
+        chosen[name] = chosen.get(name, settings.size) if mine is None else mine
+        origin[name] = origin.get(name, "settings") if mine is None else "user"
+    if chosen["size"] < 1 or overrides.seeds < 1:
+        raise GocaError(f"size ({chosen['size']}) and seeds ({overrides.seeds}) are counts: give 1 or more")
+    missing = [block for block in (chosen["reference"], *chosen["refine"]) if block not in blocks]
+    if missing:
+        raise GocaError(
+            f'recipe "{name_of(recipe, RECIPES)}" needs block {missing[0]}, which {model} lacks: name one it has'
+        )
+    noise = chosen.pop("noise")
+    return Plan(
+        recipe=name_of(recipe, RECIPES),
+        model=model,
+        settings=settings.origin,
+        grid=settings.grid,
+        noise=(noise,) if isinstance(noise, int) else tuple(noise),
+        seeds=tuple(range(overrides.seed, overrides.seed + overrides.seeds)),
+        flip=overrides.flip,
+        window=overrides.window,
+        support=settings.support,
+        origin=origin,
+        **chosen,
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,116 @@
+"""Segmentation: what a picture was found to show."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt16
+from PIL import Image
+
+from goca import draw, export
+from goca.errors import GocaError
+from goca.maths.resize import resize
+from goca.recipe import Plan
+
+
+class Presence(NamedTuple):
+    """How much of a class was found: its share of the picture's pixels (0 to 1), and its highest score (0 to 1)."""
+
+    share: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class ScoreMaps:
+    """Scores on the common grid, refined, each class min-maxed over the picture.
+
+    grid: (class, height, width) float32 in [0, 1]. support: the supporting nouns' map, (height, width), or None.
+    """
+
+    grid: Float32[np.ndarray, "class height width"]
+    support: Float32[np.ndarray, "height width"] | None
+
+    def at(self, size: tuple[int, int]) -> Float32[np.ndarray, "class height width"]:
+        """The class maps, bilinearly resized to `size` = (height, width) pixels."""
+        return resize(torch.from_numpy(self.grid), size).numpy()
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The result for one picture.
+
+    image: the picture, upright, RGB. classes: names in the order asked for. labels: (height, width) uint16 in the
+    picture's size; 0 is background, i is classes[i - 1]. scores: see `ScoreMaps`. plan: the plan that ran.
+    """
+
+    image: Image.Image
+    classes: tuple[str, ...]
+    labels: UInt16[np.ndarray, "height width"]
+    scores: ScoreMaps
+    plan: Plan
+
+    def mask(self, name: str) -> Bool[np.ndarray, "height width"]:
+        """The pixels of one class; GocaError, listing the classes, for a name that was not asked for."""
+        return self.labels == self._index(name) + 1
+
+    @cached_property
+    def present(self) -> Mapping[str, Presence]:
+        """{class: (share of pixels, peak score)}, for every class asked for."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)[1:] / self.labels.size
+        peaks = self.scores.grid.max((1, 2))
+        triples = zip(self.classes, counts, peaks, strict=True)
+        return {name: Presence(float(share), float(peak)) for name, share, peak in triples}
+
+    def overlay(self) -> Image.Image:
+        """The picture under its coloured masks, with a legend."""
+        return draw.overlay(self.image, self.labels, self.classes)
+
+    def heatmap(self, name: str) -> Image.Image:
+        """The picture under the scores of one class, from dark (0) to bright (1)."""
+        height, width = self.labels.shape
+        return draw.heatmap(self.image, self.scores.at((height, width))[self._index(name)])
+
+    def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
+        """The masks as COCO images, annotations (RLE) and categories; needs the extra `goca[export]`."""
+        return export.coco(self.labels, self.classes, image_id, file_name)
+
+    def to_labelme(self, file_name: str) -> dict[str, Any]:
+        """The masks as labelme polygons, to correct by hand."""
+        return export.labelme(self.labels, self.classes, file_name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Classes, their ids in `labels`, their shares of pixels and peak scores, and the plan."""
+        found = [
+            {"id": index, "name": name, "share": self.present[name].share, "peak": self.present[name].peak}
+            for index, name in enumerate(self.classes, start=1)
+        ]
+        height, width = self.labels.shape
+        return {"height": height, "width": width, "classes": found, "plan": self.plan.to_json()}
+
+    def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
+        """Write STEM.labels.png, STEM.overlay.png and STEM.json into `folder`, each whole or not at all.
+
+        Returns their paths. Raises GocaError where the folder cannot be written.
+        """
+        picture = io.BytesIO()
+        self.overlay().save(picture, "PNG")
+        files = {
+            ".labels.png": export.labels_png(self.labels, self.classes),
+            ".overlay.png": picture.getvalue(),
+            ".json": (json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n").encode(),
+        }
+        paths = tuple(Path(folder) / f"{stem}{suffix}" for suffix in files)
+        for path, content in zip(paths, files.values(), strict=True):
+            export.write_atomic(path, content)
+        return paths
+
+    def _index(self, name: str) -> int:
+        if name not in self.classes:
+            raise GocaError(f'"{name}" was not asked for: the classes are {", ".join(self.classes)}')
+        return self.classes.index(name)

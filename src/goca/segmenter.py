@@ -1,0 +1,201 @@
+"""Segmenter: picture and class names in, labelled masks out, with a frozen text-to-image model."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice, product
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from goca.errors import GocaError
+from goca.maths import Grid
+from goca.maths.background import label
+from goca.model.backbone import Backbone
+from goca.model.images import Picture
+from goca.model.load import load
+from goca.model.prompt import Prompts
+from goca.model.words import Classes
+from goca.question import Prepared, Question, find_words, prepare
+from goca.readout import Maps, Readout, scores
+from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan
+from goca.segmentation import ScoreMaps, Segmentation
+
+OnError = Callable[[Question, GocaError], None]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a batch: a window of a picture under one of its prompts, and the readout that listens to it."""
+
+    latent: Tensor
+    caption: str
+    size: Grid
+    readout: Readout
+
+
+class Segmenter:
+    """A frozen text-to-image pipeline that labels pictures; nothing is trained.
+
+    Make one with `from_pretrained` or `from_pipeline`. A picture takes one denoiser pass, and more only for windows,
+    several prompts, noise levels or seeds, and flips. `batch` rows go through the denoiser at once.
+    """
+
+    def __init__(self, backbone: Backbone, recipe: Recipe, overrides: Overrides, batch: int) -> None:
+        if batch < 1:
+            raise GocaError(f"batch {batch} is too small: give 1 or more")
+        self.backbone, self.batch = backbone, batch
+        self.plan = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "bundled",
+        recipe: Recipe = GOCA,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        batch: int = 4,
+        **overrides: Any,
+    ) -> "Segmenter":
+        """Load "bundled", a local diffusers folder or a Hub id. `overrides` are the fields of `recipe.Overrides`."""
+        pipeline = load(name, device, dtype, revision, variant)
+        return cls(Backbone(pipeline, str(name)), recipe, Overrides(**overrides), batch)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, recipe: Recipe = GOCA, batch: int = 4, **overrides: Any) -> "Segmenter":
+        """Wrap a loaded pipeline; it stays as it is, and is used by one call at a time."""
+        return cls(Backbone(pipe), recipe, Overrides(**overrides), batch)
+
+    @overload
+    def __call__(
+        self, image: Picture, classes: Classes, others: Sequence[str] = ..., background: Any = ..., caption: Any = ...
+    ) -> Segmentation: ...
+    @overload
+    def __call__(
+        self, image: list[Any], classes: Classes, others: Sequence[str] = ..., background: Any = ..., caption: Any = ...
+    ) -> list[Segmentation]: ...
+    def __call__(
+        self,
+        image: Picture | list[Any],
+        classes: Classes,
+        others: Sequence[str] = (),
+        background: str | float | None = AUTO,
+        caption: str | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Label a picture, or each of a list.
+
+        image: a path, a PIL image, or a (height, width, 3) uint8 array. classes: names, or {class: [synonyms]}.
+        others: supporting nouns, which take part but get no label. background: "auto" (the recipe's rule), a float
+        (constant threshold on scores in [0, 1]), or None: every pixel gets a class. caption: the prompt, instead of the
+        list of nouns; every noun must be in it. Raises GocaError for whatever of this cannot be done, saying why.
+        """
+        if isinstance(image, list):
+            questions = (Question(one, classes, others, background, caption) for one in image)
+            return [segmentation for _, segmentation in self.stream(questions)]
+        return next(self.stream([Question(image, classes, others, background, caption)]))[1]
+
+    def stream(
+        self, questions: Iterable[Question], on_error: OnError | None = None
+    ) -> Iterator[tuple[Question, Segmentation]]:
+        """Answer questions in their order, `batch` pictures at a time; a caption is encoded once in a stream.
+
+        on_error: called with a question that cannot be answered and the reason; the stream then goes on without it.
+        Without on_error the reason is raised.
+        """
+        prompts: Prompts = {}
+        pending = iter(questions)
+        while chunk := list(islice(pending, self.batch)):
+            asked = [(question, self._prepare(question, prompts, on_error)) for question in chunk]
+            ready = [(question, picture) for question, picture in asked if picture is not None]
+            pictures = [picture for _, picture in ready]
+            views = [self._look(pictures, *view, prompts) for view in self._views()]
+            for (question, picture), maps in zip(ready, zip(*views, strict=True), strict=True):
+                yield question, self._settle(picture, _mean(maps))
+
+    def check(self, classes: Classes, others: Sequence[str] = (), caption: str | None = None) -> None:
+        """Raise GocaError if this model cannot be asked these nouns, before any picture is read."""
+        find_words(Question("", classes, others, caption=caption), self.plan, self.backbone, {})
+
+    def _prepare(self, question: Question, prompts: Prompts, on_error: OnError | None) -> Prepared | None:
+        try:
+            return prepare(question, self.plan, self.backbone, prompts)
+        except GocaError as error:
+            if on_error is None:
+                raise
+            on_error(question, error)
+            return None
+
+    def _views(self) -> Iterator[tuple[int, int, bool]]:
+        """(noise level, seed, mirrored?) of each look at the pictures."""
+        return product(self.plan.noise, self.plan.seeds, (False, True) if self.plan.flip else (False,))
+
+    def _look(
+        self, pictures: Sequence[Prepared], level: int, seed: int, mirrored: bool, prompts: Prompts
+    ) -> list[Maps]:
+        """The maps of each picture from one noise level, seed and side."""
+        rows = [self._rows(picture, mirrored) for picture in pictures]
+        waiting = sorted((row for some in rows for row in some), key=lambda row: row.size)
+        for _, same in groupby(waiting, key=lambda row: row.size):
+            while part := list(islice(same, self.batch)):
+                self.backbone.forward(
+                    torch.cat([row.latent for row in part]),
+                    [row.caption for row in part],
+                    level,
+                    seed,
+                    lambda index, call, part=part: part[index].readout.add(call),  # type: ignore[misc]
+                    prompts,
+                )
+        return [self._maps(picture, some, mirrored) for picture, some in zip(pictures, rows, strict=True)]
+
+    def _rows(self, picture: Prepared, mirrored: bool) -> list[_Row]:
+        """A row for every prompt and window of a picture, prompts first."""
+        tiles = [ImageOps.mirror(tile) if mirrored else tile for tile in picture.tiles]
+        parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
+        latents = torch.cat([self.backbone.latents(part, picture.size) for part in parts]).split(1)
+        return [
+            _Row(latent, words.caption, picture.size, Readout(self.plan, words, picture.grid))
+            for words in picture.prompts
+            for latent in latents
+        ]
+
+    def _maps(self, picture: Prepared, rows: Sequence[_Row], mirrored: bool) -> Maps:
+        """The maps of a picture's prompts, one after the other; their supporting maps are merged by maximum."""
+        count = len(picture.tiles)
+        windows = picture.windows.mirrored() if mirrored else picture.windows
+        parts = [
+            scores(self.plan, windows, [row.readout for row in rows[start : start + count]])
+            for start in range(0, len(rows), count)
+        ]
+        supports = [part.support for part in parts if part.support is not None]
+        maps = Maps(torch.cat([part.classes for part in parts]), torch.stack(supports).amax(0) if supports else None)
+        return maps.mirrored() if mirrored else maps
+
+    def _settle(self, picture: Prepared, maps: Maps) -> Segmentation:
+        """Upsample, settle the background, label; and write down the plan that ran."""
+        size = (picture.image.height, picture.image.width)
+        labels = label(maps.classes, maps.support, picture.background, size)
+        ran = replace(
+            self.plan,
+            background=picture.background,
+            captions=tuple(words.caption for words in picture.prompts),
+            notes=picture.notes,
+        )
+        return Segmentation(
+            image=picture.image,
+            classes=picture.classes,
+            labels=labels.cpu().numpy().astype(np.uint16),
+            scores=ScoreMaps(maps.classes.cpu().numpy(), None if maps.support is None else maps.support.cpu().numpy()),
+            plan=ran,
+        )
+
+
+def _mean(maps: Sequence[Maps]) -> Maps:
+    """Several looks at one picture, averaged."""
+    supports = [one.support for one in maps if one.support is not None]
+    classes = torch.stack([one.classes for one in maps]).mean(0)
+    return Maps(classes, torch.stack(supports).mean(0) if supports else None)

@@ -1,0 +1,417 @@
+"""Head weights, layer weights and the global map, against loops over the method's equations and by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from yardsticks import (
+    Allocations,
+    Grid,
+    attention,
+    bilinear_matrix,
+    head_mean,
+    nearest_matrix,
+    resized_affinity,
+)
+
+from goca.maths import aggregate
+from goca.maths import attention as attention_module
+from goca.maths.aggregate import LayerRule, LayerWeigher, Reference, global_map, head_map, head_weights
+from goca.maths.attention import affinity_blocks, probabilities
+
+PIXELS, HEADS, DIM, MODEL, TOKENS = 35, 3, 5, 13, 17
+SCALE = 0.4
+REFERENCE: Grid = (5, 7)
+# The reference's own grid; coarser; one axis finer and one coarser; finer by a whole number; by a fraction.
+GRIDS: list[Grid] = [(5, 7), (2, 3), (3, 11), (10, 14), (11, 13)]
+
+RULES = ["mean_heads", "output_share", "output_share_clamped", "l2_norm", "cosine"]
+LAYER_RULES = ["agreement", "balanced_agreement", "iou_like", "inverse_distance"]
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def equal(ours: Tensor, slow: Tensor, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(ours.double(), slow.double(), rtol=rtol, atol=atol)
+
+
+# ---- attention
+
+
+def test_probabilities_by_hand() -> None:
+    q, k = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[0.0], [math.log(3)]]])
+    equal(probabilities(q, k, 1.0), torch.tensor([[[1 / 4, 3 / 4], [1 / 10, 9 / 10]]]))
+    # Masked before the softmax: what is left sums to 1.
+    mask = torch.tensor([[[0.0, -math.inf]]])
+    equal(probabilities(q, k, 1.0, mask), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_probabilities_are_the_loop_in_float32(dtype: torch.dtype) -> None:
+    q, k = numbers(HEADS, PIXELS, DIM).to(dtype), numbers(HEADS, TOKENS, DIM, seed=1).to(dtype)
+    ours = probabilities(q, k, SCALE)
+    assert ours.dtype == torch.float32
+    equal(ours, attention(q, k, SCALE), atol=1e-6)
+
+
+def test_affinity_blocks_are_the_loop_whatever_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k = numbers(HEADS, PIXELS, DIM), numbers(HEADS, PIXELS, DIM, seed=1)
+    slow = head_mean(q, k, SCALE)
+    rows = torch.tensor([34, 0, *range(3, 33, 2)])
+    whole = [list(affinity_blocks(q, k, SCALE, wanted)) for wanted in (None, rows)]
+    monkeypatch.setitem(attention_module.BLOCK_ELEMENTS, "cpu", 1)
+    pieces = [list(affinity_blocks(q, k, SCALE, wanted)) for wanted in (None, rows)]
+    assert [len(blocks) for blocks in whole + pieces] == [1, 1, 3, 2]
+    for blocks in (whole, pieces):
+        for got, wanted in zip(blocks, (slow, slow[rows]), strict=True):
+            assert torch.cat([block for block, _ in got]).tolist() == list(range(len(wanted)))
+            equal(torch.cat([part for _, part in got]), wanted, atol=1e-6)
+
+
+# ---- heads
+
+
+def slow_head_weights(rule: str, parts: Tensor, weight: Tensor) -> Tensor:
+    """The equations, one pixel at a time, with every z_h W_h written out."""
+    rows = []
+    for pixel in parts.double():
+        made = [
+            [sum(z[d] * w[d][m] for d in range(len(z))) for m in range(len(w[0]))]
+            for z, w in zip(pixel.tolist(), weight.double().tolist(), strict=True)
+        ]
+        output = [sum(column) for column in zip(*made, strict=True)]
+        square = sum(o * o for o in output)
+        lengths = [math.sqrt(sum(m * m for m in one)) for one in made]
+        dots = [sum(m * o for m, o in zip(one, output, strict=True)) for one in made]
+        raw = {
+            "mean_heads": [1.0] * len(made),
+            "output_share": [dot / square for dot in dots],
+            "output_share_clamped": [max(0.0, dot / square) for dot in dots],
+            "l2_norm": lengths,
+            "cosine": [dot / (length * math.sqrt(square)) for dot, length in zip(dots, lengths, strict=True)],
+        }[rule]
+        rows.append([one / sum(raw) for one in raw])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_head_weights_are_the_loop(rule: str) -> None:
+    parts, weight = numbers(PIXELS, HEADS, DIM), numbers(HEADS, DIM, MODEL, seed=1)
+    ours = head_weights(getattr(aggregate, rule), parts, weight)
+    # Shares of both signs may sum to almost nothing, and then all weights are huge: compare proportions.
+    slow = slow_head_weights(rule, parts, weight)
+    equal(ours / ours.abs().amax(-1, keepdim=True), slow / slow.abs().amax(-1, keepdim=True), atol=1e-4)
+    equal(ours.sum(-1), torch.ones(PIXELS), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "by_hand"),
+    [
+        ("mean_heads", [1 / 3, 1 / 3, 1 / 3]),
+        ("output_share", [1, -1 / 2, 1 / 2]),
+        ("output_share_clamped", [2 / 3, 0, 1 / 3]),
+        ("l2_norm", [1 / 2, 1 / 4, 1 / 4]),
+        ("cosine", [1, -1, 1]),
+    ],
+)
+def test_head_weights_by_hand(rule: str, by_hand: list[float]) -> None:
+    # The heads write (2, 0), (-1, 0) and (0, 1); the output is (1, 1).
+    parts = torch.tensor([[[2.0], [-1.0], [1.0]]])
+    weight = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
+    equal(head_weights(getattr(aggregate, rule), parts, weight), torch.tensor([by_hand]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_silent_heads_weigh_equally(rule: str) -> None:
+    parts = torch.zeros(2, HEADS, DIM)
+    parts[1] = numbers(HEADS, DIM)
+    ours = head_weights(getattr(aggregate, rule), parts, numbers(HEADS, DIM, MODEL, seed=1))
+    equal(ours[0], torch.full((HEADS,), 1 / HEADS))
+    assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("rule", ["output_share", "output_share_clamped", "cosine"])
+def test_heads_that_cancel_weigh_equally(rule: str) -> None:
+    parts, weight = torch.tensor([[[2.0], [-1.0], [-1.0]]]), torch.ones(HEADS, 1, 2)
+    equal(head_weights(getattr(aggregate, rule), parts, weight), torch.full((1, HEADS), 1 / HEADS))
+
+
+def test_one_silent_head_among_others_has_cosine_0() -> None:
+    parts = torch.tensor([[[3.0], [0.0], [3.0]]])
+    weight = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
+    equal(head_weights(aggregate.cosine, parts, weight), torch.tensor([[0.5, 0.0, 0.5]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_half_precision_accumulates_in_float32(rule: str, dtype: torch.dtype) -> None:
+    # 100 x 100 x 35 is infinite in float16, and 1e-4 is out of bfloat16's sight.
+    parts = (100 * numbers(PIXELS, HEADS, DIM)).to(dtype)
+    weight = (10 * numbers(HEADS, DIM, MODEL, seed=1)).to(dtype)
+    ours = head_weights(getattr(aggregate, rule), parts, weight)
+    assert ours.dtype == torch.float32
+    slow = slow_head_weights(rule, parts, weight)
+    equal(ours / ours.abs().amax(-1, keepdim=True), slow / slow.abs().amax(-1, keepdim=True), atol=1e-4)
+
+
+def test_head_map_is_the_loop_and_keeps_negative_weights() -> None:
+    weights, probability = numbers(PIXELS, HEADS), numbers(HEADS, PIXELS, TOKENS, seed=1).softmax(-1)
+    slow = [
+        [sum(w * p for w, p in zip(heads, column, strict=True)) for column in zip(*rows, strict=True)]
+        for heads, rows in zip(weights.tolist(), probability.transpose(0, 1).tolist(), strict=True)
+    ]
+    equal(head_map(weights, probability), torch.tensor(slow))
+    two = torch.tensor([[[0.25, 0.75]], [[0.5, 0.5]]])
+    equal(head_map(torch.tensor([[2.0, -1.0]]), two), torch.tensor([[0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_head_rules_never_hold_pixel_by_head_by_model(rule: str) -> None:
+    pixels, heads, dim, model = 211, 7, 5, 37
+    parts, weight = numbers(pixels, heads, dim), numbers(heads, dim, model, seed=1)
+    with Allocations() as seen:
+        head_weights(getattr(aggregate, rule), parts, weight)
+    assert seen.largest <= pixels * max(heads * dim, model)
+
+
+# ---- layers
+
+
+def layer(grid: Grid, seed: int = 2) -> tuple[Tensor, Tensor]:
+    pixels = grid[0] * grid[1]
+    return numbers(HEADS, pixels, DIM, seed=seed), numbers(HEADS, pixels, DIM, seed=seed + 1)
+
+
+def slow_affinities(feature: Tensor, grid: Grid, seed: int = 2) -> tuple[Tensor, Tensor]:
+    """(R, S'), both on the reference grid."""
+    r = attention(feature[None], feature[None], feature.shape[-1] ** -0.5)[0]
+    return r, resized_affinity(head_mean(*layer(grid, seed), SCALE), grid, REFERENCE)
+
+
+def slow_layer_weight(rule: str, r: Tensor, s: Tensor) -> float:
+    """The equations, one pair of pixels at a time."""
+    if rule == "balanced_agreement":
+        s = torch.stack([row / sum(row.tolist()) for row in s])
+    pairs = [list(zip(one, other, strict=True)) for one, other in zip(r.tolist(), s.tolist(), strict=True)]
+    flat = [pair for row in pairs for pair in row]
+    if rule == "iou_like":
+        return sum(map(min, flat)) / (sum(map(max, flat)) + 1e-4)
+    if rule == "inverse_distance":
+        return 1 / sum(math.sqrt(sum((a - b) ** 2 for a, b in row)) for row in pairs)
+    return sum(a * b for a, b in flat)
+
+
+def picked_rows(grid: Grid) -> list[int]:
+    return sorted(set(nearest_matrix(grid, REFERENCE).argmax(1).tolist()))
+
+
+@pytest.fixture(scope="module")
+def feature() -> Tensor:
+    return numbers(PIXELS, MODEL)
+
+
+@pytest.fixture
+def reference(feature: Tensor) -> Reference:
+    return Reference(feature, REFERENCE)
+
+
+def test_reference_affinity_is_the_loop(feature: Tensor, reference: Reference) -> None:
+    equal(reference.affinity, slow_affinities(feature, REFERENCE)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_reference_of_half_precision_is_float32(feature: Tensor, dtype: torch.dtype) -> None:
+    half = feature.to(dtype)
+    affinity = Reference(half, REFERENCE).affinity
+    assert affinity.dtype == torch.float32
+    equal(affinity, attention(half[None], half[None], MODEL**-0.5)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("rule", LAYER_RULES)
+def test_layer_weights_are_the_loop(feature: Tensor, reference: Reference, rule: str, grid: Grid) -> None:
+    ours = aggregate.layer_weight(getattr(aggregate, rule), reference, *layer(grid), SCALE, grid)
+    assert ours == pytest.approx(slow_layer_weight(rule, *slow_affinities(feature, grid)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "by_hand"),
+    [
+        ("mean_layers", 1),
+        # R is 1/24 everywhere. Each of 24 rows of S' holds 24 times 1/6 and sums to 4: 2 x coarser, squared.
+        ("agreement", 24 * 24 / 24 / 6),
+        ("balanced_agreement", 24 * 24 / 24 / 24),
+        ("iou_like", 24 / (24 * 4 + 1e-4)),
+        ("inverse_distance", 1 / (24 * math.sqrt(24) * (1 / 6 - 1 / 24))),
+    ],
+)
+def test_layer_weights_of_even_attention_by_hand(rule: str, by_hand: float) -> None:
+    even = torch.zeros(HEADS, 6, DIM)
+    reference = Reference(torch.zeros(24, MODEL), (4, 6))
+    ours = aggregate.layer_weight(getattr(aggregate, rule), reference, even, even, SCALE, (2, 3))
+    assert ours == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_published_agreement_favours_coarse_grids_as_the_method_says() -> None:
+    # Even attention on grids 2 x finer to 4 x coarser than an 8 x 12 reference: rows sum to 1/4, 1, 4, 16.
+    reference = Reference(torch.zeros(96, MODEL), (8, 12))
+    for grid, row_sum in {(16, 24): 1 / 4, (8, 12): 1, (4, 6): 4, (2, 3): 16}.items():
+        even = torch.zeros(1, grid[0] * grid[1], 1)
+        weights = [
+            aggregate.layer_weight(rule, reference, even, even, 1.0, grid)
+            for rule in (aggregate.agreement, aggregate.balanced_agreement)
+        ]
+        assert weights == pytest.approx([row_sum, 1], rel=1e-5)
+
+
+def test_equal_layers_need_no_affinity(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("an affinity was computed")
+
+    monkeypatch.setattr(aggregate, "affinity_blocks", refuse)
+    assert aggregate.layer_weight(aggregate.mean_layers, reference, *layer((3, 11)), SCALE, (3, 11)) == 1
+
+
+def test_negative_weights_become_0(reference: Reference) -> None:
+    against = LayerRule(lambda r, s: -(r * s).sum()[None], bilinear=True)
+    assert aggregate.layer_weight(against, reference, *layer((3, 11)), SCALE, (3, 11)) == 0
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_pulled_is_the_matrix_product(feature: Tensor, reference: Reference, grid: Grid) -> None:
+    r, _ = slow_affinities(feature, (5, 7))
+    slow = nearest_matrix(grid, REFERENCE).T @ r @ bilinear_matrix(grid, REFERENCE)
+    rows = picked_rows(grid)
+    assert reference.picked(grid)[0].tolist() == rows
+    equal(reference.pulled(grid), slow[rows])
+
+
+def test_pulled_is_computed_once_for_each_grid(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    original = aggregate.resize_keys_adjoint
+
+    def counting(rows: Tensor, *grids: Grid) -> Tensor:
+        moved.extend([grids[0]] * (len(rows) == PIXELS))
+        return original(rows, *grids)
+
+    monkeypatch.setattr(aggregate, "resize_keys_adjoint", counting)
+    for seed, grid in enumerate([(3, 11), (11, 13), (3, 11), (11, 13), (3, 11)]):
+        aggregate.layer_weight(aggregate.agreement, reference, *layer(grid, seed), SCALE, grid)
+    assert moved == [(3, 11), (11, 13)]
+
+
+@pytest.mark.parametrize("rule", LAYER_RULES)
+@pytest.mark.parametrize("grid", [(2, 3), (3, 11), (11, 13)], ids=str)
+def test_order_and_size_of_blocks_do_not_matter(reference: Reference, rule: str, grid: Grid) -> None:
+    chosen = getattr(aggregate, rule)
+    rows = torch.tensor(picked_rows(grid))
+    ((_, affinity),) = affinity_blocks(*layer(grid), SCALE, rows)
+    shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(5))
+    weights = []
+    for order in (torch.arange(len(rows)), shuffled):
+        for size in (1, 4, len(rows)):
+            weigher = LayerWeigher(chosen, reference, grid)
+            assert weigher.rows.tolist() == rows.tolist()
+            for block in order.split(size):
+                weigher.add(block, affinity[block])
+            weights.append(weigher.value())
+    assert weights == pytest.approx([weights[0]] * 6, rel=1e-5)
+    assert weights[0] == pytest.approx(aggregate.layer_weight(chosen, reference, *layer(grid), SCALE, grid), rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", LAYER_RULES)
+def test_block_elements_do_not_matter(reference: Reference, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def counted(r: Tensor, s: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return getattr(aggregate, rule).statistics(r, s)
+
+    chosen = replace(getattr(aggregate, rule), statistics=counted)
+    once = aggregate.layer_weight(chosen, reference, *layer((11, 13)), SCALE, (11, 13))
+    monkeypatch.setitem(attention_module.BLOCK_ELEMENTS, "cpu", 1)
+    assert aggregate.layer_weight(chosen, reference, *layer((11, 13)), SCALE, (11, 13)) == pytest.approx(once, rel=1e-5)
+    # The reference was complete before; 35 rows of the layer came once whole and once as 16, 16 and 3.
+    assert calls == 1 + 3
+
+
+def test_only_the_rows_that_nearest_picks_are_seen(reference: Reference) -> None:
+    count = LayerRule(lambda r, s: torch.tensor([float(len(s))]), bilinear=True)
+    assert aggregate.layer_weight(count, reference, *layer((11, 13)), SCALE, (11, 13)) == PIXELS
+    # 2 x 7 on 5 x 7: both rows and all columns; nothing else is there to see.
+    assert aggregate.layer_weight(count, reference, *layer((2, 7)), SCALE, (2, 7)) == 14
+
+
+@pytest.mark.parametrize("rule", LAYER_RULES)
+def test_a_finer_layer_never_holds_its_whole_affinity(
+    reference: Reference, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(attention_module.BLOCK_ELEMENTS, "cpu", 1)
+    grid, pixels = (11, 13), 143
+    q, k = layer(grid)
+    with Allocations() as seen:
+        aggregate.layer_weight(getattr(aggregate, rule), reference, q, k, SCALE, grid)
+    block, pulled = 16 * HEADS * pixels, PIXELS * pixels
+    assert seen.largest == max(block, pulled) < pixels * pixels
+
+
+def test_a_reference_keeps_one_matrix_and_no_head_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention_module.BLOCK_ELEMENTS, "cpu", 1)
+    feature = numbers(143, MODEL)
+    with Allocations() as seen:
+        Reference(feature, (11, 13))
+    assert seen.largest == 143 * 143
+    assert seen.of_size(143 * 143) == 1
+
+
+def test_one_row_without_mass_does_not_silence_a_balanced_layer(reference: Reference) -> None:
+    # Four times finer: bilinear resizing looks at pixels 1 and 2 of four, and row 0 looks at pixel 0 alone.
+    grid = (20, 28)
+    q, k = torch.zeros(1, 560, 560), torch.eye(560)[None]
+    even = aggregate.layer_weight(aggregate.balanced_agreement, reference, q, k, 1.0, grid)
+    assert even == pytest.approx(1, rel=1e-3)
+    q[0, 0, 0] = 200
+    sharp = aggregate.layer_weight(aggregate.balanced_agreement, reference, q, k, 1.0, grid)
+    assert sharp == pytest.approx(even, rel=2 / PIXELS)
+
+
+# ---- the global map
+
+
+def slow_global_map(layers: list[tuple[float, Tensor, Grid]], grid: Grid) -> Tensor:
+    summed = sum(weight * bilinear_matrix(own, grid) @ maps.double() for weight, maps, own in layers)
+    rows = [[max(0.0, value) for value in row] for row in summed.tolist()]
+    rows = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in rows]
+    return torch.tensor(rows, dtype=torch.float64).T.reshape(-1, *grid)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (13, 11)], ids=str)
+def test_global_map_is_the_loop(grid: Grid) -> None:
+    layers = [
+        (weight, numbers(own[0] * own[1], TOKENS, seed=seed) + 0.2, own)
+        for seed, (weight, own) in enumerate([(0.7, (5, 7)), (0.0, (2, 3)), (2.3, (3, 11)), (0.1, (11, 13))])
+    ]
+    ours = global_map(iter(layers), grid)
+    equal(ours, slow_global_map(layers, grid))
+    equal(ours.sum(0), torch.ones(grid))
+    # Only the proportions of the weights matter.
+    equal(global_map([(3 * weight, maps, own) for weight, maps, own in layers], grid), ours)
+
+
+def test_global_map_clamps_the_sum_and_not_its_terms() -> None:
+    layers = [
+        (1.0, torch.tensor([[3.0, -2.0], [1.0, -1.0]]), (1, 2)),
+        (2.0, torch.tensor([[-1.0, 1.5], [0.0, -1.0]]), (1, 2)),
+    ]
+    # Pixel 0: (3 - 2, -2 + 3) = (1, 1); pixel 1: (1, -3), of which (1, 0) is left.
+    equal(global_map(layers, (1, 2)), torch.tensor([[[0.5, 1.0]], [[0.5, 0.0]]]))
+
+
+def test_a_pixel_without_mass_stays_empty() -> None:
+    ours = global_map([(1.0, torch.tensor([[-1.0, 0.0], [1.0, 3.0]]), (1, 2))], (1, 2))
+    equal(ours, torch.tensor([[[0.0, 0.25]], [[0.0, 0.75]]]))

@@ -1,0 +1,268 @@
+"""(pictures, captions, noise level) -> one denoiser pass, with the pipeline given back as it was."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from PIL import Image
+from torch import nn
+
+from goca.errors import GocaError
+from goca.model.backbone import Backbone
+from goca.model.noise import add_noise
+from goca.model.tap import AttentionCall
+
+Make = Callable[..., Image.Image]
+SIZE = (64, 96)
+CAPTIONS = ["a cat, grass", "a dog on the traffic light, sky"]
+
+
+def ignore(index: int, call: AttentionCall) -> None:
+    pass
+
+
+def state(pipeline: Any) -> dict[str, Any]:
+    """What must be the same after a call: attributes, configuration, hooks, processors, dtypes, random state."""
+    modules = [m for part in pipeline.components.values() if isinstance(part, nn.Module) for m in part.modules()]
+    return {
+        "attributes": {name: id(value) for name, value in vars(pipeline).items()},
+        "config": dict(pipeline.config),
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
+        "processors": [id(getattr(m, "processor", None)) for m in modules],
+        "dtypes": [p.dtype for m in modules for p in m.parameters(recurse=False)],
+        "random": torch.get_rng_state().tolist(),
+    }
+
+
+def warm(pipeline: Any) -> None:
+    """transformers hooks a text encoder for good when it is first asked for hidden states; that is not our doing."""
+    for caption in CAPTIONS:
+        pipeline.encode_prompt(prompt=caption, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+
+
+class Spy:
+    """Counts and keeps the calls of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.outputs: list[Any] = []
+        module.register_forward_hook(self._see, with_kwargs=True)
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.calls.append((args, kwargs))
+        self.outputs.append(output)
+
+
+def test_one_pass_on_the_exact_noisy_latent(pipeline: Any, picture: Make) -> None:
+    backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
+    latents = backbone.latents([picture(seed=0), picture(seed=1)], SIZE)
+    assert latents.shape == (2, 4, 32, 48)
+    output = backbone.forward(latents, CAPTIONS, 100, 7, ignore, {})
+    assert len(spy.calls) == 1
+    (sample, timestep), kwargs = spy.calls[0]
+    assert int(timestep) == 100
+    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(7))
+    kept = pipeline.scheduler.alphas_cumprod[100]
+    torch.testing.assert_close(sample, kept**0.5 * latents + (1 - kept) ** 0.5 * noise)
+    # A caption that says what the pipeline itself would have encoded.
+    for index, caption in enumerate(CAPTIONS):
+        alone = pipeline.encode_prompt(
+            prompt=caption, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        torch.testing.assert_close(kwargs["encoder_hidden_states"][index], alone[0][0])
+    assert torch.equal(output, spy.outputs[0][0])
+
+
+def test_size_conditions_of_sdxl_are_the_pipeline_s_own(picture: Make) -> None:
+    from goca.model.tiny import sdxl
+
+    pipeline = sdxl()
+    backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
+    backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    conditions = spy.calls[0][1]["added_cond_kwargs"]
+    assert conditions["time_ids"].tolist() == [[64.0, 96.0, 0.0, 0.0, 64.0, 96.0]]
+    assert conditions["text_embeds"].shape == (1, 32)
+
+
+def test_a_pass_with_the_tap_equals_one_without(pipeline: Any, picture: Make) -> None:
+    backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
+    output = backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    args, kwargs = spy.calls[0]
+    with torch.no_grad():
+        assert torch.equal(pipeline.unet(*args, **kwargs)[0], output)
+
+
+def test_everything_is_given_back(pipeline: Any, picture: Make) -> None:
+    warm(pipeline)
+    before = state(pipeline)
+    backbone = Backbone(pipeline)
+    backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    assert state(pipeline) == before
+
+
+STAGES = ["tokenizer", "text_encoder", "vae", "scheduler", "unet", "sink"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_everything_is_given_back_after_an_exception_at(stage: str, sd15: Any, picture: Make) -> None:
+    class BoomError(Exception):
+        pass
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise BoomError
+
+    sink = fail if stage == "sink" else ignore
+    handles = []
+    if stage in ("text_encoder", "unet"):
+        # Deep inside, so that the pass has begun.
+        inner = [m for m in getattr(sd15, stage).modules() if not list(m.children())]
+        handles.append(inner[len(inner) // 2].register_forward_pre_hook(fail))
+    elif stage == "vae":
+        handles.append(sd15.vae.encoder.register_forward_pre_hook(fail))
+    elif stage == "tokenizer":
+        sd15.maybe_convert_prompt = fail
+    elif stage == "scheduler":
+        sd15.prepare_latents = fail
+    before = state(sd15)
+    backbone = Backbone(sd15)
+    with pytest.raises(BoomError):
+        backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, sink, {})
+    assert state(sd15) == before
+
+
+def test_a_caption_is_encoded_once_however_many_pictures_share_it(pipeline: Any, picture: Make) -> None:
+    backbone, spy = Backbone(pipeline), Spy(pipeline.text_encoder)
+    prompts: dict[str, Any] = {}
+    latents = backbone.latents([picture(seed=seed) for seed in range(3)], SIZE)
+    for _ in range(2):
+        backbone.forward(latents, [CAPTIONS[0]] * 3, 100, 0, ignore, prompts)
+    backbone.forward(backbone.latents([picture()], (32, 32)), CAPTIONS[:1], 50, 0, ignore, prompts)
+    assert len(spy.calls) == 1
+
+
+def test_a_picture_does_not_depend_on_its_batch(pipeline: Any, picture: Make) -> None:
+    backbone = Backbone(pipeline)
+    latents = backbone.latents([picture(seed=0), picture(seed=1)], SIZE)
+    together = backbone.forward(latents, CAPTIONS, 100, 0, ignore, {})
+    for index in range(2):
+        alone = backbone.forward(latents[index : index + 1], CAPTIONS[index : index + 1], 100, 0, ignore, {})
+        torch.testing.assert_close(alone[0], together[index], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(pipeline: Any, dtype: torch.dtype, picture: Make) -> None:
+    backbone = Backbone(pipeline)
+    exact = backbone.latents([picture()], SIZE)
+    pipeline.to(dtype=dtype)
+    latents = backbone.latents([picture()], SIZE)
+    torch.testing.assert_close(latents, exact, rtol=0.05, atol=0.02)
+    output = backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
+    assert output.dtype == dtype
+    assert bool(torch.isfinite(output).all())
+    assert pipeline.vae.dtype == dtype
+
+
+def test_a_vae_that_overflows_in_half_precision_runs_in_single(sd15: Any, picture: Make) -> None:
+    with torch.no_grad():
+        # Weights that float16 holds and activations that it does not; a later norm brings them back, as in SDXL's VAE.
+        weight = sd15.vae.encoder.conv_in.weight
+        weight *= 6e4 / weight.abs().max()
+    backbone = Backbone(sd15)
+    exact = backbone.latents([picture()], SIZE)
+    sd15.vae.to(torch.float16)
+    torch.testing.assert_close(backbone.latents([picture()], SIZE), exact, rtol=0.05, atol=0.02)
+    sd15.vae.register_to_config(force_upcast=False)
+    with pytest.raises(GocaError, match="float32 or bfloat16"):
+        backbone.latents([picture()], SIZE)
+
+
+SAMPLERS = [DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, UniPCMultistepScheduler]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_any_sampler_sees_the_same_latent(sampler: Any, sd15: Any, picture: Make) -> None:
+    reference = Backbone(sd15)
+    latents = reference.latents([picture()], SIZE)
+    expected = reference.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
+    sd15.scheduler = sampler.from_config(sd15.scheduler.config)
+    assert torch.equal(Backbone(sd15).forward(latents, CAPTIONS[:1], 100, 0, ignore, {}), expected)
+
+
+def test_our_noise_is_what_euler_shows_its_model() -> None:
+    euler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    latents = torch.randn(1, 4, 5, 7, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(11))
+    euler.set_timesteps(1000)
+    level = euler.timesteps[-101:-100]
+    theirs = euler.scale_model_input(euler.add_noise(latents, noise[None], level), level[0])
+    torch.testing.assert_close(add_noise(euler, latents, int(level), 11), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [-1, 1000])
+def test_a_level_out_of_range_is_refused(level: int, sd15: Any) -> None:
+    with pytest.raises(GocaError, match="0 to 999"):
+        Backbone(sd15).forward(torch.zeros(1, 4, 8, 8), CAPTIONS[:1], level, 0, ignore, {})
+
+
+def test_pipelines_that_cannot_be_read_are_refused_by_name(sd15: Any) -> None:
+    scheduler = sd15.scheduler
+    for other in (EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler()):
+        sd15.scheduler = other
+        with pytest.raises(GocaError, match=type(other).__name__):
+            Backbone(sd15)
+    sd15.scheduler = scheduler
+    sd15.unet.register_to_config(in_channels=9)
+    with pytest.raises(GocaError, match="inpainting"):
+        Backbone(sd15)
+    with pytest.raises(GocaError, match="UNet2DConditionModel"):
+        Backbone(object())
+
+
+@pytest.mark.parametrize("compile_it", [lambda unet: torch.compile(unet, backend="eager"), None])
+def test_a_compiled_denoiser(compile_it: Any, sd15: Any, picture: Make) -> None:
+    backbone = Backbone(sd15)
+    latents = backbone.latents([picture()], SIZE)
+    expected = backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
+    if compile_it is None:
+        sd15.unet.compile(backend="eager")
+    else:
+        sd15.unet = compile_it(sd15.unet)
+    seen: list[str] = []
+    before = state(sd15)
+    output = Backbone(sd15).forward(latents, CAPTIONS[:1], 100, 0, lambda _, call: seen.append(call.block), {})
+    assert torch.equal(output, expected)
+    assert len(seen) == 2 * len(backbone.blocks)
+    assert state(sd15) == before
+
+
+def test_two_threads_share_one_pipeline(pipeline: Any, picture: Make) -> None:
+    warm(pipeline)
+    before = state(pipeline)
+    backbones = [Backbone(pipeline), Backbone(pipeline)]
+    latents = backbones[0].latents([picture()], SIZE)
+    expected = [backbones[0].forward(latents, [caption], 100, 0, ignore, {}) for caption in CAPTIONS]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(4):
+            output = backbones[index].forward(latents, [CAPTIONS[index]], 100, 0, ignore, {})
+            if not torch.equal(output, expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert state(pipeline) == before

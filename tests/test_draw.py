@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from goca.draw import heatmap, overlay, palette
+
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+MAGMA_MIDDLE = (183, 55, 121)  # #b73779
+
+
+def block_labels(height, width):
+    """Class 1 in a block in the middle, background around it."""
+    labels = np.zeros((height, width), dtype=np.uint16)
+    labels[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 1
+    return labels
+
+
+def grey(width, height, level=100):
+    return Image.new("RGB", (width, height), (level,) * 3)
+
+
+def parts(sheet, width, height):
+    """Picture and legend of a sheet whose picture is so large."""
+    beside = sheet.width > width
+    corner = (width, 0) if beside else (0, height)
+    return sheet.crop((0, 0, width, height)), sheet.crop((*corner, *sheet.size))
+
+
+def colours_of(picture):
+    return {colour for _, colour in picture.getcolors(maxcolors=picture.width * picture.height)}
+
+
+class TestPalette:
+    def test_background_is_black_and_colours_are_distinct(self):
+        colours = palette(255)
+        assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
+        assert tuple(colours[0]) == BLACK
+        assert len(np.unique(colours, axis=0)) == 256
+
+    def test_the_first_forty_are_told_apart(self):
+        colours = palette(40).astype(int)
+        distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
+        assert distances[~np.eye(41, dtype=bool)].min() > 45
+
+    def test_no_class_is_nearly_black(self):
+        assert palette(255)[1:].max(axis=1).min() >= 90
+
+    def test_a_shorter_one_begins_a_longer_one(self):
+        np.testing.assert_array_equal(palette(7), palette(300)[:8])
+
+    def test_after_255_it_repeats(self):
+        np.testing.assert_array_equal(palette(257)[256:], palette(2)[1:])
+
+
+class TestOverlay:
+    def test_background_stays_regions_are_tinted_borders_are_solid(self):
+        labels = block_labels(400, 600)
+        picture, _ = parts(overlay(grey(600, 400), labels, ["cat"], alpha=0.25), 600, 400)
+        pixels = np.asarray(picture)
+        colour = palette(1)[1]
+        assert (pixels[labels == 0] == 100).all()
+        np.testing.assert_allclose(pixels[200, 300], 0.75 * 100 + 0.25 * colour, atol=1)
+        # A 300th of the long side: two pixels, on the inside.
+        assert (pixels[100:102, 200:400] == colour).all()
+        assert (pixels[102, 200:400] != colour).any()
+
+    def test_both_classes_of_a_border_get_their_line(self):
+        labels = np.ones((400, 500), dtype=np.uint16)
+        labels[:, 250:] = 2
+        pixels = np.asarray(overlay(grey(500, 400), labels, ["cat", "dog"]))[200]
+        np.testing.assert_array_equal(pixels[248:252], palette(2)[[1, 1, 2, 2]])
+
+    def test_legend_lists_what_occurs_in_its_colour(self):
+        sheet = overlay(grey(600, 400), block_labels(400, 600), ["cat", "dog"])
+        _, legend = parts(sheet, 600, 400)
+        first, second = map(tuple, palette(2)[1:].tolist())
+        assert first in colours_of(legend)
+        assert second not in colours_of(legend)
+
+    def test_legend_mentions_what_does_not_occur(self):
+        labels = block_labels(400, 600)
+        with_dog = overlay(grey(600, 400), labels, ["cat", "dog"])
+        assert with_dog.height > overlay(grey(600, 400), labels, ["cat"]).height
+
+    @pytest.mark.parametrize(
+        ("width", "height", "factor"), [(64, 64, 6), (64, 17, 6), (97, 383, 2), (384, 53, 1), (431, 211, 1)]
+    )
+    def test_small_pictures_are_enlarged_by_a_whole_number(self, width, height, factor):
+        sheet = overlay(grey(width, height), block_labels(height, width), ["cat"])
+        picture, legend = parts(sheet, factor * width, factor * height)
+        assert (np.asarray(picture)[0] == 100).all()
+        assert legend.getpixel((0, 0)) == WHITE
+        assert min(legend.size) >= 40
+
+    def test_an_upright_picture_has_its_legend_beside_it(self):
+        sheet = overlay(grey(307, 503), block_labels(503, 307), ["cat"])
+        assert sheet.width > 307
+        assert sheet.height == 503
+
+    @pytest.mark.parametrize(("width", "height"), [(64, 64), (211, 431), (1009, 251)])
+    def test_nothing_is_cut_off(self, width, height):
+        """150 classes, one with a long name: every swatch is there and the rim of the paper stays white."""
+        labels = (np.arange(width * height, dtype=np.uint64) % 151).astype(np.uint16).reshape(height, width)
+        names = ["a very long name that goes on and on " * 5, *(f"class number {i}" for i in range(149))]
+        sheet = overlay(grey(width, height), labels, names)
+        factor = -(-384 // max(width, height))
+        _, legend = parts(sheet, factor * width, factor * height)
+        if height > width:
+            legend = legend.crop((0, 0, legend.width, sheet.height))
+        pixels = np.asarray(legend)
+        rim = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)])
+        assert (rim == 255).all()
+        swatches = {tuple(colour) for colour in palette(150)[1:].tolist()}
+        assert swatches <= colours_of(legend)
+
+    @pytest.mark.parametrize("name", ["crème brûlée", "two\nlines", "猫", ""])
+    def test_any_name_can_be_written(self, name):
+        sheet = overlay(grey(431, 211), block_labels(211, 431), [name])
+        assert tuple(palette(1)[1].tolist()) in colours_of(parts(sheet, 431, 211)[1])
+
+    def test_accents_are_dropped_and_other_scripts_numbered(self):
+        def legend(*names):
+            return overlay(grey(431, 211), block_labels(211, 431), names).tobytes()
+
+        assert legend("crème") == legend("creme")
+        assert legend("猫") == legend("class 1")
+        assert legend("cat") != legend("dog")
+
+    @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+    def test_any_mode_of_picture(self, mode):
+        image = grey(400, 300).convert(mode)
+        before = image.tobytes()
+        sheet = overlay(image, block_labels(300, 400), ["cat"])
+        assert sheet.mode == "RGB"
+        assert image.tobytes() == before
+
+    def test_a_picture_of_another_size_is_refused(self):
+        with pytest.raises(ValueError, match="match"):
+            overlay(grey(401, 300), block_labels(300, 400), ["cat"])
+
+
+class TestHeatmap:
+    def test_ends_and_middle_of_the_scale(self):
+        scores = np.array([[0, 0.5, 1]], dtype=np.float32).repeat(2, axis=0)
+        pixels = np.asarray(heatmap(grey(3, 2, level=0), scores)).astype(int)
+        expected = [0.65 * np.array(colour) for colour in [(0, 0, 4), MAGMA_MIDDLE, (252, 253, 191)]]
+        np.testing.assert_allclose(pixels[0], expected, atol=2)
+
+    def test_lightness_rises_with_the_score(self):
+        scores = np.linspace(0, 1, 257, dtype=np.float32)[None]
+        lightness = np.asarray(heatmap(grey(257, 1), scores).convert("L")).astype(int)[0]
+        assert (np.diff(lightness) >= 0).all()
+        assert lightness[-1] - lightness[0] > 120
+
+    def test_a_coarse_grid_is_spread_over_the_picture(self):
+        scores = np.zeros((3, 5), dtype=np.float32)
+        scores[1, 3] = 1
+        picture = heatmap(grey(500, 300, level=0), scores)
+        assert picture.size == (500, 300)
+        brightest = np.asarray(picture.convert("L")).argmax()
+        row, column = divmod(int(brightest), 500)
+        assert abs(row - 150) <= 1
+        assert abs(column - 350) <= 1
+
+    def test_the_picture_shows_through(self):
+        scores = np.zeros((2, 2), dtype=np.float32)
+        assert heatmap(grey(2, 2, level=200), scores).getpixel((0, 0))[0] == round(0.35 * 200)

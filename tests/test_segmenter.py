@@ -1,0 +1,215 @@
+"""The library end to end: pictures and names in, labelled masks out."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import goca
+from goca import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, GocaError, Question, Segmenter
+from goca.maths.background import Background, maximum
+
+Make = Callable[..., Image.Image]
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Segmenter:
+    return Segmenter.from_pretrained("bundled")
+
+
+def test_a_non_square_picture_in_a_batch_of_two(pipeline: Any, picture: Make) -> None:
+    segmenter = Segmenter.from_pipeline(pipeline, size=64, batch=2)
+    calls: list[int] = []
+    pipeline.unet.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    results = segmenter([picture(160, 96, 0), picture(160, 96, 1)], classes=["cat", "grass"], others=["sky"])
+    assert calls == [2]
+    for result in results:
+        assert result.labels.shape == (96, 160)
+        assert result.labels.dtype == np.uint16
+        assert set(np.unique(result.labels)) <= {0, 1, 2}
+        height, width = result.scores.grid.shape[1:]
+        assert height * width == pytest.approx(64 * 64, rel=0.05)
+        assert width / height == pytest.approx(160 / 96, rel=0.1)
+        assert result.scores.grid.dtype == np.float32
+        assert result.scores.grid.min() >= 0
+        assert result.scores.grid.max() <= 1
+        assert result.scores.at((96, 160)).shape == (2, 96, 160)
+
+
+@pytest.mark.parametrize("recipe", [GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND])
+def test_every_recipe_on_every_kind(recipe: goca.Recipe, pipeline: Any, picture: Make) -> None:
+    result = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)(picture(), classes=["cat", "grass"])
+    assert np.isfinite(result.scores.grid).all()
+    assert result.plan.recipe in goca.RECIPES
+
+
+def test_a_picture_s_result_does_not_depend_on_its_company(bundled: Segmenter, picture: Make) -> None:
+    shapes = [(64, 64), (96, 64), (64, 64), (64, 200)]
+    pictures = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
+    together = bundled(pictures, classes=["cat", "grass"])
+    for one, result in zip(pictures, together, strict=True):
+        alone = bundled(one, classes=["cat", "grass"])
+        assert (alone.labels != result.labels).mean() < 0.01
+        np.testing.assert_allclose(alone.scores.grid, result.scores.grid, atol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_result_and_another_another(sd15: Any, picture: Make) -> None:
+    first, again, other = (
+        Segmenter.from_pipeline(sd15, size=64, seed=seed)(picture(), classes=["cat", "dog"]).scores.grid
+        for seed in (3, 3, 4)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_looks_are_averaged(sd15: Any, picture: Make) -> None:
+    def grid(**overrides: Any) -> np.ndarray:
+        segmenter = Segmenter.from_pipeline(sd15, size=64, **overrides)
+        return segmenter(picture(), classes=["cat", "dog"]).scores.grid
+
+    seeds = (grid(seed=0) + grid(seed=1)) / 2
+    np.testing.assert_allclose(grid(seeds=2), seeds, atol=1e-6)
+    levels = (grid(noise=50) + grid(noise=300)) / 2
+    np.testing.assert_allclose(grid(noise=(50, 300)), levels, atol=1e-6)
+    mirrored = Segmenter.from_pipeline(sd15, size=64)(
+        picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT), classes=["cat", "dog"]
+    )
+    flipped = (grid() + mirrored.scores.grid[..., ::-1]) / 2
+    np.testing.assert_allclose(grid(flip=True), flipped, atol=1e-4)
+
+
+def test_one_noun_alone_gets_company(bundled: Segmenter, picture: Make) -> None:
+    result = bundled(picture(), classes=["cat"])
+    assert result.plan.captions == ("cat, grass, sky, road",)
+    assert "one noun alone" in result.plan.notes[0]
+    assert result.classes == ("cat",)
+    assert set(np.unique(result.labels)) == {0, 1}
+    assert bundled(picture(), classes=["grass"]).plan.captions == ("grass, sky, road",)
+
+
+def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, picture: Make) -> None:
+    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat"], caption="a photo of a cat")
+    assert result.plan.captions == ("a photo of a cat",)
+    assert "no share" in result.plan.notes[0]
+    assert result.scores.grid.max() == 1
+
+
+def test_background_rules(bundled: Segmenter, picture: Make) -> None:
+    def ask(background: Any, others: tuple[str, ...] = ()) -> goca.Segmentation:
+        return bundled(picture(), classes=["cat", "dog"], others=others, background=background)
+
+    assert ask("auto").plan.to_json()["background"] == {"rule": "constant", "threshold": 0.5}
+    assert ask("auto", ("grass",)).plan.to_json()["background"] == {"rule": "offset", "threshold": 0.0}
+    assert (ask(None).labels > 0).all()
+    assert (ask(2.0).labels == 0).all()
+    low, high = ask(0.3), ask(0.7)
+    assert ((high.labels > 0) <= (low.labels > 0)).all()
+    scores = low.scores.at((96, 160))
+    assert ((low.labels == 0) == (scores.max(0) <= 0.3)).mean() > 0.999
+
+
+def test_labels_are_the_argmax_of_the_scores_against_the_support(bundled: Segmenter, picture: Make) -> None:
+    result = bundled(picture(), classes=["cat", "grass"], others=["sky", "road"])
+    assert result.scores.support is not None
+    whole = np.concatenate([result.scores.support[None], result.scores.grid])
+    upsampled = torch.nn.functional.interpolate(torch.from_numpy(whole)[None], (96, 160), mode="bilinear")[0]
+    assert (upsampled.argmax(0).numpy() == result.labels).mean() > 0.999
+
+
+def test_many_classes_are_spread_over_prompts(sd15: Any, picture: Make) -> None:
+    names = [f"thing number {index}" for index in range(20)]
+    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=names, others=["sky"])
+    assert len(result.plan.captions) > 1
+    assert all(caption.endswith("sky") for caption in result.plan.captions)
+    assert any("spread over" in note for note in result.plan.notes)
+    assert result.scores.grid.shape[0] == 20
+    assert result.classes == tuple(names)
+
+
+def test_long_pictures_are_seen_through_windows(bundled: Segmenter, picture: Make) -> None:
+    result = bundled(picture(400, 40), classes=["cat", "grass"])
+    assert result.labels.shape == (40, 400)
+    assert any("windows" in note for note in result.plan.notes)
+    assert result.scores.grid.shape[2] / result.scores.grid.shape[1] == pytest.approx(10, rel=0.1)
+
+
+def test_windows_on_demand(bundled: Segmenter, picture: Make) -> None:
+    windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Overrides(window=True), batch=3)
+    result = windowed(picture(200, 150), classes=["cat", "grass"], others=["sky"])
+    assert result.labels.shape == (150, 200)
+    assert result.scores.grid.shape == (2, 75, 100)
+    assert result.scores.grid.max() <= 1
+
+
+def test_questions_may_differ_within_a_batch(bundled: Segmenter, picture: Make) -> None:
+    questions = [Question(picture(64, 64), ["cat", "sky"]), Question(picture(64, 64, 1), ["dog", "bus", "road"])]
+    answers = list(bundled.stream(questions))
+    assert [question for question, _ in answers] == questions
+    assert [answer.classes for _, answer in answers] == [("cat", "sky"), ("dog", "bus", "road")]
+
+
+def test_a_bad_question_does_not_stop_the_stream(bundled: Segmenter, picture: Make) -> None:
+    bad: list[str] = []
+    questions = [Question(one, ["cat", "sky"]) for one in (picture(), "nowhere.png", picture(seed=1))]
+    answers = list(bundled.stream(questions, on_error=lambda question, error: bad.append(str(error))))
+    assert len(answers) == 2
+    assert bad == ["no such file: nowhere.png"]
+
+
+def test_the_result_tells_its_story(bundled: Segmenter, picture: Make) -> None:
+    result = bundled(np.asarray(picture()), classes={"cat": [], "ground": ["grass", "sand"]}, background=None)
+    assert result.classes == ("cat", "ground")
+    assert result.plan.captions == ("cat, grass, sand",)
+    assert sum(found.share for found in result.present.values()) == pytest.approx(1)
+    assert np.array_equal(result.mask("ground"), result.labels == 2)
+    with pytest.raises(GocaError, match="cat, ground"):
+        result.mask("sand")
+    assert result.heatmap("cat").size == result.image.size
+    assert {shape["label"] for shape in result.to_labelme("photo.jpg")["shapes"]} == {"cat", "ground"}
+    areas = {one["category_id"]: one["area"] for one in result.to_coco(7, "photo.jpg")["annotations"]}
+    assert areas == {index: int((result.labels == index).sum()) for index in (1, 2)}
+    told = result.to_json()
+    assert told["plan"]["seeds"] == [0]
+    assert told["plan"]["versions"]["goca"] == goca.recipe.version("goca")
+    assert [entry["name"] for entry in told["classes"]] == ["cat", "ground"]
+
+
+def test_from_pretrained_reads_a_saved_folder(pipeline: Any, picture: Make, tmp_path: Any) -> None:
+    pipeline.save_pretrained(tmp_path / "model")
+    loaded = Segmenter.from_pretrained(str(tmp_path / "model"), size=64)
+    wrapped = Segmenter.from_pipeline(pipeline, size=64)
+    asked = {"classes": ["cat", "grass"]}
+    # Loaded weights lie elsewhere in memory, which moves the last bit of a product, and min-max enlarges it.
+    np.testing.assert_allclose(
+        loaded(picture(), **asked).scores.grid, wrapped(picture(), **asked).scores.grid, atol=0.02
+    )
+    assert loaded.plan.model == str(tmp_path / "model")
+
+
+def test_what_a_recipe_asks_for_and_a_model_lacks_is_named(bundled: Segmenter) -> None:
+    recipe = replace(GOCA, reference="up_blocks.9.attentions.0.transformer_blocks.0")
+    with pytest.raises(GocaError, match=r"custom.*up_blocks\.9"):
+        Segmenter(bundled.backbone, recipe, goca.recipe.Overrides(), 1)
+
+
+def test_nan_weights_are_an_error(sd15: Any, picture: Make) -> None:
+    with torch.no_grad():
+        sd15.unet.conv_in.weight.fill_(torch.nan)
+    with pytest.raises(GocaError, match="not finite"):
+        Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat", "grass"])
+
+
+def test_a_new_method_is_a_value(sd15: Any, picture: Make) -> None:
+    def loudest(parts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return parts.abs().sum(-1)
+
+    recipe = replace(GOCA, heads=loudest, order=0, background=Background(maximum, 0.25))
+    result = Segmenter.from_pipeline(sd15, recipe=recipe, size=64)(picture(), classes=["cat", "grass"])
+    told = result.plan.to_json()
+    assert (told["recipe"], told["heads"], told["order"]) == ("custom", "loudest", 0)
+    assert told["origin"]["order"] == "recipe"
+    assert told["background"] == {"rule": "max", "threshold": 0.25}
