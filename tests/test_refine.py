@@ -81,7 +81,8 @@ def test_layers_kept_in_both_ways_add_up(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_by_hand() -> None:
     # Two pixels that look at themselves with 1/4 and at each other with 3/4.
     affinity = Affinity()
-    affinity.add_rows(torch.tensor([1, 0]), torch.tensor([[0.75, 0.25], [0.25, 0.75]]), (1, 2))
+    affinity.add_rows(slice(1, 2), torch.tensor([[0.75, 0.25]]), (1, 2))
+    affinity.add_rows(slice(0, 1), torch.tensor([[0.25, 0.75]]), (1, 2))
     affinity.count()
     maps = torch.tensor([[[1.0, 0.0]], [[4.0, 8.0]]])
     equal(propagate(affinity, maps, 1), torch.tensor([[[0.25, 0.75]], [[7.0, 5.0]]]))
@@ -105,8 +106,9 @@ def test_rows_in_any_order_are_the_whole_layer() -> None:
     whole = Affinity()
     whole.add(q, k, SCALE, grid)
     piecewise = Affinity()
-    for rows in torch.randperm(33, generator=torch.Generator().manual_seed(2)).split(5):
-        ((_, affinity),) = attention.affinity_blocks(q, k, SCALE, rows)
+    for start in (20, 0, 30, 10):
+        rows = slice(start, min(start + 10, 33))
+        ((_, affinity),) = attention.affinity_blocks(q, k, SCALE, torch.arange(33)[rows])
         piecewise.add_rows(rows, affinity, grid)
     piecewise.count()
     maps = numbers(2, *COMMON)

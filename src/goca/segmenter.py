@@ -113,7 +113,7 @@ class Segmenter:
             asked = [(question, self._prepare(question, prompts, on_error)) for question in chunk]
             ready = [(question, picture) for question, picture in asked if picture is not None]
             pictures = [picture for _, picture in ready]
-            views = [self._look(pictures, *view, prompts) for view in self._views()]
+            views = list(self._looks(pictures, prompts))
             for (question, picture), maps in zip(ready, zip(*views, strict=True), strict=True):
                 yield question, self._settle(picture, _mean(maps))
 
@@ -130,17 +130,18 @@ class Segmenter:
             on_error(question, error)
             return None
 
-    def _views(self) -> Iterator[tuple[int, int, bool]]:
-        """(noise level, seed, mirrored?) of each look at the pictures."""
-        return product(self.plan.noise, self.plan.seeds, (False, True) if self.plan.flip else (False,))
+    def _looks(self, pictures: Sequence[Prepared], prompts: Prompts) -> Iterator[list[Maps]]:
+        """The maps of each picture, once for every side, noise level and seed."""
+        for mirrored in (False, True) if self.plan.flip else (False,):
+            latents = [self._latents(picture, mirrored) for picture in pictures]
+            for level, seed in product(self.plan.noise, self.plan.seeds):
+                rows = [self._rows(picture, part) for picture, part in zip(pictures, latents, strict=True)]
+                self._pass([row for some in rows for row in some], level, seed, prompts)
+                yield [self._maps(picture, some, mirrored) for picture, some in zip(pictures, rows, strict=True)]
 
-    def _look(
-        self, pictures: Sequence[Prepared], level: int, seed: int, mirrored: bool, prompts: Prompts
-    ) -> list[Maps]:
-        """The maps of each picture from one noise level, seed and side."""
-        rows = [self._rows(picture, mirrored) for picture in pictures]
-        waiting = sorted((row for some in rows for row in some), key=lambda row: row.size)
-        for _, same in groupby(waiting, key=lambda row: row.size):
+    def _pass(self, rows: Iterable[_Row], level: int, seed: int, prompts: Prompts) -> None:
+        """Send rows through the denoiser, those of one size together, each listened to by its readout."""
+        for _, same in groupby(sorted(rows, key=lambda row: row.size), key=lambda row: row.size):
             while part := list(islice(same, self.batch)):
                 self.backbone.forward(
                     torch.cat([row.latent for row in part]),
@@ -150,17 +151,19 @@ class Segmenter:
                     lambda index, call, part=part: part[index].readout.add(call),  # type: ignore[misc]
                     prompts,
                 )
-        return [self._maps(picture, some, mirrored) for picture, some in zip(pictures, rows, strict=True)]
 
-    def _rows(self, picture: Prepared, mirrored: bool) -> list[_Row]:
-        """A row for every prompt and window of a picture, prompts first."""
+    def _latents(self, picture: Prepared, mirrored: bool) -> Tensor:
+        """The encoding of every window of a picture."""
         tiles = [ImageOps.mirror(tile) if mirrored else tile for tile in picture.tiles]
         parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
-        latents = torch.cat([self.backbone.latents(part, picture.size) for part in parts]).split(1)
+        return torch.cat([self.backbone.latents(part, picture.size) for part in parts])
+
+    def _rows(self, picture: Prepared, latents: Tensor) -> list[_Row]:
+        """A row for every prompt and window of a picture, prompts first."""
         return [
             _Row(latent, words.caption, picture.size, Readout(self.plan, words, picture.grid))
             for words in picture.prompts
-            for latent in latents
+            for latent in latents.split(1)
         ]
 
     def _maps(self, picture: Prepared, rows: Sequence[_Row], mirrored: bool) -> Maps:

@@ -152,7 +152,7 @@ class LayerWeigher:
         self.key_mass = resize_keys_adjoint(everything, grid, reference.grid)[0]
         self.total: Tensor | None = None
 
-    def add(self, block: Int[Tensor, " block"], affinity: Float[Tensor, "block pixel"]) -> None:
+    def add(self, block: slice | Int[Tensor, " block"], affinity: Float[Tensor, "block pixel"]) -> None:
         """Take the affinity's rows `self.rows[block]`."""
         if self.rule.statistics is None:
             return
@@ -163,8 +163,8 @@ class LayerWeigher:
         if self.rule.bilinear:
             seen = self.rule.statistics(self.reference.pulled(self.grid)[block], affinity)
         else:
-            where = torch.full((len(self.rows),), -1, device=block.device)
-            where[block] = torch.arange(len(block), device=block.device)
+            where = torch.full((len(self.rows),), -1, device=affinity.device)
+            where[block] = torch.arange(len(affinity), device=affinity.device)
             pixels = (where[self.place] >= 0).nonzero().flatten()
             resized = resize_keys(affinity, self.grid, self.reference.grid)[where[self.place[pixels]]]
             seen = self.rule.statistics(self.reference.affinity[pixels], resized)

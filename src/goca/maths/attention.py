@@ -27,10 +27,20 @@ def affinity_blocks(
     k: Float[Tensor, "head pixel dim"],
     scale: float,
     rows: Int[Tensor, " row"] | None = None,
-) -> Iterator[tuple[Int[Tensor, " block"], Float[Tensor, "block pixel"]]]:
-    """The head-mean self-attention, some rows at a time: (indices into `rows`, those rows); all pixels by default."""
-    heads, pixels, _ = q.shape
-    rows = torch.arange(pixels, device=q.device) if rows is None else rows
+) -> Iterator[tuple[slice, Float[Tensor, "block pixel"]]]:
+    """The head-mean self-attention, some rows at a time: (which of `rows`, those rows); all pixels by default.
+
+    Queries and keys must not require gradients: every block is computed in the memory of the one before.
+    """
+    queries = (q if rows is None else q[:, rows]).float() * scale
+    keys = k.float().transpose(-1, -2).contiguous()
+    heads, count, _ = queries.shape
+    pixels = keys.shape[-1]
     step = max(16, BLOCK_ELEMENTS.get(q.device.type, BLOCK_ELEMENTS["cuda"]) // (heads * pixels))
-    for block in torch.arange(len(rows), device=q.device).split(step):
-        yield block, probabilities(q[:, rows[block]], k, scale).mean(0)
+    memory = queries.new_empty(heads, min(step, count), pixels)
+    for start in range(0, count, step):
+        block = slice(start, min(start + step, count))
+        part = memory[:, : block.stop - block.start]
+        torch.bmm(queries[:, block], keys, out=part)
+        torch.softmax(part, dim=-1, out=part)
+        yield block, part.mean(0)

@@ -50,21 +50,21 @@ def label(
     size: Grid,
     strip: int = 64,
 ) -> Int[Tensor, "height width"]:
-    """Upsample, settle the background, take the argmax: 0 = background, i = class i - 1. Strips of rows bound the memory.
+    """Upsample, settle the background, take the argmax: 0 = background, i = class i - 1. Strips bound the memory.
 
-    A class whose map is -inf cannot win; without support the supporting map is 0. Ties go to the background, then to the
-    first class.
+    A class whose map is -inf cannot win; without support the supporting map is 0. Ties go to the background, then to
+    the first class.
     """
     extra = torch.zeros_like(classes[:1]) if support is None else support[None]
     absent = classes.isneginf().flatten(1).all(1)
-    # Their -inf waits until after the interpolation, in which 0 times -inf would be nan.
-    maps = torch.cat([extra, classes.masked_fill(absent[:, None, None], 0)])
+    maps = torch.cat([extra, classes])
     by, bx = (bilinear(cells, pixels, maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
     wide = einsum(maps, bx, "channel h w, width w -> channel h width")
     labels = []
     for rows in by.split(strip):
         scores = einsum(wide, rows, "channel h width, height h -> channel height width")
         scores[0] = background.rule(background.threshold, scores[0])
+        # Said again: on the way 0 times -inf became nan.
         scores[1:][absent] = -torch.inf
         labels.append(scores.argmax(0))
     return torch.cat(labels)

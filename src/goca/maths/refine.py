@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from goca.maths import Grid
@@ -32,12 +32,12 @@ class Affinity:
         """Whether a layer on `grid` is taken as rows of its affinity (`add_rows`) rather than as queries and keys."""
         return grid[0] * grid[1] <= DENSE_PIXELS
 
-    def add_rows(self, rows: Int[Tensor, " block"], affinity: Float[Tensor, "block pixel"], grid: Grid) -> None:
+    def add_rows(self, rows: slice, affinity: Float[Tensor, "block pixel"], grid: Grid) -> None:
         """Add some rows of a layer's affinity; every row must be added once, and then the layer counted (`count`)."""
         if grid not in self._dense:
             pixels = grid[0] * grid[1]
             self._dense[grid] = affinity.new_zeros(pixels, pixels)
-        self._dense[grid].index_add_(0, rows, affinity)
+        self._dense[grid][rows] += affinity
 
     def count(self) -> None:
         """One more layer has been added row by row."""

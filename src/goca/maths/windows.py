@@ -1,4 +1,4 @@
-"""One picture seen through overlapping windows: where they lie on the canvas of cells, and how their maps are joined."""
+"""One picture seen through overlapping windows: where they lie on the canvas of cells, and how their maps join."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

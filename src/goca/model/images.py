@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Any
+from contextlib import nullcontext
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,7 +28,8 @@ def load(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise GocaError(
-                f"an array of shape {picture.shape} and type {picture.dtype} is no picture: pass (height, width, 3) uint8"
+                f"an array of shape {picture.shape} and type {picture.dtype} is no picture: "
+                "pass (height, width, 3) uint8"
             )
         picture, name = Image.fromarray(picture), "the array"
     elif isinstance(picture, str | os.PathLike):
@@ -44,8 +45,9 @@ def load(picture: Picture) -> Image.Image:
 def _decode(picture: str | os.PathLike[str] | Image.Image, name: str) -> Image.Image:
     """Upright and RGB. A PIL image is decoded only when it is first looked at, so it may turn out broken as well."""
     try:
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        return _rgb(ImageOps.exif_transpose(image))
+        # A picture that the user opened is the user's to close.
+        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as image:
+            return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise GocaError(f"no such file: {name}") from None
     except IsADirectoryError:
@@ -63,7 +65,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: 16-bit grey keeps its upper 8 bits, transparency is laid on white."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values >> (8 if values.max() > 255 else 0)).clip(0, 255).astype(np.uint8)).convert("RGB")
+        upper = values >> (8 if values.max() > 255 else 0)
+        return Image.fromarray(upper.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ def load(
     if not local and (isinstance(name, Path) or str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
         raise GocaError(f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name')
     try:
-        with quiet():
-            pipeline = _from_pretrained(where, kind, revision, variant, local)
-            return pipeline.to(place)
+        # A local folder loads in silence; what is fetched shows the libraries' own progress.
+        with quiet() if local else nullcontext():
+            return _from_pretrained(where, kind, revision, variant, local).to(place)
     except torch.OutOfMemoryError:
         raise GocaError(f"{name} does not fit {place}: try --dtype float16, or --device cpu") from None
 
@@ -95,23 +95,32 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what diffusers and transformers log while a pipeline is built or asked; errors still raise."""
+    """Silence what diffusers and transformers say while a pipeline is loaded; errors still raise."""
+    # The bars first: that imports the libraries, which set their loggers' levels when they are imported.
+    with without_bars(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+        before = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep diffusers, transformers and the hub client from drawing progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
-    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    drawing = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        for library in libraries:
+        for library in drawing:
             library.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-        for library in libraries:
+        for library in drawing:
             library.enable_progress_bar()

@@ -115,7 +115,7 @@ def _trained() -> Any:
     """A byte-pair tokenizer of CLIP's kind, trained on the corpus: about a second, so once a process."""
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer().train_new_from_iterator(list(CORPUS) * 20, vocab_size=400)
+    return CLIPTokenizer().train_new_from_iterator(list(CORPUS) * 20, vocab_size=400, show_progress=False)
 
 
 def _tokenizer(pad: str | None) -> Any:

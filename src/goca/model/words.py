@@ -8,8 +8,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
+
+import inflection
 
 from goca.errors import GocaError
 
@@ -17,6 +20,11 @@ START, END = r"(?<![^\W_])", r"(?![^\W_])"
 """Where a word may start and end; an underscore is a gap like a space."""
 STOP = re.compile(rf"{START}(?:a|an|the|and){END}|[,.\-\s_]", re.IGNORECASE)
 """Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is no whole word."""
+
+# Plurals that inflection's rules miss, both ways.
+_PLURALS = {"foot": "feet", "goose": "geese", "tooth": "teeth", "leaf": "leaves", "wolf": "wolves", "calf": "calves"}
+_PLURALS |= {"shelf": "shelves", "loaf": "loaves", "scarf": "scarves", "thief": "thieves", "hoof": "hooves"}
+IRREGULAR = _PLURALS | {plural: singular for singular, plural in _PLURALS.items()}
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
 """Class names, or {class: [synonyms]}."""
@@ -115,7 +123,7 @@ def split(wanted: Sequence[Noun], fits: Callable[[Sequence[Noun]], bool]) -> lis
     """
     for count in range(1, len(wanted) + 1):
         edges = [round(i * len(wanted) / count) for i in range(count + 1)]
-        groups = [tuple(wanted[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        groups = [tuple(wanted[a:b]) for a, b in pairwise(edges)]
         if all(fits(group) for group in groups):
             return groups
     name = next(noun.name for noun in wanted if not fits((noun,)))
@@ -135,7 +143,8 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
         if not kept:
             raise GocaError(
                 f'the bundled model does not know "{noun.name}"; it knows {", ".join(known)}. For anything else use a '
-                "real checkpoint: --model with a diffusers folder or a Hub id, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+                "real checkpoint: --model with a diffusers folder or a Hub id, such as "
+                "stable-diffusion-v1-5/stable-diffusion-v1-5"
             )
         for word in kept:
             if word in owners:
@@ -156,16 +165,12 @@ def tokens_of(text: str, encoding: Any) -> Tokens:
 @lru_cache(maxsize=4096)
 def forms(word: str) -> frozenset[str]:
     """A name in lower case with single spaces, its plural and its singular."""
-    plain = _plain(word)
-    engine = _inflect()
-    return frozenset({plain, engine.plural_noun(plain) or plain, engine.singular_noun(plain) or plain})
-
-
-@cache
-def _inflect() -> Any:
-    import inflect
-
-    return inflect.engine()
+    *before, last = _plain(word).split(" ")
+    if last in IRREGULAR:
+        inflected = {last, IRREGULAR[last]}
+    else:
+        inflected = {last, inflection.pluralize(last), inflection.singularize(last)}
+    return frozenset(" ".join((*before, form)) for form in inflected)
 
 
 def _plain(word: str) -> str:
@@ -201,7 +206,7 @@ def _spans(text: str, named: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]
 def _columns(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named: bool) -> tuple[int, ...]:
     """The content tokens under a noun's character ranges; ranges that the tokenizer cut off do not count."""
     if not spans:
-        hint = "add it to the caption" if named else "another name stands for the same, or its letters got lost"
+        hint = "add it to the caption" if named else "another name has its place; leave one out or use a synonym"
         raise GocaError(f'"{noun.name}" is not in the caption "{tokens.text}": {hint}')
     silent = {place for match in STOP.finditer(tokens.text) for place in range(*match.span())}
     columns: set[int] = set()
@@ -218,7 +223,9 @@ def _columns(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named
                 column for column in inside if not silent.issuperset(_overlap(tokens.offsets[column], (start, end)))
             )
     if not whole:
-        raise GocaError(f'"{noun.name}" stands behind the tokenizer\'s limit of {len(tokens.offsets)} tokens: shorten the caption')
+        raise GocaError(
+            f'"{noun.name}" stands behind the tokenizer\'s limit of {len(tokens.offsets)} tokens: shorten the caption'
+        )
     if not columns:
         raise GocaError(f'"{noun.name}" consists of stop words: name a thing')
     return tuple(sorted(columns))

@@ -1,0 +1,222 @@
+"""The `goca` command: options in, calls to the library, exit codes out.
+
+0: done. 2: the user's mistake, one line on stderr. 1: ours, or some of many pictures could not be read.
+130: Ctrl-C.
+Whatever needs torch is imported inside the commands, so that `goca --help` need not wait for it.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from goca.apps import files, options, terminal
+
+# Plain help: it is copied, piped and grepped, and it starts faster.
+app = typer.Typer(
+    name="goca",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Verbose = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", help="Show the libraries' warnings, and tracebacks.", show_default=False),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name or class may hold what the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
+    # Read when torch is loaded. Threads that wait by spinning starve each other where cores are shared: one tiny
+    # forward pass took 4.3 CPU-s instead of 0.14 on two busy cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = app(given, prog_name="goca", standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone, as in `goca models | head -1`; Python must not try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except terminal.UsageError as error:
+        message = error.format_message()
+        command = getattr(getattr(error, "ctx", None), "command_path", "goca")
+        terminal.say(f"{message.rstrip('.')}; see {command} --help")
+        return 2
+
+
+@app.callback(invoke_without_command=True)
+def goca(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", show_default=False)] = False,
+) -> None:
+    """Segment pictures by class names with a text-to-image diffusion model, untrained."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"goca {version_of('goca')}")
+        raise typer.Exit
+
+
+@app.command()
+def segment(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE|DIR",
+            show_default=False,
+            help="Pictures, and folders to search for them; hidden ones and earlier results are left out.",
+        ),
+    ],
+    classes: Annotated[
+        str | None, typer.Option(metavar="NAMES", help='What to look for: "cat, grass".', show_default=False)
+    ] = None,
+    classes_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help='The same, one a line: "class" or "class: synonym, synonym"; # starts a comment.',
+        ),
+    ] = None,
+    others: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Supporting nouns: they take part but get no label.", show_default=False),
+    ] = "",
+    background: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|T",
+            help="The recipe's rule, a class for every pixel, or a score threshold from 0 to 1.",
+        ),
+    ] = "auto",
+    caption: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The prompt, instead of the list of nouns; it must have them all.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.'),
+    ] = "bundled",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced or goca-compound.")
+    ] = "goca",
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T[,T...]",
+            help="Training timesteps of the forward passes.  [default: the model's]",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Average over so many noises.")] = 1,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with the mirrored picture.", show_default=False)
+    ] = False,
+    window: Annotated[
+        bool,
+        typer.Option("--window", help="See large pictures at full scale, through windows.", show_default=False),
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where NAME.labels.png, NAME.overlay.png and NAME.json go.")
+    ] = Path("goca-out"),
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one line of JSON a picture, and nothing else.", show_default=False),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:1 or mps.  [default: the best there is]",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="float32, float16 or bfloat16.  [default: float32 on cpu, else float16]",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Pixels a side the model sees.  [default: the model's]", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first noise.")] = 0,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures a forward pass.")] = 4,
+    verbose: Verbose = False,
+) -> None:
+    """Label the pixels of pictures with class names.
+
+    Each picture gets an indexed PNG of its own size, an overlay to look at and a JSON file. Below --out they
+    keep the pictures' paths under the common parent of what was named.
+    """
+    with terminal.session(verbose):
+        jobs = files.jobs(images, out)
+        asked = options.Asked(
+            options.classes(classes, classes_file),
+            options.names(others),
+            options.background(background),
+            caption,
+        )
+        levels = options.noise(noise)
+        from goca.apps.segment import Model, run
+
+        chosen = Model(
+            model,
+            recipe,
+            device,
+            dtype,
+            batch,
+            {"noise": levels, "size": size, "seed": seed, "seeds": seeds, "flip": flip, "window": window},
+        )
+        whole = run(jobs, asked, chosen, as_json=json)
+    if not whole:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Segment a picture with a tiny random pipeline of every family.",
+            show_default=False,
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)] = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the known checkpoints, or check the families.
+
+    Any other checkpoint of a family that goca reads works too, with settings by that family's rule.
+    """
+    with terminal.session(verbose):
+        from goca.apps import models as shown
+
+        if check:
+            from goca.model.tiny import BUILDERS
+
+            whole = shown.report(BUILDERS, as_json=json)
+        else:
+            whole = shown.listing(as_json=json)
+    if not whole:
+        raise typer.Exit(1)

@@ -1,0 +1,129 @@
+"""`goca models`: the known checkpoints, and a check that every family of models works on this machine."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import requires
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from goca.apps.terminal import console, progress, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from goca.model.zoo import Settings
+
+OK, FAILED = "ok", "failed"
+UNVERIFIED = "not verified here"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How a family fared. status: "ok", "failed" or "needs EXTRA"."""
+
+    name: str
+    status: str
+    detail: str
+
+
+def listing(as_json: bool) -> bool:
+    """Print the known checkpoints."""
+    from goca.model.zoo import ZOO
+
+    if as_json:
+        print(json.dumps({"models": [_facts(known) for known in ZOO]}))
+    else:
+        out = console()
+        for known in ZOO:
+            out.print(_table(known))
+    return True
+
+
+def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:
+    """Check the family behind each builder of a tiny pipeline and print how it fared; whether none failed."""
+    with progress(hidden=as_json) as bar:
+        task = bar.add_task("checking", total=len(builders))
+        checked = []
+        for one in check(builders):
+            checked.append(one)
+            bar.advance(task)
+    if as_json:
+        print(json.dumps({"families": [asdict(one) for one in checked]}))
+    else:
+        rows = table("family", "status", "detail")
+        for one in checked:
+            rows.add_row(one.name, one.status, one.detail)
+        console().print(rows)
+    return all(one.status != FAILED for one in checked)
+
+
+def check(builders: Mapping[str, Callable[[], Any]]) -> Iterator[Checked]:
+    """Segment a small picture with each pipeline; whatever goes wrong is the family's result."""
+    for name, build in builders.items():
+        start = time.perf_counter()
+        try:
+            _segment(build())
+            status, detail = OK, f"segmented in {time.perf_counter() - start:.1f} s"
+        except Exception as error:
+            detail = " ".join(f"{type(error).__name__}: {error}".split())
+            extra = _extra(error)
+            status = f"needs {extra}" if extra else FAILED
+            if extra:
+                detail = f'pip install "goca[{extra}]" ({detail})'
+        yield Checked(name, status, detail)
+
+
+def _segment(pipeline: Any) -> None:
+    """Raise unless the pipeline yields finite scores and labels of the picture's size."""
+    import numpy as np
+
+    from goca.segmenter import Segmenter
+
+    height, width = 96, 160
+    ramp = np.mgrid[0:height, 0:width]
+    picture = np.stack([ramp[0] * 2, ramp[1], ramp.sum(0)], axis=-1).clip(0, 255).astype(np.uint8)
+    result = Segmenter.from_pipeline(pipeline, size=64)(picture, ["cat", "grass"])
+    if result.labels.shape != (height, width):
+        raise ValueError(f"labels of {result.labels.shape} for a picture of {(height, width)}")
+    if not np.isfinite(result.scores.grid).all():
+        raise ValueError("scores are not finite")
+
+
+def _extra(error: Exception) -> str | None:
+    """The extra of goca that brings what an ImportError misses."""
+    if not isinstance(error, ImportError):
+        return None
+    text = f"{error.name} {error}".lower()
+    for requirement in requires("goca") or ():
+        found = re.match(r"""([\w-]+).*extra == ['"]([\w-]+)['"]""", requirement)
+        if found and found[2] != "dev" and re.search(rf"\b{found[1].lower()}\b", text):
+            return found[2]
+    return None
+
+
+def _facts(known: "Settings") -> dict[str, Any]:
+    facts = asdict(known)
+    # How a checkpoint is recognised is the loader's business.
+    del facts["layout"]
+    facts["scores"] = [{**score, "note": UNVERIFIED} for score in facts["scores"]]
+    return facts
+
+
+def _table(known: "Settings") -> "Table":
+    rows = table("", known.name)
+    rows.add_row("repositories", "\n".join(known.repos))
+    rows.add_row("size", f"{known.size} px a side")
+    rows.add_row("noise", f"timestep {known.noise}")
+    rows.add_row("heads", known.heads)
+    rows.add_row("reference", known.reference)
+    rows.add_row("refine", "\n".join(known.refine))
+    rows.add_row("order", str(known.order))
+    rows.add_row("settings", known.origin)
+    rows.add_row("nouns", ", ".join(known.nouns) or "any")
+    for source, scores in groupby(known.scores, key=lambda score: score.source):
+        figures = ", ".join(f"{score.dataset} {score.miou}" for score in scores)
+        rows.add_row("mIoU", f"{figures}: {source}; {UNVERIFIED}")
+    return rows

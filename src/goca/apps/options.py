@@ -1,0 +1,81 @@
+"""What was typed for an option, as the value that the library takes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from goca.errors import GocaError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The question that every picture is asked; see `goca.Question`."""
+
+    classes: Sequence[str] | Mapping[str, Sequence[str]]
+    others: Sequence[str]
+    background: str | float | None
+    caption: str | None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas; blank ones, as after a last comma, do not count."""
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def classes(text: str | None, file: Path | None) -> Sequence[str] | Mapping[str, Sequence[str]]:
+    """The classes of --classes or --classes-file. Raises GocaError where both, neither or none are given."""
+    if text is not None and file is not None:
+        raise GocaError("--classes and --classes-file exclude each other: give one of them")
+    if file is not None:
+        return _from_file(file)
+    found = names(text or "")
+    if not found:
+        raise GocaError('no classes: name what to look for with --classes "cat, grass" or --classes-file FILE')
+    return found
+
+
+def _from_file(file: Path) -> Mapping[str, Sequence[str]]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise GocaError(f"--classes-file {file} is no UTF-8 text: give one class a line") from None
+    except OSError as error:
+        raise GocaError(f"--classes-file {file} cannot be read: {error.strerror}") from None
+    found: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(lines, start=1):
+        # A comment starts a line or follows a space: "c#" is a name.
+        content = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not content:
+            continue
+        name, _, synonyms = content.partition(":")
+        if name.strip() in found:
+            raise GocaError(f'--classes-file {file}, line {number}: "{name.strip()}" is named twice; remove one')
+        found[name.strip()] = names(synonyms)
+    if not found:
+        raise GocaError(f"--classes-file {file} names no class: write one a line")
+    return found
+
+
+def background(text: str) -> str | float | None:
+    """--background as the library takes it. GocaError unless it is auto, none or a number from 0 to 1."""
+    plain = text.strip().lower()
+    if plain in ("auto", "none"):
+        return None if plain == "none" else plain
+    try:
+        threshold = float(plain)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise GocaError(f'no background "{text}": give auto, none, or a threshold from 0 to 1')
+    return threshold
+
+
+def noise(text: str | None) -> tuple[int, ...] | None:
+    """The timesteps of --noise. Raises GocaError for anything but whole numbers between commas."""
+    if text is None:
+        return None
+    levels = names(text)
+    if not levels or not all(re.fullmatch(r"[0-9]{1,9}", level) for level in levels):
+        raise GocaError(f'no noise "{text}": give a training timestep such as 100, or several: 100,50')
+    return tuple(int(level) for level in levels)

@@ -1,0 +1,506 @@
+"""The command line: exit codes, what goes to stdout and what to stderr, and in which order things are checked."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from goca.apps import models, options
+from goca.apps.cli import main
+from goca.errors import GocaError
+from goca.model.tiny import BUILDERS
+from goca.recipe import GOCA, VANILLA
+from goca.segmentation import Segmentation
+from goca.segmenter import Segmenter
+
+ASK = ("--classes", "cat, grass", "--others", "sky")
+GOCA_SCRIPT = Path(sys.executable).with_name("goca")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    def mistake(self) -> str:
+        """The one line that a user's mistake gets; nothing else may have happened."""
+        assert (self.code, self.out) == (2, "")
+        return self.line()
+
+    def line(self) -> str:
+        assert self.err.endswith("\n")
+        assert self.err.count("\n") == 1
+        return self.err
+
+
+@pytest.fixture
+def goca(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """goca("segment", ...) in this process; libraries that write past Python are heard too."""
+    # `main` sets it for the process it is in.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def run(*arguments: str | Path) -> Outcome:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Outcome(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Segmenter:
+    return Segmenter.from_pretrained("bundled")
+
+
+@pytest.fixture
+def loaded(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The bundled model is loaded once for all tests; returns the arguments it was asked for with."""
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def from_pretrained(*args: Any, **kwargs: Any) -> Segmenter:
+        asked.append((args, kwargs))
+        return bundled
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
+    return asked
+
+
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_pretrained(*args: Any, **kwargs: Any) -> Segmenter:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Callable[..., Image.Image]) -> Path:
+    """The working folder: photo.jpg, in/a.png, in/sub/b.png, broken.png, empty/, names.txt."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    picture(160, 96).save("photo.jpg")
+    picture(48, 64, 1).save("in/a.png")
+    picture(72, 40, 2).save("in/sub/b.png")
+    Path("broken.png").write_bytes(b"no picture")
+    Path("names.txt").write_text("cat\n")
+    return tmp_path
+
+
+def written() -> list[str]:
+    return sorted(str(path) for path in Path("goca-out").rglob("*") if path.is_file())
+
+
+# --- The script itself
+
+
+def test_help_is_quick_and_needs_none_of_the_heavy_libraries():
+    code = (
+        "import sys; from goca.apps.cli import main; main(['--help']); main(['segment', '--help']);"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--classes" in done.stdout
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.5
+
+
+def test_the_installed_script_segments_and_prints_json_alone():
+    done = subprocess.run([GOCA_SCRIPT, "segment", "in", *ASK, "--json"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["image"] for line in lines] == ["in/a.png", "in/sub/b.png"]
+    assert [(line["height"], line["width"]) for line in lines] == [(64, 48), (40, 72)]
+
+
+def test_version(goca):
+    done = goca("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("goca ")
+    assert done.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("segment", "--help"), ("models", "-h")])
+def test_help(goca, arguments):
+    done = goca(*arguments)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("Usage: goca")
+
+
+# --- The user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nonsense",), "nonsense"),
+        (("--nonsense",), "--nonsense"),
+        (("segment",), "IMAGE"),
+        (("segment", "photo.jpg", "--nonsense"), "--nonsense"),
+        (("segment", "photo.jpg", "--classes"), "--classes"),
+        (("segment", "photo.jpg", "--seeds", "many"), "--seeds"),
+        (("segment", "photo.jpg", "--seeds", "0"), "--seeds"),
+        (("segment", "photo.jpg", "--batch", "0"), "--batch"),
+        (("segment", "photo.jpg", "--size", "-64"), "--size"),
+        (("segment", "photo.jpg", "--seed", "-1"), "--seed"),
+        (("models", "photo.jpg"), "photo.jpg"),
+    ],
+)
+def test_usage_errors_are_one_line(goca, arguments, told):
+    assert told in goca(*arguments).mistake()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("photo.jpg",), "--classes"),
+        (("photo.jpg", "--classes", " , "), "no classes"),
+        (("photo.jpg", "--classes", "cat", "--classes-file", "names.txt"), "give one of them"),
+        (("photo.jpg", "--classes-file", "nowhere.txt"), "nowhere.txt"),
+        (("photo.jpg", "--classes-file", "in"), "--classes-file in"),
+        (("photo.jpg", "--classes-file", "photo.jpg"), "UTF-8"),
+        (("photo.jpg", "--classes", "cat, Cat"), "twice"),
+        (("photo.jpg", "--classes", "cat", "--others", "cat"), "twice"),
+        (("nowhere.jpg", *ASK), "nowhere.jpg"),
+        (("photo.jpg", "nowhere", *ASK), "nowhere"),
+        (("empty", *ASK), "no pictures in empty"),
+        (("photo.jpg", "photo.jpg", *ASK), "photo.jpg and photo.jpg"),
+        (("photo.jpg", *ASK, "--out", "names.txt"), "cannot write to names.txt"),
+        (("photo.jpg", *ASK, "--out", "names.txt/below/it"), "cannot write to names.txt/below/it"),
+        (("photo.jpg", *ASK, "--recipe", "soup"), "goca, vanilla"),
+        (("photo.jpg", *ASK, "--background", "sky"), "auto, none"),
+        (("photo.jpg", *ASK, "--background", "1.5"), "from 0 to 1"),
+        (("photo.jpg", *ASK, "--background", "nan"), "from 0 to 1"),
+        (("photo.jpg", *ASK, "--noise", "loud"), "100,50"),
+        (("photo.jpg", *ASK, "--noise", "100,-5"), "100,50"),
+        (("photo.jpg", *ASK, "--noise", ","), "100,50"),
+    ],
+)
+def test_mistakes_are_found_before_the_model_is_loaded(goca, unloadable, folder, arguments, told):
+    before = sorted(folder.rglob("*"))
+    assert told in goca("segment", *arguments).mistake()
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--model", "nonsense"), "nonsense"),
+        (("--model", "in"), "model_index.json"),
+        (("--model", "no/such/" + "x" * 3000), "Hub id"),
+        (("--device", "toaster"), "cpu, cuda"),
+        (("--dtype", "float17"), "float32"),
+    ],
+)
+def test_models_that_cannot_be_loaded(goca, arguments, told):
+    assert told in goca("segment", "photo.jpg", *ASK, *arguments).mistake()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("photo.jpg", "--classes", "cat, unicorn"), 'does not know "unicorn"; it knows cat, dog'),
+        (("photo.jpg", "--classes", "cat", "--caption", "a dog on grass"), '"cat" is not in the caption'),
+        (("broken.png", *ASK), "broken.png is no picture"),
+        (("names.txt", *ASK), "names.txt is no picture"),
+    ],
+)
+def test_mistakes_that_only_the_model_or_the_picture_shows(goca, loaded, arguments, told):
+    assert told in goca("segment", *arguments).mistake()
+    assert written() == []
+
+
+def test_nouns_are_checked_before_any_picture_is_read(goca, loaded):
+    assert "unicorn" in goca("segment", "broken.png", "in", "--classes", "unicorn").mistake()
+
+
+# --- What a run leaves
+
+
+def test_one_picture(goca, loaded):
+    done = goca("segment", "photo.jpg", *ASK, "--background", "none")
+    assert (done.code, done.err) == (0, "")
+    assert written() == ["goca-out/photo.json", "goca-out/photo.labels.png", "goca-out/photo.overlay.png"]
+    with Image.open("goca-out/photo.labels.png") as labels:
+        values = np.asarray(labels)
+    assert values.shape == (96, 160)
+    assert set(np.unique(values)) <= {1, 2}
+    facts = json.loads(Path("goca-out/photo.json").read_text())
+    assert [one["name"] for one in facts["classes"]] == ["cat", "grass"]
+    for expected in ("photo.jpg\n", "cat", "grass", "share of pixels", "peak score", *written()):
+        assert expected in done.out
+    assert f"{facts['classes'][0]['share']:.1%}" in done.out
+    assert "(background)" not in done.out
+
+
+def test_the_table_shows_the_background_and_the_notes(goca, loaded):
+    done = goca("segment", "photo.jpg", "--classes", "cat")
+    assert "(background)" in done.out
+    assert "note: one noun alone" in done.out
+
+
+def test_a_pipe_gets_everything(goca, loaded):
+    """Nothing is wrapped, cut or coloured where no terminal is."""
+    deep = Path("deep" * 40, "deeper" * 30)
+    done = goca("segment", "in/a.png", *ASK, "--out", deep)
+    assert f"\n{deep / 'a.overlay.png'}\n" in done.out
+    assert "…" not in done.out
+    assert "\x1b" not in done.out
+
+
+def test_names_are_printed_as_they_are(goca, loaded):
+    Path("photo.jpg").rename("[red]:cat:.jpg")
+    assert goca("segment", "[red]:cat:.jpg", *ASK).out.startswith("[red]:cat:.jpg\n")
+
+
+def test_json_is_one_line_a_picture_and_the_file_that_was_written(goca, loaded):
+    done = goca("segment", "in", *ASK, "--json")
+    assert (done.code, done.err) == (0, "")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line.pop("image") for line in lines] == ["in/a.png", "in/sub/b.png"]
+    files = [line.pop("files") for line in lines]
+    assert sorted(name for names in files for name in names) == written()
+    assert files[1] == [f"goca-out/sub/b{suffix}" for suffix in (".labels.png", ".overlay.png", ".json")]
+    assert lines == [json.loads(Path(names[-1]).read_text()) for names in files]
+    assert lines[0]["plan"]["captions"] == ["cat, grass, sky"]
+
+
+def test_a_second_run_does_not_take_results_for_pictures(goca, loaded):
+    for _ in range(2):
+        done = goca("segment", ".", *ASK, "--json")
+        images = [json.loads(line)["image"] for line in done.out.splitlines()]
+        assert images == ["in/a.png", "in/sub/b.png", "photo.jpg"]
+
+
+def test_synonyms_from_a_file(goca, loaded):
+    Path("names.txt").write_text("cat: dog\ngrass\n")
+    done = goca("segment", "photo.jpg", "--classes-file", "names.txt", "--json")
+    facts = json.loads(done.out)
+    assert [one["name"] for one in facts["classes"]] == ["cat", "grass"]
+    assert facts["plan"]["captions"] == ["cat, dog, grass"]
+
+
+def test_a_caption(goca, loaded):
+    done = goca("segment", "photo.jpg", "--classes", "cat", "--caption", "cat on grass", "--json")
+    assert json.loads(done.out)["plan"]["captions"] == ["cat on grass"]
+
+
+def test_options_reach_the_library(goca, loaded):
+    assert goca("segment", "photo.jpg", *ASK).code == 0
+    options = (
+        "--model m --recipe vanilla --device cpu --dtype bf16 --batch 3 --noise 100,50 --size 32 --seed 5 --seeds 2"
+    )
+    assert goca("segment", "photo.jpg", *ASK, *options.split(), "--flip", "--window").code == 0
+    plain = {"noise": None, "size": None, "seed": 0, "seeds": 1, "flip": False, "window": False}
+    asked = {"noise": (100, 50), "size": 32, "seed": 5, "seeds": 2, "flip": True, "window": True}
+    assert loaded == [
+        (("bundled", GOCA, None, None), {"batch": 4, **plain}),
+        (("m", VANILLA, "cpu", "bf16"), {"batch": 3, **asked}),
+    ]
+
+
+# --- Bad days
+
+
+@pytest.mark.parametrize("quietly", [(), ("--json",)])
+def test_one_broken_picture_among_many(goca, loaded, quietly):
+    done = goca("segment", "in", "broken.png", "photo.jpg", *ASK, *quietly)
+    assert done.code == 1
+    assert "broken.png is no picture" in done.err
+    assert "3 of 4 pictures are done" in done.err
+    assert done.err.count("\n") == 2
+    assert len(written()) == 9
+
+
+def test_a_report_always_names_the_picture(goca, loaded):
+    """The library's own message need not: here, the picture is too long for its windows."""
+    Image.new("RGB", (12000, 40)).save("long.png")
+    done = goca("segment", "in/a.png", "long.png", *ASK)
+    assert done.code == 1
+    assert "long.png: " in done.err
+    assert "windows" in done.err
+
+
+def test_ctrl_c_keeps_what_is_done(goca, loaded, monkeypatch):
+    save = Segmentation.save
+
+    def save_then_stop(self: Segmentation, folder: Path, stem: str) -> tuple[Path, ...]:
+        if stem == "b":
+            signal.raise_signal(signal.SIGINT)
+        return save(self, folder, stem)
+
+    monkeypatch.setattr(Segmentation, "save", save_then_stop)
+    done = goca("segment", "in", "photo.jpg", *ASK)
+    assert done.code == 130
+    assert done.line() == "goca: stopped; 1 of 3 pictures are done and whole\n"
+    assert written() == [f"goca-out/in/a{suffix}" for suffix in (".json", ".labels.png", ".overlay.png")]
+
+
+def test_a_full_disk_stops_the_run_in_one_line(goca, loaded, monkeypatch):
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "free some space" in goca("segment", "photo.jpg", *ASK).mistake()
+
+
+@pytest.fixture
+def boom(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*args: Any, **kwargs: Any) -> Segmenter:
+        raise RuntimeError("boom\nand more")
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", explode)
+
+
+def test_the_unexpected_is_one_line(goca, boom):
+    done = goca("segment", "photo.jpg", *ASK)
+    assert (done.code, done.out) == (1, "")
+    assert done.line() == "goca: unexpected RuntimeError: boom and more; run again with -v for the traceback\n"
+
+
+def test_the_unexpected_has_a_traceback_with_v(goca, boom):
+    done = goca("segment", "photo.jpg", *ASK, "-v")
+    assert (done.code, done.out) == (1, "")
+    assert "Traceback" in done.err
+    assert "explode" in done.err
+
+
+def test_a_reader_that_leaves_gets_no_traceback():
+    """As in `goca models | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run([GOCA_SCRIPT, "models"], stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+# --- Chatter and progress
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_libraries_are_heard_only_with_v(goca, bundled, monkeypatch, caplog, verbose):
+    def chatty(*args: Any, **kwargs: Any) -> Segmenter:
+        logging.getLogger("somebody").error("a log line")
+        warnings.warn("a warning", UserWarning, stacklevel=1)
+        return bundled
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", chatty)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        done = goca("segment", "photo.jpg", *ASK, "--json", *(("-v",) if verbose else ()))
+    assert done.code == 0
+    assert [record.message for record in caplog.records if record.name == "somebody"] == ["a log line"] * verbose
+    assert [str(one.message) for one in seen if "a warning" in str(one.message)] == ["a warning"] * verbose
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_progress_is_for_terminals(goca, loaded, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = goca("segment", "photo.jpg", *ASK)
+    assert "loading bundled" in shown.err
+    assert "loading" not in shown.out
+    assert goca("segment", "photo.jpg", *ASK, "--json").err == ""
+
+
+# --- goca models
+
+
+def test_models_as_a_table(goca):
+    done = goca("models")
+    assert (done.code, done.err) == (0, "")
+    for expected in ("bundled", "Stable Diffusion XL", "VOC 65.6", "not verified here", "up_blocks.2", "output-share"):
+        assert expected in done.out
+
+
+def test_models_as_json(goca):
+    done = goca("models", "--json")
+    assert (done.code, done.err) == (0, "")
+    listed = {one["name"]: one for one in json.loads(done.out)["models"]}
+    assert {"repos", "size", "noise", "heads", "reference", "refine", "order", "scores"} <= set(listed["bundled"])
+    scores = listed["Stable Diffusion 1.5"]["scores"]
+    assert scores[0]["dataset"] == "VOC"
+    assert scores[0]["miou"] == 60.7
+    assert "CVPR 2026" in scores[0]["source"]
+    assert {score["note"] for score in scores} == {"not verified here"}
+
+
+def test_every_family_works(goca):
+    done = goca("models", "--check", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("{")
+    families = json.loads(done.out)["families"]
+    assert [set(one) for one in families] == [{"name", "status", "detail"}] * len(BUILDERS)
+    assert {one["name"]: one["status"] for one in families} == dict.fromkeys(BUILDERS, "ok")
+
+
+def needs_an_extra() -> Any:
+    raise ImportError("T5Tokenizer requires the SentencePiece library but it was not found\nin your environment.")
+
+
+def needs_something_else() -> Any:
+    import a_module_that_nobody_has  # noqa: F401
+
+
+def test_a_check_tells_missing_extras_from_failures(monkeypatch, goca):
+    monkeypatch.setattr("goca.model.tiny.BUILDERS", {"a": needs_an_extra, "b": needs_something_else})
+    done = goca("models", "--check", "--json")
+    assert (done.code, done.err) == (1, "")
+    first, second = json.loads(done.out)["families"]
+    assert (first["name"], first["status"]) == ("a", "needs sentencepiece")
+    assert 'pip install "goca[sentencepiece]"' in first["detail"]
+    assert (second["name"], second["status"]) == ("b", "failed")
+    assert "a_module_that_nobody_has" in second["detail"]
+    assert goca("models", "--check").code == 1
+
+
+def test_a_missing_extra_is_no_failure():
+    assert models.report({"a": needs_an_extra}, as_json=False)
+
+
+# --- Options
+
+
+def test_a_classes_file():
+    Path("names.txt").write_text(
+        "# animals\n\n  cat :  kitten , tomcat # ours\n# dog\npotted plant\nc#:\n", encoding="utf-8-sig"
+    )
+    expected = {"cat": ("kitten", "tomcat"), "potted plant": (), "c#": ()}
+    assert options.classes(None, Path("names.txt")) == expected
+    assert list(options.classes(None, Path("names.txt"))) == list(expected)
+
+
+@pytest.mark.parametrize(("content", "told"), [("cat\ncat: kitten\n", "line 2"), ("# cat\n", "names no class")])
+def test_a_classes_file_that_is_wrong(content, told):
+    Path("names.txt").write_text(content)
+    with pytest.raises(GocaError, match=told):
+        options.classes(None, Path("names.txt"))
+
+
+def test_names_between_commas():
+    assert options.names(" cat,traffic light ,, grass,") == ("cat", "traffic light", "grass")
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("None", None), ("0.5", 0.5), ("0", 0.0), ("1", 1.0)])
+def test_backgrounds(text, value):
+    assert options.background(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [(None, None), ("100", (100,)), (" 100, 50 ", (100, 50))])
+def test_noise(text, value):
+    assert options.noise(text) == value

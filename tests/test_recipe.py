@@ -1,0 +1,327 @@
+"""Recipes as values, plans made of them, and the table of settings that the authors used."""
+
+import json
+from dataclasses import FrozenInstanceError, fields, replace
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import torch
+
+from goca.errors import GocaError
+from goca.maths import aggregate, background, rescale
+from goca.maths.background import Background
+from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, STEPS
+from goca.model.families import FAMILIES
+from goca.model.zoo import BUNDLED, SD15, SD21, SDXL, ZOO, Settings, settings_for
+from goca.recipe import (
+    GOCA,
+    GOCA_BALANCED,
+    GOCA_COMPOUND,
+    RECIPES,
+    VANILLA,
+    Overrides,
+    Plan,
+    Recipe,
+    plan,
+    recipe_named,
+)
+
+UNET = next(family for family in FAMILIES if family.name == "unet")
+
+
+def refused(error: pytest.ExceptionInfo[GocaError], *parts: str) -> None:
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def planned(recipe: Recipe = GOCA, settings: Settings = SD15, **overrides: Any) -> Plan:
+    blocks = (*settings.refine, settings.reference, "mid_block.attentions.0.transformer_blocks.0")
+    return plan(recipe, settings, blocks, "a model", Overrides(**overrides))
+
+
+# ---- recipes
+
+
+def test_the_recipes_are_values_of_each_other() -> None:
+    assert replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax")) == VANILLA
+    assert replace(GOCA, layers="balanced-agreement") == GOCA_BALANCED
+    compound = replace(GOCA, rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"))
+    assert replace(GOCA_COMPOUND, background=GOCA.background) == compound
+    assert isinstance(GOCA_COMPOUND.background, Background)
+    assert GOCA_COMPOUND.background.rule is background.maximum
+    assert Recipe() == GOCA
+    assert len({GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND}) == 4
+
+
+def test_the_published_recipe() -> None:
+    assert GOCA.layers == aggregate.agreement
+    assert GOCA.rescale == (rescale.share, rescale.blur, rescale.minmax)
+    assert {GOCA.heads, GOCA.reference, GOCA.refine, GOCA.order, GOCA.noise} == {"from_model"}
+    assert GOCA.background == "auto"
+
+
+def test_names_and_the_rules_themselves_are_one() -> None:
+    named = Recipe(heads="cosine", layers="iou-like", rescale=("share", "peak"))
+    assert named == Recipe(aggregate.cosine, aggregate.iou_like, (rescale.share, rescale.peak))
+
+
+def test_a_recipe_stays_as_it_is() -> None:
+    with pytest.raises(FrozenInstanceError):
+        GOCA.order = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "known"),
+    [("heads", "loudest", HEADS), ("layers", "deepest", LAYERS), ("rescale", ("share", "sharpen"), STEPS)],
+)
+def test_unknown_rules_list_what_there_is(field: str, value: Any, known: dict[str, Any]) -> None:
+    with pytest.raises(GocaError) as error:
+        replace(GOCA, **{field: value})
+    refused(error, value if isinstance(value, str) else value[-1], ", ".join(known))
+
+
+def test_recipes_by_name() -> None:
+    assert recipe_named("goca") is GOCA
+    assert recipe_named("Vanilla") is VANILLA
+    assert recipe_named("goca_balanced") is GOCA_BALANCED
+    for name, recipe in RECIPES.items():
+        assert recipe_named(name) is recipe
+        assert planned(recipe).recipe == name
+    with pytest.raises(GocaError) as error:
+        recipe_named("chocolate")
+    refused(error, '"chocolate"', ", ".join(RECIPES))
+
+
+# ---- plans
+
+
+def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
+    made = planned()
+    assert made.heads == aggregate.output_share
+    assert (made.reference, made.refine) == (SD15.reference, SD15.refine)
+    assert (made.order, made.noise, made.size, made.grid) == (2, (100,), 512, 64)
+    assert (made.layers, made.rescale, made.background) == (GOCA.layers, GOCA.rescale, "auto")
+    assert made.support == ("background",)
+    assert (made.model, made.settings) == ("a model", SD15.origin)
+    assert (made.seeds, made.flip, made.window) == ((0,), False, False)
+    assert (made.captions, made.notes) == ((), ())
+    assert made.origin == {
+        "heads": "settings",
+        "reference": "settings",
+        "refine": "settings",
+        "order": "settings",
+        "noise": "settings",
+        "size": "settings",
+        "layers": "recipe",
+        "rescale": "recipe",
+        "background": "recipe",
+    }
+
+
+def test_what_the_recipe_says_goes_before_the_settings() -> None:
+    block = SD15.refine[1]
+    recipe = Recipe(heads="cosine", reference=block, refine=(block,), order=0, noise=7)
+    made = planned(recipe)
+    assert made.heads == aggregate.cosine
+    assert (made.reference, made.refine, made.order, made.noise) == (block, (block,), 0, (7,))
+    assert {made.origin[name] for name in ("heads", "reference", "refine", "order", "noise")} == {"recipe"}
+    assert made.recipe == "custom"
+
+
+def test_what_the_user_says_goes_before_both() -> None:
+    made = planned(Recipe(noise=7), noise=(100, 50), size=96, seed=3, seeds=2, flip=True, window=True)
+    assert (made.noise, made.size, made.seeds, made.flip, made.window) == ((100, 50), 96, (3, 4), True, True)
+    assert (made.origin["noise"], made.origin["size"], made.origin["order"]) == ("user", "user", "settings")
+    # Zero is a level like any other, not "unset".
+    assert planned(noise=0).noise == (0,)
+    assert planned(noise=0).origin["noise"] == "user"
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": -64}, {"seeds": 0}], ids=str)
+def test_counts_below_1_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(GocaError) as error:
+        planned(**wrong)
+    refused(error, *(str(value) for value in wrong.values()))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(reference="up_blocks.9"),
+        Recipe(refine=(SD15.reference, "up_blocks.9")),
+        Recipe(refine=("up_blocks.9", SD15.reference)),
+    ],
+    ids=["reference", "last", "first"],
+)
+def test_a_recipe_of_a_block_that_the_model_lacks(recipe: Recipe) -> None:
+    with pytest.raises(GocaError) as error:
+        planned(recipe)
+    refused(error, "custom", "up_blocks.9", "a model")
+
+
+def test_settings_of_a_block_that_the_model_lacks() -> None:
+    with pytest.raises(GocaError) as error:
+        plan(VANILLA, SD15, SD15.refine, "a model", Overrides())
+    refused(error, "vanilla", SD15.reference, "a model")
+
+
+def test_versions_are_those_installed() -> None:
+    names = ("goca", "torch", "diffusers", "transformers")
+    assert planned().versions == {name: version(name) for name in names}
+    assert planned().versions["torch"] == torch.__version__
+
+
+# ---- provenance
+
+
+@pytest.mark.parametrize("settings", ZOO, ids=lambda settings: settings.name)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Settings) -> None:
+    made = replace(planned(recipe, settings, noise=(100, 50)), captions=("cat, sky",), notes=("a note",))
+    plain = made.to_json()
+    assert set(plain) == {item.name for item in fields(Plan)}
+    # No tuple that would come back as a list, no key that would come back as a string.
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert HEADS[plain["heads"]] == made.heads
+    assert LAYERS[plain["layers"]] == made.layers
+    assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
+    assert plain["refine"] == list(settings.refine)
+    assert plain["noise"] == [100, 50]
+    assert plain["captions"] == ["cat, sky"]
+    assert plain["notes"] == ["a note"]
+    assert plain["origin"]["noise"] == "user"
+    assert set(plain["versions"]) == {"goca", "torch", "diffusers", "transformers"}
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+def test_a_settled_background_as_json(name: str) -> None:
+    settled = replace(planned(), background=Background(BACKGROUNDS[name], 0.25))
+    assert settled.to_json()["background"] == {"rule": name, "threshold": 0.25}
+    assert planned().to_json()["background"] == "auto"
+
+
+def loudest(*arguments: Any) -> Any:
+    raise NotImplementedError
+
+
+def test_a_rule_of_the_users_own_is_written_by_its_name() -> None:
+    plain = planned(replace(GOCA, rescale=("share", loudest))).to_json()
+    assert plain["rescale"] == ["share", "loudest"]
+    assert plain["recipe"] == "custom"
+
+
+# ---- the authors' settings (method.md's table), block by block
+
+UP2, UP3, DOWN0, UP1, DOWN1 = "up_blocks.2", "up_blocks.3", "down_blocks.0", "up_blocks.1", "down_blocks.1"
+TABLE = {
+    "SD15": (
+        SD15,
+        512,
+        f"{UP2}.attentions.1.transformer_blocks.0",
+        {
+            f"{UP3}.attentions.0.transformer_blocks.0",
+            f"{UP3}.attentions.1.transformer_blocks.0",
+            f"{DOWN0}.attentions.1.transformer_blocks.0",
+        },
+    ),
+    "SDXL": (
+        SDXL,
+        1024,
+        f"{UP1}.attentions.0.transformer_blocks.0",
+        {
+            f"{UP1}.attentions.0.transformer_blocks.0",
+            f"{UP1}.attentions.0.transformer_blocks.1",
+            f"{UP1}.attentions.1.transformer_blocks.0",
+            f"{UP1}.attentions.1.transformer_blocks.1",
+            f"{UP1}.attentions.2.transformer_blocks.0",
+            f"{DOWN1}.attentions.0.transformer_blocks.0",
+            f"{DOWN1}.attentions.0.transformer_blocks.1",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "size", "reference", "refine"), TABLE.values(), ids=TABLE)
+def test_the_authors_settings(settings: Settings, size: int, reference: str, refine: set[str]) -> None:
+    assert (settings.size, settings.noise, settings.order, settings.grid) == (size, 100, 2, 64)
+    assert HEADS[settings.heads] == aggregate.output_share
+    assert settings.reference == reference
+    assert set(settings.refine) == refine
+    assert len(settings.refine) == len(refine)
+    assert settings.support == ("background",)
+    assert settings.nouns == ()
+
+
+def test_reported_scores() -> None:
+    reported = {
+        "SD15": {"VOC": 60.7, "Context": 40.4, "COCO-Object": 39.2, "Cityscapes": 16.1, "ADE20K": 22.0},
+        "SDXL": {"VOC": 65.6, "Context": 42.3, "COCO-Object": 44.3, "Cityscapes": 21.2, "ADE20K": 23.2},
+    }
+    for settings, name in ((SD15, "SD15"), (SDXL, "SDXL")):
+        published = {score.dataset: score.miou for score in settings.scores if "reported" in score.source}
+        assert published == reported[name]
+    assert [(score.dataset, score.miou) for score in SD15.scores if "rerun" in score.source] == [("VOC", 54.97)]
+    # Nobody has reported any of these.
+    assert SD21.scores == BUNDLED.scores == ()
+
+
+def test_the_bundled_model_supports_with_nouns_that_it_knows() -> None:
+    assert len(set(BUNDLED.nouns)) == len(BUNDLED.nouns) > 0
+    assert BUNDLED.support
+    assert set(BUNDLED.support) <= set(BUNDLED.nouns)
+
+
+# ---- recognising a checkpoint
+
+
+class Config(dict[str, Any]):
+    """A denoiser's configuration, read like diffusers' own: by key and by attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class Denoiser:
+    """What is read of a denoiser: its configuration, and what hangs on its up path."""
+
+    def __init__(self, **config: Any) -> None:
+        self.config = Config(config)
+        self.up_blocks = [Level(0), Level(3), Level(2)]
+
+
+class Attention:
+    def __init__(self) -> None:
+        self.transformer_blocks = [object()]
+
+
+class Level:
+    def __init__(self, attentions: int) -> None:
+        if attentions:
+            self.attentions = [Attention() for _ in range(attentions)]
+
+
+@pytest.mark.parametrize("settings", ZOO, ids=lambda settings: settings.name)
+@pytest.mark.parametrize("plain", [tuple, list], ids=["tuples", "lists"])
+def test_a_checkpoint_is_recognised_by_its_layout(settings: Settings, plain: Any) -> None:
+    # A configuration read from a file has lists.
+    layout = {key: plain(value) if isinstance(value, tuple) else value for key, value in settings.layout.items()}
+    found = settings_for(Denoiser(sample_size=48, **layout), UNET, 8)
+    # The size is the checkpoint's own: Stable Diffusion 2.1 comes at 512 and at 768 px.
+    assert found == replace(settings, size=384)
+
+
+def test_layouts_tell_the_checkpoints_apart() -> None:
+    layouts = [tuple(sorted(settings.layout.items())) for settings in ZOO]
+    assert len(set(layouts)) == len(layouts)
+
+
+def test_an_unlisted_checkpoint_goes_by_the_familys_rule() -> None:
+    found = settings_for(Denoiser(sample_size=32, block_out_channels=[8, 16], cross_attention_dim=32), UNET, 4)
+    # The middle one of three on the second finest level with attention, and all of the finest.
+    assert found.reference == "up_blocks.1.attentions.1.transformer_blocks.0"
+    assert found.refine == tuple(f"up_blocks.2.attentions.{place}.transformer_blocks.0" for place in (0, 1))
+    assert (found.size, found.noise, found.order, found.grid) == (128, 100, 2, 64)
+    assert UNET.rule in found.origin
+    assert (found.scores, found.nouns) == ((), ())
