@@ -1,5 +1,6 @@
 """The steps of per-pixel rescaling, against loops over the method's words and by hand."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from goca.maths.rescale import Evidence, blur, evidence, minmax, peak, rescale, share, times_raw
+from goca.maths.rescale import Evidence, blur, evidence, minmax, peak, rescale, share, share_of_prompt, times_raw
 
 GRIDS = [(5, 7), (3, 11), (13, 3)]
 NARROW = [(1, 7), (7, 1), (2, 11), (11, 2), (1, 1), (2, 2)]
@@ -22,7 +23,7 @@ def positive(*shape: int, seed: int = 0) -> Tensor:
 
 def given(maps: Tensor) -> Evidence:
     """Evidence for steps that must not look at it."""
-    return Evidence(torch.full_like(maps, math.nan), torch.full_like(maps[0], math.nan))
+    return Evidence(torch.full_like(maps, math.nan), *torch.full_like(maps[:1].expand(2, -1, -1), math.nan))
 
 
 def equal(ours: Tensor, slow: Tensor | list[object], atol: float = 1e-5) -> None:
@@ -83,7 +84,7 @@ def test_evidence_is_the_loop(grid: tuple[int, int]) -> None:
 
 
 def test_share_by_hand_and_where_there_is_no_content() -> None:
-    seen = Evidence(torch.full((2, 1, 3), math.nan), torch.tensor([[4.0, 0.0, 5.0]]))
+    seen = Evidence(torch.full((2, 1, 3), math.nan), torch.tensor([[4.0, 0.0, 5.0]]), torch.zeros(1, 3))
     maps = torch.tensor([[[1.0, 0.0, 5.0]], [[3.0, 2.0, 0.0]]])
     equal(share(maps, seen), [[[0.25, 0.0, 1.0]], [[0.75, 0.0, 0.0]]])
 
@@ -143,7 +144,10 @@ def test_peak_by_hand() -> None:
 
 @pytest.mark.parametrize("grid", [*GRIDS, *NARROW], ids=str)
 def test_minmax_peak_and_times_raw_are_the_loops(grid: tuple[int, int]) -> None:
-    maps, seen = positive(3, *grid), Evidence(positive(3, *grid, seed=1), positive(*grid, seed=2))
+    maps, seen = (
+        positive(3, *grid),
+        Evidence(positive(3, *grid, seed=1), positive(*grid, seed=2), positive(*grid, seed=3)),
+    )
     for index in range(3):
         values = maps[index].flatten().tolist()
         low, high = min(values), max(values)
@@ -185,3 +189,14 @@ def test_narrow_and_empty_pictures_come_through_the_longest_rule(grid: tuple[int
         assert maps.min() >= 0
         # What varies over the picture spans [0, 1]; what does not is 0.
         assert maps.amax((1, 2)).tolist() == pytest.approx([float(bool(tokens.any()) and grid != (1, 1))] * 2)
+
+
+def test_share_of_prompt_keeps_stop_words_in_the_denominator() -> None:
+    tokens = positive(17, 5, 7)
+    seen = evidence(tokens, nouns=[[2], [5, 7]], content=[2, 5, 7], prompt=[2, 3, 5, 7, 11])
+    ours = share_of_prompt(seen.raw, seen)
+    for y, x in itertools.product(range(5), range(7)):
+        taken = sum(float(tokens[column, y, x]) for column in (2, 3, 5, 7, 11))
+        assert float(ours[0, y, x]) == pytest.approx(float(tokens[2, y, x]) / taken, rel=1e-5)
+        pair = (float(tokens[5, y, x]) + float(tokens[7, y, x])) / 2
+        assert float(ours[1, y, x]) == pytest.approx(pair / taken, rel=1e-5)

@@ -16,7 +16,8 @@ from transformers import CLIPTokenizer
 import goca.bundled
 from goca.errors import GocaError
 from goca.model import words as module
-from goca.model.words import Noun, Tokens, Words, caption_of, nouns, split, tokens_of, vocabulary, words
+from goca.model.words import Noun, Tokens, Words, caption_of, forms, nouns, split, tokens_of, vocabulary, words
+from goca.model.zoo import BUNDLED
 
 STOP = {"a", "an", "the", "and"}
 # Every letter ends a word here, for a byte-level vocabulary has end-of-word tokens only for what it saw at an end.
@@ -282,6 +283,35 @@ def test_a_special_token_is_no_content_wherever_it_claims_to_stand() -> None:
     assert found.nouns == ((1,), (3,))
 
 
+NUMBERS = (
+    "cow cows, dog dogs, horse horses, house houses, shoe shoes, vase vases, orange oranges, giraffe "
+    "giraffes, tv tvs, bus buses, glass glasses, dress dresses, cactus cactuses, cactus cacti, octopus "
+    "octopuses, virus viruses, lens lenses, iris irises, gas gases, box boxes, axe axes, axis axes, bench "
+    "benches, couch couches, brush brushes, quiz quizzes, butterfly butterflies, berry berries, cookie "
+    "cookies, movie movies, tie ties, pie pies, toy toys, key keys, glove gloves, stove stoves, cave "
+    "caves, wave waves, olive olives, sleeve sleeves, valve valves, drive drives, leaf leaves, wolf "
+    "wolves, knife knives, shelf shelves, scarf scarves, scarf scarfs, roof roofs, hoof hooves, man men, "
+    "woman women, policeman policemen, human humans, child children, person people, person persons, foot "
+    "feet, tooth teeth, goose geese, mouse mice, tomato tomatoes, photo photos, hero heroes, piano "
+    "pianos, stadium stadiums, aquarium aquariums, wine-glass wine-glasses"
+)
+
+
+@pytest.mark.parametrize("pair", NUMBERS.split(", "))
+def test_singular_and_plural_find_each_other(pair: str) -> None:
+    one, many = pair.split()
+    assert Asked([one], caption=f"two {many}.").all == [many.replace("-", "")]
+    assert Asked([many], caption=f"one {one}.").all == [one.replace("-", "")]
+
+
+@pytest.mark.parametrize("pair", ["cave cafe", "cane can", "cube cub", "grass gras", "bus bush", "axe ox"])
+def test_another_word_is_no_plural(pair: str) -> None:
+    one, other = pair.split()
+    for name, caption in ((one, other), (one + "s", other), (other, one), (other, one + "s")):
+        with pytest.raises(GocaError, match="not in the caption"):
+            Asked([name], caption=f"{caption}.")
+
+
 # ---- what cannot be found
 
 
@@ -436,6 +466,20 @@ def test_vocabulary_finds_the_models_own_words() -> None:
         Noun("grass", ("grass",)),
     )
     assert vocabulary((), KNOWN) == ()
+    # A word that the model knows as it is goes before one that it would be the plural of.
+    for known in (("glass", "glasses"), ("glasses", "glass")):
+        assert vocabulary(nouns(["glasses"])[0], known) == (Noun("glasses", ("glasses",)),)
+
+
+def test_no_form_of_a_name_is_empty() -> None:
+    assert all(forms(name) and "" not in forms(name) for name in ("s", "es", "ies", "i", "men", "a s"))
+
+
+def test_the_bundled_vocabulary_is_its_own_and_knows_its_plurals() -> None:
+    known = BUNDLED.nouns
+    assert vocabulary(nouns(known)[0], known) == tuple(Noun(word, (word,)) for word in known)
+    for name, word in (("Cats", "cat"), ("cows", "cow"), ("buses", "bus"), ("butterflies", "butterfly")):
+        assert vocabulary(nouns([name])[0], known) == (Noun(name, (word,)),)
 
 
 def test_vocabulary_names_its_words_for_another() -> None:

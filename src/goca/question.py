@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from unicodedata import normalize
 
 from PIL import Image
 
@@ -75,7 +76,8 @@ def find_words(
     settings = backbone.settings
     notes: list[str] = []
     if settings.nouns:
-        wanted, others = vocabulary(wanted, settings.nouns), vocabulary(others, settings.nouns)
+        known = vocabulary(wanted + others, settings.nouns)
+        wanted, others = known[: len(wanted)], known[len(wanted) :]
     if question.caption is not None:
         groups = [wanted]
     else:
@@ -88,9 +90,10 @@ def find_words(
             notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
     asked = []
     for group in groups:
-        caption = question.caption or caption_of((*group, *others))
+        given = question.caption
+        caption = caption_of((*group, *others)) if given is None else normalize("NFC", given)
         tokens = backbone.prompt(caption, prompts).tokens
-        asked.append(words(caption, tokens, group, others, named=question.caption is not None))
+        asked.append(words(caption, tokens, group, others, named=given is not None))
     if any(len(one.nouns) == 1 for one in asked):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(asked), notes

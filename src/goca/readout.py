@@ -115,7 +115,7 @@ class Readout:
             raise GocaError(
                 "the model's attention is not finite: run it in float32 or bfloat16 (--dtype), or check its weights"
             )
-        return evidence(whole, self.words.nouns, self.words.content)
+        return evidence(whole, self.words.nouns, self.words.content, self.words.prompt)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,11 @@ def scores(plan: Plan, windows: Windows, readouts: Sequence[Readout]) -> Maps:
     Windows are joined before the maps are rescaled, so that classes compare over the whole picture.
     """
     seen = [readout.evidence() for readout in readouts]
-    joined = Evidence(windows.join([one.raw for one in seen]), windows.join([one.content[None] for one in seen])[0])
+    joined = Evidence(
+        windows.join([one.raw for one in seen]),
+        windows.join([one.content[None] for one in seen])[0],
+        windows.join([one.prompt[None] for one in seen])[0],
+    )
     words = readouts[0].words
     # With one noun its share is 1 everywhere and says nothing.
     steps = [step for step in plan.rescale if step is not share or len(words.nouns) > 1]

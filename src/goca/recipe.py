@@ -46,7 +46,11 @@ class Recipe:
         if self.heads != FROM_MODEL:
             object.__setattr__(self, "heads", named(self.heads, HEADS, "head rule"))
         object.__setattr__(self, "layers", named(self.layers, LAYERS, "layer rule"))
+        if isinstance(self.rescale, str):
+            raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')
         object.__setattr__(self, "rescale", tuple(named(step, STEPS, "rescaling step") for step in self.rescale))
+        if not isinstance(self.background, Background) and self.background != AUTO:
+            raise GocaError(f'background {self.background!r} is neither "{AUTO}" nor a Background(rule, threshold)')
 
 
 GOCA = Recipe()
@@ -158,20 +162,22 @@ def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, 
         mine = getattr(overrides, name)
         chosen[name] = chosen.get(name, settings.size) if mine is None else mine
         origin[name] = origin.get(name, "settings") if mine is None else "user"
-    if chosen["size"] < 1 or overrides.seeds < 1:
-        raise GocaError(f"size ({chosen['size']}) and seeds ({overrides.seeds}) are counts: give 1 or more")
+    chosen["noise"] = (chosen["noise"],) if isinstance(chosen["noise"], int) else tuple(chosen["noise"])
+    if chosen["size"] < 1 or overrides.seeds < 1 or chosen["order"] < 0 or not chosen["noise"]:
+        raise GocaError(
+            f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of noise levels "
+            f"({len(chosen['noise'])}) are 1 or more, order ({chosen['order']}) is 0 or more"
+        )
     missing = [block for block in (chosen["reference"], *chosen["refine"]) if block not in blocks]
     if missing:
         raise GocaError(
             f'recipe "{name_of(recipe, RECIPES)}" needs block {missing[0]}, which {model} lacks: name one it has'
         )
-    noise = chosen.pop("noise")
     return Plan(
         recipe=name_of(recipe, RECIPES),
         model=model,
         settings=settings.origin,
         grid=settings.grid,
-        noise=(noise,) if isinstance(noise, int) else tuple(noise),
         seeds=tuple(range(overrides.seed, overrides.seed + overrides.seeds)),
         flip=overrides.flip,
         window=overrides.window,

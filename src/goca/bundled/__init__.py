@@ -1,8 +1,46 @@
-"""What ships with the package: a small trained pipeline. Data only."""
+"""What ships with the package: a small trained pipeline, and scenes to measure it on. Data only."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 
 def pipeline() -> Path:
     """The folder of the bundled diffusers pipeline."""
     return Path(__file__).parent / "pipeline"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene of the benchmark.
+
+    labels: (height, width) uint8, i is classes[i - 1]; every pixel has a class. captions: {"nouns": the classes as a
+    list, "sentences": a sentence that names them}.
+    """
+
+    image: "Image.Image"
+    labels: "np.ndarray[Any, Any]"
+    classes: tuple[str, ...]
+    captions: dict[str, str]
+
+    def __iter__(self) -> Iterator[Any]:
+        """image, labels, classes = scene."""
+        return iter((self.image, self.labels, self.classes))
+
+
+def scenes() -> Iterator[Scene]:
+    """The scenes benchmark: pictures in an art style that the pipeline was not trained on, with exact labels."""
+    import numpy as np
+    from PIL import Image
+
+    folder = Path(__file__).parent / "scenes"
+    for entry in json.loads((folder / "scenes.json").read_text()):
+        image = Image.open(folder / entry["image"]).convert("RGB")
+        labels = np.asarray(Image.open(folder / entry["labels"]))
+        yield Scene(image, labels, tuple(entry["classes"]), entry["captions"])

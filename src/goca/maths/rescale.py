@@ -21,27 +21,38 @@ class Evidence:
     """What the global map says of each noun.
 
     raw: class score, the mean over the noun's token columns. content: the sum over ALL content tokens' columns, never
-    special tokens, stop words or punctuation.
+    special tokens, stop words or punctuation. prompt: the same with stop words and punctuation.
     """
 
     raw: Float[Tensor, "class height width"]
     content: Float[Tensor, "height width"]
+    prompt: Float[Tensor, "height width"]
 
 
 Step = Callable[[Maps, Evidence], Maps]
 
 
 def evidence(
-    global_map: Float[Tensor, "token height width"], nouns: Sequence[Sequence[int]], content: Sequence[int]
+    global_map: Float[Tensor, "token height width"],
+    nouns: Sequence[Sequence[int]],
+    content: Sequence[int],
+    prompt: Sequence[int] = (),
 ) -> Evidence:
-    """Read the nouns' columns (`nouns`: token columns of each) off the global map."""
+    """Read the nouns' columns (`nouns`: token columns of each) off the global map. Only `share_of_prompt` asks for
+    `prompt`, the columns of all tokens but the special ones.
+    """
     raw = torch.stack([global_map[list(columns)].mean(0) for columns in nouns])
-    return Evidence(raw, global_map[list(content)].sum(0))
+    return Evidence(raw, global_map[list(content)].sum(0), global_map[list(prompt)].sum(0))
 
 
 def share(maps: Maps, evidence: Evidence) -> Maps:
     """Divide, at every pixel, by what all content tokens together take: the loud special tokens drop out."""
     return torch.where(evidence.content == 0, 0.0, maps / evidence.content)
+
+
+def share_of_prompt(maps: Maps, evidence: Evidence) -> Maps:
+    """`share` in which stop words and punctuation keep what they take (as guidance does it, and as an ablation)."""
+    return torch.where(evidence.prompt == 0, 0.0, maps / evidence.prompt)
 
 
 def blur(maps: Maps, evidence: Evidence) -> Maps:

@@ -22,6 +22,7 @@ LAYERS: dict[str, aggregate.LayerRule] = {
 }
 STEPS: dict[str, rescale.Step] = {
     "share": rescale.share,
+    "share-of-prompt": rescale.share_of_prompt,
     "blur": rescale.blur,
     "minmax": rescale.minmax,
     "peak": rescale.peak,

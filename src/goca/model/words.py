@@ -12,19 +12,13 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import inflection
-
 from goca.errors import GocaError
+from goca.model.plurals import plurals, singulars
 
 START, END = r"(?<![^\W_])", r"(?![^\W_])"
 """Where a word may start and end; an underscore is a gap like a space."""
 STOP = re.compile(rf"{START}(?:a|an|the|and){END}|[,.\-\s_]", re.IGNORECASE)
 """Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is no whole word."""
-
-# Plurals that inflection's rules miss, both ways.
-_PLURALS = {"foot": "feet", "goose": "geese", "tooth": "teeth", "leaf": "leaves", "wolf": "wolves", "calf": "calves"}
-_PLURALS |= {"shelf": "shelves", "loaf": "loaves", "scarf": "scarves", "thief": "thieves", "hoof": "hooves"}
-IRREGULAR = _PLURALS | {plural: singular for singular, plural in _PLURALS.items()}
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
 """Class names, or {class: [synonyms]}."""
@@ -52,12 +46,13 @@ class Words:
     """The token columns of a caption's nouns.
 
     classes, others: the columns of each noun, in the order asked for. content: the columns of all nouns together; no
-    special token, stop word or punctuation is in any of them.
+    special token, stop word or punctuation is in any of them. prompt: every column but those of special tokens.
     """
 
     caption: str
     classes: tuple[tuple[int, ...], ...]
     others: tuple[tuple[int, ...], ...]
+    prompt: tuple[int, ...]
 
     @property
     def nouns(self) -> tuple[tuple[int, ...], ...]:
@@ -113,7 +108,8 @@ def words(caption: str, tokens: Tokens, classes: Sequence[Noun], others: Sequenc
     """
     spans = _spans(tokens.text, (*classes, *others))
     found = [_columns(tokens, noun, spans[index], named) for index, noun in enumerate((*classes, *others))]
-    return Words(caption, tuple(found[: len(classes)]), tuple(found[len(classes) :]))
+    prompt = tuple(column for column, special in enumerate(tokens.special) if not special)
+    return Words(caption, tuple(found[: len(classes)]), tuple(found[len(classes) :]), prompt)
 
 
 def split(wanted: Sequence[Noun], fits: Callable[[Sequence[Noun]], bool]) -> list[tuple[Noun, ...]]:
@@ -135,7 +131,7 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
 
     Raises GocaError for a noun without a known word, and for two nouns that share one.
     """
-    entries = {form: word for word in known for form in forms(word)}
+    entries = {form: word for word in known for form in forms(word)} | {_plain(word): word for word in known}
     out: list[Noun] = []
     owners: dict[str, str] = {}
     for noun in named:
@@ -164,13 +160,9 @@ def tokens_of(text: str, encoding: Any) -> Tokens:
 
 @lru_cache(maxsize=4096)
 def forms(word: str) -> frozenset[str]:
-    """A name in lower case with single spaces, its plural and its singular."""
+    """A name in lower case with single spaces, and what may be its plurals and singulars."""
     *before, last = _plain(word).split(" ")
-    if last in IRREGULAR:
-        inflected = {last, IRREGULAR[last]}
-    else:
-        inflected = {last, inflection.pluralize(last), inflection.singularize(last)}
-    return frozenset(" ".join((*before, form)) for form in inflected)
+    return frozenset(" ".join((*before, form)) for form in {last} | plurals(last) | singulars(last))
 
 
 def _plain(word: str) -> str:
