@@ -307,9 +307,14 @@ class Level:
 def test_a_checkpoint_is_recognised_by_its_layout(settings: Settings, plain: Any) -> None:
     # A configuration read from a file has lists.
     layout = {key: plain(value) if isinstance(value, tuple) else value for key, value in settings.layout.items()}
-    found = settings_for(Denoiser(sample_size=48, **layout), UNET, 8)
+    blocks = {settings.reference, *settings.refine}
+    denoiser = Denoiser(**{"sample_size": 48, **layout})
     # The size is the checkpoint's own: Stable Diffusion 2.1 comes at 512 and at 768 px.
-    assert found == replace(settings, size=384)
+    expected = replace(settings, size=8 * denoiser.config["sample_size"])
+    assert settings_for(denoiser, UNET, 8, blocks) == expected
+    # A distilled one of the same layout, which lacks a block, goes by the family's rule.
+    for missing in blocks:
+        assert UNET.rule in settings_for(denoiser, UNET, 8, blocks - {missing}).origin
 
 
 def test_layouts_tell_the_checkpoints_apart() -> None:
@@ -318,7 +323,7 @@ def test_layouts_tell_the_checkpoints_apart() -> None:
 
 
 def test_an_unlisted_checkpoint_goes_by_the_familys_rule() -> None:
-    found = settings_for(Denoiser(sample_size=32, block_out_channels=[8, 16], cross_attention_dim=32), UNET, 4)
+    found = settings_for(Denoiser(sample_size=32, block_out_channels=[8, 16], cross_attention_dim=32), UNET, 4, ())
     # The middle one of three on the second finest level with attention, and all of the finest.
     assert found.reference == "up_blocks.1.attentions.1.transformer_blocks.0"
     assert found.refine == tuple(f"up_blocks.2.attentions.{place}.transformer_blocks.0" for place in (0, 1))

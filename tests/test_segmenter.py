@@ -105,7 +105,13 @@ def test_background_rules(bundled: Segmenter, picture: Make) -> None:
     assert ask("auto").plan.to_json()["background"] == {"rule": "constant", "threshold": 0.5}
     assert ask("auto", ("grass",)).plan.to_json()["background"] == {"rule": "offset", "threshold": 0.0}
     assert (ask(None).labels > 0).all()
-    assert (ask(2.0).labels == 0).all()
+    # No score exceeds 1, and a tie goes to the background.
+    assert (ask(1.0).labels == 0).all()
+    for wrong in (-0.1, 7.0, float("nan"), "most"):
+        with pytest.raises(GocaError, match="between 0 and 1"):
+            ask(wrong)
+    with pytest.raises(GocaError, match="name another class"):
+        bundled(picture(), classes=["cat"], background=None)
     low, high = ask(0.3), ask(0.7)
     assert ((high.labels > 0) <= (low.labels > 0)).all()
     scores = low.scores.at((96, 160))

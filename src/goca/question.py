@@ -1,6 +1,6 @@
 """A question about one picture, and all that is settled before the model is asked: prompts, windows, background."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from unicodedata import normalize
@@ -28,6 +28,13 @@ class Question:
     others: Sequence[str] = ()
     background: str | float | None = AUTO
     caption: str | None = None
+
+    def __post_init__(self) -> None:
+        # An iterator could be asked once only, and one question may be asked of many pictures.
+        for name in ("classes", "others"):
+            given = getattr(self, name)
+            if isinstance(given, Iterator):
+                object.__setattr__(self, name, tuple(given))
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ def find_words(
     Raises GocaError for nouns that cannot be asked for; the picture is not looked at.
     """
     wanted, others = nouns(question.classes, question.others)
+    if question.background is None and len(wanted) == 1:
+        raise GocaError(
+            f'with "{wanted[0].name}" alone and no background, every pixel would be it: name another class, or leave '
+            'the background at "auto"'
+        )
     settings = backbone.settings
     notes: list[str] = []
     if settings.nouns:
@@ -81,13 +93,14 @@ def find_words(
     if question.caption is not None:
         groups = [wanted]
     else:
-        if len(wanted) + len(others) == 1:
-            others = tuple(Noun(name, (name,)) for name in _support(plan, wanted[0]))
-            if others:
-                notes.append(f"one noun alone: {', '.join(noun.name for noun in others)} added as supporting nouns")
         groups = split(wanted, lambda group: backbone.fits((*group, *others)))
         if len(groups) > 1:
             notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
+        if not others and any(len(group) == 1 for group in groups):
+            support = _support(plan, wanted)
+            if support and all(backbone.fits((*group, *support)) for group in groups):
+                others = support
+                notes.append(f"one noun alone: {', '.join(noun.name for noun in others)} added as supporting nouns")
     asked = []
     for group in groups:
         given = question.caption
@@ -99,16 +112,16 @@ def find_words(
     return tuple(asked), notes
 
 
-def _support(plan: Plan, noun: Noun) -> tuple[str, ...]:
-    """The model's default supporting nouns, without the noun itself."""
-    own = {form for word in noun.words for form in forms(word)}
-    return tuple(name for name in plan.support if name not in own)
+def _support(plan: Plan, wanted: Sequence[Noun]) -> tuple[Noun, ...]:
+    """The model's default supporting nouns, without those that are wanted."""
+    own = {form for noun in wanted for word in noun.words for form in forms(word)}
+    return tuple(Noun(name, (name,)) for name in plan.support if name not in own)
 
 
 def _background(asked: str | float | None, plan: Plan, supported: bool) -> Background:
     if asked is None:
         return Background(none)
-    if isinstance(asked, Real) and not isinstance(asked, bool):
+    if isinstance(asked, Real) and not isinstance(asked, bool) and 0 <= asked <= 1:
         return Background(constant, float(asked))
     if asked != AUTO:
         raise GocaError(f'background {asked!r} is neither "auto", a threshold between 0 and 1, nor None')

@@ -45,6 +45,7 @@ class Readout:
         self.maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}
         self.weights: dict[str, float] = {}
         self._reference: Reference | None = None
+        self._referenced = False
         self._waiting: list[SelfAttention] = []
 
     @property
@@ -62,6 +63,8 @@ class Readout:
                 self._add_self(self._waiting.pop())
 
     def _add_cross(self, call: AttentionCall) -> None:
+        if call.block in self.maps:
+            raise GocaError(f"{call.block} reads the text twice: this UNet's layout is not supported")
         attention = probabilities(call.q, call.k, call.scale, call.mask)
         parts = rearrange(attention @ call.v.float(), "head pixel dim -> pixel head dim")
         assert call.projection is not None  # the tap gives one with every cross-attention
@@ -69,6 +72,7 @@ class Readout:
         self.maps[call.block] = (head_map(weights, attention), call.grid)
         if call.block == self.plan.reference and self._weighs:
             self._reference = Reference(rearrange(call.q, "head pixel dim -> pixel (head dim)"), call.grid)
+            self._referenced = True
 
     def _add_self(self, call: SelfAttention) -> None:
         refines = call.block in self.plan.refine and self.plan.order > 0
@@ -92,9 +96,11 @@ class Readout:
             place[weigher.rows] = torch.arange(len(weigher.rows), device=place.device)
         for rows, affinity in affinity_blocks(call.q, call.k, call.scale):
             self.affinity.add_rows(rows, affinity, call.grid)
-            picked = place[rows] >= 0
+            places = place[rows]
+            picked = places >= 0
             if weigher is not None and bool(picked.any()):
-                weigher.add(place[rows][picked], affinity[picked])
+                first = int(places[picked][0])  # places rise with the rows, one by one
+                weigher.add(slice(first, first + int(picked.sum())), affinity[picked])
         self.affinity.count()
 
     def layer_weights(self) -> dict[str, float]:
@@ -106,8 +112,9 @@ class Readout:
 
     def evidence(self) -> Evidence:
         """What the global map says of the nouns, on the common grid: classes first, then supporting nouns."""
-        if self._weighs and self._reference is None:
+        if self._weighs and not self._referenced:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
+        self._reference = None  # all layers are weighed, and its affinity is large
         weights = self.layer_weights()
         layers = ((weights[block], layer_map, grid) for block, (layer_map, grid) in self.maps.items())
         whole = global_map(layers, self.grid)

@@ -35,7 +35,7 @@ class Recipe:
 
     heads: HeadRule | str = FROM_MODEL
     layers: LayerRule | str = aggregate.agreement
-    rescale: tuple[Step | str, ...] = (rescale.share, rescale.blur, rescale.minmax)
+    rescale: tuple[Step | str, ...] | str = (rescale.share, rescale.blur, rescale.minmax)
     reference: str = FROM_MODEL
     refine: tuple[str, ...] | str = FROM_MODEL
     order: int | str = FROM_MODEL
@@ -43,13 +43,14 @@ class Recipe:
     background: Background | str = AUTO
 
     def __post_init__(self) -> None:
-        if self.heads != FROM_MODEL:
-            object.__setattr__(self, "heads", named(self.heads, HEADS, "head rule"))
-        object.__setattr__(self, "layers", named(self.layers, LAYERS, "layer rule"))
-        if isinstance(self.rescale, str):
-            raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')
-        object.__setattr__(self, "rescale", tuple(named(step, STEPS, "rescaling step") for step in self.rescale))
-        if not isinstance(self.background, Background) and self.background != AUTO:
+        for name, known, what in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
+            if getattr(self, name) != FROM_MODEL:
+                object.__setattr__(self, name, named(getattr(self, name), known, what))
+        if self.rescale != FROM_MODEL:
+            if isinstance(self.rescale, str):
+                raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')
+            object.__setattr__(self, "rescale", tuple(named(step, STEPS, "rescaling step") for step in self.rescale))
+        if not isinstance(self.background, Background) and self.background not in (AUTO, FROM_MODEL):
             raise GocaError(f'background {self.background!r} is neither "{AUTO}" nor a Background(rule, threshold)')
 
 
@@ -103,8 +104,8 @@ def versions() -> Mapping[str, str]:
 class Plan:
     """Every choice of a run, made concrete, with where it came from; what a result prints as its provenance.
 
-    origin: {field: "recipe", "settings" or "user"}. captions and notes are filled in by the run itself: the prompts
-    used, and what had to differ from the recipe.
+    origin: {field: "recipe", "settings" or "user"}. device, dtype: what the pipeline ran on and in. captions and notes
+    are filled in by the run itself: the prompts used, and what had to differ from the recipe.
     """
 
     recipe: str
@@ -125,6 +126,8 @@ class Plan:
     background: Background | str
     support: tuple[str, ...]
     origin: Mapping[str, str]
+    device: str = ""
+    dtype: str = ""
     captions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
@@ -150,14 +153,14 @@ def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, 
     """
     chosen: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for name in ("heads", "reference", "refine", "order", "noise"):
-        asked = getattr(recipe, name)
+    for item in fields(Recipe):
+        asked = getattr(recipe, item.name)
         from_model = isinstance(asked, str) and asked == FROM_MODEL
-        chosen[name] = getattr(settings, name) if from_model else asked
-        origin[name] = "settings" if from_model else "recipe"
-    for name in ("layers", "rescale", "background"):
-        chosen[name], origin[name] = getattr(recipe, name), "recipe"
+        chosen[item.name] = getattr(settings, item.name) if from_model else asked
+        origin[item.name] = "settings" if from_model else "recipe"
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
+    chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
+    chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
     for name in ("size", "noise"):
         mine = getattr(overrides, name)
         chosen[name] = chosen.get(name, settings.size) if mine is None else mine

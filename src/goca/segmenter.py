@@ -14,11 +14,12 @@ from torch import Tensor
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.background import label
+from goca.maths.windows import Windows
 from goca.model.backbone import Backbone
 from goca.model.images import Picture
 from goca.model.load import load
 from goca.model.prompt import Prompts
-from goca.model.words import Classes
+from goca.model.words import Classes, Words
 from goca.question import Prepared, Question, find_words, prepare
 from goca.readout import Maps, Readout, scores
 from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan
@@ -37,6 +38,25 @@ class _Row:
     readout: Readout
 
 
+@dataclass(frozen=True)
+class _View:
+    """A picture under one of its prompts: the encodings of its windows, and the readouts that listen to them."""
+
+    picture: Prepared
+    words: Words
+    latents: Tensor
+    mirrored: bool
+    readouts: list[Readout]
+
+    @property
+    def windows(self) -> Windows:
+        return self.picture.windows.mirrored() if self.mirrored else self.picture.windows
+
+    def rows(self) -> Iterator[_Row]:
+        for latent, readout in zip(self.latents.split(1), self.readouts, strict=True):
+            yield _Row(latent, self.words.caption, self.picture.size, readout)
+
+
 class Segmenter:
     """A frozen text-to-image pipeline that labels pictures; nothing is trained.
 
@@ -45,10 +65,13 @@ class Segmenter:
     """
 
     def __init__(self, backbone: Backbone, recipe: Recipe, overrides: Overrides, batch: int) -> None:
+        if not isinstance(recipe, Recipe):
+            raise GocaError(f"{recipe!r} is no recipe: pass goca.GOCA or another value of goca.RECIPES")
         if batch < 1:
             raise GocaError(f"batch {batch} is too small: give 1 or more")
         self.backbone, self.batch = backbone, batch
-        self.plan = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides)
+        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides)
+        self.plan = replace(made, device=backbone.device, dtype=backbone.dtype)
 
     @classmethod
     def from_pretrained(
@@ -64,7 +87,8 @@ class Segmenter:
     ) -> "Segmenter":
         """Load "bundled", a local diffusers folder or a Hub id. `overrides` are the fields of `recipe.Overrides`."""
         pipeline = load(name, device, dtype, revision, variant)
-        return cls(Backbone(pipeline, str(name)), recipe, Overrides(**overrides), batch)
+        known_as = "@".join(str(part) for part in (name, revision, variant) if part is not None)
+        return cls(Backbone(pipeline, known_as), recipe, Overrides(**overrides), batch)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, recipe: Recipe = GOCA, batch: int = 4, **overrides: Any) -> "Segmenter":
@@ -95,7 +119,8 @@ class Segmenter:
         list of nouns; every noun must be in it. Raises GocaError for whatever of this cannot be done, saying why.
         """
         if isinstance(image, list):
-            questions = (Question(one, classes, others, background, caption) for one in image)
+            asked = Question("", classes, others, background, caption)
+            questions = (replace(asked, image=one) for one in image)
             return [segmentation for _, segmentation in self.stream(questions)]
         return next(self.stream([Question(image, classes, others, background, caption)]))[1]
 
@@ -112,14 +137,19 @@ class Segmenter:
         while chunk := list(islice(pending, self.batch)):
             asked = [(question, self._prepare(question, prompts, on_error)) for question in chunk]
             ready = [(question, picture) for question, picture in asked if picture is not None]
-            pictures = [picture for _, picture in ready]
-            views = list(self._looks(pictures, prompts))
-            for (question, picture), maps in zip(ready, zip(*views, strict=True), strict=True):
+            looks = list(self._looks([picture for _, picture in ready], prompts))
+            for (question, picture), maps in zip(ready, zip(*looks, strict=True), strict=True):
                 yield question, self._settle(picture, _mean(maps))
 
-    def check(self, classes: Classes, others: Sequence[str] = (), caption: str | None = None) -> None:
-        """Raise GocaError if this model cannot be asked these nouns, before any picture is read."""
-        find_words(Question("", classes, others, caption=caption), self.plan, self.backbone, {})
+    def check(
+        self,
+        classes: Classes,
+        others: Sequence[str] = (),
+        caption: str | None = None,
+        background: str | float | None = AUTO,
+    ) -> None:
+        """Raise GocaError if this model cannot be asked this, before any picture is read."""
+        find_words(Question("", classes, others, background, caption), self.plan, self.backbone, {})
 
     def _prepare(self, question: Question, prompts: Prompts, on_error: OnError | None) -> Prepared | None:
         try:
@@ -135,12 +165,31 @@ class Segmenter:
         for mirrored in (False, True) if self.plan.flip else (False,):
             latents = [self._latents(picture, mirrored) for picture in pictures]
             for level, seed in product(self.plan.noise, self.plan.seeds):
-                rows = [self._rows(picture, part) for picture, part in zip(pictures, latents, strict=True)]
-                self._pass([row for some in rows for row in some], level, seed, prompts)
-                yield [self._maps(picture, some, mirrored) for picture, some in zip(pictures, rows, strict=True)]
+                views = [
+                    _View(picture, words, part, mirrored, [Readout(self.plan, words, picture.grid) for _ in part])
+                    for picture, part in zip(pictures, latents, strict=True)
+                    for words in picture.prompts
+                ]
+                maps = [one for part in self._batches(views) for one in self._maps(part, level, seed, prompts)]
+                yield [
+                    _together([one for view, one in zip(views, maps, strict=True) if view.picture is picture], mirrored)
+                    for picture in pictures
+                ]
 
-    def _pass(self, rows: Iterable[_Row], level: int, seed: int, prompts: Prompts) -> None:
-        """Send rows through the denoiser, those of one size together, each listened to by its readout."""
+    def _batches(self, views: Iterable[_View]) -> Iterator[list[_View]]:
+        """Views whose rows fill a batch; a view is never divided, because its windows are joined."""
+        part: list[_View] = []
+        for view in views:
+            if part and sum(len(one.readouts) for one in (*part, view)) > self.batch:
+                yield part
+                part = []
+            part.append(view)
+        if part:
+            yield part
+
+    def _maps(self, views: Sequence[_View], level: int, seed: int, prompts: Prompts) -> list[Maps]:
+        """Send the rows of some views through the denoiser, each listened to by its readout; a view's maps."""
+        rows = [row for view in views for row in view.rows()]
         for _, same in groupby(sorted(rows, key=lambda row: row.size), key=lambda row: row.size):
             while part := list(islice(same, self.batch)):
                 self.backbone.forward(
@@ -151,32 +200,16 @@ class Segmenter:
                     lambda index, call, part=part: part[index].readout.add(call),  # type: ignore[misc]
                     prompts,
                 )
+        found = [scores(self.plan, view.windows, view.readouts) for view in views]
+        for view in views:
+            view.readouts.clear()  # their affinities are large, and this was all they were for
+        return found
 
     def _latents(self, picture: Prepared, mirrored: bool) -> Tensor:
         """The encoding of every window of a picture."""
         tiles = [ImageOps.mirror(tile) if mirrored else tile for tile in picture.tiles]
         parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
         return torch.cat([self.backbone.latents(part, picture.size) for part in parts])
-
-    def _rows(self, picture: Prepared, latents: Tensor) -> list[_Row]:
-        """A row for every prompt and window of a picture, prompts first."""
-        return [
-            _Row(latent, words.caption, picture.size, Readout(self.plan, words, picture.grid))
-            for words in picture.prompts
-            for latent in latents.split(1)
-        ]
-
-    def _maps(self, picture: Prepared, rows: Sequence[_Row], mirrored: bool) -> Maps:
-        """The maps of a picture's prompts, one after the other; their supporting maps are merged by maximum."""
-        count = len(picture.tiles)
-        windows = picture.windows.mirrored() if mirrored else picture.windows
-        parts = [
-            scores(self.plan, windows, [row.readout for row in rows[start : start + count]])
-            for start in range(0, len(rows), count)
-        ]
-        supports = [part.support for part in parts if part.support is not None]
-        maps = Maps(torch.cat([part.classes for part in parts]), torch.stack(supports).amax(0) if supports else None)
-        return maps.mirrored() if mirrored else maps
 
     def _settle(self, picture: Prepared, maps: Maps) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
@@ -195,6 +228,13 @@ class Segmenter:
             scores=ScoreMaps(maps.classes.cpu().numpy(), None if maps.support is None else maps.support.cpu().numpy()),
             plan=ran,
         )
+
+
+def _together(parts: Sequence[Maps], mirrored: bool) -> Maps:
+    """The maps of a picture's prompts, one after the other; their supporting maps are merged by maximum."""
+    supports = [part.support for part in parts if part.support is not None]
+    maps = Maps(torch.cat([part.classes for part in parts]), torch.stack(supports).amax(0) if supports else None)
+    return maps.mirrored() if mirrored else maps
 
 
 def _mean(maps: Sequence[Maps]) -> Maps:

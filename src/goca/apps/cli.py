@@ -14,20 +14,8 @@ from typing import Annotated
 
 import typer
 
-from goca.apps import files, options, terminal
-
-# Plain help: it is copied, piped and grepped, and it starts faster.
-app = typer.Typer(
-    name="goca",
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-
-Verbose = Annotated[
-    bool,
-    typer.Option("-v", "--verbose", help="Show the libraries' warnings, and tracebacks.", show_default=False),
-]
+from goca.apps import files, measure, options, terminal
+from goca.apps.app import Verbose, app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,3 +208,6 @@ def models(
             whole = shown.listing(as_json=json)
     if not whole:
         raise typer.Exit(1)
+
+
+measure.register(app)

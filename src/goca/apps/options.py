@@ -79,3 +79,9 @@ def noise(text: str | None) -> tuple[int, ...] | None:
     if not levels or not all(re.fullmatch(r"[0-9]{1,9}", level) for level in levels):
         raise GocaError(f'no noise "{text}": give a training timestep such as 100, or several: 100,50')
     return tuple(int(level) for level in levels)
+
+
+def dataset(text: str) -> None:
+    """Refuse any data set but the scenes."""
+    if text != "scenes":
+        raise GocaError(f'no data set "{text}": there is "scenes", the benchmark that ships with goca')

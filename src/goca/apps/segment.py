@@ -55,7 +55,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool) -> bool:
                 segmenter = Segmenter.from_pretrained(
                     model.name, recipe, model.device, model.dtype, batch=model.batch, **model.overrides
                 )
-            segmenter.check(asked.classes, asked.others, asked.caption)
+            segmenter.check(asked.classes, asked.others, asked.caption, asked.background)
             bar.remove_task(loading)
             labelling = bar.add_task("labelling", total=len(jobs))
 

@@ -6,7 +6,7 @@ for layers; a new rule is a new value, and nothing here knows the names.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from einops import einsum, rearrange
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from goca.maths import Grid
-from goca.maths.attention import affinity_blocks
+from goca.maths.attention import DENSE_PIXELS, affinity_blocks, probabilities
 from goca.maths.resize import nearest_pixels, resize, resize_keys, resize_keys_adjoint
 
 HeadRule = Callable[[Float[Tensor, "pixel head dim"], Float[Tensor, "head dim model"]], Float[Tensor, "pixel head"]]
@@ -112,34 +112,56 @@ inverse_distance = LayerRule(
 """1 / sum_i |R_i - S'_i| over rows i, at most 1e6."""
 
 
-@dataclass
 class Reference:
-    """R = softmax(F F^T / sqrt(d)) of the reference layer's dense feature F, also as other grids see it."""
+    """R = softmax(F F^T / sqrt(d)) of the reference layer's dense feature F, also as other grids see it.
 
-    feature: Float[Tensor, "pixel model"]
-    grid: Grid
-    affinity: Float[Tensor, "pixel pixel"] = field(init=False)
-    _pulled: dict[Grid, Float[Tensor, "row key"]] = field(init=False, default_factory=dict)
+    Matrices of up to 4096 x 4096, R itself among them, are kept; rows of larger ones are computed when asked for.
+    """
 
-    def __post_init__(self) -> None:
-        feature = self.feature.float()[None]
-        scale = feature.shape[-1] ** -0.5
-        self.affinity = feature.new_empty(feature.shape[1], feature.shape[1])
-        for block, rows in affinity_blocks(feature, feature, scale):
-            self.affinity[block] = rows
+    def __init__(self, feature: Float[Tensor, "pixel model"], grid: Grid) -> None:
+        self.feature, self.grid = feature.float()[None], grid
+        self._picked: dict[Grid, tuple[Tensor, Tensor]] = {}
+        self._pulled: dict[Grid, Tensor] = {}
+
+    def rows(self, pixels: Int[Tensor, " row"] | slice) -> Float[Tensor, "row pixel"]:
+        """Rows of R."""
+        count = self.feature.shape[1]
+        if count > DENSE_PIXELS:
+            return probabilities(self.feature[:, pixels], self.feature, self.feature.shape[-1] ** -0.5)[0]
+        if self.grid not in self._pulled:
+            whole = self.feature.new_empty(count, count)
+            for block, part in affinity_blocks(self.feature, self.feature, self.feature.shape[-1] ** -0.5):
+                whole[block] = part
+            self._pulled[self.grid] = whole
+        return self._pulled[self.grid][pixels]
 
     def picked(self, grid: Grid) -> tuple[Int[Tensor, " row"], Int[Tensor, " pixel"]]:
         """(rows of a layer on `grid` that nearest-neighbour picks, for each reference pixel its place among them)."""
-        rows, place = nearest_pixels(grid, self.grid, self.affinity.device).unique(return_inverse=True)
-        return rows, place
+        if grid not in self._picked:
+            chosen = nearest_pixels(grid, self.grid, self.feature.device)
+            self._picked[grid] = chosen.unique(return_inverse=True)
+        return self._picked[grid]
 
-    def pulled(self, grid: Grid) -> Float[Tensor, "row key"]:
-        """N^T R B: sum R * (N S B^T) = sum pulled * S[picked rows], so that S is never resized. Once per grid."""
+    def pulled(self, grid: Grid, block: slice) -> Float[Tensor, "row key"]:
+        """Rows of N^T R B: sum R * (N S B^T) = sum pulled * S[picked rows], so that S is never resized."""
+        if grid == self.grid:
+            return self.rows(block)
+        rows, _ = self.picked(grid)
+        if len(rows) * grid[0] * grid[1] > DENSE_PIXELS**2:
+            return self._pull(grid, block)
         if grid not in self._pulled:
-            rows, place = self.picked(grid)
-            keys = resize_keys_adjoint(self.affinity, grid, self.grid)
-            self._pulled[grid] = keys.new_zeros(len(rows), keys.shape[-1]).index_add_(0, place, keys)
-        return self._pulled[grid]
+            self._pulled[grid] = self._pull(grid, slice(0, len(rows)))
+        return self._pulled[grid][block]
+
+    def _pull(self, grid: Grid, block: slice) -> Float[Tensor, "row key"]:
+        _, place = self.picked(grid)
+        pixels = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
+        out = self.feature.new_zeros(block.stop - block.start, grid[0] * grid[1])
+        # Many reference pixels may share a row of a coarse layer, so they come some at a time.
+        for part in pixels.split(DENSE_PIXELS):
+            keys = resize_keys_adjoint(self.rows(part), grid, self.grid)
+            out.index_add_(0, place[part] - block.start, keys)
+        return out
 
 
 class LayerWeigher:
@@ -148,11 +170,11 @@ class LayerWeigher:
     def __init__(self, rule: LayerRule, reference: Reference, grid: Grid) -> None:
         self.rule, self.reference, self.grid = rule, reference, grid
         self.rows, self.place = reference.picked(grid)
-        everything = reference.affinity.new_ones(1, len(reference.affinity))
+        everything = reference.feature.new_ones(1, reference.feature.shape[1])
         self.key_mass = resize_keys_adjoint(everything, grid, reference.grid)[0]
         self.total: Tensor | None = None
 
-    def add(self, block: slice | Int[Tensor, " block"], affinity: Float[Tensor, "block pixel"]) -> None:
+    def add(self, block: slice, affinity: Float[Tensor, "block pixel"]) -> None:
         """Take the affinity's rows `self.rows[block]`."""
         if self.rule.statistics is None:
             return
@@ -161,13 +183,11 @@ class LayerWeigher:
             # A row may look only at keys that the resizing passes over: then nothing of it is left to balance.
             affinity = torch.where(mass == 0, 0.0, affinity / mass)
         if self.rule.bilinear:
-            seen = self.rule.statistics(self.reference.pulled(self.grid)[block], affinity)
+            seen = self.rule.statistics(self.reference.pulled(self.grid, block), affinity)
         else:
-            where = torch.full((len(self.rows),), -1, device=affinity.device)
-            where[block] = torch.arange(len(affinity), device=affinity.device)
-            pixels = (where[self.place] >= 0).nonzero().flatten()
-            resized = resize_keys(affinity, self.grid, self.reference.grid)[where[self.place[pixels]]]
-            seen = self.rule.statistics(self.reference.affinity[pixels], resized)
+            pixels = ((self.place >= block.start) & (self.place < block.stop)).nonzero().flatten()
+            resized = resize_keys(affinity, self.grid, self.reference.grid)[self.place[pixels] - block.start]
+            seen = self.rule.statistics(self.reference.rows(pixels), resized)
         self.total = seen if self.total is None else self.total + seen
 
     def value(self) -> float:

@@ -10,6 +10,9 @@ from torch import Tensor
 # 1.0 CPU-s whole and 0.3 in blocks of 64 rows); a GPU wants fewer, larger launches.
 BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 
+# What a 64 x 64 grid has: the largest self-attention that may be kept whole (67 MB).
+DENSE_PIXELS = 64 * 64
+
 
 def probabilities(
     q: Float[Tensor, "head pixel dim"],

@@ -14,10 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from goca.maths import Grid
-from goca.maths.attention import affinity_blocks
+from goca.maths.attention import DENSE_PIXELS, affinity_blocks
 from goca.maths.resize import nearest_pixels, resize_keys_adjoint
-
-DENSE_PIXELS = 64 * 64
 
 
 @dataclass

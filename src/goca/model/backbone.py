@@ -52,6 +52,7 @@ class Backbone:
     def __post_init__(self) -> None:
         self.family = family_of(self.pipeline)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", "")) or type(self.pipeline).__name__
+        _check_kind(self.pipeline)
         latent, inputs = self.pipeline.vae.config.latent_channels, self.denoiser.config.in_channels
         if latent != inputs:
             raise GocaError(
@@ -61,13 +62,23 @@ class Backbone:
         if not hasattr(self.pipeline.scheduler, "alphas_cumprod"):
             kind = type(self.pipeline.scheduler).__name__
             raise GocaError(f"{kind} has no alphas_cumprod to add noise by: set pipe.scheduler to a DDIMScheduler")
-        self.settings = settings_for(self.denoiser, self.family, self.cell)
+        self.settings = settings_for(self.denoiser, self.family, self.cell, self.blocks)
 
     @property
     def denoiser(self) -> Any:
         """The denoiser itself; a compiled one is unwrapped."""
         module = getattr(self.pipeline, self.family.component)
         return getattr(module, "_orig_mod", module)
+
+    @property
+    def device(self) -> str:
+        """Where the pipeline runs."""
+        return str(self.pipeline._execution_device)
+
+    @property
+    def dtype(self) -> str:
+        """The denoiser's, such as "float32"."""
+        return str(self.denoiser.dtype).removeprefix("torch.")
 
     @property
     def cell(self) -> int:
@@ -86,8 +97,9 @@ class Backbone:
 
     def fits(self, named: Sequence[Noun]) -> bool:
         """Whether the nouns' caption fits the tokenizer."""
-        tokenizer = self.pipeline.tokenizer
-        return len(tokenizer(caption_of(named), verbose=False).input_ids) <= tokenizer.model_max_length
+        with self._borrowed() as pipeline:
+            tokenizer = pipeline.tokenizer
+            return len(tokenizer(caption_of(named), verbose=False).input_ids) <= tokenizer.model_max_length
 
     def prompt(self, caption: str, prompts: Prompts) -> Prompt:
         """Encode a caption, or find it in `prompts`."""
@@ -107,11 +119,11 @@ class Backbone:
             upcast = before == torch.float16 and getattr(vae.config, "force_upcast", False)
             try:
                 if upcast:
-                    vae.to(torch.float32)
+                    nn.Module.to(vae, torch.float32)  # without diffusers' advice about it
                 encoded = vae.encode(pixels.to(pipeline._execution_device, torch.float32 if upcast else before))
             finally:
                 if upcast:
-                    vae.to(before)
+                    nn.Module.to(vae, before)
         latent = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).float()
         mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
         if mean is not None and std is not None:
@@ -140,11 +152,11 @@ class Backbone:
 
         captions: one a picture; they may differ.
         """
-        noisy = add_noise(self.pipeline.scheduler, latents, level, seed)
         height, width = (side * self.cell for side in latents.shape[-2:])
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
         encoded = [self.prompt(caption, prompts) for caption in captions]
         with self._borrowed() as pipeline, native(self.denoiser):
+            noisy = add_noise(pipeline.scheduler, latents, level, seed)
             call = self._first_call(pipeline, captions, encoded, (height, width), level)
             args, kwargs = _with_sample(call, noisy)
             with Tap(self.denoiser, grids, sink):
@@ -218,3 +230,23 @@ def _with_sample(call: _FirstCall, noisy: Tensor) -> tuple[tuple[Any, ...], dict
         )
     new = noisy.to(old)
     return (call.inputs, {**call.named, key: new}) if key else ((new, *call.inputs[1:]), call.named)
+
+
+def _check_kind(pipeline: Any) -> None:
+    """Refuse pipelines that share a text-to-image pipeline's parts but cannot be asked as one."""
+    kind = type(pipeline).__name__
+    if getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None)):
+        raise GocaError(f"{kind} has no VAE or no text encoder: goca reads latent text-to-image pipelines")
+    known = inspect.signature(pipeline.__call__).parameters
+    if "height" not in known or {"image", "mask_image", "pag_scale"} & known.keys():
+        raise GocaError(
+            f"{kind} is no plain text-to-image pipeline: load the checkpoint as one, for instance with "
+            "StableDiffusionPipeline(**pipe.components)"
+        )
+    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        tokenizer, model = getattr(pipeline, name, None), getattr(pipeline, encoder, None)
+        # A tokenizer folder with files missing loads as an almost empty vocabulary, or without a limit.
+        if tokenizer is None or model is None:
+            continue
+        if len(tokenizer) < model.config.vocab_size // 2 or tokenizer.model_max_length > 10**6:
+            raise GocaError(f"the {name} of {kind} is incomplete: is every file of its folder there?")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from goca import bundled
 from goca.errors import GocaError
 from goca.model.families import FAMILIES, unsupported
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError, SafetensorError)
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -62,7 +64,9 @@ def _from_pretrained(
         )
     except GocaError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except _UNLOADABLE as error:
         # diffusers and the hub client raise many kinds for a folder or id they cannot load, often over many lines.
         reason = " ".join(str(error).split())[:200]
         hint = "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
@@ -77,6 +81,8 @@ def _device(device: str | None) -> torch.device:
         place = torch.device(device)
     except RuntimeError:
         raise GocaError(f'no device "{device}": give cpu, cuda, cuda:1 or mps') from None
+    if place.type not in ("cpu", "cuda", "mps") or (place.type == "mps" and not torch.backends.mps.is_available()):
+        raise GocaError(f'no device "{device}" on this machine: give cpu, cuda, cuda:1 or mps')
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise GocaError(f'no device "{device}" on this machine: {torch.cuda.device_count()} CUDA devices found')
     return place

@@ -23,7 +23,8 @@ def add_noise(
     if not 0 <= level < steps:
         raise GocaError(f"noise {level} is out of range: this model was trained on timesteps 0 to {steps - 1}")
     kept = scheduler.alphas_cumprod[level].to(latents)
-    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed)).to(latents)
+    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    noise = noise.to(latents)
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 

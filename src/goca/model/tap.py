@@ -132,7 +132,7 @@ class Tap(TorchFunctionMode):
                 f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
             )
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
-        projection = _projection(site.module, query.shape[1]) if reads_text else None
+        projection = _projection(site.module, query) if reads_text else None
         for picture in range(query.shape[0]):
             call = AttentionCall(
                 block=site.block,
@@ -171,7 +171,7 @@ def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return mask.float().expand(query.shape[0], -1, -1, key.shape[-2])
 
 
-def _projection(module: nn.Module, heads: int) -> Float[Tensor, "head dim model"]:
+def _projection(module: nn.Module, query: Tensor) -> Float[Tensor, "head dim model"]:
     """The weight of the module's output projection, by heads.
 
     Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded one) is asked what
@@ -182,9 +182,9 @@ def _projection(module: nn.Module, heads: int) -> Float[Tensor, "head dim model"
     if type(linear) is nn.Linear and weight.device.type != "meta":
         matrix = weight.T
     else:
-        unit = torch.eye(linear.in_features, dtype=weight.dtype, device=weight.device)
+        unit = torch.eye(linear.in_features, dtype=weight.dtype, device=query.device)
         matrix = linear(unit) - linear(torch.zeros_like(unit[:1]))
-    return rearrange(matrix, "(head dim) model -> head dim model", head=heads)
+    return rearrange(matrix, "(head dim) model -> head dim model", head=query.shape[1])
 
 
 # These compute what AttnProcessor2_0 computes, by another route that the tap cannot see.
@@ -198,14 +198,10 @@ def native(denoiser: nn.Module) -> Iterator[None]:
 
     hidden = [site.module for site in sites(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]
     before = [module.processor for module in hidden]
-    compiled = any(module._compiled_call_impl is not None for module in denoiser.modules())
     try:
         for module in hidden:
             module.processor = AttnProcessor2_0()
-        if compiled:
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
+        with torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, processor in zip(hidden, before, strict=True):

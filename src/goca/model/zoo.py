@@ -4,7 +4,7 @@ Nothing published here could be measured again with real weights when this was w
 "not verified here".
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +30,9 @@ class Settings:
     """One checkpoint's facts.
 
     layout: entries of the denoiser's configuration that recognise it. size: pixels a side; grid: cells a side of the
-    common grid. noise: training timestep. heads: name of a head rule. reference, refine: blocks of the denoiser.
-    support: nouns added when one noun stands alone. nouns: the whole vocabulary, for a model that knows no other words.
-    origin: where all this comes from.
+    common grid. noise: training timestep. heads, layers, rescale, background: names of rules. reference, refine: blocks
+    of the denoiser. support: nouns added when one noun stands alone. nouns: the whole vocabulary, for a model that
+    knows no other words. origin: where all this comes from.
     """
 
     name: str
@@ -45,6 +45,9 @@ class Settings:
     origin: str
     noise: int = 100
     heads: str = "output-share"
+    layers: str = "agreement"
+    rescale: tuple[str, ...] = ("share", "blur", "minmax")
+    background: str = "auto"
     grid: int = 64
     support: tuple[str, ...] = ("background",)
     nouns: tuple[str, ...] = ()
@@ -119,7 +122,7 @@ grass sand water sky snow brick wood road stone carpet
 BUNDLED = Settings(
     name="bundled",
     repos=("bundled",),
-    layout={"block_out_channels": (64, 128, 160), "cross_attention_dim": 128},
+    layout={"block_out_channels": (64, 128, 160), "cross_attention_dim": 128, "in_channels": 6, "sample_size": 16},
     size=64,
     grid=32,
     noise=200,
@@ -133,15 +136,16 @@ BUNDLED = Settings(
 ZOO = (BUNDLED, SD15, SD21, SDXL)
 
 
-def settings_for(denoiser: Any, family: Family, cell: int) -> Settings:
+def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[str]) -> Settings:
     """The settings of the checkpoint whose layout the denoiser has, or those of the family's stated rule.
 
-    cell: pixels a side of one latent cell. SD 2.1 exists at 512 and 768 px with one layout, so the size is always the
-    denoiser's own.
+    cell: pixels a side of one latent cell. blocks: the denoiser's; a distilled model may lack some of its teacher's. SD
+    2.1 exists at 512 and 768 px with one layout, so the size is always the denoiser's own.
     """
     size = family.size(denoiser, cell)
     for known in ZOO:
-        if all(_plain(denoiser.config.get(key)) == value for key, value in known.layout.items()):
+        alike = all(_plain(denoiser.config.get(key)) == value for key, value in known.layout.items())
+        if alike and {known.reference, *known.refine} <= set(blocks):
             return Settings(**{**vars(known), "size": size})
     reference, refine = family.default_layers(denoiser)
     return Settings(
