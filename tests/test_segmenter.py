@@ -1,5 +1,6 @@
 """The library end to end: pictures and names in, labelled masks out."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -219,3 +220,58 @@ def test_a_new_method_is_a_value(sd15: Any, picture: Make) -> None:
     assert (told["recipe"], told["heads"], told["order"]) == ("custom", "loudest", 0)
     assert told["origin"]["order"] == "recipe"
     assert told["background"] == {"rule": "max", "threshold": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"noize": 3}, "noise, seed"), ({"noise": 10.5}, "whole"), ({"size": "64"}, "whole"), ({"seeds": 0}, "1 or more")],
+)
+def test_a_wrong_setting_is_an_error(setting: dict[str, Any], message: str, sd15: Any) -> None:
+    with pytest.raises(GocaError, match=message):
+        Segmenter.from_pipeline(sd15, **setting)
+
+
+def test_a_recipe_may_be_named(sd15: Any) -> None:
+    assert Segmenter.from_pipeline(sd15, recipe="vanilla").plan == Segmenter.from_pipeline(sd15, recipe=VANILLA).plan
+    with pytest.raises(GocaError, match="goca-balanced"):
+        Segmenter.from_pipeline(sd15, recipe="best")
+
+
+def test_autocast_of_the_caller_s_and_default_types_do_not_matter(sd15: Any, picture: Make) -> None:
+    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    plain = segmenter(picture(), classes=["cat", "dog"]).scores.grid
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = segmenter(picture(), classes=["cat", "dog"]).scores.grid
+    np.testing.assert_allclose(cast, plain, atol=0.05)
+
+
+def test_running_out_of_memory_names_the_knobs(sd15: Any, picture: Make) -> None:
+    def exhausted(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sd15.unet.register_forward_pre_hook(exhausted)
+    with pytest.raises(GocaError, match="batch 4 and size 64"):
+        Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat", "dog"])
+
+
+def test_a_class_alone_in_its_prompt_gets_company(sd15: Any, picture: Make) -> None:
+    names = ["very " * 14 + "cat", "quite " * 14 + "dog"]
+    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=names)
+    assert len(result.plan.captions) == 2
+    assert all(caption.endswith(", background") for caption in result.plan.captions)
+    assert any("background added" in note for note in result.plan.notes)
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, picture: Make, monkeypatch: Any) -> None:
+    made: list[weakref.ref[Any]] = []
+    original = goca.segmenter.scores
+
+    def counting(plan: Any, windows: Any, readouts: Any) -> Any:
+        made.extend(weakref.ref(readout.affinity) for readout in readouts)
+        assert sum(one() is not None for one in made) == 1
+        return original(plan, windows, readouts)
+
+    monkeypatch.setattr(goca.segmenter, "scores", counting)
+    names = [f"thing number {index}" for index in range(30)]
+    result = Segmenter.from_pipeline(sd15, size=64, batch=1)(picture(), classes=names)
+    assert len(made) == len(result.plan.captions) > 2

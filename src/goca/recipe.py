@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
+from numbers import Integral
 from typing import Any
 
 from goca.errors import GocaError
@@ -93,6 +94,19 @@ class Overrides:
     flip: bool = False
     window: bool = False
 
+    @classmethod
+    def of(cls, **given: Any) -> "Overrides":
+        """From keyword arguments; GocaError for one that there is not, and for a number that is not whole."""
+        known = [item.name for item in fields(cls)]
+        for name, value in given.items():
+            if name not in known:
+                raise GocaError(f'no setting "{name}": there are {", ".join(known)}')
+            values = value if isinstance(value, tuple | list) else (value,)
+            if not all(one is None or isinstance(one, Integral) for one in values):
+                raise GocaError(f"{name} {value!r} is not a whole number")
+        levels = given.get("noise")
+        return cls(**{**given, "noise": tuple(levels)} if isinstance(levels, list) else given)
+
 
 @cache
 def versions() -> Mapping[str, str]:
@@ -165,7 +179,7 @@ def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, 
         mine = getattr(overrides, name)
         chosen[name] = chosen.get(name, settings.size) if mine is None else mine
         origin[name] = origin.get(name, "settings") if mine is None else "user"
-    chosen["noise"] = (chosen["noise"],) if isinstance(chosen["noise"], int) else tuple(chosen["noise"])
+    chosen["noise"] = (chosen["noise"],) if isinstance(chosen["noise"], Integral) else tuple(chosen["noise"])
     if chosen["size"] < 1 or overrides.seeds < 1 or chosen["order"] < 0 or not chosen["noise"]:
         raise GocaError(
             f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of noise levels "

@@ -1,6 +1,7 @@
 """Segmenter: picture and class names in, labelled masks out, with a frozen text-to-image model."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice, product
 from pathlib import Path
@@ -22,7 +23,7 @@ from goca.model.prompt import Prompts
 from goca.model.words import Classes, Words
 from goca.question import Prepared, Question, find_words, prepare
 from goca.readout import Maps, Readout, scores
-from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan
+from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan, recipe_named
 from goca.segmentation import ScoreMaps, Segmentation
 
 OnError = Callable[[Question, GocaError], None]
@@ -64,9 +65,8 @@ class Segmenter:
     several prompts, noise levels or seeds, and flips. `batch` rows go through the denoiser at once.
     """
 
-    def __init__(self, backbone: Backbone, recipe: Recipe, overrides: Overrides, batch: int) -> None:
-        if not isinstance(recipe, Recipe):
-            raise GocaError(f"{recipe!r} is no recipe: pass goca.GOCA or another value of goca.RECIPES")
+    def __init__(self, backbone: Backbone, recipe: Recipe | str, overrides: Overrides, batch: int) -> None:
+        recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
         if batch < 1:
             raise GocaError(f"batch {batch} is too small: give 1 or more")
         self.backbone, self.batch = backbone, batch
@@ -77,7 +77,7 @@ class Segmenter:
     def from_pretrained(
         cls,
         name: str | Path = "bundled",
-        recipe: Recipe = GOCA,
+        recipe: Recipe | str = GOCA,
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
@@ -85,15 +85,19 @@ class Segmenter:
         batch: int = 4,
         **overrides: Any,
     ) -> "Segmenter":
-        """Load "bundled", a local diffusers folder or a Hub id. `overrides` are the fields of `recipe.Overrides`."""
+        """Load "bundled", a local diffusers folder or a Hub id.
+
+        recipe: a `Recipe` or its name. overrides: fields of `recipe.Overrides`. Raises GocaError for what cannot be
+        loaded.
+        """
         pipeline = load(name, device, dtype, revision, variant)
         known_as = "@".join(str(part) for part in (name, revision, variant) if part is not None)
-        return cls(Backbone(pipeline, known_as), recipe, Overrides(**overrides), batch)
+        return cls(Backbone(pipeline, known_as), recipe, Overrides.of(**overrides), batch)
 
     @classmethod
-    def from_pipeline(cls, pipe: Any, recipe: Recipe = GOCA, batch: int = 4, **overrides: Any) -> "Segmenter":
+    def from_pipeline(cls, pipe: Any, recipe: Recipe | str = GOCA, batch: int = 4, **overrides: Any) -> "Segmenter":
         """Wrap a loaded pipeline; it stays as it is, and is used by one call at a time."""
-        return cls(Backbone(pipe), recipe, Overrides(**overrides), batch)
+        return cls(Backbone(pipe), recipe, Overrides.of(**overrides), batch)
 
     @overload
     def __call__(
@@ -125,19 +129,20 @@ class Segmenter:
         return next(self.stream([Question(image, classes, others, background, caption)]))[1]
 
     def stream(
-        self, questions: Iterable[Question], on_error: OnError | None = None
+        self, questions: Iterable[Question], on_error: OnError | None = None, prompts: Prompts | None = None
     ) -> Iterator[tuple[Question, Segmentation]]:
         """Answer questions in their order, `batch` pictures at a time; a caption is encoded once in a stream.
 
         on_error: called with a question that cannot be answered and the reason; the stream then goes on without it.
-        Without on_error the reason is raised.
+        Without on_error the reason is raised. prompts: captions encoded before, by `check`.
         """
-        prompts: Prompts = {}
+        prompts = {} if prompts is None else prompts
         pending = iter(questions)
         while chunk := list(islice(pending, self.batch)):
             asked = [(question, self._prepare(question, prompts, on_error)) for question in chunk]
             ready = [(question, picture) for question, picture in asked if picture is not None]
-            looks = list(self._looks([picture for _, picture in ready], prompts))
+            with self._guarded():
+                looks = list(self._looks([picture for _, picture in ready], prompts))
             for (question, picture), maps in zip(ready, zip(*looks, strict=True), strict=True):
                 yield question, self._settle(picture, _mean(maps))
 
@@ -147,9 +152,26 @@ class Segmenter:
         others: Sequence[str] = (),
         caption: str | None = None,
         background: str | float | None = AUTO,
-    ) -> None:
-        """Raise GocaError if this model cannot be asked this, before any picture is read."""
-        find_words(Question("", classes, others, background, caption), self.plan, self.backbone, {})
+    ) -> Prompts:
+        """Raise GocaError if this model cannot be asked this, before any picture is read; the captions, encoded."""
+        prompts: Prompts = {}
+        find_words(Question("", classes, others, background, caption), self.plan, self.backbone, prompts)
+        return prompts
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Without gradients and without the caller's autocast; out of memory says which knob to turn."""
+        try:
+            with torch.no_grad(), torch.autocast(torch.device(self.backbone.device).type, enabled=False):
+                yield
+        except (MemoryError, RuntimeError) as error:
+            # On a CPU torch raises a plain RuntimeError.
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise GocaError(
+                    f"out of memory with batch {self.batch} and size {self.plan.size}: lower one of them, "
+                    "or load the model in half precision"
+                ) from None
+            raise
 
     def _prepare(self, question: Question, prompts: Prompts, on_error: OnError | None) -> Prepared | None:
         try:

@@ -55,7 +55,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool) -> bool:
                 segmenter = Segmenter.from_pretrained(
                     model.name, recipe, model.device, model.dtype, batch=model.batch, **model.overrides
                 )
-            segmenter.check(asked.classes, asked.others, asked.caption, asked.background)
+            prompts = segmenter.check(asked.classes, asked.others, asked.caption, asked.background)
             bar.remove_task(loading)
             labelling = bar.add_task("labelling", total=len(jobs))
 
@@ -71,7 +71,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool) -> bool:
             questions = (
                 Question(job.picture, asked.classes, asked.others, asked.background, asked.caption) for job in jobs
             )
-            for question, result in segmenter.stream(questions, on_error=leave_out):
+            for question, result in segmenter.stream(questions, leave_out, prompts):
                 job = pending[str(question.image)]
                 written = result.save(job.folder, job.stem)
                 done += 1

@@ -23,7 +23,7 @@ from goca.errors import GocaError
 from goca.maths import Grid
 from goca.model.families import family_of
 from goca.model.noise import add_noise, pinned
-from goca.model.prompt import Prompt, Prompts, encode
+from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, encode
 from goca.model.tap import Sink, Tap, native, sites
 from goca.model.words import Noun, caption_of
 from goca.model.zoo import Settings, settings_for
@@ -102,10 +102,12 @@ class Backbone:
             return len(tokenizer(caption_of(named), verbose=False).input_ids) <= tokenizer.model_max_length
 
     def prompt(self, caption: str, prompts: Prompts) -> Prompt:
-        """Encode a caption, or find it in `prompts`."""
+        """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
         if caption not in prompts:
             with self._borrowed() as pipeline:
                 prompts[caption] = encode(pipeline, caption)
+            if len(prompts) > MOST_PROMPTS:
+                del prompts[next(iter(prompts))]
         return prompts[caption]
 
     @torch.no_grad()

@@ -19,7 +19,8 @@ class Prompt:
 
 
 Prompts = dict[str, Prompt]
-"""Captions encoded so far in one run; a run encodes each caption once."""
+"""Captions encoded so far in one run, the last `MOST_PROMPTS` of them."""
+MOST_PROMPTS = 64
 
 
 @torch.no_grad()
