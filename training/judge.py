@@ -1,0 +1,146 @@
+"""Stage judge: what the pipeline paints and how well it denoises; one JSON object and a sample sheet.
+
+What a picture shows is said by the namer, which learned on scenes and never saw a generated picture. Its
+answers on real held-out scenes say how far it can be trusted; answers for the next picture's caption say
+how often a noun is found by chance.
+
+    python -m training.judge [--work FOLDER] [--percent 100] [--count 200]
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from . import clip, namer, scenes
+from .captions import caption
+from .commands import command
+from .export import assemble
+from .loop import SNAPSHOTS, snapshot
+from .nouns import NAMES, THINGS
+from .unet import UnetTask
+from .vae import to_tensor
+
+GUIDANCE, STEPS = 4.0, 30
+SHEET = (
+    "cat, grass", "a dog on the sand", "fish, water", "a house on the grass under the sky",
+    "car, road, sky", "two birds on the snow", "penguin, snow, sky", "an elephant on the sand under the sky",
+    "boat, water, sky", "a rocket in the sky", "mushroom, grass, wood", "a pizza on the wood",
+    "cactus, sand, sky", "a butterfly and a tree on the grass", "apple, banana, wood", "bus, road, brick",
+    "frog, grass, water", "a pig and a cow on the grass", "airplane, sky", "a ball on the road and the brick",
+    "turtle, sand, water", "a tree on the snow under the sky", "sand, water", "the grass under the sky",
+)  # fmt: skip
+COLUMNS = 8
+
+Result = TypeVar("Result")
+
+
+@torch.no_grad()
+def paint(
+    pipeline: StableDiffusionPipeline, captions: Sequence[str], seed: int, steps: int = STEPS, batch: int = 20
+) -> np.ndarray:
+    """A picture per caption [n, h, w, 3] uint8; each has its own generator, so batches do not matter."""
+    parts = []
+    for first in range(0, len(captions), batch):
+        texts = list(captions[first : first + batch])
+        generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(texts))]
+        result = pipeline(
+            texts, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generators, output_type="np"
+        )
+        parts.append((result.images * 255).round().astype(np.uint8))
+    return np.concatenate(parts)
+
+
+def found(said: Tensor, asked: Tensor) -> dict[str, float]:
+    """Share of asked nouns that are said to be shown, over pictures: all, things, stuff."""
+    parts = {"all": slice(None), "things": slice(0, len(THINGS)), "stuff": slice(len(THINGS), None)}
+    hits = said & asked
+    return {name: (hits[:, part].sum() / asked[:, part].sum()).item() for name, part in parts.items()}
+
+
+def found_by_noun(said: Tensor, asked: Tensor) -> dict[str, float]:
+    """The same, for each noun that was asked for."""
+    return {
+        name: (said[asked[:, i], i].sum() / asked[:, i].sum()).item()
+        for i, name in enumerate(NAMES)
+        if asked[:, i].any()
+    }
+
+
+@torch.no_grad()
+def text_finds_picture(work: Path, captions: Sequence[str], pictures: np.ndarray) -> float:
+    """Share of captions whose own picture the CLIP finds most similar among all."""
+    model, tokenizer = clip.load(work)
+    texts = model.embed_texts(tokenizer(list(captions), padding="longest", return_tensors="pt").input_ids)
+    embedded = torch.cat([model.embed_pictures(part)[0] for part in to_tensor(pictures).split(50)])
+    return ((texts @ embedded.T).argmax(1) == torch.arange(len(texts))).float().mean().item()
+
+
+@torch.no_grad()
+def forward_seconds(pipeline: StableDiffusionPipeline, caption: str, picture: np.ndarray) -> float:
+    """CPU seconds, once warm, of what a segmentation asks of the model: two encodings and one denoising."""
+    pixels = to_tensor(picture[None])
+
+    def once() -> None:
+        text, _ = pipeline.encode_prompt(caption, "cpu", 1, False)
+        latent = pipeline.vae.encode(pixels).latent_dist.mean
+        pipeline.unet(latent, torch.tensor([100]), text)
+
+    once()
+    return _cpu_seconds(once)[0]
+
+
+def judge(work: Path, percent: int, count: int) -> dict[str, object]:
+    """Every figure of the UNet's snapshot at `percent`; paints the sample sheet on the way."""
+    pipeline, names = assemble(work, percent), namer.load(work)
+    real, contents = scenes.read(work / "scenes/held-out")
+    rng = np.random.default_rng(0)
+    captions = [caption(content, rng) for content in contents[:count]]
+    asked = clip.presence(contents[:count]) > 0
+
+    seconds, painted = _cpu_seconds(lambda: paint(pipeline, captions, seed=0))
+    said, said_of_real = (namer.shown(names, to_tensor(pictures)) for pictures in (painted, real[:count]))
+    sheet = paint(pipeline, SHEET, seed=1000).reshape(-1, COLUMNS, scenes.SIZE, scenes.SIZE, 3)
+    rows = sheet.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * scenes.SIZE, 3)
+    Image.fromarray(rows).save(snapshot(work / "unet", percent) / "samples.png")
+    return {
+        "percent": percent,
+        "pictures": count,
+        "found": found(said, asked),
+        "found_by_chance": found(said.roll(1, 0), asked),
+        "found_on_real_scenes": found(said_of_real, asked),
+        "found_by_noun": found_by_noun(said, asked),
+        "text_finds_picture": text_finds_picture(work, captions, painted),
+        "text_finds_real_picture": text_finds_picture(work, captions, real[:count]),
+        "held_out_loss": UnetTask(work, batch=1).held_out.losses(pipeline.unet),
+        "cpu_seconds_a_painting": seconds / count,
+        "cpu_seconds_a_forward": forward_seconds(pipeline, captions[0], real[0]),
+    }
+
+
+def _cpu_seconds(run: Callable[[], Result]) -> tuple[float, Result]:
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("--percent", type=int, default=100, choices=SNAPSHOTS, help="snapshot of the UNet")
+    parser.add_argument("--count", type=int, default=200, help="pictures painted (default %(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = json.dumps(judge(arguments.work, arguments.percent, arguments.count), indent=2)
+    print(result)
+    (snapshot(arguments.work / "unet", arguments.percent) / "judgement.json").write_text(result)
+
+
+if __name__ == "__main__":
+    main()

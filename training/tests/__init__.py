@@ -1,0 +1,1 @@
+"""Fast tests of the training code: no network, no emoji packs, no trained weights."""

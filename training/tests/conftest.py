@@ -1,0 +1,50 @@
+"""A pack of plain discs, and a work folder with a few scenes drawn in it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import scenes, tokenizer
+from training.art import Pack
+from training.nouns import THINGS
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pack() -> Pack:
+    """Every thing is an opaque disc in magenta, which no stuff comes near."""
+    rows, columns = np.mgrid[-1:1:90j, -1:1:90j]
+    disc = np.zeros((90, 90, 4), np.uint8)
+    disc[rows**2 + columns**2 <= 1] = (255, 0, 255, 255)
+    return {thing.name: (disc,) for thing in THINGS}
+
+
+@pytest.fixture(scope="session")
+def textures() -> scenes.Textures:
+    return scenes.make_textures(seed=5, tiles=1)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory, pack: Pack, textures: scenes.Textures) -> Path:
+    """What the stages scenes and tokenizer leave behind, in small."""
+    folder = tmp_path_factory.mktemp("work")
+    for name, count in (("train", 7), ("held-out", 5)):
+        drawn = [scenes.render(3, index, [pack], textures) for index in range(count)]
+        (folder / "scenes" / name).mkdir(parents=True)
+        np.save(folder / "scenes" / name / "pictures.npy", np.stack([scene.picture for scene in drawn]))
+        lines = (json.dumps(asdict(scene.content)) for scene in drawn)
+        (folder / "scenes" / name / "contents.jsonl").write_text("\n".join(lines))
+    tokenizer.build().save_pretrained(folder / "tokenizer")
+    return folder

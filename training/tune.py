@@ -1,0 +1,99 @@
+"""Stage tune: choose the bundled pipeline's settings, on scenes in training art that nothing else uses.
+
+Decided before any score was looked at: noise, refinement layers and order are those with the best mean mIoU
+of the recipes vanilla, goca and goca-balanced, so that no recipe is favoured; the reference layer, which
+vanilla does not have, by the mean of the other two. One thing is chosen after the other, in that order. The
+result goes into `goca/model/zoo.py` by hand; the benchmark's scenes are never looked at here.
+
+    python -m training.tune [--work FOLDER] [--model FOLDER] [--count 100]
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from goca.bench.evaluate import evaluate_scenes
+from goca.bundled import Scene
+from goca.model.backbone import Backbone
+from goca.model.load import load
+from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Overrides, Recipe
+from goca.segmenter import Segmenter
+
+from . import art, captions, scenes
+from .commands import command
+from .nouns import LABEL
+
+SEED = 4  # of the tuning scenes and their textures
+NOISE = (50, 100, 200, 300)
+ORDERS = (1, 2)
+
+
+def tuning_scenes(count: int, art_folder: Path) -> Iterator[Scene]:
+    """Scenes in training art, drawn as the benchmark's are."""
+    packs = [art.load(name, art_folder) for name in art.TRAINING_PACKS]
+    textures = scenes.make_textures(SEED)
+    for index in range(count):
+        scene = scenes.render(SEED, index, packs, textures)
+        nouns = captions.noun_list(scene.content, np.random.default_rng((SEED, index, 1)))
+        classes = tuple(nouns.split(", "))
+        labels = np.zeros_like(scene.labels)
+        for place, noun in enumerate(classes, start=1):
+            labels[scene.labels == LABEL[noun]] = place
+        yield Scene(Image.fromarray(scene.picture), labels, classes, {"nouns": nouns})
+
+
+class Tuner:
+    """Scores of one pipeline on the tuning scenes, each told on a line as it is measured."""
+
+    def __init__(self, backbone: Backbone, asked: Sequence[Scene]) -> None:
+        self.backbone, self.asked = backbone, asked
+
+    def score(self, recipes: Sequence[Recipe], **settings: object) -> float:
+        """Mean mIoU of the recipes under some settings."""
+        changed = [replace(recipe, **settings) for recipe in recipes]  # type: ignore[arg-type]
+        found = [
+            evaluate_scenes(Segmenter(self.backbone, recipe, Overrides(), 8), scenes=self.asked).score.miou
+            for recipe in changed
+        ]
+        print(json.dumps({**settings, "miou": [round(one, 4) for one in found]}), flush=True)
+        return sum(found) / len(found)
+
+
+def tune(tuner: Tuner) -> dict[str, object]:
+    """The best settings, one thing after the other."""
+    everyone, weighers = (VANILLA, GOCA, GOCA_BALANCED), (GOCA, GOCA_BALANCED)
+    finest = [block for block in tuner.backbone.blocks if block.startswith("up_blocks")]
+    last = finest[-1].split(".attentions.")[0]
+    finest = [block for block in finest if block.startswith(last)]
+    layers = [(block,) for block in finest] + ([tuple(finest)] if len(finest) > 1 else [])
+    candidates = [block for block in tuner.backbone.blocks if not block.startswith("down_blocks")]
+
+    noise = max(NOISE, key=lambda level: tuner.score(everyone, noise=level, refine=tuple(finest), order=1))
+    refine, order = max(
+        ((refine, order) for refine in layers for order in ORDERS),
+        key=lambda pair: tuner.score(everyone, noise=noise, refine=pair[0], order=pair[1]),
+    )
+    chosen = {"noise": noise, "refine": refine, "order": order}
+    reference = max(candidates, key=lambda block: tuner.score(weighers, **chosen, reference=block))
+    return {**chosen, "reference": reference}
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("--model", type=Path, help="pipeline folder (default: WORK/pipeline)")
+    parser.add_argument("--count", type=int, default=100, help="scenes (%(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = arguments.model or arguments.work / "pipeline"
+    backbone = Backbone(load(folder, "cpu", None, None, None), str(folder))
+    tuner = Tuner(backbone, list(tuning_scenes(arguments.count, arguments.work / "art")))
+    print(json.dumps({"chosen": tune(tuner)}))
+
+
+if __name__ == "__main__":
+    main()
