@@ -152,6 +152,26 @@ def test_windows_on_demand(bundled: Segmenter, picture: Make) -> None:
     assert result.scores.grid.max() <= 1
 
 
+def test_windows_keep_queries_and_keys_instead_of_matrices(
+    bundled: Segmenter, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Overrides(window=True), batch=3)
+    asked: dict[str, Any] = {"classes": ["cat", "grass"], "others": ["sky"]}
+    lean = windowed(picture(200, 150), **asked)
+    dense: list[bool] = []
+    original = goca.view.Readout
+
+    def whole(*args: Any) -> Any:
+        dense.append(args[-1])
+        return original(*args[:-1], True)
+
+    monkeypatch.setattr(goca.view, "Readout", whole)
+    kept = windowed(picture(200, 150), **asked)
+    assert dense == [False] * len(dense)
+    assert len(dense) > 1
+    np.testing.assert_allclose(lean.scores.grid, kept.scores.grid, atol=1e-4)
+
+
 def test_questions_may_differ_within_a_batch(bundled: Segmenter, picture: Make) -> None:
     questions = [Question(picture(64, 64), ["cat", "sky"]), Question(picture(64, 64, 1), ["dog", "bus", "road"])]
     answers = list(bundled.stream(questions))

@@ -37,11 +37,15 @@ class SelfAttention(NamedTuple):
 
 
 class Readout:
-    """add(AttentionCall) while the denoiser runs; then `evidence()` and `affinity`."""
+    """add(AttentionCall) while the denoiser runs; then `evidence()` and `affinity`.
 
-    def __init__(self, plan: Plan, words: Words, grid: Grid) -> None:
+    grid: the window's share of the common grid. alone: whether it is the picture's only window.
+    """
+
+    def __init__(self, plan: Plan, words: Words, grid: Grid, alone: bool = True) -> None:
         self.plan, self.words, self.grid = plan, words, grid
-        self.affinity = Affinity()
+        # Where the windows of a picture wait for each other, a matrix for each would be too much.
+        self.affinity = Affinity() if alone else Affinity(largest=0)
         self.maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}
         self.weights: dict[str, float] = {}
         self._reference: Reference | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, islice, product
 from pathlib import Path
 from typing import Any, overload
@@ -13,49 +13,19 @@ from PIL import ImageOps
 from torch import Tensor
 
 from goca.errors import GocaError
-from goca.maths import Grid
 from goca.maths.background import label
-from goca.maths.windows import Windows
 from goca.model.backbone import Backbone
 from goca.model.images import Picture
 from goca.model.load import load
 from goca.model.prompt import Prompts
-from goca.model.words import Classes, Words
+from goca.model.words import Classes
 from goca.question import Prepared, Question, find_words, prepare
-from goca.readout import Maps, Readout, scores
+from goca.readout import Maps, scores
 from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan, recipe_named
 from goca.segmentation import ScoreMaps, Segmentation
+from goca.view import View, mean, together
 
 OnError = Callable[[Question, GocaError], None]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of a batch: a window of a picture under one of its prompts, and the readout that listens to it."""
-
-    latent: Tensor
-    caption: str
-    size: Grid
-    readout: Readout
-
-
-@dataclass(frozen=True)
-class _View:
-    """A picture under one of its prompts: the encodings of its windows, and the readouts that listen to them."""
-
-    picture: Prepared
-    words: Words
-    latents: Tensor
-    mirrored: bool
-    readouts: list[Readout]
-
-    @property
-    def windows(self) -> Windows:
-        return self.picture.windows.mirrored() if self.mirrored else self.picture.windows
-
-    def rows(self) -> Iterator[_Row]:
-        for latent, readout in zip(self.latents.split(1), self.readouts, strict=True):
-            yield _Row(latent, self.words.caption, self.picture.size, readout)
 
 
 class Segmenter:
@@ -144,7 +114,7 @@ class Segmenter:
             with self._guarded():
                 looks = list(self._looks([picture for _, picture in ready], prompts))
             for (question, picture), maps in zip(ready, zip(*looks, strict=True), strict=True):
-                yield question, self._settle(picture, _mean(maps))
+                yield question, self._settle(picture, mean(maps))
 
     def check(
         self,
@@ -188,19 +158,19 @@ class Segmenter:
             latents = [self._latents(picture, mirrored) for picture in pictures]
             for level, seed in product(self.plan.noise, self.plan.seeds):
                 views = [
-                    _View(picture, words, part, mirrored, [Readout(self.plan, words, picture.grid) for _ in part])
+                    View.of(self.plan, picture, words, part, mirrored)
                     for picture, part in zip(pictures, latents, strict=True)
                     for words in picture.prompts
                 ]
                 maps = [one for part in self._batches(views) for one in self._maps(part, level, seed, prompts)]
                 yield [
-                    _together([one for view, one in zip(views, maps, strict=True) if view.picture is picture], mirrored)
+                    together([one for view, one in zip(views, maps, strict=True) if view.picture is picture], mirrored)
                     for picture in pictures
                 ]
 
-    def _batches(self, views: Iterable[_View]) -> Iterator[list[_View]]:
+    def _batches(self, views: Iterable[View]) -> Iterator[list[View]]:
         """Views whose rows fill a batch; a view is never divided, because its windows are joined."""
-        part: list[_View] = []
+        part: list[View] = []
         for view in views:
             if part and sum(len(one.readouts) for one in (*part, view)) > self.batch:
                 yield part
@@ -209,7 +179,7 @@ class Segmenter:
         if part:
             yield part
 
-    def _maps(self, views: Sequence[_View], level: int, seed: int, prompts: Prompts) -> list[Maps]:
+    def _maps(self, views: Sequence[View], level: int, seed: int, prompts: Prompts) -> list[Maps]:
         """Send the rows of some views through the denoiser, each listened to by its readout; a view's maps."""
         rows = [row for view in views for row in view.rows()]
         for _, same in groupby(sorted(rows, key=lambda row: row.size), key=lambda row: row.size):
@@ -250,17 +220,3 @@ class Segmenter:
             scores=ScoreMaps(maps.classes.cpu().numpy(), None if maps.support is None else maps.support.cpu().numpy()),
             plan=ran,
         )
-
-
-def _together(parts: Sequence[Maps], mirrored: bool) -> Maps:
-    """The maps of a picture's prompts, one after the other; their supporting maps are merged by maximum."""
-    supports = [part.support for part in parts if part.support is not None]
-    maps = Maps(torch.cat([part.classes for part in parts]), torch.stack(supports).amax(0) if supports else None)
-    return maps.mirrored() if mirrored else maps
-
-
-def _mean(maps: Sequence[Maps]) -> Maps:
-    """Several looks at one picture, averaged."""
-    supports = [one.support for one in maps if one.support is not None]
-    classes = torch.stack([one.classes for one in maps]).mean(0)
-    return Maps(classes, torch.stack(supports).mean(0) if supports else None)

@@ -20,15 +20,19 @@ from goca.maths.resize import nearest_pixels, resize_keys_adjoint
 
 @dataclass
 class Affinity:
-    """S-bar, as a sum over layers: add layers, then apply it to maps on any grid."""
+    """S-bar, as a sum over layers: add layers, then apply it to maps on any grid.
+
+    largest: pixels of the largest grid whose affinity is kept as a matrix; 0 keeps none.
+    """
 
     layers: int = 0
+    largest: int = field(default_factory=lambda: DENSE_PIXELS)
     _dense: dict[Grid, Float[Tensor, "pixel pixel"]] = field(default_factory=dict)
     _streamed: list[tuple[Tensor, Tensor, float, Grid]] = field(default_factory=list)
 
     def is_dense(self, grid: Grid) -> bool:
         """Whether a layer on `grid` is taken as rows of its affinity (`add_rows`) rather than as queries and keys."""
-        return grid[0] * grid[1] <= DENSE_PIXELS
+        return grid[0] * grid[1] <= self.largest
 
     def add_rows(self, rows: slice, affinity: Float[Tensor, "block pixel"], grid: Grid) -> None:
         """Add some rows of a layer's affinity; every row must be added once, and then the layer counted (`count`)."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.model.families import family_of
+from goca.model.families import check_kind, family_of
 from goca.model.noise import add_noise, pinned
 from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, encode
 from goca.model.tap import Sink, Tap, native, sites
@@ -52,7 +52,7 @@ class Backbone:
     def __post_init__(self) -> None:
         self.family = family_of(self.pipeline)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", "")) or type(self.pipeline).__name__
-        _check_kind(self.pipeline)
+        check_kind(self.pipeline)
         latent, inputs = self.pipeline.vae.config.latent_channels, self.denoiser.config.in_channels
         if latent != inputs:
             raise GocaError(
@@ -232,23 +232,3 @@ def _with_sample(call: _FirstCall, noisy: Tensor) -> tuple[tuple[Any, ...], dict
         )
     new = noisy.to(old)
     return (call.inputs, {**call.named, key: new}) if key else ((new, *call.inputs[1:]), call.named)
-
-
-def _check_kind(pipeline: Any) -> None:
-    """Refuse pipelines that share a text-to-image pipeline's parts but cannot be asked as one."""
-    kind = type(pipeline).__name__
-    if getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None)):
-        raise GocaError(f"{kind} has no VAE or no text encoder: goca reads latent text-to-image pipelines")
-    known = inspect.signature(pipeline.__call__).parameters
-    if "height" not in known or {"image", "mask_image", "pag_scale"} & known.keys():
-        raise GocaError(
-            f"{kind} is no plain text-to-image pipeline: load the checkpoint as one, for instance with "
-            "StableDiffusionPipeline(**pipe.components)"
-        )
-    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-        tokenizer, model = getattr(pipeline, name, None), getattr(pipeline, encoder, None)
-        # A tokenizer folder with files missing loads as an almost empty vocabulary, or without a limit.
-        if tokenizer is None or model is None:
-            continue
-        if len(tokenizer) < model.config.vocab_size // 2 or tokenizer.model_max_length > 10**6:
-            raise GocaError(f"the {name} of {kind} is incomplete: is every file of its folder there?")
