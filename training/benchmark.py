@@ -12,11 +12,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from goca.bundled import Scene
+
 from . import art, captions, scenes
 from .commands import command
 from .nouns import LABEL
 
 SEED, COUNT = 3, 240
+
+
+def task(drawn: scenes.Scene, rng: np.random.Generator) -> Scene:
+    """A drawn scene as something to segment: its classes in random order, its labels by their places, its captions."""
+    nouns = captions.noun_list(drawn.content, rng)
+    classes = tuple(nouns.split(", "))
+    labels = np.zeros_like(drawn.labels)
+    for place, noun in enumerate(classes, start=1):
+        labels[drawn.labels == LABEL[noun]] = place
+    said = {"nouns": nouns, "sentences": captions.sentence(drawn.content, rng)}
+    return Scene(Image.fromarray(drawn.picture), labels, classes, said)
 
 
 def write(folder: Path, art_folder: Path) -> None:
@@ -27,17 +40,11 @@ def write(folder: Path, art_folder: Path) -> None:
     textures = scenes.make_textures(SEED)
     entries = []
     for index in range(COUNT):
-        scene = scenes.render(SEED, index, packs, textures)
-        rng = np.random.default_rng((SEED, index, 1))
-        nouns = captions.noun_list(scene.content, rng)
-        classes = nouns.split(", ")
-        labels = np.zeros_like(scene.labels)
-        for place, noun in enumerate(classes, start=1):
-            labels[scene.labels == LABEL[noun]] = place
-        entry = {"image": f"{index:03}.png", "labels": f"{index:03}.labels.png", "classes": classes}
-        Image.fromarray(scene.picture).save(folder / entry["image"], optimize=True)
-        Image.fromarray(labels).save(folder / entry["labels"], optimize=True)
-        entries.append({**entry, "captions": {"nouns": nouns, "sentences": captions.sentence(scene.content, rng)}})
+        scene = task(scenes.render(SEED, index, packs, textures), np.random.default_rng((SEED, index, 1)))
+        entry = {"image": f"{index:03}.png", "labels": f"{index:03}.labels.png", "classes": scene.classes}
+        scene.image.save(folder / entry["image"], optimize=True)
+        Image.fromarray(scene.labels).save(folder / entry["labels"], optimize=True)
+        entries.append({**entry, "captions": scene.captions})
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     (folder / "scenes.json").write_text(f"[\n{lines}\n]\n")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from goca.bench.evaluate import evaluate_scenes
 from goca.bundled import Scene
@@ -24,9 +23,9 @@ from goca.model.load import load
 from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Overrides, Recipe
 from goca.segmenter import Segmenter
 
-from . import art, captions, scenes
+from . import art, scenes
+from .benchmark import task
 from .commands import command
-from .nouns import LABEL
 
 SEED = 4  # of the tuning scenes and their textures
 NOISE = (50, 100, 200, 300)
@@ -38,13 +37,7 @@ def tuning_scenes(count: int, art_folder: Path) -> Iterator[Scene]:
     packs = [art.load(name, art_folder) for name in art.TRAINING_PACKS]
     textures = scenes.make_textures(SEED)
     for index in range(count):
-        scene = scenes.render(SEED, index, packs, textures)
-        nouns = captions.noun_list(scene.content, np.random.default_rng((SEED, index, 1)))
-        classes = tuple(nouns.split(", "))
-        labels = np.zeros_like(scene.labels)
-        for place, noun in enumerate(classes, start=1):
-            labels[scene.labels == LABEL[noun]] = place
-        yield Scene(Image.fromarray(scene.picture), labels, classes, {"nouns": nouns})
+        yield task(scenes.render(SEED, index, packs, textures), np.random.default_rng((SEED, index, 1)))
 
 
 class Tuner:
