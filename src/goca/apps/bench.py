@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from goca.apps.terminal import console, progress, table
@@ -21,9 +22,9 @@ def evaluate(model: str, recipe: str, captions: str, batch: int, limit: int | No
     with progress(hidden=as_json) as bar:
         task = bar.add_task(f"loading {model}", total=None)
         segmenter = Segmenter.from_pretrained(model, chosen, batch=batch)
-        total = sum(1 for _ in bundled.scenes()) if limit is None else limit
-        bar.update(task, description="segmenting", total=total)
-        found = evaluate_scenes(segmenter, captions, limit, done=lambda: bar.advance(task))
+        scenes = list(islice(bundled.scenes(), limit))
+        bar.update(task, description="segmenting", total=len(scenes))
+        found = evaluate_scenes(segmenter, captions, scenes, done=lambda: bar.advance(task))
     if as_json:
         print(json.dumps({**found.to_json(), "plan": segmenter.plan.to_json()}))
     else:
@@ -44,6 +45,7 @@ def _print(found: "Evaluation") -> None:
 
 def ablate(model: str, captions: str, batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:
     """Score every part of the method on the scenes and print the table."""
+    from goca import bundled
     from goca.bench.ablate import VARIANTS, ablate_scenes
     from goca.model.backbone import Backbone
     from goca.model.load import load
@@ -51,7 +53,8 @@ def ablate(model: str, captions: str, batch: int, limit: int | None, as_json: bo
     with progress(hidden=as_json or as_markdown) as bar:
         task = bar.add_task("ablating", total=len(VARIANTS))
         backbone = Backbone(load(model, None, None, None, None), model)
-        found = ablate_scenes(backbone, captions, batch, limit, done=lambda: bar.advance(task))
+        scenes = list(islice(bundled.scenes(), limit))
+        found = ablate_scenes(backbone, captions, batch, scenes, done=lambda: bar.advance(task))
     if as_json:
         print(json.dumps(found.to_json()))
         return

@@ -1,11 +1,12 @@
 """Heads x layers x rescaling: what each part of the method adds, on the scenes benchmark, beside the paper's table."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from goca.bench.evaluate import Evaluation, Protocol, evaluate_scenes
 from goca.bench.scores import Interval, gain
+from goca.bundled import Scene
 from goca.model.backbone import Backbone
 from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Overrides, Recipe
 from goca.segmenter import Segmenter
@@ -82,12 +83,12 @@ class Ablation:
 
 
 def ablate_scenes(
-    backbone: Backbone, captions: str, batch: int, limit: int | None = None, done: Callable[[], None] = lambda: None
+    backbone: Backbone, captions: str, batch: int, scenes: Sequence[Scene], done: Callable[[], None] = lambda: None
 ) -> Ablation:
     """Every variant on the same scenes; `done` is called after each variant."""
     runs = []
     for variant in VARIANTS:
-        runs.append(evaluate_scenes(Segmenter(backbone, variant.recipe, Overrides(), batch), captions, limit))
+        runs.append(evaluate_scenes(Segmenter(backbone, variant.recipe, Overrides(), batch), captions, scenes))
         done()
     return Ablation(tuple(_rows(runs)), runs[0].protocol)
 

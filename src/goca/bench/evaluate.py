@@ -5,7 +5,6 @@ Every class of a scene is named (tags from the ground truth), every pixel has a 
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -60,17 +59,16 @@ class Evaluation:
 def evaluate_scenes(
     segmenter: Segmenter,
     captions: str = "nouns",
-    limit: int | None = None,
-    done: Callable[[], None] = lambda: None,
     scenes: Iterable[Scene] | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Segment the scenes and count; `done` is called after each. scenes: others than those that ship.
+    """Segment the scenes and count; `done` is called after each. scenes: those that ship, unless others are given.
 
     Raises GocaError for an unknown style of captions.
     """
     if captions not in CAPTIONS:
         raise GocaError(f'no captions "{captions}": there are {", ".join(CAPTIONS)}')
-    asked = list(islice(bundled.scenes() if scenes is None else scenes, limit))
+    asked = list(bundled.scenes() if scenes is None else scenes)
     names = tuple(sorted({name for scene in asked for name in scene.classes}))
     questions = [_question(scene, captions) for scene in asked]
     matrices = []

@@ -62,9 +62,7 @@ def _from_pretrained(
         return diffusers.DiffusionPipeline.from_pretrained(
             where, torch_dtype=dtype, variant=variant, use_safetensors=True, **options
         )
-    except GocaError:
-        raise
-    except torch.OutOfMemoryError:
+    except (GocaError, torch.OutOfMemoryError):
         raise
     except _UNLOADABLE as error:
         # diffusers and the hub client raise many kinds for a folder or id they cannot load, often over many lines.
