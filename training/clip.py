@@ -1,10 +1,9 @@
 """Stage clip: a small CLIP on scenes and captions in many wordings. Its text half becomes the pipeline's
 text encoder.
 
-The text half is transformers' CLIPTextModel as Stable Diffusion uses it: causal, 77 positions, padded with
-the end token and without an attention mask. The picture half is convolutional, and carries a second head
-that says which of our nouns a picture shows; it makes the picture half learn faster and later judges
-generated pictures (see judge.py).
+The text half is transformers' CLIPTextModel as Stable Diffusion 2 uses it: causal, 77 positions, padded with
+a token of its own and without an attention mask. The picture half is the namer's tower, locked: its features
+are computed once, so that a step costs the text half alone ("LiT", Zhai et al. 2022, section 3).
 
     python -m training.clip [--work FOLDER] [--steps N] [--resume]
 """
@@ -21,72 +20,41 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from . import scenes
+from . import namer, scenes
 from .captions import caption
 from .commands import make_plan, training_command
 from .loop import snapshot, train
-from .nouns import NAMES
 from .scenes import Content
 from .vae import to_tensor
 
 WIDTH, LAYERS, HEADS = 128, 3, 4  # of the text half
-CHANNELS = (32, 64, 128, 192)  # of the picture half, at 32, 16, 8 and 4 cells a side
+# Standard deviations of the first embeddings: a word outweighs its position and, at first, its context.
+TOKEN, POSITION = 1.0, 0.15
 SYNONYMS = 0.4  # share of nouns said by another word
 EVALUATED = 250  # held-out pictures among which a caption has to find its own
-WEIGHTS = "clip.safetensors"
-
-
-class Residual(nn.Module):
-    """Two normalised convolutions around a shortcut."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        norm = functools.partial(nn.GroupNorm, 8, channels)
-        conv = functools.partial(nn.Conv2d, channels, channels, 3, padding=1)
-        self.branch = nn.Sequential(norm(), nn.SiLU(), conv(), norm(), nn.SiLU(), conv())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
-
-
-class PictureTower(nn.Module):
-    """Pictures [n, 3, 64, 64] to features [n, channels]."""
-
-    def __init__(self):
-        super().__init__()
-        stages: list[nn.Module] = []
-        for before, channels in zip((3, *CHANNELS), CHANNELS, strict=False):
-            stages += [
-                nn.Conv2d(before, channels, 3, stride=2, padding=1),
-                Residual(channels),
-                Residual(channels),
-            ]
-        self.stages = nn.Sequential(*stages, nn.GroupNorm(8, CHANNELS[-1]), nn.SiLU())
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.stages(pictures).mean((2, 3))
+WEIGHTS, FEATURES = "clip.safetensors", "features.npy"
 
 
 class Clip(nn.Module):
-    """Both halves, their projections to one space, the temperature, and the head that names nouns."""
+    """The text half, both halves' projections to one space, and the temperature; pictures come as features."""
 
     def __init__(self, tokenizer: CLIPTokenizer):
         super().__init__()
         self.text = CLIPTextModel(text_config(tokenizer))
+        embeddings = self.text.embeddings
+        nn.init.normal_(embeddings.token_embedding.weight, std=TOKEN)
+        nn.init.normal_(embeddings.position_embedding.weight, std=POSITION)
         self.text_projection = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.picture = PictureTower()
-        self.picture_projection = nn.Linear(CHANNELS[-1], WIDTH, bias=False)
-        self.nouns = nn.Linear(CHANNELS[-1], len(NAMES))
+        self.picture_projection = nn.Linear(namer.CHANNELS[-1], WIDTH, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def embed_texts(self, ids: Tensor) -> Tensor:
         """Token ids [n, tokens] to unit vectors [n, width]."""
         return F.normalize(self.text_projection(self.text(ids).pooler_output).float(), dim=-1)
 
-    def embed_pictures(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures to unit vectors [n, width] and noun logits [n, noun]."""
-        features = self.picture(pictures)
-        return F.normalize(self.picture_projection(features).float(), dim=-1), self.nouns(features).float()
+    def embed_features(self, features: Tensor) -> Tensor:
+        """The tower's features of pictures [n, channels] to unit vectors [n, width]."""
+        return F.normalize(self.picture_projection(features).float(), dim=-1)
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -113,21 +81,17 @@ def load(work: Path) -> tuple[Clip, CLIPTokenizer]:
     return clip.eval().requires_grad_(False), tokenizer
 
 
-def presence(contents: Sequence[Content]) -> Tensor:
-    """Which nouns each scene shows, as ones and zeros [n, noun]."""
-    return torch.tensor([[float(name in content.nouns) for name in NAMES] for content in contents])
-
-
 class ClipTask:
-    """Captions and pictures find each other within the batch; the second head names the nouns."""
+    """Captions and pictures find each other within the batch."""
 
     def __init__(self, work: Path, batch: int):
         self.tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
         self.model = Clip(self.tokenizer)
         self.batch = batch
-        self.pictures, self.contents = scenes.read(work / "scenes/train")
+        _, self.contents = scenes.read(work / "scenes/train")
+        self.features = torch.from_numpy(np.load(work / "clip" / FEATURES))
         pictures, self.held_out_contents = scenes.read(work / "scenes/held-out")
-        self.held_out = to_tensor(pictures[:EVALUATED])
+        self.held_out = features(namer.load(work), pictures[:EVALUATED])
 
     def tokens(self, contents: Sequence[Content], rng: np.random.Generator) -> Tensor:
         """One wording of each. Padded to the longest only: behind its end a causal text changes nothing."""
@@ -135,30 +99,24 @@ class ClipTask:
         return self.tokenizer(texts, padding="longest", return_tensors="pt").input_ids
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = np.sort(rng.integers(len(self.pictures), size=self.batch))
+        chosen = rng.integers(len(self.features), size=self.batch)
         contents = [self.contents[i] for i in chosen]
         with torch.autocast("cpu", torch.bfloat16):
             texts = self.model.embed_texts(self.tokens(contents, rng))
-            pictures, logits = self.model.embed_pictures(to_tensor(self.pictures[chosen]))
+        pictures = self.model.embed_features(self.features[chosen])
         similarity = self.model.log_scale.clamp(max=math.log(100)).exp() * texts @ pictures.T
         own = torch.arange(self.batch)
-        contrast = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
-        naming = F.binary_cross_entropy_with_logits(logits, presence(contents))
-        return {"loss": contrast + 4 * naming, "contrast": contrast.detach(), "naming": naming.detach()}
+        return {"loss": (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         contents = self.held_out_contents[:EVALUATED]
-        pictures, logits = model.embed_pictures(self.held_out)
         texts = model.embed_texts(self.tokens(contents, np.random.default_rng(0)))
-        similarity = texts @ pictures.T
+        similarity = texts @ model.embed_features(self.held_out).T
         own = torch.arange(len(contents))
-        said, shown = logits > 0, presence(contents) > 0
         return {
             "text_finds_picture": (similarity.argmax(1) == own).float().mean().item(),
             "picture_finds_text": (similarity.argmax(0) == own).float().mean().item(),
-            "noun_precision": ((said & shown).sum() / said.sum().clamp(min=1)).item(),
-            "noun_recall": ((said & shown).sum() / shown.sum()).item(),
         }
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -166,9 +124,26 @@ class ClipTask:
         save_file(model.state_dict(), folder / WEIGHTS)
 
 
+@torch.no_grad()
+def features(names: namer.Namer, pictures: np.ndarray, batch: int = 200) -> Tensor:
+    """What the namer's tower says of pictures [n, h, w, 3] uint8: [n, channels] float32."""
+    parts = [pictures[first : first + batch] for first in range(0, len(pictures), batch)]
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([names.picture(to_tensor(part)).float() for part in parts])
+
+
+def write_features(work: Path) -> None:
+    """The features of every training picture: [picture, channels] float32."""
+    pictures, _ = scenes.read(work / "scenes/train")
+    (work / "clip").mkdir(exist_ok=True)
+    np.save(work / "clip" / FEATURES, features(namer.load(work), pictures).numpy())
+
+
 def main() -> None:
-    arguments = training_command(__doc__, steps=440, batch=128).parse_args()
+    arguments = training_command(__doc__, steps=4000, batch=128).parse_args()
     plan = make_plan(arguments, "clip", rate=1e-3, average=0.995)
+    if not (arguments.resume and (plan.folder / FEATURES).exists()):
+        write_features(arguments.work)
     train(plan, functools.partial(ClipTask, arguments.work, arguments.batch))
 
 

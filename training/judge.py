@@ -79,7 +79,7 @@ def text_finds_picture(work: Path, captions: Sequence[str], pictures: np.ndarray
     """Share of captions whose own picture the CLIP finds most similar among all."""
     model, tokenizer = clip.load(work)
     texts = model.embed_texts(tokenizer(list(captions), padding="longest", return_tensors="pt").input_ids)
-    embedded = torch.cat([model.embed_pictures(part)[0] for part in to_tensor(pictures).split(50)])
+    embedded = model.embed_features(clip.features(namer.load(work), pictures))
     return ((texts @ embedded.T).argmax(1) == torch.arange(len(texts))).float().mean().item()
 
 
@@ -103,7 +103,7 @@ def judge(work: Path, percent: int, count: int) -> dict[str, object]:
     real, contents = scenes.read(work / "scenes/held-out")
     rng = np.random.default_rng(0)
     captions = [caption(content, rng) for content in contents[:count]]
-    asked = clip.presence(contents[:count]) > 0
+    asked = namer.presence(contents[:count]) > 0
 
     seconds, painted = _cpu_seconds(lambda: paint(pipeline, captions, seed=0))
     said, said_of_real = (namer.shown(names, to_tensor(pictures)) for pictures in (painted, real[:count]))

@@ -29,7 +29,7 @@ SPLIT = {  # word: its two tokens
 }
 END = "</w>"
 POSITIONS = 77  # as Stable Diffusion 1.5
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 
 def pieces(word: str) -> list[tuple[str, ...]]:
@@ -69,7 +69,7 @@ def _merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def build() -> CLIPTokenizer:
-    """256 bytes, the same as word ends, the merges, begin and end; padded with the end token."""
+    """256 bytes, the same as word ends, the merges, begin, end and padding."""
     corpus = Counter(symbols for word in sorted(set(words())) for symbols in pieces(word))
     merges = learn_merges(corpus)
     alphabet = sorted(ByteLevel.alphabet())
@@ -79,9 +79,10 @@ def build() -> CLIPTokenizer:
         *dict.fromkeys(a + b for a, b in merges),
         BOS,
         EOS,
+        PAD,
     ]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=POSITIONS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=PAD, model_max_length=POSITIONS)
 
 
 def main() -> None:
