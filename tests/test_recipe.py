@@ -15,6 +15,8 @@ from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, STEPS
 from goca.model.families import FAMILIES
 from goca.model.zoo import BUNDLED, SD15, SD21, SDXL, ZOO, Settings, settings_for
 from goca.recipe import (
+    DAAM,
+    FTTM,
     GOCA,
     GOCA_BALANCED,
     GOCA_COMPOUND,
@@ -37,7 +39,7 @@ def refused(error: pytest.ExceptionInfo[GocaError], *parts: str) -> None:
 
 
 def planned(recipe: Recipe = GOCA, settings: Settings = SD15, **overrides: Any) -> Plan:
-    blocks = (*settings.refine, settings.reference, "mid_block.attentions.0.transformer_blocks.0")
+    blocks = (*settings.refine, settings.reference, *FTTM.refine, *FTTM.cross)
     return plan(recipe, settings, blocks, "a model", Overrides(**overrides))
 
 
@@ -52,7 +54,20 @@ def test_the_recipes_are_values_of_each_other() -> None:
     assert isinstance(GOCA_COMPOUND.background, Background)
     assert GOCA_COMPOUND.background.rule is background.maximum
     assert Recipe() == GOCA
-    assert len({GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND}) == 4
+    assert len({GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND, DAAM, FTTM}) == 6
+
+
+def test_daam_averages_and_cuts_at_a_share_of_the_peak() -> None:
+    made = planned(DAAM)
+    assert (made.heads, made.layers) == (aggregate.mean_heads, aggregate.mean_layers)
+    assert (made.rescale, made.cross, made.refine, made.order) == ((rescale.peak,), (), (), 0)
+    assert made.background == Background(background.constant, 0.4)
+
+
+def test_hand_picked_layers_are_refused_by_name_where_a_model_lacks_them() -> None:
+    with pytest.raises(GocaError) as error:
+        plan(FTTM, SD15, (*SD15.refine, SD15.reference), "a model", Overrides())
+    refused(error, "fttm", FTTM.refine[-1], "a model")
 
 
 def test_the_published_recipe() -> None:
@@ -116,6 +131,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "size": "settings",
         "layers": "recipe",
         "rescale": "recipe",
+        "cross": "settings",
         "background": "recipe",
     }
 
@@ -152,8 +168,9 @@ def test_counts_below_1_are_refused(wrong: dict[str, int]) -> None:
         Recipe(reference="up_blocks.9"),
         Recipe(refine=(SD15.reference, "up_blocks.9")),
         Recipe(refine=("up_blocks.9", SD15.reference)),
+        Recipe(cross=("up_blocks.9",)),
     ],
-    ids=["reference", "last", "first"],
+    ids=["reference", "last", "first", "cross"],
 )
 def test_a_recipe_of_a_block_that_the_model_lacks(recipe: Recipe) -> None:
     with pytest.raises(GocaError) as error:
@@ -187,7 +204,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Settings
     assert HEADS[plain["heads"]] == made.heads
     assert LAYERS[plain["layers"]] == made.layers
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
-    assert plain["refine"] == list(settings.refine)
+    assert plain["refine"] == list(made.refine)
     assert plain["noise"] == [100, 50]
     assert plain["captions"] == ["cat, sky"]
     assert plain["notes"] == ["a note"]

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import goca
-from goca import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, GocaError, Question, Segmenter
+from goca import DAAM, FTTM, GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, GocaError, Question, Segmenter
 from goca.maths.background import Background, maximum
+from goca.maths.resize import resize
 
 Make = Callable[..., Image.Image]
 
@@ -41,11 +43,34 @@ def test_a_non_square_picture_in_a_batch_of_two(pipeline: Any, picture: Make) ->
         assert result.scores.at((96, 160)).shape == (2, 96, 160)
 
 
-@pytest.mark.parametrize("recipe", [GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND])
+@pytest.mark.parametrize("recipe", [GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND, DAAM])
 def test_every_recipe_on_every_kind(recipe: goca.Recipe, pipeline: Any, picture: Make) -> None:
     result = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)(picture(), classes=["cat", "grass"])
     assert np.isfinite(result.scores.grid).all()
     assert result.plan.recipe in goca.RECIPES
+
+
+def test_only_the_layers_asked_for_take_part(sd15: Any, picture: Make) -> None:
+    def grid(*cross: str) -> np.ndarray:
+        segmenter = Segmenter.from_pipeline(sd15, recipe=replace(GOCA, cross=cross), size=64)
+        return segmenter(picture(), classes=["cat", "dog"]).scores.grid
+
+    every = Segmenter.from_pipeline(sd15).backbone.blocks
+    assert np.array_equal(grid(), grid(*every))
+    # The reference block may be left out of the map and still serve as the reference.
+    alone = [grid(block) for block in every[:2]]
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+
+
+def test_hand_picked_layers_where_the_model_has_them(sd15: Any, picture: Make) -> None:
+    width = sd15.text_encoder.config.hidden_size
+    thin = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8,) * 4, norm_num_groups=4, attention_head_dim=2, cross_attention_dim=width
+    )
+    pipeline = type(sd15)(**{**sd15.components, "unet": thin.eval()}, requires_safety_checker=False)
+    result = Segmenter.from_pipeline(pipeline, recipe=FTTM, size=64)(picture(), classes=["cat", "dog"])
+    assert np.isfinite(result.scores.grid).all()
+    assert result.plan.recipe == "fttm"
 
 
 def test_a_picture_s_result_does_not_depend_on_its_company(bundled: Segmenter, picture: Make) -> None:
@@ -65,6 +90,31 @@ def test_the_same_seed_gives_the_same_result_and_another_another(sd15: Any, pict
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_uncertainty_is_the_spread_over_looks(sd15: Any, picture: Make) -> None:
+    def ask(**overrides: Any) -> goca.Segmentation:
+        return Segmenter.from_pipeline(sd15, size=64, **overrides)(picture(96, 64), classes=["cat", "dog"])
+
+    looks = ask(seeds=2)
+    apart = np.abs(ask(seed=0).scores.grid - ask(seed=1).scores.grid) / 2
+    np.testing.assert_allclose(looks.scores.spread, apart, atol=1e-6)
+    assert looks.uncertainty is not None
+    assert looks.uncertainty.shape == looks.labels.shape
+    row, column = 5, 7
+    size = looks.labels.shape
+    label = int(looks.labels[row, column])
+    best = label - 1 if label else looks.scores.at(size)[:, row, column].argmax()
+    wide = resize(torch.from_numpy(looks.scores.spread), size)
+    assert looks.uncertainty[row, column] == pytest.approx(float(wide[best, row, column]))
+    assert looks.to_json()["uncertainty"] == pytest.approx(float(looks.uncertainty.mean()))
+
+
+def test_one_look_has_no_uncertainty(sd15: Any, picture: Make) -> None:
+    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat", "dog"])
+    assert result.uncertainty is None
+    assert result.scores.spread is None
+    assert "uncertainty" not in result.to_json()
 
 
 def test_looks_are_averaged(sd15: Any, picture: Make) -> None:

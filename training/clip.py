@@ -140,7 +140,7 @@ def write_features(work: Path) -> None:
 
 
 def main() -> None:
-    arguments = training_command(__doc__, steps=4000, batch=128).parse_args()
+    arguments = training_command(__doc__, steps=1200, batch=128).parse_args()
     plan = make_plan(arguments, "clip", rate=1e-3, average=0.995)
     if not (arguments.resume and (plan.folder / FEATURES).exists()):
         write_features(arguments.work)

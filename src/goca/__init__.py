@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from goca.errors import GocaError
     from goca.question import Question
-    from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, RECIPES, VANILLA, Recipe
+    from goca.recipe import DAAM, FTTM, GOCA, GOCA_BALANCED, GOCA_COMPOUND, RECIPES, VANILLA, Recipe
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
 
@@ -19,6 +19,8 @@ _HOMES = {
     "Question": "goca.question",
     "Recipe": "goca.recipe",
     "RECIPES": "goca.recipe",
+    "DAAM": "goca.recipe",
+    "FTTM": "goca.recipe",
     "GOCA": "goca.recipe",
     "GOCA_BALANCED": "goca.recipe",
     "GOCA_COMPOUND": "goca.recipe",
@@ -28,6 +30,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "DAAM",
+    "FTTM",
     "GOCA",
     "GOCA_BALANCED",
     "GOCA_COMPOUND",

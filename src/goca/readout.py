@@ -66,23 +66,30 @@ class Readout:
             while self._waiting:
                 self._add_self(self._waiting.pop())
 
+    def _counts(self, block: str) -> bool:
+        return not self.plan.cross or block in self.plan.cross
+
     def _add_cross(self, call: AttentionCall) -> None:
         if call.block in self.maps:
             raise GocaError(f"{call.block} reads the text twice: this UNet's layout is not supported")
+        if self._counts(call.block):
+            self._add_map(call)
+        if call.block == self.plan.reference and self._weighs:
+            self._reference = Reference(rearrange(call.q, "head pixel dim -> pixel (head dim)"), call.grid)
+            self._referenced = True
+
+    def _add_map(self, call: AttentionCall) -> None:
         attention = probabilities(call.q, call.k, call.scale, call.mask)
         parts = rearrange(attention @ call.v.float(), "head pixel dim -> pixel head dim")
         assert call.projection is not None  # the tap gives one with every cross-attention
         weights = head_weights(self.plan.heads, parts, call.projection)
         self.maps[call.block] = (head_map(weights, attention), call.grid)
-        if call.block == self.plan.reference and self._weighs:
-            self._reference = Reference(rearrange(call.q, "head pixel dim -> pixel (head dim)"), call.grid)
-            self._referenced = True
 
     def _add_self(self, call: SelfAttention) -> None:
         refines = call.block in self.plan.refine and self.plan.order > 0
         dense = refines and self.affinity.is_dense(call.grid)
         weigher = None
-        if self._reference is not None:
+        if self._reference is not None and self._counts(call.block):
             weigher = LayerWeigher(self.plan.layers, self._reference, call.grid)
         if dense:
             self._one_pass(call, weigher)
@@ -172,5 +179,6 @@ def scores(plan: Plan, windows: Windows, readouts: Sequence[Readout]) -> Maps:
     if words.others:
         maps = torch.cat([maps[:count], maps[count:].amax(0, keepdim=True)])
     affinity = JoinedAffinity(windows, [readout.affinity for readout in readouts])
-    maps = minmax(propagate(affinity, maps, plan.order))
+    if plan.order:
+        maps = minmax(propagate(affinity, maps, plan.order))
     return Maps(maps[:count], maps[count] if words.others else None)

@@ -29,14 +29,16 @@ AUTO = "auto"
 class Recipe:
     """The rules of a method; see `goca.maths.rules` for the named ones.
 
-    heads, layers: how heads and layers are weighed. rescale: steps from raw class scores to class maps. reference: the
-    block whose dense feature the layers are compared with. refine: blocks whose self-attention refines. order: how
-    often. noise: training timestep of the one forward pass. background: a `Background`, or "auto".
+    heads, layers: how heads and layers are weighed. rescale: steps from raw class scores to class maps. cross: the
+    blocks whose cross-attention takes part, () for all. reference: the block whose dense feature the layers are
+    compared with. refine: blocks whose self-attention refines. order: how often. noise: training timestep of the one
+    forward pass. background: a `Background`, or "auto".
     """
 
     heads: HeadRule | str = FROM_MODEL
     layers: LayerRule | str = aggregate.agreement
     rescale: tuple[Step | str, ...] | str = (rescale.share, rescale.blur, rescale.minmax)
+    cross: tuple[str, ...] | str = FROM_MODEL
     reference: str = FROM_MODEL
     refine: tuple[str, ...] | str = FROM_MODEL
     order: int | str = FROM_MODEL
@@ -67,8 +69,29 @@ GOCA_COMPOUND = replace(
     background=Background(background.maximum, 0.4),
 )
 """The longer rescaling and the `max` background that a later report found better on SD 1.5 (a hypothesis here)."""
+DAAM = replace(
+    VANILLA, cross=(), rescale=("peak",), refine=(), order=0, background=Background(background.constant, 0.4)
+)
+"""DAAM (Tang et al., ACL 2023, section 3): attention averaged over all heads and layers, each word's map over its peak,
+cut at 0.4. Here at one noise level of a real picture and resized bilinearly; over a sampler's steps in the original."""
+FTTM = replace(
+    VANILLA,
+    cross=tuple(f"up_blocks.1.attentions.{index}.transformer_blocks.0" for index in range(3)),
+    refine=tuple(f"up_blocks.3.attentions.{index}.transformer_blocks.0" for index in range(3)),
+    order=1,
+)
+"""Hand-picked layers in the manner of FTTM (Xiao et al. 2023, "From Text to Mask"), for SD 1.x and 2.x: the decoder's
+coarsest cross-attentions averaged, refined by its finest self-attentions. Its code was not at hand: the choice of
+layers is ours in its spirit, and the figure reported for it need not be reproduced."""
 
-RECIPES = {"goca": GOCA, "vanilla": VANILLA, "goca-balanced": GOCA_BALANCED, "goca-compound": GOCA_COMPOUND}
+RECIPES = {
+    "goca": GOCA,
+    "vanilla": VANILLA,
+    "goca-balanced": GOCA_BALANCED,
+    "goca-compound": GOCA_COMPOUND,
+    "daam": DAAM,
+    "fttm": FTTM,
+}
 
 
 def recipe_named(name: str) -> Recipe:
@@ -133,6 +156,7 @@ class Plan:
     window: bool
     heads: HeadRule
     layers: LayerRule
+    cross: tuple[str, ...]
     rescale: tuple[Step, ...]
     reference: str
     refine: tuple[str, ...]
@@ -185,7 +209,7 @@ def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, 
             f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of noise levels "
             f"({len(chosen['noise'])}) are 1 or more, order ({chosen['order']}) is 0 or more"
         )
-    missing = [block for block in (chosen["reference"], *chosen["refine"]) if block not in blocks]
+    missing = [block for block in (chosen["reference"], *chosen["refine"], *chosen["cross"]) if block not in blocks]
     if missing:
         raise GocaError(
             f'recipe "{name_of(recipe, RECIPES)}" needs block {missing[0]}, which {model} lacks: name one it has'

@@ -28,13 +28,15 @@ class Presence(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """Scores on the common grid, refined, each class min-maxed over the picture.
+    """Scores on the common grid, after rescaling and refinement; where there is refinement each class is min-maxed.
 
     grid: (class, height, width) float32 in [0, 1]. support: the supporting nouns' map, (height, width), or None.
+    spread: the standard deviation of `grid` over several looks (noise levels, seeds, sides), or None for one look.
     """
 
     grid: Float32[np.ndarray, "class height width"]
     support: Float32[np.ndarray, "height width"] | None
+    spread: Float32[np.ndarray, "class height width"] | None = None
 
     def at(self, size: tuple[int, int]) -> Float32[np.ndarray, "class height width"]:
         """The class maps, bilinearly resized to `size` = (height, width) pixels."""
@@ -67,6 +69,19 @@ class Segmentation:
         triples = zip(self.classes, counts, peaks, strict=True)
         return {name: Presence(float(share), float(peak)) for name, share, peak in triples}
 
+    @cached_property
+    def uncertainty(self) -> Float32[np.ndarray, "height width"] | None:
+        """How much the score of each pixel's class (of its best class, on the background) differs between looks: the
+        standard deviation over them, in the picture's size; None where there was one look only.
+        """
+        if self.scores.spread is None:
+            return None
+        height, width = self.labels.shape
+        wide = resize(torch.from_numpy(self.scores.spread), (height, width)).numpy()
+        best = self.scores.at((height, width)).argmax(0)
+        shown = np.where(self.labels > 0, self.labels.astype(np.int64) - 1, best)
+        return np.take_along_axis(wide, shown[None], 0)[0]
+
     def overlay(self) -> Image.Image:
         """The picture under its coloured masks, with a legend."""
         return draw.overlay(self.image, self.labels, self.classes)
@@ -85,13 +100,16 @@ class Segmentation:
         return export.labelme(self.labels, self.classes, file_name)
 
     def to_json(self) -> dict[str, Any]:
-        """Classes, their ids in `labels`, their shares of pixels and peak scores, and the plan."""
+        """Classes, their ids in `labels`, shares of pixels and peak scores; the plan; over several looks, the mean
+        uncertainty.
+        """
         found = [
             {"id": index, "name": name, "share": self.present[name].share, "peak": self.present[name].peak}
             for index, name in enumerate(self.classes, start=1)
         ]
         height, width = self.labels.shape
-        return {"height": height, "width": width, "classes": found, "plan": self.plan.to_json()}
+        uncertainty = {} if self.uncertainty is None else {"uncertainty": float(self.uncertainty.mean())}
+        return {"height": height, "width": width, "classes": found, **uncertainty, "plan": self.plan.to_json()}
 
     def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
         """Write STEM.labels.png, STEM.overlay.png and STEM.json into `folder`, each whole or not at all.

@@ -23,7 +23,7 @@ from goca.question import Prepared, Question, find_words, prepare
 from goca.readout import Maps, scores
 from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan, recipe_named
 from goca.segmentation import ScoreMaps, Segmentation
-from goca.view import View, mean, together
+from goca.view import View, mean, spread, together
 
 OnError = Callable[[Question, GocaError], None]
 
@@ -114,7 +114,7 @@ class Segmenter:
             with self._guarded():
                 looks = list(self._looks([picture for _, picture in ready], prompts))
             for (question, picture), maps in zip(ready, zip(*looks, strict=True), strict=True):
-                yield question, self._settle(picture, mean(maps))
+                yield question, self._settle(picture, mean(maps), spread(maps))
 
     def check(
         self,
@@ -203,7 +203,7 @@ class Segmenter:
         parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
         return torch.cat([self.backbone.latents(part, picture.size) for part in parts])
 
-    def _settle(self, picture: Prepared, maps: Maps) -> Segmentation:
+    def _settle(self, picture: Prepared, maps: Maps, spread: Tensor | None) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
         size = (picture.image.height, picture.image.width)
         labels = label(maps.classes, maps.support, picture.background, size)
@@ -217,6 +217,10 @@ class Segmenter:
             image=picture.image,
             classes=picture.classes,
             labels=labels.cpu().numpy().astype(np.uint16),
-            scores=ScoreMaps(maps.classes.cpu().numpy(), None if maps.support is None else maps.support.cpu().numpy()),
+            scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.support), _array(spread)),
             plan=ran,
         )
+
+
+def _array(maps: Tensor | None) -> np.ndarray | None:
+    return None if maps is None else maps.cpu().numpy()

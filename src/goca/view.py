@@ -61,3 +61,8 @@ def mean(maps: Sequence[Maps]) -> Maps:
     supports = [one.support for one in maps if one.support is not None]
     classes = torch.stack([one.classes for one in maps]).mean(0)
     return Maps(classes, torch.stack(supports).mean(0) if supports else None)
+
+
+def spread(maps: Sequence[Maps]) -> Tensor | None:
+    """The standard deviation of each class score over several looks [class, height, width]; None for a single look."""
+    return torch.stack([one.classes for one in maps]).std(0, correction=0) if len(maps) > 1 else None

@@ -31,8 +31,8 @@ class Settings:
 
     layout: entries of the denoiser's configuration that recognise it. size: pixels a side; grid: cells a side of the
     common grid. noise: training timestep. heads, layers, rescale, background: names of rules. reference, refine: blocks
-    of the denoiser. support: nouns added when one noun stands alone. nouns: the whole vocabulary, for a model that
-    knows no other words. origin: where all this comes from.
+    of the denoiser; cross: those whose cross-attention takes part, () for all. support: nouns added when one noun
+    stands alone. nouns: the whole vocabulary, for a model that knows no other words. origin: where all this comes from.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Settings:
     noise: int = 100
     heads: str = "output-share"
     layers: str = "agreement"
+    cross: tuple[str, ...] = ()
     rescale: tuple[str, ...] = ("share", "blur", "minmax")
     background: str = "auto"
     grid: int = 64
