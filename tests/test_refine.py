@@ -1,5 +1,7 @@
 """Refinement by self-attention, against explicit matrices N S B^T and by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,8 +25,8 @@ def layer(grid: Grid, seed: int = 1) -> tuple[Tensor, Tensor]:
     return numbers(HEADS, pixels, DIM, seed=seed), numbers(HEADS, pixels, DIM, seed=seed + 1)
 
 
-def added(layers: list[tuple[Grid, int]]) -> Affinity:
-    affinity = Affinity()
+def added(layers: list[tuple[Grid, int]], common: Grid | None = None) -> Affinity:
+    affinity = Affinity(common)
     for grid, seed in layers:
         affinity.add(*layer(grid, seed), SCALE, grid)
     return affinity
@@ -76,6 +78,37 @@ def test_layers_kept_in_both_ways_add_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [affinity.is_dense(grid) for grid, _ in layers] == [True, False, True]
     maps = numbers(2, *COMMON)
     equal(propagate(affinity, maps, 2), slow(maps, layers, 2))
+
+
+@pytest.mark.parametrize("elements", [1, 2**20])
+@pytest.mark.parametrize("grid", [(10, 14), (11, 13), (3, 13)], ids=str)
+def test_a_layer_too_large_for_its_own_matrix_is_summed_on_the_maps_grid(
+    grid: Grid, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refine, "DENSE_PIXELS", 35)
+    monkeypatch.setitem(attention.BLOCK_ELEMENTS, "cpu", elements)
+    layers = [(grid, 1), ((5, 7), 3), (grid, 5)]
+    with Allocations() as seen:
+        affinity = added(layers, common=COMMON)
+    maps = numbers(2, *COMMON)
+    equal(propagate(affinity, maps, 2), slow(maps, layers, 2))
+    assert seen.of_size(35 * 35) >= 1
+    assert seen.of_size((grid[0] * grid[1]) ** 2) == 0
+
+
+def test_only_rows_that_the_maps_need_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "DENSE_PIXELS", 0)
+    asked: list[int] = []
+
+    def counted(q: Tensor, k: Tensor, scale: float, rows: Tensor) -> Any:
+        asked.append(len(rows))
+        return attention.affinity_blocks(q, k, scale, rows)
+
+    monkeypatch.setattr(refine, "affinity_blocks", counted)
+    layers = [((11, 13), 1), ((2, 3), 3)]
+    maps = numbers(2, *COMMON)
+    equal(propagate(added(layers), maps, 1), slow(maps, layers, 1))
+    assert asked == [35, 6]
 
 
 def test_by_hand() -> None:
@@ -162,4 +195,4 @@ def test_beyond_the_limit_no_matrix_is_ever_whole(monkeypatch: pytest.MonkeyPatc
     with Allocations() as seen:
         affinity.add(q, k, SCALE, grid)
         propagate(affinity, numbers(2, *COMMON), 2)
-    assert seen.largest == 16 * HEADS * pixels < pixels * pixels
+    assert seen.largest == 16 * pixels < pixels * pixels

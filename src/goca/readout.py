@@ -45,7 +45,7 @@ class Readout:
     def __init__(self, plan: Plan, words: Words, grid: Grid, alone: bool = True) -> None:
         self.plan, self.words, self.grid = plan, words, grid
         # Where the windows of a picture wait for each other, a matrix for each would be too much.
-        self.affinity = Affinity() if alone else Affinity(largest=0)
+        self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
         self.maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}
         self.weights: dict[str, float] = {}
         self._reference: Reference | None = None

@@ -34,9 +34,15 @@ def output_share(
     """<z_h W_h, o>: how much of the layer's output o = sum_h z_h W_h the head made (paper, head-wise weights).
 
     <z_h W_h, o> = <z_h, o W_h^T>, so one projection back replaces a tensor of pixel x head x model. May be negative.
+    Where pixels outnumber channels, there and back at once is the shorter way: o W_h^T = sum_g z_g (W_g W_h^T).
     """
-    output = einsum(parts, weight, "pixel head dim, head dim model -> pixel model")
-    back = einsum(output, weight, "pixel model, head dim model -> pixel head dim")
+    heads, dims, _ = weight.shape
+    if len(parts) > heads * dims:
+        gram = einsum(weight, weight, "head dim model, other back model -> head dim other back")
+        back = einsum(parts, gram, "pixel head dim, head dim other back -> pixel other back")
+    else:
+        output = einsum(parts, weight, "pixel head dim, head dim model -> pixel model")
+        back = einsum(output, weight, "pixel model, head dim model -> pixel head dim")
     return (parts * back).sum(-1)
 
 

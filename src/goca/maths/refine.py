@@ -1,8 +1,9 @@
 """Refinement: scores <- (S-bar)^order scores, with S-bar the mean head-mean self-attention of a few layers.
 
-A layer on another grid than the scores acts as x -> N S B^T x (nearest on queries, bilinear on keys), on its own
-pixels. Layers of one grid are summed into one matrix, unless that matrix would be larger than the one that a 64 x 64
-grid needs (67 MB): then queries and keys are kept and the maps are propagated as the values of an attention.
+A layer on another grid than the scores acts as x -> N S B^T x (nearest on queries, bilinear on keys). Layers of one
+grid are summed into one matrix, on their own pixels. Where that would be larger than a 64 x 64 grid needs (67 MB),
+N S B^T itself is summed on the scores' pixels; where even that may not be kept, queries and keys are, and the scores
+are propagated as the values of an attention. Of a finer layer only the rows that N picks are ever computed.
 """
 
 from dataclasses import dataclass, field
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, affinity_blocks
-from goca.maths.resize import nearest_pixels, resize_keys_adjoint
+from goca.maths.resize import nearest_pixels, resize_keys, resize_keys_adjoint
 
 
 @dataclass
 class Affinity:
-    """S-bar, as a sum over layers: add layers, then apply it to maps on any grid.
+    """S-bar, as a sum over layers: add layers, then apply it to maps.
 
-    largest: pixels of the largest grid whose affinity is kept as a matrix; 0 keeps none.
+    common: the maps' grid; None leaves it open until the maps come. largest: pixels of the largest grid whose affinity
+    is kept as a matrix; 0 keeps none.
     """
 
+    common: Grid | None = None
     layers: int = 0
     largest: int = field(default_factory=lambda: DENSE_PIXELS)
     _dense: dict[Grid, Float[Tensor, "pixel pixel"]] = field(default_factory=dict)
@@ -36,10 +39,13 @@ class Affinity:
 
     def add_rows(self, rows: slice, affinity: Float[Tensor, "block pixel"], grid: Grid) -> None:
         """Add some rows of a layer's affinity; every row must be added once, and then the layer counted (`count`)."""
+        self._matrix(grid, affinity)[rows] += affinity
+
+    def _matrix(self, grid: Grid, like: Tensor) -> Tensor:
         if grid not in self._dense:
             pixels = grid[0] * grid[1]
-            self._dense[grid] = affinity.new_zeros(pixels, pixels)
-        self._dense[grid][rows] += affinity
+            self._dense[grid] = like.new_zeros(pixels, pixels, dtype=torch.float32)
+        return self._dense[grid]
 
     def count(self) -> None:
         """One more layer has been added row by row."""
@@ -52,6 +58,12 @@ class Affinity:
         if self.is_dense(grid):
             for rows, affinity in affinity_blocks(q, k, scale):
                 self.add_rows(rows, affinity, grid)
+        elif self.common is not None and self.is_dense(self.common):
+            rows, place = _picked(grid, self.common, q.device)
+            total = self._matrix(self.common, q)
+            for block, affinity in affinity_blocks(q, k, scale, rows):
+                here = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
+                total[here] += resize_keys(affinity, grid, self.common)[place[here] - block.start]
         else:
             self._streamed.append((q, k, scale, grid))
         self.count()
@@ -65,9 +77,15 @@ class Affinity:
             total += _spread(_gather(maps, grid) @ matrix.T, grid, maps)
         for q, k, scale, grid in self._streamed:
             values = _gather(maps, grid)
-            blocks = [values @ affinity.T for _, affinity in affinity_blocks(q, k, scale)]
-            total += _spread(torch.cat(blocks, dim=-1), grid, maps)
+            rows, place = _picked(grid, (maps.shape[-2], maps.shape[-1]), q.device)
+            blocks = [values @ affinity.T for _, affinity in affinity_blocks(q, k, scale, rows)]
+            total += torch.cat(blocks, dim=-1)[:, place].view_as(total)
         return total / self.layers
+
+
+def _picked(grid: Grid, common: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(the rows of a layer that N picks, for each pixel of the common grid its place among them)."""
+    return nearest_pixels(grid, common, device).unique(return_inverse=True)
 
 
 def _gather(maps: Tensor, grid: Grid) -> Tensor:
