@@ -1,0 +1,34 @@
+"""The benchmarks, on a tiny pipeline: that they measure what they say, not how much."""
+
+from pathlib import Path
+from typing import Any
+
+import growth
+import overhead
+import pytest
+from PIL import Image
+
+
+def test_growth_counts_a_pass_for_every_prompt(sd15: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(growth, "SIZE", 64)
+    measured = list(growth.rows(sd15, sizes=(64, 96), counts=(40,)))
+    assert [(row.size, row.classes) for row in measured] == [(64, 2), (96, 2), (64, 40)]
+    assert [row.passes for row in measured][:2] == [1, 1]
+    # Two letters and a comma are at least two tokens, and a prompt has 75.
+    assert measured[2].passes >= 2
+    assert all(row.seconds > row.plain_seconds > 0 for row in measured)
+    table = growth.to_markdown(measured).splitlines()
+    assert len(table) == 2 + 3
+    assert table[-1].startswith(f"| 64 | 40 | {measured[2].passes} |")
+    growth.plot(measured, tmp_path / "growth.png")
+    assert Image.open(tmp_path / "growth.png").width > 400
+
+
+def test_made_up_names_differ() -> None:
+    assert len(set(growth.names(150))) == 150
+
+
+def test_a_peak_is_what_was_held_at_the_worst_moment() -> None:
+    seconds, gib = overhead.peak(lambda: bytearray(200 * 2**20))
+    assert 0.15 < gib < 0.3
+    assert seconds < 5
