@@ -100,9 +100,9 @@ def test_only_rows_that_the_maps_need_are_computed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(refine, "DENSE_PIXELS", 0)
     asked: list[int] = []
 
-    def counted(q: Tensor, k: Tensor, scale: float, rows: Tensor) -> Any:
+    def counted(q: Tensor, k: Tensor, scale: float, rows: Tensor, **more: Any) -> Any:
         asked.append(len(rows))
-        return attention.affinity_blocks(q, k, scale, rows)
+        return attention.affinity_blocks(q, k, scale, rows, **more)
 
     monkeypatch.setattr(refine, "affinity_blocks", counted)
     layers = [((11, 13), 1), ((2, 3), 3)]

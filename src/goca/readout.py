@@ -5,19 +5,19 @@ the self-attention only what the plan needs: queries and keys until the referenc
 layer's weight and, for the refinement layers, their sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.aggregate import LayerWeigher, Reference, global_map, head_map, head_weights
-from goca.maths.attention import affinity_blocks, probabilities
+from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
 from goca.maths.refine import Affinity, propagate
 from goca.maths.rescale import Evidence, evidence, minmax, rescale, share
 from goca.maths.windows import Windows
@@ -26,14 +26,22 @@ from goca.model.words import Words
 from goca.recipe import Plan
 
 
-class SelfAttention(NamedTuple):
-    """What is kept of a self-attention until the reference layer has run."""
+class Waiting(NamedTuple):
+    """What is kept of an attention to pixels until the reference layer has run; head weights, where it is joint."""
 
     block: str
     q: Float[Tensor, "head pixel dim"]
-    k: Float[Tensor, "head pixel dim"]
+    k: Float[Tensor, "head key dim"]
     scale: float
+    mask: Float[Tensor, "#head #pixel key"] | None
     grid: Grid
+    image: slice
+    text: slice | None
+    weights: Float[Tensor, "pixel head"] | None
+
+    def affinity(self, rows: Int[Tensor, " row"] | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Its head-mean affinity, some rows at a time."""
+        return affinity_blocks(self.q, self.k, self.scale, rows, image=self.image, mask=self.mask)
 
 
 class Readout:
@@ -50,7 +58,7 @@ class Readout:
         self.weights: dict[str, float] = {}
         self._reference: Reference | None = None
         self._referenced = False
-        self._waiting: list[SelfAttention] = []
+        self._waiting: list[Waiting] = []
 
     @property
     def _weighs(self) -> bool:
@@ -58,61 +66,75 @@ class Readout:
 
     def add(self, call: AttentionCall) -> None:
         """Take what the plan needs of one attention, and forget the rest."""
-        if call.kind == "cross":
-            self._add_cross(call)
-        else:
-            self._waiting.append(SelfAttention(call.block, call.q, call.k, call.scale, call.grid))
+        if call.text is not None and call.block in self.maps:
+            raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
+        reads = call.text is not None and self._counts(call.block)
+        weights = self._head_weights(call) if reads else None
+        if call.image is not None:
+            text = call.text if reads else None
+            self._waiting.append(
+                Waiting(call.block, call.q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
+            )
+        elif weights is not None:
+            attention = probabilities(call.q, call.k, call.scale, call.mask)
+            self.maps[call.block] = (head_map(weights, attention), call.grid)
+        if call.text is not None and call.block == self.plan.reference and self._weighs:
+            self._reference = Reference(rearrange(call.q, "head pixel dim -> pixel (head dim)"), call.grid)
+            self._referenced = True
         if self._reference is not None or not self._weighs:
             while self._waiting:
-                self._add_self(self._waiting.pop())
+                self._release(self._waiting.pop())
 
     def _counts(self, block: str) -> bool:
         return not self.plan.cross or block in self.plan.cross
 
-    def _add_cross(self, call: AttentionCall) -> None:
-        if call.block in self.maps:
-            raise GocaError(f"{call.block} reads the text twice: this UNet's layout is not supported")
-        if self._counts(call.block):
-            self._add_map(call)
-        if call.block == self.plan.reference and self._weighs:
-            self._reference = Reference(rearrange(call.q, "head pixel dim -> pixel (head dim)"), call.grid)
-            self._referenced = True
+    def _head_weights(self, call: AttentionCall) -> Float[Tensor, "pixel head"]:
+        assert call.projection is not None  # the tap gives one wherever text is read
+        parts = rearrange(call.output, "head pixel dim -> pixel head dim")
+        return head_weights(self.plan.heads, parts, call.projection)
 
-    def _add_map(self, call: AttentionCall) -> None:
-        attention = probabilities(call.q, call.k, call.scale, call.mask)
-        parts = rearrange(attention @ call.v.float(), "head pixel dim -> pixel head dim")
-        assert call.projection is not None  # the tap gives one with every cross-attention
-        weights = head_weights(self.plan.heads, parts, call.projection)
-        self.maps[call.block] = (head_map(weights, attention), call.grid)
-
-    def _add_self(self, call: SelfAttention) -> None:
+    def _release(self, call: Waiting) -> None:
+        """Weigh a layer, add it to the refinement, and read its map off the same rows where it is joint."""
         refines = call.block in self.plan.refine and self.plan.order > 0
         dense = refines and self.affinity.is_dense(call.grid)
         weigher = None
         if self._reference is not None and self._counts(call.block):
             weigher = LayerWeigher(self.plan.layers, self._reference, call.grid)
-        if dense:
-            self._one_pass(call, weigher)
+        if dense or call.text is not None:
+            self._one_pass(call, weigher, dense)
         elif weigher is not None:
-            for block, rows in affinity_blocks(call.q, call.k, call.scale, weigher.rows):
+            for block, rows in call.affinity(weigher.rows):
                 weigher.add(block, rows)
         if refines and not dense:
-            self.affinity.add(call.q, call.k, call.scale, call.grid)
+            self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
         self.weights[call.block] = weigher.value() if weigher is not None else 1.0
 
-    def _one_pass(self, call: SelfAttention, weigher: LayerWeigher | None) -> None:
-        """The refinement needs every row of the affinity, so the layer's weight is read off the same rows."""
+    def _one_pass(self, call: Waiting, weigher: LayerWeigher | None, dense: bool) -> None:
+        """Every row of the affinity is computed anyway, so the layer's weight is read off the same rows."""
         place = torch.full((call.q.shape[1],), -1, device=call.q.device)
         if weigher is not None:
             place[weigher.rows] = torch.arange(len(weigher.rows), device=place.device)
-        for rows, affinity in affinity_blocks(call.q, call.k, call.scale):
-            self.affinity.add_rows(rows, affinity, call.grid)
+        for rows, affinity in call.affinity() if call.text is None else self._joint(call):
+            if dense:
+                self.affinity.add_rows(rows, affinity, call.grid)
             places = place[rows]
             picked = places >= 0
             if weigher is not None and bool(picked.any()):
                 first = int(places[picked][0])  # places rise with the rows, one by one
                 weigher.add(slice(first, first + int(picked.sum())), affinity[picked])
-        self.affinity.count()
+        if dense:
+            self.affinity.count()
+
+    def _joint(self, call: Waiting) -> Iterator[tuple[slice, Tensor]]:
+        """The affinity of a joint attention, row by row, while its map of the tokens is put together."""
+        assert call.text is not None
+        assert call.weights is not None
+        parts: list[Tensor] = []
+        blocks = joint_blocks(call.q, call.k, call.scale, call.weights, call.text, call.image, call.mask)
+        for rows, tokens, affinity in blocks:
+            parts.append(tokens)
+            yield rows, affinity
+        self.maps[call.block] = (torch.cat(parts), call.grid)
 
     def layer_weights(self) -> dict[str, float]:
         """{block: weight}, summing to 1 over the layers that have a cross-attention."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,29 +29,84 @@ def probabilities(
 
 def affinity_blocks(
     q: Float[Tensor, "head pixel dim"],
-    k: Float[Tensor, "head pixel dim"],
+    k: Float[Tensor, "head key dim"],
     scale: float,
     rows: Int[Tensor, " row"] | None = None,
+    *,
+    image: slice = slice(None),
+    mask: Float[Tensor, "#head #pixel key"] | None = None,
 ) -> Iterator[tuple[slice, Float[Tensor, "block pixel"]]]:
     """The head-mean self-attention, some rows at a time: (which of `rows`, those rows); all pixels by default.
 
-    Queries and keys must not require gradients: every block is computed in the memory of the one before.
+    image: the keys that are pixels, where others are text: the softmax is over all keys. Queries and keys must not
+    require gradients: every block is computed in the memory of the one before.
     """
-    queries = (q if rows is None else q[:, rows]).float() * scale
+    queries = q if rows is None else q[:, rows]
+    if mask is not None and rows is not None and mask.shape[1] > 1:
+        mask = mask[:, rows]
+    for block, parts in _blocks(queries, k, scale, mask):
+        total = q.new_zeros(block.stop - block.start, len(range(k.shape[1])[image]), dtype=torch.float32)
+        for _, part in parts:
+            total += _over_heads(part[..., image])
+        yield block, total.div_(len(q))
+
+
+def joint_blocks(
+    q: Float[Tensor, "head pixel dim"],
+    k: Float[Tensor, "head key dim"],
+    scale: float,
+    weights: Float[Tensor, "pixel head"],
+    text: slice,
+    image: slice,
+    mask: Float[Tensor, "#head #pixel key"] | None = None,
+) -> Iterator[tuple[slice, Float[Tensor, "block token"], Float[Tensor, "block pixel"]]]:
+    """One softmax over text and pixels: (which rows, their map of the tokens, their head-mean affinity).
+
+    Neither part is normalised again. The map is sum_h weights_h(pixel) A_h(pixel, token).
+    """
+    keys = range(k.shape[1])
+    for block, parts in _blocks(q, k, scale, mask):
+        tokens, pixels = (
+            q.new_zeros(block.stop - block.start, len(keys[some]), dtype=torch.float32) for some in (text, image)
+        )
+        for first, part in parts:
+            own = weights[block, first : first + len(part)]
+            tokens += einsum(own, part[..., text], "pixel head, head pixel token -> pixel token")
+            pixels += _over_heads(part[..., image])
+        yield block, tokens, pixels.div_(len(q))
+
+
+def _over_heads(part: Tensor) -> Tensor:
+    """The sum over heads, of which a CPU has one at a time."""
+    return part[0] if len(part) == 1 else part.sum(0)
+
+
+def _blocks(
+    q: Tensor, k: Tensor, scale: float, mask: Tensor | None
+) -> Iterator[tuple[slice, Iterator[tuple[int, Tensor]]]]:
+    """Probabilities, some rows and some heads at a time: (rows, (first head, its and the next ones' rows) ...).
+
+    Every part lies in the memory of the one before.
+    """
+    queries = q.float() * scale
     keys = k.float().transpose(-1, -2).contiguous()
     heads, count, _ = queries.shape
-    pixels = keys.shape[-1]
+    width = keys.shape[-1]
     most = BLOCK_ELEMENTS.get(q.device.type, BLOCK_ELEMENTS["cuda"])
-    step = min(max(16, most // pixels), count)
-    together = min(max(1, most // (step * pixels)), heads)
-    memory = queries.new_empty(together, step, pixels)
-    for start in range(0, count, step):
-        block = slice(start, min(start + step, count))
-        total = queries.new_zeros(block.stop - block.start, pixels)
+    step = min(max(16, most // width), count)
+    together = min(max(1, most // (step * width)), heads)
+    memory = queries.new_empty(together, step, width)
+
+    def parts(block: slice) -> Iterator[tuple[int, Tensor]]:
         for first in range(0, heads, together):
             some = slice(first, min(first + together, heads))
-            part = memory[: some.stop - first, : len(total)]
+            part = memory[: some.stop - first, : block.stop - block.start]
             torch.bmm(queries[some, block], keys[some], out=part)
+            if mask is not None:
+                part += mask[some if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
             torch.softmax(part, dim=-1, out=part)
-            total += part[0] if len(part) == 1 else part.sum(0)
-        yield block, total.div_(heads)
+            yield first, part
+
+    for start in range(0, count, step):
+        block = slice(start, min(start + step, count))
+        yield block, parts(block)

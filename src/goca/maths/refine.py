@@ -6,7 +6,9 @@ N S B^T itself is summed on the scores' pixels; where even that may not be kept,
 are propagated as the values of an attention. Of a finer layer only the rows that N picks are ever computed.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -31,7 +33,7 @@ class Affinity:
     layers: int = 0
     largest: int = field(default_factory=lambda: DENSE_PIXELS)
     _dense: dict[Grid, Float[Tensor, "pixel pixel"]] = field(default_factory=dict)
-    _streamed: list[tuple[Tensor, Tensor, float, Grid]] = field(default_factory=list)
+    _streamed: list[tuple[Callable[..., Iterator[tuple[slice, Tensor]]], Grid]] = field(default_factory=list)
 
     def is_dense(self, grid: Grid) -> bool:
         """Whether a layer on `grid` is taken as rows of its affinity (`add_rows`) rather than as queries and keys."""
@@ -52,20 +54,28 @@ class Affinity:
         self.layers += 1
 
     def add(
-        self, q: Float[Tensor, "head pixel dim"], k: Float[Tensor, "head pixel dim"], scale: float, grid: Grid
+        self,
+        q: Float[Tensor, "head pixel dim"],
+        k: Float[Tensor, "head key dim"],
+        scale: float,
+        grid: Grid,
+        *,
+        image: slice = slice(None),
+        mask: Float[Tensor, "#head #pixel key"] | None = None,
     ) -> None:
-        """Add a whole layer."""
+        """Add a whole layer; `image`: the keys that are pixels."""
+        blocks = partial(affinity_blocks, q, k, scale, image=image, mask=mask)
         if self.is_dense(grid):
-            for rows, affinity in affinity_blocks(q, k, scale):
+            for rows, affinity in blocks():
                 self.add_rows(rows, affinity, grid)
         elif self.common is not None and self.is_dense(self.common):
-            rows, place = _picked(grid, self.common, q.device)
+            wanted, place = _picked(grid, self.common, q.device)
             total = self._matrix(self.common, q)
-            for block, affinity in affinity_blocks(q, k, scale, rows):
+            for block, affinity in blocks(wanted):
                 here = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
                 total[here] += resize_keys(affinity, grid, self.common)[place[here] - block.start]
         else:
-            self._streamed.append((q, k, scale, grid))
+            self._streamed.append((blocks, grid))
         self.count()
 
     def apply(self, maps: Float[Tensor, "class height width"]) -> Float[Tensor, "class height width"]:
@@ -75,11 +85,11 @@ class Affinity:
         total = torch.zeros_like(maps)
         for grid, matrix in self._dense.items():
             total += _spread(_gather(maps, grid) @ matrix.T, grid, maps)
-        for q, k, scale, grid in self._streamed:
+        for blocks, grid in self._streamed:
             values = _gather(maps, grid)
-            rows, place = _picked(grid, (maps.shape[-2], maps.shape[-1]), q.device)
-            blocks = [values @ affinity.T for _, affinity in affinity_blocks(q, k, scale, rows)]
-            total += torch.cat(blocks, dim=-1)[:, place].view_as(total)
+            rows, place = _picked(grid, (maps.shape[-2], maps.shape[-1]), maps.device)
+            parts = [values @ affinity.T for _, affinity in blocks(rows)]
+            total += torch.cat(parts, dim=-1)[:, place].view_as(total)
         return total / self.layers
 
 

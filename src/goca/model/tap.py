@@ -26,19 +26,30 @@ class AttentionCall:
     """One attention of one picture, as it was computed.
 
     `block` is the path, inside the denoiser, of the transformer block that owns the attention; the self- and the
-    cross-attention of a block share it. `mask` is additive. `projection` is the output projection by heads (bias left
-    out), for cross-attention only. `grid` is the picture's grid of pixels in that layer.
+    cross-attention of a block share it. `q` and `output` (what the attention gave, by heads) are the pixels' alone; of
+    the keys, `text` are those of the text and `image` those of the pixels: one of the two in self- and
+    cross-attention, both in joint attention. `mask` is additive. `projection` is the output projection by heads (bias
+    left out), where text is read. `grid` is the picture's grid of pixels in that layer.
     """
 
     block: str
-    kind: Literal["self", "cross"]
     q: Float[Tensor, "head pixel dim"]
     k: Float[Tensor, "head key dim"]
     v: Float[Tensor, "head key dim"]
+    output: Float[Tensor, "head pixel dim"]
+    text: slice | None
+    image: slice | None
     mask: Float[Tensor, "#head #pixel key"] | None
     scale: float
     projection: Float[Tensor, "head dim model"] | None
     grid: Grid
+
+    @property
+    def kind(self) -> Literal["self", "cross", "joint"]:
+        """What the queries, which are pixels, look at: pixels, text, or both."""
+        if self.text is None:
+            return "self"
+        return "cross" if self.image is None else "joint"
 
 
 Sink = Callable[[int, AttentionCall], None]
@@ -47,16 +58,17 @@ Sink = Callable[[int, AttentionCall], None]
 
 @dataclass(frozen=True)
 class Site:
-    """An attention module and the path of the block that owns it."""
+    """An attention module, the block that owns it, and the path of that block."""
 
     block: str
     module: nn.Module
+    owner: nn.Module
 
 
 def sites(denoiser: nn.Module) -> tuple[Site, ...]:
     """Every attention module of a denoiser, in the order of registration."""
     return tuple(
-        Site(path, child)
+        Site(path, child, parent)
         for path, parent in denoiser.named_modules()
         for child in parent.children()
         if hasattr(child, "processor") and hasattr(child, "set_processor")
@@ -66,14 +78,17 @@ def sites(denoiser: nn.Module) -> tuple[Site, ...]:
 class Tap(TorchFunctionMode):
     """While it is entered, hands each attention of the denoiser to `sink`, picture by picture.
 
-    Leaving it without an exception checks that every attention module that ran was seen, once; hooks go in any case.
+    text_first: where joint attention has its text, before the pixels or behind them; None where there is no joint
+    attention. Leaving the tap without an exception checks that every attention module that ran was seen, once; hooks go
+    in any case.
     """
 
-    def __init__(self, denoiser: nn.Module, grids: Sequence[Grid], sink: Sink) -> None:
+    def __init__(self, denoiser: nn.Module, grids: Sequence[Grid], sink: Sink, text_first: bool | None = None) -> None:
         super().__init__()
         self.sites = sites(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
+        self.text_first = text_first
         self._running: list[tuple[Site, bool]] = []
         self._calls: dict[Site, int] = {}
         self._handles: list[Any] = []
@@ -109,11 +124,12 @@ class Tap(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention and self._running:
-            self._see(*args, **(kwargs or {}))
+            self._see(output, *args, **(kwargs or {}))
         return output
 
     def _see(
         self,
+        output: Tensor,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -125,27 +141,45 @@ class Tap(TorchFunctionMode):
     ) -> None:
         site, reads_text = self._running[-1]
         self._calls[site] += 1
-        pixels = query.shape[-2]
-        if pixels not in self.grids:
-            raise GocaError(
-                f"attention of {site.block} has {pixels} positions, which is no grid of this picture "
-                f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
-            )
+        rows, text, image, grid = self._layout(site, query.shape[-2], key.shape[-2], reads_text)
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
-        projection = _projection(site.module, query) if reads_text else None
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., rows, :]
+        projection = None if text is None else _projection(site, query)
         for picture in range(query.shape[0]):
             call = AttentionCall(
                 block=site.block,
-                kind="cross" if reads_text else "self",
-                q=query[picture],
+                q=query[picture, :, rows],
                 k=key[picture],
                 v=value[picture],
+                output=output[picture, :, rows],
+                text=text,
+                image=image,
                 mask=None if mask is None else mask[picture],
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
                 projection=projection,
-                grid=self.grids[pixels],
+                grid=grid,
             )
             self.sink(picture, call)
+
+    def _layout(
+        self, site: Site, queries: int, keys: int, reads_text: bool
+    ) -> tuple[slice, slice | None, slice | None, Grid]:
+        """(the pixels among the queries, the text and the pixels among the keys, the pixels' grid)."""
+        if queries in self.grids:
+            whole = slice(0, keys)
+            return slice(None), *((whole, None) if reads_text else (None, whole)), self.grids[queries]
+        if self.text_first is None or keys != queries or queries < min(self.grids):
+            raise GocaError(
+                f"attention of {site.block} has {queries} positions, which is no grid of this picture "
+                f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
+            )
+        # Joint attention is found in transformers, which have one grid.
+        ((pixels, grid),) = self.grids.items()
+        others = queries - pixels
+        image = slice(others, queries) if self.text_first else slice(0, pixels)
+        text = slice(0, others) if self.text_first else slice(pixels, queries)
+        return image, text, image, grid
 
     def _check(self) -> None:
         for site, count in self._calls.items():
@@ -171,18 +205,23 @@ def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return mask.float().expand(query.shape[0], -1, -1, key.shape[-2])
 
 
-def _projection(module: nn.Module, query: Tensor) -> Float[Tensor, "head dim model"]:
-    """The weight of the module's output projection, by heads.
+def _projection(site: Site, query: Tensor) -> Float[Tensor, "head dim model"]:
+    """The weight of the attention's output projection, by heads.
 
-    Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded one) is asked what
-    it does to the unit vectors, so that what really runs is what is weighed.
+    A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
+    channels come first. Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded
+    one) is asked what it does to the unit vectors, so that what really runs is what is weighed.
     """
-    linear: Any = module.to_out[0]  # type: ignore[index]
-    weight = linear.weight
+    linear: Any = getattr(site.module, "to_out", None)
+    if isinstance(linear, nn.ModuleList | nn.Sequential):
+        linear = linear[0]
+    elif linear is None:
+        linear = site.owner.proj_out
+    weight, channels = linear.weight, query.shape[1] * query.shape[-1]
     if type(linear) is nn.Linear and weight.device.type != "meta":
-        matrix = weight.T
+        matrix = weight.T[:channels]
     else:
-        unit = torch.eye(linear.in_features, dtype=weight.dtype, device=query.device)
+        unit = torch.eye(channels, linear.in_features, dtype=weight.dtype, device=query.device)
         matrix = linear(unit) - linear(torch.zeros_like(unit[:1]))
     return rearrange(matrix, "(head dim) model -> head dim model", head=query.shape[1])
 
