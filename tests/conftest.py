@@ -1,15 +1,23 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from commands import Outcome
 from PIL import Image
 
+from goca.apps.cli import main
 from goca.model.tiny import BUILDERS
+from goca.segmenter import Segmenter
 
 # Two workers share two cores.
 torch.set_num_threads(1)
+# The same examples in every run, so that a failure is the change's and not the day's.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(params=BUILDERS)
@@ -32,3 +40,22 @@ def picture() -> Callable[..., Image.Image]:
         return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Segmenter:
+    return Segmenter.from_pretrained("bundled")
+
+
+@pytest.fixture
+def goca(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """goca("segment", ...) in this process; libraries that write past Python are heard too."""
+    # `main` sets it for the process it is in.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def run(*arguments: str | Path) -> Outcome:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Outcome(code, *capfd.readouterr())
+
+    return run

@@ -182,7 +182,7 @@ def test_a_vae_that_overflows_in_half_precision_runs_in_single(sd15: Any, pictur
     sd15.vae.to(torch.float16)
     torch.testing.assert_close(backbone.latents([picture()], SIZE), exact, rtol=0.05, atol=0.02)
     sd15.vae.register_to_config(force_upcast=False)
-    with pytest.raises(GocaError, match="float32 or bfloat16"):
+    with pytest.raises(GocaError, match='dtype "float32" or "bfloat16"'):
         backbone.latents([picture()], SIZE)
 
 

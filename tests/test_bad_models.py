@@ -1,5 +1,8 @@
 """Models that cannot be asked: refused in one line that names the cause, before any picture is segmented."""
 
+import json
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from goca import GocaError, Segmenter
@@ -82,3 +85,115 @@ def test_an_offloaded_denoiser(sd15: Any, picture: Make) -> None:
     offloaded = Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK)
     # The projection is asked for instead of read, which moves the last bits, and min-max enlarges them.
     np.testing.assert_allclose(offloaded.scores.grid, plain.scores.grid, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("index", "kind"),
+    [
+        ({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}, "FluxPipeline"),
+        ({"_class_name": "StableCascadePriorPipeline", "prior": ["diffusers", "Prior"]}, "StableCascadePriorPipeline"),
+    ],
+)
+def test_a_family_that_is_not_supported_is_named_with_what_is(index: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(GocaError, match=f"{kind} is not supported: goca reads .* UNet2DConditionModel"):
+        Segmenter.from_pretrained(tmp_path)
+
+
+def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    # The hub client tries again, five times, longer each time.
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(GocaError, match="cannot load nobody/has-this-one: check the id and the network") as caught:
+        Segmenter.from_pretrained("nobody/has-this-one")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bundled", "folder"])
+def test_a_revision_of_what_has_none(name: str, folder: Path) -> None:
+    where = str(folder) if name == "folder" else name
+    with pytest.raises(GocaError, match='is a local folder, which has no revision "v2": leave revision out'):
+        Segmenter.from_pretrained(where, revision="v2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"dual_cross_attention": True}, "dual_cross_attention = True.*two texts"),
+        ({"only_cross_attention": True}, "only_cross_attention = True.*reads the text"),
+        ({"only_cross_attention": (False, False, True)}, "only_cross_attention.*reads the text"),
+        ({"mid_block_only_cross_attention": True}, "mid_block_only_cross_attention = True.*reads the text"),
+        ({"num_class_embeds": 7}, "num_class_embeds = 7.*class label"),
+        ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep'.*class label"),
+        ({"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 32}, "encoder_hid_dim_type.*picture"),
+    ],
+)
+def test_a_unet_that_wants_more_than_a_text(changes: dict[str, Any], cause: str, sd15: Any) -> None:
+    config = {name: value for name, value in sd15.unet.config.items() if not name.startswith("_")}
+    sd15.unet = type(sd15.unet).from_config({**config, **changes})
+    with pytest.raises(GocaError, match=cause):
+        Segmenter.from_pipeline(sd15)
+
+
+def test_an_unet_that_projects_its_text_first(sd15: Any, picture: Make) -> None:
+    config = {name: value for name, value in sd15.unet.config.items() if not name.startswith("_")}
+    sd15.unet = type(sd15.unet).from_config({**config, "encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 32})
+    assert np.isfinite(Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK).scores.grid).all()
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [("vae", "VAE's encoding is not finite"), ("text_encoder", "not finite"), ("unet", "attention is not finite")],
+)
+def test_weights_that_are_no_numbers(part: str, told: str, sd15: Any, picture: Make) -> None:
+    with torch.no_grad():
+        next(getattr(sd15, part).parameters()).fill_(torch.nan)
+    with pytest.raises(GocaError, match=told):
+        Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK)
+
+
+def test_a_denoiser_that_overflows_in_half_precision(sd15: Any, picture: Make) -> None:
+    with torch.no_grad():
+        # float16 holds the weights, not the products; the norms that follow bring float32 back.
+        weight = sd15.unet.conv_in.weight
+        weight *= 6e4 / weight.abs().max()
+    assert np.isfinite(Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK).scores.grid).all()
+    with pytest.raises(GocaError, match=r"not finite.*float32 or bfloat16"):
+        Segmenter.from_pipeline(sd15.to(torch.float16), size=64)(picture(), **ASK)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_out_of_memory_names_the_knobs(part: str, error: Exception, sd15: Any, picture: Make) -> None:
+    def exhausted(*args: Any) -> None:
+        raise error
+
+    (sd15.vae.encoder if part == "vae" else sd15.unet).register_forward_pre_hook(exhausted)
+    with pytest.raises(GocaError, match=r'batch 3 and size 64: lower one of them, or load .* "float16" \(--dtype\)'):
+        Segmenter.from_pipeline(sd15, size=64, batch=3)(picture(), **ASK)
+
+
+def test_a_model_that_does_not_fit_its_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DiffusionPipeline, "to", exhausted)
+    with pytest.raises(GocaError, match=r'does not fit cpu: load it with dtype "float16" \(--dtype\)'):
+        Segmenter.from_pretrained(folder, device="cpu")
+
+
+def test_a_size_far_beyond_what_it_was_trained_at(sd15: Any) -> None:
+    assert Segmenter.from_pipeline(sd15, size=256).plan.size == 256
+    with pytest.raises(GocaError, match=r"size 257 is too large: .* trained at 64 px a side, so give 256 or less"):
+        Segmenter.from_pipeline(sd15, size=257)

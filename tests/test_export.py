@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 
 from goca.draw import palette
 from goca.errors import GocaError
-from goca.export import coco, labelme, labels_png, write_atomic
+from goca.export import coco, labelme, labels_png, sweep, write_atomic
 
 CLASSES = ("cat", "grass", "sky")
 # 5 x 7: a cat with a hole of grass and one of background, a pixel of sky in a corner.
@@ -133,14 +133,14 @@ class TestLabelme:
 
 class TestWriteAtomic:
     def test_makes_folders_and_leaves_nothing_else(self, tmp_path):
-        write_atomic(tmp_path / "a/b/photo.json", b"first")
-        write_atomic(tmp_path / "a/b/photo.json", b"second")
+        write_atomic({tmp_path / "a/b/photo.json": b"first"})
+        write_atomic({tmp_path / "a/b/photo.json": b"second"})
         assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["photo.json"]
         assert (tmp_path / "a/b/photo.json").read_bytes() == b"second"
 
     def test_a_full_disk_leaves_the_earlier_file(self, tmp_path, monkeypatch):
         path = tmp_path / "photo.json"
-        write_atomic(path, b"earlier")
+        write_atomic({path: b"earlier"})
 
         def fill(scratch, content):
             with scratch.open("wb") as file:
@@ -149,16 +149,66 @@ class TestWriteAtomic:
 
         monkeypatch.setattr(Path, "write_bytes", fill)
         with pytest.raises(GocaError) as caught:
-            write_atomic(path, b"later")
+            write_atomic({path: b"later"})
         assert str(caught.value) == (
-            f"cannot write {path}: No space left on device; free some space or choose another --out"
+            f"cannot write {path}: No space left on device; free some space or choose another folder (--out)"
         )
         assert path.read_bytes() == b"earlier"
         assert [left.name for left in tmp_path.iterdir()] == ["photo.json"]
 
     def test_a_file_where_a_folder_should_be(self, tmp_path):
         (tmp_path / "out").write_bytes(b"a file")
-        with pytest.raises(GocaError, match=r"^cannot write .*photo\.json: .*; choose another --out$") as caught:
-            write_atomic(tmp_path / "out" / "photo.json", b"content")
+        with pytest.raises(GocaError, match=r"^cannot write .*photo\.json: .*; choose another folder") as caught:
+            write_atomic({tmp_path / "out" / "photo.json": b"content"})
         assert "\n" not in str(caught.value)
         assert (tmp_path / "out").read_bytes() == b"a file"
+
+    def test_a_full_disk_on_the_way_leaves_all_earlier_files(self, tmp_path, monkeypatch):
+        paths = [tmp_path / name for name in ("labels", "overlay", "json")]
+        write_atomic(dict.fromkeys(paths, b"earlier"))
+        write = Path.write_bytes
+
+        def fill(scratch, content):
+            write(scratch, content[:3])
+            if content == b"the last":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", fill)
+        with pytest.raises(GocaError, match=r"json: No space left"):
+            write_atomic(dict(zip(paths, (b"later", b"later", b"the last"), strict=True)))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+            path.name: b"earlier" for path in paths
+        }
+
+    @pytest.mark.parametrize("steps", range(8))
+    def test_killed_after_any_step_the_last_file_vouches_for_the_others(self, tmp_path, monkeypatch, steps):
+        """Three files are written, the last is taken away, three are renamed: seven steps, and the end."""
+
+        class KilledError(BaseException):
+            pass
+
+        paths = [tmp_path / name for name in ("labels", "overlay", "json")]
+        write_atomic(dict.fromkeys(paths, b"earlier"))
+        left = iter(range(steps))
+
+        def mortal(act):
+            def step(*args, **options):
+                # Dead is dead: nothing is tidied up either.
+                if next(left, None) is None:
+                    raise KilledError
+                return act(*args, **options)
+
+            return step
+
+        with monkeypatch.context() as patched:
+            for name in ("write_bytes", "unlink", "replace"):
+                patched.setattr(Path, name, mortal(getattr(Path, name)))
+            with pytest.raises(KilledError):
+                write_atomic(dict.fromkeys(paths, b"later"))
+        assert paths[-1].exists() == (steps < 4 or steps == 7)
+        if paths[-1].exists():
+            assert {path.read_bytes() for path in paths} == {b"earlier" if steps < 4 else b"later"}
+        sweep([path.with_name("other") for path in paths])
+        assert len(list(tmp_path.glob(".goca-*"))) == (steps if steps < 4 else 7 - steps)
+        sweep(paths)
+        assert not list(tmp_path.glob(".goca-*"))

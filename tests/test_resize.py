@@ -118,3 +118,36 @@ def test_a_constant_stays_and_the_adjoint_keeps_the_mass(grid_in: tuple[int, int
     equal(resize_keys(torch.full((1, pixels), 0.3), grid_in, grid_out), torch.full((1, out), 0.3))
     x = numbers(1, out)
     equal(resize_keys_adjoint(x, grid_in, grid_out).sum(), x.sum(), atol=1e-11)
+
+
+@properties
+@given(grids, grids, st.integers(0, 2**32 - 1))
+def test_the_two_matrices_of_a_resize_are_interpolate(
+    grid_in: tuple[int, int], grid_out: tuple[int, int], seed: int
+) -> None:
+    maps = numbers(3, *grid_in, seed=seed)
+    theirs = F.interpolate(maps[None], grid_out, mode="bilinear", align_corners=False)[0]
+    down, across = (bilinear(i, o, maps) for i, o in zip(grid_in, grid_out, strict=True))
+    equal(down @ maps @ across.T, theirs, atol=1e-12)
+    equal(resize_keys(maps.flatten(1), grid_in, grid_out), theirs.flatten(1), atol=1e-12)
+
+
+@properties
+@given(sizes, sizes)
+def test_a_row_is_a_mean_of_neighbours(size_in: int, size_out: int) -> None:
+    matrix = bilinear(size_in, size_out)
+    assert bool((matrix >= 0).all())
+    equal(matrix.sum(1), torch.ones(size_out))
+    for row in matrix:
+        used = row.nonzero().flatten().tolist()
+        assert len(used) in (1, 2)
+        assert used[-1] - used[0] <= 1
+
+
+@properties
+@given(grids, grids, st.integers(0, 2**32 - 1))
+def test_resizing_is_linear_and_stays_in_range(grid_in: tuple[int, int], grid_out: tuple[int, int], seed: int) -> None:
+    one, other = numbers(2, *grid_in, seed=seed)
+    equal(resize(2 * one - 3 * other, grid_out), 2 * resize(one, grid_out) - 3 * resize(other, grid_out), atol=1e-12)
+    assert one.min() - 1e-12 <= resize(one, grid_out).min()
+    assert resize(one, grid_out).max() <= one.max() + 1e-12

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 import goca.bundled
 from goca.errors import GocaError
 from goca.model import words as module
+from goca.model.plurals import plurals, singulars
 from goca.model.words import Noun, Tokens, Words, caption_of, forms, nouns, split, tokens_of, vocabulary, words
 from goca.model.zoo import BUNDLED
 
@@ -145,6 +146,69 @@ def test_a_noun_owns_all_its_repeats_in_a_caption(listed: list[str], data: st.Da
     assert asked.all == [meaning(name) * n for name, n in zip(listed, repeats, strict=True)]
     columns = [column for noun in asked.words.nouns for column in noun]
     assert len(set(columns)) == len(columns)
+
+
+fillers = st.sampled_from(["jolly", "kiwi (milk)", "The", "!", "...", "and, hop", "#1234"])
+
+
+@properties
+@given(ascii_names, st.data())
+def test_the_columns_of_a_noun_lie_inside_its_characters(listed: list[str], data: st.DataObject) -> None:
+    extra = data.draw(st.lists(st.sampled_from(listed), max_size=4))
+    caption, own = "", {name: set[int]() for name in listed}
+    for name in data.draw(st.permutations([*listed, *extra])):
+        caption += f"{data.draw(fillers)}; "
+        own[name].update(range(len(caption), len(caption) + len(name)))
+        caption += f"{name}; "
+    asked = Asked(listed, caption=caption, tokenizer=trained)
+    for name, columns in zip(listed, asked.words.classes, strict=True):
+        for start, end in (asked.encoding.offsets[column] for column in columns):
+            assert start < end
+            # A tokenizer may hand out the space before a piece with it.
+            assert {place for place in range(start, end) if caption[place] != " "} <= own[name]
+    special = {column for column, flag in enumerate(asked.encoding.special_tokens_mask) if flag}
+    assert special
+    assert not special & set(asked.words.content)
+    assert set(asked.words.content) <= set(asked.words.prompt)
+    assert set(asked.words.prompt) == set(range(len(asked.encoding.ids))) - special
+
+
+@properties
+@given(ascii_names, st.integers(2, 40))
+def test_a_noun_that_is_cut_off_is_named_or_nothing_is_cut(listed: list[str], limit: int) -> None:
+    whole = Asked(listed, tokenizer=trained).words.classes
+    # One place is the end token's. A name may end in a stop word, which no column stands for, and still be cut.
+    safe = sum(columns[-1] < limit - 1 for columns in whole)
+    try:
+        assert Asked(listed, tokenizer=trained, limit=limit).words.classes == whole
+    except GocaError as error:
+        named = re.match(rf'"(.+)" stands behind the tokenizer\'s limit of {limit} tokens', str(error))
+        assert named
+        assert [" ".join(name.split()) for name in listed].index(named[1]) in (safe - 1, safe)
+    else:
+        assert safe == len(listed)
+
+
+@properties
+@given(st.text("abdefinosxyz", min_size=1, max_size=6), st.sampled_from(["", "y", "o", "man", "us", "is", "ch", "fe"]))
+def test_a_word_is_among_the_singulars_of_its_plurals(stem: str, ending: str) -> None:
+    word = stem + ending
+    assert plurals(word)
+    for plural in plurals(word):
+        assert word in singulars(plural)
+        assert {word, plural} <= forms(word) & forms(plural)
+
+
+@properties
+@given(ascii_names, st.data())
+def test_every_form_of_a_name_is_found(listed: list[str], data: st.DataObject) -> None:
+    form = data.draw(st.sampled_from(sorted(forms(listed[0]))))
+    assert form == " ".join(form.lower().split())
+    # "as" might be the plural of "a".
+    assume(meaning(form))
+    written = data.draw(st.sampled_from([form, form.upper(), form.replace(" ", "-"), form.replace(" ", "_")]))
+    asked = Asked(listed[:1], caption=f"jolly {written}; hop", tokenizer=trained)
+    assert asked.all == [meaning(form)]
 
 
 @properties

@@ -68,6 +68,8 @@ def prepare(question: Question, plan: Plan, backbone: Backbone, prompts: Prompts
     windows, tiles, size = _windows(image, plan, backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
+    elif images.needs_windows(image):
+        notes.append(f"too long for {images.MOST_WINDOWS} windows: seen whole, at {size[1]} x {size[0]} px")
     classes = tuple(question.classes)
     return Prepared(image, classes, asked, background, windows, tiles, size, tuple(notes))
 
@@ -131,11 +133,18 @@ def _background(asked: str | float | None, plan: Plan, supported: bool) -> Backg
 
 
 def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:
+    """Windows where they are wanted or the picture is long, unless a long one would take too many: it is seen whole."""
     multiple = backbone.multiple
-    if not plan.window and not images.needs_windows(image):
-        size = images.fit(image, plan.size, multiple)
-        grid = images.common_grid((size[0] // backbone.cell, size[1] // backbone.cell), plan.grid)
-        return Windows.whole(grid), (image,), size
-    side = max(multiple, multiple * round(plan.size / multiple))
-    windows = images.windows(image, side, plan.grid)
-    return windows, images.tiles(image, windows, side / plan.grid), (side, side)
+    if plan.window or images.needs_windows(image):
+        side = max(multiple, multiple * round(plan.size / multiple))
+        windows = images.windows(image, side, plan.grid)
+        if windows is not None:
+            return windows, images.tiles(image, windows, side / plan.grid), (side, side)
+        if plan.window:
+            raise GocaError(
+                f"a picture of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
+                "scale it down, cut it, or do without window (--window)"
+            )
+    size = images.fit(image, plan.size, multiple)
+    grid = images.common_grid((size[0] // backbone.cell, size[1] // backbone.cell), plan.grid)
+    return Windows.whole(grid), (image,), size

@@ -2,9 +2,10 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,10 @@ class ScoreMaps:
     spread: Float32[np.ndarray, "class height width"] | None = None
 
     def at(self, size: tuple[int, int]) -> Float32[np.ndarray, "class height width"]:
-        """The class maps, bilinearly resized to `size` = (height, width) pixels."""
+        """The class maps, bilinearly resized to `size` = (height, width) pixels; GocaError for what is no size."""
+        sides = tuple(size) if isinstance(size, Sequence) else ()
+        if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+            raise GocaError(f"{size!r} is no size: give (height, width) in pixels, each 1 or more")
         return resize(torch.from_numpy(self.grid), size).numpy()
 
 
@@ -111,22 +115,23 @@ class Segmentation:
         uncertainty = {} if self.uncertainty is None else {"uncertainty": float(self.uncertainty.mean())}
         return {"height": height, "width": width, "classes": found, **uncertainty, "plan": self.plan.to_json()}
 
-    def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
-        """Write STEM.labels.png, STEM.overlay.png and STEM.json into `folder`, each whole or not at all.
+    def save(
+        self, folder: str | Path, stem: str = "picture", facts: Mapping[str, Any] | None = None
+    ) -> tuple[Path, ...]:
+        """Write STEM.labels.png, STEM.overlay.png and, last, STEM.json into `folder`, each whole or not at all.
 
-        Returns their paths. Raises GocaError where the folder cannot be written.
+        facts: further entries for the JSON. Returns the paths. Raises GocaError where the folder cannot be written.
         """
         picture = io.BytesIO()
         self.overlay().save(picture, "PNG")
         files = {
             ".labels.png": export.labels_png(self.labels, self.classes),
             ".overlay.png": picture.getvalue(),
-            ".json": (json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n").encode(),
+            ".json": (json.dumps({**self.to_json(), **(facts or {})}, indent=2, ensure_ascii=False) + "\n").encode(),
         }
-        paths = tuple(Path(folder) / f"{stem}{suffix}" for suffix in files)
-        for path, content in zip(paths, files.values(), strict=True):
-            export.write_atomic(path, content)
-        return paths
+        paths = {Path(folder) / f"{stem}{suffix}": content for suffix, content in files.items()}
+        export.write_atomic(paths)
+        return tuple(paths)
 
     def _index(self, name: str) -> int:
         if name not in self.classes:

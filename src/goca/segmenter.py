@@ -25,6 +25,8 @@ from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan, recipe_named
 from goca.segmentation import ScoreMaps, Segmentation
 from goca.view import View, mean, spread, together
 
+LARGEST = 4
+"""How many times the side that a model was trained at it may be shown: attention grows with the fourth power of it."""
 OnError = Callable[[Question, GocaError], None]
 
 
@@ -41,6 +43,11 @@ class Segmenter:
             raise GocaError(f"batch {batch} is too small: give 1 or more")
         self.backbone, self.batch = backbone, batch
         made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides)
+        if made.size > LARGEST * backbone.settings.size:
+            raise GocaError(
+                f"size {made.size} is too large: {backbone.name} was trained at {backbone.settings.size} px a side, so "
+                f"give {LARGEST * backbone.settings.size} or less, or window (--window) for large pictures"
+            )
         self.plan = replace(made, device=backbone.device, dtype=backbone.dtype)
 
     @classmethod
@@ -139,7 +146,7 @@ class Segmenter:
             if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise GocaError(
                     f"out of memory with batch {self.batch} and size {self.plan.size}: lower one of them, "
-                    "or load the model in half precision"
+                    'or load the model with dtype "float16" (--dtype)'
                 ) from None
             raise
 

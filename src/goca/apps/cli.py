@@ -121,6 +121,14 @@ def segment(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where NAME.labels.png, NAME.overlay.png and NAME.json go.")
     ] = Path("goca-out"),
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep finished results and do the rest; results of another question or recipe stop the run.",
+            show_default=False,
+        ),
+    ] = False,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print one line of JSON a picture, and nothing else.", show_default=False),
@@ -175,7 +183,7 @@ def segment(
             batch,
             {"noise": levels, "size": size, "seed": seed, "seeds": seeds, "flip": flip, "window": window},
         )
-        whole = run(jobs, asked, chosen, as_json=json)
+        whole = run(jobs, asked, chosen, as_json=json, resume=resume)
     if not whole:
         raise typer.Exit(1)
 

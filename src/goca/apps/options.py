@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from goca.errors import GocaError
 
@@ -16,6 +17,16 @@ class Asked:
     others: Sequence[str]
     background: str | float | None
     caption: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a result's JSON tells it. A list of classes, because their order is their ids."""
+        synonyms = self.classes if isinstance(self.classes, Mapping) else dict.fromkeys(self.classes, ())
+        return {
+            "classes": [{"name": name, "synonyms": list(more)} for name, more in synonyms.items()],
+            "others": list(self.others),
+            "background": self.background,
+            "caption": self.caption,
+        }
 
 
 def names(text: str) -> tuple[str, ...]:

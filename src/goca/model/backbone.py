@@ -53,6 +53,7 @@ class Backbone:
         self.family = family_of(self.pipeline)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", "")) or type(self.pipeline).__name__
         check_kind(self.pipeline)
+        self.family.check(self.denoiser)
         latent, inputs = self.pipeline.vae.config.latent_channels, self.denoiser.config.in_channels
         if latent != inputs:
             raise GocaError(
@@ -136,7 +137,8 @@ class Backbone:
         latent = latent * vae.config.scaling_factor
         if not bool(torch.isfinite(latent).all()):
             raise GocaError(
-                "the VAE's encoding is not finite: run it in float32 or bfloat16 (--dtype), or check its weights"
+                'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16" (--dtype), or check its '
+                "weights"
             )
         return latent
 

@@ -14,6 +14,7 @@ from goca.maths.windows import Windows
 SMALLEST = 16
 LONGEST_ASPECT = 4.0
 MOST_WINDOWS = 64
+MOST_STRETCHED = 4
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 """A path, a PIL image, or a (height, width, 3) uint8 array."""
@@ -75,9 +76,15 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, multiple: int) -> Grid:
-    """(height, width) in pixels at which the model sees the picture: about size x size pixels in all, aspect kept."""
+    """(height, width) in pixels at which the model sees the picture: about size x size pixels in all, aspect kept.
+
+    Raises GocaError for a picture so long that, with a side of one multiple, it would be over four times that many.
+    """
     scale = size / math.sqrt(image.width * image.height)
-    return tuple(max(multiple, multiple * round(side * scale / multiple)) for side in (image.height, image.width))  # type: ignore
+    height, width = (max(multiple, multiple * round(side * scale / multiple)) for side in (image.height, image.width))
+    if height * width > MOST_STRETCHED * max(size, multiple) ** 2:
+        raise GocaError(f"a picture of {image.width} x {image.height} px is too long to be seen: cut it into parts")
+    return height, width
 
 
 def common_grid(latent: Grid, cells: int) -> Grid:
@@ -91,21 +98,16 @@ def needs_windows(image: Image.Image) -> bool:
     return max(image.size) > LONGEST_ASPECT * min(image.size)
 
 
-def windows(image: Image.Image, size: int, cells: int) -> Windows:
+def windows(image: Image.Image, size: int, cells: int) -> Windows | None:
     """Square windows of size x size px, cells x cells each, over the picture at its own scale, enlarged if smaller.
 
-    Raises GocaError where it would take more than 64 of them.
+    None where it would take more than 64 of them.
     """
     pixels = size / cells
     scale = max(1.0, size / min(image.size))
     canvas = (round(image.height * scale / pixels), round(image.width * scale / pixels))
     tiled = Windows.tiled(canvas, cells)
-    if len(tiled.boxes) > MOST_WINDOWS:
-        raise GocaError(
-            f"a picture of {image.width} x {image.height} px would take {len(tiled.boxes)} windows, more than "
-            f"{MOST_WINDOWS}: scale it down or cut it"
-        )
-    return tiled
+    return tiled if len(tiled.boxes) <= MOST_WINDOWS else None
 
 
 def tiles(image: Image.Image, windows: Windows, pixels: float) -> tuple[Image.Image, ...]:

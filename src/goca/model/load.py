@@ -25,7 +25,8 @@ def load(
     """A ready pipeline, without its safety checker (it only judges generated pictures).
 
     device: the first of cuda, mps, cpu that is there; dtype: float32 on a CPU, else float16. A Hub id is fetched, a
-    path never is. Raises GocaError, saying what to do, where there is no pipeline, none that goca reads, or no network.
+    path never is. Raises GocaError, saying what to do, where there is no pipeline, none that goca reads, no network, or
+    a revision is named of a local folder, which has none.
     """
     place = _device(device)
     kind = _dtype(dtype, place)
@@ -35,12 +36,16 @@ def load(
         raise GocaError(f"{where} is no diffusers pipeline: it has no model_index.json; save one with save_pretrained")
     if not local and (isinstance(name, Path) or str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
         raise GocaError(f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name')
+    if local and revision is not None:
+        raise GocaError(f'"{name}" is a local folder, which has no revision "{revision}": leave revision out')
     try:
         # A local folder loads in silence; what is fetched shows the libraries' own progress.
         with quiet() if local else nullcontext():
             return _from_pretrained(where, kind, revision, variant, local).to(place)
     except torch.OutOfMemoryError:
-        raise GocaError(f"{name} does not fit {place}: try --dtype float16, or --device cpu") from None
+        raise GocaError(
+            f'{name} does not fit {place}: load it with dtype "float16" (--dtype) or device "cpu" (--device)'
+        ) from None
 
 
 def _from_pretrained(

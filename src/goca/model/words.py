@@ -4,9 +4,10 @@ Names are found in the text that the tokenizer really got, by character offsets,
 multi-token words need no special case. Columns are positions in the tokenizer's output.
 """
 
+import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -66,14 +67,16 @@ class Words:
 def nouns(classes: Classes, others: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
     """Check what the user asked for; (classes, supporting nouns).
 
-    Raises GocaError for an empty list, an empty or repeated name, a comma inside a name, a string instead of a list.
+    Raises GocaError for an empty list, an empty or repeated name, a comma inside a name, anything but a list of names.
     """
-    if isinstance(classes, str) or isinstance(others, str):
-        raise GocaError('classes and others are lists of names: write ["cat", "grass"] instead of "cat, grass"')
+    for given in (classes, others):
+        if not _is_list(given):
+            raise GocaError(f'classes and others are lists of names: write ["cat", "grass"] instead of {given!r}')
     synonyms = classes.items() if isinstance(classes, Mapping) else [(name, ()) for name in classes]
     for name, more in synonyms:
-        if isinstance(more, str):
-            raise GocaError(f'the synonyms of "{name}" are a list: write ["{more}"] instead of "{more}"')
+        if not _is_list(more):
+            listed = [more] if isinstance(more, str) else []
+            raise GocaError(f'the synonyms of "{name}" are a list: write {json.dumps(listed)} instead of {more!r}')
     wanted = tuple(Noun(name, (name, *more)) for name, more in synonyms)
     supporting = tuple(Noun(name, (name,)) for name in others)
     if not wanted:
@@ -92,6 +95,10 @@ def nouns(classes: Classes, others: Sequence[str] = ()) -> tuple[tuple[Noun, ...
                 raise GocaError(f'"{word}" is named twice: every class, synonym and supporting noun may appear once')
             seen.add(key)
     return wanted, supporting
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
 
 
 def caption_of(named: Sequence[Noun]) -> str:
@@ -138,9 +145,9 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
         kept = tuple(dict.fromkeys(entries[_plain(word)] for word in noun.words if _plain(word) in entries))
         if not kept:
             raise GocaError(
-                f'the bundled model does not know "{noun.name}"; it knows {", ".join(known)}. For anything else use a '
-                "real checkpoint: --model with a diffusers folder or a Hub id, such as "
-                "stable-diffusion-v1-5/stable-diffusion-v1-5"
+                f'the bundled model does not know "{noun.name}"; it knows {", ".join(known)}. For anything else load a '
+                "real checkpoint, a diffusers folder or a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5 "
+                "(--model)"
             )
         for word in kept:
             if word in owners:

@@ -14,8 +14,9 @@ from goca.model.families import unet
 class Family:
     """One kind of denoiser.
 
-    component: the pipeline's attribute that holds it. denoisers: class names it goes by. size(denoiser, cell): the side
-    in pixels it was trained at, for latents of `cell` pixels. grids(denoiser, latent grid): the grids that its
+    component: the pipeline's attribute that holds it. denoisers: class names it goes by. check(denoiser): raises
+    GocaError for one that cannot be read, naming why. size(denoiser, cell): the side in pixels it was trained at, for
+    latents of `cell` pixels. grids(denoiser, latent grid): the grids that its
     attention may have. default_layers(denoiser): (reference block, refinement blocks) by a rule, for a checkpoint that
     nobody has set. rule: that rule, in words.
     """
@@ -23,6 +24,7 @@ class Family:
     name: str
     component: str
     denoisers: tuple[str, ...]
+    check: Callable[[Any], None]
     size: Callable[[Any, int], int]
     grids: Callable[[Any, Grid], tuple[Grid, ...]]
     default_layers: Callable[[Any], tuple[str, tuple[str, ...]]]
@@ -34,6 +36,7 @@ FAMILIES = (
         name="unet",
         component="unet",
         denoisers=("UNet2DConditionModel",),
+        check=unet.check,
         size=unet.size,
         grids=unet.grids,
         default_layers=unet.default_layers,

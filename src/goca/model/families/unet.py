@@ -15,6 +15,27 @@ RULE = (
 )
 
 
+UNREADABLE = {
+    "dual_cross_attention": "it attends to two texts at once",
+    "only_cross_attention": "it reads the text where others attend to themselves",
+    "mid_block_only_cross_attention": "it reads the text where others attend to themselves",
+    "class_embed_type": "it wants a class label beside the text",
+    "num_class_embeds": "it wants a class label beside the text",
+    "encoder_hid_dim_type": "it wants a picture beside the text; take an adapter off with pipe.unload_ip_adapter()",
+}
+"""Entries of a UNet's configuration that goca cannot serve, and why."""
+
+
+def check(unet: Any) -> None:
+    """Raise GocaError for a UNet that is told more than a picture and a text, or attends in another layout."""
+    for name, reason in UNREADABLE.items():
+        # As an attribute, because that is what an adapter changes.
+        value = getattr(unet.config, name, None)
+        asked = any(value) if isinstance(value, list | tuple) else bool(value)
+        if asked and value != "text_proj":
+            raise GocaError(f"this UNet has {name} = {value!r}, which goca cannot read: {reason}")
+
+
 def size(unet: Any, cell: int) -> int:
     """The side in pixels of the pictures the UNet was trained on, from its configuration."""
     side = unet.config.sample_size

@@ -1,0 +1,312 @@
+"""`goca segment --resume`: after any end of a run, a second one does the rest and nothing else."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import GOCA_SCRIPT, Outcome
+from PIL import Image
+
+from goca.apps.files import SUFFIXES
+from goca.recipe import Overrides
+from goca.segmentation import Segmentation
+from goca.segmenter import Segmenter
+
+Goca = Callable[..., Outcome]
+ASK = ("--classes", "cat, grass", "--others", "sky")
+OUT = Path("goca-out")
+SIZES = [(48, 64), (72, 40), (64, 64), (40, 56), (80, 48), (56, 72)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Callable[..., Image.Image]) -> Path:
+    """The working folder: three pictures in in/, six in many/."""
+    monkeypatch.chdir(tmp_path)
+    for name, sizes in (("in", SIZES[:3]), ("many", SIZES)):
+        Path(name).mkdir()
+        for seed, size in enumerate(sizes):
+            picture(*size, seed).save(f"{name}/{'abcdef'[seed]}.png")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def loaded(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled model is loaded once, and set up as each command asks."""
+
+    def from_pretrained(name: str, recipe: Any, device: Any, dtype: Any, batch: int, **overrides: Any) -> Segmenter:
+        return Segmenter(bundled.backbone, recipe, Overrides.of(**overrides), batch)
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stems of the results that are saved from here on."""
+    stems: list[str] = []
+    save = Segmentation.save
+
+    def noting(self: Segmentation, folder: Path, stem: str, *facts: Any) -> tuple[Path, ...]:
+        stems.append(stem)
+        return save(self, folder, stem, *facts)
+
+    monkeypatch.setattr(Segmentation, "save", noting)
+    return stems
+
+
+def content(folder: Path = OUT) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_only_the_rest_is_done_and_everything_is_told(goca: Goca, saved: list[str]) -> None:
+    whole = goca("segment", "in", *ASK, "--json")
+    before = content()
+    (OUT / "b.json").unlink()
+    saved.clear()
+    again = goca("segment", "in", *ASK, "--json", "--resume")
+    assert (again.code, saved) == (0, ["b"])
+    assert again.out == whole.out
+    assert again.line() == "goca: 3 of 3 pictures are done, 2 of them kept from before\n"
+    assert content() == before
+
+
+def test_nothing_is_left_to_do(goca: Goca, saved: list[str]) -> None:
+    whole = goca("segment", "in", *ASK, "--json")
+    saved.clear()
+    again = goca("segment", "in", *ASK, "--json", "--resume")
+    assert (again.code, again.out, saved) == (0, whole.out, [])
+    # A table says what was done now.
+    assert goca("segment", "in", *ASK, "--resume").out == ""
+
+
+def test_a_first_run_may_resume_too(goca: Goca, saved: list[str]) -> None:
+    done = goca("segment", "in", *ASK, "--resume")
+    assert (done.code, saved) == (0, ["a", "b", "c"])
+    assert "3 of 3 pictures are done, 0 of them" in done.line()
+
+
+def without_labels() -> None:
+    (OUT / "a.labels.png").unlink()
+
+
+def without_overlay() -> None:
+    (OUT / "a.overlay.png").unlink()
+
+
+def emptied() -> None:
+    """As a machine that loses its power may leave it."""
+    (OUT / "a.labels.png").write_bytes(b"")
+
+
+def garbled() -> None:
+    (OUT / "a.json").write_bytes((OUT / "a.json").read_bytes()[:-9])
+
+
+def of_somebody_else() -> None:
+    (OUT / "a.json").write_text('{"name": "holiday"}')
+
+
+def no_object() -> None:
+    (OUT / "a.json").write_text("[1, 2]")
+
+
+def without_its_question() -> None:
+    """As `Segmentation.save` writes it by itself."""
+    facts = json.loads((OUT / "a.json").read_text())
+    del facts["asked"]
+    (OUT / "a.json").write_text(json.dumps(facts))
+
+
+def exchanged() -> None:
+    Image.new("RGB", (50, 64)).save("in/a.png")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        without_labels,
+        without_overlay,
+        emptied,
+        garbled,
+        of_somebody_else,
+        no_object,
+        without_its_question,
+        exchanged,
+    ],
+)
+def test_what_is_not_whole_is_done_again(goca: Goca, saved: list[str], spoil: Callable[[], None]) -> None:
+    goca("segment", "in/a.png", "in/c.png", *ASK)
+    spoil()
+    saved.clear()
+    assert goca("segment", "in/a.png", "in/c.png", *ASK, "--resume").code == 0
+    assert saved == ["a"]
+    with Image.open("in/a.png") as shown, Image.open(OUT / "a.labels.png") as labels:
+        assert labels.size == shown.size
+
+
+def test_a_picture_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48), "red").save("in/b.png", exif=exif)
+    goca("segment", "in", *ASK)
+    saved.clear()
+    assert goca("segment", "in", *ASK, "--resume").code == 0
+    assert saved == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "differs"),
+    [
+        (("--classes", "cat, dog", "--others", "sky"), "classes"),
+        # The labels would change their meaning.
+        (("--classes", "grass, cat", "--others", "sky"), "classes"),
+        (("--classes", "cat, grass"), "others"),
+        (("--classes", "cat, grass", "--others", "sky, road"), "others"),
+        ((*ASK, "--background", "0.3"), "background"),
+        ((*ASK, "--caption", "cat, grass, sky"), "caption"),
+        ((*ASK, "--recipe", "vanilla"), "recipe, heads, layers"),
+        ((*ASK, "--noise", "50"), "noise"),
+        ((*ASK, "--seeds", "2"), "seeds"),
+        ((*ASK, "--size", "48"), "size"),
+        ((*ASK, "--flip"), "flip"),
+    ],
+)
+def test_another_question_or_recipe_stops_the_run(goca: Goca, arguments: Sequence[str], differs: str) -> None:
+    goca("segment", "in/a.png", *ASK)
+    before = content()
+    told = goca("segment", "in", *arguments, "--resume").mistake()
+    assert f"{OUT / 'a.json'} is of a run that differs in {differs}: choose another --out" in told
+    assert content() == before
+
+
+def test_the_model_and_the_synonyms_are_part_of_it(goca: Goca, bundled: Segmenter, monkeypatch: Any) -> None:
+    Path("plain.txt").write_text("cat\ngrass\n")
+    Path("synonyms.txt").write_text("cat: dog\ngrass\n")
+    goca("segment", "in", "--classes-file", "plain.txt")
+    # Words from a file and from the command line are one.
+    assert goca("segment", "in", "--classes", "cat, grass", "--resume").code == 0
+    assert "differs in classes" in goca("segment", "in", "--classes-file", "synonyms.txt", "--resume").mistake()
+    monkeypatch.setattr(bundled.backbone, "name", "another")
+    assert "differs in model" in goca("segment", "in", "--classes-file", "plain.txt", "--resume").mistake()
+
+
+def test_where_it_ran_is_no_part_of_it(goca: Goca, saved: list[str]) -> None:
+    goca("segment", "in/a.png", *ASK)
+    facts = json.loads((OUT / "a.json").read_text())
+    facts["plan"]["device"] = "cuda:0"
+    facts["plan"]["versions"]["torch"] = "2.6.0"
+    (OUT / "a.json").write_text(json.dumps(facts))
+    saved.clear()
+    assert goca("segment", "in/a.png", *ASK, "--resume").code == 0
+    assert saved == []
+
+
+def test_a_bad_picture_among_kept_ones_keeps_its_place(goca: Goca) -> None:
+    Path("in/ab.png").write_bytes(b"no picture")
+    first = goca("segment", "in", *ASK, "--json")
+    (OUT / "c.json").unlink()
+    again = goca("segment", "in", *ASK, "--json", "--resume")
+    assert (again.code, again.out) == (1, first.out)
+    assert "left out: in/ab.png is no picture" in again.err
+    assert "3 of 4 pictures are done, 2 of them kept from before" in again.err
+
+
+def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca, monkeypatch: pytest.MonkeyPatch) -> None:
+    goca("segment", "in", *ASK)
+    whole = content()
+    for path in OUT.iterdir():
+        path.unlink()
+    written: list[Path] = []
+
+    def fill(self: Path, data: bytes) -> int:
+        written.append(self)
+        room = len(data) if len(written) < 6 else 3
+        with self.open("wb") as file:
+            file.write(data[:room])
+        if room < len(data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return room
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", fill)
+        stopped = goca("segment", "in", *ASK)
+    assert stopped.code == 2
+    assert "b.json: No space left on device; free some space" in stopped.line()
+    assert content() == {name: data for name, data in whole.items() if Path(name).name.startswith("a.")}
+    assert "1 of them kept" in goca("segment", "in", *ASK, "--resume").line()
+    assert content() == whole
+
+
+class KilledError(BaseException):
+    """Nothing catches it, as nothing catches kill -9."""
+
+
+def test_pieces_of_a_killed_run_are_swept_and_those_of_others_stay(goca: Goca, monkeypatch: Any) -> None:
+    def die(*args: Any, **options: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", die)
+        patched.setattr(Path, "unlink", die)
+        with pytest.raises(KilledError):
+            goca("segment", "in", *ASK)
+    assert len(content()) == 3
+    other = OUT / ".goca-0123456789abcdef-another"
+    other.touch()
+    assert goca("segment", "in", *ASK, "--resume").code == 0
+    assert sorted(content()) == sorted(
+        [str(other), *(str(OUT / f"{stem}{suffix}") for stem in "abc" for suffix in SUFFIXES)]
+    )
+
+
+def interrupted(how: signal.Signals) -> tuple[int, str]:
+    """Start a run and stop it after its first line of JSON; its exit code, and what it said on stderr.
+
+    The pipe holds little more than a line, so that the run cannot end before it is stopped.
+    """
+    command = [GOCA_SCRIPT, "segment", "many", *ASK, "--batch", "1", "--json", "--resume"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pipesize=4096,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(how)
+    _, err = process.communicate()
+    return process.returncode, err.decode()
+
+
+def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
+    whole = goca("segment", "many", *ASK, "--batch", "1", "--json")
+    files = content()
+    OUT.rename("whole")
+
+    code, _ = interrupted(signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    killed = set(OUT.glob("*.json"))
+    assert 0 < len(killed) < len(SIZES)
+
+    code, err = interrupted(signal.SIGINT)
+    stopped = set(OUT.glob("*.json"))
+    assert code == 130
+    assert err == f"goca: stopped; {len(stopped)} of {len(SIZES)} pictures are done and whole\n"
+    assert killed < stopped < {OUT / f"{stem}.json" for stem in "abcdef"}
+    assert {Path(name).suffix for name in content()} == {".png", ".json"}
+    for path in stopped:
+        with Image.open(path.with_suffix(".labels.png")) as labels:
+            assert np.asarray(labels).shape == (json.loads(path.read_text())["height"], labels.width)
+
+    rest = goca("segment", "many", *ASK, "--batch", "1", "--json", "--resume")
+    assert (rest.code, rest.out) == (0, whole.out)
+    assert f"{len(stopped)} of them kept" in rest.line()
+    assert content() == files
