@@ -4,7 +4,8 @@
 
 Each row is one segmentation and one plain denoiser pass at the same size, in one process after one to warm up: CPU
 seconds, and the resident peak above what the process held before (Linux). Many classes do not fit one prompt of 77
-tokens; then each prompt takes a row of its own in a batch. The random tokenizer cuts a name into more tokens than CLIP's does.
+tokens; then each prompt takes a row of its own in a batch. The random tokenizer cuts a name into more tokens than a
+real one.
 About half an hour and 12 GiB.
 """
 

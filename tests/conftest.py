@@ -10,7 +10,7 @@ from commands import Outcome
 from PIL import Image
 
 from goca.apps.cli import main
-from goca.model.tiny import BUILDERS
+from goca.model.tiny import UNET_BUILDERS
 from goca.segmenter import Segmenter
 
 # Two workers share two cores.
@@ -20,15 +20,15 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(params=UNET_BUILDERS)
 def pipeline(request: pytest.FixtureRequest) -> Any:
-    """A fresh tiny pipeline of each kind."""
-    return BUILDERS[request.param]()
+    """A fresh tiny pipeline of each kind of UNet."""
+    return UNET_BUILDERS[request.param]()
 
 
 @pytest.fixture
 def sd15() -> Any:
-    return BUILDERS["sd15"]()
+    return UNET_BUILDERS["sd15"]()
 
 
 @pytest.fixture(scope="session")

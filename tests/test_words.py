@@ -58,7 +58,7 @@ class Asked:
         batch = tokenizer()(self.caption, padding="max_length", truncation=True, max_length=limit, verbose=False)
         self.tokenizer, self.encoding = tokenizer(), batch.encodings[0]
         tokens = tokens_of(self.caption, self.encoding)
-        self.words: Words = words(self.caption, tokens, wanted, supporting, named=caption is not None)
+        self.words: Words = words(self.caption, [tokens], wanted, supporting, named=caption is not None)
 
     def says(self, columns: Sequence[int]) -> str:
         """What the tokens of these columns decode to, without the gaps between words."""
@@ -319,7 +319,7 @@ def test_a_space_handed_out_with_a_piece() -> None:
     text = "bow and arrow, the ant"
     ends = [3, 7, 9, 13, 14, 18, 21, 22]
     tokens = Tokens(text, tuple(zip([0, *ends[:-1]], ends, strict=True)), (False,) * 8)
-    found = words(text, tokens, (Noun("bow and arrow", ("bow and arrow",)), Noun("ant", ("ant",))), (), True)
+    found = words(text, [tokens], (Noun("bow and arrow", ("bow and arrow",)), Noun("ant", ("ant",))), (), True)
     assert found.classes == ((0, 2, 3), (6, 7))
 
 
@@ -328,7 +328,7 @@ def test_a_lone_space_and_joined_marks_are_no_content() -> None:
     text = "U.S.B., dog"
     offsets = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 7), (7, 8), (8, 11))
     found = words(
-        text, Tokens(text, offsets, (False,) * 8), (Noun("U.S.B.", ("U.S.B.",)), Noun("dog", ("dog",))), (), False
+        text, [Tokens(text, offsets, (False,) * 8)], (Noun("U.S.B.", ("U.S.B.",)), Noun("dog", ("dog",))), (), False
     )
     assert found.classes == ((0, 2, 4), (7,))
 
@@ -339,7 +339,7 @@ def test_a_special_token_is_no_content_wherever_it_claims_to_stand() -> None:
     offsets = ((0, 8), (0, 3), (3, 4), (5, 8), (5, 8))
     found = words(
         text,
-        Tokens(text, offsets, (True, False, False, False, True)),
+        [Tokens(text, offsets, (True, False, False, False, True))],
         (Noun("cat", ("cat",)),),
         (Noun("dog", ("dog",)),),
         False,
@@ -563,5 +563,5 @@ def test_two_nouns_of_one_word_in_a_caption_are_refused() -> None:
     text = "cat, cat"
     tokens = tokens_of(text, bundled()(text).encodings[0])
     with pytest.raises(GocaError) as error:
-        words(text, tokens, (Noun("cat", ("cat",)),), (Noun("Cats", ("cat",)),), named=False)
+        words(text, [tokens], (Noun("cat", ("cat",)),), (Noun("Cats", ("cat",)),), named=False)
     refused(error, '"Cats"', "another name")

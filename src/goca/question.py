@@ -107,8 +107,8 @@ def find_words(
     for group in groups:
         given = question.caption
         caption = caption_of((*group, *others)) if given is None else normalize("NFC", given)
-        tokens = backbone.prompt(caption, prompts).tokens
-        asked.append(words(caption, tokens, group, others, named=given is not None))
+        texts = backbone.texts(backbone.prompt(caption, prompts))
+        asked.append(words(caption, texts, group, others, named=given is not None))
     if any(len(one.nouns) == 1 for one in asked):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(asked), notes

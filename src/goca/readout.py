@@ -79,11 +79,18 @@ class Readout:
             attention = probabilities(call.q, call.k, call.scale, call.mask)
             self.maps[call.block] = (head_map(weights, attention), call.grid)
         if call.text is not None and call.block == self.plan.reference and self._weighs:
-            self._reference = Reference(rearrange(call.q, "head pixel dim -> pixel (head dim)"), call.grid)
+            self._reference = Reference(self._feature(call), call.grid)
             self._referenced = True
         if self._reference is not None or not self._weighs:
             while self._waiting:
                 self._release(self._waiting.pop())
+
+    def _feature(self, call: AttentionCall) -> Float[Tensor, "pixel channel"]:
+        """The dense feature that a reference layer is compared by: its raw queries, or what its attention gave."""
+        if self.plan.feature == "query" and call.query is not None:
+            return call.query
+        chosen = call.q if self.plan.feature == "query" else call.output
+        return rearrange(chosen, "head pixel dim -> pixel (head dim)")
 
     def _counts(self, block: str) -> bool:
         return not self.plan.cross or block in self.plan.cross

@@ -159,6 +159,7 @@ class Plan:
     cross: tuple[str, ...]
     rescale: tuple[Step, ...]
     reference: str
+    feature: str
     refine: tuple[str, ...]
     order: int
     background: Background | str
@@ -222,6 +223,7 @@ def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, 
         seeds=tuple(range(overrides.seed, overrides.seed + overrides.seeds)),
         flip=overrides.flip,
         window=overrides.window,
+        feature=settings.feature,
         support=settings.support,
         origin=origin,
         **chosen,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby, islice, product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,7 +23,7 @@ from goca.question import Prepared, Question, find_words, prepare
 from goca.readout import Maps, scores
 from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan, recipe_named
 from goca.segmentation import ScoreMaps, Segmentation
-from goca.view import View, mean, spread, together
+from goca.view import Row, View, mean, spread, together
 
 LARGEST = 4
 """How many times the side that a model was trained at it may be shown: attention grows with the fourth power of it."""
@@ -132,7 +132,8 @@ class Segmenter:
     ) -> Prompts:
         """Raise GocaError if this model cannot be asked this, before any picture is read; the captions, encoded."""
         prompts: Prompts = {}
-        find_words(Question("", classes, others, background, caption), self.plan, self.backbone, prompts)
+        with self._guarded():
+            find_words(Question("", classes, others, background, caption), self.plan, self.backbone, prompts)
         return prompts
 
     @contextmanager
@@ -152,7 +153,8 @@ class Segmenter:
 
     def _prepare(self, question: Question, prompts: Prompts, on_error: OnError | None) -> Prepared | None:
         try:
-            return prepare(question, self.plan, self.backbone, prompts)
+            with self._guarded():
+                return prepare(question, self.plan, self.backbone, prompts)
         except GocaError as error:
             if on_error is None:
                 raise
@@ -188,9 +190,11 @@ class Segmenter:
 
     def _maps(self, views: Sequence[View], level: int, seed: int, prompts: Prompts) -> list[Maps]:
         """Send the rows of some views through the denoiser, each listened to by its readout; a view's maps."""
-        rows = [row for view in views for row in view.rows()]
-        for _, same in groupby(sorted(rows, key=lambda row: row.size), key=lambda row: row.size):
-            while part := list(islice(same, self.batch)):
+        alike: dict[Any, list[Row]] = {}  # what can share a batch
+        for row in (row for view in views for row in view.rows()):
+            alike.setdefault((row.size, self.backbone.prompt(row.caption, prompts).shape), []).append(row)
+        for rows in alike.values():
+            for part in (rows[start : start + self.batch] for start in range(0, len(rows), self.batch)):
                 self.backbone.forward(
                     torch.cat([row.latent for row in part]),
                     [row.caption for row in part],

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.model.families import check_kind, family_of
-from goca.model.noise import add_noise, pinned
-from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, encode
+from goca.model.noise import add_noise, is_flow, pinned
+from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, listen, replay
 from goca.model.tap import Sink, Tap, native, sites
-from goca.model.words import Noun, caption_of
+from goca.model.words import Noun, Tokens, caption_of
 from goca.model.zoo import Settings, settings_for
 
 # One lock a pipeline, whoever wraps it and how often: two segmenters may share one loaded pipeline.
@@ -52,17 +52,21 @@ class Backbone:
     def __post_init__(self) -> None:
         self.family = family_of(self.pipeline)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", "")) or type(self.pipeline).__name__
-        check_kind(self.pipeline)
+        check_kind(self.pipeline, self.family)
         self.family.check(self.denoiser)
         latent, inputs = self.pipeline.vae.config.latent_channels, self.denoiser.config.in_channels
-        if latent != inputs:
+        if inputs not in (latent, 4 * latent):  # 2 x 2 cells may be packed into one
             raise GocaError(
                 f"{self.name} takes {inputs} latent channels where its VAE gives {latent}: an inpainting or editing "
                 "checkpoint; load the plain text-to-image one"
             )
-        if not hasattr(self.pipeline.scheduler, "alphas_cumprod"):
-            kind = type(self.pipeline.scheduler).__name__
-            raise GocaError(f"{kind} has no alphas_cumprod to add noise by: set pipe.scheduler to a DDIMScheduler")
+        scheduler, flow = self.pipeline.scheduler, self.family.flow
+        if is_flow(scheduler) != flow or not (flow or hasattr(scheduler, "alphas_cumprod")):
+            wanted = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
+            raise GocaError(
+                f"{type(scheduler).__name__} does not say how noise is added for this kind of model: set "
+                f"pipe.scheduler to a {wanted}"
+            )
         self.settings = settings_for(self.denoiser, self.family, self.cell, self.blocks)
 
     @property
@@ -88,28 +92,49 @@ class Backbone:
 
     @property
     def multiple(self) -> int:
-        """Pictures are shown at multiples of so many pixels: whole latent cells, and pipelines ask for eights."""
-        return math.lcm(8, self.cell)
+        """Pictures are shown at multiples of so many pixels: whole patches, and pipelines ask for eights."""
+        patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
+        return math.lcm(8, self.cell * 64 // patches)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The denoiser's blocks that have attention."""
-        return tuple(dict.fromkeys(site.block for site in sites(self.denoiser)))
+        """The denoiser's blocks that attend to the text."""
+        aside = self.family.joint.aside if self.family.joint else ()
+        blocks = dict.fromkeys(site.block for site in sites(self.denoiser))
+        return tuple(block for block in blocks if not block.startswith(aside))
 
     def fits(self, named: Sequence[Noun]) -> bool:
-        """Whether the nouns' caption fits the tokenizer."""
+        """Whether the nouns' caption fits a tokenizer whose tokens are attended to."""
         with self._borrowed() as pipeline:
-            tokenizer = pipeline.tokenizer
-            return len(tokenizer(caption_of(named), verbose=False).input_ids) <= tokenizer.model_max_length
+            for text in self.family.texts:
+                tokenizer = getattr(pipeline, text.tokenizer, None)
+                if tokenizer is None:
+                    continue
+                most = tokenizer.model_max_length
+                if text.limited:
+                    most = min(most, inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default)
+                if len(tokenizer(caption_of(named), verbose=False).input_ids) <= most:
+                    return True
+        return False
 
     def prompt(self, caption: str, prompts: Prompts) -> Prompt:
         """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
         if caption not in prompts:
+            side = self.multiple * max(1, self.settings.size // self.multiple)
             with self._borrowed() as pipeline:
-                prompts[caption] = encode(pipeline, caption)
+                level = self.settings.noise
+                prompts[caption] = listen(pipeline, lambda: self._first_call(pipeline, [caption], (side, side), level))
             if len(prompts) > MOST_PROMPTS:
                 del prompts[next(iter(prompts))]
         return prompts[caption]
+
+    def texts(self, prompt: Prompt) -> tuple[Tokens, ...]:
+        """The tokens of a caption that the denoiser attends to, with their columns."""
+        return tuple(
+            replace(prompt.texts[text.tokenizer], start=text.start)
+            for text in self.family.texts
+            if text.tokenizer in prompt.texts
+        )
 
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "picture channel height width"]:
@@ -154,34 +179,28 @@ class Backbone:
     ) -> Tensor:
         """One denoiser pass at training timestep `level`, its attention handed to `sink`; the denoiser's output.
 
-        captions: one a picture; they may differ.
+        captions: one a picture; they may differ, if their encodings have one shape.
         """
         height, width = (side * self.cell for side in latents.shape[-2:])
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
         encoded = [self.prompt(caption, prompts) for caption in captions]
         with self._borrowed() as pipeline, native(self.denoiser):
             noisy = add_noise(pipeline.scheduler, latents, level, seed)
-            call = self._first_call(pipeline, captions, encoded, (height, width), level)
-            args, kwargs = _with_sample(call, noisy)
-            with Tap(self.denoiser, grids, sink):
+            object.__setattr__(pipeline, "encode_prompt", replay(encoded))
+            call = self._first_call(pipeline, captions, (height, width), level)
+            args, kwargs = _with_sample(call, _packed(pipeline, noisy, call))
+            with Tap(self.denoiser, grids, sink, self.family.joint):
                 output = self.denoiser(*args, **kwargs)
         return output[0]
 
-    def _first_call(
-        self, pipeline: Any, captions: Sequence[str], encoded: Sequence[Prompt], size: Grid, level: int
-    ) -> _FirstCall:
+    def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, level: int) -> _FirstCall:
         """Run the pipeline until it calls its denoiser; the borrowed pipeline is changed freely here."""
-
-        def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-            parts = zip(*(prompt.encoded for prompt in encoded), strict=True)
-            return tuple(None if part[0] is None else torch.cat(part) for part in parts)
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _FirstCall(args, kwargs)
 
         changes = {
             self.family.component: self.denoiser,  # unwrapped: a call that is stopped is not worth compiling for
-            "encode_prompt": encode_prompt,
             "scheduler": pinned(pipeline.scheduler, level),
         }
         for name, value in changes.items():
@@ -196,6 +215,7 @@ class Backbone:
             "output_type": "latent",
             # Without one, the latent that is thrown away would move the global random state.
             "generator": torch.Generator().manual_seed(0),
+            **self.family.options,
         }
         known = inspect.signature(pipeline.__call__).parameters
         handle = self.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
@@ -224,10 +244,23 @@ class Backbone:
                 attributes.update(before)
 
 
+def _sample(call: _FirstCall) -> tuple[str | None, Tensor]:
+    """The noisy latent of a denoiser call: (its keyword, or None for the first positional argument; the latent)."""
+    for key in ("sample", "hidden_states"):
+        if key in call.named:
+            return key, call.named[key]
+    return None, call.inputs[0]
+
+
+def _packed(pipeline: Any, noisy: Tensor, call: _FirstCall) -> Tensor:
+    """The latent in the layout of the call's own: as it is, or 2 x 2 cells in one, row after row."""
+    _, old = _sample(call)
+    return pipeline._pack_latents(noisy, *noisy.shape) if old.ndim == 3 else noisy
+
+
 def _with_sample(call: _FirstCall, noisy: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The denoiser call with its noisy latent replaced by ours."""
-    key = "sample" if "sample" in call.named else None
-    old = call.named[key] if key else call.inputs[0]
+    key, old = _sample(call)
     if old.shape != noisy.shape:
         raise GocaError(
             f"the denoiser expects a latent of {tuple(old.shape)}, not {tuple(noisy.shape)}: please report this"

@@ -57,7 +57,8 @@ def _from_pretrained(
     try:
         index = diffusers.DiffusionPipeline.load_config(where, **options)
         kind = str(index.get("_class_name"))
-        if not any(family.component in index for family in FAMILIES):
+        classes = {part[-1] for part in index.values() if isinstance(part, list | tuple) and part}
+        if not any(classes.intersection(family.denoisers) for family in FAMILIES):
             raise unsupported(kind)
         for part in ("safety_checker", "feature_extractor", "image_encoder"):
             if part in index:

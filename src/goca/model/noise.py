@@ -1,4 +1,7 @@
-"""The noise level of the one denoiser pass."""
+"""The noise level of the one denoiser pass.
+
+Levels are training timesteps, 0 to 999. To a flow model, whose noise is a share from 0 to 1, they are thousandths.
+"""
 
 from copy import copy
 from typing import Any
@@ -9,28 +12,41 @@ from torch import Tensor
 
 from goca.errors import GocaError
 
+LEVELS = 1000
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether the model was trained on straight lines between picture and noise."""
+    asked = getattr(scheduler.config, "prediction_type", None)
+    return "FlowMatch" in type(scheduler).__name__ or asked == "flow_prediction"
+
 
 def add_noise(
     scheduler: Any, latents: Float[Tensor, "picture channel height width"], level: int, seed: int
 ) -> Float[Tensor, "picture channel height width"]:
     """sqrt(a) x + sqrt(1 - a) n with a = alphas_cumprod[level]: what any epsilon or v sampler's scaled input amounts
-    to.
+    to. For a flow model (1 - s) x + s n, with s = level / 1000.
 
     Every picture gets the noise of `seed`, so that a result does not depend on what shares its batch. Raises GocaError
     for a level outside the scheduler's training timesteps.
     """
-    steps = len(scheduler.alphas_cumprod)
+    steps = LEVELS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
     if not 0 <= level < steps:
         raise GocaError(f"noise {level} is out of range: this model was trained on timesteps 0 to {steps - 1}")
-    kept = scheduler.alphas_cumprod[level].to(latents)
     noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     noise = noise.to(latents)
+    if is_flow(scheduler):
+        return (1 - level / LEVELS) * latents + level / LEVELS * noise
+    kept = scheduler.alphas_cumprod[level].to(latents)
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
 def pinned(scheduler: Any, level: int) -> Any:
-    """A copy of the scheduler whose only timestep, whatever it is asked for, is `level`."""
+    """A scheduler like this one whose only timestep, whatever it is asked for, is `level`."""
+    return _pinned_flow(scheduler, level) if is_flow(scheduler) else _pinned(scheduler, level)
 
+
+def _pinned(scheduler: Any, level: int) -> Any:
     class Pinned(type(scheduler)):  # type: ignore[misc]
         def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **unused: Any) -> None:
             self.timesteps = torch.tensor([level], device=device)
@@ -42,3 +58,24 @@ def pinned(scheduler: Any, level: int) -> Any:
     out = copy(scheduler)
     out.__class__ = Pinned
     return out
+
+
+def _pinned_flow(scheduler: Any, level: int) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    class Pinned(FlowMatchEulerDiscreteScheduler):
+        # Pipelines look at the signature before they hand over sigmas of their own or a shift.
+        def set_timesteps(
+            self,
+            num_inference_steps: int | None = None,
+            device: Any = None,
+            sigmas: Any = None,
+            mu: float | None = None,
+            timesteps: Any = None,
+        ) -> None:
+            self.sigmas = torch.tensor([level / LEVELS, 0.0], device=device)
+            self.timesteps = self.sigmas[:1] * self.config.num_train_timesteps
+            self.num_inference_steps = 1
+            self._step_index = self._begin_index = None
+
+    return Pinned.from_config(scheduler.config)

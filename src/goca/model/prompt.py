@@ -1,5 +1,6 @@
-"""A caption, encoded by the pipeline itself, with what its tokenizer made of it."""
+"""A caption, encoded by the pipeline itself, with what its tokenizers made of it."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,19 @@ from goca.model.words import Tokens, tokens_of
 
 @dataclass(frozen=True)
 class Prompt:
-    """An encoded caption: what the pipeline's `encode_prompt` returned for it, and the tokens it is made of."""
+    """An encoded caption.
 
-    encoded: tuple[Tensor | None, ...]
-    tokens: Tokens
+    encoded: what the pipeline's `encode_prompt` returned, call after call. texts: what each of its tokenizers, by its
+    name in the pipeline, made of the caption.
+    """
+
+    encoded: tuple[Any, ...]
+    texts: Mapping[str, Tokens]
+
+    @property
+    def shape(self) -> Any:
+        """The shapes of everything encoded: prompts of one shape can share a batch."""
+        return _shape(self.encoded)
 
 
 Prompts = dict[str, Prompt]
@@ -24,30 +34,52 @@ MOST_PROMPTS = 64
 
 
 @torch.no_grad()
-def encode(pipeline: Any, caption: str) -> Prompt:
-    """Encode one caption while recording what the tokenizers of a borrowed pipeline get to see.
+def listen(pipeline: Any, ask: Callable[[], object]) -> Prompt:
+    """Have a borrowed pipeline encode a caption while its tokenizers and its `encode_prompt` are listened to.
 
-    Raises GocaError where the tokenizers tell no character offsets, or do not agree on the tokens.
+    ask: makes the pipeline encode it. Raises GocaError where no tokenizer tells character offsets.
     """
     names = [
         name for name in pipeline.components if name.startswith("tokenizer") and getattr(pipeline, name) is not None
     ]
-    recorders = [_Recorder(getattr(pipeline, name)) for name in names]
-    for name, recorder in zip(names, recorders, strict=True):
+    recorders = {name: _Recorder(getattr(pipeline, name)) for name in names}
+    encode, encoded = pipeline.encode_prompt, []
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        encoded.append(encode(*args, **kwargs))
+        return encoded[-1]
+
+    for name, value in {**recorders, "encode_prompt": recording}.items():
         # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
-        object.__setattr__(pipeline, name, recorder)
-    encoded = pipeline.encode_prompt(
-        prompt=caption,
-        device=pipeline._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-    )
-    texts = [recorder.first for recorder in recorders if recorder.first is not None]
+        object.__setattr__(pipeline, name, value)
+    ask()
+    texts = {name: recorder.first for name, recorder in recorders.items() if recorder.first is not None}
     if not texts:
         raise GocaError("the tokenizer tells no character offsets: load the pipeline with its fast tokenizer")
-    if any(tokens.offsets != texts[0].offsets for tokens in texts[1:]):
-        raise GocaError("the pipeline's tokenizers cut the caption differently: this pipeline is not supported")
-    return Prompt(tuple(encoded), texts[0])
+    return Prompt(tuple(encoded), texts)
+
+
+def replay(prompts: Sequence[Prompt]) -> Callable[..., Any]:
+    """An `encode_prompt` that answers, call after call, with what was encoded for these captions, as one batch."""
+    answers = iter([_join(parts) for parts in zip(*(prompt.encoded for prompt in prompts), strict=True)])
+    return lambda *args, **kwargs: next(answers)
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        # Positions of tokens are told once for a whole batch, and have no entry for a picture.
+        return torch.cat(list(parts)) if first.shape[0] == 1 else first
+    if isinstance(first, tuple):
+        return tuple(_join(some) for some in zip(*parts, strict=True))
+    # A list has an entry for every picture already.
+    return [entry for part in parts for entry in part] if isinstance(first, list) else first
+
+
+def _shape(encoded: Any) -> Any:
+    if isinstance(encoded, Tensor):
+        return tuple(encoded.shape[1:])
+    return tuple(map(_shape, encoded)) if isinstance(encoded, tuple) else None
 
 
 class _Recorder:

@@ -28,8 +28,9 @@ class AttentionCall:
     `block` is the path, inside the denoiser, of the transformer block that owns the attention; the self- and the
     cross-attention of a block share it. `q` and `output` (what the attention gave, by heads) are the pixels' alone; of
     the keys, `text` are those of the text and `image` those of the pixels: one of the two in self- and
-    cross-attention, both in joint attention. `mask` is additive. `projection` is the output projection by heads (bias
-    left out), where text is read. `grid` is the picture's grid of pixels in that layer.
+    cross-attention, both in joint attention. `query` is what the module's `to_q` gave, before any norm and position
+    encoding; None where it has none of its own. `mask` is additive. `projection` is the output projection by heads
+    (bias left out), where text is read. `grid` is the picture's grid of pixels in that layer.
     """
 
     block: str
@@ -37,6 +38,7 @@ class AttentionCall:
     k: Float[Tensor, "head key dim"]
     v: Float[Tensor, "head key dim"]
     output: Float[Tensor, "head pixel dim"]
+    query: Float[Tensor, "pixel channel"] | None
     text: slice | None
     image: slice | None
     mask: Float[Tensor, "#head #pixel key"] | None
@@ -50,6 +52,17 @@ class AttentionCall:
         if self.text is None:
             return "self"
         return "cross" if self.image is None else "joint"
+
+
+@dataclass(frozen=True)
+class Joint:
+    """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
+
+    aside: paths of blocks, by their beginnings, where words or pixels are among themselves.
+    """
+
+    text_first: bool
+    aside: tuple[str, ...] = ()
 
 
 Sink = Callable[[int, AttentionCall], None]
@@ -78,19 +91,19 @@ def sites(denoiser: nn.Module) -> tuple[Site, ...]:
 class Tap(TorchFunctionMode):
     """While it is entered, hands each attention of the denoiser to `sink`, picture by picture.
 
-    text_first: where joint attention has its text, before the pixels or behind them; None where there is no joint
-    attention. Leaving the tap without an exception checks that every attention module that ran was seen, once; hooks go
-    in any case.
+    joint: the layout of joint attention, None where there is none. Leaving the tap without an exception checks that
+    every attention module that ran was seen, once; hooks go in any case.
     """
 
-    def __init__(self, denoiser: nn.Module, grids: Sequence[Grid], sink: Sink, text_first: bool | None = None) -> None:
+    def __init__(self, denoiser: nn.Module, grids: Sequence[Grid], sink: Sink, joint: Joint | None = None) -> None:
         super().__init__()
         self.sites = sites(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
-        self.text_first = text_first
+        self.joint = joint
         self._running: list[tuple[Site, bool]] = []
         self._calls: dict[Site, int] = {}
+        self._query: Tensor | None = None
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Tap":
@@ -99,6 +112,8 @@ class Tap(TorchFunctionMode):
                 site.module.register_forward_pre_hook(self._starts(site), with_kwargs=True),
                 site.module.register_forward_hook(self._ends, always_call=True),
             ]
+            if isinstance(queries := getattr(site.module, "to_q", None), nn.Module):
+                self._handles.append(queries.register_forward_hook(self._queried))
         super().__enter__()
         return self
 
@@ -117,9 +132,13 @@ class Tap(TorchFunctionMode):
 
         return hook
 
+    def _queried(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._query = output
+
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # A hook that returned a value would replace the module's output.
         self._running.pop()
+        self._query = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -141,11 +160,15 @@ class Tap(TorchFunctionMode):
     ) -> None:
         site, reads_text = self._running[-1]
         self._calls[site] += 1
-        rows, text, image, grid = self._layout(site, query.shape[-2], key.shape[-2], reads_text)
+        layout = self._layout(site, query.shape[-2], key.shape[-2], reads_text)
+        if layout is None:
+            return
+        rows, text, image, grid = layout
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
         if mask is not None and mask.shape[-2] > 1:
             mask = mask[..., rows, :]
         projection = None if text is None else _projection(site, query)
+        raw = self._query
         for picture in range(query.shape[0]):
             call = AttentionCall(
                 block=site.block,
@@ -153,6 +176,7 @@ class Tap(TorchFunctionMode):
                 k=key[picture],
                 v=value[picture],
                 output=output[picture, :, rows],
+                query=raw[picture] if raw is not None and raw.shape[1] == grid[0] * grid[1] else None,
                 text=text,
                 image=image,
                 mask=None if mask is None else mask[picture],
@@ -164,21 +188,29 @@ class Tap(TorchFunctionMode):
 
     def _layout(
         self, site: Site, queries: int, keys: int, reads_text: bool
-    ) -> tuple[slice, slice | None, slice | None, Grid]:
-        """(the pixels among the queries, the text and the pixels among the keys, the pixels' grid)."""
-        if queries in self.grids:
-            whole = slice(0, keys)
-            return slice(None), *((whole, None) if reads_text else (None, whole)), self.grids[queries]
-        if self.text_first is None or keys != queries or queries < min(self.grids):
+    ) -> tuple[slice, slice | None, slice | None, Grid] | None:
+        """(the pixels among the queries, the text and the pixels among the keys, the pixels' grid).
+
+        None for what a model with joint attention has beside it: pixels or words among themselves.
+        """
+        if self.joint is not None:
+            return self._joint_layout(site, queries)
+        if queries not in self.grids:
             raise GocaError(
                 f"attention of {site.block} has {queries} positions, which is no grid of this picture "
                 f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
             )
-        # Joint attention is found in transformers, which have one grid.
+        whole = slice(0, keys)
+        return slice(None), *((whole, None) if reads_text else (None, whole)), self.grids[queries]
+
+    def _joint_layout(self, site: Site, positions: int) -> tuple[slice, slice, slice, Grid] | None:
+        assert self.joint is not None
         ((pixels, grid),) = self.grids.items()
-        others = queries - pixels
-        image = slice(others, queries) if self.text_first else slice(0, pixels)
-        text = slice(0, others) if self.text_first else slice(pixels, queries)
+        if positions <= pixels or site.block.startswith(self.joint.aside):
+            return None
+        others = positions - pixels
+        image = slice(others, positions) if self.joint.text_first else slice(0, pixels)
+        text = slice(0, others) if self.joint.text_first else slice(pixels, positions)
         return image, text, image, grid
 
     def _check(self) -> None:

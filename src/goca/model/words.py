@@ -35,11 +35,15 @@ class Noun:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a tokenizer made of a caption: the text it got, each token's character range, and which are special."""
+    """What a tokenizer made of a caption: the text it got, each token's character range, and which are special.
+
+    start: the column of the first token.
+    """
 
     text: str
     offsets: tuple[tuple[int, int], ...]
     special: tuple[bool, ...]
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,17 +110,30 @@ def caption_of(named: Sequence[Noun]) -> str:
     return ", ".join(_composed(word).replace("_", " ").strip() for noun in named for word in noun.words)
 
 
-def words(caption: str, tokens: Tokens, classes: Sequence[Noun], others: Sequence[Noun], named: bool) -> Words:
+def words(caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], others: Sequence[Noun], named: bool) -> Words:
     """Find the nouns' token columns. `named`: the user wrote the caption, so a noun may be missing from it.
+
+    texts: one for each tokenizer that is attended to; where one cuts a noun off, another may still have it.
 
     A noun owns every occurrence of its words, in singular and plural; inside a longer noun ("light" in "traffic light")
     the longer one owns it. Raises GocaError for a noun that is not in the caption, that stands behind the tokenizer's
     limit, or that consists of stop words.
     """
-    spans = _spans(tokens.text, (*classes, *others))
-    found = [_columns(tokens, noun, spans[index], named) for index, noun in enumerate((*classes, *others))]
-    prompt = tuple(column for column, special in enumerate(tokens.special) if not special)
-    return Words(caption, tuple(found[: len(classes)]), tuple(found[len(classes) :]), prompt)
+    found: list[set[int]] = [set() for _ in (*classes, *others)]
+    missing: dict[int, GocaError] = {}
+    for tokens in texts:
+        spans = _spans(tokens.text, (*classes, *others))
+        for index, noun in enumerate((*classes, *others)):
+            try:
+                found[index].update(tokens.start + place for place in _columns(tokens, noun, spans[index], named))
+            except GocaError as error:
+                missing.setdefault(index, error)
+    for index, reason in missing.items():
+        if not found[index]:
+            raise reason
+    columns = [tuple(sorted(some)) for some in found]
+    prompt = {tokens.start + place for tokens in texts for place, special in enumerate(tokens.special) if not special}
+    return Words(caption, tuple(columns[: len(classes)]), tuple(columns[len(classes) :]), tuple(sorted(prompt)))
 
 
 def split(wanted: Sequence[Noun], fits: Callable[[Sequence[Noun]], bool]) -> list[tuple[Noun, ...]]:
@@ -160,8 +177,15 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
 
 
 def tokens_of(text: str, encoding: Any) -> Tokens:
-    """Tokens from one entry of a fast tokenizer's `BatchEncoding.encodings`."""
-    special = tuple(bool(flag) for flag in encoding.special_tokens_mask)
+    """Tokens from one entry of a fast tokenizer's `BatchEncoding.encodings`.
+
+    A piece that is nothing but the mark of a gap may have the range of the word behind it, and says nothing.
+    """
+    pieces = zip(encoding.special_tokens_mask, encoding.tokens, strict=True)
+    special = tuple(
+        bool(flag) or not piece.strip(" \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")
+        for flag, piece in pieces
+    )
     return Tokens(text, tuple((int(a), int(b)) for a, b in encoding.offsets), special)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from goca.model.families import Family
+from goca.model.families.facts import Family
 
 REPORTED = (
     "Meng et al., CVPR 2026 (arXiv 2603.06178), as reported; tags from the ground truth, threshold picked on the split"
@@ -30,9 +30,11 @@ class Settings:
     """One checkpoint's facts.
 
     layout: entries of the denoiser's configuration that recognise it. size: pixels a side; grid: cells a side of the
-    common grid. noise: training timestep. heads, layers, rescale, background: names of rules. reference, refine: blocks
-    of the denoiser; cross: those whose cross-attention takes part, () for all. support: nouns added when one noun
-    stands alone. nouns: the whole vocabulary, for a model that knows no other words. origin: where all this comes from.
+    common grid. noise: training timestep; to a flow model, thousandths. heads, layers, rescale, background: names of
+    rules. reference, refine: blocks of the denoiser; feature: what the reference is compared by, its "query" or the
+    "output" of its attention; cross: those whose cross-attention takes part, () for all. support: nouns added when one
+    noun stands alone. nouns: the whole vocabulary, for a model that knows no other words. origin: where all this comes
+    from.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Settings:
     refine: tuple[str, ...]
     order: int
     origin: str
+    feature: str = "query"
     noise: int = 100
     heads: str = "output-share"
     layers: str = "agreement"
@@ -114,6 +117,61 @@ SDXL = Settings(
         Score("ADE20K", 23.2, REPORTED),
     ),
 )
+PIXART = Settings(
+    name="PixArt",
+    repos=(
+        "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+        "PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
+        "PixArt-alpha/PixArt-XL-2-1024-MS",
+        "PixArt-alpha/PixArt-XL-2-512x512",
+    ),
+    layout={"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "caption_channels": 4096},
+    size=1024,
+    reference="transformer_blocks.13",
+    refine=tuple(f"transformer_blocks.{index}" for index in range(10, 18)),
+    order=5,
+    origin="the authors' settings for PixArt-alpha and PixArt-Sigma; scores are Sigma's",
+    scores=(
+        Score("VOC", 63.6, REPORTED),
+        Score("Context", 43.2, REPORTED),
+        Score("COCO-Object", 39.8, REPORTED),
+        Score("Cityscapes", 22.6, REPORTED),
+        Score("ADE20K", 23.8, REPORTED),
+    ),
+)
+HUNYUAN = Settings(
+    name="HunyuanDiT",
+    repos=("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", "Tencent-Hunyuan/HunyuanDiT-v1.1-Diffusers"),
+    layout={"num_layers": 40, "num_attention_heads": 16, "attention_head_dim": 88},
+    size=1024,
+    noise=81,
+    heads="mean",
+    reference="blocks.25",
+    refine=tuple(f"blocks.{index}" for index in range(20, 30)),
+    cross=tuple(f"blocks.{index}" for index in range(20, 30)),
+    order=4,
+    origin='the authors\' settings for HunyuanDiT ("t 100", in effect timestep 81); nobody has reported a score',
+)
+FLUX = Settings(
+    name="Flux.1",
+    repos=("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"),
+    layout={"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "joint_attention_dim": 4096},
+    size=1024,
+    noise=407,
+    heads="mean",
+    reference="single_transformer_blocks.8",
+    feature="output",
+    refine=("transformer_blocks.12", "transformer_blocks.18"),
+    order=2,
+    origin='the authors\' settings for Flux.1-dev ("t 150", in effect sigma 0.407), whose scores these are',
+    scores=(
+        Score("VOC", 70.7, REPORTED),
+        Score("Context", 51.1, REPORTED),
+        Score("COCO-Object", 48.1, REPORTED),
+        Score("Cityscapes", 27.1, REPORTED),
+        Score("ADE20K", 29.3, REPORTED),
+    ),
+)
 _VERSION_0_NOUNS = """
 cat dog car bus truck train bicycle boat airplane rocket house tree cactus flower mushroom apple
 banana orange strawberry pizza burger cake donut cow horse sheep pig elephant lion bear rabbit frog
@@ -134,7 +192,7 @@ BUNDLED = Settings(
     support=("grass", "sky", "road"),
     nouns=tuple(_VERSION_0_NOUNS.split()),
 )
-ZOO = (BUNDLED, SD15, SD21, SDXL)
+ZOO = (BUNDLED, SD15, SD21, SDXL, PIXART, HUNYUAN, FLUX)
 
 
 def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[str]) -> Settings:
@@ -156,7 +214,9 @@ def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[st
         size=size,
         reference=reference,
         refine=refine,
-        order=2,
+        order=family.order,
+        noise=family.noise,
+        feature=family.feature,
         origin=f"no checkpoint known by this layout; {family.rule}",
     )
 

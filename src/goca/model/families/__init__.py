@@ -1,35 +1,15 @@
 """What differs between kinds of denoiser, as rows of facts."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from goca.errors import GocaError
-from goca.maths import Grid
-from goca.model.families import unet
+from goca.model.families import transformer, unet
+from goca.model.families.facts import Family, Text
+from goca.model.tap import Joint
 
-
-@dataclass(frozen=True)
-class Family:
-    """One kind of denoiser.
-
-    component: the pipeline's attribute that holds it. denoisers: class names it goes by. check(denoiser): raises
-    GocaError for one that cannot be read, naming why. size(denoiser, cell): the side in pixels it was trained at, for
-    latents of `cell` pixels. grids(denoiser, latent grid): the grids that its
-    attention may have. default_layers(denoiser): (reference block, refinement blocks) by a rule, for a checkpoint that
-    nobody has set. rule: that rule, in words.
-    """
-
-    name: str
-    component: str
-    denoisers: tuple[str, ...]
-    check: Callable[[Any], None]
-    size: Callable[[Any, int], int]
-    grids: Callable[[Any, Grid], tuple[Grid, ...]]
-    default_layers: Callable[[Any], tuple[str, tuple[str, ...]]]
-    rule: str
-
+_DEPTH = "PixArt's settings in proportion to the depth"
+_FLUX_DEPTH = "Flux's settings in proportion to the depth"
 
 FAMILIES = (
     Family(
@@ -41,6 +21,79 @@ FAMILIES = (
         grids=unet.grids,
         default_layers=unet.default_layers,
         rule=unet.RULE,
+    ),
+    Family(
+        name="pixart",
+        component="transformer",
+        denoisers=("PixArtTransformer2DModel",),
+        check=transformer.check,
+        size=transformer.size,
+        grids=transformer.grid,
+        default_layers=transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27)),
+        rule=_DEPTH,
+        order=5,
+        texts=(Text("tokenizer", limited=True),),
+        options={"use_resolution_binning": False, "clean_caption": False},
+    ),
+    Family(
+        name="hunyuan-dit",
+        component="transformer",
+        denoisers=("HunyuanDiT2DModel",),
+        check=transformer.check,
+        size=transformer.size,
+        grids=transformer.grid,
+        default_layers=transformer.layers_by_depth(25 / 39, (20 / 39, 29 / 39)),
+        rule="HunyuanDiT's settings in proportion to the depth",
+        noise=81,
+        order=4,
+        texts=(Text("tokenizer"), Text("tokenizer_2", start=77)),
+        options={"use_resolution_binning": False},
+    ),
+    Family(
+        name="flux",
+        component="transformer",
+        denoisers=("FluxTransformer2DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.packed_grid,
+        default_layers=transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56)),
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        # The other tokenizer is for a pooled embedding.
+        texts=(Text("tokenizer_2", limited=True),),
+        joint=Joint(text_first=True),
+        feature="output",
+    ),
+    Family(
+        name="chroma",
+        component="transformer",
+        denoisers=("ChromaTransformer2DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.packed_grid,
+        default_layers=transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56)),
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer", limited=True),),
+        joint=Joint(text_first=True),
+        feature="output",
+    ),
+    Family(
+        name="sd3",
+        component="transformer",
+        denoisers=("SD3Transformer2DModel",),
+        check=transformer.check,
+        size=transformer.size,
+        grids=transformer.grid,
+        default_layers=transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56)),
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer"), Text("tokenizer_2"), Text("tokenizer_3", start=77, limited=True)),
+        joint=Joint(text_first=False),
+        feature="output",
     ),
 )
 
@@ -61,7 +114,7 @@ def unsupported(pipeline_class: str) -> GocaError:
     return GocaError(f"{pipeline_class} is not supported: goca reads text-to-image pipelines built on {known}")
 
 
-def check_kind(pipeline: Any) -> None:
+def check_kind(pipeline: Any, family: Family) -> None:
     """Refuse pipelines that share a text-to-image pipeline's parts but cannot be asked as one."""
     kind = type(pipeline).__name__
     if getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None)):
@@ -72,10 +125,12 @@ def check_kind(pipeline: Any) -> None:
             f"{kind} is no plain text-to-image pipeline: load the checkpoint as one, for instance with "
             "StableDiffusionPipeline(**pipe.components)"
         )
-    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-        tokenizer, model = getattr(pipeline, name, None), getattr(pipeline, encoder, None)
+    for text in family.texts:
+        tokenizer = getattr(pipeline, text.tokenizer, None)
+        model = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
         # A tokenizer folder with files missing loads as an almost empty vocabulary, or without a limit.
         if tokenizer is None or model is None:
             continue
-        if len(tokenizer) < model.config.vocab_size // 2 or tokenizer.model_max_length > 10**6:
-            raise GocaError(f"the {name} of {kind} is incomplete: is every file of its folder there?")
+        unlimited = not text.limited and tokenizer.model_max_length > 10**6
+        if len(tokenizer) < model.config.vocab_size // 2 or unlimited:
+            raise GocaError(f"the {text.tokenizer} of {kind} is incomplete: is every file of its folder there?")

@@ -1,0 +1,54 @@
+"""The facts that make a family."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from goca.maths import Grid
+from goca.model.tap import Joint
+
+
+@dataclass(frozen=True)
+class Text:
+    """One of a pipeline's tokenizers whose tokens the denoiser attends to.
+
+    tokenizer: its name in the pipeline. start: the column of its first token. limited: the pipeline itself cuts the
+    tokens off, at its `max_sequence_length`.
+    """
+
+    tokenizer: str
+    start: int = 0
+    limited: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of denoiser.
+
+    - component: the pipeline's attribute that holds it; denoisers: class names it goes by.
+    - check(denoiser): raises GocaError for one that cannot be read, naming why.
+    - size(denoiser, cell): the side in pixels it was trained at, for latents of `cell` pixels.
+    - grids(denoiser, latent grid): the grids that its attention may have.
+    - default_layers(denoiser): (reference block, refinement blocks) by a rule, for a checkpoint that nobody has set;
+      rule: that rule, in words; noise, order: what such a checkpoint is asked at and refined with.
+    - texts: the tokenizers whose tokens are attended to. joint: the layout of joint attention, if there is any.
+    - flow: whether noise is a share of a straight line, and not a step of a chain.
+    - feature: what the reference block is compared by: its raw queries, or its attention's output.
+    - options: what the pipeline's call is told besides.
+    """
+
+    name: str
+    component: str
+    denoisers: tuple[str, ...]
+    check: Callable[[Any], None]
+    size: Callable[[Any, int], int]
+    grids: Callable[[Any, Grid], tuple[Grid, ...]]
+    default_layers: Callable[[Any], tuple[str, tuple[str, ...]]]
+    rule: str
+    noise: int = 100
+    order: int = 2
+    texts: tuple[Text, ...] = (Text("tokenizer"), Text("tokenizer_2"))
+    flow: bool = False
+    joint: Joint | None = None
+    feature: Literal["query", "output"] = "query"
+    options: Mapping[str, Any] = field(default_factory=dict)

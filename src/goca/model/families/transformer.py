@@ -1,0 +1,48 @@
+"""Diffusion transformers: one grid of patches, blocks of one size.
+
+PixArt and Hunyuan-DiT have a self-attention and a cross-attention in each block. In Flux, Stable Diffusion 3 and their
+kin text and pixels are one sequence, and one softmax is over both.
+"""
+
+from typing import Any
+
+from goca.maths import Grid
+from goca.model.tap import sites
+
+
+def check(transformer: Any) -> None:
+    """Every transformer of a class that is listed can be read."""
+
+
+def size(transformer: Any, cell: int) -> int:
+    """The side in pixels of the pictures the transformer was trained on, from its configuration."""
+    side = transformer.config.sample_size
+    return int(side if isinstance(side, int) else max(side)) * cell
+
+
+def size_unsaid(transformer: Any, cell: int) -> int:
+    """1024: the configuration does not say, and the published checkpoints of these classes are made for it."""
+    return 1024
+
+
+def grid(transformer: Any, latent: Grid) -> tuple[Grid, ...]:
+    """The grid of patches."""
+    patch = transformer.config.patch_size
+    return ((latent[0] // patch, latent[1] // patch),)
+
+
+def packed_grid(transformer: Any, latent: Grid) -> tuple[Grid, ...]:
+    """The grid of patches where the pipeline itself packs 2 x 2 cells into one."""
+    return ((latent[0] // 2, latent[1] // 2),)
+
+
+def layers_by_depth(reference: float, *refine: tuple[float, float]) -> Any:
+    """(reference block, refinement blocks) at these shares of the depth; `refine`: from and to, both included."""
+
+    def choose(transformer: Any) -> tuple[str, tuple[str, ...]]:
+        blocks = list(dict.fromkeys(site.block for site in sites(transformer)))
+        last = len(blocks) - 1
+        places = sorted({place for a, b in refine for place in range(round(a * last), round(b * last) + 1)})
+        return blocks[round(reference * last)], tuple(blocks[place] for place in places)
+
+    return choose

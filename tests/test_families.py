@@ -1,0 +1,194 @@
+"""Every family: what the tap tells is what ran, words are where they are said to be, and pictures become masks."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from goca.maths.aggregate import head_weights, output_share
+from goca.maths.attention import probabilities
+from goca.model import backbone as backbone_module
+from goca.model.backbone import Backbone
+from goca.model.load import load
+from goca.model.prompt import Prompt
+from goca.model.tap import AttentionCall, sites
+from goca.model.tiny import BUILDERS
+from goca.model.words import Noun, words
+from goca.segmenter import Segmenter
+
+CAPTION = "cat, traffic light, grass"
+NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
+SIZE = (64, 96)
+LEVEL = 100
+ROUNDING = 2e-2  # of scores: maps of random weights are almost flat, and min-max enlarges what differs
+WITH_TRANSFORMER = [name for name in BUILDERS if name not in ("sd15", "sd2", "sdxl")]
+
+
+class Asked:
+    """One family's denoiser, asked once about one picture: everything that the tap saw."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pipeline = BUILDERS[name]()
+        self.backbone = Backbone(self.pipeline)
+        self.prompts: dict[str, Prompt] = {}
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
+        self.latents = self.backbone.latents([picture], SIZE)
+        self.outputs: dict[Any, Any] = {}
+        handles = [
+            site.module.register_forward_hook(lambda m, args, output: self.outputs.__setitem__(m, output))
+            for site in sites(self.backbone.denoiser)
+        ]
+        self.output, self.calls = self.ask(self.prompts)
+        for handle in handles:
+            handle.remove()
+
+    def ask(self, prompts: dict[str, Prompt]) -> tuple[Tensor, list[AttentionCall]]:
+        calls: list[AttentionCall] = []
+        output = self.backbone.forward(self.latents, [CAPTION], LEVEL, 0, lambda _, call: calls.append(call), prompts)
+        return output, calls
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def asked(request: pytest.FixtureRequest) -> Asked:
+    return Asked(request.param)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    return all(map(same, one, other))
+
+
+def test_the_output_is_bit_identical_without_the_tap(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone_module, "Tap", lambda *_: nullcontext())
+    plain, seen = asked.ask(asked.prompts)
+    assert seen == []
+    assert same(plain, asked.output)
+
+
+def test_every_block_that_reads_the_text_is_seen_once(asked: Asked) -> None:
+    reads = [call.block for call in asked.calls if call.text is not None]
+    assert sorted(reads) == sorted(asked.backbone.blocks)
+    for call in asked.calls:
+        height, width = call.grid
+        assert call.q.shape[1] == height * width
+        if call.image is not None:
+            assert len(range(call.k.shape[1])[call.image]) == height * width
+
+
+def test_a_record_rebuilds_its_module_s_output(asked: Asked) -> None:
+    rebuilt: set[str] = set()
+    for call in asked.calls:
+        attention = probabilities(call.q, call.k, call.scale, call.mask)
+        torch.testing.assert_close(attention @ call.v, call.output, rtol=1e-4, atol=1e-5)
+        if call.projection is None:
+            continue
+        made = torch.einsum("hpd,hdm->pm", call.output, call.projection)
+        for module in (site.module for site in sites(asked.backbone.denoiser) if site.block == call.block):
+            whole = asked.outputs[module]
+            bias = 0 if getattr(module, "to_out", None) is None else module.to_out[0].bias
+            given = [part[0] for part in (whole if isinstance(whole, tuple) else (whole,))]
+            pixels = [rows for part in given for rows in ends(part, len(made))]
+            if any(torch.allclose(made + bias, rows, rtol=1e-3, atol=1e-5) for rows in pixels):
+                rebuilt.add(call.block)
+    # A single-stream block projects outside of its attention, together with its MLP: see below.
+    assert rebuilt == {block for block in asked.backbone.blocks if not block.startswith("single")}
+
+
+def test_a_single_stream_block_projects_attention_before_its_mlp(asked: Asked) -> None:
+    owners = {site.block: site.owner for site in sites(asked.backbone.denoiser)}
+    for call in asked.calls:
+        if call.block.startswith("single"):
+            linear: Any = owners[call.block].proj_out
+            attended = call.output.transpose(0, 1).flatten(1)
+            silent = torch.zeros(len(attended), linear.in_features - attended.shape[1])
+            made = torch.einsum("hpd,hdm->pm", call.output, call.projection)
+            wanted = linear(torch.cat([attended, silent], 1))
+            torch.testing.assert_close(made + linear.bias, wanted, rtol=1e-4, atol=1e-5)
+
+
+def ends(rows: Tensor, count: int) -> list[Tensor]:
+    """The first and the last `count` rows: the pixels are one of the two."""
+    return [rows[:count], rows[-count:]] if len(rows) >= count else []
+
+
+def test_head_weights_sum_to_one(asked: Asked) -> None:
+    for call in asked.calls:
+        if call.projection is not None:
+            weights = head_weights(output_share, call.output.transpose(0, 1), call.projection)
+            torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_text_embedding_is_where_its_column_is_said_to_be(asked: Asked) -> None:
+    prompt = asked.prompts[CAPTION]
+    texts = asked.backbone.texts(prompt)
+    found = words(CAPTION, texts, NOUNS, (), named=False)
+    reads = next(call for call in asked.calls if call.text is not None)
+    for answer, parts in enumerate(prompt.encoded):
+        embeddings = parts[0] if isinstance(parts, tuple) else parts
+        changed = embeddings.clone()
+        column = found.classes[1][0]
+        start = 77 if asked.name.startswith("hunyuan") and answer == 1 else 0
+        if column - start >= changed.shape[1] or column < start:
+            continue
+        changed[0, column - start] += 3
+        encoded = list(prompt.encoded)
+        encoded[answer] = (changed, *parts[1:])
+        _, calls = asked.ask({CAPTION: replace(prompt, encoded=tuple(encoded))})
+        other = next(call for call in calls if call.text is not None)
+        moved = (reads.k - other.k)[:, reads.text].abs().amax((0, 2)) > 1e-6
+        assert moved.nonzero().flatten().tolist() == [column]
+
+
+def test_words_are_found_through_the_pipeline_s_own_tokenizers(asked: Asked) -> None:
+    texts = asked.backbone.texts(asked.prompts[CAPTION])
+    found = words(CAPTION, texts, NOUNS, (), named=False)
+    for noun, columns in zip(NOUNS, found.classes, strict=True):
+        said = ""
+        for tokens in texts:
+            places = [column - tokens.start for column in columns if 0 <= column - tokens.start < len(tokens.offsets)]
+            spans = [tokens.offsets[place] for place in places if not tokens.special[place]]
+            said += "".join(tokens.text[a:b] for a, b in dict.fromkeys(spans)).lower()
+        assert noun.name.replace(" ", "") in said.replace(" ", "")
+    assert not set(found.classes[0]) & set(found.classes[1])
+    assert set(found.content) <= set(found.prompt)
+
+
+def test_masked_tokens_take_no_attention(asked: Asked) -> None:
+    masked = [call for call in asked.calls if call.mask is not None and call.kind == "cross"]
+    for call in masked:
+        silent = call.mask.amax((0, 1)) < -1000
+        assert silent.any()
+        attention = probabilities(call.q, call.k, call.scale, call.mask)
+        assert float(attention[..., silent].max()) == 0.0
+    assert bool(masked) == asked.name.startswith(("pixart", "sana"))
+
+
+@pytest.mark.parametrize("name", WITH_TRANSFORMER)
+def test_a_batch_of_two_non_square_pictures(name: str, picture: Callable[..., Image.Image]) -> None:
+    segmenter = Segmenter.from_pipeline(BUILDERS[name](), size=64)
+    pictures = [picture(160, 96, 0), picture(160, 96, 1)]
+    both = segmenter(pictures, classes=["cat", "traffic light"], others=["sky"])
+    for one, result in zip(pictures, both, strict=True):
+        assert result.labels.shape == (96, 160)
+        assert np.isfinite(result.scores.grid).all()
+        alone = segmenter(one, classes=["cat", "traffic light"], others=["sky"])
+        np.testing.assert_allclose(alone.scores.grid, result.scores.grid, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", WITH_TRANSFORMER)
+def test_saved_to_a_folder_and_loaded(name: str, picture: Callable[..., Image.Image], tmp_path: Path) -> None:
+    pipeline = BUILDERS[name]()
+    expected = Segmenter.from_pipeline(pipeline, size=64)(picture(), classes=["cat", "grass"])
+    pipeline.save_pretrained(tmp_path)
+    loaded = Segmenter.from_pipeline(load(tmp_path, None, None, None, None), size=64)
+    found = loaded(picture(), classes=["cat", "grass"])
+    np.testing.assert_allclose(found.scores.grid, expected.scores.grid, atol=ROUNDING)
