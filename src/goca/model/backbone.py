@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -51,10 +52,11 @@ class Backbone:
 
     def __post_init__(self) -> None:
         self.family = family_of(self.pipeline)
-        self.name = self.name or str(getattr(self.pipeline, "name_or_path", "")) or type(self.pipeline).__name__
+        self.name = self.name or str(getattr(self.pipeline, "name_or_path", None) or type(self.pipeline).__name__)
         check_kind(self.pipeline, self.family)
         self.family.check(self.denoiser)
-        latent, inputs = self.pipeline.vae.config.latent_channels, self.denoiser.config.in_channels
+        vae = self.pipeline.vae.config
+        latent, inputs = getattr(vae, "latent_channels", None) or vae.z_dim, self.denoiser.config.in_channels
         if inputs not in (latent, 4 * latent):  # 2 x 2 cells may be packed into one
             raise GocaError(
                 f"{self.name} takes {inputs} latent channels where its VAE gives {latent}: an inpainting or editing "
@@ -112,10 +114,19 @@ class Backbone:
                     continue
                 most = tokenizer.model_max_length
                 if text.limited:
-                    most = min(most, inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default)
+                    limit = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
+                    most = min(most, limit) - self._template.get(text.tokenizer, 0)
                 if len(tokenizer(caption_of(named), verbose=False).input_ids) <= most:
                     return True
         return False
+
+    @cached_property
+    def _template(self) -> dict[str, int]:
+        """How many tokens a pipeline puts around a caption, by the tokenizer's name."""
+        bare, with_it = "cat", self.prompt("cat", {}).texts
+        counts = {name: sum(b > a for a, b in tokens.offsets) for name, tokens in with_it.items()}
+        own = {name: getattr(self.pipeline, name)(bare, verbose=False).encodings[0].offsets for name in counts}
+        return {name: count - sum(b > a for a, b in own[name]) for name, count in counts.items()}
 
     def prompt(self, caption: str, prompts: Prompts) -> Prompt:
         """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
@@ -123,7 +134,8 @@ class Backbone:
             side = self.multiple * max(1, self.settings.size // self.multiple)
             with self._borrowed() as pipeline:
                 level = self.settings.noise
-                prompts[caption] = listen(pipeline, lambda: self._first_call(pipeline, [caption], (side, side), level))
+                ask = partial(self._first_call, pipeline, [caption], (side, side), level)
+                prompts[caption] = listen(pipeline, caption, ask)
             if len(prompts) > MOST_PROMPTS:
                 del prompts[next(iter(prompts))]
         return prompts[caption]
@@ -131,9 +143,9 @@ class Backbone:
     def texts(self, prompt: Prompt) -> tuple[Tokens, ...]:
         """The tokens of a caption that the denoiser attends to, with their columns."""
         return tuple(
-            replace(prompt.texts[text.tokenizer], start=text.start)
+            replace(tokens, start=prompt.length - len(tokens.offsets) if text.from_end else text.start)
             for text in self.family.texts
-            if text.tokenizer in prompt.texts
+            if (tokens := prompt.texts.get(text.tokenizer)) is not None
         )
 
     @torch.no_grad()
@@ -141,25 +153,22 @@ class Backbone:
         """The mode of the VAE's posterior, scaled for the denoiser, of pictures shown at `size` = (height, width)."""
         pipeline, vae = self.pipeline, self.pipeline.vae
         with self._borrowed():
-            pixels = pipeline.image_processor.preprocess(list(images), height=size[0], width=size[1])
+            processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
+            pixels = processor.preprocess(list(images), height=size[0], width=size[1])
             before = vae.dtype
             # Stable Diffusion XL's VAE overflows in half precision, as its configuration says.
             upcast = before == torch.float16 and getattr(vae.config, "force_upcast", False)
             try:
                 if upcast:
                     nn.Module.to(vae, torch.float32)  # without diffusers' advice about it
-                encoded = vae.encode(pixels.to(pipeline._execution_device, torch.float32 if upcast else before))
+                pixels = pixels.to(pipeline._execution_device, torch.float32 if upcast else before)
+                # A video autoencoder wants frames.
+                video = "temperal_downsample" in vae.config
+                encoded = vae.encode(pixels.unsqueeze(2) if video else pixels)
             finally:
                 if upcast:
                     nn.Module.to(vae, before)
-        latent = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).float()
-        mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-        if mean is not None and std is not None:
-            centre, spread = (torch.tensor(values).to(latent).view(1, -1, 1, 1) for values in (mean, std))
-            latent = (latent - centre) / spread
-        else:
-            latent = latent - (getattr(vae.config, "shift_factor", None) or 0.0)
-        latent = latent * vae.config.scaling_factor
+        latent = _standardised(pipeline, encoded)
         if not bool(torch.isfinite(latent).all()):
             raise GocaError(
                 'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16" (--dtype), or check its '
@@ -176,7 +185,7 @@ class Backbone:
         seed: int,
         sink: Sink,
         prompts: Prompts,
-    ) -> Tensor:
+    ) -> Tensor | list[Tensor]:
         """One denoiser pass at training timestep `level`, its attention handed to `sink`; the denoiser's output.
 
         captions: one a picture; they may differ, if their encodings have one shape.
@@ -244,7 +253,25 @@ class Backbone:
                 attributes.update(before)
 
 
-def _sample(call: _FirstCall) -> tuple[str | None, Tensor]:
+def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "picture channel height width"]:
+    """The mode of a VAE's answer, on the scale that its denoiser works on."""
+    vae = pipeline.vae
+    latent = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
+    if latent.ndim == 5:  # one frame
+        latent = latent[:, :, 0]
+    if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 cells
+        mean, variance = (getattr(vae.bn, f"running_{name}").float().view(1, -1, 1, 1) for name in ("mean", "var"))
+        deviation = (variance + vae.config.batch_norm_eps).sqrt()
+        return pipeline._unpatchify_latents((pipeline._patchify_latents(latent) - mean) / deviation)
+    mean, deviation = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+    factor = getattr(vae.config, "scaling_factor", None) or 1.0
+    if mean is not None and deviation is not None:
+        centre, spread = (torch.tensor(values).to(latent).view(1, -1, 1, 1) for values in (mean, deviation))
+        return (latent - centre) / spread * factor
+    return (latent - (getattr(vae.config, "shift_factor", None) or 0.0)) * factor
+
+
+def _sample(call: _FirstCall) -> tuple[str | None, Any]:
     """The noisy latent of a denoiser call: (its keyword, or None for the first positional argument; the latent)."""
     for key in ("sample", "hidden_states"):
         if key in call.named:
@@ -252,18 +279,27 @@ def _sample(call: _FirstCall) -> tuple[str | None, Tensor]:
     return None, call.inputs[0]
 
 
-def _packed(pipeline: Any, noisy: Tensor, call: _FirstCall) -> Tensor:
-    """The latent in the layout of the call's own: as it is, or 2 x 2 cells in one, row after row."""
+def _packed(pipeline: Any, noisy: Tensor, call: _FirstCall) -> Tensor | list[Tensor]:
+    """The latent in the layout of the call's own: with a frame, picture by picture, or 2 x 2 cells in one, in a row."""
     _, old = _sample(call)
-    return pipeline._pack_latents(noisy, *noisy.shape) if old.ndim == 3 else noisy
+    if isinstance(old, list):
+        return [one.unsqueeze(1) for one in noisy]
+    if old.ndim == 5:
+        return noisy.unsqueeze(2)
+    if old.ndim == 4:
+        return noisy
+    if hasattr(pipeline, "_patchify_latents"):
+        return pipeline._pack_latents(pipeline._patchify_latents(noisy))
+    return pipeline._pack_latents(noisy, *noisy.shape)
 
 
-def _with_sample(call: _FirstCall, noisy: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with_sample(call: _FirstCall, noisy: Tensor | list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The denoiser call with its noisy latent replaced by ours."""
     key, old = _sample(call)
-    if old.shape != noisy.shape:
-        raise GocaError(
-            f"the denoiser expects a latent of {tuple(old.shape)}, not {tuple(noisy.shape)}: please report this"
-        )
-    new = noisy.to(old)
+    olds, news = (part if isinstance(part, list) else [part] for part in (old, noisy))
+    shapes = [[tuple(one.shape) for one in part] for part in (olds, news)]
+    if shapes[0] != shapes[1]:
+        raise GocaError(f"the denoiser expects a latent of {shapes[0]}, not {shapes[1]}: please report this")
+    as_before = [one.to(before) for one, before in zip(news, olds, strict=True)]
+    new = as_before if isinstance(old, list) else as_before[0]
     return (call.inputs, {**call.named, key: new}) if key else ((new, *call.inputs[1:]), call.named)

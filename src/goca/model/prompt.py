@@ -27,6 +27,14 @@ class Prompt:
         """The shapes of everything encoded: prompts of one shape can share a batch."""
         return _shape(self.encoded)
 
+    @property
+    def length(self) -> int:
+        """How many tokens were encoded."""
+        first = self.encoded[0]
+        while not isinstance(first, Tensor):
+            first = first[0]
+        return first.shape[-2]
+
 
 Prompts = dict[str, Prompt]
 """Captions encoded so far in one run, the last `MOST_PROMPTS` of them."""
@@ -34,7 +42,7 @@ MOST_PROMPTS = 64
 
 
 @torch.no_grad()
-def listen(pipeline: Any, ask: Callable[[], object]) -> Prompt:
+def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> Prompt:
     """Have a borrowed pipeline encode a caption while its tokenizers and its `encode_prompt` are listened to.
 
     ask: makes the pipeline encode it. Raises GocaError where no tokenizer tells character offsets.
@@ -42,7 +50,7 @@ def listen(pipeline: Any, ask: Callable[[], object]) -> Prompt:
     names = [
         name for name in pipeline.components if name.startswith("tokenizer") and getattr(pipeline, name) is not None
     ]
-    recorders = {name: _Recorder(getattr(pipeline, name)) for name in names}
+    recorders = {name: _Recorder(getattr(pipeline, name), caption) for name in names}
     encode, encoded = pipeline.encode_prompt, []
 
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -85,8 +93,8 @@ def _shape(encoded: Any) -> Any:
 class _Recorder:
     """Stands in for a tokenizer during one encoding and remembers its first answer; all else is the tokenizer's."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, caption: str) -> None:
+        self._tokenizer, self._caption = tokenizer, caption
         self.first: Tokens | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -99,5 +107,15 @@ class _Recorder:
         # Pipelines tokenise twice, the second time only to see what was cut off: there the warning is noise.
         encoding = self._tokenizer(text, *args, **{"verbose": False, **kwargs})
         if self.first is None and getattr(encoding, "encodings", None):
-            self.first = tokens_of(text if isinstance(text, str) else text[0], encoding.encodings[0])
+            self.first = tokens_of(text if isinstance(text, str) else text[0], encoding.encodings[0], self._caption)
         return encoding
+
+    def apply_chat_template(self, messages: Any, *args: Any, tokenize: bool = True, **kwargs: Any) -> Any:
+        """In two steps, so that the tokens of the template's text are seen."""
+        if not tokenize:
+            return self._tokenizer.apply_chat_template(messages, *args, tokenize=False, **kwargs)
+        counting = {"return_dict", "return_tensors", "padding", "truncation", "max_length"}
+        options = {name: kwargs.pop(name) for name in counting & kwargs.keys()}
+        options.pop("return_dict", None)
+        text = self._tokenizer.apply_chat_template(messages, *args, tokenize=False, **kwargs)
+        return self(text, add_special_tokens=False, **options)

@@ -58,11 +58,13 @@ class AttentionCall:
 class Joint:
     """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
 
-    aside: paths of blocks, by their beginnings, where words or pixels are among themselves.
+    aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
+    to a multiple of so many.
     """
 
     text_first: bool
     aside: tuple[str, ...] = ()
+    multiple: int = 1
 
 
 Sink = Callable[[int, AttentionCall], None]
@@ -160,6 +162,8 @@ class Tap(TorchFunctionMode):
     ) -> None:
         site, reads_text = self._running[-1]
         self._calls[site] += 1
+        if enable_gqa:
+            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
         layout = self._layout(site, query.shape[-2], key.shape[-2], reads_text)
         if layout is None:
             return
@@ -208,9 +212,10 @@ class Tap(TorchFunctionMode):
         ((pixels, grid),) = self.grids.items()
         if positions <= pixels or site.block.startswith(self.joint.aside):
             return None
-        others = positions - pixels
-        image = slice(others, positions) if self.joint.text_first else slice(0, pixels)
-        text = slice(0, others) if self.joint.text_first else slice(pixels, positions)
+        padded = -(-pixels // self.joint.multiple) * self.joint.multiple
+        others = positions - padded
+        image = slice(others, others + pixels) if self.joint.text_first else slice(0, pixels)
+        text = slice(0, others) if self.joint.text_first else slice(padded, positions)
         return image, text, image, grid
 
     def _check(self) -> None:

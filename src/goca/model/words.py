@@ -21,6 +21,9 @@ START, END = r"(?<![^\W_])", r"(?![^\W_])"
 STOP = re.compile(rf"{START}(?:a|an|the|and){END}|[,.\-\s_]", re.IGNORECASE)
 """Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is no whole word."""
 
+GAPS = " \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+"""How tokenizers write a gap between words."""
+
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
 """Class names, or {class: [synonyms]}."""
 
@@ -176,17 +179,21 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
     return tuple(out)
 
 
-def tokens_of(text: str, encoding: Any) -> Tokens:
+def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:
     """Tokens from one entry of a fast tokenizer's `BatchEncoding.encodings`.
 
-    A piece that is nothing but the mark of a gap may have the range of the word behind it, and says nothing.
+    caption: where it stands in a template, everything around it is blanked and counts as special. So does a piece that
+    is nothing but the mark of a gap, for it may have the range of the word behind it.
     """
-    pieces = zip(encoding.special_tokens_mask, encoding.tokens, strict=True)
+    place = text.lower().rfind(caption.lower()) if caption else -1
+    start, end = (0, len(text)) if place < 0 else (place, place + len(caption))
+    blank = " " * start + text[start:end] + " " * (len(text) - end)
+    offsets = tuple((int(a), int(b)) for a, b in encoding.offsets)
     special = tuple(
-        bool(flag) or not piece.strip(" \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")
-        for flag, piece in pieces
+        bool(flag) or not piece.strip(GAPS) or b <= start or a >= end
+        for flag, piece, (a, b) in zip(encoding.special_tokens_mask, encoding.tokens, offsets, strict=True)
     )
-    return Tokens(text, tuple((int(a), int(b)) for a, b in encoding.offsets), special)
+    return Tokens(blank, offsets, special)
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ from goca.model.tap import Joint
 
 _DEPTH = "PixArt's settings in proportion to the depth"
 _FLUX_DEPTH = "Flux's settings in proportion to the depth"
+_LIKE_FLUX = transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56))
 
 FAMILIES = (
     Family(
@@ -56,7 +57,7 @@ FAMILIES = (
         check=transformer.check,
         size=transformer.size_unsaid,
         grids=transformer.packed_grid,
-        default_layers=transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56)),
+        default_layers=_LIKE_FLUX,
         rule=_FLUX_DEPTH,
         noise=407,
         flow=True,
@@ -72,7 +73,7 @@ FAMILIES = (
         check=transformer.check,
         size=transformer.size_unsaid,
         grids=transformer.packed_grid,
-        default_layers=transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56)),
+        default_layers=_LIKE_FLUX,
         rule=_FLUX_DEPTH,
         noise=407,
         flow=True,
@@ -87,13 +88,106 @@ FAMILIES = (
         check=transformer.check,
         size=transformer.size,
         grids=transformer.grid,
-        default_layers=transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56)),
+        default_layers=_LIKE_FLUX,
         rule=_FLUX_DEPTH,
         noise=407,
         flow=True,
         texts=(Text("tokenizer"), Text("tokenizer_2"), Text("tokenizer_3", start=77, limited=True)),
         joint=Joint(text_first=False),
         feature="output",
+    ),
+    Family(
+        name="flux2",
+        component="transformer",
+        denoisers=("Flux2Transformer2DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.packed_grid,
+        default_layers=_LIKE_FLUX,
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer", limited=True),),
+        joint=Joint(text_first=True),
+        feature="output",
+        edits=True,
+    ),
+    Family(
+        name="qwen-image",
+        component="transformer",
+        denoisers=("QwenImageTransformer2DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.packed_grid,
+        default_layers=_LIKE_FLUX,
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer", from_end=True, limited=True),),
+        joint=Joint(text_first=True),
+        feature="output",
+        options={"true_cfg_scale": 1.0, "guidance_scale": None},
+    ),
+    Family(
+        name="auraflow",
+        component="transformer",
+        denoisers=("AuraFlowTransformer2DModel",),
+        check=transformer.check,
+        size=transformer.size,
+        grids=transformer.grid,
+        default_layers=_LIKE_FLUX,
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer", start=8, limited=True),),
+        joint=Joint(text_first=True),
+        feature="output",
+    ),
+    Family(
+        name="cogview4",
+        component="transformer",
+        denoisers=("CogView4Transformer2DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.grid,
+        default_layers=_LIKE_FLUX,
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer", from_end=True, limited=True),),
+        joint=Joint(text_first=True),
+        feature="output",
+    ),
+    Family(
+        name="lumina2",
+        component="transformer",
+        denoisers=("Lumina2Transformer2DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.grid,
+        default_layers=_LIKE_FLUX,
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer", limited=True),),
+        joint=Joint(text_first=True, aside=transformer.REFINERS),
+        feature="output",
+    ),
+    Family(
+        name="z-image",
+        component="transformer",
+        denoisers=("ZImageTransformer2DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.packed_grid,
+        default_layers=_LIKE_FLUX,
+        rule=_FLUX_DEPTH,
+        noise=407,
+        flow=True,
+        texts=(Text("tokenizer", limited=True),),
+        joint=Joint(text_first=False, aside=transformer.REFINERS, multiple=32),
+        feature="output",
+        options={"guidance_scale": 0.0},
     ),
 )
 
@@ -120,7 +214,8 @@ def check_kind(pipeline: Any, family: Family) -> None:
     if getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None)):
         raise GocaError(f"{kind} has no VAE or no text encoder: goca reads latent text-to-image pipelines")
     known = inspect.signature(pipeline.__call__).parameters
-    if "height" not in known or {"image", "mask_image", "pag_scale"} & known.keys():
+    others = {"mask_image", "pag_scale"} if family.edits else {"image", "mask_image", "pag_scale"}
+    if "height" not in known or others & known.keys():
         raise GocaError(
             f"{kind} is no plain text-to-image pipeline: load the checkpoint as one, for instance with "
             "StableDiffusionPipeline(**pipe.components)"
@@ -132,5 +227,6 @@ def check_kind(pipeline: Any, family: Family) -> None:
         if tokenizer is None or model is None:
             continue
         unlimited = not text.limited and tokenizer.model_max_length > 10**6
-        if len(tokenizer) < model.config.vocab_size // 2 or unlimited:
+        known = getattr(model.config, "vocab_size", None) or model.config.text_config.vocab_size
+        if len(getattr(tokenizer, "tokenizer", tokenizer)) < known // 2 or unlimited:
             raise GocaError(f"the {text.tokenizer} of {kind} is incomplete: is every file of its folder there?")

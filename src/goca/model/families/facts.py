@@ -12,12 +12,14 @@ from goca.model.tap import Joint
 class Text:
     """One of a pipeline's tokenizers whose tokens the denoiser attends to.
 
-    tokenizer: its name in the pipeline. start: the column of its first token. limited: the pipeline itself cuts the
+    tokenizer: its name in the pipeline. start: the column of its first token. from_end: its last token has the last
+    column instead; the pipeline drops tokens of its template, or pads, in front. limited: the pipeline itself cuts the
     tokens off, at its `max_sequence_length`.
     """
 
     tokenizer: str
     start: int = 0
+    from_end: bool = False
     limited: bool = False
 
 
@@ -34,7 +36,7 @@ class Family:
     - texts: the tokenizers whose tokens are attended to. joint: the layout of joint attention, if there is any.
     - flow: whether noise is a share of a straight line, and not a step of a chain.
     - feature: what the reference block is compared by: its raw queries, or its attention's output.
-    - options: what the pipeline's call is told besides.
+    - options: what the pipeline's call is told besides; edits: it takes a picture too, but need not.
     """
 
     name: str
@@ -52,3 +54,4 @@ class Family:
     joint: Joint | None = None
     feature: Literal["query", "output"] = "query"
     options: Mapping[str, Any] = field(default_factory=dict)
+    edits: bool = False

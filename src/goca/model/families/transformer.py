@@ -9,6 +9,9 @@ from typing import Any
 from goca.maths import Grid
 from goca.model.tap import sites
 
+REFINERS = ("context_refiner", "noise_refiner")
+"""Blocks in which Lumina 2 and Z-Image prepare words and pixels apart."""
+
 
 def check(transformer: Any) -> None:
     """Every transformer of a class that is listed can be read."""
@@ -40,7 +43,7 @@ def layers_by_depth(reference: float, *refine: tuple[float, float]) -> Any:
     """(reference block, refinement blocks) at these shares of the depth; `refine`: from and to, both included."""
 
     def choose(transformer: Any) -> tuple[str, tuple[str, ...]]:
-        blocks = list(dict.fromkeys(site.block for site in sites(transformer)))
+        blocks = list(dict.fromkeys(s.block for s in sites(transformer) if not s.block.startswith(REFINERS)))
         last = len(blocks) - 1
         places = sorted({place for a, b in refine for place in range(round(a * last), round(b * last) + 1)})
         return blocks[round(reference * last)], tuple(blocks[place] for place in places)

@@ -56,6 +56,13 @@ _READ = (
     "chroma",
     "sd3",
     "sd35",
+    "flux2",
+    "flux2_klein",
+    "qwen_image",
+    "auraflow",
+    "cogview4",
+    "lumina2",
+    "z_image",
 )
 BUILDERS: Mapping[str, Callable[[], Any]] = {
     **UNET_BUILDERS,
