@@ -266,3 +266,24 @@ def test_two_threads_share_one_pipeline(pipeline: Any, picture: Make) -> None:
         thread.join()
     assert not wrong
     assert state(pipeline) == before
+
+
+def test_a_pass_may_end_with_the_last_attention(pipeline: Any, picture: Make) -> None:
+    backbone = Backbone(pipeline)
+    latents = backbone.latents([picture()], SIZE)
+    ends: list[str] = []
+    pipeline.unet.conv_out.register_forward_hook(lambda *_: ends.append("conv_out"))
+    seen: dict[bool, list[AttentionCall]] = {True: [], False: []}
+    outputs = [
+        backbone.forward(latents, CAPTIONS[:1], 100, 0, lambda _, call, to=seen[end]: to.append(call), {}, end)
+        for end in (True, False)
+    ]
+    assert outputs[0] is not None
+    assert outputs[1] is None
+    assert ends == ["conv_out"]
+    for whole, short in zip(seen[True], seen[False], strict=True):
+        assert (whole.block, whole.kind) == (short.block, short.kind)
+        assert torch.equal(whole.q, short.q)
+    # Parts that are moved to and fro have to be put back, so there the pass is whole.
+    pipeline.unet.mid_block._hf_hook = object()
+    assert backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {}, False) is not None

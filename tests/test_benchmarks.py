@@ -21,7 +21,8 @@ def test_growth_counts_a_pass_for_every_prompt(sd15: Any, monkeypatch: pytest.Mo
     assert len(table) == 2 + 3
     assert table[-1].startswith(f"| 64 | 40 | {measured[2].passes} |")
     growth.plot(measured, tmp_path / "growth.png")
-    assert Image.open(tmp_path / "growth.png").width > 400
+    with Image.open(tmp_path / "growth.png") as drawn:
+        assert drawn.width > 400
 
 
 def test_made_up_names_differ() -> None:

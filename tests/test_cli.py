@@ -466,3 +466,10 @@ def test_backgrounds(text, value):
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("100", (100,)), (" 100, 50 ", (100, 50))])
 def test_noise(text, value):
     assert options.noise(text) == value
+
+
+def test_the_document_of_the_families_is_what_the_table_prints(goca: Any) -> None:
+    told = goca("models", "--markdown")
+    assert told.code == 0
+    document = Path(__file__).parent.parent / "docs" / "families.md"
+    assert told.out.strip() in document.read_text()

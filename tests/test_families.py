@@ -98,6 +98,8 @@ def test_a_record_rebuilds_its_module_s_output(asked: Asked) -> None:
     plain: set[str] = set()
     rebuilt: set[str] = set()
     for call in asked.calls:
+        if call.kind == "self" and asked.backbone.family.stand_in:
+            continue  # nothing in the model computes this one
         attention = probabilities(call.q, call.k, call.scale, call.mask)
         torch.testing.assert_close(attention @ call.v, call.output, rtol=1e-4, atol=1e-5)
         for site in sites(asked.backbone.denoiser):

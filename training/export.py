@@ -30,6 +30,8 @@ def assemble(work: Path, percent: int = 100) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    for part in (pipeline.vae, pipeline.unet):
+        part.register_to_config(_name_or_path="")  # where it lay on the machine that trained it
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -202,6 +202,7 @@ class Segmenter:
                     seed,
                     lambda index, call, part=part: part[index].readout.add(call),  # type: ignore[misc]
                     prompts,
+                    to_the_end=False,
                 )
         found = [scores(self.plan, view.windows, view.readouts) for view in views]
         for view in views:

@@ -100,7 +100,7 @@ def segment(
         typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.'),
     ] = "bundled",
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced or goca-compound.")
+        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced, goca-compound, daam or fttm.")
     ] = "goca",
     noise: Annotated[
         str | None,
@@ -198,6 +198,9 @@ def models(
             show_default=False,
         ),
     ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the families as a table for a document.", show_default=False)
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -212,6 +215,9 @@ def models(
             from goca.model.tiny import BUILDERS
 
             whole = shown.report(BUILDERS, as_json=json)
+        elif markdown:
+            print(shown.families())
+            whole = True
         else:
             whole = shown.listing(as_json=json)
     if not whole:

@@ -22,7 +22,7 @@ def evaluate(
     dataset: Dataset,
     model: BenchModel = "bundled",
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced or goca-compound.")
+        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced, goca-compound, daam or fttm.")
     ] = "goca",
     captions: Captions = "nouns",
     limit: Limit = None,

@@ -14,6 +14,7 @@ from goca.apps.terminal import console, progress, table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from goca.model.families.facts import Text
     from goca.model.zoo import Settings
 
 OK, FAILED = "ok", "failed"
@@ -40,6 +41,39 @@ def listing(as_json: bool) -> bool:
         for known in ZOO:
             out.print(_table(known))
     return True
+
+
+def families() -> str:
+    """The families as a table in Markdown."""
+    from goca.model.families import FAMILIES
+
+    lines = [
+        "| family | denoisers | attention | text | noise | reference | layers of a checkpoint that nobody has set |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in FAMILIES:
+        attention = "cross-attention"
+        if one.joint is not None:
+            attention = f"joint, text {'before' if one.joint.text_first else 'behind'} the pixels"
+        elif one.stand_in:
+            attention = "cross-attention; its dense features stand in for linear self-attention"
+        facts = (
+            one.name,
+            ", ".join(one.denoisers) + (f" in {', '.join(one.pipelines)}" if one.pipelines else ""),
+            attention,
+            ", ".join(_text(text) for text in one.texts),
+            f"share {one.noise / 1000:g}" if one.flow else f"timestep {one.noise}",
+            one.feature,
+            one.rule,
+        )
+        lines.append(f"| {' | '.join(facts)} |")
+    return "\n".join(lines)
+
+
+def _text(text: "Text") -> str:
+    if text.from_end:
+        return f"`{text.tokenizer}`, ending at the last column"
+    return f"`{text.tokenizer}`" + (f" from column {text.start}" if text.start else "")
 
 
 def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:

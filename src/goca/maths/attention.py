@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # How many float32 probabilities are computed at once. On a CPU they have to stay in cache, and one head at a time does
-# best: 8 heads x 4096 x 4096 take 1.0 CPU-s whole, 0.30 in blocks of 64 rows of all heads, 0.26 in 256 rows of one. A
+# best: 8 heads x 4096 x 4096 take 1.0 CPU-s whole, 0.30 in blocks of 64 rows of all heads, 0.26 in 128 rows of one. A
 # GPU wants fewer, larger launches.
-BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 
 # What a 64 x 64 grid has: the largest self-attention that may be kept whole (67 MB).
 DENSE_PIXELS = 64 * 64

@@ -25,7 +25,7 @@ from goca.maths import Grid
 from goca.model.families import check_kind, family_of
 from goca.model.noise import add_noise, is_flow, pinned
 from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, listen, replay
-from goca.model.tap import Sink, Tap, native, sites
+from goca.model.tap import AllSeen, Sink, Tap, native, sites
 from goca.model.words import Noun, Tokens, caption_of
 from goca.model.zoo import Settings, settings_for
 
@@ -90,13 +90,14 @@ class Backbone:
     @property
     def cell(self) -> int:
         """Pixels a side of one latent cell."""
-        return int(self.pipeline.vae_scale_factor)
+        names = ("vae_scale_factor", "vae_scale_factor_spatial")
+        return int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
 
     @property
     def multiple(self) -> int:
-        """Pictures are shown at multiples of so many pixels: whole patches, and pipelines ask for eights."""
+        """Pictures are shown at multiples of so many pixels: whole patches, and what the pipeline asks for."""
         patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
-        return math.lcm(8, self.cell * 64 // patches)
+        return math.lcm(self.family.multiple, self.cell * 64 // patches)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -125,8 +126,8 @@ class Backbone:
         """How many tokens a pipeline puts around a caption, by the tokenizer's name."""
         bare, with_it = "cat", self.prompt("cat", {}).texts
         counts = {name: sum(b > a for a, b in tokens.offsets) for name, tokens in with_it.items()}
-        own = {name: getattr(self.pipeline, name)(bare, verbose=False).encodings[0].offsets for name in counts}
-        return {name: count - sum(b > a for a, b in own[name]) for name, count in counts.items()}
+        own = {name: len(getattr(self.pipeline, name)(bare, verbose=False).input_ids) for name in counts}
+        return {name: max(0, count - own[name]) for name, count in counts.items()}
 
     def prompt(self, caption: str, prompts: Prompts) -> Prompt:
         """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
@@ -185,10 +186,12 @@ class Backbone:
         seed: int,
         sink: Sink,
         prompts: Prompts,
-    ) -> Tensor | list[Tensor]:
+        to_the_end: bool = True,
+    ) -> Tensor | list[Tensor] | None:
         """One denoiser pass at training timestep `level`, its attention handed to `sink`; the denoiser's output.
 
-        captions: one a picture; they may differ, if their encodings have one shape.
+        captions: one a picture; they may differ, if their encodings have one shape. to_the_end: without it the pass
+        ends with the last attention, and there is no output.
         """
         height, width = (side * self.cell for side in latents.shape[-2:])
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
@@ -198,9 +201,13 @@ class Backbone:
             object.__setattr__(pipeline, "encode_prompt", replay(encoded))
             call = self._first_call(pipeline, captions, (height, width), level)
             args, kwargs = _with_sample(call, _packed(pipeline, noisy, call))
-            with Tap(self.denoiser, grids, sink, self.family.joint):
-                output = self.denoiser(*args, **kwargs)
-        return output[0]
+            # A denoiser that is moved about in parts has to come to its end to be put back.
+            whole = to_the_end or any(_is_moved(module) for module in self.denoiser.modules())
+            try:
+                with Tap(self.denoiser, grids, sink, self.family.joint, self.family.stand_in, whole):
+                    return self.denoiser(*args, **kwargs)[0]
+            except AllSeen:
+                return None
 
     def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, level: int) -> _FirstCall:
         """Run the pipeline until it calls its denoiser; the borrowed pipeline is changed freely here."""
@@ -269,6 +276,10 @@ def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "picture channel
         centre, spread = (torch.tensor(values).to(latent).view(1, -1, 1, 1) for values in (mean, deviation))
         return (latent - centre) / spread * factor
     return (latent - (getattr(vae.config, "shift_factor", None) or 0.0)) * factor
+
+
+def _is_moved(module: nn.Module) -> bool:
+    return hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
 
 
 def _sample(call: _FirstCall) -> tuple[str | None, Any]:

@@ -3,6 +3,7 @@
 Levels are training timesteps, 0 to 999. To a flow model, whose noise is a share from 0 to 1, they are thousandths.
 """
 
+import inspect
 from copy import copy
 from typing import Any
 
@@ -78,4 +79,5 @@ def _pinned_flow(scheduler: Any, level: int) -> Any:
             self.num_inference_steps = 1
             self._step_index = self._begin_index = None
 
-    return Pinned.from_config(scheduler.config)
+    known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
+    return Pinned(**{name: value for name, value in scheduler.config.items() if name in known})

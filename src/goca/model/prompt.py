@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from goca.errors import GocaError
-from goca.model.words import Tokens, tokens_of
+from goca.model.words import Tokens, tokens_by_decoding, tokens_of
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,9 @@ class _Recorder:
         encoding = self._tokenizer(text, *args, **{"verbose": False, **kwargs})
         if self.first is None and getattr(encoding, "encodings", None):
             self.first = tokens_of(text if isinstance(text, str) else text[0], encoding.encodings[0], self._caption)
+        elif self.first is None and "input_ids" in encoding:
+            ids = encoding["input_ids"][0]
+            self.first = tokens_by_decoding(self._tokenizer, [int(one) for one in ids], self._caption)
         return encoding
 
     def apply_chat_template(self, messages: Any, *args: Any, tokenize: bool = True, **kwargs: Any) -> Any:

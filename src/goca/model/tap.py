@@ -7,7 +7,7 @@ the attention modules say which module is making the call. No processor is repla
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -90,19 +90,33 @@ def sites(denoiser: nn.Module) -> tuple[Site, ...]:
     )
 
 
+class AllSeen(Exception):  # noqa: N818 - a signal, not an error
+    """Every attention of the denoiser has run: whatever it still computes is its output."""
+
+
 class Tap(TorchFunctionMode):
     """While it is entered, hands each attention of the denoiser to `sink`, picture by picture.
 
-    joint: the layout of joint attention, None where there is none. Leaving the tap without an exception checks that
+    joint: the layout of joint attention, None where there is none. stand_in: self-attention is linear and has no map; a
+    block's raw queries stand in for the queries and keys of one. to_the_end: without it `AllSeen` is raised behind the
+    last attention. Leaving the tap without an exception checks that
     every attention module that ran was seen, once; hooks go in any case.
     """
 
-    def __init__(self, denoiser: nn.Module, grids: Sequence[Grid], sink: Sink, joint: Joint | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        grids: Sequence[Grid],
+        sink: Sink,
+        joint: Joint | None = None,
+        stand_in: bool = False,
+        to_the_end: bool = True,
+    ) -> None:
         super().__init__()
         self.sites = sites(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
-        self.joint = joint
+        self.joint, self.stand_in, self.to_the_end = joint, stand_in, to_the_end
         self._running: list[tuple[Site, bool]] = []
         self._calls: dict[Site, int] = {}
         self._query: Tensor | None = None
@@ -123,7 +137,7 @@ class Tap(TorchFunctionMode):
         super().__exit__(kind, error, trace)
         for handle in self._handles:
             handle.remove()
-        if error is None:
+        if error is None or isinstance(error, AllSeen):
             self._check()
 
     def _starts(self, site: Site) -> Callable[..., None]:
@@ -146,6 +160,8 @@ class Tap(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention and self._running:
             self._see(output, *args, **(kwargs or {}))
+            if not self.to_the_end and all(self._calls.get(site) or self._silent(site) for site in self.sites):
+                raise AllSeen
         return output
 
     def _see(
@@ -189,6 +205,8 @@ class Tap(TorchFunctionMode):
                 grid=grid,
             )
             self.sink(picture, call)
+            if self.stand_in and call.query is not None:
+                self.sink(picture, _among_themselves(call, call.query))
 
     def _layout(
         self, site: Site, queries: int, keys: int, reads_text: bool
@@ -218,10 +236,14 @@ class Tap(TorchFunctionMode):
         text = slice(0, others) if self.joint.text_first else slice(padded, positions)
         return image, text, image, grid
 
+    def _silent(self, site: Site) -> bool:
+        """Whether an attention is linear, and so none that can be seen."""
+        return self.stand_in and "Linear" in type(getattr(site.module, "processor", None)).__name__
+
     def _check(self) -> None:
         for site, count in self._calls.items():
             processor = type(getattr(site.module, "processor", None)).__name__
-            if count == 0:
+            if count == 0 and not self._silent(site):
                 raise GocaError(
                     f"attention of {site.block} ran without scaled_dot_product_attention (processor {processor}): "
                     "switch to the native one with pipe.unet.set_attn_processor(AttnProcessor2_0())"
@@ -231,6 +253,24 @@ class Tap(TorchFunctionMode):
                     f"attention of {site.block} attends {count} times in one pass (processor {processor}): "
                     "remove the adapter first, for instance with pipe.unload_ip_adapter()"
                 )
+
+
+def _among_themselves(call: AttentionCall, query: Tensor) -> AttentionCall:
+    """The raw queries of a cross-attention, attending to each other in one head."""
+    alone = query[None]
+    everything = slice(0, query.shape[0])
+    return replace(
+        call,
+        q=alone,
+        k=alone,
+        v=alone,
+        output=alone,
+        text=None,
+        image=everything,
+        mask=None,
+        projection=None,
+        scale=query.shape[-1] ** -0.5,
+    )
 
 
 def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

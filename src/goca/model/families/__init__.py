@@ -9,10 +9,23 @@ from goca.model.families.facts import Family, Text
 from goca.model.tap import Joint
 
 _DEPTH = "PixArt's settings in proportion to the depth"
+_LIKE_PIXART = transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27))
 _FLUX_DEPTH = "Flux's settings in proportion to the depth"
 _LIKE_FLUX = transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56))
 
 FAMILIES = (
+    Family(
+        name="kolors",
+        component="unet",
+        denoisers=("UNet2DConditionModel",),
+        pipelines=("KolorsPipeline",),
+        check=unet.check,
+        size=unet.size,
+        grids=unet.grids,
+        default_layers=unet.default_layers,
+        rule=unet.RULE,
+        texts=(Text("tokenizer", limited=True),),
+    ),
     Family(
         name="unet",
         component="unet",
@@ -30,7 +43,7 @@ FAMILIES = (
         check=transformer.check,
         size=transformer.size,
         grids=transformer.grid,
-        default_layers=transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27)),
+        default_layers=_LIKE_PIXART,
         rule=_DEPTH,
         order=5,
         texts=(Text("tokenizer", limited=True),),
@@ -49,6 +62,36 @@ FAMILIES = (
         order=4,
         texts=(Text("tokenizer"), Text("tokenizer_2", start=77)),
         options={"use_resolution_binning": False},
+    ),
+    Family(
+        name="sana",
+        component="transformer",
+        denoisers=("SanaTransformer2DModel",),
+        check=transformer.check,
+        size=transformer.size,
+        grids=transformer.grid,
+        default_layers=_LIKE_PIXART,
+        rule=_DEPTH,
+        noise=150,
+        flow=True,
+        texts=(Text("tokenizer", limited=True),),
+        stand_in=True,
+        multiple=32,
+        options={"use_resolution_binning": False, "clean_caption": False, "complex_human_instruction": None},
+    ),
+    Family(
+        name="wan",
+        component="transformer",
+        denoisers=("WanTransformer3DModel",),
+        check=transformer.check,
+        size=transformer.size_unsaid,
+        grids=transformer.grid,
+        default_layers=_LIKE_PIXART,
+        rule=_DEPTH,
+        noise=150,
+        flow=True,
+        texts=(Text("tokenizer", limited=True),),
+        options={"num_frames": 1},
     ),
     Family(
         name="flux",
@@ -197,14 +240,15 @@ def family_of(pipeline: Any) -> Family:
     for family in FAMILIES:
         denoiser = getattr(pipeline, family.component, None)
         # A compiled module is wrapped: look at the class of what it wraps.
-        if type(getattr(denoiser, "_orig_mod", denoiser)).__name__ in family.denoisers:
+        alike = type(getattr(denoiser, "_orig_mod", denoiser)).__name__ in family.denoisers
+        if alike and (not family.pipelines or type(pipeline).__name__ in family.pipelines):
             return family
     raise unsupported(type(pipeline).__name__)
 
 
 def unsupported(pipeline_class: str) -> GocaError:
     """The error for a pipeline of no known family."""
-    known = ", ".join(name for family in FAMILIES for name in family.denoisers)
+    known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.denoisers))
     return GocaError(f"{pipeline_class} is not supported: goca reads text-to-image pipelines built on {known}")
 
 
@@ -227,6 +271,7 @@ def check_kind(pipeline: Any, family: Family) -> None:
         if tokenizer is None or model is None:
             continue
         unlimited = not text.limited and tokenizer.model_max_length > 10**6
-        known = getattr(model.config, "vocab_size", None) or model.config.text_config.vocab_size
-        if len(getattr(tokenizer, "tokenizer", tokenizer)) < known // 2 or unlimited:
+        words = getattr(model.config, "text_config", model.config)
+        known = getattr(words, "vocab_size", None) or words.padded_vocab_size
+        if len(tokenizer if hasattr(tokenizer, "__len__") else tokenizer.tokenizer) < known // 2 or unlimited:
             raise GocaError(f"the {text.tokenizer} of {kind} is incomplete: is every file of its folder there?")

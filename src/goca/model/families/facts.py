@@ -27,16 +27,19 @@ class Text:
 class Family:
     """One kind of denoiser.
 
-    - component: the pipeline's attribute that holds it; denoisers: class names it goes by.
+    - component: the pipeline's attribute that holds it; denoisers: class names it goes by; pipelines: those of the
+      pipelines, where another kind has the same denoiser.
     - check(denoiser): raises GocaError for one that cannot be read, naming why.
     - size(denoiser, cell): the side in pixels it was trained at, for latents of `cell` pixels.
     - grids(denoiser, latent grid): the grids that its attention may have.
     - default_layers(denoiser): (reference block, refinement blocks) by a rule, for a checkpoint that nobody has set;
       rule: that rule, in words; noise, order: what such a checkpoint is asked at and refined with.
     - texts: the tokenizers whose tokens are attended to. joint: the layout of joint attention, if there is any.
+    - stand_in: self-attention is linear, without a map; the affinity of the raw queries stands in for it.
     - flow: whether noise is a share of a straight line, and not a step of a chain.
     - feature: what the reference block is compared by: its raw queries, or its attention's output.
-    - options: what the pipeline's call is told besides; edits: it takes a picture too, but need not.
+    - options: what the pipeline's call is told besides; edits: it takes a picture too, but need not;
+      multiple: of how many pixels it wants a side to be a multiple.
     """
 
     name: str
@@ -52,6 +55,9 @@ class Family:
     texts: tuple[Text, ...] = (Text("tokenizer"), Text("tokenizer_2"))
     flow: bool = False
     joint: Joint | None = None
+    stand_in: bool = False
     feature: Literal["query", "output"] = "query"
     options: Mapping[str, Any] = field(default_factory=dict)
     edits: bool = False
+    pipelines: tuple[str, ...] = ()
+    multiple: int = 8

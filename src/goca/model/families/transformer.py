@@ -31,6 +31,7 @@ def size_unsaid(transformer: Any, cell: int) -> int:
 def grid(transformer: Any, latent: Grid) -> tuple[Grid, ...]:
     """The grid of patches."""
     patch = transformer.config.patch_size
+    patch = patch if isinstance(patch, int) else patch[-1]
     return ((latent[0] // patch, latent[1] // patch),)
 
 

@@ -63,6 +63,9 @@ _READ = (
     "cogview4",
     "lumina2",
     "z_image",
+    "sana",
+    "wan",
+    "kolors",
 )
 BUILDERS: Mapping[str, Callable[[], Any]] = {
     **UNET_BUILDERS,

@@ -11,8 +11,10 @@ from copy import deepcopy
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
+from weakref import finalize
 
 CORPUS = (
     "a photo of a cat sitting on grass next to a traffic light and a dog under the sky",
@@ -108,10 +110,12 @@ def chatglm(limit: int) -> Any:
         character_coverage=1.0,
         minloglevel=2,
     )
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.model"
-        path.write_bytes(learnt.getvalue())
-        return ChatGLMTokenizer(str(path), model_max_length=limit)
+    folder = Path(mkdtemp())
+    (folder / "tokenizer.model").write_bytes(learnt.getvalue())
+    tokenizer = ChatGLMTokenizer(str(folder / "tokenizer.model"), model_max_length=limit)
+    # It copies its file when it is saved, so the folder may not go before the tokenizer does.
+    finalize(tokenizer, rmtree, folder)
+    return tokenizer
 
 
 def _fresh(learnt: Any, limit: int) -> Any:

@@ -1,0 +1,50 @@
+"""Stage gallery: a picture of what the pipeline paints. Of several paintings of a caption, the one is kept in
+which the namer is surest of every noun asked for.
+
+    python -m training.gallery [--work FOLDER] [--tries 10] [--out samples.png]
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from . import namer
+from .commands import command
+from .export import assemble
+from .judge import paint
+from .nouns import NAMES
+from .vae import to_tensor
+
+CAPTIONS = (
+    ("mushroom", "grass", "sky"), ("penguin", "snow"), ("cactus", "sand", "sky"), ("tree", "grass", "sky"),
+    ("bus", "road", "brick"), ("frog", "grass"), ("banana", "wood"), ("house", "snow", "sky"),
+    ("boat", "water", "sky"), ("cow", "grass"), ("car", "road"), ("rocket", "sky"),
+    ("elephant", "sand"), ("apple", "wood"), ("butterfly", "grass"), ("fish", "water"),
+)  # fmt: skip
+COLUMNS, ENLARGED = 8, 2
+SEED = 5000
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("--tries", type=int, default=10, help="paintings of each caption (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (%(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    pipeline, names = assemble(arguments.work), namer.load(arguments.work)
+    kept = []
+    for index, nouns in enumerate(CAPTIONS):
+        painted = paint(pipeline, [", ".join(nouns)] * arguments.tries, SEED + index * arguments.tries)
+        with torch.no_grad():
+            sure = names(to_tensor(painted))[:, [NAMES.index(noun) for noun in nouns]].amin(1)
+        kept.append(painted[int(sure.argmax())])
+    side = kept[0].shape[0]
+    rows = np.stack(kept).reshape(-1, COLUMNS, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * side, 3)
+    picture = Image.fromarray(rows)
+    picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.NEAREST).save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
