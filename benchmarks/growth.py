@@ -55,7 +55,8 @@ def measure(pipeline: Any, size: int, count: int) -> Row:
     latent = torch.zeros(1, pipeline.unet.config.in_channels, *(size // segmenter.backbone.cell,) * 2)
     text = torch.zeros(1, 77, pipeline.unet.config.cross_attention_dim)
     passes: list[int] = []
-    handle = pipeline.unet.register_forward_hook(lambda module, args, output: passes.append(len(output[0])))
+    # The first layer: a segmentation ends with the last attention, before the denoiser does.
+    handle = pipeline.unet.conv_in.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     try:
         seconds, gib = peak(lambda: segmenter(picture, classes=classes))
     finally:
