@@ -233,3 +233,14 @@ def test_saved_to_a_folder_and_loaded(name: str, picture: Callable[..., Image.Im
     loaded = Segmenter.from_pipeline(load(tmp_path, None, None, None, None), size=64)
     found = loaded(picture(), classes=["cat", "grass"])
     np.testing.assert_allclose(found.scores.grid, expected.scores.grid, atol=ROUNDING)
+
+
+def test_what_a_pipeline_sets_on_its_tokenizer_counts_and_is_given_back() -> None:
+    pipeline = BUILDERS["sana"]()
+    pipeline.tokenizer.padding_side = "left"
+    backbone = Backbone(pipeline)
+    (tokens,) = backbone.texts(backbone.prompt(CAPTION, {}))
+    # Sana pads on the right, whatever its tokenizer came with.
+    assert tokens.special[-1]
+    assert not all(tokens.special[: len(tokens.special) // 2])
+    assert pipeline.tokenizer.padding_side == "left"

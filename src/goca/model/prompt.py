@@ -60,7 +60,11 @@ def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> Prompt:
     for name, value in {**recorders, "encode_prompt": recording}.items():
         # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
         object.__setattr__(pipeline, name, value)
-    ask()
+    try:
+        ask()
+    finally:
+        for recorder in recorders.values():
+            recorder.give_back()
     texts = {name: recorder.first for name, recorder in recorders.items() if recorder.first is not None}
     if not texts:
         raise GocaError("the tokenizer tells no character offsets: load the pipeline with its fast tokenizer")
@@ -93,12 +97,28 @@ def _shape(encoded: Any) -> Any:
 class _Recorder:
     """Stands in for a tokenizer during one encoding and remembers its first answer; all else is the tokenizer's."""
 
+    first: Tokens | None
+    _OWN = ("_tokenizer", "_caption", "_before", "first")
+
     def __init__(self, tokenizer: Any, caption: str) -> None:
-        self._tokenizer, self._caption = tokenizer, caption
-        self.first: Tokens | None = None
+        self._tokenizer, self._caption, self.first = tokenizer, caption, None
+        self._before: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Some pipelines set their tokenizer's padding side, for good.
+        if name in self._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            self._before.setdefault(name, getattr(self._tokenizer, name))
+            setattr(self._tokenizer, name, value)
+
+    def give_back(self) -> None:
+        """Put back what the pipeline set on its tokenizer."""
+        for name, value in self._before.items():
+            setattr(self._tokenizer, name, value)
 
     def __len__(self) -> int:
         return len(self._tokenizer)
