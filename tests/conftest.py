@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from goca.apps.cli import main
 from goca.model.tiny import UNET_BUILDERS
 from goca.segmenter import Segmenter
 
+# A run that was started in the background ignores Ctrl-C, and so would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two workers share two cores.
 torch.set_num_threads(1)
 # The same examples in every run, so that a failure is the change's and not the day's.
