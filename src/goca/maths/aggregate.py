@@ -15,7 +15,7 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, affinity_blocks, probabilities
-from goca.maths.resize import nearest_pixels, resize, resize_keys, resize_keys_adjoint
+from goca.maths.resize import picked_pixels, resize, resize_keys, resize_keys_adjoint
 
 HeadRule = Callable[[Float[Tensor, "pixel head dim"], Float[Tensor, "head dim model"]], Float[Tensor, "pixel head"]]
 """(head outputs z_h, output projection W_h) -> a weight for each head at each pixel, up to normalisation over heads."""
@@ -144,8 +144,7 @@ class Reference:
     def picked(self, grid: Grid) -> tuple[Int[Tensor, " row"], Int[Tensor, " pixel"]]:
         """(rows of a layer on `grid` that nearest-neighbour picks, for each reference pixel its place among them)."""
         if grid not in self._picked:
-            chosen = nearest_pixels(grid, self.grid, self.feature.device)
-            self._picked[grid] = chosen.unique(return_inverse=True)
+            self._picked[grid] = picked_pixels(grid, self.grid, self.feature.device)
         return self._picked[grid]
 
     def pulled(self, grid: Grid, block: slice) -> Float[Tensor, "row key"]:

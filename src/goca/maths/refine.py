@@ -18,7 +18,7 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, affinity_blocks
-from goca.maths.resize import nearest_pixels, resize_keys, resize_keys_adjoint
+from goca.maths.resize import nearest_pixels, picked_pixels, resize_keys, resize_keys_adjoint
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Affinity:
             for rows, affinity in blocks():
                 self.add_rows(rows, affinity, grid)
         elif self.common is not None and self.is_dense(self.common):
-            wanted, place = _picked(grid, self.common, q.device)
+            wanted, place = picked_pixels(grid, self.common, q.device)
             total = self._matrix(self.common, q)
             for block, affinity in blocks(wanted):
                 here = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
@@ -87,15 +87,10 @@ class Affinity:
             total += _spread(_gather(maps, grid) @ matrix.T, grid, maps)
         for blocks, grid in self._streamed:
             values = _gather(maps, grid)
-            rows, place = _picked(grid, (maps.shape[-2], maps.shape[-1]), maps.device)
+            rows, place = picked_pixels(grid, (maps.shape[-2], maps.shape[-1]), maps.device)
             parts = [values @ affinity.T for _, affinity in blocks(rows)]
             total += torch.cat(parts, dim=-1)[:, place].view_as(total)
         return total / self.layers
-
-
-def _picked(grid: Grid, common: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(the rows of a layer that N picks, for each pixel of the common grid its place among them)."""
-    return nearest_pixels(grid, common, device).unique(return_inverse=True)
 
 
 def _gather(maps: Tensor, grid: Grid) -> Tensor:

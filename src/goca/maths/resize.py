@@ -36,6 +36,13 @@ def nearest_pixels(grid_in: Grid, grid_out: Grid, device: torch.device | None = 
     return F.interpolate(index, grid_out, mode="nearest").flatten().long().to(device)
 
 
+def picked_pixels(
+    grid_in: Grid, grid_out: Grid, device: torch.device | None = None
+) -> tuple[Int[Tensor, " picked"], Int[Tensor, " out"]]:
+    """(the pixels of `grid_in` that nearest-neighbour picks, for each pixel of `grid_out` its place among them)."""
+    return nearest_pixels(grid_in, grid_out, device).unique(return_inverse=True)
+
+
 def resize_keys(rows: Float[Tensor, "row pixel"], grid_in: Grid, grid_out: Grid) -> Float[Tensor, "row out"]:
     """Rows over the pixels of `grid_in`, resized to the pixels of `grid_out`: rows @ B^T."""
     if grid_in == grid_out:
