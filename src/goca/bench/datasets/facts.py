@@ -1,0 +1,48 @@
+"""What a data set is to the bench: categories, and samples that are read one at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+
+VOID = 65535
+"""The label of pixels of which the ground truth says nothing."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of a data set: its name in results, and further words that stand for it in a caption."""
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a data set.
+
+    id: unique in the data set, and the same on every machine. image: the picture's file. truth: reads the ground
+    truth, (height, width) uint16 in the picture's size: i is categories[i - 1], 0 is background, `VOID` says nothing.
+    """
+
+    id: str
+    image: Path
+    truth: Callable[[], UInt16[np.ndarray, "height width"]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's split, opened: nothing but lists of files is held.
+
+    background: whether label 0 occurs, as what is none of the categories. palette: RGB, row 0 is background, row i is
+    categories[i - 1].
+    """
+
+    name: str
+    split: str
+    categories: tuple[Category, ...]
+    samples: tuple[Sample, ...]
+    background: bool
+    palette: UInt8[np.ndarray, "label 3"]

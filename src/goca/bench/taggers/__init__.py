@@ -1,0 +1,1 @@
+"""Who says which classes a picture shows."""
