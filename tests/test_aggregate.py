@@ -18,7 +18,15 @@ from yardsticks import (
 
 from goca.maths import aggregate
 from goca.maths import attention as attention_module
-from goca.maths.aggregate import LayerRule, LayerWeigher, Reference, global_map, head_map, head_weights
+from goca.maths.aggregate import (
+    LayerRule,
+    LayerWeigher,
+    Reference,
+    RunningMap,
+    global_map,
+    head_map,
+    head_weights,
+)
 from goca.maths.attention import affinity_blocks, probabilities
 
 PIXELS, HEADS, DIM, MODEL, TOKENS = 35, 3, 5, 13, 17
@@ -430,3 +438,20 @@ def test_global_map_clamps_the_sum_and_not_its_terms() -> None:
 def test_a_pixel_without_mass_stays_empty() -> None:
     ours = global_map([(1.0, torch.tensor([[-1.0, 0.0], [1.0, 3.0]]), (1, 2))], (1, 2))
     equal(ours, torch.tensor([[[0.0, 0.25]], [[0.0, 0.75]]]))
+
+
+def test_layers_that_all_weigh_nothing_weigh_the_same() -> None:
+    first, second = (torch.tensor(rows) for rows in ([[3.0, 1.0]], [[1.0, 3.0]]))
+    equal(global_map([(0.0, first, (1, 1)), (0.0, second, (1, 1))], (1, 1)), torch.tensor([[[0.5]], [[0.5]]]))
+    # One that weighs something takes the place of all before it.
+    layers = [(0.0, first, (1, 1)), (0.2, second, (1, 1)), (0.0, first, (1, 1))]
+    equal(global_map(layers, (1, 1)), torch.tensor([[[0.25]], [[0.75]]]))
+
+
+def test_a_running_map_leaves_its_layers_as_they_were() -> None:
+    layer = torch.tensor([[3.0, 1.0]])
+    total = RunningMap((1, 1))
+    for weight in (0.0, 1.0, 2.0):
+        total.add(weight, layer, (1, 1))
+    equal(total.value(), torch.tensor([[[0.75]], [[0.25]]]))
+    equal(layer, torch.tensor([[3.0, 1.0]]))

@@ -1,8 +1,8 @@
 """Readout: the only place where a plan meets attention.
 
-One readout listens to one denoiser pass over one window of a picture. It keeps each layer's head-weighted map, and of
-the self-attention only what the plan needs: queries and keys until the reference layer has run, then a number for the
-layer's weight and, for the refinement layers, their sum.
+One readout listens to one denoiser pass over one window of a picture. Until the reference layer has run it keeps each
+layer's head-weighted map, queries and keys; from then on only sums: of the maps, by their layers' weights, and of the
+self-attention of the refinement layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.maths.aggregate import LayerWeigher, Reference, global_map, head_map, head_weights
+from goca.maths.aggregate import LayerWeigher, Reference, RunningMap, head_map, head_weights
 from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
 from goca.maths.refine import Affinity, propagate
 from goca.maths.rescale import Evidence, evidence, minmax, rescale, share
@@ -54,8 +54,10 @@ class Readout:
         self.plan, self.words, self.grid = plan, words, grid
         # Where the windows of a picture wait for each other, a matrix for each would be too much.
         self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
-        self.maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}
         self.weights: dict[str, float] = {}
+        self._total = RunningMap(grid)
+        self._read: set[str] = set()
+        self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers that are not weighed yet
         self._reference: Reference | None = None
         self._referenced = False
         self._waiting: list[Waiting] = []
@@ -66,8 +68,10 @@ class Readout:
 
     def add(self, call: AttentionCall) -> None:
         """Take what the plan needs of one attention, and forget the rest."""
-        if call.text is not None and call.block in self.maps:
+        if call.text is not None and call.block in self._read:
             raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
+        if call.text is not None:
+            self._read.add(call.block)
         reads = call.text is not None and self._counts(call.block)
         weights = self._head_weights(call) if reads else None
         if call.image is not None:
@@ -77,7 +81,7 @@ class Readout:
             )
         elif weights is not None:
             attention = probabilities(call.q, call.k, call.scale, call.mask)
-            self.maps[call.block] = (head_map(weights, attention), call.grid)
+            self._found(call.block, head_map(weights, attention), call.grid)
         if call.text is not None and call.block == self.plan.reference and self._weighs:
             self._reference = Reference(self._feature(call), call.grid)
             self._referenced = True
@@ -114,7 +118,7 @@ class Readout:
                 weigher.add(block, rows)
         if refines and not dense:
             self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
-        self.weights[call.block] = weigher.value() if weigher is not None else 1.0
+        self._weighed(call.block, weigher.value() if weigher is not None else 1.0)
 
     def _one_pass(self, call: Waiting, weigher: LayerWeigher | None, dense: bool) -> None:
         """Every row of the affinity is computed anyway, so the layer's weight is read off the same rows."""
@@ -141,28 +145,44 @@ class Readout:
         for rows, tokens, affinity in blocks:
             parts.append(tokens)
             yield rows, affinity
-        self.maps[call.block] = (torch.cat(parts), call.grid)
+        self._found(call.block, torch.cat(parts), call.grid)
+
+    def _found(self, block: str, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
+        """A layer's map; it joins the others once the layer is weighed."""
+        self._maps[block] = (layer_map, grid)
+        if block in self.weights:
+            self._weighed(block, self.weights[block])
+
+    def _weighed(self, block: str, weight: float) -> None:
+        """A layer's weight; with its map it joins the others."""
+        self.weights[block] = weight
+        if block in self._maps:
+            layer_map, grid = self._maps.pop(block)
+            self._total.add(weight, layer_map, grid)
 
     def layer_weights(self) -> dict[str, float]:
-        """{block: weight}, summing to 1 over the layers that have a cross-attention."""
-        without = 0.0 if self._weighs else 1.0  # a block that has no self-attention to compare
-        raw = {block: self.weights.get(block, without) for block in self.maps}
+        """{block: weight}, summing to 1 over the layers whose maps take part."""
+        raw = {block: weight for block, weight in self.weights.items() if block in self._read and self._counts(block)}
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 
-    def evidence(self) -> Evidence:
-        """What the global map says of the nouns, on the common grid: classes first, then supporting nouns."""
+    def global_map(self) -> Float[Tensor, "token height width"]:
+        """All layers as one map of the tokens, on the common grid; once the denoiser has run."""
         if self._weighs and not self._referenced:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
         self._reference = None  # all layers are weighed, and its affinity is large
-        weights = self.layer_weights()
-        layers = ((weights[block], layer_map, grid) for block, (layer_map, grid) in self.maps.items())
-        whole = global_map(layers, self.grid)
+        for block in tuple(self._maps):  # those that have no self-attention to compare
+            self._weighed(block, 0.0 if self._weighs else 1.0)
+        whole = self._total.value()
         if not bool(torch.isfinite(whole).all()):
             raise GocaError(
                 "the model's attention is not finite: run it in float32 or bfloat16 (--dtype), or check its weights"
             )
-        return evidence(whole, self.words.nouns, self.words.content, self.words.prompt)
+        return whole
+
+    def evidence(self) -> Evidence:
+        """What the global map says of the nouns: classes first, then supporting nouns."""
+        return evidence(self.global_map(), self.words.nouns, self.words.content, self.words.prompt)
 
 
 @dataclass(frozen=True)

@@ -219,17 +219,36 @@ def layer_weight(
     return weigher.value()
 
 
+class RunningMap:
+    """sum_l weight_l (layer map on the common grid), layer by layer, so that no layer's map has to be kept."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._total: Float[Tensor, "token height width"] | None = None
+        self._weightless = True
+
+    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
+        """Add a layer. The weights need not sum to 1; where all of them are 0, the layers weigh the same."""
+        if weight == 0 and not self._weightless:
+            return
+        if weight != 0 and self._weightless:
+            self._total, self._weightless = None, False
+        maps = resize(rearrange(layer_map, "(h w) token -> token h w", h=grid[0]), self.grid) * (weight or 1.0)
+        self._total = maps if self._total is None else self._total.add_(maps)
+
+    def value(self) -> Float[Tensor, "token height width"]:
+        """The sum, clamped at 0, normalised over tokens: that takes the sum of the weights away."""
+        assert self._total is not None  # a denoiser that reads no text is not a text-to-image one
+        summed = self._total.clamp(min=0)
+        mass = summed.sum(0, keepdim=True)
+        return torch.where(mass == 0, 0.0, summed / mass)  # so written that NaN stays NaN
+
+
 def global_map(
     layers: Iterable[tuple[float, Float[Tensor, "_ token"], Grid]], grid: Grid
 ) -> Float[Tensor, "token height width"]:
-    """sum_l weight_l (layer map on the common grid), clamped at 0, normalised over tokens.
-
-    The weights need not sum to 1: the normalisation over tokens takes their sum away.
-    """
-    total: Tensor | float = 0.0
+    """The `RunningMap` of some layers."""
+    total = RunningMap(grid)
     for weight, layer_map, layer_grid in layers:
-        maps = rearrange(layer_map, "(h w) token -> token h w", h=layer_grid[0])
-        total = total + weight * resize(maps, grid)
-    summed = torch.as_tensor(total).clamp(min=0)
-    mass = summed.sum(0, keepdim=True)
-    return torch.where(mass == 0, 0.0, summed / mass)  # so written that NaN stays NaN
+        total.add(weight, layer_map, layer_grid)
+    return total.value()
