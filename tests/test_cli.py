@@ -19,7 +19,9 @@ from PIL import Image
 
 from goca.apps import models, options
 from goca.errors import GocaError
+from goca.model.families import FAMILIES
 from goca.model.tiny import BUILDERS
+from goca.model.zoo import BY_RULE
 from goca.recipe import GOCA, VANILLA
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
@@ -400,6 +402,15 @@ def test_models_as_json(goca):
     assert scores[0]["miou"] == 60.7
     assert "CVPR 2026" in scores[0]["source"]
     assert {score["note"] for score in scores} == {"not verified here"}
+    ruled = {one["family"]: one for one in json.loads(done.out)["by_rule"]}
+    assert "stabilityai/stable-diffusion-3.5-large" in ruled["sd3"]["repositories"]
+    assert ruled["sd3"]["settings"] == "Flux's settings in proportion to the depth; nobody has reported a score"
+
+
+def test_every_family_has_a_checkpoint_of_its_own():
+    set_by_somebody = {"unet", "kolors", "pixart", "hunyuan-dit", "flux", "chroma"}
+    assert {family.name for family in FAMILIES} == set_by_somebody | BY_RULE.keys()
+    assert not set_by_somebody & BY_RULE.keys()
 
 
 def test_every_family_works(goca):

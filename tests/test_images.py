@@ -443,3 +443,20 @@ def test_tiles_of_an_enlarged_picture_show_its_parts() -> None:
     for picture, box in zip(tiles(image, tiled, 2.0), tiled.boxes, strict=True):
         middle = np.asarray(picture)[:, 31:33].mean()
         assert middle == pytest.approx(255 * (box.left + 16) / 160, abs=2)
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 96), (1200, 1000), (97, 300), (64, 57)])
+def test_a_picture_that_is_not_square_fits_what_room_there_is(width: int, height: int) -> None:
+    sides = fit(Image.new("RGB", (width, height)), 64, 4, most=60 * 60)
+    assert sides[0] * sides[1] <= 3600
+    assert sides[0] * sides[1] > 0.85 * 3600
+    assert sides[1] / sides[0] == pytest.approx(width / height, rel=0.1)
+
+
+def test_a_square_picture_needs_no_room_beside_it() -> None:
+    assert fit(Image.new("RGB", (97, 97)), 64, 4, most=60 * 60) == (64, 64)
+
+
+def test_a_picture_with_a_side_of_one_multiple_may_not_fit_its_room() -> None:
+    with pytest.raises(GocaError, match="too long to be seen"):
+        fit(Image.new("RGB", (3000, 10)), 64, 32, most=64 * 64)

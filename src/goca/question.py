@@ -147,6 +147,6 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
                 f"a picture of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
                 "scale it down, cut it, or do without window (--window)"
             )
-    size = images.fit(image, plan.size, multiple)
+    size = images.fit(image, plan.size, multiple, backbone.most)
     grid = images.common_grid((size[0] // backbone.cell, size[1] // backbone.cell), plan.grid)
     return Windows.whole(grid), (image,), size

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import requires
 from itertools import groupby
@@ -14,7 +14,7 @@ from goca.apps.terminal import console, progress, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from goca.model.families.facts import Text
+    from goca.model.families.facts import Family, Text
     from goca.model.zoo import Settings
 
 OK, FAILED = "ok", "failed"
@@ -32,15 +32,34 @@ class Checked:
 
 def listing(as_json: bool) -> bool:
     """Print the known checkpoints."""
-    from goca.model.zoo import ZOO
+    from goca.model.families import FAMILIES
+    from goca.model.zoo import BY_RULE, ZOO
 
+    ruled = [_ruled(one, BY_RULE[one.name]) for one in FAMILIES if one.name in BY_RULE]
     if as_json:
-        print(json.dumps({"models": [_facts(known) for known in ZOO]}))
+        print(json.dumps({"models": [_facts(known) for known in ZOO], "by_rule": ruled}))
     else:
         out = console()
         for known in ZOO:
             out.print(_table(known))
+        for facts in ruled:
+            rows = table("", facts["family"])
+            for name in ("repositories", "noise", "order", "settings"):
+                value = facts[name]
+                rows.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
+            out.print(rows)
     return True
+
+
+def _ruled(family: "Family", repositories: Sequence[str]) -> dict[str, Any]:
+    """What is known of a family's checkpoints that nobody has published settings for."""
+    return {
+        "family": family.name,
+        "repositories": list(repositories),
+        "noise": family.noise,
+        "order": family.order,
+        "settings": f"{family.rule}; nobody has reported a score",
+    }
 
 
 def families() -> str:

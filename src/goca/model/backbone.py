@@ -100,6 +100,15 @@ class Backbone:
         return math.lcm(self.family.multiple, self.cell * 64 // patches)
 
     @property
+    def most(self) -> int | None:
+        """The most pixels that a picture which is not square may be shown with, where there is a limit."""
+        joint = self.family.joint
+        if joint is None or joint.room is None:
+            return None
+        patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
+        return int(getattr(self.denoiser, joint.room)) * (self.cell * 64 // patches) ** 2
+
+    @property
     def blocks(self) -> tuple[str, ...]:
         """The denoiser's blocks that attend to the text."""
         aside = self.family.joint.aside if self.family.joint else ()
@@ -217,8 +226,11 @@ class Backbone:
 
         changes = {
             self.family.component: self.denoiser,  # unwrapped: a call that is stopped is not worth compiling for
-            "scheduler": pinned(pipeline.scheduler, level),
+            "scheduler": pinned(pipeline.scheduler, level, self.family.odds),
         }
+        if self.family.resizes:
+            # Its own arithmetic then gives back this size, and what is added keeps that from being rounded down.
+            changes["default_sample_size"] = math.sqrt(size[0] * size[1]) / self.cell * (1 + 1e-9)
         for name, value in changes.items():
             # DiffusionPipeline.__setattr__ would write the configuration as well.
             object.__setattr__(pipeline, name, value)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -75,14 +76,23 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int, multiple: int) -> Grid:
+def fit(image: Image.Image, size: int, multiple: int, most: int | None = None) -> Grid:
     """(height, width) in pixels at which the model sees the picture: about size x size pixels in all, aspect kept.
 
-    Raises GocaError for a picture so long that, with a side of one multiple, it would be over four times that many.
+    most: no more pixels than these, unless it is square. Raises GocaError for a picture so long that, with a side of
+    one multiple, it would be over four times that many, or over `most`.
     """
-    scale = size / math.sqrt(image.width * image.height)
-    height, width = (max(multiple, multiple * round(side * scale / multiple)) for side in (image.height, image.width))
-    if height * width > MOST_STRETCHED * max(size, multiple) ** 2:
+
+    def scaled(pixels: int, whole: Callable[[float], int]) -> Grid:
+        scale = math.sqrt(pixels / (image.width * image.height)) / multiple
+        height, width = (max(multiple, multiple * whole(side * scale)) for side in (image.height, image.width))
+        return height, width
+
+    height, width = scaled(size**2, round)
+    limit = MOST_STRETCHED * max(size, multiple) ** 2
+    if most is not None and height != width and height * width > most:
+        (height, width), limit = scaled(most, math.floor), most
+    if height * width > limit:
         raise GocaError(f"a picture of {image.width} x {image.height} px is too long to be seen: cut it into parts")
     return height, width
 

@@ -42,9 +42,12 @@ def add_noise(
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
-def pinned(scheduler: Any, level: int) -> Any:
-    """A scheduler like this one whose only timestep, whatever it is asked for, is `level`."""
-    return _pinned_flow(scheduler, level) if is_flow(scheduler) else _pinned(scheduler, level)
+def pinned(scheduler: Any, level: int, odds: bool = False) -> Any:
+    """A scheduler like this one whose only timestep, whatever it is asked for, is `level`.
+
+    odds: it counts noise against the picture.
+    """
+    return _pinned_flow(scheduler, level, odds) if is_flow(scheduler) else _pinned(scheduler, level)
 
 
 def _pinned(scheduler: Any, level: int) -> Any:
@@ -61,8 +64,10 @@ def _pinned(scheduler: Any, level: int) -> Any:
     return out
 
 
-def _pinned_flow(scheduler: Any, level: int) -> Any:
+def _pinned_flow(scheduler: Any, level: int, odds: bool) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
+
+    share = level / LEVELS
 
     class Pinned(FlowMatchEulerDiscreteScheduler):
         # Pipelines look at the signature before they hand over sigmas of their own or a shift.
@@ -74,10 +79,13 @@ def _pinned_flow(scheduler: Any, level: int) -> Any:
             mu: float | None = None,
             timesteps: Any = None,
         ) -> None:
-            self.sigmas = torch.tensor([level / LEVELS, 0.0], device=device)
-            self.timesteps = self.sigmas[:1] * self.config.num_train_timesteps
+            self.sigmas = torch.tensor([share / (1 - share) if odds else share, 0.0], device=device)
+            self.timesteps = torch.tensor([share], device=device) * self.config.num_train_timesteps
             self.num_inference_steps = 1
             self._step_index = self._begin_index = None
 
     known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
-    return Pinned(**{name: value for name, value in scheduler.config.items() if name in known})
+    out = Pinned(**{name: value for name, value in scheduler.config.items() if name in known})
+    # Cosmos writes more into its scheduler's configuration, and reads it there.
+    out.register_to_config(**{name: value for name, value in scheduler.config.items() if name not in known})
+    return out

@@ -59,12 +59,21 @@ class Joint:
     """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
 
     aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
-    to a multiple of so many.
+    to a multiple of so many. room: an attribute of the denoiser, to whose number the pixels of a picture that is not
+    square are padded.
     """
 
     text_first: bool
     aside: tuple[str, ...] = ()
     multiple: int = 1
+    room: str | None = None
+
+    def padded(self, denoiser: nn.Module, grid: Grid) -> int:
+        """How many positions the pixels of a grid take."""
+        pixels = grid[0] * grid[1]
+        if self.room is not None and grid[0] != grid[1]:
+            return int(getattr(denoiser, self.room))
+        return -(-pixels // self.multiple) * self.multiple
 
 
 Sink = Callable[[int, AttentionCall], None]
@@ -113,7 +122,7 @@ class Tap(TorchFunctionMode):
         to_the_end: bool = True,
     ) -> None:
         super().__init__()
-        self.sites = sites(denoiser)
+        self.denoiser, self.sites = denoiser, sites(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
         self.joint, self.stand_in, self.to_the_end = joint, stand_in, to_the_end
@@ -230,7 +239,7 @@ class Tap(TorchFunctionMode):
         ((pixels, grid),) = self.grids.items()
         if positions <= pixels or site.block.startswith(self.joint.aside):
             return None
-        padded = -(-pixels // self.joint.multiple) * self.joint.multiple
+        padded = self.joint.padded(self.denoiser, grid)
         others = positions - padded
         image = slice(others, others + pixels) if self.joint.text_first else slice(0, pixels)
         text = slice(0, others) if self.joint.text_first else slice(padded, positions)

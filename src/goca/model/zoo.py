@@ -5,7 +5,7 @@ Nothing published here could be measured again with real weights when this was w
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from goca.model.families.facts import Family
@@ -117,6 +117,14 @@ SDXL = Settings(
         Score("ADE20K", 23.2, REPORTED),
     ),
 )
+KOLORS = replace(
+    SDXL,
+    name="Kolors",
+    repos=("Kwai-Kolors/Kolors-diffusers",),
+    layout={**SDXL.layout, "encoder_hid_dim": 4096},
+    origin="the authors' settings for SDXL, whose layout it shares; nobody has reported a score",
+    scores=(),
+)
 PIXART = Settings(
     name="PixArt",
     repos=(
@@ -172,6 +180,14 @@ FLUX = Settings(
         Score("ADE20K", 29.3, REPORTED),
     ),
 )
+CHROMA = replace(
+    FLUX,
+    name="Chroma",
+    repos=("lodestones/Chroma1-HD", "lodestones/Chroma1-Base"),
+    layout={**FLUX.layout, "approximator_num_channels": 64},
+    origin="the authors' settings for Flux.1-dev, whose layout it shares; nobody has reported a score",
+    scores=(),
+)
 _BUNDLED_NOUNS = """
 cat dog cow pig elephant frog turtle fish bird penguin butterfly car bus boat airplane rocket house tree
 cactus mushroom apple banana pizza ball grass sand water sky snow brick wood road
@@ -190,7 +206,35 @@ BUNDLED = Settings(
     support=("grass", "sky", "road"),
     nouns=tuple(_BUNDLED_NOUNS.split()),
 )
-ZOO = (BUNDLED, SD15, SD21, SDXL, PIXART, HUNYUAN, FLUX)
+# Where one layout says more than another, it comes first.
+ZOO = (BUNDLED, SD15, SD21, KOLORS, SDXL, PIXART, HUNYUAN, CHROMA, FLUX)
+
+BY_RULE: Mapping[str, tuple[str, ...]] = {
+    "sana": (
+        "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
+        "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+        "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+    ),
+    "wan": ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    "cosmos2": ("nvidia/Cosmos-Predict2-2B-Text2Image", "nvidia/Cosmos-Predict2-14B-Text2Image"),
+    "sd3": (
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        "stabilityai/stable-diffusion-3.5-medium",
+        "stabilityai/stable-diffusion-3.5-large",
+    ),
+    "flux2": (
+        "black-forest-labs/FLUX.2-dev",
+        "black-forest-labs/FLUX.2-klein-4B",
+        "black-forest-labs/FLUX.2-klein-9B",
+    ),
+    "qwen-image": ("Qwen/Qwen-Image",),
+    "auraflow": ("fal/AuraFlow-v0.3", "fal/AuraFlow"),
+    "cogview4": ("THUDM/CogView4-6B",),
+    "lumina2": ("Alpha-VLLM/Lumina-Image-2.0",),
+    "z-image": ("Tongyi-MAI/Z-Image-Turbo",),
+    "hidream": ("HiDream-ai/HiDream-I1-Full", "HiDream-ai/HiDream-I1-Dev", "HiDream-ai/HiDream-I1-Fast"),
+}
+"""Families for which nobody has published settings, and their best-known checkpoints: layers by the family's rule."""
 
 
 def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[str]) -> Settings:

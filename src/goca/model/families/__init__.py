@@ -88,6 +88,17 @@ FAMILIES = (
         flow=True,
         options={"num_frames": 1},
     ),
+    replace(
+        _PIXART,
+        name="cosmos2",
+        denoisers=("CosmosTransformer3DModel",),
+        size=transformer.size_unsaid,
+        noise=150,
+        order=2,
+        flow=True,
+        odds=True,
+        options={},
+    ),
     _FLUX,
     replace(_FLUX, name="chroma", denoisers=("ChromaTransformer2DModel",), texts=_ALONE),
     replace(
@@ -137,6 +148,19 @@ FAMILIES = (
         texts=_ALONE,
         joint=Joint(text_first=False, aside=transformer.REFINERS, multiple=32),
         options={"guidance_scale": 0.0},
+    ),
+    replace(
+        _FLUX,
+        name="hidream",
+        denoisers=("HiDreamImageTransformer2DModel",),
+        grids=transformer.grid,
+        # Llama says each word twice: its last layer does, and the layer that belongs to the block.
+        texts=tuple(
+            Text(tokenizer, start=start, limited=True)
+            for tokenizer, start in (("tokenizer_3", 0), ("tokenizer_4", 128), ("tokenizer_4", 256))
+        ),
+        joint=Joint(text_first=False, room="max_seq"),
+        resizes=True,
     ),
 )
 

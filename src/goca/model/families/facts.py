@@ -39,7 +39,9 @@ class Family:
     - flow: whether noise is a share of a straight line, and not a step of a chain.
     - feature: what the reference block is compared by: its raw queries, or its attention's output.
     - options: what the pipeline's call is told besides; edits: it takes a picture too, but need not;
-      multiple: of how many pixels it wants a side to be a multiple.
+      multiple: of how many pixels it wants a side to be a multiple; resizes: it makes every picture as large as its
+      `default_sample_size` says.
+    - odds: a flow model's sampler counts noise against the picture, s / (1 - s), and not as a share of both.
     """
 
     name: str
@@ -61,3 +63,5 @@ class Family:
     edits: bool = False
     pipelines: tuple[str, ...] = ()
     multiple: int = 8
+    resizes: bool = False
+    odds: bool = False

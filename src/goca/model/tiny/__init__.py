@@ -46,31 +46,7 @@ JOINT_BUILDERS: Mapping[str, Callable[[], Any]] = {
 }
 """Transformers with one attention over text and picture together."""
 
-_READ = (
-    "pixart_alpha",
-    "pixart_alpha_1024",
-    "pixart_sigma",
-    "hunyuan_dit",
-    "flux",
-    "flux_schnell",
-    "chroma",
-    "sd3",
-    "sd35",
-    "flux2",
-    "flux2_klein",
-    "qwen_image",
-    "auraflow",
-    "cogview4",
-    "lumina2",
-    "z_image",
-    "sana",
-    "wan",
-    "kolors",
-)
-BUILDERS: Mapping[str, Callable[[], Any]] = {
-    **UNET_BUILDERS,
-    **{name: build for name, build in {**CROSS_BUILDERS, **JOINT_BUILDERS}.items() if name in _READ},
-}
+BUILDERS: Mapping[str, Callable[[], Any]] = {**UNET_BUILDERS, **CROSS_BUILDERS, **JOINT_BUILDERS}
 """The families that goca reads."""
 
 __all__ = ["BUILDERS", "CROSS_BUILDERS", "JOINT_BUILDERS", "UNET_BUILDERS", "sd2", "sd15", "sdxl"]

@@ -1,6 +1,5 @@
 """Transformers that read the text through cross-attention."""
 
-from importlib import import_module
 from typing import Any
 
 from goca.model.tiny import tokenizers
@@ -151,9 +150,11 @@ def wan() -> Any:
 def cosmos2() -> Any:
     """Cosmos-Predict2: one frame of a video model, noise levels as in EDM. Needs torchvision."""
     from diffusers import Cosmos2TextToImagePipeline, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler
+    from diffusers.models.transformers import transformer_cosmos
 
-    # The transformer resizes a mask with it, and only says so when it runs.
-    import_module("torchvision")
+    if not hasattr(transformer_cosmos, "transforms"):
+        # The transformer resizes a mask with it, and only says so when it runs.
+        raise ImportError("Cosmos needs torchvision", name="torchvision")
     tokenizer = tokenizers.t5()
     transformer = CosmosTransformer3DModel(
         in_channels=4,

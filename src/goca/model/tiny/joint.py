@@ -116,7 +116,7 @@ def hidream() -> Any:
         num_routed_experts=4,
         num_activated_experts=2,
         axes_dims_rope=(4, 2, 2),
-        max_resolution=(32, 32),
+        max_resolution=(40, 40),
         llama_layers=(0, 1, 2, 3, 3),
     )
     pipeline = HiDreamImagePipeline(
