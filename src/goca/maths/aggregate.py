@@ -125,7 +125,8 @@ class Reference:
     """
 
     def __init__(self, feature: Float[Tensor, "pixel model"], grid: Grid) -> None:
-        self.feature, self.grid = feature.float()[None], grid
+        # As it came: it is widened when rows of R are computed, and those of a small one are computed once.
+        self.feature, self.grid = feature[None], grid
         self._picked: dict[Grid, tuple[Tensor, Tensor]] = {}
         self._pulled: dict[Grid, Tensor] = {}
 
@@ -135,7 +136,7 @@ class Reference:
         if count > DENSE_PIXELS:
             return probabilities(self.feature[:, pixels], self.feature, self.feature.shape[-1] ** -0.5)[0]
         if self.grid not in self._pulled:
-            whole = self.feature.new_empty(count, count)
+            whole = self.feature.new_empty(count, count, dtype=torch.float32)
             for block, part in affinity_blocks(self.feature, self.feature, self.feature.shape[-1] ** -0.5):
                 whole[block] = part
             self._pulled[self.grid] = whole
@@ -161,7 +162,7 @@ class Reference:
     def _pull(self, grid: Grid, block: slice) -> Float[Tensor, "row key"]:
         _, place = self.picked(grid)
         pixels = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
-        out = self.feature.new_zeros(block.stop - block.start, grid[0] * grid[1])
+        out = self.feature.new_zeros(block.stop - block.start, grid[0] * grid[1], dtype=torch.float32)
         # Many reference pixels may share a row of a coarse layer, so they come some at a time.
         for part in pixels.split(DENSE_PIXELS):
             keys = resize_keys_adjoint(self.rows(part), grid, self.grid)
@@ -175,7 +176,7 @@ class LayerWeigher:
     def __init__(self, rule: LayerRule, reference: Reference, grid: Grid) -> None:
         self.rule, self.reference, self.grid = rule, reference, grid
         self.rows, self.place = reference.picked(grid)
-        everything = reference.feature.new_ones(1, reference.feature.shape[1])
+        everything = reference.feature.new_ones(1, reference.feature.shape[1], dtype=torch.float32)
         self.key_mass = resize_keys_adjoint(everything, grid, reference.grid)[0]
         self.total: Tensor | None = None
 

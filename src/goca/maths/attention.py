@@ -88,8 +88,9 @@ def _blocks(
 
     Every part lies in the memory of the one before.
     """
-    queries = q.float() * scale
-    keys = k.float().transpose(-1, -2).contiguous()
+    queries = q.float()
+    # Turned and widened at once: one copy of the keys, whatever their type.
+    keys = queries.new_empty(k.shape[0], k.shape[2], k.shape[1]).copy_(k.transpose(-1, -2))
     heads, count, _ = queries.shape
     width = keys.shape[-1]
     most = BLOCK_ELEMENTS.get(q.device.type, BLOCK_ELEMENTS["cuda"])
@@ -101,7 +102,7 @@ def _blocks(
         for first in range(0, heads, together):
             some = slice(first, min(first + together, heads))
             part = memory[: some.stop - first, : block.stop - block.start]
-            torch.bmm(queries[some, block], keys[some], out=part)
+            torch.baddbmm(part, queries[some, block], keys[some], beta=0, alpha=scale, out=part)
             if mask is not None:
                 part += mask[some if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
             torch.softmax(part, dim=-1, out=part)

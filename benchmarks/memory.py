@@ -1,0 +1,228 @@
+"""What a segmentation at 1024 px takes on top of the denoiser pass it needs: the width of SDXL and Flux.1, less depth.
+
+    python benchmarks/memory.py sdxl flux [--dtype float32|bfloat16] [--threads 1] [--json]
+
+The models do not fit a small machine, so slices of them do: random weights, real widths and 4096 positions, few blocks.
+SDXL keeps its blocks of two; of those that are ten deep one and two are kept. Flux keeps one double and two single
+blocks, then two and four, these with an early and with a late reference layer: the whole has 19 and 38, and 27 of them
+before the reference. Everything measured is taken to grow in a straight line with the depth, which it does by
+construction: each further block does the same work, and what waits for the reference layer grows by a block's queries
+and keys. The figures for the whole depth are such extrapolations, not measurements.
+
+Seconds are CPU seconds. Memory is the resident peak above what the process held before the call (Linux). Where the
+processor has to emulate bfloat16 its plain pass takes several times as long, so there only the memory means something.
+"""
+
+import argparse
+import ctypes
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel, StableDiffusionXLPipeline
+from diffusers import UNet2DConditionModel as UNet
+from overhead import peak
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from goca import GOCA, Segmenter
+from goca.model import tiny
+from goca.model.tiny.parts import t5_text
+
+SIZE = 1024
+CLASSES = ("cat", "grass", "traffic light")
+M_MMAP_THRESHOLD = -3
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A pipeline of so many blocks, its plain denoiser pass, blocks to compare the layers with, one after another."""
+
+    pipeline: Any
+    plain: Callable[[], Any]
+    references: tuple[str, ...]
+    refine: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """CPU seconds and GiB of a segmentation, and of the plain pass. waiting: blocks before the reference."""
+
+    waiting: int
+    seconds: float
+    plain_seconds: float
+    gib: float
+    plain_gib: float
+
+    @property
+    def extra_gib(self) -> float:
+        return self.gib - self.plain_gib
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the whole model takes, extrapolated from `slices`."""
+
+    model: str
+    dtype: str
+    extra_gib: float
+    time_ratio: float
+    extra_gib_per_waiting_block: float
+    slices: tuple[Measured, ...]
+
+
+def flux(groups: int, dtype: torch.dtype) -> Slice:
+    """`groups` double and twice as many single blocks; the reference is the first block, then the last but one."""
+    small = tiny.BUILDERS["flux"]()
+    transformer = FluxTransformer2DModel(
+        num_layers=groups,
+        num_single_layers=2 * groups,
+        guidance_embeds=True,
+        pooled_projection_dim=small.transformer.config.pooled_projection_dim,
+    )
+    width = transformer.config.joint_attention_dim
+    parts = {
+        **small.components,
+        "transformer": transformer.to(dtype).eval(),
+        "vae": _vae(16, dtype),
+        "text_encoder": small.text_encoder.to(dtype),
+        "text_encoder_2": t5_text(small.tokenizer_2, width).to(dtype).eval(),
+    }
+    pixels = (SIZE // 16) ** 2
+    call = {
+        "hidden_states": torch.randn(1, pixels, 64, dtype=dtype),
+        "encoder_hidden_states": torch.randn(1, 512, width, dtype=dtype),
+        "pooled_projections": torch.randn(1, transformer.config.pooled_projection_dim, dtype=dtype),
+        "timestep": torch.tensor([0.4], dtype=dtype),
+        "guidance": torch.tensor([1.0]),
+        "img_ids": torch.zeros(pixels, 3),
+        "txt_ids": torch.zeros(512, 3),
+    }
+    references = ("transformer_blocks.0", f"single_transformer_blocks.{2 * groups - 2}")
+    return Slice(FluxPipeline(**parts), lambda: transformer(**call), references, ("transformer_blocks.0",))
+
+
+def sdxl(depth: int, dtype: torch.dtype) -> Slice:
+    """The deep parts `depth` blocks deep, where the model has 10."""
+    small = tiny.sdxl()
+    unet = UNet(
+        sample_size=SIZE // 8,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, depth),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    parts = {
+        **small.components,
+        "unet": unet.to(dtype).eval(),
+        "vae": _vae(4, dtype),
+        "text_encoder": _clip(CLIPTextModel, small.text_encoder, 768, dtype),
+        "text_encoder_2": _clip(CLIPTextModelWithProjection, small.text_encoder_2, 1280, dtype),
+    }
+    sample, text = torch.randn(1, 4, SIZE // 8, SIZE // 8, dtype=dtype), torch.randn(1, 77, 2048, dtype=dtype)
+    added = {"text_embeds": torch.randn(1, 1280, dtype=dtype), "time_ids": torch.ones(1, 6, dtype=dtype)}
+    pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+
+    def up(attention: int, block: int) -> str:
+        return f"up_blocks.1.attentions.{attention}.transformer_blocks.{block}"
+
+    # As in the authors' settings for the whole.
+    refine = (
+        *(up(attention, block) for attention in (0, 1) for block in (0, 1)),
+        up(2, 0),
+        *(f"down_blocks.1.attentions.0.transformer_blocks.{block}" for block in (0, 1)),
+    )
+    return Slice(pipeline, lambda: unet(sample, torch.tensor(100), text, added_cond_kwargs=added), (up(0, 0),), refine)
+
+
+def _vae(channels: int, dtype: torch.dtype) -> AutoencoderKL:
+    """Of the right shape but thin: it is not measured."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4,
+        latent_channels=channels,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    return vae.to(dtype).eval()
+
+
+def _clip(kind: Any, small: Any, width: int, dtype: torch.dtype) -> Any:
+    changes = {"hidden_size": width, "num_attention_heads": 4, "num_hidden_layers": 2, "projection_dim": width}
+    return kind(CLIPTextConfig(**{**small.config.to_dict(), **changes})).to(dtype).eval()
+
+
+@torch.no_grad()
+def measure(one: Slice) -> list[Measured]:
+    """A plain pass, and a segmentation with each reference, after a small one to warm up."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+    found = []
+    for reference in one.references:
+        recipe = replace(GOCA, reference=reference, refine=one.refine)
+        if not found:
+            Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE // 4)(picture, classes=CLASSES)
+            plain = peak(one.plain)
+        segmenter = Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE)
+        seconds, gib = peak(lambda segmenter=segmenter: segmenter(picture, classes=CLASSES))
+        found.append(Measured(segmenter.backbone.blocks.index(reference), seconds, plain[0], gib, plain[1]))
+    return found
+
+
+def whole_flux(dtype: torch.dtype) -> Whole:
+    """19 double and 38 single blocks, 27 of them before the reference."""
+    small, large = measure(flux(1, dtype)), measure(flux(2, dtype))
+    early, late = large
+    block = (late.extra_gib - early.extra_gib) / (late.waiting - early.waiting)
+    ratio = _at(small[0].seconds, early.seconds, 19) / _at(small[0].plain_seconds, early.plain_seconds, 19)
+    extra = late.extra_gib + (27 - late.waiting) * block
+    return Whole("Flux.1", str(dtype), extra, ratio, block, (*small, *large))
+
+
+def whole_sdxl(dtype: torch.dtype) -> Whole:
+    """70 blocks, 64 of them before the reference."""
+    (small,), (large,) = measure(sdxl(1, dtype)), measure(sdxl(2, dtype))
+    block = (large.extra_gib - small.extra_gib) / (large.waiting - small.waiting)
+    ratio = _at(small.seconds, large.seconds, 10) / _at(small.plain_seconds, large.plain_seconds, 10)
+    return Whole("SDXL", str(dtype), _at(small.extra_gib, large.extra_gib, 10), ratio, block, (small, large))
+
+
+def _at(first: float, second: float, depth: int) -> float:
+    """The straight line through the values at depths 1 and 2, at another depth."""
+    return first + (depth - 1) * (second - first)
+
+
+MODELS = {"sdxl": whole_sdxl, "flux": whole_flux}
+
+
+def told(names: list[str], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    for name in names:
+        torch.manual_seed(0)
+        yield asdict(MODELS[name](dtype))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", choices=tuple(MODELS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one line of JSON a model")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    # Otherwise what a large tensor leaves may stay with the process, and count as held.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+    for facts in told(options.models, getattr(torch, options.dtype)):
+        print(json.dumps(facts, indent=None if options.json else 2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
