@@ -55,20 +55,10 @@ def overlay(
     Raises:
         ValueError: picture and labels differ in size.
     """
+    picture = painted(image, labels, len(classes), alpha)
     colours = palette(len(classes))
-    picture = image.convert("RGB")
-    factor = math.ceil(SHORTEST_LONG_SIDE / max(picture.size))
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-        labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-    paint = Image.fromarray(colours[labels])
-    picture.paste(Image.blend(picture, paint, alpha), mask=Image.fromarray(labels > 0))
-    thickness = max(1, round(max(picture.size) / 300))
-    picture.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
-
     shares = np.bincount(labels.ravel(), minlength=len(classes) + 1) / labels.size
-    names = {index: _legible(name, index) for index, name in enumerate(classes, start=1)}
+    names = {index: legible(name, f"class {index}") for index, name in enumerate(classes, start=1)}
     found = [
         _Item(name, _percent(shares[index]), tuple(colours[index].tolist()))
         for index, name in names.items()
@@ -76,6 +66,22 @@ def overlay(
     ]
     missing = [name for index, name in names.items() if not shares[index]]
     return _with_legend(picture, found, _missing_items(missing))
+
+
+def painted(
+    image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int, alpha: float = 0.5
+) -> Image.Image:
+    """`overlay` without its legend."""
+    picture = image.convert("RGB")
+    factor = math.ceil(SHORTEST_LONG_SIDE / max(picture.size))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+        labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
+    paint = Image.fromarray(palette(classes)[labels])
+    picture.paste(Image.blend(picture, paint, alpha), mask=Image.fromarray(labels > 0))
+    thickness = max(1, round(max(picture.size) / 300))
+    picture.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
+    return picture
 
 
 def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Image.Image:
@@ -205,10 +211,10 @@ def _missing_items(names: Sequence[str]) -> list[_Item]:
     ]
 
 
-def _legible(name: str, index: int) -> str:
-    """The name as the built-in font can write it: it has no accents and no letters beyond ASCII."""
+def legible(name: str, instead: str = "?") -> str:
+    """The name as the built-in font can write it, which has no accents; `instead`, if it has letters beyond ASCII."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
-    words = plain if plain.isascii() else f"class {index}"
+    words = plain if plain.isascii() else instead
     return WORD_SPACE.join(words.split())
 
 
