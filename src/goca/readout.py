@@ -7,7 +7,7 @@ layer's weight and, for the refinement layers, their sum.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -47,7 +47,8 @@ class Waiting(NamedTuple):
 class Readout:
     """add(AttentionCall) while the denoiser runs; then `evidence()` and `affinity`.
 
-    grid: the window's share of the common grid. alone: whether it is the picture's only window.
+    grid: the window's share of the common grid. alone: whether it is the picture's only window. heads: of each layer
+    that reads the text, the heads' weights, averaged over pixels.
     """
 
     def __init__(self, plan: Plan, words: Words, grid: Grid, alone: bool = True) -> None:
@@ -56,6 +57,7 @@ class Readout:
         self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
         self.maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}
         self.weights: dict[str, float] = {}
+        self.heads: dict[str, Float[Tensor, " head"]] = {}
         self._reference: Reference | None = None
         self._referenced = False
         self._waiting: list[Waiting] = []
@@ -70,6 +72,8 @@ class Readout:
             raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
         reads = call.text is not None and self._counts(call.block)
         weights = self._head_weights(call) if reads else None
+        if weights is not None:
+            self.heads[call.block] = weights.mean(0)
         if call.image is not None:
             text = call.text if reads else None
             self._waiting.append(
@@ -150,8 +154,8 @@ class Readout:
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 
-    def evidence(self) -> Evidence:
-        """What the global map says of the nouns, on the common grid: classes first, then supporting nouns."""
+    def global_map(self) -> Float[Tensor, "token height width"]:
+        """All layers as one map of the tokens, on the common grid; once the denoiser has run."""
         if self._weighs and not self._referenced:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
         self._reference = None  # all layers are weighed, and its affinity is large
@@ -162,7 +166,11 @@ class Readout:
             raise GocaError(
                 "the model's attention is not finite: run it in float32 or bfloat16 (--dtype), or check its weights"
             )
-        return evidence(whole, self.words.nouns, self.words.content, self.words.prompt)
+        return whole
+
+    def evidence(self) -> Evidence:
+        """What the global map says of the nouns: classes first, then supporting nouns."""
+        return evidence(self.global_map(), self.words.nouns, self.words.content, self.words.prompt)
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,19 @@ class Maps:
         return Maps(self.classes.flip(-1), None if self.support is None else self.support.flip(-1))
 
 
-def scores(plan: Plan, windows: Windows, readouts: Sequence[Readout]) -> Maps:
+class Seen(Protocol):
+    """What a readout has to tell, or several as one: see `Readout`."""
+
+    @property
+    def words(self) -> Words: ...
+
+    @property
+    def affinity(self) -> Affinity: ...
+
+    def evidence(self) -> Evidence: ...
+
+
+def scores(plan: Plan, windows: Windows, readouts: Sequence[Seen]) -> Maps:
     """From the readouts of a picture's windows, all asked with one prompt, to refined class maps over the picture.
 
     Windows are joined before the maps are rescaled, so that classes compare over the whole picture.

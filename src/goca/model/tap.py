@@ -59,12 +59,14 @@ class Joint:
     """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
 
     aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
-    to a multiple of so many.
+    to a multiple of so many. ragged: the pixels of a picture follow its own text at once, however long the other texts
+    of the batch are; what is left of its row is masked.
     """
 
     text_first: bool
     aside: tuple[str, ...] = ()
     multiple: int = 1
+    ragged: bool = False
 
 
 Sink = Callable[[int, AttentionCall], None]
@@ -185,11 +187,14 @@ class Tap(TorchFunctionMode):
             return
         rows, text, image, grid = layout
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
-        if mask is not None and mask.shape[-2] > 1:
-            mask = mask[..., rows, :]
         projection = None if text is None else _projection(site, query)
         raw = self._query
         for picture in range(query.shape[0]):
+            if self.joint is not None and self.joint.ragged and mask is not None:
+                end = int(mask[picture].isfinite().sum(-1).max())
+                rows = image = slice(end - grid[0] * grid[1], end)
+                text = slice(0, rows.start)
+            own = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
             call = AttentionCall(
                 block=site.block,
                 q=query[picture, :, rows],
@@ -199,7 +204,7 @@ class Tap(TorchFunctionMode):
                 query=raw[picture] if raw is not None and raw.shape[1] == grid[0] * grid[1] else None,
                 text=text,
                 image=image,
-                mask=None if mask is None else mask[picture],
+                mask=None if own is None else own[picture],
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
                 projection=projection,
                 grid=grid,
