@@ -7,7 +7,7 @@ layer's weight and, for the refinement layers, their sum.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -197,6 +197,7 @@ class Maps:
         return Maps(self.classes.flip(-1), None if self.support is None else self.support.flip(-1))
 
 
+@runtime_checkable
 class Seen(Protocol):
     """What a readout has to tell, or several as one: see `Readout`."""
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class Pass:
     prompts: tuple[Said, ...]
 
 
+@runtime_checkable
 class Hearer(Protocol):
     """Whom a listener tells."""
 

@@ -8,6 +8,7 @@ the attention modules say which module is making the call. No processor is repla
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -123,8 +124,10 @@ class Tap(TorchFunctionMode):
         self._calls: dict[Site, int] = {}
         self._query: Tensor | None = None
         self._handles: list[Any] = []
+        self._thread = 0
 
     def __enter__(self) -> "Tap":
+        self._thread = get_ident()
         for site in self.sites:
             self._handles += [
                 site.module.register_forward_pre_hook(self._starts(site), with_kwargs=True),
@@ -144,6 +147,8 @@ class Tap(TorchFunctionMode):
 
     def _starts(self, site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if get_ident() != self._thread:  # the mode is the thread's own, hooks are everybody's
+                return
             text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
             self._running.append((site, text is not None))
             self._calls.setdefault(site, 0)
@@ -151,12 +156,14 @@ class Tap(TorchFunctionMode):
         return hook
 
     def _queried(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._query = output
+        if get_ident() == self._thread:
+            self._query = output
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # A hook that returned a value would replace the module's output.
-        self._running.pop()
-        self._query = None
+        if get_ident() == self._thread:
+            self._running.pop()
+            self._query = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

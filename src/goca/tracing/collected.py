@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -78,7 +79,10 @@ class Collected:
 
     def take(self, readout: Readout, one: Pass) -> None:
         """The readout of a pass that is complete."""
-        self.total = self.total + readout.global_map()[list(self.columns)]
+        whole = readout.global_map()
+        # A pipeline may mask the end of a prompt: nothing looks there.
+        hidden = max(0, max(self.columns, default=-1) + 1 - len(whole))
+        self.total = self.total + F.pad(whole, (0, 0, 0, 0, 0, hidden))[list(self.columns)]
         heads = {block: tuple(weights.tolist()) for block, weights in readout.heads.items()}
         self.steps.append(Step(one.step, one.level, readout.layer_weights(), heads))
 

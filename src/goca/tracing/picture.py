@@ -161,8 +161,8 @@ class TracedPicture:
         return found[occurrence - 1]
 
     def _missing(self, name: str) -> GocaError:
-        known = ", ".join(dict.fromkeys(word.name for word in self.words()))
-        return GocaError(f'"{name}" has no map, the prompt "{self.prompt}" does not say it: choose from {known}')
+        known = ", ".join(dict.fromkeys(word.name for word in self.words())) or "nothing, it has no words"
+        return GocaError(f'the prompt "{self.prompt}" does not say "{name}", so it has no map: choose from {known}')
 
     def _ran(self, recipe: Recipe | str | None) -> Plan:
         """The plan of the trace, with what another recipe does differently once everything is collected."""
