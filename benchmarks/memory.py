@@ -9,23 +9,28 @@ before the reference. Everything measured is taken to grow in a straight line wi
 construction: each further block does the same work, and what waits for the reference layer grows by a block's queries
 and keys. The figures for the whole depth are such extrapolations, not measurements.
 
-Seconds are CPU seconds. Memory is the resident peak above what the process held before the call (Linux). Where the
-processor has to emulate bfloat16 its plain pass takes several times as long, so there only the memory means something.
+Seconds are CPU seconds. Memory is the resident peak above what the process held before the call (Linux). In bfloat16
+only the memory means something: many processors have to emulate its products, so linear and convolution layers compute
+theirs in float32 here, a small block at a time (`Widened`), which is as exact and several times as fast.
 """
 
 import argparse
 import ctypes
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel, StableDiffusionXLPipeline
 from diffusers import UNet2DConditionModel as UNet
 from overhead import peak
 from PIL import Image
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from goca import GOCA, Segmenter
@@ -33,8 +38,43 @@ from goca.model import tiny
 from goca.model.tiny.parts import t5_text
 
 SIZE = 1024
+BLOCK = 512  # rows and columns of a product at a time
 CLASSES = ("cat", "grass", "traffic light")
 M_MMAP_THRESHOLD = -3
+
+
+class Widened(TorchFunctionMode):
+    """Products of linear and convolution layers in float32, block by block, so that no layer is ever held widened."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and args[0].dtype == torch.bfloat16:
+            return _linear(*args, **kwargs)
+        if func is F.conv2d and args[0].dtype == torch.bfloat16:
+            return _convolution(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    flat = rows.flatten(0, -2)
+    out = rows.new_empty(len(flat), len(weight))
+    for here in range(0, len(flat), BLOCK):
+        part = flat[here : here + BLOCK].float()
+        for there in range(0, len(weight), BLOCK):
+            some = slice(there, there + BLOCK)
+            out[here : here + BLOCK, some] = F.linear(
+                part, weight[some].float(), None if bias is None else bias[some].float()
+            )
+    return out.view(*rows.shape[:-1], len(weight))
+
+
+def _convolution(picture: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+    wide = picture.float()
+    parts = []
+    for place, kernels in enumerate(weight.split(64)):
+        own = None if bias is None else bias[place * 64 : (place + 1) * 64].float()
+        parts.append(F.conv2d(wide, kernels.float(), own, *rest).to(picture.dtype))
+    return torch.cat(parts, 1)
 
 
 @dataclass(frozen=True)
@@ -207,7 +247,8 @@ MODELS = {"sdxl": whole_sdxl, "flux": whole_flux}
 def told(names: list[str], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     for name in names:
         torch.manual_seed(0)
-        yield asdict(MODELS[name](dtype))
+        with Widened() if dtype == torch.bfloat16 else nullcontext():
+            yield asdict(MODELS[name](dtype))
 
 
 def main() -> None:

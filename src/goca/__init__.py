@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from goca.recipe import DAAM, FTTM, GOCA, GOCA_BALANCED, GOCA_COMPOUND, RECIPES, VANILLA, Recipe
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
+    from goca.tracing import trace
 
 _HOMES = {
     "GocaError": "goca.errors",
@@ -27,6 +28,7 @@ _HOMES = {
     "VANILLA": "goca.recipe",
     "Segmentation": "goca.segmentation",
     "Segmenter": "goca.segmenter",
+    "trace": "goca.tracing",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Recipe",
     "Segmentation",
     "Segmenter",
+    "trace",
 ]
 
 

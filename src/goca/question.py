@@ -64,7 +64,7 @@ def prepare(question: Question, plan: Plan, backbone: Backbone, prompts: Prompts
     """Read the picture, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
     image = images.load(question.image)
     asked, notes = find_words(question, plan, backbone, prompts)
-    background = _background(question.background, plan, supported=bool(asked[0].others))
+    background = background_of(question.background, plan, supported=bool(asked[0].others))
     windows, tiles, size = _windows(image, plan, backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
@@ -82,11 +82,7 @@ def find_words(
     Raises GocaError for nouns that cannot be asked for; the picture is not looked at.
     """
     wanted, others = nouns(question.classes, question.others)
-    if question.background is None and len(wanted) == 1:
-        raise GocaError(
-            f'with "{wanted[0].name}" alone and no background, every pixel would be it: name another class, or leave '
-            'the background at "auto"'
-        )
+    check_rivals(question.background, wanted)
     settings = backbone.settings
     notes: list[str] = []
     if backbone.family.stand_in:
@@ -122,7 +118,17 @@ def _support(plan: Plan, wanted: Sequence[Noun]) -> tuple[Noun, ...]:
     return tuple(Noun(name, (name,)) for name in plan.support if name not in own)
 
 
-def _background(asked: str | float | None, plan: Plan, supported: bool) -> Background:
+def check_rivals(background: str | float | None, wanted: Sequence[Noun]) -> None:
+    """Raise GocaError where one class alone would be everywhere."""
+    if background is None and len(wanted) == 1:
+        raise GocaError(
+            f'with "{wanted[0].name}" alone and no background, every pixel would be it: name another class, or leave '
+            'the background at "auto"'
+        )
+
+
+def background_of(asked: str | float | None, plan: Plan, supported: bool) -> Background:
+    """The rule for what the user asked for; `supported`: whether there are supporting nouns."""
     if asked is None:
         return Background(none)
     if isinstance(asked, Real) and not isinstance(asked, bool) and 0 <= asked <= 1:

@@ -7,7 +7,7 @@ self-attention of the refinement layers.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -47,7 +47,8 @@ class Waiting(NamedTuple):
 class Readout:
     """add(AttentionCall) while the denoiser runs; then `evidence()` and `affinity`.
 
-    grid: the window's share of the common grid. alone: whether it is the picture's only window.
+    grid: the window's share of the common grid. alone: whether it is the picture's only window. heads: of each layer
+    that reads the text, the heads' weights, averaged over pixels.
     """
 
     def __init__(self, plan: Plan, words: Words, grid: Grid, alone: bool = True) -> None:
@@ -55,6 +56,7 @@ class Readout:
         # Where the windows of a picture wait for each other, a matrix for each would be too much.
         self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
         self.weights: dict[str, float] = {}
+        self.heads: dict[str, Float[Tensor, " head"]] = {}
         self._total = RunningMap(grid)
         self._read: set[str] = set()
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers that are not weighed yet
@@ -74,6 +76,8 @@ class Readout:
             self._read.add(call.block)
         reads = call.text is not None and self._counts(call.block)
         weights = self._head_weights(call) if reads else None
+        if weights is not None:
+            self.heads[call.block] = weights.mean(0)
         if call.image is not None:
             text = call.text if reads else None
             self._waiting.append(
@@ -209,7 +213,20 @@ class Maps:
         return Maps(self.classes.flip(-1), None if self.support is None else self.support.flip(-1))
 
 
-def scores(plan: Plan, windows: Windows, readouts: Sequence[Readout]) -> Maps:
+@runtime_checkable
+class Seen(Protocol):
+    """What a readout has to tell, or several as one: see `Readout`."""
+
+    @property
+    def words(self) -> Words: ...
+
+    @property
+    def affinity(self) -> Affinity: ...
+
+    def evidence(self) -> Evidence: ...
+
+
+def scores(plan: Plan, windows: Windows, readouts: Sequence[Seen]) -> Maps:
     """From the readouts of a picture's windows, all asked with one prompt, to refined class maps over the picture.
 
     Windows are joined before the maps are rescaled, so that classes compare over the whole picture.

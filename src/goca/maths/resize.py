@@ -59,3 +59,17 @@ def resize_keys_adjoint(rows: Float[Tensor, "row out"], grid_in: Grid, grid_out:
     by, bx = (bilinear(i, o, rows) for i, o in zip(grid_in, grid_out, strict=True))
     pulled = einsum(maps, by, bx, "row H W, H h, W w -> row h w")
     return rearrange(pulled, "row h w -> row (h w)")
+
+
+def centre(
+    maps: Float[Tensor, "channel height width"], shares: tuple[float, float]
+) -> Float[Tensor, "channel height width"]:
+    """The middle of each map, `shares` of its (height, width), as large as the whole was; interpolated bilinearly.
+
+    Less than half a cell at an edge is not cut off.
+    """
+    if all((1 - share) * side < 1 for share, side in zip(shares, maps.shape[-2:], strict=True)):
+        return maps
+    frame = maps.new_tensor([[shares[1], 0.0, 0.0], [0.0, shares[0], 0.0]])
+    places = F.affine_grid(frame[None], [1, *maps.shape], align_corners=False)
+    return F.grid_sample(maps[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]

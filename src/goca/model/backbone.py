@@ -7,13 +7,13 @@ conditioning is written a second time here.
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,27 @@ from goca.model.zoo import Settings, settings_for
 # One lock a pipeline, whoever wraps it and how often: two segmenters may share one loaded pipeline.
 _LOCKS: "WeakKeyDictionary[Any, RLock]" = WeakKeyDictionary()
 _LOCKS_LOCK = RLock()
+_LENT: "WeakSet[Any]" = WeakSet()
+
+
+@contextmanager
+def alone(pipeline: Any, lend: bool = False) -> Iterator[None]:
+    """The pipeline for one thread; others wait. lend: for the user to call, and until then for nobody else.
+
+    Raises GocaError inside another one that lends it.
+    """
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(pipeline, RLock())
+    with lock:
+        if pipeline in _LENT:
+            raise GocaError("this pipeline is being traced: ask again behind the `with` block")
+        try:
+            if lend:
+                _LENT.add(pipeline)
+            yield
+        finally:
+            if lend:
+                _LENT.discard(pipeline)
 
 
 class _FirstCall(Exception):  # noqa: N818 - a signal, not an error
@@ -53,6 +74,11 @@ class Backbone:
     def __post_init__(self) -> None:
         self.family = family_of(self.pipeline)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", None) or type(self.pipeline).__name__)
+        self._check()
+        self.settings = settings_for(self.denoiser, self.family, self.cell, self.blocks)
+
+    def _check(self) -> None:
+        """Raise GocaError for a pipeline that cannot be asked about a picture of the user's."""
         check_kind(self.pipeline, self.family)
         self.family.check(self.denoiser)
         vae = self.pipeline.vae.config
@@ -69,7 +95,6 @@ class Backbone:
                 f"{type(scheduler).__name__} does not say how noise is added for this kind of model: set "
                 f"pipe.scheduler to a {wanted}"
             )
-        self.settings = settings_for(self.denoiser, self.family, self.cell, self.blocks)
 
     @property
     def denoiser(self) -> Any:
@@ -259,9 +284,7 @@ class Backbone:
     @contextmanager
     def _borrowed(self) -> Iterator[Any]:
         """The pipeline, for one call at a time; every attribute of it is put back in the end."""
-        with _LOCKS_LOCK:
-            lock = _LOCKS.setdefault(self.pipeline, RLock())
-        with lock:
+        with alone(self.pipeline):
             attributes = vars(self.pipeline)
             before = dict(attributes)
             try:
@@ -294,17 +317,17 @@ def _is_moved(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
 
 
-def _sample(call: _FirstCall) -> tuple[str | None, Any]:
+def sample_of(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[str | None, Any]:
     """The noisy latent of a denoiser call: (its keyword, or None for the first positional argument; the latent)."""
     for key in ("sample", "hidden_states"):
-        if key in call.named:
-            return key, call.named[key]
-    return None, call.inputs[0]
+        if key in named:
+            return key, named[key]
+    return None, inputs[0]
 
 
 def _packed(pipeline: Any, noisy: Tensor, call: _FirstCall) -> Tensor | list[Tensor]:
     """The latent in the layout of the call's own: with a frame, picture by picture, or 2 x 2 cells in one, in a row."""
-    _, old = _sample(call)
+    _, old = sample_of(call.inputs, call.named)
     if isinstance(old, list):
         return [one.unsqueeze(1) for one in noisy]
     if old.ndim == 5:
@@ -318,7 +341,7 @@ def _packed(pipeline: Any, noisy: Tensor, call: _FirstCall) -> Tensor | list[Ten
 
 def _with_sample(call: _FirstCall, noisy: Tensor | list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The denoiser call with its noisy latent replaced by ours."""
-    key, old = _sample(call)
+    key, old = sample_of(call.inputs, call.named)
     olds, news = (part if isinstance(part, list) else [part] for part in (old, noisy))
     shapes = [[tuple(one.shape) for one in part] for part in (olds, news)]
     if shapes[0] != shapes[1]:

@@ -41,16 +41,20 @@ Prompts = dict[str, Prompt]
 MOST_PROMPTS = 64
 
 
+def tokenizers(pipeline: Any) -> tuple[str, ...]:
+    """The names of a pipeline's tokenizers."""
+    names = (name for name in pipeline.components if name.startswith("tokenizer"))
+    return tuple(name for name in names if getattr(pipeline, name) is not None)
+
+
 @torch.no_grad()
 def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> Prompt:
     """Have a borrowed pipeline encode a caption while its tokenizers and its `encode_prompt` are listened to.
 
     ask: makes the pipeline encode it. Raises GocaError where no tokenizer tells character offsets.
     """
-    names = [
-        name for name in pipeline.components if name.startswith("tokenizer") and getattr(pipeline, name) is not None
-    ]
-    recorders = {name: _Recorder(getattr(pipeline, name), caption) for name in names}
+    names = tokenizers(pipeline)
+    recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in names}
     encode, encoded = pipeline.encode_prompt, []
 
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -65,7 +69,7 @@ def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> Prompt:
     finally:
         for recorder in recorders.values():
             recorder.give_back()
-    texts = {name: recorder.first for name, recorder in recorders.items() if recorder.first is not None}
+    texts = {name: recorder.rows[0] for name, recorder in recorders.items() if recorder.rows}
     if not texts:
         raise GocaError("the tokenizer tells no character offsets: load the pipeline with its fast tokenizer")
     return Prompt(tuple(encoded), texts)
@@ -96,15 +100,22 @@ def _shape(encoded: Any) -> Any:
     return tuple(map(_shape, encoded)) if isinstance(encoded, tuple) else None
 
 
-class _Recorder:
-    """Stands in for a tokenizer during one encoding and remembers its first answer; all else is the tokenizer's."""
+class Recorder:
+    """Stands in for a tokenizer and remembers what it first makes of each caption; all else is the tokenizer's.
 
-    first: Tokens | None
-    _OWN = ("_tokenizer", "_caption", "_before", "first")
+    captions: those to come, in their order; the pipeline may give them in a template, in one call or one by one. rows:
+    the tokens of each, as far as they came.
+    """
 
-    def __init__(self, tokenizer: Any, caption: str) -> None:
-        self._tokenizer, self._caption, self.first = tokenizer, caption, None
-        self._before: dict[str, Any] = {}
+    _OWN = ("_tokenizer", "_before", "captions", "rows")
+
+    def __init__(self, tokenizer: Any, captions: Sequence[str] = ()) -> None:
+        self._tokenizer, self._before = tokenizer, {}  # type: ignore[var-annotated]
+        self.expect(captions)
+
+    def expect(self, captions: Sequence[str]) -> None:
+        """Begin anew, with other captions."""
+        self.captions, self.rows = tuple(captions), list[Tokens]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -128,12 +139,18 @@ class _Recorder:
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         # Pipelines tokenise twice, the second time only to see what was cut off: there the warning is noise.
         encoding = self._tokenizer(text, *args, **{"verbose": False, **kwargs})
-        if self.first is None and getattr(encoding, "encodings", None):
-            self.first = tokens_of(text if isinstance(text, str) else text[0], encoding.encodings[0], self._caption)
-        elif self.first is None and "input_ids" in encoding:
-            ids = encoding["input_ids"][0]
-            self.first = tokens_by_decoding(self._tokenizer, [int(one) for one in ids], self._caption)
+        if len(self.rows) < len(self.captions):
+            self._record([text] if isinstance(text, str) else list(text), encoding)
         return encoding
+
+    def _record(self, texts: Sequence[str], encoding: Any) -> None:
+        captions = self.captions[len(self.rows) :]
+        if getattr(encoding, "encodings", None):
+            for text, entry, caption in zip(texts, encoding.encodings, captions, strict=False):
+                self.rows.append(tokens_of(text, entry, caption))
+        elif "input_ids" in encoding:
+            for ids, caption in zip(encoding["input_ids"], captions, strict=False):
+                self.rows.append(tokens_by_decoding(self._tokenizer, [int(one) for one in ids], caption))
 
     def apply_chat_template(self, messages: Any, *args: Any, tokenize: bool = True, **kwargs: Any) -> Any:
         """In two steps, so that the tokens of the template's text are seen."""

@@ -8,6 +8,7 @@ the attention modules say which module is making the call. No processor is repla
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -60,13 +61,15 @@ class Joint:
 
     aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
     to a multiple of so many. room: an attribute of the denoiser, to whose number the pixels of a picture that is not
-    square are padded.
+    square are padded. ragged: the pixels of a picture follow its own text at once, however long the other texts of the
+    batch are; what is left of its row is masked.
     """
 
     text_first: bool
     aside: tuple[str, ...] = ()
     multiple: int = 1
     room: str | None = None
+    ragged: bool = False
 
     def padded(self, denoiser: nn.Module, grid: Grid) -> int:
         """How many positions the pixels of a grid take."""
@@ -130,8 +133,10 @@ class Tap(TorchFunctionMode):
         self._calls: dict[Site, int] = {}
         self._query: Tensor | None = None
         self._handles: list[Any] = []
+        self._thread = 0
 
     def __enter__(self) -> "Tap":
+        self._thread = get_ident()
         for site in self.sites:
             self._handles += [
                 site.module.register_forward_pre_hook(self._starts(site), with_kwargs=True),
@@ -151,6 +156,8 @@ class Tap(TorchFunctionMode):
 
     def _starts(self, site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if get_ident() != self._thread:  # the mode is the thread's own, hooks are everybody's
+                return
             text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
             self._running.append((site, text is not None))
             self._calls.setdefault(site, 0)
@@ -158,12 +165,14 @@ class Tap(TorchFunctionMode):
         return hook
 
     def _queried(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._query = output
+        if get_ident() == self._thread:
+            self._query = output
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # A hook that returned a value would replace the module's output.
-        self._running.pop()
-        self._query = None
+        if get_ident() == self._thread:
+            self._running.pop()
+            self._query = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -194,11 +203,14 @@ class Tap(TorchFunctionMode):
             return
         rows, text, image, grid = layout
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
-        if mask is not None and mask.shape[-2] > 1:
-            mask = mask[..., rows, :]
         projection = None if text is None else _projection(site, query)
         raw = self._query
         for picture in range(query.shape[0]):
+            if self.joint is not None and self.joint.ragged and mask is not None:
+                end = int(mask[picture].isfinite().sum(-1).max())
+                rows = image = slice(end - grid[0] * grid[1], end)
+                text = slice(0, rows.start)
+            own = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
             call = AttentionCall(
                 block=site.block,
                 q=query[picture, :, rows],
@@ -208,7 +220,7 @@ class Tap(TorchFunctionMode):
                 query=raw[picture] if raw is not None and raw.shape[1] == grid[0] * grid[1] else None,
                 text=text,
                 image=image,
-                mask=None if mask is None else mask[picture],
+                mask=None if own is None else own[picture],
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
                 projection=projection,
                 grid=grid,

@@ -8,10 +8,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from goca.errors import GocaError
 from goca.model.plurals import plurals, singulars
@@ -139,6 +140,44 @@ def words(caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], others
     return Words(caption, tuple(columns[: len(classes)]), tuple(columns[len(classes) :]), tuple(sorted(prompt)))
 
 
+class Word(NamedTuple):
+    """A word of a prompt, in lower case, and which of its occurrences, from 1; as text "cat", and "cat#2"."""
+
+    name: str
+    occurrence: int = 1
+
+    def __str__(self) -> str:
+        return self.name if self.occurrence == 1 else f"{self.name}#{self.occurrence}"
+
+
+def spoken(texts: Sequence[Tokens]) -> dict[Word, tuple[int, ...]]:
+    """The words of a prompt that tokens stand for, in its order, with their columns; no stop words."""
+    names = [match[0].lower() for tokens in texts for match in re.finditer(r"[^\W_]+", tokens.text)]
+    return {
+        Word(name, number): columns
+        for name in dict.fromkeys(names)
+        for number, columns in enumerate(occurrences(name, texts), start=1)
+        if columns
+    }
+
+
+def occurrences(name: str, texts: Sequence[Tokens]) -> list[tuple[int, ...]]:
+    """The token columns of each place where a prompt says the name as it is written, or else in another number.
+
+    () for a place behind the tokenizer's limit, and for stop words.
+    """
+    noun = Noun(name, (name,))
+    found: list[set[int]] = []
+    for tokens in texts:
+        exact = [match.span() for match in re.finditer(_pattern(_plain(name)), tokens.text, re.IGNORECASE)]
+        for number, span in enumerate(exact or sorted(_spans(tokens.text, [noun])[0])):
+            if number == len(found):
+                found.append(set())
+            with suppress(GocaError):  # another text may still have it
+                found[number].update(tokens.start + place for place in _columns(tokens, noun, [span], named=True))
+    return [tuple(sorted(columns)) for columns in found]
+
+
 def split(wanted: Sequence[Noun], fits: Callable[[Sequence[Noun]], bool]) -> list[tuple[Noun, ...]]:
     """The classes in as few groups, of sizes as equal, as fit one prompt each.
 
@@ -239,13 +278,17 @@ def _spans(text: str, named: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]
     spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(named))}
     taken: list[tuple[int, int]] = []
     for form, index in patterns:
-        pattern = r"[\s_-]+".join(re.escape(part) for part in form.split(" "))
-        for match in re.finditer(START + pattern + END, text, re.IGNORECASE):
+        for match in re.finditer(_pattern(form), text, re.IGNORECASE):
             start, end = match.span()
             if all(end <= a or start >= b for a, b in taken):
                 taken.append((start, end))
                 spans[index].append((start, end))
     return spans
+
+
+def _pattern(form: str) -> str:
+    """What a name in lower case with single spaces looks like in a text."""
+    return START + r"[\s_-]+".join(re.escape(part) for part in form.split(" ")) + END
 
 
 def _columns(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named: bool) -> tuple[int, ...]:

@@ -76,6 +76,7 @@ FAMILIES = (
         flow=True,
         stand_in=True,
         multiple=32,
+        texts=_AT_THE_END,  # of its instruction only the end is kept
         options={**_PIXART.options, "complex_human_instruction": None},
     ),
     replace(
@@ -139,7 +140,7 @@ FAMILIES = (
         denoisers=("Lumina2Transformer2DModel",),
         grids=transformer.grid,
         texts=_ALONE,
-        joint=Joint(text_first=True, aside=transformer.REFINERS),
+        joint=Joint(text_first=True, aside=transformer.REFINERS, ragged=True),
     ),
     replace(
         _FLUX,
@@ -194,6 +195,12 @@ def check_kind(pipeline: Any, family: Family) -> None:
             f"{kind} is no plain text-to-image pipeline: load the checkpoint as one, for instance with "
             "StableDiffusionPipeline(**pipe.components)"
         )
+    check_tokenizers(pipeline, family)
+
+
+def check_tokenizers(pipeline: Any, family: Family) -> None:
+    """Refuse pipelines that were loaded from a folder with files missing."""
+    kind = type(pipeline).__name__
     for text in family.texts:
         tokenizer = getattr(pipeline, text.tokenizer, None)
         model = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)

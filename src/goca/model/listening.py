@@ -1,0 +1,322 @@
+"""Listening to a pipeline while it generates: whose attention a denoiser call computes, and at which step.
+
+Nothing is assumed about how a pipeline guides: in one batch, in two calls, or not at all. What its `encode_prompt`
+answers is remembered, and a row of a denoiser call belongs to a picture where the prompt's own embedding comes in
+again. Every pipeline of the families encodes its prompt before the negative one, and answers with it first.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from threading import get_ident
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from goca.errors import GocaError
+from goca.maths import Grid
+from goca.model.backbone import Backbone, alone, sample_of
+from goca.model.families import check_tokenizers
+from goca.model.prompt import Prompt, Recorder, tokenizers
+from goca.model.tap import AttentionCall, Sink, Tap, native
+from goca.model.words import Tokens
+
+
+class Generating(Backbone):
+    """A pipeline that is only listened to: it may start from a picture, and have any scheduler."""
+
+    def _check(self) -> None:
+        kind, pipeline = type(self.pipeline).__name__, self.pipeline
+        known = inspect.signature(pipeline.__call__).parameters
+        lacking = getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None))
+        if lacking or "prompt" not in known or "pag_scale" in known:
+            raise GocaError(
+                f"{kind} cannot be traced: goca listens to pipelines that make a picture from a prompt, from a "
+                "picture and a prompt, or inside a mask"
+            )
+        self.family.check(self.denoiser)
+        check_tokenizers(pipeline, self.family)
+
+
+@dataclass(frozen=True)
+class Said:
+    """The prompt of a picture, and what the tokenizers made of it that are attended to."""
+
+    prompt: str
+    texts: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A denoiser call that attends to the prompts.
+
+    generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
+    order make two passes a step. level: the timestep. latent: (height, width) in cells. prompts: of each picture.
+    """
+
+    generation: int
+    step: int
+    level: float
+    latent: Grid
+    prompts: tuple[Said, ...]
+
+
+@runtime_checkable
+class Hearer(Protocol):
+    """Whom a listener tells."""
+
+    def starts(self, one: Pass) -> Sink | None:
+        """A pass begins: whoever takes the attention of its pictures, or None to let it go by."""
+
+    def ends(self, one: Pass) -> None:
+        """A pass whose attention was taken is complete."""
+
+    def breaks(self, one: Pass) -> None:
+        """A pass whose attention was taken has failed."""
+
+    def shows(self, generation: int, pictures: Sequence[Image.Image]) -> None:
+        """The pipeline has made its pictures."""
+
+
+@dataclass
+class _Generation:
+    """One call of the pipeline: the prompts that it encoded, and the passes it has made."""
+
+    index: int
+    prompts: tuple[str, ...] | None
+    rows: list[Tensor] = field(default_factory=list)
+    pictures: int = 0
+    size: Grid | None = None
+    passes: int = 0
+    begun: bool = False
+    _last: tuple[Tensor, Tensor] | None = None
+
+    def own(self, inputs: Sequence[Any]) -> dict[int, int]:
+        """{row of a denoiser call: its prompt}, of the rows into which a prompt's embedding comes in again.
+
+        Where the negative prompt is the same as the prompt, the last ones, as pipelines order them.
+        """
+        for texts in map(_rows, inputs):
+            same = {
+                row: place * len(self.prompts or self.rows) // len(self.rows)
+                for row, text in enumerate(texts)
+                if (place := next((i for i, known in enumerate(self.rows) if _equal(known, text)), None)) is not None
+            }
+            if same:
+                return dict(list(same.items())[-(self.pictures or len(same)) :])
+        return {}
+
+    def again(self, latent: Tensor, timestep: Any) -> bool:
+        """Whether the last pass was for this very latent: then this is another look within one step."""
+        now = latent, torch.as_tensor(timestep)
+        before, self._last = self._last, now
+        return before is not None and all(map(torch.equal, before, now))
+
+
+class Listener:
+    """Tells a hearer what a pipeline attends to while it is `attached`."""
+
+    def __init__(self, backbone: Generating, hearer: Hearer) -> None:
+        self.backbone, self.hearer = backbone, hearer
+        self._thread = 0
+        self._now: _Generation | None = None
+        self._count = 0
+        self._tokenizers: dict[str, Recorder] = {}
+        self._open: tuple[Tap, Pass] | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Everything that is borrowed is given back; calls from other threads go by unheard."""
+        pipeline, denoiser = self.backbone.pipeline, self.backbone.denoiser
+        self._thread = get_ident()
+        self._tokenizers = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
+        processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
+        show = "postprocess" if hasattr(pipeline, "image_processor") else "postprocess_video"
+        with ExitStack() as stack:
+            stack.enter_context(alone(pipeline, lend=True))
+            stack.enter_context(native(denoiser))
+            for target, name, heard in (
+                (pipeline, "encode_prompt", self._encodes),
+                (pipeline, "prepare_latents", self._prepares),
+                (processor, show, self._shows),
+            ):
+                stack.enter_context(_shadowed(target, name, self._around(getattr(target, name), heard)))
+            for name, recorder in self._tokenizers.items():
+                stack.enter_context(_shadowed(pipeline, name, recorder))
+            stack.callback(self._close, complete=False)
+            stack.callback(denoiser.register_forward_pre_hook(self._starts, with_kwargs=True).remove)
+            stack.callback(denoiser.register_forward_hook(self._ends, always_call=True).remove)
+            yield
+
+    def _around(self, original: Callable[..., Any], heard: Callable[..., Any]) -> Callable[..., Any]:
+        """The pipeline's own function, and `heard` told of its call in this thread."""
+
+        @wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if get_ident() != self._thread:
+                return original(*args, **kwargs)
+            return heard(original, args, kwargs)
+
+        return wrapped
+
+    def _encodes(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        fresh = self._now is None or self._now.begun
+        if fresh:
+            # Read first: there are pipelines that write their template into the list of prompts.
+            given = inspect.signature(encode).bind(*args, **kwargs).arguments
+            prompts = _listed(given.get("prompt"))
+            self._now = _Generation(self._count, prompts)
+            self._count += 1
+            for name, recorder in self._tokenizers.items():
+                recorder.expect(_listed(given.get(name.replace("tokenizer", "prompt"))) or prompts or ())
+        answer = encode(*args, **kwargs)
+        if fresh:
+            assert self._now is not None
+            self._now.rows = _rows(answer[0] if isinstance(answer, tuple) else answer)
+        return answer
+
+    def _prepares(self, prepare: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        answer = prepare(*args, **kwargs)
+        if self._now is not None:
+            given = inspect.signature(prepare).bind(*args, **kwargs).arguments
+            self._now.pictures = len(answer[0] if isinstance(answer, tuple) else answer)
+            if {"height", "width"} <= given.keys():
+                self._now.size = (int(given["height"]), int(given["width"]))
+        return answer
+
+    def _shows(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        answer = show(*args, **kwargs)
+        if self._now is not None and self._now.begun:
+            self.hearer.shows(self._now.index, _pictures(answer))
+        return answer
+
+    def _starts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        now = self._now
+        if get_ident() != self._thread or now is None:
+            return
+        now.begun = True
+        own = now.own([*args[1:], *kwargs.values()])
+        if not own:
+            return
+        _, sample = sample_of(args, kwargs)
+        latent = torch.stack([sample[row] for row in own])
+        if now.again(latent, kwargs.get("timestep", args[1] if len(args) > 1 else 0)):
+            return
+        step, level = now.passes // getattr(self.backbone.pipeline.scheduler, "order", 1), self._level(now)
+        now.passes += 1
+        size = self._size(latent, now)
+        said = self._said(now)
+        one = Pass(now.index, step, level, size, tuple(said[prompt] for prompt in own.values()))
+        sink = self.hearer.starts(one)
+        if sink is None:
+            return
+        family = self.backbone.family
+        pictures = {row: picture for picture, row in enumerate(own)}
+        tap = Tap(module, family.grids(module, size), _only(pictures, sink), family.joint, family.stand_in)
+        self._open = tap.__enter__(), one
+
+    def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Without an output the denoiser has raised an exception.
+        if self._open is not None and get_ident() == self._thread:
+            _, one = self._open
+            self._close(complete=output is not None)
+            if output is not None:
+                self.hearer.ends(one)
+
+    def _close(self, complete: bool) -> None:
+        if self._open is not None:
+            (tap, one), self._open = self._open, None
+            if not complete:
+                self.hearer.breaks(one)
+            tap.__exit__(None, None if complete else RuntimeError(), None)
+
+    def _said(self, now: _Generation) -> list[Said]:
+        """What each prompt is to the tokenizers; GocaError where no prompt was given as text."""
+        if now.prompts is None:
+            raise GocaError("the words of prompt_embeds are unknown: pass the prompt itself, as text, to trace it")
+        said = []
+        for number, prompt in enumerate(now.prompts):
+            rows = {name: one.rows[number] for name, one in self._tokenizers.items() if number < len(one.rows)}
+            said.append(Said(prompt, self.backbone.texts(Prompt((now.rows[0],), rows))))
+        return said
+
+    def _level(self, now: _Generation) -> float:
+        """The timestep of the pass to come, as the scheduler counts: a pipeline may begin behind its first ones."""
+        levels = self.backbone.pipeline.scheduler.timesteps
+        skipped = len(levels) - (getattr(self.backbone.pipeline, "_num_timesteps", None) or len(levels))
+        return float(levels[min(skipped + now.passes, len(levels) - 1)])
+
+    def _size(self, latent: Tensor, now: _Generation) -> Grid:
+        """(height, width) in cells of what the denoiser is shown; GocaError where that is not one picture a row."""
+        if latent.ndim == 5 and latent.shape[2] != 1:
+            raise GocaError(
+                f"a video of {latent.shape[2]} latent frames cannot be traced: make one frame, num_frames=1"
+            )
+        if latent.ndim > 3:
+            return latent.shape[-2], latent.shape[-1]
+        assert now.size is not None  # a pipeline that packs its latents is told their size
+        height, width = (2 * (side // (2 * self.backbone.cell)) for side in now.size)
+        if latent.shape[1] != height * width // 4:
+            raise GocaError(
+                "the denoiser is shown another picture beside the one that it makes: such a call cannot be traced, "
+                "leave the other picture out"
+            )
+        return height, width
+
+
+@contextmanager
+def _shadowed(target: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of an object, replaced; whatever the user puts in its place meanwhile stays."""
+    attributes = vars(target)
+    before = {name: attributes[name]} if name in attributes else {}
+    # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
+    object.__setattr__(target, name, value)
+    try:
+        yield
+    finally:
+        if attributes.get(name) is value:
+            del attributes[name]
+            attributes.update(before)
+
+
+def _only(pictures: Mapping[int, int], sink: Sink) -> Sink:
+    def heard(row: int, call: AttentionCall) -> None:
+        if row in pictures:
+            with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
+                sink(pictures[row], call)
+
+    return heard
+
+
+def _listed(prompt: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return (prompt,) if isinstance(prompt, str) else None if prompt is None else tuple(prompt)
+
+
+def _rows(embedded: Any) -> list[Tensor]:
+    """The embedding of each row, [token, model]; none for what is no such thing."""
+    if isinstance(embedded, Tensor):
+        return list(embedded) if embedded.ndim == 3 else []
+    listed = isinstance(embedded, list) and all(isinstance(one, Tensor) and one.ndim == 2 for one in embedded)
+    return embedded if listed else []
+
+
+def _equal(known: Tensor, row: Tensor) -> bool:
+    return known.shape == row.shape and torch.equal(known.to(row), row)
+
+
+def _pictures(answer: Any) -> list[Image.Image]:
+    """What a pipeline returns as pictures, or as videos of one frame; nothing for latents."""
+    if isinstance(answer, Tensor):
+        answer = answer.float().cpu().numpy()
+        answer = np.moveaxis(answer, -3, -1)
+    if isinstance(answer, np.ndarray):
+        frames = answer[:, 0] if answer.ndim == 5 else answer
+        if frames.ndim != 4 or frames.shape[-1] != 3:
+            return []
+        return [Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8)) for frame in frames]
+    return [one[0] if isinstance(one, list) else one for one in answer]

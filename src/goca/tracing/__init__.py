@@ -1,0 +1,125 @@
+"""Trace: heat maps, labelled masks and weights of what a pipeline attends to while it generates.
+
+with trace(pipe) as tr:
+    image = pipe("a cat on grass").images[0]
+tr.heatmap("cat")
+tr.segment(["cat", "grass"])
+"""
+
+from collections.abc import Container, Sequence
+from contextlib import ExitStack
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from goca.errors import GocaError
+from goca.model.images import Picture
+from goca.model.listening import Generating, Listener
+from goca.model.words import Classes, Word
+from goca.recipe import AUTO, GOCA, Recipe
+from goca.segmentation import Segmentation
+from goca.tracing.collected import Planner, Step
+from goca.tracing.collector import Collector
+from goca.tracing.picture import TracedPicture
+
+__all__ = ["Step", "Trace", "TracedPicture", "trace"]
+
+
+def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Sequence[int] | None = None) -> "Trace":
+    """Listen to a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
+
+    The pictures are those that the pipeline makes anyway, to the bit, where it runs PyTorch's own attention: attention
+    slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline belongs to the
+    block's thread until its end: segmenters in others wait.
+
+    recipe: a `Recipe` or its name. steps: of the sampler, from 0, a range or any; by default all. Of a batch with
+    guidance only the prompts' own branch is read. Raises GocaError for a pipeline that is not supported, and inside the
+    block, from the pipeline's call, for one that cannot be traced.
+    """
+    return Trace(pipe, recipe, steps)
+
+
+class Trace:
+    """What was read while a pipeline generated: see `trace`.
+
+    `pictures`, also by index, are in the pipeline's order, those of a second call behind the first's. What else can be
+    asked is asked of the first picture: see `TracedPicture`.
+    """
+
+    def __init__(self, pipe: Any, recipe: Recipe | str, steps: Sequence[int] | None) -> None:
+        backbone = Generating(pipe)
+        planner = Planner(backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
+        self._collector = Collector(planner, planner.plan(recipe), backbone.cell, _checked(steps))
+        self._listener = Listener(backbone, self._collector)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Trace":
+        self._stack.enter_context(self._listener.attached())
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def pictures(self) -> tuple[TracedPicture, ...]:
+        """Every picture so far; GocaError where there is none, saying why."""
+        found = tuple(picture for pictures in self._collector.generations.values() for picture in pictures)
+        if not found:
+            raise GocaError(self._collector.reason())
+        return found
+
+    def __getitem__(self, index: int) -> TracedPicture:
+        return self.pictures[index]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._collector.generations.values()))
+
+    def words(self) -> tuple[Word, ...]:
+        """See `TracedPicture.words`."""
+        return self[0].words()
+
+    def map(self, word: str | Word, occurrence: int | None = None) -> Float32[np.ndarray, "height width"]:
+        """See `TracedPicture.map`."""
+        return self[0].map(word, occurrence)
+
+    def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
+        """See `TracedPicture.heatmap`."""
+        return self[0].heatmap(word, occurrence)
+
+    def segment(
+        self,
+        classes: Classes,
+        others: Sequence[str] = (),
+        background: str | float | None = AUTO,
+        image: Picture | None = None,
+        recipe: Recipe | str | None = None,
+    ) -> Segmentation:
+        """See `TracedPicture.segment`."""
+        return self[0].segment(classes, others, background, image, recipe)
+
+    def overlay(self, *classes: str) -> Image.Image:
+        """See `TracedPicture.overlay`."""
+        return self[0].overlay(*classes)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """See `TracedPicture.steps`."""
+        return self[0].steps
+
+    def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
+        """Every picture as `TracedPicture.save` writes it; where there are several, as STEM-1, STEM-2 and so on."""
+        pictures = self.pictures
+        stems = [stem] if len(pictures) == 1 else [f"{stem}-{number}" for number in range(1, len(pictures) + 1)]
+        return tuple(path for picture, own in zip(pictures, stems, strict=True) for path in picture.save(folder, own))
+
+
+def _checked(steps: Sequence[int] | None) -> Container[int] | None:
+    if steps is None:
+        return None
+    if not isinstance(steps, Sequence) or not steps or not all(isinstance(one, Integral) and one >= 0 for one in steps):
+        raise GocaError(f"steps {steps!r} are no steps of a sampler: give a range or numbers from 0, or None for all")
+    return frozenset(steps)

@@ -1,0 +1,66 @@
+"""The hearer of a listener: sends the attention of each chosen step to readouts, and sums up what they say."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from goca.model.listening import Pass
+from goca.model.tap import Sink
+from goca.readout import Readout
+from goca.recipe import Plan
+from goca.tracing.collected import Collected, Planner
+from goca.tracing.picture import TracedPicture
+
+
+@dataclass
+class Collector:
+    """steps: those of the sampler to collect, None for all. cell: pixels a side of a latent's cell."""
+
+    planner: Planner
+    plan: Plan
+    cell: int
+    steps: Container[int] | None
+    generations: dict[int, list[TracedPicture]] = field(default_factory=dict)
+    _readouts: list[Readout] = field(default_factory=list)
+    _last: int | None = None
+
+    def starts(self, one: Pass) -> Sink | None:
+        """A readout for each picture, where the step is wanted."""
+        self._last = one.step
+        if self.steps is not None and one.step not in self.steps:
+            return None
+        if one.generation not in self.generations:
+            self.generations[one.generation] = [
+                TracedPicture(Collected.of(self.plan, self.planner, said, one.latent, self.cell))
+                for said in one.prompts
+            ]
+        self._readouts = readouts = [picture.collected.readout() for picture in self.generations[one.generation]]
+        return lambda picture, call: readouts[picture].add(call)
+
+    def ends(self, one: Pass) -> None:
+        """Add what the readouts say to what there was."""
+        readouts, self._readouts = self._readouts, []
+        for picture, readout in zip(self.generations[one.generation], readouts, strict=True):
+            picture.collected.take(readout, one)
+
+    def breaks(self, one: Pass) -> None:
+        """Forget the pictures of a generation that failed: half a step is in them."""
+        self._readouts = []
+        del self.generations[one.generation]
+
+    def shows(self, generation: int, images: Sequence[Image.Image]) -> None:
+        """The pictures themselves, where the pipeline decoded one for each latent."""
+        pictures = self.generations.get(generation, [])
+        if len(images) == len(pictures):
+            for picture, image in zip(pictures, images, strict=True):
+                picture.image = image.convert("RGB")
+
+    def reason(self) -> str:
+        """Why there is no picture."""
+        if self._last is not None and self.steps is not None:
+            return (
+                f"none of the steps asked for came: the sampler made {self._last + 1}, numbered 0 to {self._last}; "
+                "choose from them"
+            )
+        return "nothing was traced: call the pipeline, with a prompt as text, inside the `with trace(pipe)` block"

@@ -1,0 +1,207 @@
+"""A picture that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from torch import Tensor
+
+from goca import draw, export
+from goca.errors import GocaError
+from goca.maths.background import label
+from goca.maths.rescale import Evidence, rescale, share
+from goca.maths.resize import centre
+from goca.maths.windows import Windows
+from goca.model import images
+from goca.model.images import Picture
+from goca.model.words import Classes, Word, Words, nouns, occurrences, spoken, words
+from goca.question import background_of, check_rivals
+from goca.readout import scores
+from goca.recipe import AUTO, Plan, Recipe
+from goca.segmentation import ScoreMaps, Segmentation
+from goca.tracing.collected import Asked, Collected, Step
+
+GREY = (128, 128, 128)
+"""The canvas of a picture that was not decoded."""
+
+
+class TracedPicture:
+    """One picture that a traced pipeline made, and what the words of its prompt looked at.
+
+    image: the picture as the pipeline returned it; grey where it returned latents.
+    """
+
+    def __init__(self, collected: Collected) -> None:
+        self.collected = collected
+        height, width = collected.size
+        self.image = Image.new("RGB", (width, height), GREY)
+
+    @property
+    def prompt(self) -> str:
+        return self.collected.said.prompt
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The passes that were read, with the weights of their layers and heads."""
+        return tuple(self.collected.steps)
+
+    @cached_property
+    def _spoken(self) -> dict[Word, tuple[int, ...]]:
+        return spoken(self.collected.said.texts)
+
+    def words(self) -> tuple[Word, ...]:
+        """The words of the prompt that have a map, in its order, stop words apart; a word may occur more than once."""
+        return tuple(self._spoken)
+
+    @torch.no_grad()
+    def map(self, word: str | Word, occurrence: int | None = None) -> Float32[np.ndarray, "height width"]:
+        """A word's map on the common grid, rescaled as the recipe says (to [0, 1] in all recipes here), not refined.
+
+        word: one of the prompt, or several in a row ("traffic light"). occurrence: which one, from 1; by default all
+        together, or what a `Word` says. Raises GocaError, listing the words, for one that is not there.
+        """
+        occurrence = word.occurrence if isinstance(word, Word) and occurrence is None else occurrence
+        name = word.name if isinstance(word, Word) else word
+        columns = self._columns(name, occurrence)
+        content = {column for some in self._spoken.values() for column in some} | set(columns)
+        others = (tuple(sorted(content - set(columns))),)
+        asked = Words(self.prompt, (columns,), others if others[0] else (), self.collected.columns)
+        seen = self.collected.evidence(asked)
+        first = Evidence(seen.raw[:1], seen.content, seen.prompt)
+        # With one word its share is 1 everywhere and says nothing.
+        steps = [step for step in self.collected.plan.rescale if step is not share or asked.others]
+        return self._framed(rescale(first, steps), self.image)[0].cpu().numpy()
+
+    def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
+        """The picture under a word's map, from dark (0) to bright (1); see `map`."""
+        return draw.heatmap(self.image, self.map(word, occurrence))
+
+    @torch.no_grad()
+    def segment(
+        self,
+        classes: Classes,
+        others: Sequence[str] = (),
+        background: str | float | None = AUTO,
+        image: Picture | None = None,
+        recipe: Recipe | str | None = None,
+    ) -> Segmentation:
+        """Label the picture with words of its prompt; arguments are as in `Segmenter.__call__`.
+
+        image: shown in the result instead of the pipeline's own. recipe: another way to rescale, refine and settle the
+        background; it must weigh heads and layers as the recipe of the trace does. Raises GocaError for what is not in
+        the prompt, listing its words, and for whatever else cannot be done.
+        """
+        wanted, supporting = nouns(classes, others)
+        check_rivals(background, wanted)
+        for noun in (*wanted, *supporting):
+            if not any(occurrences(word, self.collected.said.texts) for word in noun.words):
+                raise self._missing(noun.name)
+        asked = words(self.prompt, self.collected.said.texts, wanted, supporting, named=True)
+        ran = self._ran(recipe)
+        shown = self.image if image is None else images.load(image)
+        maps = scores(ran, Windows.whole(self.collected.grid), [Asked(self.collected, asked)])
+        grid = self._framed(maps.classes, shown)
+        support = None if maps.support is None else self._framed(maps.support[None], shown)[0]
+        rule = background_of(background, ran, supported=bool(supporting))
+        labels = label(grid, support, rule, (shown.height, shown.width))
+        return Segmentation(
+            image=shown,
+            classes=tuple(classes),
+            labels=labels.cpu().numpy().astype(np.uint16),
+            scores=ScoreMaps(grid.cpu().numpy(), None if support is None else support.cpu().numpy()),
+            plan=replace(ran, background=rule),
+        )
+
+    def overlay(self, *classes: str) -> Image.Image:
+        """The picture under the coloured masks of some words, with a legend."""
+        return self.segment(classes).overlay()
+
+    def to_json(self) -> dict[str, Any]:
+        """The prompt, its words, the passes with the weights of layers and heads, and the plan."""
+        return {
+            "prompt": self.prompt,
+            "words": [str(word) for word in self.words()],
+            "height": self.image.height,
+            "width": self.image.width,
+            "steps": [vars(step) for step in self.steps],
+            "plan": self._ran(None).to_json(),
+        }
+
+    def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
+        """Write STEM.png, STEM.WORD.heatmap.png for each word ("cat", "cat#2") and, last, STEM.json; returns the paths.
+
+        All are written, or none. Raises GocaError where the folder cannot be written.
+        """
+        pictures = {f"{word}.heatmap.png": self.heatmap(word) for word in self.words()}
+        files = {
+            Path(folder) / f"{stem}.{name}": _png(picture) for name, picture in {"png": self.image, **pictures}.items()
+        }
+        told = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        paths = {**files, Path(folder) / f"{stem}.json": told.encode()}
+        export.write_atomic(paths)
+        return tuple(paths)
+
+    def _columns(self, name: str, occurrence: int | None) -> tuple[int, ...]:
+        found = [columns for columns in occurrences(name, self.collected.said.texts) if columns]
+        if not found:
+            raise self._missing(name)
+        if occurrence is None:
+            return tuple(sorted({column for columns in found for column in columns}))
+        if not 1 <= occurrence <= len(found):
+            raise GocaError(f'"{name}" is {len(found)} times in the prompt: give an occurrence from 1 to {len(found)}')
+        return found[occurrence - 1]
+
+    def _missing(self, name: str) -> GocaError:
+        known = ", ".join(dict.fromkeys(word.name for word in self.words())) or "nothing, it has no words"
+        return GocaError(f'the prompt "{self.prompt}" does not say "{name}", so it has no map: choose from {known}')
+
+    def _ran(self, recipe: Recipe | str | None) -> Plan:
+        """The plan of the trace, with what another recipe does differently once everything is collected."""
+        collected = self.collected
+        steps = collected.steps
+        made = replace(
+            collected.plan,
+            noise=tuple(round(step.level) for step in steps),
+            size=round(math.sqrt(collected.size[0] * collected.size[1])),
+            captions=(self.prompt,),
+            notes=(*collected.plan.notes, f"traced over {len({step.step for step in steps})} of the sampler's steps"),
+        )
+        if recipe is None:
+            return made
+        asked = collected.planner.plan(recipe)
+        alike = all(getattr(asked, name) == getattr(made, name) for name in ("heads", "layers", "cross", "reference"))
+        if not alike or (asked.order and (asked.refine, True) != (made.refine, made.order > 0)):
+            raise GocaError(
+                f'recipe "{asked.recipe}" reads the attention otherwise than the trace did: name it where the trace '
+                "begins, trace(pipe, recipe=...)"
+            )
+        origin = {**made.origin, **{name: asked.origin[name] for name in ("rescale", "order", "background")}}
+        return replace(
+            made,
+            recipe=asked.recipe,
+            rescale=asked.rescale,
+            order=asked.order,
+            background=asked.background,
+            origin=origin,
+        )
+
+    def _framed(self, maps: Tensor, shown: Image.Image) -> Tensor:
+        """The part of the maps that the picture shows: a pipeline that works at sizes of its own cuts its edges off."""
+        height, width = self.collected.size
+        scale = max(shown.height / height, shown.width / width)
+        return centre(maps, (shown.height / (height * scale), shown.width / (width * scale)))
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
