@@ -8,28 +8,32 @@ from PIL import Image, ImageDraw, ImageFont
 
 from goca.draw import INK, PAPER, legible
 
+SIDE = 224  # pixels
 TYPE = 13  # pixels
 GAP = 12  # pixels between cells
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture and what is written under it, behind a square of a colour if it has one."""
+    """A picture and what is written under it, behind a square of a colour if it has one.
+
+    The picture is made as large as fits a square of `SIDE` pixels at once, so that a cell holds no more.
+    """
 
     picture: Image.Image
     caption: str
     colour: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "picture", _fit(self.picture))
 
-def contact_sheet(rows: Sequence[Sequence[Cell]], side: int = 224) -> Image.Image:
-    """Rows of cells, each picture as large as fits a square of `side` pixels; captions that are too long are cut.
 
-    Raises ValueError where there is no cell.
-    """
+def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
+    """Rows of cells; captions that are too long are cut. Raises ValueError where there is no cell."""
     columns = max((len(row) for row in rows), default=0)
     if not columns:
         raise ValueError("a contact sheet needs a picture")
-    fitted = [[_fit(cell.picture, side) for cell in row] for row in rows]
+    fitted = [[cell.picture for cell in row] for row in rows]
     heights = [max((picture.height for picture in row), default=0) for row in fitted]
     widths = [max(picture.width for picture in column if picture) for column in zip_longest(*fitted)]
     line = round(1.7 * TYPE)
@@ -49,14 +53,10 @@ def contact_sheet(rows: Sequence[Sequence[Cell]], side: int = 224) -> Image.Imag
     return sheet
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    """Small pictures are enlarged by a whole number, so that their pixels stay what they are; large ones reduced."""
+def _fit(picture: Image.Image) -> Image.Image:
     longest = max(picture.size)
-    if longest <= side:
-        factor = side // longest
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    width, height = (max(1, round(edge * side / longest)) for edge in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+    width, height = (max(1, round(edge * SIDE / longest)) for edge in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC if longest < SIDE else Image.Resampling.LANCZOS)
 
 
 def _caption(cell: Cell, width: int, line: int) -> Image.Image:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from goca.apps import files, measure, options, terminal
+from goca.apps import files, measure, options, painting, terminal
 from goca.apps.app import Verbose, app
 
 
@@ -225,3 +225,4 @@ def models(
 
 
 measure.register(app)
+painting.register(app)

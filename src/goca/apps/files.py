@@ -45,7 +45,7 @@ def jobs(inputs: Sequence[Path], out: Path) -> tuple[Job, ...]:
         planned.append(Job(picture, place, picture.stem))
     _refuse_collisions(planned)
     for folder in dict.fromkeys(job.folder for job in planned):
-        _refuse_unwritable(folder)
+        refuse_unwritable(folder)
     return tuple(planned)
 
 
@@ -97,7 +97,7 @@ def _refuse_collisions(planned: Sequence[Job]) -> None:
             writers[target] = job
 
 
-def _refuse_unwritable(folder: Path) -> None:
+def refuse_unwritable(folder: Path) -> None:
     """Try it, and leave nothing behind: permissions alone do not tell."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:

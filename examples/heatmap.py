@@ -1,0 +1,12 @@
+"""What the word "cat" looked at while a pipeline painted: any stock diffusers pipeline, any sampler."""
+
+import torch
+from diffusers import DiffusionPipeline
+
+from goca import bundled, trace
+
+pipe = DiffusionPipeline.from_pretrained(bundled.pipeline())
+with trace(pipe) as tr:
+    image = pipe("cat, grass, sky", generator=torch.Generator().manual_seed(7)).images[0]
+image.save("cat.png")
+tr.heatmap("cat").save("cat.heatmap.png")

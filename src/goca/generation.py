@@ -1,0 +1,169 @@
+"""Pictures from a prompt, a seed each, and what the pipeline looked at while it painted them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from goca import draw
+from goca.errors import GocaError
+from goca.recipe import GOCA, Recipe
+from goca.segmentation import Segmentation
+from goca.sheet import Cell
+from goca.tracing import TracedPicture, trace
+
+SCALES = ("guidance_scale", "true_cfg_scale")
+"""What pipelines call the strength of their guidance."""
+LONGEST_NAME = 4
+"""Words of a name in a list; with a longer part the prompt is taken for a sentence."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a pipeline; None leaves it to the pipeline. scale: of the guidance; size: pixels a side."""
+
+    prompt: str
+    steps: int | None = None
+    scale: float | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A picture, the seed it came from, and, if it was asked for, the trace of how it came about."""
+
+    image: Image.Image
+    seed: int
+    traced: TracedPicture | None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A picture's heat maps, by name, and what was labelled; left_out: names that the model was not told of."""
+
+    generated: Generated
+    heatmaps: dict[str, Image.Image]
+    masks: Segmentation
+    left_out: tuple[str, ...]
+
+
+def generate(
+    pipeline: Any,
+    asked: Asked,
+    seeds: Sequence[int],
+    explain: bool = False,
+    recipe: Recipe | str = GOCA,
+    begins: Callable[[int], None] = lambda steps: None,
+    advances: Callable[[], None] = lambda: None,
+) -> Iterator[Generated]:
+    """One picture for each seed: the same for the same seed, whatever else is asked for.
+
+    begins: called with the number of steps before a picture; advances: after each step. Raises GocaError for an empty
+    prompt, and for whatever the pipeline refuses.
+    """
+    if not asked.prompt.strip():
+        raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
+    options = _options(pipeline, asked)
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        with _watched(pipeline, begins, advances), trace(pipeline, recipe) if explain else nullcontext() as traced:
+            try:
+                made = pipeline(**options, generator=generator)
+            except (ValueError, TypeError) as error:
+                raise GocaError(f"the pipeline refuses: {error}") from None
+        yield Generated(_picture(made), seed, traced[0] if traced is not None else None)
+
+
+def explain(one: Generated) -> Explained:
+    """What a traced picture's names looked at: those of a prompt that is a list, or each content word of a sentence.
+
+    Raises GocaError where the picture was not traced, or its prompt has no words.
+    """
+    if one.traced is None:
+        raise GocaError("the picture was not traced: generate it with explain=True")
+    heatmaps, left_out = {}, []
+    for name in _names(one.traced):
+        left_out.append(name)
+        with suppress(GocaError):  # behind the tokenizer's limit, or stop words alone
+            heatmaps[name] = one.traced.heatmap(name)
+            left_out.pop()
+    if not heatmaps:
+        raise GocaError(f'"{one.traced.prompt}" has no word to explain: name things')
+    return Explained(one, heatmaps, one.traced.segment(tuple(heatmaps)), tuple(left_out))
+
+
+def row(explained: Explained) -> list[Cell]:
+    """For a contact sheet: the picture, its masks, and the heat map of every name, marked with its mask's colour."""
+    masks = explained.masks
+    named = zip(masks.classes, draw.palette(len(masks.classes))[1:], strict=True)
+    return [
+        Cell(explained.generated.image, f"seed {explained.generated.seed}"),
+        Cell(draw.painted(masks.image, masks.labels, len(masks.classes)), "masks"),
+        *(Cell(explained.heatmaps[name], name, tuple(colour.tolist())) for name, colour in named),
+    ]
+
+
+def _options(pipeline: Any, asked: Asked) -> dict[str, Any]:
+    known = inspect.signature(pipeline.__call__).parameters
+    options: dict[str, Any] = {"prompt": asked.prompt}
+    if asked.steps is not None:
+        options["num_inference_steps"] = asked.steps
+    if asked.scale is not None:
+        options[next((name for name in SCALES if name in known), SCALES[0])] = asked.scale
+    if asked.size is not None:
+        options.update(height=asked.size, width=asked.size)
+    if "num_frames" in known:
+        options.update(num_frames=1, output_type="pil")
+    return options
+
+
+def _names(traced: TracedPicture) -> tuple[str, ...]:
+    names = [name for name in (part.strip().lower() for part in traced.prompt.split(",")) if name]
+    if len(names) > 1 and all(len(name.split()) <= LONGEST_NAME for name in names):
+        return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(word.name for word in traced.words()))
+
+
+@contextmanager
+def _watched(pipeline: Any, begins: Callable[[int], None], advances: Callable[[], None]) -> Iterator[None]:
+    """For one call, the progress bar that every pipeline moves step by step speaks to us."""
+
+    class Bar:
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def update(self, count: int = 1) -> None:
+            for _ in range(count):
+                advances()
+
+    def progress_bar(iterable: Any = None, total: int | None = None) -> Any:
+        begins(len(iterable) if total is None else total)
+        return Bar() if iterable is None else _counted(iterable, advances)
+
+    # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
+    object.__setattr__(pipeline, "progress_bar", progress_bar)
+    try:
+        yield
+    finally:
+        object.__delattr__(pipeline, "progress_bar")
+
+
+def _counted(items: Any, advances: Callable[[], None]) -> Iterator[Any]:
+    for item in items:
+        yield item
+        advances()
+
+
+def _picture(made: Any) -> Image.Image:
+    """The one picture of a pipeline's answer; of a video's, the one frame."""
+    found = made.images if hasattr(made, "images") else made.frames
+    while isinstance(found, list | tuple):
+        found = found[0]
+    return found.convert("RGB")
