@@ -14,13 +14,14 @@ class Text:
 
     tokenizer: its name in the pipeline. start: the column of its first token. from_end: its last token has the last
     column instead; the pipeline drops tokens of its template, or pads, in front. limited: the pipeline itself cuts the
-    tokens off, at its `max_sequence_length`.
+    tokens off, at its `max_sequence_length`. most: it keeps no more tokens than so many, as a probe found.
     """
 
     tokenizer: str
     start: int = 0
     from_end: bool = False
     limited: bool = False
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Family:
     - feature: what the reference block is compared by: its raw queries, or its attention's output.
     - options: what the pipeline's call is told besides; edits: it takes a picture too, but need not;
       multiple: of how many pixels it wants a side to be a multiple.
+    - found: what the probe found out, for a denoiser that nobody has listed; cell: pixels a side of a latent cell, 0
+      where the pipeline's own figure is right.
     """
 
     name: str
@@ -61,3 +64,5 @@ class Family:
     edits: bool = False
     pipelines: tuple[str, ...] = ()
     multiple: int = 8
+    found: str = ""
+    cell: int = 0
