@@ -87,11 +87,14 @@ def cogview3() -> Any:
 @ready
 def longcat() -> Any:
     """LongCat-Image: tokens put together piece by piece, behind a template that is cut off and before its end."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, LongCatImagePipeline, LongCatImageTransformer2DModel
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        LongCatImagePipeline,
+        LongCatImageTransformer2DModel,
+    )
 
-    from goca.model.tiny.joint_llm import _qwen_vl
-
-    tokenizer = tokenizers.qwen(limit=512)
+    qwen = BUILDERS["qwen_image"]()
     transformer = LongCatImageTransformer2DModel(
         in_channels=64,
         num_layers=2,
@@ -102,23 +105,21 @@ def longcat() -> Any:
         pooled_projection_dim=16,
         axes_dims_rope=[4, 4, 8],
     )
-    from diffusers import AutoencoderKL
-
-    vae16 = AutoencoderKL(
+    # The pipeline makes 16 channels, whatever its parts say.
+    autoencoder = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8,) * 2,
+        block_out_channels=(8, 8),
         latent_channels=16,
         norm_num_groups=4,
-        sample_size=64,
         scaling_factor=0.3611,
         shift_factor=0.1159,
     )
     return LongCatImagePipeline(
         transformer=transformer,
-        vae=vae16,
-        text_encoder=_qwen_vl(tokenizer),
-        tokenizer=tokenizer,
+        vae=autoencoder,
+        text_encoder=qwen.text_encoder,
+        tokenizer=qwen.tokenizer,
         text_processor=None,
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )

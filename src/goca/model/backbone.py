@@ -83,6 +83,11 @@ class Backbone:
         return getattr(module, "_orig_mod", module)
 
     @property
+    def in_parts(self) -> bool:
+        """Whether the denoiser is moved about in parts, so that it has to come to its end to be put back."""
+        return any(_is_moved(module) for module in self.denoiser.modules())
+
+    @property
     def device(self) -> str:
         """Where the pipeline runs."""
         return str(self.pipeline._execution_device)
@@ -208,8 +213,7 @@ class Backbone:
             noisy = add_noise(pipeline.scheduler, latents, level, seed)
             object.__setattr__(pipeline, "encode_prompt", replay(encoded))
             args, kwargs = self.inputs(pipeline, noisy, captions, level)
-            # A denoiser that is moved about in parts has to come to its end to be put back.
-            whole = to_the_end or any(_is_moved(module) for module in self.denoiser.modules())
+            whole = to_the_end or self.in_parts
             try:
                 with Tap(self.denoiser, grids, sink, self.family.joint, self.family.stand_in, whole):
                     return self.denoiser(*args, **kwargs)[0]

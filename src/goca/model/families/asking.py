@@ -1,7 +1,7 @@
 """What a probe does to a pipeline: run it on a little noise, turn one thing into its opposite, and look again."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +13,16 @@ from torch import Tensor, nn
 
 from goca.maths import Grid
 from goca.model.prompt import Prompt, listen
-from goca.model.tap import Site, Tap, native
+from goca.model.tap import AllSeen, Site, Tap, native
 from goca.model.words import Tokens
 
+CAPTIONS = (
+    "cat, traffic light, grass",
+    "cat, traffic light, grass, dog",
+    "sky, grass, wall, dog, cat, person, tree, road, house, boat, bird, car, bus, cup, fish, horse, sheep, table, "
+    "plant, chair, sofa, train, bottle, bicycle, river, sand, snow, rock, cloud, door, window, bridge, flower, bread",
+)
+"""Of three lengths: what is padded in front moves with them, and what is padded to a multiple has several."""
 LEVEL = 400
 """The noise level of every pass: any at which picture and text both matter."""
 OPPOSITE = -3.0
@@ -50,10 +57,11 @@ class Look:
 
 
 class Watch(Tap):
-    """A tap that expects no layout."""
+    """A tap that expects no layout; `AllSeen` is raised behind attention number `last`."""
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, last: int | None) -> None:
         super().__init__(denoiser, (), lambda picture, call: None)
+        self.last = last
         self.attentions: list[Attention] = []
 
     def __enter__(self) -> "Watch":
@@ -70,6 +78,8 @@ class Watch(Tap):
             self.attentions.append(Attention(site, handed, query[0, 0], key[0, 0]))
             if site is not None:
                 self._calls[site] += 1
+            if len(self.attentions) - 1 == self.last:
+                raise AllSeen
         return output
 
     @property
@@ -90,12 +100,18 @@ class Asking:
 
     @torch.no_grad()
     def look(
-        self, size: Grid, caption: str, cell: Grid | None = None, token: tuple[str, Tokens, int] | None = None
+        self,
+        size: Grid,
+        caption: str,
+        cell: Grid | None = None,
+        token: tuple[str, Tokens, int] | None = None,
+        last: int | None = None,
     ) -> Look:
         """One pass over noise of `size` latent cells, always the same.
 
         cell: the latent cell that is turned into its opposite. token: (tokenizer, what it made of the caption, place)
-        of the token whose embedding is. Raises whatever the pipeline raises.
+        of the token whose embedding is. last: the number of the last attention of interest. Raises whatever the
+        pipeline raises.
         """
         noise = torch.randn(1, self.channels, *size, generator=torch.Generator().manual_seed(0))
         if cell is not None:
@@ -108,7 +124,7 @@ class Asking:
             with turned:
                 prompt = listen(pipeline, caption, ask)
             args, kwargs = calls[0]
-            with Watch(backbone.denoiser) as watch:
+            with suppress(AllSeen), Watch(backbone.denoiser, None if backbone.in_parts else last) as watch:
                 backbone.denoiser(*args, **kwargs)
         return Look(tuple(watch.attentions), watch.silent, prompt)
 
@@ -118,7 +134,8 @@ class Asking:
 
 def encoder_of(pipeline: Any, tokenizer: str) -> Any:
     """The text encoder that goes with a tokenizer of a pipeline, None where there is none."""
-    return getattr(pipeline, tokenizer.replace("tokenizer", "text_encoder"), None)
+    named = tokenizer.startswith("tokenizer")
+    return getattr(pipeline, tokenizer.replace("tokenizer", "text_encoder"), None) if named else None
 
 
 def moved(before: Float[Tensor, "position dim"], after: Float[Tensor, "position dim"]) -> tuple[int, ...]:
@@ -137,18 +154,19 @@ def moved(before: Float[Tensor, "position dim"], after: Float[Tensor, "position 
 def opposite(encoder: nn.Module, tokens: Tokens, place: int) -> Iterator[None]:
     """While it is entered, the embedding of one token of a caption leaves its text encoder turned into its opposite.
 
-    The caption is found among the numbers that the encoder is given, wherever a template or padding put it; a call that
-    has no such numbers is left alone. Whichever part of the encoder a pipeline calls, it is the outermost that counts.
+    The caption up to the token is found among the numbers that the encoder is given, wherever a template or padding put
+    it; a call that has no such numbers is left alone. Whichever part of the encoder a pipeline calls, the outermost
+    counts.
     """
-    inside = [at for at, special in enumerate(tokens.special) if not special]
-    wanted = list(tokens.ids[inside[0] : inside[-1] + 1])
+    first = tokens.special.index(False)
+    wanted = list(tokens.ids[first : place + 1])
     running: list[tuple[int, int] | None] = []
 
     def starts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim == 2]
         found = [_find(wanted, row.tolist()) for one in rows if not one.is_floating_point() for row in one]
         at = next((at for at in found if at is not None), None)
-        running.append(None if at is None else (at - inside[0] + place, rows[0].shape[1]))
+        running.append(None if at is None else (at + place - first, rows[0].shape[1]))
 
     def ends(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         where = running.pop()

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from goca.errors import GocaError
-from goca.model.families import transformer, unet
-from goca.model.families.asking import LEVEL, Asking, encoder_of
+from goca.model.families import transformer, unet, unsupported
+from goca.model.families.asking import CAPTIONS, LEVEL, Asking, encoder_of
 from goca.model.families.facts import Family, Text
-from goca.model.families.questions import CAPTIONS, Probe, is_unet
+from goca.model.families.questions import Probe, is_unet
 from goca.model.load import quiet
 from goca.model.noise import is_flow
 from goca.model.tap import AttentionCall, sites
@@ -113,6 +113,8 @@ def refused(pipeline: Any, denoiser: Any, missing: str) -> GocaError:
 
 def _denoiser_of(pipeline: Any) -> str:
     """The attribute that holds the denoiser: a part that attends, and neither reads the caption nor sees pixels."""
+    if not hasattr(pipeline, "components"):
+        raise unsupported(type(pipeline).__name__, ["parts"])
     parts = {name: getattr(pipeline, name) for name in pipeline.components if not name.startswith(_NO_DENOISER)}
     attending = [name for name, part in parts.items() if isinstance(part, nn.Module) and sites(part)]
     for name in ("transformer", "unet", *attending):

@@ -14,24 +14,22 @@ from PIL import Image
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.model.families import unet
-from goca.model.families.asking import Asking, Look, encoder_of, moved
+from goca.model.families.asking import CAPTIONS, Asking, Look, encoder_of, moved
 from goca.model.families.facts import Family, Text
 from goca.model.tap import Joint
 
-CAPTIONS = ("cat, traffic light, grass", "cat, traffic light, grass, dog", ", ".join(["cat, sky, wall, dog"] * 16))
-"""Of three lengths: what is padded in front moves with them, and what is padded to a multiple has several."""
 MULTIPLES = (8, 16, 32, 64)
 """Of how many pixels a pipeline may want its sides to be multiples."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A pass over a caption, by its number, in which one token of a tokenizer was turned."""
+    """A token of a caption, by its tokenizer and its place there; a look without and one with it turned."""
 
     tokenizer: str
-    caption: int
     place: int
-    look: Look
+    plain: Look
+    turned: Look
 
 
 def is_unet(denoiser: Any) -> bool:
@@ -44,26 +42,22 @@ class Probe:
 
     def __init__(self, asking: Asking) -> None:
         self.asking, self.backbone = asking, asking.backbone
+        self.heard = {name for name in self.backbone.pipeline.components if encoder_of(self.backbone.pipeline, name)}
 
     def answers(self) -> tuple[Family, int]:
         """All of them: the row, and the latent cells a side of a pixel, 0 where levels differ in that."""
         self.backbone.family = replace(self.backbone.family, cell=self._how_large_is_a_cell())
-        self.step, look = self._in_what_steps_do_sizes_go()
+        self.step, self.plain = self._in_what_steps_do_sizes_go()
         self.size = (3 * self.step, 5 * self.step)
-        self.plain = [look, *(self.asking.look(self.size, caption) for caption in CAPTIONS[1:])]
-        self.attentions = self.plain[0].attentions
+        self.attentions = self.plain.attentions
         stand_in = self._is_some_attention_linear()
-        far = (self.size[0] - 1, self.size[1] - 1)
-        self.corners = [self.asking.look(self.size, CAPTIONS[0], cell=cell) for cell in ((0, 0), (0, far[1]), far)]
-        self.words = list(self._turn_words())
+        self.far = self.asking.look(self.size, CAPTIONS[0], cell=(self.size[0] - 1, self.size[1] - 1)).attentions
         self.here = self._where_do_pixels_read_words()
         first, cells = self._how_do_pixels_stand()
         joint = self._how_are_words_and_pixels_joined(first, cells) if self._are_they_joined() else None
         if joint is None:
             self._is_all_else_alike(first)
-        texts = self._which_columns_are_the_words(
-            0 if joint is None else self._pixels(self.size, cells, joint.multiple), joint
-        )
+        texts = self._which_columns_are_the_words(joint, self._pixels(self.size, cells, joint.multiple) if joint else 0)
         return replace(self.backbone.family, texts=texts, joint=joint, stand_in=stand_in), cells
 
     def _how_large_is_a_cell(self) -> int:
@@ -95,49 +89,56 @@ class Probe:
 
     def _is_some_attention_linear(self) -> bool:
         """Whether dense features have to stand in for self-attention; any other attention has to be seen."""
-        for site in self.plain[0].silent:
+        for site in self.plain.silent:
             processor = type(getattr(site.module, "processor", None)).__name__
             if "Linear" not in processor:
                 raise GocaError(
                     f"attention of {site.block} is not seen: it runs without scaled_dot_product_attention "
                     f"(processor {processor})"
                 )
-        return bool(self.plain[0].silent)
-
-    def _turn_words(self) -> Iterator[Word]:
-        """Two tokens of each tokenizer in the first caption, one in the others; never the last, which may be pooled."""
-        for number, plain in enumerate(self.plain):
-            for name, tokens in plain.prompt.texts.items():
-                if encoder_of(self.backbone.pipeline, name) is None:
-                    continue
-                own = [place for place, special in enumerate(tokens.special) if not special]
-                for place in {own[len(own) // 3], own[2 * len(own) // 3]} if number == 0 else {own[len(own) // 3]}:
-                    look = self.asking.look(self.size, CAPTIONS[number], token=(name, tokens, place))
-                    yield Word(name, number, place, look)
+        return bool(self.plain.silent)
 
     def _where_do_pixels_read_words(self) -> int:
-        """The first attention whose queries hang on a pixel and whose keys hang on a word."""
-        far = self.corners[-1].attentions
-        first = [word.look.attentions for word in self.words if word.caption == 0]
+        """The first attention whose queries hang on a pixel and whose keys hang on a word; whose words, is `heard`."""
+        words = list(self._turned(self.plain, CAPTIONS[0], 1))
         for place, one in enumerate(self.attentions):
-            asks = moved(one.q, far[place].q)
+            asks = moved(one.q, self.far[place].q)
             if asks and one.site is None:
                 raise GocaError("pixels attend outside of the modules that have a processor, so no block owns it")
-            if asks and any(moved(one.k, other[place].k) for other in first):
+            heard = {word.tokenizer for word in words if moved(one.k, word.turned.attentions[place].k)}
+            if asks and heard:
+                self.heard = heard
                 return place
         raise GocaError(
             "its text columns cannot be told: turning the embedding of a token moved no key that a pixel looks at"
         )
 
+    def _turned(self, plain: Look, caption: str, third: int, last: int | None = None) -> Iterator[Word]:
+        """For each tokenizer of a caption, the token after so many thirds of it turned.
+
+        Never the last token, which may be pooled.
+        """
+        for name, tokens in plain.prompt.texts.items():
+            if name in self.heard:
+                own = [place for place, special in enumerate(tokens.special) if not special]
+                place = own[third * len(own) // 3]
+                yield Word(
+                    name, place, plain, self.asking.look(self.size, caption, token=(name, tokens, place), last=last)
+                )
+
     def _are_they_joined(self) -> bool:
         """Whether pixels are among the keys beside the words."""
         one = self.attentions[self.here]
-        return bool(moved(one.k, self.corners[-1].attentions[self.here].k))
+        return bool(moved(one.k, self.far[self.here].k))
 
     def _how_do_pixels_stand(self) -> tuple[int, int]:
         """The first pixel's position, and the latent cells a side of a pixel (0: as many as the levels have)."""
         one = self.attentions[self.here]
-        places = [moved(one.q, look.attentions[self.here].q) for look in self.corners]
+        corners = [
+            self.asking.look(self.size, CAPTIONS[0], cell=cell, last=self.here).attentions
+            for cell in ((0, 0), (0, self.size[1] - 1))
+        ]
+        places = [moved(one.q, turned[self.here].q) for turned in (*corners, self.far)]
         if not all(places):
             raise GocaError("a corner of the latent moved no query: its pixels stand in no order that can be told")
         first, right, last = (place[0] for place in places)
@@ -170,7 +171,7 @@ class Probe:
             raise GocaError(f"{len(one.q)} positions ask and {length} answer: pixels and words are not one sequence")
         # With fewer pixels than a padding adds, what the lengths differ by tells the padding.
         small = (2 * self.step, self.step)
-        less = length - len(self.asking.look(small, CAPTIONS[0]).attentions[self.here].k)
+        less = length - len(self.asking.look(small, CAPTIONS[0], last=self.here).attentions[self.here].k)
         for multiple in (2**power for power in range(9)):
             padded = self._pixels(self.size, cells, multiple)
             if padded - self._pixels(small, cells, multiple) == less:
@@ -186,7 +187,7 @@ class Probe:
         owned = [(one.site.block, place, one) for place, one in enumerate(self.attentions) if one.site is not None]
         together = {block for block, _, one in owned if len(one.q) == length}
         for block, place, one in owned:
-            hangs = moved(one.q, self.corners[-1].attentions[place].q)
+            hangs = moved(one.q, self.far[place].q)
             if len(one.q) not in (length, *pixels) and (hangs or block in together):
                 raise GocaError(f"{block} attends at {len(one.q)} positions, where others do at {length}")
         alone = tuple(dict.fromkeys(block.partition(".")[0] for block, *_ in owned if block not in together))
@@ -212,22 +213,25 @@ class Probe:
                     "that it was handed (encoder_hidden_states)"
                 )
 
-    def _which_columns_are_the_words(self, pixels: int, joint: Joint | None) -> tuple[Text, ...]:
+    def _which_columns_are_the_words(self, joint: Joint | None, pixels: int) -> tuple[Text, ...]:
         """Where each tokenizer's tokens stand among the text's columns; one whose tokens move no key is left out.
 
         pixels: how many keys are not the text's.
         """
+        here = self.here
+        plain = [self.plain, *(self.asking.look(self.size, caption, last=here) for caption in CAPTIONS[1:])]
+        asked = zip((plain[0], *plain), (CAPTIONS[0], *CAPTIONS), (2, 1, 1, 1), strict=True)
+        words = [word for look, caption, third in asked for word in self._turned(look, caption, third, here)]
         before = 0 if joint is None or joint.text_first else pixels
-        widths = {len(plain.attentions[self.here].k) - pixels for plain in self.plain}
+        widths = {len(look.attentions[here].k) - pixels for look in plain}
         limited = self.backbone.family.texts[0].limited
         texts: list[Text] = []
-        for name in dict.fromkeys(word.tokenizer for word in self.words):
+        for name in dict.fromkeys(word.tokenizer for word in words):
             starts, ends = [], []
-            for word in (word for word in self.words if word.tokenizer == name):
-                plain = self.plain[word.caption]
-                columns = moved(plain.attentions[self.here].k, word.look.attentions[self.here].k)
+            for word in (word for word in words if word.tokenizer == name):
+                columns = moved(word.plain.attentions[here].k, word.turned.attentions[here].k)
                 starts.append({column - before - word.place for column in columns})
-                ends.append(plain.prompt.length - len(plain.prompt.texts[name].ids))
+                ends.append(word.plain.prompt.length - len(word.plain.prompt.texts[name].ids))
             # Words may have met each other before: what moves beside the column is not in one place for all of them.
             fixed = set.intersection(*starts)
             if len(fixed) > 1:
