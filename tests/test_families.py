@@ -89,7 +89,7 @@ def test_the_output_is_bit_identical_without_the_tap(asked: Asked, monkeypatch: 
 
 
 def test_the_denoiser_is_told_the_noise_in_its_own_way(asked: Asked) -> None:
-    with asked.backbone._borrowed() as pipeline:
+    with asked.backbone.borrowed() as pipeline:
         call = asked.backbone._first_call(pipeline, [CAPTION], SIZE, LEVEL)
     named = {name: value for name, value in call.named.items() if name in ("timestep", "timesteps", "t")}
     told = next(iter(named.values()), None) if named else call.inputs[1]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.model.families import check_kind, family_of
+from goca.model.families import check_kind, family_of, probe
 from goca.model.noise import add_noise, is_flow, pinned
 from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, listen, replay
 from goca.model.tap import AllSeen, Sink, Tap, native, sites
@@ -72,10 +72,15 @@ class Backbone:
     settings: Settings = field(init=False)
 
     def __post_init__(self) -> None:
-        self.family = family_of(self.pipeline)
+        listed = family_of(self.pipeline)
+        self.family = listed or probe.guess(self.pipeline)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", None) or type(self.pipeline).__name__)
         self._check()
+        if listed is None:
+            self.family = probe.recognise(self)
         self.settings = settings_for(self.denoiser, self.family, self.cell, self.blocks)
+        if listed is None:
+            probe.confirm(self)
 
     def _check(self) -> None:
         """Raise GocaError for a pipeline that cannot be asked about a picture of the user's."""
@@ -103,6 +108,11 @@ class Backbone:
         return getattr(module, "_orig_mod", module)
 
     @property
+    def in_parts(self) -> bool:
+        """Whether the denoiser is moved about in parts, so that it has to come to its end to be put back."""
+        return any(_is_moved(module) for module in self.denoiser.modules())
+
+    @property
     def device(self) -> str:
         """Where the pipeline runs."""
         return str(self.pipeline._execution_device)
@@ -115,6 +125,8 @@ class Backbone:
     @property
     def cell(self) -> int:
         """Pixels a side of one latent cell."""
+        if self.family.cell:
+            return self.family.cell
         names = ("vae_scale_factor", "vae_scale_factor_spatial")
         return int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
 
@@ -142,7 +154,7 @@ class Backbone:
 
     def fits(self, named: Sequence[Noun]) -> bool:
         """Whether the nouns' caption fits a tokenizer whose tokens are attended to."""
-        with self._borrowed() as pipeline:
+        with self.borrowed() as pipeline:
             for text in self.family.texts:
                 tokenizer = getattr(pipeline, text.tokenizer, None)
                 if tokenizer is None:
@@ -151,6 +163,8 @@ class Backbone:
                 if text.limited:
                     limit = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
                     most = min(most, limit) - self._template.get(text.tokenizer, 0)
+                if text.most is not None:
+                    most = min(most, text.most - self._template.get(text.tokenizer, 0))
                 if len(tokenizer(caption_of(named), verbose=False).input_ids) <= most:
                     return True
         return False
@@ -167,7 +181,7 @@ class Backbone:
         """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
         if caption not in prompts:
             side = self.multiple * max(1, self.settings.size // self.multiple)
-            with self._borrowed() as pipeline:
+            with self.borrowed() as pipeline:
                 level = self.settings.noise
                 ask = partial(self._first_call, pipeline, [caption], (side, side), level)
                 prompts[caption] = listen(pipeline, caption, ask)
@@ -187,7 +201,7 @@ class Backbone:
     def latents(self, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "picture channel height width"]:
         """The mode of the VAE's posterior, scaled for the denoiser, of pictures shown at `size` = (height, width)."""
         pipeline, vae = self.pipeline, self.pipeline.vae
-        with self._borrowed():
+        with self.borrowed():
             processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
             pixels = processor.preprocess(list(images), height=size[0], width=size[1])
             before = vae.dtype
@@ -227,21 +241,26 @@ class Backbone:
         captions: one a picture; they may differ, if their encodings have one shape. to_the_end: without it the pass
         ends with the last attention, and there is no output.
         """
-        height, width = (side * self.cell for side in latents.shape[-2:])
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
         encoded = [self.prompt(caption, prompts) for caption in captions]
-        with self._borrowed() as pipeline, native(self.denoiser):
+        with self.borrowed() as pipeline, native(self.denoiser):
             noisy = add_noise(pipeline.scheduler, latents, level, seed)
             object.__setattr__(pipeline, "encode_prompt", replay(encoded))
-            call = self._first_call(pipeline, captions, (height, width), level)
-            args, kwargs = _with_sample(call, _packed(pipeline, noisy, call))
-            # A denoiser that is moved about in parts has to come to its end to be put back.
-            whole = to_the_end or any(_is_moved(module) for module in self.denoiser.modules())
+            args, kwargs = self.inputs(pipeline, noisy, captions, level)
+            whole = to_the_end or self.in_parts
             try:
                 with Tap(self.denoiser, grids, sink, self.family.joint, self.family.stand_in, whole):
                     return self.denoiser(*args, **kwargs)[0]
             except AllSeen:
                 return None
+
+    def inputs(
+        self, pipeline: Any, noisy: Float[Tensor, "picture channel height width"], captions: Sequence[str], level: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the borrowed pipeline hands its denoiser, the latent replaced: (positional, named) arguments."""
+        height, width = (side * self.cell for side in noisy.shape[-2:])
+        call = self._first_call(pipeline, captions, (height, width), level)
+        return _with_sample(call, _packed(pipeline, noisy, call))
 
     def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, level: int) -> _FirstCall:
         """Run the pipeline until it calls its denoiser; the borrowed pipeline is changed freely here."""
@@ -282,7 +301,7 @@ class Backbone:
         raise GocaError(f"{self.name} never called its denoiser: this pipeline is not supported")
 
     @contextmanager
-    def _borrowed(self) -> Iterator[Any]:
+    def borrowed(self) -> Iterator[Any]:
         """The pipeline, for one call at a time; every attribute of it is put back in the end."""
         with alone(self.pipeline):
             attributes = vars(self.pipeline)

@@ -16,6 +16,8 @@ from goca.model.families import FAMILIES, unsupported
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError, SafetensorError)
+PARTS = (("vae",), ("text_encoder",), ("tokenizer",), ("transformer", "unet"))
+"""What a text-to-image pipeline is made of, by the names of its parts: one of each."""
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -57,9 +59,12 @@ def _from_pretrained(
     try:
         index = diffusers.DiffusionPipeline.load_config(where, **options)
         kind = str(index.get("_class_name"))
-        classes = {part[-1] for part in index.values() if isinstance(part, list | tuple) and part}
-        if not any(classes.intersection(family.denoisers) for family in FAMILIES):
-            raise unsupported(kind)
+        classes = {name: part[-1] for name, part in index.items() if isinstance(part, list | tuple) and part}
+        if not any(set(classes.values()).intersection(family.denoisers) for family in FAMILIES):
+            # What nobody has listed is probed once it is loaded, if there is all that a probe needs.
+            missing = [" or ".join(names) for names in PARTS if not any(map(classes.get, names))]
+            if missing:
+                raise unsupported(kind, missing)
         for part in ("safety_checker", "feature_extractor", "image_encoder"):
             if part in index:
                 options[part] = None

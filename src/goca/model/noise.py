@@ -84,6 +84,10 @@ def _pinned_flow(scheduler: Any, level: int, odds: bool) -> Any:
             self.num_inference_steps = 1
             self._step_index = self._begin_index = None
 
+        def scale_model_input(self, sample: Tensor, *unused: Any) -> Tensor:
+            # Bria's pipeline asks for it of anything but the very class.
+            return sample
+
     known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
     out = Pinned(**{name: value for name, value in scheduler.config.items() if name in known})
     # Cosmos writes more into its scheduler's configuration, and reads it there.

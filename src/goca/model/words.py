@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -41,13 +41,14 @@ class Noun:
 class Tokens:
     """What a tokenizer made of a caption: the text it got, each token's character range, and which are special.
 
-    start: the column of the first token.
+    start: the column of the first token. ids: the tokens' numbers.
     """
 
     text: str
     offsets: tuple[tuple[int, int], ...]
     special: tuple[bool, ...]
     start: int = 0
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:
     offsets = tuple((int(a), int(b)) for a, b in encoding.offsets)
     pieces = zip(encoding.special_tokens_mask, encoding.tokens, strict=True)
     special = tuple(bool(flag) or not piece.strip(GAPS) for flag, piece in pieces)
-    return _within(caption, Tokens(text, offsets, special))
+    return _within(caption, Tokens(text, offsets, special, ids=tuple(encoding.ids)))
 
 
 def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") -> Tokens:
@@ -238,7 +239,7 @@ def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") ->
     # Special tokens stand for no character, as fast tokenizers tell it too.
     offsets = tuple((b, b) if one in special else (a, b) for one, a, b in ranges)
     flags = tuple(not text[a:b].strip() for a, b in offsets)
-    return _within(caption, Tokens(text, offsets, flags))
+    return _within(caption, Tokens(text, offsets, flags, ids=tuple(ids)))
 
 
 def _within(caption: str, tokens: Tokens) -> Tokens:
@@ -247,7 +248,7 @@ def _within(caption: str, tokens: Tokens) -> Tokens:
     place = text.lower().rfind(caption.lower()) if caption else -1
     start, end = (0, len(text)) if place < 0 else (place, place + len(caption))
     special = tuple(flag or b <= start or a >= end for flag, (a, b) in zip(tokens.special, tokens.offsets, strict=True))
-    return Tokens(" " * start + text[start:end] + " " * (len(text) - end), tokens.offsets, special)
+    return replace(tokens, text=" " * start + text[start:end] + " " * (len(text) - end), special=special)
 
 
 @lru_cache(maxsize=4096)

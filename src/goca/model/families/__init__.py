@@ -1,6 +1,7 @@
 """What differs between kinds of denoiser, as rows of facts."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -166,21 +167,24 @@ FAMILIES = (
 )
 
 
-def family_of(pipeline: Any) -> Family:
-    """The family of a loaded pipeline; GocaError, naming what is supported, for any other."""
+def family_of(pipeline: Any) -> Family | None:
+    """The family of a loaded pipeline, None where nobody has listed it."""
     for family in FAMILIES:
         denoiser = getattr(pipeline, family.component, None)
         # A compiled module is wrapped: look at the class of what it wraps.
         alike = type(getattr(denoiser, "_orig_mod", denoiser)).__name__ in family.denoisers
         if alike and (not family.pipelines or type(pipeline).__name__ in family.pipelines):
             return family
-    raise unsupported(type(pipeline).__name__)
+    return None
 
 
-def unsupported(pipeline_class: str) -> GocaError:
-    """The error for a pipeline of no known family."""
+def unsupported(pipeline_class: str, missing: Sequence[str]) -> GocaError:
+    """The error for a pipeline of no known family that lacks parts, so that it is of no use to probe it."""
     known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.denoisers))
-    return GocaError(f"{pipeline_class} is not supported: goca reads text-to-image pipelines built on {known}")
+    return GocaError(
+        f"{pipeline_class} is not supported: goca reads latent text-to-image pipelines, and this one has no "
+        f"{', no '.join(missing)}; load one that has, such as those built on {known}"
+    )
 
 
 def check_kind(pipeline: Any, family: Family) -> None:

@@ -14,13 +14,14 @@ class Text:
 
     tokenizer: its name in the pipeline. start: the column of its first token. from_end: its last token has the last
     column instead; the pipeline drops tokens of its template, or pads, in front. limited: the pipeline itself cuts the
-    tokens off, at its `max_sequence_length`.
+    tokens off, at its `max_sequence_length`. most: it keeps no more tokens than so many, as a probe found.
     """
 
     tokenizer: str
     start: int = 0
     from_end: bool = False
     limited: bool = False
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Family:
       multiple: of how many pixels it wants a side to be a multiple; resizes: it makes every picture as large as its
       `default_sample_size` says.
     - odds: a flow model's sampler counts noise against the picture, s / (1 - s), and not as a share of both.
+    - found: what the probe found out, for a denoiser that nobody has listed; cell: pixels a side of a latent cell, 0
+      where the pipeline's own figure is right.
     """
 
     name: str
@@ -65,3 +68,5 @@ class Family:
     multiple: int = 8
     resizes: bool = False
     odds: bool = False
+    found: str = ""
+    cell: int = 0

@@ -40,11 +40,19 @@ def packed_grid(transformer: Any, latent: Grid) -> tuple[Grid, ...]:
     return ((latent[0] // 2, latent[1] // 2),)
 
 
-def layers_by_depth(reference: float, *refine: tuple[float, float]) -> Any:
-    """(reference block, refinement blocks) at these shares of the depth; `refine`: from and to, both included."""
+def every(cells: int) -> Any:
+    """The grid of a transformer that is known to have one position for so many latent cells a side."""
+    return lambda transformer, latent: ((latent[0] // cells, latent[1] // cells),)
+
+
+def layers_by_depth(reference: float, *refine: tuple[float, float], aside: tuple[str, ...] = REFINERS) -> Any:
+    """(reference block, refinement blocks) at these shares of the depth; `refine`: from and to, both included.
+
+    aside: blocks that do not count, by the beginnings of their paths.
+    """
 
     def choose(transformer: Any) -> tuple[str, tuple[str, ...]]:
-        blocks = list(dict.fromkeys(s.block for s in sites(transformer) if not s.block.startswith(REFINERS)))
+        blocks = list(dict.fromkeys(s.block for s in sites(transformer) if not s.block.startswith(aside)))
         last = len(blocks) - 1
         places = sorted({place for a, b in refine for place in range(round(a * last), round(b * last) + 1)})
         return blocks[round(reference * last)], tuple(blocks[place] for place in places)
