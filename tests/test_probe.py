@@ -55,7 +55,14 @@ def columns(backbone: Backbone) -> tuple[Any, ...]:
     return found.classes, found.prompt
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+def test_a_pipeline_that_makes_every_picture_as_large_is_not_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = BUILDERS["hidream"]()
+    hide(pipeline, monkeypatch)
+    with pytest.raises(GocaError, match=r"HiDreamImagePipeline .* expects a latent of"):
+        Segmenter.from_pipeline(pipeline)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "hidream"])
 def test_a_family_whose_row_is_hidden_is_found_again(name: str, picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = BUILDERS[name]()
     listed = Segmenter.from_pipeline(pipeline, size=64)
@@ -65,7 +72,7 @@ def test_a_family_whose_row_is_hidden_is_found_again(name: str, picture: Make, m
     same = {key: getattr(plan, key) for key in ("heads", "layers", "cross", "reference", "refine", "order")}
     probed = Segmenter.from_pipeline(pipeline, Recipe(**same, noise=plan.noise[0]), size=64)
     found = probed.backbone.family
-    for fact in ("component", "flow", "stand_in", "edits", "feature"):
+    for fact in ("component", "flow", "stand_in", "edits", "feature", "odds"):
         assert getattr(found, fact) == getattr(row, fact), fact
     assert _layout(found.joint) == _layout(row.joint)
     for latent in ((24, 40), (16, 56)):

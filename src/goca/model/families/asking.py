@@ -49,11 +49,15 @@ class Attention:
 
 @dataclass(frozen=True)
 class Look:
-    """One denoiser pass: its attentions in their order, the attention modules that made none, and its caption."""
+    """One denoiser pass: its attentions in their order, the attention modules that made none, and its caption.
+
+    told: the timestep that the pipeline handed to the denoiser, None where it goes by an unknown name.
+    """
 
     attentions: tuple[Attention, ...]
     silent: tuple[Site, ...]
     prompt: Prompt
+    told: float | None
 
 
 class Watch(Tap):
@@ -126,10 +130,16 @@ class Asking:
             args, kwargs = calls[0]
             with suppress(AllSeen), Watch(backbone.denoiser, None if backbone.in_parts else last) as watch:
                 backbone.denoiser(*args, **kwargs)
-        return Look(tuple(watch.attentions), watch.silent, prompt)
+        return Look(tuple(watch.attentions), watch.silent, prompt, _timestep(args, kwargs))
 
     def _inputs(self, calls: list[Any], pipeline: Any, noise: Tensor, caption: str) -> None:
         calls.append(self.backbone.inputs(pipeline, noise, [caption], LEVEL))
+
+
+def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    named = [kwargs[name] for name in ("timestep", "timesteps", "t") if name in kwargs]
+    told = named[0] if named else args[1] if len(args) > 1 else None
+    return float(told.flatten()[0]) if isinstance(told, Tensor) and told.numel() and told.ndim <= 1 else None
 
 
 def encoder_of(pipeline: Any, tokenizer: str) -> Any:

@@ -6,7 +6,7 @@ the pixel that it belongs to, a token's embedding moves the key of its column.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import lcm, prod
+from math import isclose, lcm, prod
 from typing import Any
 
 from PIL import Image
@@ -14,10 +14,13 @@ from PIL import Image
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.model.families import unet
-from goca.model.families.asking import CAPTIONS, Asking, Look, encoder_of, moved
+from goca.model.families.asking import CAPTIONS, LEVEL, Asking, Look, encoder_of, moved
 from goca.model.families.facts import Family, Text
+from goca.model.noise import LEVELS
 from goca.model.tap import Joint
 
+TOLD_EXACTLY = 1e-2
+"""Half precision rounds a timestep by less than this part of it."""
 MULTIPLES = (8, 16, 32, 64)
 """Of how many pixels a pipeline may want its sides to be multiples."""
 
@@ -48,6 +51,7 @@ class Probe:
         """All of them: the row, and the latent cells a side of a pixel, 0 where levels differ in that."""
         self.backbone.family = replace(self.backbone.family, cell=self._how_large_is_a_cell())
         self.step, self.plain = self._in_what_steps_do_sizes_go()
+        self.backbone.family = replace(self.backbone.family, odds=self._is_noise_counted_against_the_picture())
         self.size = (3 * self.step, 5 * self.step)
         self.attentions = self.plain.attentions
         stand_in = self._is_some_attention_linear()
@@ -86,6 +90,20 @@ class Probe:
                     self.backbone.family = replace(self.backbone.family, multiple=multiple)
                     return step, look
         raise errors[len(MULTIPLES) - 1]  # at the guidance that others are asked at, and a size that hardly any refuses
+
+    def _is_noise_counted_against_the_picture(self) -> bool:
+        """Whether a flow model is told s / (1 + s) where it was to be told s, or what is left of it, or thousandths."""
+        told = self.plain.told
+        if not self.backbone.family.flow or told is None:
+            return False
+        share = LEVEL / LEVELS
+        usual = {share, 1 - share, LEVEL, LEVELS - LEVEL}
+        if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in usual):
+            return False
+        odds = share / (1 + share)
+        if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in (odds, odds * LEVELS)):
+            return True
+        raise GocaError(f"its pipeline tells it a noise of {told:g} where {share:g} of the latent is noise")
 
     def _is_some_attention_linear(self) -> bool:
         """Whether dense features have to stand in for self-attention; any other attention has to be seen."""
