@@ -40,6 +40,7 @@ PROMPT = "a cat on grass, a cat"
 def pipe() -> Any:
     """One for all tests here: every one of them has to leave it as it was."""
     pipeline = sd15()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -66,7 +67,6 @@ def total(picture: TracedPicture) -> Tensor:
 
 
 def test_one_step_is_what_a_readout_of_that_pass_says(pipe: Any) -> None:
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     backbone = Backbone(pipe)
     clean = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(5))
     with trace(pipe, steps=[0]) as tr:

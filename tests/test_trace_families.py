@@ -43,7 +43,7 @@ def make(pipeline: Any, **options: Any) -> Tensor:
         **options,
     }
     given = {key: value for key, value in asked.items() if key in known}
-    return torch.as_tensor(pipeline(prompt=list(PROMPTS), **given)[0])
+    return torch.as_tensor(pipeline(**{"prompt": list(PROMPTS), **given})[0])
 
 
 def test_the_same_pictures_and_the_prompts_own_attention(name: str) -> None:
@@ -67,3 +67,16 @@ def test_the_same_pictures_and_the_prompts_own_attention(name: str) -> None:
         assert step.step == 0
         assert sum(step.layers.values()) == pytest.approx(1)
         assert all(sum(heads) == pytest.approx(1, abs=1e-4) for heads in step.heads.values())
+
+
+@pytest.mark.parametrize("name", ["lumina2", "z_image", "qwen_image"])
+def test_a_shorter_prompt_in_a_batch_is_read_as_alone(name: str) -> None:
+    with quiet():
+        pipeline = BUILDERS[name]()
+        pipeline.set_progress_bar_config(disable=True)
+        with trace(pipeline, steps=[0]) as tr:
+            make(pipeline)
+        with trace(pipeline, steps=[0]) as alone:
+            seed = [torch.Generator().manual_seed(1)]
+            make(pipeline, prompt=PROMPTS[1:], negative_prompt=NEGATIVE[1:], generator=seed)
+    torch.testing.assert_close(tr[1].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)

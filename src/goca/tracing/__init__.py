@@ -67,16 +67,15 @@ class Trace:
     @property
     def pictures(self) -> tuple[TracedPicture, ...]:
         """Every picture so far; GocaError where there is none, saying why."""
-        found = tuple(picture for pictures in self._collector.generations.values() for picture in pictures)
-        if not found:
+        if not self._collector.pictures:
             raise GocaError(self._collector.reason())
-        return found
+        return self._collector.pictures
 
     def __getitem__(self, index: int) -> TracedPicture:
         return self.pictures[index]
 
     def __len__(self) -> int:
-        return sum(map(len, self._collector.generations.values()))
+        return len(self._collector.pictures)
 
     def words(self) -> tuple[Word, ...]:
         """See `TracedPicture.words`."""
