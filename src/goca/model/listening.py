@@ -148,6 +148,7 @@ class Listener:
                 stack.enter_context(_shadowed(target, name, self._around(getattr(target, name), heard)))
             for name, recorder in self._tokenizers.items():
                 stack.enter_context(_shadowed(pipeline, name, recorder))
+            stack.callback(self._forget)
             stack.callback(self._close, complete=False)
             stack.callback(denoiser.register_forward_pre_hook(self._starts, with_kwargs=True).remove)
             stack.callback(denoiser.register_forward_hook(self._ends, always_call=True).remove)
@@ -234,6 +235,10 @@ class Listener:
             if not complete:
                 self.hearer.breaks(one)
             tap.__exit__(None, None if complete else RuntimeError(), None)
+
+    def _forget(self) -> None:
+        """Nothing of the pipeline's is kept behind the last pass."""
+        self._now, self._tokenizers = None, {}
 
     def _said(self, now: _Generation) -> list[Said]:
         """What each prompt is to the tokenizers; GocaError where no prompt was given as text."""

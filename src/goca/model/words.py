@@ -7,6 +7,7 @@ multi-token words need no special case. Columns are positions in the tokenizer's
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -153,13 +154,16 @@ class Word(NamedTuple):
 
 def spoken(texts: Sequence[Tokens]) -> dict[Word, tuple[int, ...]]:
     """The words of a prompt that tokens stand for, in its order, with their columns; no stop words."""
-    names = [match[0].lower() for tokens in texts for match in re.finditer(r"[^\W_]+", tokens.text)]
-    return {
-        Word(name, number): columns
-        for name in dict.fromkeys(names)
-        for number, columns in enumerate(occurrences(name, texts), start=1)
-        if columns
-    }
+    found: dict[Word, tuple[int, ...]] = {}
+    for tokens in texts:
+        said = Counter[str]()
+        for match in re.finditer(r"[^\W_]+", tokens.text):
+            name = match[0].lower()
+            said[name] += 1
+            found.setdefault(Word(name, said[name]), ())
+    columns = {name: occurrences(name, texts) for name in {word.name for word in found}}
+    numbered = {word: columns[word.name][word.occurrence - 1] for word in found}
+    return {word: some for word, some in numbered.items() if some}
 
 
 def occurrences(name: str, texts: Sequence[Tokens]) -> list[tuple[int, ...]]:

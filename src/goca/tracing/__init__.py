@@ -29,14 +29,14 @@ from goca.tracing.picture import TracedPicture
 __all__ = ["Step", "Trace", "TracedPicture", "trace"]
 
 
-def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Sequence[int] | None = None) -> "Trace":
+def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Any = None) -> "Trace":
     """Listen to a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
 
     The pictures are those that the pipeline makes anyway, to the bit, where it runs PyTorch's own attention: attention
     slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline belongs to the
     block's thread until its end: segmenters in others wait.
 
-    recipe: a `Recipe` or its name. steps: of the sampler, from 0, a range or any; by default all. Of a batch with
+    recipe: a `Recipe` or its name. steps: of the sampler, from 0, a range or a list; by default all. Of a batch with
     guidance only the prompts' own branch is read. Raises GocaError for a pipeline that is not supported, and inside the
     block, from the pipeline's call, for one that cannot be traced.
     """
@@ -50,7 +50,7 @@ class Trace:
     asked is asked of the first picture: see `TracedPicture`.
     """
 
-    def __init__(self, pipe: Any, recipe: Recipe | str, steps: Sequence[int] | None) -> None:
+    def __init__(self, pipe: Any, recipe: Recipe | str, steps: Any) -> None:
         backbone = Generating(pipe)
         planner = Planner(backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
         self._collector = Collector(planner, planner.plan(recipe), backbone.cell, _checked(steps))
@@ -67,16 +67,15 @@ class Trace:
     @property
     def pictures(self) -> tuple[TracedPicture, ...]:
         """Every picture so far; GocaError where there is none, saying why."""
-        found = tuple(picture for pictures in self._collector.generations.values() for picture in pictures)
-        if not found:
+        if not self._collector.pictures:
             raise GocaError(self._collector.reason())
-        return found
+        return self._collector.pictures
 
     def __getitem__(self, index: int) -> TracedPicture:
         return self.pictures[index]
 
     def __len__(self) -> int:
-        return sum(map(len, self._collector.generations.values()))
+        return len(self._collector.pictures)
 
     def words(self) -> tuple[Word, ...]:
         """See `TracedPicture.words`."""
@@ -117,9 +116,13 @@ class Trace:
         return tuple(path for picture, own in zip(pictures, stems, strict=True) for path in picture.save(folder, own))
 
 
-def _checked(steps: Sequence[int] | None) -> Container[int] | None:
+def _checked(steps: Any) -> Container[int] | None:
     if steps is None:
         return None
-    if not isinstance(steps, Sequence) or not steps or not all(isinstance(one, Integral) and one >= 0 for one in steps):
+    if (
+        not isinstance(steps, Sequence)
+        or not steps
+        or not all(isinstance(one, Integral) and int(one) >= 0 for one in steps)
+    ):
         raise GocaError(f"steps {steps!r} are no steps of a sampler: give a range or numbers from 0, or None for all")
     return frozenset(steps)

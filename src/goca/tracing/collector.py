@@ -25,6 +25,11 @@ class Collector:
     _readouts: list[Readout] = field(default_factory=list)
     _last: int | None = None
 
+    @property
+    def pictures(self) -> tuple[TracedPicture, ...]:
+        """Those of which a step was read."""
+        return tuple(one for pictures in self.generations.values() for one in pictures if one.steps)
+
     def starts(self, one: Pass) -> Sink | None:
         """A readout for each picture, where the step is wanted."""
         self._last = one.step

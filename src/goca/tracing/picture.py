@@ -137,14 +137,15 @@ class TracedPicture:
         }
 
     def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
-        """Write STEM.png, STEM.WORD.heatmap.png for each word ("cat", "cat#2") and, last, STEM.json; returns the paths.
+        """Write STEM.png, STEM.WORD.heatmap.png for each word (the second "cat" is "cat-2") and, last, STEM.json; their
+        paths.
 
         All are written, or none. Raises GocaError where the folder cannot be written.
         """
-        pictures = {f"{word}.heatmap.png": self.heatmap(word) for word in self.words()}
-        files = {
-            Path(folder) / f"{stem}.{name}": _png(picture) for name, picture in {"png": self.image, **pictures}.items()
-        }
+        pictures = {f"{stem}.png": self.image}
+        for word in self.words():
+            pictures[f"{stem}.{str(word).replace('#', '-')}.heatmap.png"] = self.heatmap(word)
+        files = {Path(folder) / name: _png(picture) for name, picture in pictures.items()}
         told = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         paths = {**files, Path(folder) / f"{stem}.json": told.encode()}
         export.write_atomic(paths)

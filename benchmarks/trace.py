@@ -1,0 +1,102 @@
+"""What tracing costs on top of the denoiser passes of a generation: full-size layers with random weights.
+
+    python benchmarks/trace.py [--json] [--rounds 2] [--threads 1] [--only sd15|sd15-guided|flux]
+
+sd15: an SD 1.5-shaped UNet at 512 px, without guidance; sd15-guided: with it, so that one row of two is read; flux: one
+double and two single blocks of Flux.1's width, 1024 pixels and 128 words. Each call makes one step and no picture.
+Plain calls and traced ones, with the default recipe and with "daam" (no weights of layers, no refinement), alternate in
+one process; CPU seconds are medians, memory is the resident peak above what the process held before the call (Linux).
+`cpu_ratio` is traced over plain; the bar is 1.25. About seven CPU minutes with one round, and 6 GiB.
+
+Last figures, one round, on a machine that other work shared: goca 1.29 (sd15), 1.14 (sd15-guided), 1.13 (flux); daam
+1.10, 1.02, 1.11; at most 0.12 GiB more than plain. The default recipe misses the bar without guidance.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from overhead import build, peak
+
+from goca import trace
+from goca.model.tiny import BUILDERS
+
+PROMPT = "a cat on the grass under a traffic light"
+RECIPES = ("goca", "daam")
+
+
+def flux() -> FluxPipeline:
+    """A slice of Flux.1's transformer, its layers at full width; what is around it is tiny, for it is not measured."""
+    torch.manual_seed(0)
+    parts = BUILDERS["flux"]().components
+    small = parts["transformer"].config
+    slim = FluxTransformer2DModel(
+        in_channels=small.in_channels,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=128,
+        num_attention_heads=24,
+        joint_attention_dim=small.joint_attention_dim,
+        pooled_projection_dim=small.pooled_projection_dim,
+        guidance_embeds=small.guidance_embeds,
+    )
+    return FluxPipeline(**{**parts, "transformer": slim.eval()})
+
+
+CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "sd15": (build, {"guidance_scale": 1.0, "height": 512, "width": 512}),
+    "sd15-guided": (build, {"guidance_scale": 7.5, "height": 512, "width": 512}),
+    # Cells of 2 px, four of them a pixel of the transformer's.
+    "flux": (flux, {"height": 128, "width": 128, "max_sequence_length": 128}),
+}
+
+
+def measure(pipeline: Any, options: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Seconds and peaks of one step, plain and traced, after one round to warm up."""
+    pipeline.set_progress_bar_config(disable=True)
+
+    def plain() -> None:
+        pipeline(PROMPT, num_inference_steps=1, output_type="latent", **options)
+
+    def traced(recipe: str) -> None:
+        with trace(pipeline, recipe) as tr:
+            plain()
+        tr.map("cat")
+
+    runs: dict[str, list[tuple[float, float]]] = {"plain": [], **{name: [] for name in RECIPES}}
+    for _ in range(rounds + 1):
+        runs["plain"].append(peak(plain))
+        for name in RECIPES:
+            runs[name].append(peak(lambda name=name: traced(name)))  # type: ignore[misc]
+    seconds, memory = (
+        {name: statistics.median(run[index] for run in some[1:]) for name, some in runs.items()} for index in (0, 1)
+    )
+    return {
+        "cpu_ratio": {name: seconds[name] / seconds["plain"] for name in RECIPES},
+        "extra_gib": {name: memory[name] - memory["plain"] for name in RECIPES},
+        "cpu_seconds": seconds,
+        "peak_gib": memory,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--rounds", type=int, default=2, help="of each, after one to warm up")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=CASES, help="one case alone")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    told: dict[str, Any] = {"threads": options.threads, "torch": torch.__version__}
+    for name, (make, asked) in CASES.items():
+        if options.only in (None, name):
+            told[name] = measure(make(), asked, options.rounds)
+    print(json.dumps(told) if options.json else json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,507 @@
+"""Trace: what is collected while a pipeline generates, and what can be asked of it."""
+
+import gc
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FluxImg2ImgPipeline,
+    HeunDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPAGPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from torch import Tensor, nn
+
+from goca import GOCA, GocaError, Segmenter, trace
+from goca.model.backbone import Backbone
+from goca.model.load import quiet
+from goca.model.noise import add_noise
+from goca.model.tiny import BUILDERS, sd15
+from goca.model.words import Words
+from goca.readout import Readout
+from goca.tracing import Trace, TracedPicture
+
+Make = Callable[..., Image.Image]
+PROMPT = "a cat on grass, a cat"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """One for all tests here: every one of them has to leave it as it was."""
+    pipeline = sd15()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make(pipeline: Any, prompt: Any = PROMPT, **options: Any) -> Tensor:
+    asked = {"height": 32, "width": 48, "num_inference_steps": 3, "output_type": "np", **options}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return torch.as_tensor(pipeline(prompt=prompt, generator=torch.Generator().manual_seed(0), **given)[0])
+
+
+@pytest.fixture(scope="module")
+def traced(pipe: Any) -> Trace:
+    with trace(pipe) as tr:
+        make(pipe)
+    return tr
+
+
+def total(picture: TracedPicture) -> Tensor:
+    assert isinstance(picture.collected.total, Tensor)
+    return picture.collected.total
+
+
+# --- what is collected
+
+
+def test_one_step_is_what_a_readout_of_that_pass_says(pipe: Any) -> None:
+    backbone = Backbone(pipe)
+    clean = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(5))
+    with trace(pipe, steps=[0]) as tr:
+        pipe.scheduler.set_timesteps(3)
+        level = int(pipe.scheduler.timesteps[0])
+        noisy = add_noise(pipe.scheduler, clean, level, seed=7)
+        make(pipe, guidance_scale=1.0, latents=noisy)
+    picture = tr[0]
+    readout = Readout(picture.collected.plan, Words(PROMPT, (), (), ()), picture.collected.grid)
+    backbone.forward(clean, [PROMPT], level, 7, lambda index, call: readout.add(call), {})
+    expected = readout.global_map()[list(picture.collected.columns)]
+    torch.testing.assert_close(total(picture), expected, rtol=1e-4, atol=1e-6)
+    assert picture.steps[0].layers == pytest.approx(readout.layer_weights(), rel=1e-4)
+    assert picture.steps[0].level == level
+    maps = torch.rand(2, *picture.collected.grid, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(picture.collected.affinity.apply(maps), readout.affinity.apply(maps))
+
+
+def test_steps_are_averaged(pipe: Any, traced: Trace) -> None:
+    picture, parts = traced[0], []
+    for number in range(3):
+        with trace(pipe, steps=[number]) as tr:
+            make(pipe)
+        parts.append(tr[0])
+        assert [step.step for step in tr.steps] == [number]
+        assert tr.steps[0] == traced.steps[number]
+    torch.testing.assert_close(total(picture), sum(map(total, parts)))
+    maps = torch.rand(2, *picture.collected.grid, generator=torch.Generator().manual_seed(1))
+    mean = torch.stack([part.collected.affinity.apply(maps) for part in parts]).mean(0)
+    torch.testing.assert_close(picture.collected.affinity.apply(maps), mean)
+
+
+def test_a_range_of_steps(pipe: Any) -> None:
+    with trace(pipe, steps=range(1, 9, 2)) as tr:
+        make(pipe, num_inference_steps=5)
+    assert [step.step for step in tr.steps] == [1, 3]
+    assert tr.segment(["cat"]).plan.noise == tuple(round(step.level) for step in tr.steps)
+
+
+def test_both_passes_of_a_second_order_sampler_are_one_step(pipe: Any) -> None:
+    before = pipe.scheduler
+    pipe.scheduler = HeunDiscreteScheduler.from_config(before.config)
+    try:
+        plain = make(pipe)
+        with trace(pipe, steps=[1, 2]) as tr:
+            assert torch.equal(make(pipe), plain)
+        levels = pipe.scheduler.timesteps.tolist()
+    finally:
+        pipe.scheduler = before
+    # Three steps are five passes: the last has no second one.
+    assert [(step.step, step.level) for step in tr.steps] == [(1, levels[2]), (1, levels[3]), (2, levels[4])]
+
+
+@pytest.mark.parametrize("negative", [PROMPT, "a dog"])
+def test_a_negative_prompt_is_not_read_even_if_it_is_the_prompt(pipe: Any, negative: str) -> None:
+    with trace(pipe, steps=[0]) as tr:
+        make(pipe, negative_prompt=negative)
+    with trace(pipe, steps=[0]) as alone:
+        make(pipe, guidance_scale=1.0)
+    assert len(tr) == 1
+    torch.testing.assert_close(total(tr[0]), total(alone[0]), rtol=1e-4, atol=1e-6)
+
+
+def test_guidance_in_two_calls_by_the_same_prompt_is_one_pass_a_step() -> None:
+    with quiet():
+        flux = BUILDERS["flux_schnell"]()
+        flux.set_progress_bar_config(disable=True)
+        with trace(flux) as tr:
+            make(flux, negative_prompt=PROMPT, true_cfg_scale=2.0)
+    assert [step.step for step in tr.steps] == [0, 1, 2]
+
+
+def test_every_picture_of_every_prompt_has_its_own(pipe: Any) -> None:
+    prompts = [PROMPT, "a dog under the sky"]
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    with trace(pipe) as tr:
+        pictures = pipe(
+            prompts, num_images_per_prompt=2, height=32, width=48, num_inference_steps=2, generator=seeds
+        ).images
+    assert [picture.prompt for picture in tr.pictures] == [PROMPT, PROMPT, prompts[1], prompts[1]]
+    assert all(np.array_equal(one.image, image) for one, image in zip(tr.pictures, pictures, strict=True))
+    with trace(pipe) as alone:
+        pipe(prompts[1], height=32, width=48, num_inference_steps=2, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(total(tr[3]), total(alone[0]), rtol=1e-2, atol=1e-4)
+    assert not torch.allclose(total(tr[2]), total(alone[0]), rtol=1e-2, atol=1e-4)
+
+
+def test_a_second_call_adds_its_pictures(pipe: Any, traced: Trace) -> None:
+    with trace(pipe) as tr:
+        make(pipe, "a dog")
+        make(pipe)
+    assert [picture.prompt for picture in tr.pictures] == ["a dog", PROMPT]
+    assert torch.equal(total(tr[1]), total(traced[0]))
+
+
+def test_memory_does_not_grow_with_the_steps(pipe: Any) -> None:
+    def held() -> int:
+        gc.collect()
+        # By type: to ask some objects of what class they are makes them warn.
+        storages = [one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), Tensor)]
+        return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+
+    def kept(steps: int) -> tuple[int, list[int]]:
+        during: list[int] = []
+
+        def look(pipeline: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+            during.append(held())
+            return given
+
+        make(pipe, num_inference_steps=steps)  # the scheduler has tables of that length
+        before = held()
+        with trace(pipe) as tr:
+            make(pipe, num_inference_steps=steps, callback_on_step_end=look)
+        assert len(tr.steps) == steps
+        return held() - before, during
+
+    few, many = kept(3), kept(9)
+    assert few[0] == many[0] > 52 * 78 * 4  # a map of a token at least
+    assert len(set(many[1][1:])) == 1
+
+
+# --- other pipelines that make pictures
+
+
+def _inpainting(channels: int) -> Any:
+    parts = sd15().components
+    if channels == 9:
+        torch.manual_seed(0)
+        parts["unet"] = UNet2DConditionModel.from_config({**parts["unet"].config, "in_channels": 9}).eval()
+    return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+
+
+def _flux_from_picture() -> Any:
+    return FluxImg2ImgPipeline(**BUILDERS["flux"]().components)
+
+
+@pytest.mark.parametrize(
+    ("build", "masked"),
+    [
+        (lambda: StableDiffusionImg2ImgPipeline(**sd15().components, requires_safety_checker=False), False),
+        (_flux_from_picture, False),
+        (lambda: _inpainting(4), True),
+        (lambda: _inpainting(9), True),
+    ],
+)
+def test_pipelines_that_start_from_a_picture(build: Callable[[], Any], masked: bool, picture: Make) -> None:
+    with quiet():
+        pipeline = build()
+        pipeline.set_progress_bar_config(disable=True)
+        given = {"image": picture(48, 32), **({"mask_image": picture(48, 32, 1).convert("L")} if masked else {})}
+
+        def draw() -> Tensor:
+            options = {"num_inference_steps": 4, "strength": 0.5, **given}
+            if isinstance(pipeline, StableDiffusionImg2ImgPipeline):  # as large as its picture
+                options |= {"height": None, "width": None}
+            return make(pipeline, **options)
+
+        plain = draw()
+        with trace(pipeline) as tr:
+            assert torch.equal(draw(), plain)
+        levels = pipeline.scheduler.timesteps.tolist()
+    assert [(step.step, step.level) for step in tr.steps] == [(0, levels[-2]), (1, levels[-1])]
+    result = tr.segment(["cat", "grass"])
+    assert result.labels.shape == (32, 48)
+    assert result.image == tr[0].image
+
+
+def test_a_compiled_denoiser_and_sliced_attention_are_seen() -> None:
+    pipeline = sd15()
+    pipeline.set_progress_bar_config(disable=True)
+    with trace(pipeline) as plain:
+        make(pipeline, num_inference_steps=1)
+    pipeline.enable_attention_slicing()
+    pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+    processors = list(pipeline.unet.attn_processors.values())
+    with trace(pipeline) as tr:
+        make(pipeline, num_inference_steps=1)
+    torch.testing.assert_close(total(tr[0]), total(plain[0]), rtol=1e-4, atol=1e-6)
+    assert list(pipeline.unet.attn_processors.values()) == processors
+
+
+def test_an_offloaded_pipeline_under_autocast() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    pipeline = sd15()
+    pipeline.set_progress_bar_config(disable=True)
+    accelerate.cpu_offload(pipeline.unet, torch.device("cpu"))
+    with trace(pipeline) as tr, torch.autocast("cpu", torch.bfloat16):
+        make(pipeline, num_inference_steps=1)
+    assert total(tr[0]).dtype == torch.float32
+
+
+# --- what is borrowed
+
+
+def state(pipeline: Any) -> dict[str, Any]:
+    """What must be the same afterwards, but for what the pipeline's own call leaves in it."""
+    modules = [m for part in pipeline.components.values() if isinstance(part, nn.Module) for m in part.modules()]
+    own = ("_guidance", "_num_timesteps", "_interrupt", "_clip_skip", "_cross_attention_kwargs")
+    return {
+        "attributes": {name: id(value) for name, value in vars(pipeline).items() if not name.startswith(own)},
+        "processor": set(vars(pipeline.image_processor)),
+        "config": dict(pipeline.config),
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
+        "processors": [id(getattr(m, "processor", None)) for m in modules],
+        "modes": torch.overrides._len_torch_function_stack(),
+    }
+
+
+def test_everything_is_given_back(pipe: Any) -> None:
+    make(pipe)
+    before = state(pipe)
+    with trace(pipe):
+        assert state(pipe) != before
+        make(pipe)
+    assert state(pipe) == before
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "text_encoder", "unet", "sink", "callback", "vae", "interrupt"])
+def test_everything_is_given_back_after_an_exception_at(
+    stage: str, pipe: Any, traced: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BoomError(KeyboardInterrupt if stage == "interrupt" else Exception):  # type: ignore[misc]
+        pass
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise BoomError
+
+    options, handles = {}, []
+    if stage in ("text_encoder", "unet", "interrupt"):
+        # Deep inside, so that the pass has begun.
+        whole = pipe.text_encoder if stage == "text_encoder" else pipe.unet
+        inner = [module for module in whole.modules() if not [*module.children()]]
+        handles.append(inner[len(inner) // 2].register_forward_pre_hook(fail))
+    elif stage == "sink":
+        monkeypatch.setattr(Readout, "add", fail)
+    elif stage == "callback":
+        options["callback_on_step_end"] = fail
+    else:
+        name = {"tokenizer": "maybe_convert_prompt", "vae": "decode"}[stage]
+        monkeypatch.setattr(pipe if stage == "tokenizer" else pipe.vae, name, fail, raising=True)
+    before = state(pipe)
+    with pytest.raises(BoomError), trace(pipe) as tr:
+        make(pipe, **options)
+    assert state(pipe) == before
+    assert len(tr) == (1 if stage in ("callback", "vae") else 0)
+    monkeypatch.undo()
+    for handle in handles:
+        handle.remove()
+    with trace(pipe) as again:
+        make(pipe)
+    assert torch.equal(total(again[0]), total(traced[0]))
+
+
+def test_inside_a_trace_a_pipeline_is_nobody_else_s(pipe: Any, picture: Make) -> None:
+    segmenter = Segmenter.from_pipeline(pipe, size=64)
+    before = state(pipe)
+    with trace(pipe):
+        with pytest.raises(GocaError, match="is being traced"), trace(pipe):
+            pass
+        with pytest.raises(GocaError, match="is being traced"):
+            segmenter(picture(), classes=["cat", "grass"])
+    assert state(pipe) == before
+    segmenter(picture(), classes=["cat", "grass"])
+
+
+def test_what_another_thread_does_is_not_heard_and_a_segmenter_there_waits(
+    pipe: Any, traced: Trace, picture: Make
+) -> None:
+    segmenter, done, begun = Segmenter.from_pipeline(pipe, size=64), [], threading.Event()
+
+    def segment() -> None:
+        begun.set()
+        segmenter(picture(), classes=["cat", "grass"])
+        done.append(True)
+
+    beside, waiting = threading.Thread(target=make, args=(pipe, "a dog")), threading.Thread(target=segment)
+    with trace(pipe) as tr:
+        beside.start()
+        beside.join()
+        assert len(tr) == 0
+        waiting.start()
+        begun.wait()
+        make(pipe)
+        assert not done
+    waiting.join(60)
+    assert done
+    assert torch.equal(total(tr[0]), total(traced[0]))
+
+
+# --- what can be asked
+
+
+def test_words_and_their_occurrences(traced: Trace) -> None:
+    assert [str(word) for word in traced.words()] == ["cat", "on", "grass", "cat#2"]
+    first, _, grass, second = traced.words()
+    assert (second.name, second.occurrence) == ("cat", 2)
+    assert np.array_equal(traced.map(first), traced.map("cat", 1))
+    assert np.array_equal(traced.map(second), traced.map("cat", occurrence=2))
+    assert not np.allclose(traced.map(first), traced.map(second))
+    assert not np.allclose(traced.map("cat"), traced.map(first))
+    assert np.array_equal(traced.map("Grass"), traced.map(grass))
+    # "cats" is not said: the one whose plural it is stands for it.
+    assert np.array_equal(traced.map("cats"), traced.map("cat"))
+
+
+def test_a_map_is_the_recipe_s_share_of_what_all_words_take(traced: Trace) -> None:
+    picture = traced[0]
+    columns = {str(word): picture._spoken[word] for word in picture.words()}
+    place = {column: index for index, column in enumerate(picture.collected.columns)}
+    mean = total(picture) / 3
+    whole = sum(mean[place[column]] for some in columns.values() for column in some)
+    share = sum(mean[place[column]] for column in columns["grass"]) / len(columns["grass"]) / whole
+    plain = replace(picture.collected.plan, rescale=picture.collected.plan.rescale[:1])
+    shared = TracedPicture(replace(picture.collected, plan=plain))
+    np.testing.assert_allclose(shared.map("grass"), share.numpy(), rtol=1e-5)
+    assert traced.map("grass").min() == 0
+    assert traced.map("grass").max() == 1
+
+
+def test_heat_maps_and_masks_lie_on_the_picture(traced: Trace, picture: Make) -> None:
+    assert traced.heatmap("cat").size == (48, 32)
+    assert traced.overlay("cat", "grass").width >= 48
+    result = traced.segment(["cat", "grass"])
+    assert result.image == traced[0].image
+    assert result.labels.shape == (32, 48)
+    assert result.plan.captions == (PROMPT,)
+    assert result.plan.noise == tuple(round(step.level) for step in traced.steps)
+    assert result.plan.seeds == ()
+    assert result.plan.notes == ("traced over 3 of the sampler's steps",)
+    assert traced.segment(["cat", "grass"], background=None).labels.min() == 1
+    assert traced.segment(["cat", "grass"], background=1.0).labels.max() == 0
+    shown = picture(96, 64)
+    assert traced.segment(["cat"], others=["grass"], image=shown).labels.shape == (64, 96)
+
+
+def test_another_recipe_once_everything_is_collected(pipe: Any, traced: Trace) -> None:
+    other = replace(GOCA, rescale=("share", "minmax"), order=0)
+    with trace(pipe, recipe=other) as tr:
+        make(pipe)
+    asked = traced.segment(["cat", "grass"], recipe=other)
+    np.testing.assert_allclose(asked.scores.grid, tr.segment(["cat", "grass"]).scores.grid, atol=1e-6)
+    assert not np.allclose(asked.scores.grid, traced.segment(["cat", "grass"]).scores.grid)
+    with pytest.raises(GocaError, match=r"trace\(pipe, recipe="):
+        traced.segment(["cat"], recipe="vanilla")
+    with pytest.raises(GocaError, match=r"trace\(pipe, recipe="):
+        tr.segment(["cat"], recipe="goca")
+
+
+def test_daam_keeps_no_affinity(pipe: Any) -> None:
+    with trace(pipe, recipe="daam") as tr:
+        make(pipe)
+    assert tr[0].collected.affinity.layers == 0
+    assert tr.map("grass").max() == 1
+    assert tr.map("grass").min() > 0
+    assert tr.segment(["grass"]).labels.shape == (32, 48)
+
+
+def test_a_picture_that_was_not_decoded_is_grey(pipe: Any) -> None:
+    with trace(pipe) as tr:
+        make(pipe, output_type="latent")
+    assert tr[0].image.size == (48, 32)
+    assert tr[0].image.getcolors() == [(32 * 48, (128, 128, 128))]
+
+
+def test_edges_that_the_pipeline_cuts_off_are_cut_off_the_maps(traced: Trace) -> None:
+    picture = TracedPicture(traced[0].collected)
+    height, width = picture.collected.grid
+    picture.image = Image.new("RGB", (32, 32))  # the middle two thirds of 48 x 32
+    ramp = torch.arange(width).float().expand(1, height, width)
+    shown = picture._framed(ramp, picture.image)
+    assert shown.shape == (1, height, width)
+    torch.testing.assert_close(shown[0, 0], (torch.arange(width) + 0.5) * 2 / 3 + width / 6 - 0.5)
+
+
+def test_saved(pipe: Any, traced: Trace, tmp_path: Path) -> None:
+    paths = traced.save(tmp_path, "cat")
+    names = ["cat.png", "cat.cat.heatmap.png", "cat.on.heatmap.png", "cat.grass.heatmap.png", "cat.cat-2.heatmap.png"]
+    assert [path.name for path in paths] == [*names, "cat.json"]
+    assert np.array_equal(Image.open(paths[0]), traced[0].image)
+    told = json.loads(paths[-1].read_text())
+    assert (told["prompt"], told["words"]) == (PROMPT, ["cat", "on", "grass", "cat#2"])
+    assert [step["step"] for step in told["steps"]] == [0, 1, 2]
+    assert told["plan"]["recipe"] == "goca"
+    with trace(pipe, steps=[0]) as tr:
+        make(pipe, ["a dog", "a cat"])
+    assert {path.name for path in tr.save(tmp_path)} >= {"picture-1.dog.heatmap.png", "picture-2.json"}
+
+
+# --- mistakes
+
+
+def test_a_word_that_is_not_in_the_prompt(traced: Trace) -> None:
+    for ask in (traced.map, traced.heatmap, traced.overlay, lambda word: traced.segment(["cat", word])):
+        with pytest.raises(GocaError, match=r'does not say "dog".*: choose from cat, on, grass$'):
+            ask("dog")
+    with pytest.raises(GocaError, match='"cat" is 2 times in the prompt: give an occurrence from 1 to 2'):
+        traced.map("cat", 3)
+    with pytest.raises(GocaError, match="every pixel would be it"):
+        traced.segment(["cat"], background=None)
+
+
+@pytest.mark.parametrize("steps", [5, [-1], [], ["0"], range(0), [0.5]])
+def test_steps_that_are_none(pipe: Any, steps: Any) -> None:
+    with pytest.raises(GocaError, match="are no steps of a sampler"):
+        trace(pipe, steps=steps)
+
+
+def test_nothing_to_ask(pipe: Any) -> None:
+    with trace(pipe) as tr:
+        pass
+    with pytest.raises(GocaError, match="nothing was traced: call the pipeline"):
+        tr.words()
+    with trace(pipe, steps=[7]) as tr:
+        make(pipe)
+    with pytest.raises(GocaError, match="the sampler made 3, numbered 0 to 2"):
+        tr.heatmap("cat")
+
+
+def test_embeddings_have_no_words(pipe: Any) -> None:
+    embedded, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
+    before = state(pipe)
+    with pytest.raises(GocaError, match="pass the prompt itself, as text"), trace(pipe):
+        make(pipe, None, prompt_embeds=embedded, guidance_scale=1.0)
+    assert state(pipe) == before
+
+
+def test_pipelines_that_cannot_be_traced(picture: Make) -> None:
+    with pytest.raises(GocaError, match="StableDiffusionPAGPipeline cannot be traced"):
+        trace(StableDiffusionPAGPipeline(**sd15().components, requires_safety_checker=False))
+    with quiet():
+        flux2 = BUILDERS["flux2"]()
+        flux2.set_progress_bar_config(disable=True)
+        with pytest.raises(GocaError, match="another picture beside the one"), trace(flux2):
+            make(flux2, image=picture(64, 64))
+        wan = BUILDERS["wan"]()
+        wan.set_progress_bar_config(disable=True)
+        with pytest.raises(GocaError, match="num_frames=1"), trace(wan):
+            make(wan, num_frames=5)

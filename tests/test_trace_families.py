@@ -1,0 +1,82 @@
+"""Every family traced while its stock pipeline generates: the same pictures, and the prompts' own attention."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from goca import trace
+from goca.model.load import quiet
+from goca.model.tiny import BUILDERS
+
+PROMPTS = ["a cat on grass", "a dog"]
+NEGATIVE = ["an ugly cat, grass and more of it", "bad"]
+# What turns guidance off, if not 1; a distilled model is told a number, and has to be told the same.
+OWN = {"z_image": 0.0, "flux": 3.0, "flux2": 3.0}
+
+
+@pytest.fixture(params=BUILDERS)
+def name(request: pytest.FixtureRequest) -> str:
+    if request.param == "kolors":
+        pytest.importorskip("sentencepiece")
+    return str(request.param)
+
+
+def make(pipeline: Any, **options: Any) -> Tensor:
+    """The pictures of two prompts after two steps, guided away from two others where the pipeline can be."""
+    known = inspect.signature(pipeline.__call__).parameters
+    asked = {
+        "height": 64,
+        "width": 96,
+        "num_inference_steps": 2,
+        "num_frames": 1,
+        "negative_prompt": list(NEGATIVE),
+        "guidance_scale": 3.0,
+        "true_cfg_scale": 3.0,
+        "use_resolution_binning": False,
+        "output_type": "np",
+        # One for each picture, so that a picture does not depend on what is made beside it.
+        "generator": [torch.Generator().manual_seed(seed) for seed in range(2)],
+        **options,
+    }
+    given = {key: value for key, value in asked.items() if key in known}
+    return torch.as_tensor(pipeline(**{"prompt": list(PROMPTS), **given})[0])
+
+
+def test_the_same_pictures_and_the_prompts_own_attention(name: str) -> None:
+    with quiet():
+        pipeline = BUILDERS[name]()
+        pipeline.set_progress_bar_config(disable=True)
+        plain = make(pipeline)
+        with trace(pipeline, steps=[0]) as tr:
+            assert torch.equal(make(pipeline), plain)
+        # The first step is shown the same noise with and without guidance.
+        with trace(pipeline, steps=[0]) as unguided:
+            scale = OWN.get(name, 1.0)
+            make(pipeline, guidance_scale=scale, true_cfg_scale=1.0, negative_prompt=None)
+    assert [picture.prompt for picture in tr.pictures] == PROMPTS
+    assert [list(map(str, picture.words())) for picture in tr.pictures] == [["cat", "on", "grass"], ["dog"]]
+    np.testing.assert_allclose(np.asarray(tr[1].image) / 255, plain[1].reshape(64, 96, 3), atol=0.51 / 255)
+    for one, other in zip(tr.pictures, unguided.pictures, strict=True):
+        torch.testing.assert_close(one.collected.total, other.collected.total, rtol=1e-3, atol=1e-5)
+        assert float(one.collected.total.std()) > 0
+        (step,) = one.steps
+        assert step.step == 0
+        assert sum(step.layers.values()) == pytest.approx(1)
+        assert all(sum(heads) == pytest.approx(1, abs=1e-4) for heads in step.heads.values())
+
+
+@pytest.mark.parametrize("name", ["lumina2", "z_image", "qwen_image"])
+def test_a_shorter_prompt_in_a_batch_is_read_as_alone(name: str) -> None:
+    with quiet():
+        pipeline = BUILDERS[name]()
+        pipeline.set_progress_bar_config(disable=True)
+        with trace(pipeline, steps=[0]) as tr:
+            make(pipeline)
+        with trace(pipeline, steps=[0]) as alone:
+            seed = [torch.Generator().manual_seed(1)]
+            make(pipeline, prompt=PROMPTS[1:], negative_prompt=NEGATIVE[1:], generator=seed)
+    torch.testing.assert_close(tr[1].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)
