@@ -198,7 +198,8 @@ def test_a_folder_with_a_quantised_denoiser(
         assert Segmenter.from_pipeline(pipeline).plan.dtype == dtype
         found = masks(pipeline, picture)
         assert np.corrcoef(found.ravel(), scores.ravel())[0, 1] > 0.99
-    said = goca("segment", tmp_path / "picture.png", "--model", folder, "--classes", "cat, grass", "--out", tmp_path)
+    asked_for = ["--classes", "cat, grass", "--size", 64, "--out", tmp_path]
+    said = goca("segment", tmp_path / "picture.png", "--model", folder, *asked_for)
     assert (said.code, said.err) == (0, "")
     assert (tmp_path / "picture.labels.png").exists()
 
