@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.model.families import check_kind, family_of, probe
+from goca.model.families import bare, check_kind, family_of, probe
 from goca.model.noise import add_noise, is_flow, pinned
 from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, listen, replay
 from goca.model.tap import AllSeen, Sink, Tap, native, sites
@@ -104,8 +104,7 @@ class Backbone:
     @property
     def denoiser(self) -> Any:
         """The denoiser itself; a compiled one is unwrapped."""
-        module = getattr(self.pipeline, self.family.component)
-        return getattr(module, "_orig_mod", module)
+        return bare(getattr(self.pipeline, self.family.component))
 
     @property
     def in_parts(self) -> bool:
@@ -119,8 +118,13 @@ class Backbone:
 
     @property
     def dtype(self) -> str:
-        """The denoiser's, such as "float32"."""
-        return str(self.denoiser.dtype).removeprefix("torch.")
+        """What the denoiser computes in, such as "float32"."""
+        denoiser = self.denoiser
+        floating = [p for p in denoiser.parameters() if p.is_floating_point()]
+        # A quantised weight keeps the dtype that it had before, which says nothing of what is computed with it.
+        plain = [p for p in floating if type(p.data) is Tensor]
+        kind = plain[0].dtype if plain and plain[0] is not floating[0] else denoiser.dtype
+        return str(kind).removeprefix("torch.")
 
     @property
     def cell(self) -> int:

@@ -308,20 +308,33 @@ def _projection(site: Site, query: Tensor) -> Float[Tensor, "head dim model"]:
 
     A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
     channels come first. Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded
-    one) is asked what it does to the unit vectors, so that what really runs is what is weighed.
+    one) is asked what it does to the unit vectors, so that what really runs is what is weighed. That takes as long as
+    projecting as many tokens as there are channels.
     """
     linear: Any = getattr(site.module, "to_out", None)
     if isinstance(linear, nn.ModuleList | nn.Sequential):
         linear = linear[0]
     elif linear is None:
         linear = site.owner.proj_out
-    weight, channels = linear.weight, query.shape[1] * query.shape[-1]
-    if type(linear) is nn.Linear and weight.device.type != "meta":
-        matrix = weight.T[:channels]
+    channels = query.shape[1] * query.shape[-1]
+    if type(linear) is nn.Linear and _at_hand(linear):
+        matrix = linear.weight.T[:channels]
     else:
-        unit = torch.eye(channels, linear.in_features, dtype=weight.dtype, device=query.device)
-        matrix = linear(unit) - linear(torch.zeros_like(unit[:1]))
+        rows = torch.eye(channels + 1, linear.in_features, dtype=query.dtype, device=query.device) * LOUD
+        rows[channels] = 0  # what comes of nothing is the bias
+        made = linear(rows)
+        matrix = (made[:channels] - made[channels]) / LOUD
     return rearrange(matrix, "(head dim) model -> head dim model", head=query.shape[1])
+
+
+# The unit vectors are asked about this loud: in half precision a bias would drown the weights that it is added to. A
+# power of two rounds nothing.
+LOUD = 64.0
+
+
+def _at_hand(linear: nn.Linear) -> bool:
+    """Whether a layer multiplies by the very weight that it holds: it is not quantised, and no hook brings it."""
+    return type(linear.weight.data) is Tensor and "forward" not in vars(linear)
 
 
 # These compute what AttnProcessor2_0 computes, by another route that the tap cannot see.

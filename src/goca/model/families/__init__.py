@@ -170,12 +170,16 @@ FAMILIES = (
 def family_of(pipeline: Any) -> Family | None:
     """The family of a loaded pipeline, None where nobody has listed it."""
     for family in FAMILIES:
-        denoiser = getattr(pipeline, family.component, None)
-        # A compiled module is wrapped: look at the class of what it wraps.
-        alike = type(getattr(denoiser, "_orig_mod", denoiser)).__name__ in family.denoisers
+        alike = type(bare(getattr(pipeline, family.component, None))).__name__ in family.denoisers
         if alike and (not family.pipelines or type(pipeline).__name__ in family.pipelines):
             return family
     return None
+
+
+def bare(denoiser: Any) -> Any:
+    """A denoiser without what is around it: a compiled module, or peft's model, whose adapters stay in the layers."""
+    inner = getattr(denoiser, "_orig_mod", denoiser)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def unsupported(pipeline_class: str, missing: Sequence[str]) -> GocaError:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from goca.errors import GocaError
-from goca.model.families import transformer, unet, unsupported
+from goca.model.families import bare, transformer, unet, unsupported
 from goca.model.families.asking import CAPTIONS, LEVEL, Asking, encoder_of
 from goca.model.families.facts import Family, Text
 from goca.model.families.questions import Probe, is_unet
@@ -39,8 +39,7 @@ _NO_DENOISER = ("vae", "text_encoder", "image_encoder", "safety_checker")
 def guess(pipeline: Any) -> Family:
     """What can be read off an unlisted pipeline, enough to run it; GocaError, naming the part, where one is missing."""
     component = _denoiser_of(pipeline)
-    denoiser = getattr(pipeline, component)
-    denoiser = getattr(denoiser, "_orig_mod", denoiser)
+    denoiser = bare(getattr(pipeline, component))
     tokenizers = [name for name in pipeline.components if name.startswith("tokenizer") and getattr(pipeline, name)]
     missing = {
         "it has no VAE that says how many channels a latent has": channels(getattr(pipeline, "vae", None)),
