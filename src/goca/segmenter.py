@@ -42,7 +42,8 @@ class Segmenter:
         if batch < 1:
             raise GocaError(f"batch {batch} is too small: give 1 or more")
         self.backbone, self.batch = backbone, batch
-        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides)
+        joint = backbone.family.joint is not None
+        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides, joint)
         if made.size > LARGEST * backbone.settings.size:
             raise GocaError(
                 f"size {made.size} is too large: {backbone.name} was trained at {backbone.settings.size} px a side, so "

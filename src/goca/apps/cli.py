@@ -99,9 +99,7 @@ def segment(
         str,
         typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.'),
     ] = "bundled",
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced, goca-compound, daam or fttm.")
-    ] = "goca",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help=options.RECIPES_HELP)] = "goca",
     noise: Annotated[
         str | None,
         typer.Option(
