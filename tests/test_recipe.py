@@ -129,7 +129,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
     assert (made.layers, made.rescale, made.background) == (GOCA.layers, GOCA.rescale, "auto")
     assert made.support == ("background",)
     assert (made.model, made.settings) == ("a model", SD15.origin)
-    assert (made.seeds, made.flip, made.window) == ((0,), False, False)
+    assert (made.seeds, made.flip, made.window, made.edges) == ((0,), False, False, False)
     assert made.maps == concepts.attention
     assert (made.captions, made.notes) == ((), ())
     assert made.origin == {
@@ -158,8 +158,8 @@ def test_what_the_recipe_says_goes_before_the_settings() -> None:
 
 
 def test_what_the_user_says_goes_before_both() -> None:
-    made = planned(Recipe(noise=7), noise=(100, 50), size=96, seed=3, seeds=2, flip=True, window=True)
-    assert (made.noise, made.size, made.seeds, made.flip, made.window) == ((100, 50), 96, (3, 4), True, True)
+    made = planned(Recipe(noise=7), noise=(100, 50), size=96, seed=3, seeds=2, flip=True, edges=True)
+    assert (made.noise, made.size, made.seeds, made.flip, made.edges) == ((100, 50), 96, (3, 4), True, True)
     assert (made.origin["noise"], made.origin["size"], made.origin["order"]) == ("user", "user", "settings")
     # Zero is a level like any other, not "unset".
     assert planned(noise=0).noise == (0,)
@@ -215,6 +215,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Settings
     assert HEADS[plain["heads"]] == made.heads
     assert LAYERS[plain["layers"]] == made.layers
     assert MAPS[plain["maps"]] == made.maps
+    assert plain["edges"] is False
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)
     assert plain["noise"] == [100, 50]

@@ -126,6 +126,7 @@ class Overrides:
 
     size: pixels a side. noise: one training timestep or several, whose maps are averaged. seed: of the first noise;
     seeds: how many. flip: average with the mirrored picture. window: see the picture through overlapping windows.
+    edges: before pixels are labelled, scores are made to follow the picture's own edges (`goca.maths.edges`).
     """
 
     size: int | None = None
@@ -134,6 +135,7 @@ class Overrides:
     seeds: int = 1
     flip: bool = False
     window: bool = False
+    edges: bool = False
 
     @classmethod
     def of(cls, **given: Any) -> "Overrides":
@@ -172,6 +174,7 @@ class Plan:
     seeds: tuple[int, ...]
     flip: bool
     window: bool
+    edges: bool
     heads: HeadRule
     layers: LayerRule
     maps: MapRule
@@ -255,6 +258,7 @@ def plan(
         seeds=tuple(range(overrides.seed, overrides.seed + overrides.seeds)),
         flip=overrides.flip,
         window=overrides.window,
+        edges=overrides.edges,
         feature=settings.feature,
         support=settings.support,
         origin=origin,

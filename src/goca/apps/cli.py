@@ -116,6 +116,9 @@ def segment(
         bool,
         typer.Option("--window", help="See large pictures at full scale, through windows.", show_default=False),
     ] = False,
+    edges: Annotated[
+        bool, typer.Option("--edges", help="Let scores follow the picture's own edges.", show_default=False)
+    ] = False,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where NAME.labels.png, NAME.overlay.png and NAME.json go.")
     ] = Path("goca-out"),
@@ -179,7 +182,15 @@ def segment(
             device,
             dtype,
             batch,
-            {"noise": levels, "size": size, "seed": seed, "seeds": seeds, "flip": flip, "window": window},
+            {
+                "noise": levels,
+                "size": size,
+                "seed": seed,
+                "seeds": seeds,
+                "flip": flip,
+                "window": window,
+                "edges": edges,
+            },
         )
         whole = run(jobs, asked, chosen, as_json=json, resume=resume)
     if not whole:
