@@ -5,7 +5,7 @@ from diffusers import DiffusionPipeline
 
 from goca import bundled, trace
 
-pipe = DiffusionPipeline.from_pretrained(bundled.pipeline())
+pipe = DiffusionPipeline.from_pretrained(bundled.pipeline(), torch_dtype=torch.float32)
 with trace(pipe) as tr:
     image = pipe("cat, grass, sky", generator=torch.Generator().manual_seed(7)).images[0]
 image.save("cat.png")

@@ -15,7 +15,7 @@ PROMPTS = (("cat", "grass", "sky"), ("bus", "grass", "sky"))
 folder = Path("painted")
 folder.mkdir(exist_ok=True)
 (folder / "classes.txt").write_text("".join(f"{place}: {name}\n" for place, name in enumerate(CLASSES, start=1)))
-pipe = DiffusionPipeline.from_pretrained(bundled.pipeline())
+pipe = DiffusionPipeline.from_pretrained(bundled.pipeline(), torch_dtype=torch.float32)
 with (folder / "prompts.jsonl").open("w") as prompts:
     for number, nouns in enumerate(PROMPTS):
         with trace(pipe) as tr:

@@ -269,9 +269,9 @@ def test_options_reach_the_library(goca, loaded):
     options = (
         "--model m --recipe vanilla --device cpu --dtype bf16 --batch 3 --noise 100,50 --size 32 --seed 5 --seeds 2"
     )
-    assert goca("segment", "photo.jpg", *ASK, *options.split(), "--flip", "--window").code == 0
-    plain = {"noise": None, "size": None, "seed": 0, "seeds": 1, "flip": False, "window": False}
-    asked = {"noise": (100, 50), "size": 32, "seed": 5, "seeds": 2, "flip": True, "window": True}
+    assert goca("segment", "photo.jpg", *ASK, *options.split(), "--flip", "--window", "--edges").code == 0
+    plain = {"noise": None, "size": None, "seed": 0, "seeds": 1, "flip": False, "window": False, "edges": False}
+    asked = {"noise": (100, 50), "size": 32, "seed": 5, "seeds": 2, "flip": True, "window": True, "edges": True}
     assert loaded == [
         (("bundled", GOCA, None, None), {"batch": 4, **plain}),
         (("m", VANILLA, "cpu", "bf16"), {"batch": 3, **asked}),

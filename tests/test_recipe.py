@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from goca.errors import GocaError
-from goca.maths import aggregate, background, rescale
+from goca.maths import aggregate, background, concepts, rescale
 from goca.maths.background import Background
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, STEPS
+from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
 from goca.model.families import FAMILIES
 from goca.model.zoo import BUNDLED, SD15, SD21, SDXL, ZOO, Settings, settings_for
 from goca.recipe import (
+    CONCEPT_ATTENTION,
     DAAM,
+    DIFFSEGMENTER,
     FTTM,
     GOCA,
     GOCA_BALANCED,
@@ -40,7 +42,7 @@ def refused(error: pytest.ExceptionInfo[GocaError], *parts: str) -> None:
 
 def planned(recipe: Recipe = GOCA, settings: Settings = SD15, **overrides: Any) -> Plan:
     blocks = (*settings.refine, settings.reference, *FTTM.refine, *FTTM.cross)
-    return plan(recipe, settings, blocks, "a model", Overrides(**overrides))
+    return plan(recipe, settings, blocks, "a model", Overrides(**overrides), joint=True)
 
 
 # ---- recipes
@@ -54,7 +56,9 @@ def test_the_recipes_are_values_of_each_other() -> None:
     assert isinstance(GOCA_COMPOUND.background, Background)
     assert GOCA_COMPOUND.background.rule is background.maximum
     assert Recipe() == GOCA
-    assert len({GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND, DAAM, FTTM}) == 6
+    assert {GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND, DAAM, FTTM} < set(RECIPES.values())
+    assert {DIFFSEGMENTER, CONCEPT_ATTENTION} < set(RECIPES.values())
+    assert len(set(RECIPES.values())) == len(RECIPES) == 8
 
 
 def test_daam_averages_and_cuts_at_a_share_of_the_peak() -> None:
@@ -89,7 +93,12 @@ def test_a_recipe_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "known"),
-    [("heads", "loudest", HEADS), ("layers", "deepest", LAYERS), ("rescale", ("share", "sharpen"), STEPS)],
+    [
+        ("heads", "loudest", HEADS),
+        ("layers", "deepest", LAYERS),
+        ("rescale", ("share", "sharpen"), STEPS),
+        ("maps", "fog", MAPS),
+    ],
 )
 def test_unknown_rules_list_what_there_is(field: str, value: Any, known: dict[str, Any]) -> None:
     with pytest.raises(GocaError) as error:
@@ -120,7 +129,8 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
     assert (made.layers, made.rescale, made.background) == (GOCA.layers, GOCA.rescale, "auto")
     assert made.support == ("background",)
     assert (made.model, made.settings) == ("a model", SD15.origin)
-    assert (made.seeds, made.flip, made.window) == ((0,), False, False)
+    assert (made.seeds, made.flip, made.window, made.edges) == ((0,), False, False, False)
+    assert made.maps == concepts.attention
     assert (made.captions, made.notes) == ((), ())
     assert made.origin == {
         "heads": "settings",
@@ -133,6 +143,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "rescale": "recipe",
         "cross": "settings",
         "background": "recipe",
+        "maps": "recipe",
     }
 
 
@@ -147,8 +158,8 @@ def test_what_the_recipe_says_goes_before_the_settings() -> None:
 
 
 def test_what_the_user_says_goes_before_both() -> None:
-    made = planned(Recipe(noise=7), noise=(100, 50), size=96, seed=3, seeds=2, flip=True, window=True)
-    assert (made.noise, made.size, made.seeds, made.flip, made.window) == ((100, 50), 96, (3, 4), True, True)
+    made = planned(Recipe(noise=7), noise=(100, 50), size=96, seed=3, seeds=2, flip=True, edges=True)
+    assert (made.noise, made.size, made.seeds, made.flip, made.edges) == ((100, 50), 96, (3, 4), True, True)
     assert (made.origin["noise"], made.origin["size"], made.origin["order"]) == ("user", "user", "settings")
     # Zero is a level like any other, not "unset".
     assert planned(noise=0).noise == (0,)
@@ -203,6 +214,8 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Settings
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert HEADS[plain["heads"]] == made.heads
     assert LAYERS[plain["layers"]] == made.layers
+    assert MAPS[plain["maps"]] == made.maps
+    assert plain["edges"] is False
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)
     assert plain["noise"] == [100, 50]

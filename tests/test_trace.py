@@ -505,3 +505,10 @@ def test_pipelines_that_cannot_be_traced(picture: Make) -> None:
         wan.set_progress_bar_config(disable=True)
         with pytest.raises(GocaError, match="num_frames=1"), trace(wan):
             make(wan, num_frames=5)
+
+
+def test_a_recipe_that_needs_its_nouns_beforehand(pipe: Any) -> None:
+    with pytest.raises(
+        GocaError, match=r'"concept-attention" weighs nouns against each other .* choose another recipe'
+    ):
+        trace(pipe, recipe="concept-attention")

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from goca.errors import GocaError
     from goca.question import Question
-    from goca.recipe import DAAM, FTTM, GOCA, GOCA_BALANCED, GOCA_COMPOUND, RECIPES, VANILLA, Recipe
+    from goca.recipe import (
+        CONCEPT_ATTENTION,
+        DAAM,
+        DIFFSEGMENTER,
+        FTTM,
+        GOCA,
+        GOCA_BALANCED,
+        GOCA_COMPOUND,
+        RECIPES,
+        VANILLA,
+        Recipe,
+    )
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
     from goca.tracing import trace
@@ -20,7 +31,9 @@ _HOMES = {
     "Question": "goca.question",
     "Recipe": "goca.recipe",
     "RECIPES": "goca.recipe",
+    "CONCEPT_ATTENTION": "goca.recipe",
     "DAAM": "goca.recipe",
+    "DIFFSEGMENTER": "goca.recipe",
     "FTTM": "goca.recipe",
     "GOCA": "goca.recipe",
     "GOCA_BALANCED": "goca.recipe",
@@ -32,7 +45,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "CONCEPT_ATTENTION",
     "DAAM",
+    "DIFFSEGMENTER",
     "FTTM",
     "GOCA",
     "GOCA_BALANCED",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.maths.aggregate import LayerWeigher, Reference, RunningMap, head_map, head_weights
+from goca.maths.aggregate import LayerWeigher, Reference, head_map, head_weights
 from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
 from goca.maths.refine import Affinity, propagate
 from goca.maths.rescale import Evidence, evidence, minmax, rescale, share
@@ -57,7 +57,8 @@ class Readout:
         self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
         self.weights: dict[str, float] = {}
         self.heads: dict[str, Float[Tensor, " head"]] = {}
-        self._total = RunningMap(grid)
+        self._total = plan.layers.gather(grid)
+        self._grids: dict[str, Grid] = {}  # of the layers that have a map
         self._read: set[str] = set()
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers that are not weighed yet
         self._reference: Reference | None = None
@@ -75,6 +76,11 @@ class Readout:
         if call.text is not None:
             self._read.add(call.block)
         reads = call.text is not None and self._counts(call.block)
+        if reads and self.plan.maps.score is not None:
+            assert call.text_output is not None  # no plan is made for a model that lacks it
+            layer_map = self.plan.maps.score(call.output, call.text_output, self.words.nouns)
+            self._found(call.block, layer_map, call.grid)
+            reads = False
         weights = self._head_weights(call) if reads else None
         if weights is not None:
             self.heads[call.block] = weights.mean(0)
@@ -154,6 +160,7 @@ class Readout:
     def _found(self, block: str, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
         """A layer's map; it joins the others once the layer is weighed."""
         self._maps[block] = (layer_map, grid)
+        self._grids[block] = grid
         if block in self.weights:
             self._weighed(block, self.weights[block])
 
@@ -166,7 +173,8 @@ class Readout:
 
     def layer_weights(self) -> dict[str, float]:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
-        raw = {block: weight for block, weight in self.weights.items() if block in self._read and self._counts(block)}
+        having = [(block, weight) for block, weight in self.weights.items() if block in self._grids]
+        raw = {block: weight * self._total.share(self._grids[block]) for block, weight in having}
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 

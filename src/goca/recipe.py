@@ -15,8 +15,9 @@ from goca.errors import GocaError
 from goca.maths import aggregate, background, rescale
 from goca.maths.aggregate import HeadRule, LayerRule
 from goca.maths.background import Background
+from goca.maths.concepts import MapRule, attention
 from goca.maths.rescale import Step
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, STEPS, name_of, named
+from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
 from goca.model.zoo import Settings
 
 FROM_MODEL = "from_model"
@@ -32,7 +33,7 @@ class Recipe:
     heads, layers: how heads and layers are weighed. rescale: steps from raw class scores to class maps. cross: the
     blocks whose cross-attention takes part, () for all. reference: the block whose dense feature the layers are
     compared with. refine: blocks whose self-attention refines. order: how often. noise: training timestep of the one
-    forward pass. background: a `Background`, or "auto".
+    forward pass. background: a `Background`, or "auto". maps: what a layer's map is made of.
     """
 
     heads: HeadRule | str = FROM_MODEL
@@ -44,11 +45,13 @@ class Recipe:
     order: int | str = FROM_MODEL
     noise: int | str = FROM_MODEL
     background: Background | str = AUTO
+    maps: MapRule | str = attention
 
     def __post_init__(self) -> None:
         for name, known, what in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
             if getattr(self, name) != FROM_MODEL:
                 object.__setattr__(self, name, named(getattr(self, name), known, what))
+        object.__setattr__(self, "maps", named(self.maps, MAPS, "map rule"))
         if self.rescale != FROM_MODEL:
             if isinstance(self.rescale, str):
                 raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')
@@ -83,6 +86,19 @@ FTTM = replace(
 """Hand-picked layers in the manner of FTTM (Xiao et al. 2023, "From Text to Mask"), for SD 1.x and 2.x: the decoder's
 coarsest cross-attentions averaged, refined by its finest self-attentions. Its code was not at hand: the choice of
 layers is ours in its spirit, and the figure reported for it need not be reproduced."""
+DIFFSEGMENTER = replace(
+    VANILLA, layers="by-resolution", cross=(), rescale=(), order=1, background=Background(background.constant, 0.5)
+)
+"""DiffSegmenter's aggregation (Wang et al. 2023, arXiv 2309.02773, and its code): the layers of a grid averaged, each
+token's map of it min-maxed, the grids weighed 0.3, 0.5, 0.1, 0.1 from coarse to fine; the sum multiplied once by
+self-attention and min-maxed. The original multiplies by all self-attention of the finest grid, of which the settings of
+SD 1.5 take three layers of five; asks for each class in a prompt of its own that a captioner writes, and weighs its
+noun more; and picks the threshold, from 0.30 to 0.74, on the evaluated split. Windows are min-maxed each by itself."""
+CONCEPT_ATTENTION = replace(VANILLA, maps="output-space", layers="plain-mean", cross=(), rescale=(), refine=(), order=0)
+"""ConceptAttention's score (Helbling et al., ICML 2025, arXiv 2502.04320), for joint attention: which noun a pixel is
+most alike in what the attention gave them, softmax over nouns, averaged over layers. The original adds concept tokens
+that look at the picture without being looked at, and takes blocks 15 to 18 of Flux. Here, in one stock pass, the nouns
+of the caption are the concepts, and all blocks take part unless `cross` names some."""
 
 RECIPES = {
     "goca": GOCA,
@@ -91,6 +107,8 @@ RECIPES = {
     "goca-compound": GOCA_COMPOUND,
     "daam": DAAM,
     "fttm": FTTM,
+    "diffsegmenter": DIFFSEGMENTER,
+    "concept-attention": CONCEPT_ATTENTION,
 }
 
 
@@ -108,6 +126,7 @@ class Overrides:
 
     size: pixels a side. noise: one training timestep or several, whose maps are averaged. seed: of the first noise;
     seeds: how many. flip: average with the mirrored picture. window: see the picture through overlapping windows.
+    edges: before pixels are labelled, scores are made to follow the picture's own edges (`goca.maths.edges`).
     """
 
     size: int | None = None
@@ -116,6 +135,7 @@ class Overrides:
     seeds: int = 1
     flip: bool = False
     window: bool = False
+    edges: bool = False
 
     @classmethod
     def of(cls, **given: Any) -> "Overrides":
@@ -154,8 +174,10 @@ class Plan:
     seeds: tuple[int, ...]
     flip: bool
     window: bool
+    edges: bool
     heads: HeadRule
     layers: LayerRule
+    maps: MapRule
     cross: tuple[str, ...]
     rescale: tuple[Step, ...]
     reference: str
@@ -176,6 +198,7 @@ class Plan:
         names: dict[str, Any] = {
             "heads": name_of(self.heads, HEADS),
             "layers": name_of(self.layers, LAYERS),
+            "maps": name_of(self.maps, MAPS),
             "rescale": [name_of(step, STEPS) for step in self.rescale],
             "background": self.background
             if isinstance(self.background, str)
@@ -184,11 +207,19 @@ class Plan:
         return {item.name: names.get(item.name, _jsonable(getattr(self, item.name))) for item in fields(self)}
 
 
-def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, overrides: Overrides) -> Plan:
+def plan(
+    recipe: Recipe,
+    settings: Settings,
+    blocks: Sequence[str],
+    model: str,
+    overrides: Overrides,
+    joint: bool = False,
+) -> Plan:
     """Make every field of the recipe concrete.
 
-    blocks: the denoiser's blocks that have attention. Raises GocaError where the recipe names a block that is not among
-    them, or an override is out of range.
+    blocks: the denoiser's blocks that have attention. joint: whether text and pixels share it. Raises GocaError where
+    the recipe names a block that is not among them or needs joint attention that there is not, or an override is out of
+    range.
     """
     chosen: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -210,6 +241,10 @@ def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, 
             f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of noise levels "
             f"({len(chosen['noise'])}) are 1 or more, order ({chosen['order']}) is 0 or more"
         )
+    if chosen["maps"].score is not None and not joint:
+        raise GocaError(
+            f'recipe "{name_of(recipe, RECIPES)}" needs joint attention, which {model} lacks: choose another recipe'
+        )
     missing = [block for block in (chosen["reference"], *chosen["refine"], *chosen["cross"]) if block not in blocks]
     if missing:
         raise GocaError(
@@ -223,6 +258,7 @@ def plan(recipe: Recipe, settings: Settings, blocks: Sequence[str], model: str, 
         seeds=tuple(range(overrides.seed, overrides.seed + overrides.seeds)),
         flip=overrides.flip,
         window=overrides.window,
+        edges=overrides.edges,
         feature=settings.feature,
         support=settings.support,
         origin=origin,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from goca.errors import GocaError
 from goca.maths.background import label
+from goca.maths.edges import label_along_edges
 from goca.model.backbone import Backbone
 from goca.model.images import Picture
 from goca.model.load import load
@@ -42,7 +43,8 @@ class Segmenter:
         if batch < 1:
             raise GocaError(f"batch {batch} is too small: give 1 or more")
         self.backbone, self.batch = backbone, batch
-        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides)
+        joint = backbone.family.joint is not None
+        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides, joint)
         if made.size > LARGEST * backbone.settings.size:
             raise GocaError(
                 f"size {made.size} is too large: {backbone.name} was trained at {backbone.settings.size} px a side, so "
@@ -217,8 +219,12 @@ class Segmenter:
 
     def _settle(self, picture: Prepared, maps: Maps, spread: Tensor | None) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
-        size = (picture.image.height, picture.image.width)
-        labels = label(maps.classes, maps.support, picture.background, size)
+        if self.plan.edges:
+            pixels = torch.from_numpy(np.array(picture.image)).to(maps.classes.device)
+            labels = label_along_edges(maps.classes, maps.support, picture.background, pixels)
+        else:
+            size = (picture.image.height, picture.image.width)
+            labels = label(maps.classes, maps.support, picture.background, size)
         ran = replace(
             self.plan,
             background=picture.background,

@@ -99,9 +99,7 @@ def segment(
         str,
         typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.'),
     ] = "bundled",
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced, goca-compound, daam or fttm.")
-    ] = "goca",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help=options.RECIPES_HELP)] = "goca",
     noise: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +115,9 @@ def segment(
     window: Annotated[
         bool,
         typer.Option("--window", help="See large pictures at full scale, through windows.", show_default=False),
+    ] = False,
+    edges: Annotated[
+        bool, typer.Option("--edges", help="Let scores follow the picture's own edges.", show_default=False)
     ] = False,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where NAME.labels.png, NAME.overlay.png and NAME.json go.")
@@ -181,7 +182,15 @@ def segment(
             device,
             dtype,
             batch,
-            {"noise": levels, "size": size, "seed": seed, "seeds": seeds, "flip": flip, "window": window},
+            {
+                "noise": levels,
+                "size": size,
+                "seed": seed,
+                "seeds": seeds,
+                "flip": flip,
+                "window": window,
+                "edges": edges,
+            },
         )
         whole = run(jobs, asked, chosen, as_json=json, resume=resume)
     if not whole:

@@ -21,9 +21,7 @@ BenchBatch = Annotated[int, typer.Option(metavar="N", min=1, help="Pictures a fo
 def evaluate(
     dataset: Dataset,
     model: BenchModel = "bundled",
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="goca, vanilla, goca-balanced, goca-compound, daam or fttm.")
-    ] = "goca",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help=options.RECIPES_HELP)] = "goca",
     captions: Captions = "nouns",
     limit: Limit = None,
     batch: BenchBatch = 8,

@@ -8,6 +8,10 @@ from typing import Any
 
 from goca.errors import GocaError
 
+RECIPES = ("goca", "vanilla", "goca-balanced", "goca-compound", "daam", "fttm", "diffsegmenter", "concept-attention")
+"""The names of `goca.recipe.RECIPES`, which would need torch to be told."""
+RECIPES_HELP = f"{', '.join(RECIPES[:-1])} or {RECIPES[-1]}."
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -7,6 +7,7 @@ for layers; a new rule is a new value, and nothing here knows the names.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from einops import einsum, rearrange
@@ -86,19 +87,29 @@ def head_map(
     return einsum(weights, attention, "pixel head, head pixel token -> pixel token")
 
 
+class Gathers(Protocol):
+    """Makes one map of all layers', on a common grid: see `RunningMap`."""
+
+    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None: ...
+    def share(self, grid: Grid) -> float: ...
+    def value(self) -> Float[Tensor, "token height width"]: ...
+
+
 @dataclass(frozen=True)
 class LayerRule:
     """How a layer's self-affinity S' is compared with the reference affinity R, both on the reference grid.
 
     weight = finish(sum over row blocks of statistics(R rows, S' rows)), clamped at 0. Without `statistics` the weight
     is 1 and no affinity is computed. `bilinear`: statistics is linear in R and in S', so the resizing of S may move to
-    R (`Reference.pulled`). `balanced`: rows of S' are divided by their sum first.
+    R (`Reference.pulled`). `balanced`: rows of S' are divided by their sum first. `gather`: what makes one map, on a
+    given grid, of the weighted layers.
     """
 
     statistics: Callable[[Float[Tensor, "row key"], Float[Tensor, "row key"]], Float[Tensor, " statistic"]] | None
     finish: Callable[[Float[Tensor, " statistic"]], Float[Tensor, ""]] = lambda total: total[0]
     bilinear: bool = False
     balanced: bool = False
+    gather: Callable[[Grid], Gathers] = lambda grid: RunningMap(grid)
 
 
 mean_layers = LayerRule(statistics=None)
@@ -236,6 +247,10 @@ class RunningMap:
             self._total, self._weightless = None, False
         maps = resize(rearrange(layer_map, "(h w) token -> token h w", h=grid[0]), self.grid) * (weight or 1.0)
         self._total = maps if self._total is None else self._total.add_(maps)
+
+    def share(self, grid: Grid) -> float:
+        """What a weight of 1 counts for, whatever the layer's grid."""
+        return 1.0
 
     def value(self) -> Float[Tensor, "token height width"]:
         """The sum, clamped at 0, normalised over tokens: that takes the sum of the weights away."""

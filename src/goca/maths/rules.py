@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from goca.errors import GocaError
-from goca.maths import aggregate, background, rescale
+from goca.maths import aggregate, background, concepts, gather, rescale
 
 HEADS: dict[str, aggregate.HeadRule] = {
     "mean": aggregate.mean_heads,
@@ -19,6 +19,12 @@ LAYERS: dict[str, aggregate.LayerRule] = {
     "balanced-agreement": aggregate.balanced_agreement,
     "iou-like": aggregate.iou_like,
     "inverse-distance": aggregate.inverse_distance,
+    "plain-mean": gather.plain_mean,
+    "by-resolution": gather.by_resolution,
+}
+MAPS: dict[str, concepts.MapRule] = {
+    "attention": concepts.attention,
+    "output-space": concepts.output_space,
 }
 STEPS: dict[str, rescale.Step] = {
     "share": rescale.share,

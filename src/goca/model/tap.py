@@ -29,9 +29,10 @@ class AttentionCall:
     `block` is the path, inside the denoiser, of the transformer block that owns the attention; the self- and the
     cross-attention of a block share it. `q` and `output` (what the attention gave, by heads) are the pixels' alone; of
     the keys, `text` are those of the text and `image` those of the pixels: one of the two in self- and
-    cross-attention, both in joint attention. `query` is what the module's `to_q` gave, before any norm and position
-    encoding; None where it has none of its own. `mask` is additive. `projection` is the output projection by heads
-    (bias left out), where text is read. `grid` is the picture's grid of pixels in that layer.
+    cross-attention, both in joint attention, where `text_output` is what the attention gave the text. `query` is what
+    the module's `to_q` gave, before any norm and position encoding; None where it has none of its own. `mask` is
+    additive. `projection` is the output projection by heads (bias left out), where text is read. `grid` is the
+    picture's grid of pixels in that layer.
     """
 
     block: str
@@ -39,6 +40,7 @@ class AttentionCall:
     k: Float[Tensor, "head key dim"]
     v: Float[Tensor, "head key dim"]
     output: Float[Tensor, "head pixel dim"]
+    text_output: Float[Tensor, "head token dim"] | None
     query: Float[Tensor, "pixel channel"] | None
     text: slice | None
     image: slice | None
@@ -217,6 +219,7 @@ class Tap(TorchFunctionMode):
                 k=key[picture],
                 v=value[picture],
                 output=output[picture, :, rows],
+                text_output=None if text is None or image is None else output[picture, :, text],
                 query=raw[picture] if raw is not None and raw.shape[1] == grid[0] * grid[1] else None,
                 text=text,
                 image=image,

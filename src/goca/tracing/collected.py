@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import Evidence, evidence
@@ -30,7 +31,12 @@ class Planner:
     def plan(self, recipe: Recipe | str) -> Plan:
         """Raises GocaError for a recipe that there is not, and for one that this pipeline cannot be read with."""
         chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
-        made = plan(chosen, self.settings, self.blocks, self.model, Overrides())
+        made = plan(chosen, self.settings, self.blocks, self.model, Overrides(), joint=True)
+        if made.maps.score is not None:
+            raise GocaError(
+                f'recipe "{made.recipe}" weighs nouns against each other while the model runs, and a trace learns them '
+                "only later: choose another recipe"
+            )
         return replace(made, seeds=(), device=self.device, dtype=self.dtype)
 
 

@@ -1,0 +1,108 @@
+"""Edge refinement: class scores that follow the picture's own edges, by a guided filter (He, Sun and Tang 2010).
+
+In the window round each pixel the scores are fitted by a linear function of the colours, slope . colour + offset; a
+pixel gets the mean of its windows' functions, at its own colour. Scores are as coarse as their grid, so on pictures of
+many pixels the functions are fitted on a smaller copy and resized (the fast guided filter, He and Sun 2015). Window and
+epsilon were tried on one picture, examples/cat.png, and on no benchmark.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from goca.maths import Grid
+from goca.maths.background import Background
+from goca.maths.resize import resize
+
+FINEST = 8
+"""Functions are fitted on at most so many pixels a side of a score's cell; a window reaches one cell to every side."""
+EPSILON = 1e-3
+"""Added to the variances of a window's colours, which are from 0 to 1: below it, a difference is no edge."""
+
+
+def box(maps: Float[Tensor, "*channel height width"], radius: int) -> Float[Tensor, "*channel height width"]:
+    """The mean over the (2 radius + 1)^2 window round each pixel, as far as it is in the picture; by running sums."""
+    for axis in (-1, -2):
+        size = maps.shape[axis]
+        place = torch.arange(size, device=maps.device)
+        first, past = (place - radius).clamp(min=0), (place + radius + 1).clamp(max=size)
+        sums = F.pad(maps.cumsum(axis), (1, 0) if axis == -1 else (0, 0, 1, 0))
+        inside = past - first
+        window = sums.index_select(axis, past) - sums.index_select(axis, first)
+        maps = window / (inside if axis == -1 else inside[:, None])
+    return maps
+
+
+class GuidedFilter:
+    """What depends on the guide alone, once for all the maps that it guides; both in float64."""
+
+    def __init__(self, guide: Float[Tensor, "colour height width"], radius: int, epsilon: float = EPSILON) -> None:
+        self.guide, self.radius = guide, radius
+        self.mean = box(guide, radius)
+        rows = [[box(one * other, radius) for other in guide] for one in guide]
+        squares = rearrange(torch.stack([torch.stack(row) for row in rows]), "i j h w -> h w i j")
+        mean = rearrange(self.mean, "colour h w -> h w colour")
+        ridge = epsilon * torch.eye(len(guide), dtype=guide.dtype, device=guide.device)
+        self.inverse = torch.linalg.inv(squares - mean[..., None] * mean[..., None, :] + ridge)
+
+    def fit(
+        self, scores: Float[Tensor, "height width"]
+    ) -> tuple[Float[Tensor, "colour height width"], Float[Tensor, "height width"]]:
+        """(slope, offset) of the mean of each pixel's windows' functions."""
+        mean = box(scores, self.radius)
+        covariance = box(self.guide * scores, self.radius) - self.mean * mean
+        slope = torch.einsum("hwij,jhw->ihw", self.inverse, covariance)
+        offset = mean - (slope * self.mean).sum(0)
+        return box(slope, self.radius), box(offset, self.radius)
+
+
+class Edges:
+    """The edges of a picture, for scores on a grid over it. picture: RGB, any size."""
+
+    def __init__(self, picture: UInt8[Tensor, "height width 3"], cells: Grid) -> None:
+        self.picture = picture
+        height, width, _ = picture.shape
+        self.size = (height, width)
+        cell = math.sqrt(height * width / math.prod(cells))
+        shrunk = min(1.0, FINEST / cell)
+        self.small = (max(1, round(height * shrunk)), max(1, round(width * shrunk)))
+        radius = max(1, round(cell * shrunk))
+        # Area, so that every pixel of the picture is in the small one; a colour at a time, because pictures are large.
+        small = [F.interpolate(colour[None, None].float(), self.small, mode="area")[0] for colour in picture.unbind(-1)]
+        # Float64, in which running sums are exact enough for small variances; on the CPU where the device has none.
+        self.home = torch.device("cpu") if picture.device.type == "mps" else picture.device
+        self.filter = GuidedFilter(torch.cat(small).to(self.home).double() / 255, radius)
+
+    def follow(self, scores: Float[Tensor, "h w"]) -> Float[Tensor, "height width"]:
+        """The scores at the picture's size, upsampled along its edges."""
+        slope, offset = self.filter.fit(resize(scores[None].to(self.home).double(), self.small)[0])
+        slope, offset = (part.float().to(self.picture.device) for part in (slope, offset[None]))
+        total = resize(offset, self.size)[0].clone()
+        for colour in range(3):
+            total.addcmul_(resize(slope[[colour]], self.size)[0], self.picture[..., colour] / 255)
+        return total
+
+
+def label_along_edges(
+    classes: Float[Tensor, "class h w"],
+    support: Float[Tensor, "h w"] | None,
+    background: Background,
+    picture: UInt8[Tensor, "height width 3"],
+) -> Int[Tensor, "height width"]:
+    """`background.label`, of scores that follow the picture's edges; class by class, so that one is held at a time."""
+    edges = Edges(picture, (classes.shape[-2], classes.shape[-1]))
+    extra = classes.new_zeros(edges.size) if support is None else edges.follow(support)
+    best = background.rule(background.threshold, extra)
+    winner = torch.zeros(edges.size, dtype=torch.long, device=classes.device)
+    for index, scores in enumerate(classes, start=1):
+        if bool(scores.isneginf().all()):
+            continue
+        found = edges.follow(scores)
+        better = found > best
+        winner[better] = index
+        best = torch.where(better, found, best)
+    return winner

@@ -1,0 +1,187 @@
+"""`goca generate`: pictures that come from their seeds alone, and what explains them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from goca import GocaError
+from goca.apps import generate as generate_module
+from goca.generation import Asked, explain, generate
+from goca.model.load import quiet
+from goca.model.tiny import BUILDERS
+
+PROMPT = "cat, bus, grass, sky"
+FEW = ("--steps", "3")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def pixels(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_picture_comes_from_its_seed_alone(goca: Any) -> None:
+    plain = goca("generate", PROMPT, *FEW, "--count", "2", "--out", "plain")
+    assert (plain.code, plain.err) == (0, "")
+    assert plain.out.split() == ["plain/cat-bus-grass-sky-0.png", "plain/cat-bus-grass-sky-1.png"]
+    assert sorted(path.name for path in Path("plain").iterdir()) == [
+        "cat-bus-grass-sky-0.png",
+        "cat-bus-grass-sky-1.png",
+    ]
+    explained = goca("generate", PROMPT, *FEW, "--seed", "1", "--explain", "--out", "explained")
+    assert explained.code == 0
+    alone = pixels("explained/cat-bus-grass-sky-1.png")
+    np.testing.assert_array_equal(alone, pixels("plain/cat-bus-grass-sky-1.png"))
+    assert not np.array_equal(alone, pixels("plain/cat-bus-grass-sky-0.png"))
+    assert alone.shape == (64, 64, 3)
+
+
+def test_what_explains_a_picture(goca: Any) -> None:
+    done = goca("generate", PROMPT, *FEW, "--count", "2", "--explain", "--json")
+    assert (done.code, done.err) == (0, "")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["seed"] for line in lines] == [0, 1]
+    assert [one["name"] for one in lines[0]["masks"]] == ["cat", "bus", "grass", "sky"]
+    for line in lines:
+        assert all(Path(file).is_file() for file in line["files"])
+    stem = "goca-out/cat-bus-grass-sky-0"
+    facts = json.loads(Path(f"{stem}.json").read_text())
+    assert facts["prompt"] == PROMPT
+    assert facts["asked"] == {"prompt": PROMPT, "steps": 3, "scale": None, "size": None}
+    assert len(facts["steps"]) == 3
+    assert facts["left_out"] == []
+    labels = pixels(f"{stem}.labels.png")
+    assert labels.shape == (64, 64)
+    assert set(np.unique(labels)) <= {0, 1, 2, 3, 4}
+    assert pixels(f"{stem}.cat.heatmap.png").shape == (64, 64, 3)
+    # Two rows, in each the picture, its masks and four heat maps.
+    sheet = Image.open("goca-out/cat-bus-grass-sky-0-1.sheet.png")
+    assert sheet.width > 2.5 * sheet.height
+
+
+def test_another_scale_makes_another_picture(goca: Any) -> None:
+    for scale in ("1", "9"):
+        assert goca("generate", PROMPT, *FEW, "--scale", scale, "--out", scale).code == 0
+    assert not np.array_equal(pixels("1/cat-bus-grass-sky-0.png"), pixels("9/cat-bus-grass-sky-0.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("",), "prompt is empty"),
+        ((PROMPT, "--model", "nowhere"), 'no model "nowhere"'),
+        ((PROMPT, "--recipe", "magic"), 'no recipe "magic"'),
+        ((PROMPT, "--explain", "--recipe", "fttm"), "lacks"),
+        ((PROMPT, "--size", "63"), "the pipeline refuses: .*divisible by 8"),
+        ((PROMPT, "--out", "file/below"), "cannot write to file/below"),
+        ((PROMPT, "--steps", "0"), "steps"),
+        (("the, and, a", "--explain", *FEW), "no word to explain"),
+    ],
+)
+def test_a_mistake_takes_one_line(arguments: tuple[str, ...], told: str, goca: Any) -> None:
+    Path("file").write_text("")
+    done = goca("generate", *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert re.search(told, done.err), done.err
+    assert not Path("goca-out").exists() or not list(Path("goca-out").iterdir())
+
+
+def test_ctrl_c_leaves_whole_pictures(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+    tell = generate_module._tell
+
+    def stop(one: Any, *rest: Any) -> None:
+        shown.append(one.seed)
+        tell(one, *rest)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_module, "_tell", stop)
+    done = goca("generate", PROMPT, *FEW, "--count", "5", "--explain")
+    assert done.code == 130
+    assert done.err == "goca: stopped; 2 of 5 pictures are done and whole\n"
+    assert Image.open("goca-out/cat-bus-grass-sky-0-4.sheet.png").height > 400
+
+
+def test_a_long_run_has_several_sheets(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_module, "ROWS", 2)
+    assert goca("generate", "cat, sky", "--steps", "1", "--count", "3", "--seed", "7", "--explain").code == 0
+    sheets = sorted(path.name for path in Path("goca-out").glob("*.sheet.png"))
+    assert sheets == ["cat-sky-7-8.sheet.png", "cat-sky-9.sheet.png"]
+
+
+def test_progress_is_told_step_by_step() -> None:
+    pipeline = BUILDERS["sd15"]()
+    told: list[int] = []
+    asked = Asked("a cat", steps=3, size=32)
+    with quiet():
+        made = generate(pipeline, asked, [0, 1], begins=told.append, advances=lambda: told.append(1))
+        told.extend(one.seed - 9 for one in made)
+    assert told == [3, 1, 1, 1, -9, 3, 1, 1, 1, -8]
+    assert "progress_bar" not in vars(pipeline)
+
+
+@pytest.mark.parametrize("name", ["pixart_sigma", "flux", "qwen_image", "wan", "z_image"])
+def test_every_kind_of_pipeline(name: str) -> None:
+    pipeline = BUILDERS[name]()
+    with quiet():
+        (one,) = generate(pipeline, Asked("a cat and a dog on grass", steps=2, scale=2.0, size=64), [3], explain=True)
+    assert one.image.size == (64, 64)
+    told = explain(one)
+    # A sentence: its content words.
+    assert list(told.heatmaps) == ["cat", "dog", "on", "grass"]
+    assert told.masks.labels.shape == (64, 64)
+
+
+def test_a_word_behind_the_tokenizer_s_limit_is_left_out() -> None:
+    pipeline = BUILDERS["sd15"]()
+    prompt = ", ".join(["cat", *(f"thing {number}" for number in range(30)), "zebra"])
+    with quiet():
+        (one,) = generate(pipeline, Asked(prompt, steps=1, size=32), [0], explain=True)
+    told = explain(one)
+    assert "cat" in told.heatmaps
+    assert "zebra" in told.left_out
+
+
+def test_a_picture_that_was_not_traced_explains_nothing() -> None:
+    with quiet():
+        (one,) = generate(BUILDERS["sd15"](), Asked("a cat", steps=1, size=32), [0])
+    with pytest.raises(GocaError, match="not traced"):
+        explain(one)
+
+
+@pytest.mark.parametrize("name", ["heatmap.py", "training_set.py"])
+def test_the_examples_run(name: str, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / name
+    run = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    if name == "heatmap.py":
+        assert Image.open(tmp_path / "cat.heatmap.png").size == (64, 64)
+        return
+    from goca.bench.datasets import open_dataset
+
+    data = open_dataset("folder", tmp_path / "painted")
+    assert [one.name for one in data.categories] == ["cat", "bus", "grass", "sky"]
+    truths = [torch.from_numpy(sample.truth().astype("int64")).unique().tolist() for sample in data.samples]
+    assert [set(some) <= allowed for some, allowed in zip(truths, ({1, 3, 4}, {2, 3, 4}), strict=True)] == [True, True]
