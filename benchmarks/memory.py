@@ -4,10 +4,10 @@
 
 The models do not fit a small machine, so slices of them do: random weights, real widths and 4096 positions, few blocks.
 SDXL keeps its blocks of two; of those that are ten deep one and two are kept. Flux keeps one double and two single
-blocks, then two and four, these with an early and with a late reference layer: the whole has 19 and 38, and 27 of them
-before the reference. Everything measured is taken to grow in a straight line with the depth, which it does by
-construction: each further block does the same work, and what waits for the reference layer grows by a block's queries
-and keys. The figures for the whole depth are such extrapolations, not measurements.
+blocks, then two and four, these with two late reference layers: the whole has 19 and 38, and 27 of them before the
+reference. Everything measured is taken to grow in a straight line with the depth, which it does by construction: each
+further block does the same work, and what waits for the reference layer grows by a block's queries and keys. The
+figures for the whole depth are such extrapolations, not measurements.
 
 Seconds are CPU seconds. Memory is the resident peak above what the process held before the call (Linux). In bfloat16
 only the memory means something: many processors have to emulate its products, so linear and convolution layers compute
@@ -115,7 +115,10 @@ class Whole:
 
 
 def flux(groups: int, dtype: torch.dtype) -> Slice:
-    """`groups` double and twice as many single blocks; the reference is the first block, then the last but one."""
+    """`groups` double and twice as many single blocks; the reference is the last but two, then the last block.
+
+    So late, because the peak has to be that of what waits for the reference.
+    """
     small = tiny.BUILDERS["flux"]()
     transformer = FluxTransformer2DModel(
         num_layers=groups,
@@ -141,7 +144,7 @@ def flux(groups: int, dtype: torch.dtype) -> Slice:
         "img_ids": torch.zeros(pixels, 3),
         "txt_ids": torch.zeros(512, 3),
     }
-    references = ("transformer_blocks.0", f"single_transformer_blocks.{2 * groups - 2}")
+    references = tuple(f"single_transformer_blocks.{place}" for place in range(1, 2 * groups, 2)[-2:])
     return Slice(FluxPipeline(**parts), lambda: transformer(**call), references, ("transformer_blocks.0",))
 
 

@@ -86,8 +86,10 @@ class Readout:
             self.heads[call.block] = weights.mean(0)
         if call.image is not None:
             text = call.text if reads else None
+            # In joint attention the words' queries lie beside the pixels', and would wait with them.
+            q = call.q.clone() if call.kind == "joint" and self._reference is None and self._weighs else call.q
             self._waiting.append(
-                Waiting(call.block, call.q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
+                Waiting(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
             )
         elif weights is not None:
             attention = probabilities(call.q, call.k, call.scale, call.mask)

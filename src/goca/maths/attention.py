@@ -88,21 +88,20 @@ def _blocks(
 
     Every part lies in the memory of the one before.
     """
-    queries = q.float()
-    # Turned and widened at once: one copy of the keys, whatever their type.
-    keys = queries.new_empty(k.shape[0], k.shape[2], k.shape[1]).copy_(k.transpose(-1, -2))
-    heads, count, _ = queries.shape
+    # Turned and widened at once: one copy of the keys, whatever their type. Queries are widened as they are needed.
+    keys = k.new_empty(k.shape[0], k.shape[2], k.shape[1], dtype=torch.float32).copy_(k.transpose(-1, -2))
+    heads, count, _ = q.shape
     width = keys.shape[-1]
     most = BLOCK_ELEMENTS.get(q.device.type, BLOCK_ELEMENTS["cuda"])
     step = min(max(16, most // width), count)
     together = min(max(1, most // (step * width)), heads)
-    memory = queries.new_empty(together, step, width)
+    memory = keys.new_empty(together, step, width)
 
     def parts(block: slice) -> Iterator[tuple[int, Tensor]]:
         for first in range(0, heads, together):
             some = slice(first, min(first + together, heads))
             part = memory[: some.stop - first, : block.stop - block.start]
-            torch.baddbmm(part, queries[some, block], keys[some], beta=0, alpha=scale, out=part)
+            torch.baddbmm(part, q[some, block].float(), keys[some], beta=0, alpha=scale, out=part)
             if mask is not None:
                 part += mask[some if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
             torch.softmax(part, dim=-1, out=part)
