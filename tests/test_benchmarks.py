@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import growth
+import memory
 import numpy as np
 import overhead
 import pytest
@@ -55,3 +56,35 @@ def test_a_self_tagger_chooses_among_all_nouns(bundled: Segmenter) -> None:
     found, seconds = self_tagger.measure(SelfPruning(bundled, Told()), pictures)
     assert (found.right, found.said, found.true) == (2, 4, 3)
     assert seconds >= 0
+
+
+def test_a_widened_layer_computes_what_it_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "BLOCK", 16)
+    linear = torch.nn.Linear(29, 37).to(torch.bfloat16)
+    convolution = torch.nn.Conv2d(3, 67, 3, stride=2, padding=1).to(torch.bfloat16)
+    rows, picture = torch.randn(2, 19, 29, dtype=torch.bfloat16), torch.randn(1, 3, 11, 13, dtype=torch.bfloat16)
+    exact = (linear.float()(rows.float()), convolution.float()(picture.float()))
+    linear.to(torch.bfloat16)
+    convolution.to(torch.bfloat16)
+    with memory.Widened():
+        found = (linear(rows), convolution(picture))
+    for one, whole in zip(found, exact, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), whole, rtol=1e-2, atol=1e-2)
+
+
+def test_the_whole_depth_is_a_straight_line_through_the_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A block of the slices takes 2 s plain and 2.5 s segmented; each block that waits takes 0.05 GiB.
+    def measured(groups: int, waiting: int) -> memory.Measured:
+        blocks = 3 * groups
+        return memory.Measured(waiting, 3 + 2.5 * blocks, 1 + 2.0 * blocks, 0.4 + 0.05 * waiting, 0.2)
+
+    monkeypatch.setattr(memory, "flux", lambda groups, dtype: groups)
+    monkeypatch.setattr(
+        memory,
+        "measure",
+        lambda groups: [measured(1, 2)] if groups == 1 else [measured(2, 3), measured(2, 5)],
+    )
+    whole = memory.whole_flux(torch.float32)
+    assert whole.extra_gib == pytest.approx(0.2 + 27 * 0.05)
+    assert whole.time_ratio == pytest.approx((3 + 2.5 * 57) / (1 + 2 * 57))
