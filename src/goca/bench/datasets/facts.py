@@ -37,7 +37,8 @@ class Dataset:
     """A data set's split, opened: nothing but lists of files is held.
 
     background: whether label 0 occurs, as what is none of the categories. palette: RGB, row 0 is background, row i is
-    categories[i - 1].
+    categories[i - 1]. source: the form in which the ground truth was found, where a data set is published in several.
+    merges: (label, the label that it counts as in the paper's protocol), where that merges categories.
     """
 
     name: str
@@ -46,3 +47,5 @@ class Dataset:
     samples: tuple[Sample, ...]
     background: bool
     palette: UInt8[np.ndarray, "label 3"]
+    source: str = ""
+    merges: tuple[tuple[int, int], ...] = ()
