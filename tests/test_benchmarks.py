@@ -1,12 +1,20 @@
 """The benchmarks, on a tiny pipeline: that they measure what they say, not how much."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import growth
+import numpy as np
 import overhead
 import pytest
+import self_tagger
+import torch
 from PIL import Image
+
+from goca import Segmenter
+from goca.bench.taggers.self_pruning import SelfPruning
+from goca.bundled import Scene
 
 
 def test_growth_counts_a_pass_for_every_prompt(sd15: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,3 +41,17 @@ def test_a_peak_is_what_was_held_at_the_worst_moment() -> None:
     seconds, gib = overhead.peak(lambda: bytearray(200 * 2**20))
     assert 0.15 < gib < 0.3
     assert seconds < 5
+
+
+def test_a_self_tagger_chooses_among_all_nouns(bundled: Segmenter) -> None:
+    class Told:
+        name, threshold = "told", 0.5
+
+        def scores(self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]) -> torch.Tensor:
+            assert len(candidates) == 32
+            return torch.tensor([float(name in ("cat", "sky")) for name in candidates])
+
+    pictures = [Scene(Image.new("RGB", (64, 64)), np.zeros((64, 64)), some, {}) for some in (("cat",), ("dog", "sky"))]
+    found, seconds = self_tagger.measure(SelfPruning(bundled, Told()), pictures)
+    assert (found.right, found.said, found.true) == (2, 4, 3)
+    assert seconds >= 0

@@ -34,12 +34,38 @@ def add_noise(
     steps = LEVELS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
     if not 0 <= level < steps:
         raise GocaError(f"noise {level} is out of range: this model was trained on timesteps 0 to {steps - 1}")
-    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-    noise = noise.to(latents)
+    noise = _noise(latents, seed)
     if is_flow(scheduler):
         return (1 - level / LEVELS) * latents + level / LEVELS * noise
     kept = scheduler.alphas_cumprod[level].to(latents)
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+
+def target(
+    scheduler: Any, latents: Float[Tensor, "picture channel height width"], level: int, seed: int
+) -> Float[Tensor, "picture channel height width"]:
+    """What a denoiser without fault would say of `add_noise`'s result: the noise, the velocity, or the picture.
+
+    Some flow models give the velocity from noise to picture, which is this one's negative.
+    """
+    noise = _noise(latents, seed).expand_as(latents)
+    if is_flow(scheduler):
+        return noise - latents
+    kept = scheduler.alphas_cumprod[level].to(latents)
+    kinds = {
+        "epsilon": noise,
+        "v_prediction": kept.sqrt() * noise - (1 - kept).sqrt() * latents,
+        "sample": latents,
+    }
+    asked = scheduler.config.prediction_type
+    if asked not in kinds:
+        raise GocaError(f'a model that predicts "{asked}" is not supported: there are {", ".join(kinds)}')
+    return kinds[asked]
+
+
+def _noise(latents: Float[Tensor, "picture channel height width"], seed: int) -> Float[Tensor, "channel height width"]:
+    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return noise.to(latents)
 
 
 def pinned(scheduler: Any, level: int, odds: bool = False) -> Any:

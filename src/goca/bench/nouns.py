@@ -1,0 +1,232 @@
+"""From a tagger's caption to a question: its nouns, and which of them are classes of the data set.
+
+A caption lists nouns; parts of one object stand in parentheses: "(person, clothes), grass". What becomes of a noun is a
+`Policy`, and a preset of the bench is a value of it. Nothing here looks at a picture.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from unicodedata import normalize
+
+from goca.bench.datasets.facts import Category
+from goca.errors import GocaError
+from goca.model.words import STOP, forms
+from goca.question import Question
+from goca.recipe import AUTO
+
+Group = tuple[str, ...]
+"""The nouns of one parenthesis, or one noun that stands alone."""
+
+_AROUND = r"[\s\"'`*.•_-]"
+_EDGES = re.compile(rf"^(?:{_AROUND}|(?:a|an|the|and)\s)+|{_AROUND}+$")
+
+
+def parse(caption: str) -> tuple[Group, ...]:
+    """The nouns of a caption, in its order, in lower case.
+
+    Commas, semicolons and line breaks divide nouns. A parenthesis ends at the next parenthesis of either kind, or with
+    the caption, so unbalanced and nested ones have a meaning too. Stops, quotation marks, bullets and stop words around
+    a noun go, and so does whatever is left without a letter or digit. Of a noun said twice the first stays.
+    """
+    lower = normalize("NFC", caption).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
+    groups: list[Group] = []
+    seen: set[str] = set()
+    inside = False
+    for piece in re.split(r"([()])", normalize("NFC", lower)):
+        if piece in ("(", ")"):
+            inside = piece == "("
+            continue
+        fresh: list[str] = []
+        for noun in map(_clean, re.split(r"[,;\n]", piece)):
+            if noun and key(noun) not in seen:
+                seen.add(key(noun))
+                fresh.append(noun)
+        groups += [tuple(fresh)] if inside and fresh else [(noun,) for noun in fresh]
+    return tuple(groups)
+
+
+def write(groups: Iterable[Sequence[str]]) -> str:
+    """A caption that `parse` reads as these groups; GocaError for a noun that would be read as something else."""
+    listed = [tuple(group) for group in groups]
+    caption = ", ".join(group[0] if len(group) == 1 else f"({', '.join(group)})" for group in listed)
+    back = {key(noun) for group in parse(caption) for noun in group}
+    for noun in (noun for group in listed for noun in group):
+        if key(noun) not in back:
+            raise GocaError(
+                f'"{noun}" cannot stand in a list of nouns: leave out its punctuation, or name it otherwise'
+            )
+    return caption
+
+
+def key(noun: str) -> str:
+    """What two spellings of one noun share: "Traffic_light", "traffic-light" and "traffic light" are the same."""
+    return " ".join(re.findall(r"[^\s_-]+", noun)).casefold()
+
+
+def _clean(noun: str) -> str:
+    bare = " ".join(_EDGES.sub("", noun).split())
+    return bare if any(map(str.isalnum, STOP.sub("", bare))) else ""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of the nouns of a caption.
+
+    - suffix: nouns that are added behind every caption, as supporting nouns unless they are classes.
+    - complete: ground-truth classes that the caption missed are added behind it.
+    - true_only: a noun becomes a class only if the class is in the picture's ground truth.
+    - keep_parts: where a parenthesis names two classes or more, its further nouns stay, as supporting nouns; without
+      it they are dropped.
+    - synonyms: words for categories beside those of the data set; a category that the data set lacks is passed over.
+
+    A parenthesis that names one class stands for it as a whole, whatever the policy: the tagger says it is one object.
+    """
+
+    name: str
+    suffix: tuple[str, ...] = ()
+    complete: bool = False
+    true_only: bool = False
+    keep_parts: bool = True
+    synonyms: tuple[Category, ...] = ()
+
+    @property
+    def needs_truth(self) -> bool:
+        return self.complete or self.true_only
+
+
+HONEST = Policy("honest")
+"""A noun that names a category is that class, any other is a supporting noun, and nothing comes from ground truth."""
+
+ODD_SYNONYMS = (Category("aeroplane", ("skyline",)), Category("person", ("woodpecker",)))
+"""Odd synonyms of the released code, those that are known to us; the `paper` preset has a switch for them."""
+
+
+def paper(dataset: str, odd_synonyms: bool = False) -> Policy:
+    """What the released code does on a data set, which flatters: classes are those of the ground truth.
+
+    dataset: "voc", "context", "coco-object", "coco-stuff", "cityscapes" or "ade20k"; GocaError for any other.
+    """
+    if dataset not in _PAPER:
+        raise GocaError(f'no "paper" protocol for "{dataset}": there is one for {", ".join(_PAPER)}; use "honest"')
+    suffix, complete = _PAPER[dataset]
+    return Policy("paper", suffix, complete, True, False, ODD_SYNONYMS if odd_synonyms else ())
+
+
+# Data set: (what stands behind every caption, whether missed classes are added).
+_PAPER: Mapping[str, tuple[tuple[str, ...], bool]] = {
+    "voc": (("background",), True),
+    "context": ((), True),
+    "coco-object": (("background",), False),
+    "coco-stuff": ((), True),
+    "cityscapes": ((), False),
+    "ade20k": (("background",), False),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A caption as something to ask a segmenter.
+
+    classes: {category: the caption's words for it}, in the caption's order. others: supporting nouns. caption: the
+    prompt, every noun of classes and others in the order they were said, and nothing else. notes: what the policy did.
+    """
+
+    classes: Mapping[str, tuple[str, ...]]
+    others: tuple[str, ...]
+    caption: str
+    notes: tuple[str, ...] = ()
+
+    def question(self, image: Any, background: str | float | None = AUTO) -> Question:
+        """To be asked through `Segmenter.stream`, whose columns are then those of the caption's nouns.
+
+        Raises GocaError where no noun is a class: then every pixel is background, and there is nothing to ask.
+        """
+        if not self.classes:
+            raise GocaError(f'no class of the data set is in the caption "{self.caption}": every pixel is background')
+        # A name is one of its own words to a segmenter; it need not be in the caption.
+        wanted = {name: [one for one in said if key(one) != key(name)] for name, said in self.classes.items()}
+        return Question(image, wanted, self.others, background, self.caption)
+
+
+def ask(
+    caption: str,
+    categories: tuple[Category, ...],
+    policy: Policy = HONEST,
+    truth: Collection[str] | None = None,
+    support: Sequence[str] = (),
+) -> Asked:
+    """Make a question of a tagger's caption.
+
+    truth: names of the categories in the picture's ground truth; GocaError where the policy needs them and has none.
+    support: supporting nouns to add where one noun stands alone, whose share of itself says nothing
+    (`segmenter.plan.support`).
+    """
+    if policy.needs_truth and truth is None:
+        raise GocaError(f'the "{policy.name}" policy looks at the ground truth: give its classes, or use "honest"')
+    names = _index(categories, policy.synonyms)
+    true = set(truth or ())
+
+    def class_of(noun: str) -> str | None:
+        name = names.get(key(noun))
+        return None if policy.true_only and name not in true else name
+
+    groups = list(parse(caption))
+    notes = []
+    if policy.complete:
+        found = {class_of(noun) for group in groups for noun in group}
+        missed = [one.name for one in categories if one.name in true and one.name not in found]
+        if missed:
+            notes.append(f"from the ground truth: {', '.join(missed)}")
+            groups = _with(groups, missed)
+    groups = _with(groups, policy.suffix)
+    said = list(_assigned(groups, class_of, policy.keep_parts))
+    if len(said) == 1:
+        (alone, name) = said[0]
+        extra = [one for one in support if key(one) != key(alone) and (name is None or names.get(key(one)) != name)]
+        if extra:
+            notes.append(f"one noun alone: {', '.join(extra)} added as supporting nouns")
+        said += [(one, None) for one in extra]
+    classes: dict[str, tuple[str, ...]] = {}
+    for noun, name in said:
+        if name is not None:
+            classes[name] = (*classes.get(name, ()), noun)
+    others = tuple(noun for noun, name in said if name is None)
+    return Asked(classes, others, ", ".join(noun for noun, _ in said), tuple(notes))
+
+
+def _assigned(
+    groups: Iterable[Group], class_of: Callable[[str], str | None], keep_parts: bool
+) -> Iterator[tuple[str, str | None]]:
+    """(noun, its class, or None for a supporting noun), for every noun that stays."""
+    for group in groups:
+        named = [(noun, class_of(noun)) for noun in group]
+        found = tuple(dict.fromkeys(name for _, name in named if name is not None))
+        for noun, name in named:
+            if len(found) == 1:
+                yield noun, found[0]
+            elif name is not None or keep_parts or not found:
+                yield noun, name
+
+
+def _with(groups: Sequence[Group], nouns: Sequence[str]) -> list[Group]:
+    """The groups, and behind them the nouns that are in none."""
+    there = {key(noun) for group in groups for noun in group}
+    return [*groups, *((noun.lower(),) for noun in nouns if key(noun) not in there)]
+
+
+@lru_cache(maxsize=16)
+def _index(categories: tuple[Category, ...], more: tuple[Category, ...]) -> Mapping[str, str]:
+    """{key of a word: the category it names}: names before synonyms, and both as written before their plurals."""
+    known = {one.name for one in categories}
+    words = [(one.name, one.name) for one in categories]
+    words += [(word, one.name) for one in (*categories, *more) if one.name in known for word in one.synonyms]
+    index: dict[str, str] = {}
+    for word, name in words:
+        index.setdefault(key(word), name)
+    for word, name in words:
+        for form in forms(word):
+            index.setdefault(key(form), name)
+    return index

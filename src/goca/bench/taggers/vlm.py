@@ -1,0 +1,154 @@
+"""A vision-language model behind an OpenAI-compatible server: OpenAI's own, or vLLM, Ollama, llama.cpp, a gateway."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from goca.bench.datasets.facts import Dataset, Sample
+from goca.bench.taggers.captions import Record
+from goca.bench.taggers.endpoint import Declined, Endpoint
+from goca.bench.taggers.facts import Done
+from goca.bench.taggers.instruction import MOST_WORDS, USUAL_WORDS, caption_in, instruction
+from goca.errors import GocaError
+from goca.model import images
+
+LONGEST_SIDE = 1024
+"""Larger pictures are shown smaller: nouns can still be told, and it costs less."""
+TOKENS_A_LETTER, TOKENS_A_WORD = 1 / 4, 2
+TOKENS_A_PICTURE, TOKENS_A_TILE, TILE = 85, 170, 512
+"""OpenAI's rule for its GPT-4 models; others count otherwise, most of them fewer."""
+
+Prices = tuple[float, float]
+"""For a million tokens, (read, written), in any currency."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, about; cost: in the currency of the prices, None without prices."""
+
+    pictures: int
+    read: int
+    written: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        cost = "name prices to see the cost" if self.cost is None else f"about {self.cost:.2f}"
+        return f"{self.pictures} pictures, about {self.read:,} tokens to read and {self.written:,} to write: {cost}"
+
+
+@dataclass
+class VLM:
+    """Asks a server for every picture that `record` lacks, and records each answer at once.
+
+    model: its name to the server. together: questions that are under way at a time. prices: see `Prices`.
+    """
+
+    model: str
+    endpoint: Endpoint
+    path: Path
+    together: int = 4
+    prices: Prices | None = None
+    record: Record = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise GocaError('no model is named: write it behind the colon, such as "vlm:gpt-4o"')
+        if self.together < 1:
+            raise GocaError(f"{self.together} questions at a time are too few: give 1 or more")
+        self.record = Record(self.path, self.name)
+        self._declined: dict[tuple[str, str], Declined] = {}
+        # Some models take no temperature; the first to say so is asked without from then on.
+        self._settings: dict[str, Any] = {"temperature": 0}
+
+    @property
+    def name(self) -> str:
+        return f"vlm {self.model}"
+
+    def estimate(self, samples: Sequence[Sample], dataset: Dataset) -> Estimate:
+        """What the pictures that are not recorded yet will take; nothing is sent."""
+        open_ = [sample for sample in samples if self.record.get(sample, dataset) is None]
+        words = math.ceil(len(instruction(dataset)) * TOKENS_A_LETTER)
+        read = sum(words + _tokens(sample.image) for sample in open_)
+        written = len(open_) * TOKENS_A_WORD * MOST_WORDS.get(dataset.name, USUAL_WORDS)
+        cost = None
+        if self.prices is not None:
+            cost = sum(count * price for count, price in zip((read, written), self.prices, strict=True)) / 1e6
+        return Estimate(len(open_), read, written, cost)
+
+    def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Done) -> None:
+        """Ask for the pictures that are not recorded yet, several at a time. See `Preparing`."""
+        stop = self.endpoint.stop
+        causes: list[Exception] = []
+
+        def try_(sample: Sample) -> None:
+            if stop.is_set():
+                return
+            try:
+                self.tag(sample, dataset)
+            except Declined as error:
+                self._declined[dataset.name, sample.id] = error
+            except Exception as error:
+                causes.append(error)  # before those who wait hear of it, so that the cause comes first
+                stop.set()
+
+        with ThreadPoolExecutor(self.together) as pool:
+            try:
+                for _ in as_completed([pool.submit(try_, sample) for sample in samples]):
+                    if causes:
+                        break
+                    done()
+            finally:
+                stop.set()  # so that Ctrl-C does not wait for a server's patience
+                pool.shutdown(cancel_futures=True)
+                stop.clear()
+        if causes:
+            raise causes[0]
+
+    def tag(self, sample: Sample, dataset: Dataset) -> str:
+        """See `Tagger`; a picture that was declined in `prepare` is not asked for again."""
+        known = self.record.get(sample, dataset)
+        if known is not None:
+            return known
+        if (dataset.name, sample.id) in self._declined:
+            raise self._declined[dataset.name, sample.id]
+        picture = {"type": "image_url", "image_url": {"url": _data_url(sample.image)}}
+        text = {"type": "text", "text": instruction(dataset)}
+        caption = caption_in(self._ask([{"role": "user", "content": [text, picture]}]))
+        self.record.add(sample, dataset, caption)
+        return caption
+
+    def _ask(self, messages: list[dict[str, Any]]) -> str:
+        settings = self._settings
+        try:
+            return self.endpoint.complete({"model": self.model, "messages": messages, **settings})
+        except Declined as error:
+            if not settings or "temperature" not in str(error):
+                raise
+            self._settings = {}
+            return self.endpoint.complete({"model": self.model, "messages": messages})
+
+
+def _data_url(path: Path) -> str:
+    image = images.load(path)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _tokens(path: Path) -> int:
+    """Of one picture; only its header is read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except OSError as error:
+        raise GocaError(f"{path} is no picture that can be read ({error}): is the data set complete?") from None
+    scale = min(1.0, LONGEST_SIDE / max(width, height))
+    return TOKENS_A_PICTURE + TOKENS_A_TILE * math.prod(math.ceil(side * scale / TILE) for side in (width, height))
