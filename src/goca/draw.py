@@ -68,7 +68,7 @@ def overlay(
     picture.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
 
     shares = np.bincount(labels.ravel(), minlength=len(classes) + 1) / labels.size
-    names = {index: _legible(name, index) for index, name in enumerate(classes, start=1)}
+    names = {index: legible(name, index) for index, name in enumerate(classes, start=1)}
     found = [
         _Item(name, _percent(shares[index]), tuple(colours[index].tolist()))
         for index, name in names.items()
@@ -86,12 +86,17 @@ def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Im
         scores: in [0, 1], on any grid that covers the picture; interpolated bilinearly.
     """
     smooth = Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    colours = Image.fromarray(magma(np.asarray(smooth)))
+    return Image.blend(image.convert("L").convert("RGB"), colours, 0.65)
+
+
+def magma(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """RGB colours of values in [0, 1]: black is 0, pale yellow 1."""
     stops = _from_hex(MAGMA)
     at = np.linspace(0, 255, len(stops))
     table = np.stack([np.interp(np.arange(256), at, channel) for channel in stops.T], axis=1)
-    index = np.clip(np.rint(np.asarray(smooth) * 255), 0, 255).astype(np.uint8)
-    colours = Image.fromarray(np.rint(table).astype(np.uint8)[index])
-    return Image.blend(image.convert("L").convert("RGB"), colours, 0.65)
+    index = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+    return np.rint(table).astype(np.uint8)[index]
 
 
 def _contours(labels: UInt16[np.ndarray, "height width"], thickness: int) -> Bool[np.ndarray, "height width"]:
@@ -205,7 +210,7 @@ def _missing_items(names: Sequence[str]) -> list[_Item]:
     ]
 
 
-def _legible(name: str, index: int) -> str:
+def legible(name: str, index: int) -> str:
     """The name as the built-in font can write it: it has no accents and no letters beyond ASCII."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     words = plain if plain.isascii() else f"class {index}"

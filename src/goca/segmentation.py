@@ -88,9 +88,7 @@ class Segmentation:
         return np.take_along_axis(wide, shown[None], 0)[0]
 
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
-        """The labels as they were under each of some other backgrounds: the model is not asked again, and the scores are
-        upsampled once.
-        """
+        """The labels under each of some other backgrounds, from scores that are upsampled once; no pass is made."""
         support = None if self.scores.support is None else torch.from_numpy(self.scores.support)
         height, width = self.labels.shape
         for found in labels(torch.from_numpy(self.scores.grid), support, backgrounds, (height, width)):
