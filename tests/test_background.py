@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from yardsticks import bilinear_axis
 
-from goca.maths.background import Background, constant, label, maximum, none, offset
+from goca.maths.background import Background, constant, label, labels, maximum, none, offset
 
 RULES = [offset, maximum, constant, none]
 SIZES = [((5, 7), (11, 13)), ((5, 7), (3, 17)), ((7, 3), (41, 2)), ((5, 7), (5, 7)), ((1, 1), (5, 3))]
@@ -123,6 +123,17 @@ def test_strips_change_nothing(rule: object, strip: int) -> None:
     assert whole.shape == (97, 53)
     assert len(whole.unique()) >= 3
     assert torch.equal(label(classes, support, background, (97, 53), strip=strip), whole)
+
+
+@pytest.mark.parametrize("supported", [True, False], ids=["support", "alone"])
+def test_many_backgrounds_are_each_by_itself(supported: bool) -> None:
+    classes, support = positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
+    classes[1] = -INF
+    backgrounds = [Background(rule, threshold) for rule in RULES for threshold in (-0.4, 0.0, 0.3, 0.7)]
+    found = list(labels(classes, support, backgrounds, (41, 37)))
+    for background, one in zip(backgrounds, found, strict=True):
+        assert torch.equal(one, label(classes, support, background, (41, 37)))
+    assert len({tuple(one.flatten().tolist()) for one in found}) > 2
 
 
 # ---- who can win

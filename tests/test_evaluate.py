@@ -1,97 +1,316 @@
-"""Scores on the scenes benchmark, against loops and hand-made runs."""
+"""Scores against loops and hand-made runs; a segmenter on scenes, by both ways to evaluate them."""
+
+import io
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from goca import GocaError, Segmenter, bundled
-from goca.bench.evaluate import evaluate_scenes
-from goca.bench.scores import gain, resampled_miou, score
+from goca import GocaError, Segmenter
+from goca import bundled as shipped
+from goca.bench.confusion_picture import GAP, LARGEST, confusion_picture
+from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
+from goca.bench.evaluate import Evaluator, Said
+from goca.bench.job import Job
+from goca.bench.lead import evaluate
+from goca.bench.pictures import Picture, tally
+from goca.bench.protocol import Protocol, changed, honest
+from goca.bench.report import Report
+from goca.bench.scenes import evaluate_scenes
+from goca.bench.scores import Counting, Tally, gain, miou, resampled_miou, score
 from goca.bundled import Scene
+from goca.draw import magma
 from goca.maths.confusion import confusion, mean_iou
 
+COUNTINGS = [Counting(background, absent) for background in (False, True) for absent in (False, True)]
 
-def runs(count: int = 7, labels: int = 5, seed: int = 0) -> torch.Tensor:
-    """Confusion matrices of random label maps; label 0 never occurs, as in the scenes."""
+
+def matrices(count: int = 7, labels: int = 5, lowest: int = 1, seed: int = 0) -> torch.Tensor:
+    """Confusion matrices of random label maps; labels below `lowest` never occur."""
     generator = torch.Generator().manual_seed(seed)
-    maps = torch.randint(1, labels, (count, 2, 11, 13), generator=generator)
+    maps = torch.randint(lowest, labels, (count, 2, 11, 13), generator=generator)
     return torch.stack([confusion(truth, found, labels) for truth, found in maps])
+
+
+def slow_miou(matrix: torch.Tensor, counting: Counting) -> float:
+    """By a loop over labels, from one confusion matrix."""
+    ratios = []
+    for label in range(len(matrix)):
+        row, column = (sum(int(value) for value in line) for line in (matrix[label], matrix[:, label]))
+        hit = int(matrix[label, label])
+        if label == 0 and not counting.background:
+            continue
+        if row:
+            ratios.append(hit / (row + column - hit))
+        elif counting.absent:
+            ratios.append(0.0)
+    return sum(ratios) / len(ratios)
+
+
+# ---- scores
 
 
 def test_a_score_by_hand() -> None:
     # Two pictures: 3 of 4 pixels of "a" right and one called "b"; both pixels of "b" right. "c" never occurs.
     first = confusion(torch.tensor([1, 1, 1, 1]), torch.tensor([1, 1, 1, 2]), 4)
     second = confusion(torch.tensor([2, 2]), torch.tensor([2, 2]), 4)
-    got = score(torch.stack([first, second]), ("a", "b", "c"))
+    counts = Tally.of(torch.stack([first, second]))
+    got = score(counts, ("a", "b", "c"))
     assert got.per_class == pytest.approx({"a": 3 / 4, "b": 2 / 3})
     assert got.miou == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert got.labels == 2
     assert got.pixel_accuracy == pytest.approx(5 / 6)
+    assert got.frequency_weighted_iou == pytest.approx((4 * 3 / 4 + 2 * 2 / 3) / 6)
     # Drawn with replacement: the first alone scores 3/4, the second alone 1, both together as above.
-    assert got.ci95 == pytest.approx(((3 / 4 + 2 / 3) / 2, 1), rel=1e-5)
+    assert got.ci95 == pytest.approx(((3 / 4 + 2 / 3) / 2, 1))
+    zero = score(counts, ("a", "b", "c"), Counting(background=True, absent=True))
+    assert zero.per_class == pytest.approx({"background": 0, "a": 3 / 4, "b": 2 / 3, "c": 0})
+    assert zero.miou == pytest.approx((3 / 4 + 2 / 3) / 4)
+    assert zero.labels == 4
 
 
-def test_resampling_is_the_loop() -> None:
-    matrices = runs()
+def test_a_class_that_is_only_ever_found_is_no_class_of_the_mean() -> None:
+    counts = Tally.of(confusion(torch.tensor([1, 1, 1]), torch.tensor([1, 1, 2]), 3)[None])
+    assert score(counts, ("a", "b")).per_class == pytest.approx({"a": 2 / 3})
+    assert miou(counts, Counting(absent=True)) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("counting", COUNTINGS, ids=str)
+@pytest.mark.parametrize("lowest", [0, 1, 2])
+def test_scores_are_the_loop(counting: Counting, lowest: int) -> None:
+    counts = matrices(lowest=lowest)
+    expected = slow_miou(counts.sum(0), counting)
+    assert miou(Tally.of(counts), counting) == pytest.approx(expected)
+    assert score(Tally.of(counts), "abcd", counting).miou == pytest.approx(expected)
+    if counting == Counting() and lowest:
+        assert mean_iou(counts.sum(0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("counting", COUNTINGS, ids=str)
+def test_resampling_is_the_loop(counting: Counting) -> None:
+    counts = matrices(lowest=0)
     drawn = torch.randint(7, (2000, 7), generator=torch.Generator().manual_seed(0))
-    ours = resampled_miou(matrices)
+    ours = resampled_miou(Tally.of(counts), counting)
     for resample in (0, 1, 1999):
-        total = sum((matrices[index] for index in drawn[resample].tolist()), torch.zeros_like(matrices[0]))
-        assert float(ours[resample]) == pytest.approx(mean_iou(total), rel=1e-5)
+        total = sum((counts[index] for index in drawn[resample].tolist()), torch.zeros_like(counts[0]))
+        assert float(ours[resample]) == pytest.approx(slow_miou(total, counting))
 
 
 def test_a_gain_is_paired() -> None:
-    ours = runs()
-    assert gain(ours, ours) == (0, (0, 0))
+    ours = matrices()
+    assert gain(Tally.of(ours), Tally.of(ours)) == (0, (0, 0))
     perfect = torch.stack([torch.diag(matrix.sum(1)) for matrix in ours])
-    difference, (low, high) = gain(perfect, ours)
+    difference, (low, high) = gain(Tally.of(perfect), Tally.of(ours))
     assert difference == pytest.approx(1 - mean_iou(ours.sum(0)))
     assert 0 < low < difference < high < 1
 
 
+def test_the_threshold_of_the_oracle_is_the_best_of_the_sweep() -> None:
+    good, bad = ((1, 1, 6), (2, 2, 2)), ((1, 0, 6), (2, 2, 2))
+    dataset = toy(np.ones((2, 4), np.uint16))
+    protocol = changed(honest(dataset, "oracle"), ["threshold=oracle"])
+    counts = {name: good if name in ("0.1", "0.2") else bad for name in protocol.labellings}
+    report = Report(("cat", "grass"), protocol, (Picture("a", counts=counts), Picture("b", left_out="broken")))
+    told = report.metrics()
+    assert (told["miou"], told["threshold"], told["pictures"], told["left_out"]) == (1, "0.1", 1, 1)
+    assert told["oracle_threshold"] == {"threshold": 0.1, "miou": 1}
+    assert told["fixed_threshold"]["miou"] == 0.5
+    assert [one["miou"] for one in told["sweep"]] == [0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.5]
+    assert report.confusion.tolist() == [[0, 0, 0], [0, 6, 0], [0, 0, 2]]
+
+
+def test_the_confusion_picture_is_shares_of_each_row(tmp_path: Path) -> None:
+    dataset = toy(np.ones((2, 4), np.uint16))
+    # Of the cat's pixels 1 in 4 is found as grass; "background" is neither there nor found.
+    counts = {"none": ((1, 1, 3), (1, 2, 1), (2, 2, 5))}
+    report = Report(("cat", "grass"), honest(dataset, "oracle"), (Picture("a", counts=counts),))
+    (tmp_path / "confusion.png").write_bytes(confusion_picture(report))
+    with Image.open(tmp_path / "confusion.png") as picture:
+        pixels = np.asarray(picture)
+    corner = pixels.shape[0] - GAP - 2 * LARGEST
+    cells = [corner + LARGEST // 2, corner + LARGEST // 2 + LARGEST]
+    shares = np.array([[0.75, 0.25], [0.0, 1.0]])
+    assert np.array_equal(pixels[np.ix_(cells, cells)], magma(shares))
+
+
+def test_the_confusion_picture_of_150_classes_can_be_read() -> None:
+    names = tuple(f"class number {index}" for index in range(1, 151))
+    counts = {"none": tuple((index, index, 1) for index in range(151))}
+    protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
+    with Image.open(io.BytesIO(confusion_picture(Report(names, protocol, (Picture("a", counts=counts),))))) as picture:
+        assert 151 * 14 < picture.width == picture.height < 2600
+
+
+# ---- one picture at a time
+
+
+class Says:
+    """A tagger of the tests, which says what it is told to."""
+
+    name = "someone"
+
+    def __init__(self, captions: Mapping[str, str]) -> None:
+        self.captions = captions
+
+    def tag(self, sample: Sample, dataset: Dataset) -> str:
+        return self.captions[sample.id]
+
+
+def toy(truth: np.ndarray, image: Path = Path("none.png"), background: bool = False) -> Dataset:
+    categories = (Category("cat", ("kitty",)), Category("grass"))
+    return Dataset(
+        "toy", "all", categories, (Sample("one", image, truth.copy),), background, np.zeros((3, 3), np.uint8)
+    )
+
+
 @pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    return Segmenter.from_pretrained("bundled")
+def scene() -> Scene:
+    return next(scene for scene in shipped.scenes() if {"cat", "grass"} <= set(scene.classes))
+
+
+@pytest.fixture
+def photo(scene: Scene, tmp_path: Path) -> Path:
+    scene.image.save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+def counted(segmenter: Segmenter, dataset: Dataset, caption: str, *switches: str) -> tuple[Picture, Protocol]:
+    protocol = changed(honest(dataset, "someone"), switches)
+    (found,) = Evaluator(segmenter, dataset, Says({"one": caption}), protocol).unit(dataset.samples, {})
+    return found, protocol
+
+
+def halves(scene: Scene) -> np.ndarray:
+    """Truth of a scene's size: cat above, grass below, a void row between, a background row at the end."""
+    truth = np.ones((scene.image.height, scene.image.width), np.uint16)
+    truth[32:] = 2
+    truth[31] = VOID
+    truth[63] = 0
+    return truth
+
+
+def test_labels_are_counted_as_the_segmenter_gives_them(bundled: Segmenter, scene: Scene, photo: Path) -> None:
+    truth = halves(scene)
+    found, _ = counted(bundled, toy(truth, photo), "grass, cat, sky")
+    assert (found.classes, found.others) == (("grass", "cat"), ("sky",))
+    answer = bundled(photo, ["grass", "cat"], others=["sky"], background=None).labels
+    swapped = np.array([0, 2, 1])[answer]
+    for true, said, pixels in (found.counts or {})["none"]:
+        assert pixels == int(((truth == true) & (swapped == said)).sum())
+    assert sum(pixels for *_, pixels in (found.counts or {})["none"]) == 63 * 64
+
+
+def test_a_background_is_counted_at_the_fixed_threshold_and_along_the_sweep(
+    bundled: Segmenter, scene: Scene, photo: Path
+) -> None:
+    truth = halves(scene)
+    found, protocol = counted(bundled, toy(truth, photo, background=True), "kitty, grass", "threshold=oracle")
+    assert "kitty" in found.left_out  # a word that this model was not trained on
+    found, protocol = counted(bundled, toy(truth, photo, background=True), "cat, brick", "threshold=oracle")
+    result = bundled(photo, ["cat"], others=["brick"])
+    maps = [result.labels, *result.relabelled(protocol.backgrounds)]
+    for name, labels in zip(protocol.labellings, maps, strict=True):
+        for true, said, pixels in (found.counts or {})[name]:
+            assert pixels == int(((truth == true) & (labels == said)).sum())
+    assert len({(found.counts or {})[name] for name in protocol.labellings}) > 2
+
+
+def test_what_need_not_be_asked(bundled: Segmenter, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = toy(halves(scene))
+    monkeypatch.setattr(Segmenter, "_looks", None)
+    alone, _ = counted(bundled, dataset, "sky, cat")
+    assert (alone.counts or {})["none"] == ((0, 1, 64), (1, 1, 31 * 64), (2, 1, 31 * 64))
+    nothing, protocol = counted(bundled, dataset, "sky, sand", "threshold=fixed")
+    assert set(nothing.counts or {}) == set(protocol.labellings)
+    assert (nothing.counts or {})["fixed"] == ((0, 0, 64), (1, 0, 31 * 64), (2, 0, 31 * 64))
+
+
+def test_what_cannot_be_done_is_left_out_with_its_reason(bundled: Segmenter, scene: Scene, photo: Path) -> None:
+    truth = halves(scene)
+    missing, _ = counted(bundled, toy(truth, photo.with_name("gone.png")), "cat, grass")
+    assert "no such file" in missing.left_out
+    small, _ = counted(bundled, toy(truth[:7], photo), "cat, grass")
+    assert "differ in size" in small.left_out
+    strange, _ = counted(bundled, toy(truth + 1, photo), "cat, grass")
+    assert "label 3, and toy has 2 categories" in strange.left_out
+    dataset = toy(truth, photo)
+    evaluator = Evaluator(bundled, dataset, Says({}), honest(dataset, "someone"))
+    (untold,) = evaluator.unit(dataset.samples, {"one": Said(reason="the server is asleep")})
+    assert (untold.left_out, untold.caption) == ("the server is asleep", None)
+    (told,) = evaluator.unit(dataset.samples, {"one": Said("cat, grass")})
+    assert told.counts is not None
+
+
+def test_a_class_that_the_caption_missed(bundled: Segmenter, scene: Scene, photo: Path) -> None:
+    dataset = toy(halves(scene), photo)
+    assert counted(bundled, dataset, "cat, sky")[0].classes == ("cat",)
+    completed, _ = counted(bundled, dataset, "cat, sky", "complete=yes")
+    assert completed.classes == ("cat", "grass")
+    assert completed.notes == ("from the ground truth: grass",)
+    dataset = toy(np.where(halves(scene) == 2, 0, halves(scene)).astype(np.uint16), photo)
+    assert counted(bundled, dataset, "cat, grass", "true-only=yes")[0].others == ("grass",)
+
+
+# ---- scenes
 
 
 @pytest.mark.parametrize("captions", ["nouns", "sentences"])
-def test_some_scenes(segmenter: Segmenter, captions: str) -> None:
+def test_both_ways_to_evaluate_scenes_agree(captions: str) -> None:
     done: list[int] = []
-    # Version 0 of the bundled pipeline reads 24 tokens, and not every sentence is as short.
-    short = [scene for scene in bundled.scenes() if len(scene.captions["sentences"]) < 30][:5]
-    got = evaluate_scenes(segmenter, captions, done=lambda: done.append(1), scenes=short)
-    assert len(done) == 5
-    assert got.matrices.sum() == 5 * 64 * 64
-    assert (got.matrices[:, 0] == 0).all()
-    assert (got.matrices[:, :, 0] == 0).all()
-    told = got.to_json()
-    assert told["protocol"]["captions"] == captions
-    assert told["protocol"]["pictures"] == 5
-    assert set(told["per_class"]) == {name for scene in short for name in scene.classes}
+    segmenter = Segmenter.from_pretrained("bundled", batch=3)
+    scenes = list(islice(shipped.scenes(), 7))
+    old = evaluate_scenes(segmenter, captions, scenes, done=lambda: done.append(1))
+    assert len(done) == 7
+    report, settings = evaluate(Job("scenes", limit=7, batch=3, captions=captions))
+    told = report.metrics()
+    assert told["pixel_accuracy"] == old.score.pixel_accuracy
+    assert told["per_class"] == old.score.per_class
+    # The same numbers, among more of classes that do not occur, are added up in another order.
+    assert told["miou"] == pytest.approx(old.score.miou, rel=1e-14)
+    assert told["ci95"] == pytest.approx(old.score.ci95, rel=1e-14)
     assert 0.2 < told["miou"] < 1
+    assert settings["protocol"]["captions"] == captions == old.to_json()["protocol"]["captions"]
+    assert settings["protocol"] == {**old.protocol.to_json()} | {"pictures": 7}
+    assert set(told["per_class"]) == {name for scene in scenes for name in scene.classes}
 
 
-def test_truth_and_answer_are_counted_under_the_same_names(segmenter: Segmenter) -> None:
+def test_truth_and_answer_are_counted_under_the_same_names(bundled: Segmenter) -> None:
     picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
     truth = np.full((64, 64), 2, np.uint8)
     scene = Scene(picture, truth, ("sky", "cat"), {"sentences": "a cat under the sky"})
-    got = evaluate_scenes(segmenter, scenes=[scene])
-    answer = segmenter(picture, ["sky", "cat"], background=None)
+    got = evaluate_scenes(bundled, scenes=[scene])
+    answer = bundled(picture, ["sky", "cat"], background=None)
     assert got.names == ("cat", "sky")
-    assert int(got.matrices[0, 1, 1]) == int((answer.labels == 2).sum())
-    assert int(got.matrices[0, 1, 2]) == int((answer.labels == 1).sum())
+    assert int(got.tally.hit[0, 1]) == int((answer.labels == 2).sum())
+    assert int(got.tally.found[0, 2]) == int((answer.labels == 1).sum())
 
 
-def test_unknown_captions_are_refused(segmenter: Segmenter) -> None:
+def test_captions_that_there_are_not(bundled: Segmenter) -> None:
     with pytest.raises(GocaError, match="nouns, sentences"):
-        evaluate_scenes(segmenter, "poems")
+        evaluate_scenes(bundled, "poems")
+    with pytest.raises(GocaError, match="sentences are those of the scenes"):
+        Job("scenes", captions="sentences", tagger="given:cat").open()
 
 
 def test_the_benchmark_is_whole() -> None:
-    scenes = list(bundled.scenes())
+    scenes = list(shipped.scenes())
     assert len(scenes) >= 200
     for image, labels, classes in scenes:
         assert labels.shape == (image.height, image.width)
         assert set(np.unique(labels)) == set(range(1, len(classes) + 1))
     for scene in scenes:
         assert scene.captions["nouns"] == ", ".join(scene.classes)
+
+
+def test_a_tally_is_that_of_the_matrices() -> None:
+    full = matrices(count=3, labels=4, lowest=0)
+    pictures = [
+        Picture(str(index), counts={"none": tuple((a, b, int(one[a, b])) for a in range(4) for b in range(4))})
+        for index, one in enumerate(full)
+    ]
+    for ours, theirs in zip(vars(tally(pictures, "none", 4)).values(), vars(Tally.of(full)).values(), strict=True):
+        assert torch.equal(ours, theirs)

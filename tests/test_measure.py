@@ -1,41 +1,172 @@
-"""`goca evaluate` and `goca ablate`: one object, one table, one line for a mistake."""
+"""`goca evaluate` and `goca ablate`: every data set under both protocols, one object, one line for a mistake."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from commands import Outcome
+from dataset_folders import (
+    STUFF_27_PAIRS,
+    make_ade20k,
+    make_cityscapes,
+    make_coco_object,
+    make_coco_panoptic,
+    make_coco_stuff,
+    make_context_mat,
+    make_context_png,
+    make_folder,
+    make_voc,
+)
 
-from goca.apps.cli import main
+from goca.model import images
+from goca.model.tiny import UNET_BUILDERS
+
+Goca = Callable[..., Outcome]
+
+# (data set, who makes it, how many labels "paper" counts; None where it does not know the data set)
+SETS: dict[str, tuple[str, Callable[[Path], Any], int | None]] = {
+    "voc": ("voc", make_voc, 21),
+    "context-png": ("context", make_context_png, 60),
+    "context-mat": ("context", make_context_mat, 60),
+    "coco-object": ("coco-object", make_coco_object, 81),
+    "coco-stuff-27": ("coco-stuff-27", lambda root: make_coco_stuff(root, STUFF_27_PAIRS), 28),
+    "coco-panoptic": ("coco-stuff-27", make_coco_panoptic, 28),
+    "coco-stuff-171": ("coco-stuff-171", make_coco_stuff, None),
+    "cityscapes": ("cityscapes", make_cityscapes, 20),
+    "ade20k": ("ade20k", make_ade20k, 151),
+    "folder": ("folder", make_folder, None),
+}
 
 
-def test_evaluate_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
-    code, (out, err) = main(["evaluate", "scenes", "--limit", "3", "--json"]), capsys.readouterr()
-    assert (code, err) == (0, "")
-    told = json.loads(out)
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline that knows every word, and no picture."""
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    UNET_BUILDERS["sd15"]().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("made", SETS)
+def test_every_data_set_under_both_protocols(
+    goca: Goca, made: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, make, labels = SETS[made]
+    make(tmp_path)
+    # The folders' pictures are smaller than any that shows something.
+    monkeypatch.setattr(images, "SMALLEST", 1)
+    # Cityscapes has a picture for each of its cities.
+    ask = ("evaluate", name, "--root", tmp_path, "--model", tiny, "--size", "64", "--tagger", "oracle", "--limit", "3")
+    honest = goca(*ask, "--json")
+    assert (honest.code, honest.err) == (0, "")
+    told = json.loads(honest.out)
+    assert told["protocol"]["name"] == "honest"
+    assert told["protocol"]["threshold"] == told["threshold"]
+    assert told["left_out_pictures"] == []
+    assert told["labels"] == len(told["per_class"]) >= 2
+    assert ("sweep" in told) == ("background" in told["per_class"]) == (told["threshold"] == "fixed")
+    assert 0 <= told["miou"] <= told["per_class"][max(told["per_class"], key=told["per_class"].__getitem__)]
+    paper = goca(*ask, "--protocol", "paper", "--json")
+    if labels is None:
+        assert 'no "paper" protocol' in paper.mistake()
+        return
+    assert (paper.code, paper.err) == (0, "")
+    told = json.loads(paper.out)
+    assert told["labels"] == labels == len(told["per_class"])
+    assert told["miou"] == told["oracle_threshold"]["miou"] == max(one["miou"] for one in told["sweep"])
+    assert told["miou"] == pytest.approx(sum(told["per_class"].values()) / labels)
+    assert float(told["threshold"]) == told["oracle_threshold"]["threshold"]
+
+
+def test_evaluate_prints_one_object(goca: Goca) -> None:
+    found = goca("evaluate", "scenes", "--limit", "3", "--json")
+    assert (found.code, found.err) == (0, "")
+    told = json.loads(found.out)
     assert 0 < told["miou"] <= 1
     assert 0 < told["pixel_accuracy"] <= 1
+    assert 0 < told["frequency_weighted_iou"] <= 1
     assert told["ci95"][0] <= told["miou"] <= told["ci95"][1]
-    assert told["protocol"]["pictures"] == 3
+    assert told["protocol"]["pictures"] == told["pictures"] == 3
+    assert told["protocol"]["tags"] == "oracle"
     assert told["plan"]["recipe"] == "goca"
 
 
-def test_ablate_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
-    code, (out, err) = main(["ablate", "scenes", "--limit", "2", "--json"]), capsys.readouterr()
-    assert (code, err) == (0, "")
-    rows = json.loads(out)["rows"]
-    assert rows[0]["gain"] == 0
-    assert {"heads", "layers", "rescaling"} <= {row["name"] for row in rows}
+def test_evaluate_prints_all_of_the_protocol(goca: Goca, tmp_path: Path) -> None:
+    ask = ("evaluate", "scenes", "--limit", "2", "--as-background", "sky, grass", "--set", "void=background")
+    found = goca(*ask, "--set", "absent=zero", "--out", tmp_path / "run")
+    assert (found.code, found.err) == (0, "")
+    for line in (
+        "name: honest, but void=background, absent=zero",
+        "tags: oracle",
+        "void: background",
+        "as background: sky, grass",
+        "absent: count 0",
+        "counted: classes and background",
+        "threshold: fixed",
+        f"written to {tmp_path / 'run'}",
+    ):
+        assert f"\n{line}\n" in found.out
+    assert "oracle threshold" in found.out
+    assert "31 labels, 2 pictures" in found.out
+    again = goca(*ask, "--set", "absent=zero", "--out", tmp_path / "run")
+    assert (again.code, again.out) == (0, found.out)
+    other = goca(*ask, "--out", tmp_path / "run")
+    assert "run that differs in protocol.name" in other.mistake()
 
 
-def test_ablate_as_a_table_for_a_document(capsys: pytest.CaptureFixture[str]) -> None:
-    code, (out, _) = main(["ablate", "scenes", "--limit", "2", "--markdown"]), capsys.readouterr()
-    assert code == 0
-    lines = out.splitlines()
+def test_a_picture_that_is_left_out_is_named(goca: Goca, tmp_path: Path) -> None:
+    # What was said of the second scene is no list of the words that the bundled pipeline knows.
+    (tmp_path / "said.json").write_text(
+        json.dumps({"000": "water, fish", "001": "cat, snow, xylophone", "002": "cat, sky"})
+    )
+    ask = ("evaluate", "scenes", "--limit", "3", "--tagger", f"captions:{tmp_path / 'said.json'}")
+    found = goca(*ask, "--json")
+    assert found.code == 1
+    assert "left out: 001: " in found.err
+    assert "xylophone" in found.err
+    assert found.err.splitlines()[-1] == "goca: 1 of 3 pictures were left out"
+    told = json.loads(found.out)
+    assert told["pictures"] == 2
+    assert [one["id"] for one in told["left_out_pictures"]] == ["001"]
+    assert told["protocol"]["tags"] == "captions said.json"
+
+
+def test_ablate_prints_every_part(goca: Goca) -> None:
+    found = goca("ablate", "scenes", "--limit", "2", "--json")
+    assert (found.code, found.err) == (0, "")
+    told = json.loads(found.out)
+    assert told["rows"][0]["gain"] == 0
+    assert {"heads", "layers", "rescaling"} <= {row["name"] for row in told["rows"]}
+    assert told["protocol"]["pictures"] == 2
+
+
+def test_ablate_as_a_table_for_a_document(goca: Goca) -> None:
+    found = goca("ablate", "scenes", "--limit", "2", "--markdown")
+    assert found.code == 0
+    lines = found.out.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "44.3 / 51.1" in lines[2]
 
 
-@pytest.mark.parametrize("wrong", [("coco",), ("scenes", "--recipe", "best"), ("scenes", "--captions", "poems")])
-def test_what_cannot_be_evaluated_is_one_line(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    code, (out, err) = main(["evaluate", *wrong]), capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("imagenet", "--tagger", "oracle"), 'no data set "imagenet"'),
+        (("voc",), "--tagger"),
+        (("voc", "--tagger", "oracle"), "--root"),
+        (("scenes", "--recipe", "best"), 'no recipe "best"'),
+        (("scenes", "--captions", "poems"), "nouns, sentences"),
+        (("scenes", "--protocol", "mine"), "honest, paper"),
+        (("scenes", "--protocol", "paper"), 'no "paper" protocol for "scenes"'),
+        (("scenes", "--set", "void=perhaps"), "ignored, background"),
+        (("scenes", "--as-background", "unicorn"), 'no category "unicorn"'),
+        (("scenes", "--tagger", "crystal-ball"), 'no tagger "crystal-ball"'),
+        (("scenes", "--split", "test"), 'no split "test"'),
+        (("scenes", "--noise", "much"), 'no noise "much"'),
+        (("scenes", "--model", "nowhere"), 'no model "nowhere"'),
+        (("scenes", "--workers", "0"), "--workers"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(goca: Goca, wrong: tuple[str, ...], said: str) -> None:
+    assert said in goca("evaluate", *wrong).mistake()

@@ -13,7 +13,7 @@ from PIL import Image
 
 import goca
 from goca import DAAM, FTTM, GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, GocaError, Question, Segmenter
-from goca.maths.background import Background, maximum
+from goca.maths.background import Background, constant, maximum, none, offset
 from goca.maths.resize import resize
 
 Make = Callable[..., Image.Image]
@@ -42,6 +42,18 @@ def test_a_non_square_picture_in_a_batch_of_two(pipeline: Any, picture: Make) ->
         assert result.scores.grid.min() >= 0
         assert result.scores.grid.max() <= 1
         assert result.scores.at((96, 160)).shape == (2, 96, 160)
+
+
+def test_other_backgrounds_need_no_other_pass(bundled: Segmenter, picture: Make) -> None:
+    result = bundled(picture(), ["cat", "grass"], others=["sky"])
+    asked = [bundled(picture(), ["cat", "grass"], others=["sky"], background=one) for one in (0.6, 0.9, None)]
+    found = result.relabelled(
+        [Background(offset, 0.0), Background(constant, 0.6), Background(constant, 0.9), Background(none)]
+    )
+    for labels, expected in zip(found, [result, *asked], strict=True):
+        assert labels.dtype == np.uint16
+        assert np.array_equal(labels, expected.labels)
+    assert len({one.labels.tobytes() for one in (result, *asked)}) == 4
 
 
 @pytest.mark.parametrize("recipe", [GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND, DAAM])

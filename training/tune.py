@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from goca.bench.evaluate import evaluate_scenes
+from goca.bench.scenes import evaluate_scenes
 from goca.bundled import Scene
 from goca.model.backbone import Backbone
 from goca.model.load import load

@@ -92,12 +92,17 @@ def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Im
         scores: in [0, 1], on any grid that covers the picture; interpolated bilinearly.
     """
     smooth = Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    colours = Image.fromarray(magma(np.asarray(smooth)))
+    return Image.blend(image.convert("L").convert("RGB"), colours, 0.65)
+
+
+def magma(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """RGB colours of values in [0, 1]: black is 0, pale yellow 1."""
     stops = _from_hex(MAGMA)
     at = np.linspace(0, 255, len(stops))
     table = np.stack([np.interp(np.arange(256), at, channel) for channel in stops.T], axis=1)
-    index = np.clip(np.rint(np.asarray(smooth) * 255), 0, 255).astype(np.uint8)
-    colours = Image.fromarray(np.rint(table).astype(np.uint8)[index])
-    return Image.blend(image.convert("L").convert("RGB"), colours, 0.65)
+    index = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+    return np.rint(table).astype(np.uint8)[index]
 
 
 def _contours(labels: UInt16[np.ndarray, "height width"], thickness: int) -> Bool[np.ndarray, "height width"]:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -16,6 +16,7 @@ from PIL import Image
 
 from goca import draw, export
 from goca.errors import GocaError
+from goca.maths.background import Background, labels
 from goca.maths.resize import resize
 from goca.recipe import Plan
 
@@ -85,6 +86,13 @@ class Segmentation:
         best = self.scores.at((height, width)).argmax(0)
         shown = np.where(self.labels > 0, self.labels.astype(np.int64) - 1, best)
         return np.take_along_axis(wide, shown[None], 0)[0]
+
+    def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
+        """The labels under each of some other backgrounds, from scores that are upsampled once; no pass is made."""
+        support = None if self.scores.support is None else torch.from_numpy(self.scores.support)
+        height, width = self.labels.shape
+        for found in labels(torch.from_numpy(self.scores.grid), support, backgrounds, (height, width)):
+            yield found.numpy().astype(np.uint16)
 
     def overlay(self) -> Image.Image:
         """The picture under its coloured masks, with a legend."""

@@ -1,46 +1,151 @@
-"""`goca evaluate` and `goca ablate`: figures, each with the protocol that made it."""
+"""`goca evaluate`, `goca compare` and `goca ablate`: figures, each with the protocol that made it."""
 
 import json
-from dataclasses import asdict
+import sys
+from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from goca.apps.terminal import console, progress, table
+import typer
+
+from goca.apps.terminal import console, paused, progress, say, table
+from goca.errors import GocaError
 
 if TYPE_CHECKING:
-    from goca.bench.evaluate import Evaluation
+    from rich.progress import Progress
+
+    from goca.bench.job import Job
+    from goca.bench.lead import Crew
+    from goca.bench.pictures import Picture
+    from goca.bench.report import Report
 
 
-def evaluate(model: str, recipe: str, captions: str, batch: int, limit: int | None, as_json: bool) -> None:
-    """Score a recipe on the scenes and print it."""
-    from goca import bundled
-    from goca.bench.evaluate import evaluate_scenes
-    from goca.recipe import recipe_named
-    from goca.segmenter import Segmenter
+class Shown:
+    """Progress on a bar, and a line on stderr for each picture that is left out."""
 
-    chosen = recipe_named(recipe)
+    def __init__(self, bar: "Progress") -> None:
+        self.bar, self.task = bar, bar.add_task("opening", total=None)
+        self.finished = 0
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(name, total=total or None, completed=done)
+        self.finished = done
+
+    def advance(self) -> None:
+        self.bar.advance(self.task)
+
+    def done(self, pictures: "Sequence[Picture]") -> None:
+        for picture in pictures:
+            if picture.left_out:
+                with paused(self.bar):
+                    say(f"left out: {picture.id}: {picture.left_out}")
+            self.finished += 1
+            self.bar.advance(self.task)
+
+
+def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
+    """Score a recipe and print it; whether no picture was left out."""
+    from goca.bench import lead
+    from goca.model.load import without_bars
+
     with progress(hidden=as_json) as bar:
-        task = bar.add_task(f"loading {model}", total=None)
-        segmenter = Segmenter.from_pretrained(model, chosen, batch=batch)
-        scenes = list(islice(bundled.scenes(), limit))
-        bar.update(task, description="segmenting", total=len(scenes))
-        found = evaluate_scenes(segmenter, captions, scenes, done=lambda: bar.advance(task))
+        shown = Shown(bar)
+        watch = lead.Watch(shown.stage, shown.done, shown.advance)
+        try:
+            with without_bars():
+                report, settings = lead.evaluate(job, out, crew, watch, sys.argv[1:])
+        except KeyboardInterrupt:
+            bar.stop()
+            again = f"; ask the same again to go on with {out}" if out is not None else ""
+            say(f"stopped; {shown.finished} pictures are done{again}")
+            raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps({**found.to_json(), "plan": segmenter.plan.to_json()}))
+        left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
+        print(
+            json.dumps(
+                {
+                    **report.metrics(),
+                    "left_out_pictures": left_out,
+                    "protocol": report.protocol.to_json(),
+                    "plan": settings["plan"],
+                }
+            )
+        )
     else:
-        _print(found)
+        _print(report, out)
+    if report.left_out:
+        say(f"{len(report.left_out)} of {len(report.pictures)} pictures were left out")
+    return not report.left_out
 
 
-def _print(found: "Evaluation") -> None:
-    score = found.score
+def _print(report: "Report", out: Path | None) -> None:
+    found: dict[str, Any] = report.metrics()
     rows = table("class", "IoU")
-    for name, value in sorted(score.per_class.items(), key=lambda item: -item[1]):
+    for name, value in sorted(found["per_class"].items(), key=lambda item: -item[1]):
         rows.add_row(name, f"{value:.3f}")
-    out = console()
-    out.print(rows)
-    out.print(f"mIoU {score.miou:.3f} [{score.ci95[0]:.3f}, {score.ci95[1]:.3f}], accuracy {score.pixel_accuracy:.3f}")
-    for name, value in asdict(found.protocol).items():
-        out.print(f"{name}: {value}", soft_wrap=True)
+    page = console()
+    page.print(rows)
+    page.print(
+        f"mIoU {found['miou']:.3f} {_interval(found['ci95'])}, accuracy {found['pixel_accuracy']:.3f}, "
+        f"frequency-weighted IoU {found['frequency_weighted_iou']:.3f}, {found['labels']} labels, "
+        f"{found['pictures']} pictures",
+        soft_wrap=True,
+    )
+    if "sweep" in found:
+        fixed, oracle = found["fixed_threshold"], found["oracle_threshold"]
+        page.print(
+            f"fixed threshold: {fixed['miou']:.3f} {_interval(fixed['ci95'])}; oracle threshold "
+            f"{oracle['threshold']:+.1f}, picked on these pictures: {oracle['miou']:.3f}",
+            soft_wrap=True,
+        )
+    for line in report.protocol.lines():
+        page.print(line, soft_wrap=True)
+    if out is not None:
+        page.print(f"written to {out}", soft_wrap=True)
+
+
+def compare(folders: Sequence[Path], plot: Path | None, as_json: bool) -> None:
+    """Print runs side by side, and draw them."""
+    from goca.bench import compare as side_by_side
+
+    if len(folders) < 2:
+        raise GocaError("one run alone cannot be compared: name two or more")
+    runs = [side_by_side.load_run(folder) for folder in folders]
+    found = side_by_side.compare(runs)
+    protocol = runs[0].report.protocol
+    if plot is not None:
+        from goca.bench.plot import plot as draw
+
+        draw(
+            found, f"{protocol.dataset} {protocol.split}, {protocol.pictures} pictures, protocol {protocol.name}", plot
+        )
+    if as_json:
+        print(json.dumps(side_by_side.to_json(found, protocol)))
+        return
+    rows = table("run", "recipe, model", "mIoU", "95 %", "accuracy", "threshold", "to the first", "95 %")
+    for row in found:
+        rows.add_row(
+            row.run,
+            row.name,
+            f"{row.miou:.3f}",
+            _interval(row.ci95),
+            f"{row.pixel_accuracy:.3f}",
+            row.threshold,
+            f"{row.gain:+.3f}",
+            "[{:+.3f}, {:+.3f}]".format(*row.gain_ci95),
+        )
+    page = console()
+    page.print(rows)
+    for line in protocol.lines():
+        page.print(line, soft_wrap=True)
+    if plot is not None:
+        page.print(str(plot), soft_wrap=True)
+
+
+def _interval(interval: Sequence[float]) -> str:
+    return "[{:.3f}, {:.3f}]".format(*interval)
 
 
 def ablate(model: str, captions: str, batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:

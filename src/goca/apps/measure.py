@@ -1,5 +1,6 @@
-"""`goca evaluate` and `goca ablate`: their options."""
+"""`goca evaluate`, `goca compare` and `goca ablate`: their options."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from goca.apps import options, terminal
 from goca.apps.app import Verbose
 
-Dataset = Annotated[str, typer.Argument(metavar="DATASET", help='"scenes", the benchmark that ships with goca.')]
+Scenes = Annotated[str, typer.Argument(metavar="DATASET", help='"scenes", the benchmark that ships with goca.')]
 BenchModel = Annotated[str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id.')]
 Captions = Annotated[
     str, typer.Option(metavar="STYLE", help='How the classes are said: "nouns" (a list) or "sentences".')
@@ -16,33 +17,160 @@ Limit = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Only the first so many pictures.", show_default=False)
 ]
 BenchBatch = Annotated[int, typer.Option(metavar="N", min=1, help="Pictures a forward pass.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)]
 
 
 def evaluate(
-    dataset: Dataset,
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="scenes, voc, context, coco-object, coco-stuff-27, coco-stuff-171, cityscapes, ade20k, or folder.",
+        ),
+    ],
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the data set was unpacked.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another split than the protocol's.", show_default=False),
+    ] = None,
+    as_background: Annotated[
+        str, typer.Option(metavar="NAMES", help="Categories that count as background.", show_default=False)
+    ] = "",
+    limit: Limit = None,
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/evaluation.md.")] = "honest",
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SWITCH=VALUE",
+            help="Change a switch of the protocol, such as void=background; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TAGGER",
+            help="Who says which classes a picture shows: oracle, given:NOUNS, captions:FILE, vlm:MODEL, local:MODEL, "
+            "self:error or self:map.  [default for scenes: oracle]",
+            show_default=False,
+        ),
+    ] = None,
+    captions: Captions = "nouns",
     model: BenchModel = "bundled",
     recipe: Annotated[str, typer.Option(metavar="NAME", help=options.RECIPES_HELP)] = "goca",
-    captions: Captions = "nouns",
-    limit: Limit = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(metavar="T[,T...]", help="Training timesteps.  [default: the model's]", show_default=False),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Pixels a side the model sees.  [default: the model's]", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first noise.")] = 0,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Average over so many noises.")] = 1,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with the mirrored picture.", show_default=False)
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="[default: the best there is]", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="[default: float32 on cpu, else float16]", show_default=False),
+    ] = None,
     batch: BenchBatch = 8,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)] = False,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of torch in each process, on a CPU.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes, each with its own model.  [default: 1; with --ray as many as it has GPUs or CPUs]",
+            show_default=False,
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='Work on a Ray cluster: its address, "auto", or "local" to start one here.',
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Folder for pictures.jsonl, run.json and confusion.png; goes on with what it has.",
+            show_default=False,
+        ),
+    ] = None,
+    json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score a recipe: mIoU with its interval, IoU of each class, pixel accuracy, and the protocol."""
+    """Score a recipe on a data set: mIoU with its interval, IoU of each class, accuracies, and the protocol.
+
+    With --out, a run that was stopped or killed goes on when the same is asked again.
+    """
+    with terminal.session(verbose):
+        levels = options.noise(noise)
+        given = options.tagger(tagger, dataset)
+        overrides = {"noise": levels, "size": size, "seed": seed, "seeds": seeds, "flip": flip}
+        from goca.apps import bench
+        from goca.bench.job import Job
+        from goca.bench.lead import Crew
+
+        job = Job(
+            dataset,
+            root,
+            split,
+            options.names(as_background),
+            limit,
+            protocol,
+            tuple(change or ()),
+            given,
+            captions,
+            model,
+            recipe,
+            device,
+            dtype,
+            batch,
+            threads,
+            overrides,
+        )
+        whole = bench.evaluate(job, out, Crew(workers, ray), as_json=json)
+    if not whole:
+        raise typer.Exit(1)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that goca evaluate wrote with --out.")],
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw mIoU and its intervals; needs matplotlib.", show_default=False),
+    ] = None,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rank runs of one protocol on the same pictures: mIoU, intervals, and paired differences to the first."""
     with terminal.session(verbose):
         from goca.apps import bench
 
-        options.dataset(dataset)
-        bench.evaluate(model, recipe, captions, batch, limit, as_json=json)
+        bench.compare(runs, plot, as_json=json)
 
 
 def ablate(
-    dataset: Dataset,
+    dataset: Scenes,
     model: BenchModel = "bundled",
     captions: Captions = "nouns",
     limit: Limit = None,
     batch: BenchBatch = 8,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)] = False,
+    json: AsJson = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a table for a document.", show_default=False)
     ] = False,
@@ -58,5 +186,5 @@ def ablate(
 
 def register(app: typer.Typer) -> None:
     """Make them commands of the application."""
-    app.command()(evaluate)
-    app.command()(ablate)
+    for command in (evaluate, compare, ablate):
+        app.command()(command)

@@ -100,3 +100,15 @@ def dataset(text: str) -> None:
     """Refuse any data set but the scenes."""
     if text != "scenes":
         raise GocaError(f'no data set "{text}": there is "scenes", the benchmark that ships with goca')
+
+
+def tagger(text: str | None, dataset: str) -> str:
+    """The tagger of --tagger; only scenes have one unasked, for whoever it is decides what a score is worth."""
+    if text is not None:
+        return text
+    if dataset == "scenes":
+        return "oracle"
+    raise GocaError(
+        "who says which classes a picture shows? Give --tagger captions:FILE, vlm:MODEL, local:MODEL, self:map, "
+        "self:error, given:NOUNS, or oracle, the ground truth, which flatters"
+    )

@@ -88,6 +88,7 @@ def progress(hidden: bool) -> "Progress":
         SpinnerColumn,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
     disable = hidden or not sys.stderr.isatty()
@@ -97,6 +98,8 @@ def progress(hidden: bool) -> "Progress":
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=Console(stderr=True, quiet=disable),
         transient=True,
         redirect_stdout=False,  # results belong on stdout, which need not be the same terminal

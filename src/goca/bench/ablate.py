@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from goca.bench.evaluate import Evaluation, Protocol, evaluate_scenes
+from goca.bench.protocol import Protocol
+from goca.bench.scenes import Evaluation, evaluate_scenes
 from goca.bench.scores import Interval, gain
 from goca.bundled import Scene
 from goca.model.backbone import Backbone
@@ -66,7 +67,7 @@ class Ablation:
 
     def to_json(self) -> dict[str, Any]:
         """{"rows": [...], "protocol": {...}}."""
-        return {"rows": [asdict(row) for row in self.rows], "protocol": asdict(self.protocol)}
+        return {"rows": [asdict(row) for row in self.rows], "protocol": self.protocol.to_json()}
 
     def to_markdown(self) -> str:
         """A table for docs/results.md; percentages, as in the paper."""
@@ -96,7 +97,7 @@ def ablate_scenes(
 def _rows(runs: list[Evaluation]) -> Iterator[Row]:
     for variant, run in zip(VARIANTS, runs, strict=True):
         score = run.score
-        change, interval = gain(run.matrices, runs[0].matrices)
+        change, interval = gain(run.tally, runs[0].tally)
         yield Row(variant.name, score.miou, score.ci95, score.pixel_accuracy, change, interval, variant.paper)
 
 

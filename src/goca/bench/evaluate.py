@@ -1,85 +1,146 @@
-"""The scenes benchmark: what a segmenter scores on the scenes that ship with the package.
+"""A segmenter against ground truth, a few pictures at a time: caption, question, labels, counts."""
 
-Every class of a scene is named (tags from the ground truth), every pixel has a class and gets one, nothing is void.
-"""
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+import numpy as np
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from goca import bundled
-from goca.bench.scores import Score, score
-from goca.bundled import Scene
+from goca.bench.datasets.facts import VOID, Dataset, Sample
+from goca.bench.nouns import Asked, ask
+from goca.bench.pictures import Counts, Labels, Picture, count
+from goca.bench.protocol import FIXED, NONE, SENTENCES, Protocol
+from goca.bench.scenes import SceneOracle
+from goca.bench.taggers.facts import Tagger
 from goca.errors import GocaError
-from goca.maths.confusion import confusion
+from goca.model.prompt import Prompts
 from goca.question import Question
+from goca.recipe import AUTO
+from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 
-CAPTIONS = ("nouns", "sentences")
+
+class Said(NamedTuple):
+    """What a tagger said of a picture: its caption, or why it has none."""
+
+    caption: str = ""
+    reason: str = ""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What a score is a score of; it stands beside every figure.
+class _Open(NamedTuple):
+    """A picture on its way: its ground truth as counted, what is asked of it, and what is to be written down of it."""
 
-    pictures: how many. captions: "nouns" (a list of the classes) or "sentences" (one that names them).
-    """
-
-    dataset: str
-    pictures: int
-    captions: str
-    split: str = "the whole benchmark; settings were chosen on other scenes, in training art"
-    tags: str = "ground truth: the classes of each picture are given"
-    threshold: str = "none: every pixel gets a class"
-    void: str = "none"
-    absent: str = "classes that never occur are left out of the mean"
+    sample: Sample
+    truth: Labels
+    asked: Asked
+    picture: Picture
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """matrices: (picture, label, label) confusion counts, label i is names[i - 1], 0 never occurs."""
+@dataclass
+class Evaluator:
+    """Does units of work: a few pictures of a data set, which are one batch wherever and whenever they are done."""
 
-    names: tuple[str, ...]
-    matrices: Int[Tensor, "picture label label"]
+    segmenter: Segmenter
+    dataset: Dataset
+    tagger: Tagger
     protocol: Protocol
+    _prompts: Prompts = field(default_factory=dict, repr=False)
 
-    @property
-    def score(self) -> Score:
-        return score(self.matrices, self.names)
+    def unit(self, samples: Sequence[Sample], said: Mapping[str, Said]) -> list[Picture]:
+        """Segment pictures and count, in their order; one that cannot be read, tagged or asked is left out.
 
-    def to_json(self) -> dict[str, Any]:
-        """miou, pixel_accuracy, per_class, ci95 and the protocol; scores from 0 to 1."""
-        return {**asdict(self.score), "protocol": asdict(self.protocol)}
+        said: captions that are known already, by the pictures' ids.
+        """
+        done: dict[str, Picture] = {}
+        opened: list[_Open] = []
+        for sample in samples:
+            caption = None
+            try:
+                caption = _caption(said[sample.id]) if sample.id in said else self.tagger.tag(sample, self.dataset)
+                opened.append(self._open(sample, caption))
+            except GocaError as error:
+                done[sample.id] = Picture(sample.id, caption, left_out=str(error))
+        asked: dict[int, _Open] = {}
+        questions: list[Question] = []
+        for one in opened:
+            label = self._without_asking(one.asked)
+            if label is None:
+                questions.append(self._question(one))
+                asked[id(questions[-1])] = one
+            else:
+                done[one.sample.id] = self._settled(one, label)
+
+        def leave_out(question: Question, error: GocaError) -> None:
+            sample, _, _, picture = asked[id(question)]
+            done[sample.id] = replace(picture, left_out=str(error))
+
+        for question, result in self.segmenter.stream(questions, leave_out, self._prompts):
+            one = asked[id(question)]
+            done[one.sample.id] = self._counted(one, result)
+        return [done[sample.id] for sample in samples]
+
+    def _open(self, sample: Sample, caption: str) -> _Open:
+        truth = self.protocol.truth(sample.truth())
+        there = [label for label in np.unique(truth).tolist() if 0 < label != VOID]
+        if there and there[-1] > len(self.dataset.categories):
+            raise GocaError(
+                f'the ground truth of "{sample.id}" has label {there[-1]}, and {self.dataset.name} has '
+                f"{len(self.dataset.categories)} categories: is this the right data set?"
+            )
+        names = [self.dataset.categories[label - 1].name for label in there]
+        categories = self.protocol.categories(self.dataset.categories)
+        asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.support)
+        picture = Picture(sample.id, caption, tuple(asked.classes), asked.others, asked.notes)
+        return _Open(sample, truth, asked, picture)
+
+    def _without_asking(self, asked: Asked) -> int | None:
+        """The label of every pixel, where that is plain: no class was named, or one alone without a background."""
+        if not asked.classes:
+            return 0
+        if len(asked.classes) == 1 and self.protocol.threshold == NONE:
+            return self._labels(asked.classes)[1]
+        return None
+
+    def _question(self, one: _Open) -> Question:
+        background = None if self.protocol.threshold == NONE else AUTO
+        question = one.asked.question(one.sample.image, background)
+        if self.protocol.captions == SENTENCES:
+            assert isinstance(self.tagger, SceneOracle)  # `Job` refuses sentences of others
+            return replace(question, caption=self.tagger.sentence(one.sample))
+        listed = (*one.asked.classes, *one.asked.others)
+        if one.asked.caption == ", ".join(listed):
+            # As the segmenter would write it: left to it, a list that is too long is spread over several prompts.
+            return replace(question, caption=None)
+        return question
+
+    def _labels(self, classes: Iterable[str]) -> list[int]:
+        """From the labels of a result to those of the data set; 0 stays."""
+        names = [one.name for one in self.dataset.categories]
+        return [0, *(names.index(name) + 1 for name in classes)]
+
+    def _settled(self, one: _Open, label: int) -> Picture:
+        counts = self._count(one, np.full_like(one.truth, label))
+        return replace(one.picture, counts=dict.fromkeys(self.protocol.labellings, counts))
+
+    def _counted(self, one: _Open, result: Segmentation) -> Picture:
+        if one.truth.shape != result.labels.shape:
+            reason = f"{one.sample.image} and its ground truth differ in size: download or write them again"
+            return replace(one.picture, left_out=reason)
+        place = self.protocol.found(np.array(self._labels(result.classes), np.uint16))
+        first = NONE if self.protocol.threshold == NONE else FIXED
+        counts = {first: self._count(one, place[result.labels])}
+        if first == FIXED:
+            names = self.protocol.labellings[1:]
+            for name, labels in zip(names, result.relabelled(self.protocol.backgrounds), strict=True):
+                counts[name] = self._count(one, place[labels])
+        notes = tuple(dict.fromkeys((*one.picture.notes, *result.plan.notes)))
+        return replace(one.picture, counts=counts, notes=notes)
+
+    def _count(self, one: _Open, found: Labels) -> Counts:
+        return count(one.truth, found, len(self.dataset.categories) + 1)
 
 
-def evaluate_scenes(
-    segmenter: Segmenter,
-    captions: str = "nouns",
-    scenes: Iterable[Scene] | None = None,
-    done: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """Segment the scenes and count; `done` is called after each. scenes: those that ship, unless others are given.
-
-    Raises GocaError for an unknown style of captions.
-    """
-    if captions not in CAPTIONS:
-        raise GocaError(f'no captions "{captions}": there are {", ".join(CAPTIONS)}')
-    asked = list(bundled.scenes() if scenes is None else scenes)
-    names = tuple(sorted({name for scene in asked for name in scene.classes}))
-    questions = [_question(scene, captions) for scene in asked]
-    matrices = []
-    for scene, (_, result) in zip(asked, segmenter.stream(questions), strict=True):
-        place = torch.tensor([0, *(names.index(name) + 1 for name in scene.classes)])
-        truth, found = (place[torch.from_numpy(labels.astype("int64"))] for labels in (scene.labels, result.labels))
-        matrices.append(confusion(truth, found, len(names) + 1))
-        done()
-    return Evaluation(names, torch.stack(matrices), Protocol("scenes", len(asked), captions))
-
-
-def _question(scene: Scene, captions: str) -> Question:
-    caption = None if captions == "nouns" else scene.captions[captions]
-    return Question(scene.image, scene.classes, background=None, caption=caption)
+def _caption(said: Said) -> str:
+    if said.reason:
+        raise GocaError(said.reason)
+    return said.caption

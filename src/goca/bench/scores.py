@@ -1,7 +1,8 @@
-"""From one confusion matrix a picture to scores over all of them, and how sure they are.
+"""From pixel counts of each picture to scores over all of them, and how sure they are.
 
 Intersections and unions are summed over the whole data set, then divided. Intervals are percentile bootstraps over
-pictures; two methods are compared on the same resampled pictures.
+pictures; two methods are compared on the same resampled pictures. Counts are whole numbers, so no score depends on the
+order in which pictures were done.
 """
 
 from collections.abc import Sequence
@@ -11,51 +12,121 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from goca.maths.confusion import iou, mean_iou, pixel_accuracy
-
 RESAMPLES = 2000
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Counting:
+    """Which labels a mean is over, and what it makes of those that never occur.
+
+    background: label 0 is one of them. absent: a label that no picture's truth has counts 0; without it, it is left
+    out of the mean.
+    """
+
+    background: bool = False
+    absent: bool = False
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Pixels of each picture, by label; all that scores need of confusion matrices.
+
+    hit: of the label and found as it. truth: of the label. found: found as it. Label 0 is background.
+    """
+
+    hit: Int[Tensor, "picture label"]
+    truth: Int[Tensor, "picture label"]
+    found: Int[Tensor, "picture label"]
+
+    @classmethod
+    def of(cls, matrices: Int[Tensor, "picture label label"]) -> "Tally":
+        """From one confusion matrix a picture, truth first."""
+        return cls(matrices.diagonal(dim1=1, dim2=2), matrices.sum(2), matrices.sum(1))
+
+    def often(self, times: Int[Tensor, "resample picture"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums in which each picture counts so many times, each (resample, label).
+
+        Exact: in float64 the products and sums are whole numbers, so neither order nor threads change them.
+        """
+        hit, truth, found = (times.double() @ counts.double() for counts in (self.hit, self.truth, self.found))
+        return hit, truth, found
+
+
+@dataclass(frozen=True)
 class Score:
-    """Scores from 0 to 1. per_class: {name: IoU} of the classes that occur. ci95: of miou."""
+    """Scores from 0 to 1. ci95: of miou. per_class: {name: IoU} of the labels in the mean.
+
+    frequency_weighted_iou: each label's IoU weighs as many pixels as it has. labels: how many the mean is over.
+    """
 
     miou: float
-    pixel_accuracy: float
-    per_class: dict[str, float]
     ci95: Interval
+    pixel_accuracy: float
+    frequency_weighted_iou: float
+    labels: int
+    per_class: dict[str, float]
 
 
-def score(matrices: Int[Tensor, "picture label label"], names: Sequence[str]) -> Score:
-    """The scores of a run; `names` are those of labels 1, 2, ...; label 0 is no class and takes no part in the mean."""
-    total = matrices.sum(0)
-    there = total.sum(1) > 0
-    per_class = {name: float(one) for name, one, seen in zip(names, iou(total)[1:], there[1:], strict=True) if seen}
-    return Score(mean_iou(total), pixel_accuracy(total), per_class, _interval(resampled_miou(matrices)))
+def score(tally: Tally, names: Sequence[str], counting: Counting = Counting()) -> Score:
+    """The scores of a run; `names` are those of labels 1, 2, ..."""
+    hit, truth, found = (counts.sum(0).double() for counts in (tally.hit, tally.truth, tally.found))
+    ratio = _ratios(hit, truth, found)
+    counted = _counted(ratio, truth, counting)
+    named = zip(("background", *names), counted.tolist(), strict=True)
+    per_class = {name: value for name, value in named if value == value}
+    weighted = (ratio.nan_to_num() * truth).sum() / truth.sum()
+    return Score(
+        miou=float(counted.nanmean()),
+        ci95=interval(resampled_miou(tally, counting)),
+        pixel_accuracy=float(hit.sum() / truth.sum()),
+        frequency_weighted_iou=float(weighted),
+        labels=len(per_class),
+        per_class=per_class,
+    )
 
 
-def gain(
-    ours: Int[Tensor, "picture label label"], theirs: Int[Tensor, "picture label label"]
-) -> tuple[float, Interval]:
+def miou(tally: Tally, counting: Counting = Counting()) -> float:
+    """Mean IoU alone, 0 to 1."""
+    hit, truth, found = (counts.sum(0).double() for counts in (tally.hit, tally.truth, tally.found))
+    return float(_counted(_ratios(hit, truth, found), truth, counting).nanmean())
+
+
+def gain(ours: Tally, theirs: Tally, counting: Counting = Counting()) -> tuple[float, Interval]:
     """(difference of mIoU, its 95 % interval) of two runs over the same pictures, paired."""
-    difference = mean_iou(ours.sum(0)) - mean_iou(theirs.sum(0))
-    return difference, _interval(resampled_miou(ours) - resampled_miou(theirs))
+    difference = miou(ours, counting) - miou(theirs, counting)
+    return difference, interval(resampled_miou(ours, counting) - resampled_miou(theirs, counting))
 
 
-def resampled_miou(matrices: Int[Tensor, "picture label label"], seed: int = 0) -> Float[Tensor, " resample"]:
+def resampled_miou(
+    tally: Tally,
+    counting: Counting = Counting(),
+    seed: int = 0,
+) -> Float[Tensor, " resample"]:
     """mIoU of pictures drawn with replacement, again and again; the same draws for every run of as many pictures."""
-    count = len(matrices)
+    count = len(tally.hit)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    often = torch.zeros(RESAMPLES, count).scatter_add_(1, drawn, torch.ones(RESAMPLES, count))
-    hit = often @ matrices.diagonal(dim1=1, dim2=2).float()
-    truth, predicted = (often @ matrices.sum(axis).float() for axis in (2, 1))
-    ratio = hit / (truth + predicted - hit)
-    # As in `mean_iou`: over the classes that occur among the pictures drawn.
-    return torch.where(truth > 0, ratio, torch.nan).nanmean(1)
+    times = torch.zeros(RESAMPLES, count, dtype=torch.long).scatter_add_(1, drawn, torch.ones_like(drawn))
+    hit, truth, found = tally.often(times)
+    return _counted(_ratios(hit, truth, found), truth, counting).nanmean(1)
 
 
-def _interval(values: Float[Tensor, " resample"]) -> Interval:
-    low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist()
+def _ratios(hit: Tensor, truth: Tensor, found: Tensor) -> Float[Tensor, "*resample label"]:
+    """Intersection over union; NaN for a label that is neither there nor found."""
+    return hit / (truth + found - hit)
+
+
+def _counted(ratio: Tensor, truth: Tensor, counting: Counting) -> Float[Tensor, "*resample label"]:
+    """The IoU of each label that a mean is over, NaN for the others."""
+    absent = 0.0 if counting.absent else torch.nan
+    out = torch.where(truth > 0, ratio, absent)
+    if not counting.background:
+        out[..., 0] = torch.nan
+    return out
+
+
+def interval(values: Float[Tensor, " resample"]) -> Interval:
+    """The 95 % percentile interval of resampled values; those that are NaN, of pictures without any label, left out."""
+    low, high = values.nanquantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high

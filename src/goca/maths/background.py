@@ -1,6 +1,6 @@
 """Background: a score for "none of the classes", and the label of each pixel (method: settled after upsampling)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -55,16 +55,29 @@ def label(
     A class whose map is -inf cannot win; without support the supporting map is 0. Ties go to the background, then to
     the first class.
     """
+    return next(labels(classes, support, (background,), size, strip))
+
+
+def labels(
+    classes: Float[Tensor, "class h w"],
+    support: Float[Tensor, "h w"] | None,
+    backgrounds: Iterable[Background],
+    size: Grid,
+    strip: int = 64,
+) -> Iterator[Int[Tensor, "height width"]]:
+    """What `label` says under each background; the maps are upsampled once, for which class is best needs none."""
     extra = torch.zeros_like(classes[:1]) if support is None else support[None]
     absent = classes.isneginf().flatten(1).all(1)
     maps = torch.cat([extra, classes])
     by, bx = (bilinear(cells, pixels, maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
     wide = einsum(maps, bx, "channel h w, width w -> channel h width")
-    labels = []
+    found = []
     for rows in by.split(strip):
         scores = einsum(wide, rows, "channel h width, height h -> channel height width")
-        scores[0] = background.rule(background.threshold, scores[0])
         # Said again: on the way 0 times -inf became nan.
         scores[1:][absent] = -torch.inf
-        labels.append(scores.argmax(0))
-    return torch.cat(labels)
+        found.append((scores[0], *scores[1:].max(0)))
+    supports, best, winner = (torch.cat(parts) for parts in zip(*found, strict=True))
+    for background in backgrounds:
+        lost = background.rule(background.threshold, supports) >= best
+        yield torch.where(lost, 0, winner + 1)

@@ -1,0 +1,118 @@
+"""Runs side by side: figures, and paired differences to the first."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from goca.bench.datasets.facts import Category
+from goca.bench.nouns import Policy
+from goca.bench.protocol import Protocol
+from goca.bench.provenance import differences
+from goca.bench.report import Report, in_order
+from goca.bench.runs import read_facts, read_pictures
+from goca.bench.scores import Interval, gain
+from goca.errors import GocaError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has its figures."""
+
+    folder: Path
+    facts: dict[str, Any]
+    report: Report
+
+    @property
+    def name(self) -> str:
+        """Its recipe and model."""
+        plan = self.facts["settings"]["plan"]
+        return f"{plan['recipe']}, {Path(plan['model']).name}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run's scores, 0 to 1, and its gain of mIoU over the first run, paired, with 95 % intervals."""
+
+    run: str
+    name: str
+    miou: float
+    ci95: Interval
+    pixel_accuracy: float
+    threshold: str
+    gain: float
+    gain_ci95: Interval
+
+
+def load_run(folder: Path) -> Finished:
+    """Read a run back. Raises GocaError where it is none, or is not finished."""
+    facts = read_facts(folder)
+    if facts is None:
+        raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate wrote with --out")
+    if facts.get("state") != "finished":
+        raise GocaError(f"{folder} is not finished: run its goca evaluate again, which goes on where it stopped")
+    told = facts["settings"]
+    pictures = {picture.id: picture for picture in read_pictures(folder)}
+    protocol = _protocol(told["protocol"])
+    return Finished(folder, facts, Report(tuple(told["dataset"]["categories"]), protocol, tuple(pictures.values())))
+
+
+def compare(runs: Sequence[Finished]) -> tuple[Row, ...]:
+    """A row for each run. Raises GocaError, naming what differs, unless they are of one protocol and its pictures."""
+    first, *others = runs
+    for run in others:
+        _refuse_others(first, run)
+    ids = sorted(picture.id for picture in first.report.counted)
+    names, protocol = first.report.names, first.report.protocol
+    tallies, rows = [], []
+    for run in runs:
+        known = {picture.id: picture for picture in run.report.pictures}
+        report = Report(names, protocol, in_order(ids, known))
+        tallies.append(report.tally())
+        score = report.score()
+        change, interval = gain(tallies[-1], tallies[0], protocol.counting)
+        rows.append(
+            Row(
+                str(run.folder),
+                run.name,
+                score.miou,
+                score.ci95,
+                score.pixel_accuracy,
+                report.labelling,
+                change,
+                interval,
+            )
+        )
+    return tuple(rows)
+
+
+def _refuse_others(first: Finished, run: Finished) -> None:
+    for part in ("dataset", "protocol"):
+        ours, theirs = (one.facts["settings"][part] for one in (run, first))
+        other = list(differences(ours, theirs, part))
+        if other:
+            raise GocaError(
+                f"{run.folder} and {first.folder} cannot be ranked, they differ in {'; '.join(other[:3])}: compare "
+                "runs of one protocol on the same pictures"
+            )
+    left_out = [{picture.id for picture in one.report.left_out} for one in (first, run)]
+    if left_out[0] != left_out[1]:
+        odd = min(left_out[0] ^ left_out[1])
+        raise GocaError(
+            f"{run.folder} and {first.folder} cannot be ranked, only one of them left out {odd}: mend it, and run the "
+            "same goca evaluate again"
+        )
+
+
+def _protocol(told: dict[str, Any]) -> Protocol:
+    """A protocol from what `Protocol.to_json` made of it."""
+    policy = dict(told["nouns"])
+    policy["synonyms"] = tuple(Category(one["name"], tuple(one["synonyms"])) for one in policy["synonyms"])
+    policy["suffix"] = tuple(policy["suffix"])
+    lists = {"as_background": tuple(told["as_background"]), "merged": tuple((a, b) for a, b in told["merged"])}
+    return Protocol(**{**told, **lists, "nouns": Policy(**policy)})
+
+
+def to_json(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
+    """{"rows": [...], "protocol": {...}}."""
+    return {"rows": [asdict(row) for row in rows], "protocol": protocol.to_json()}

@@ -1,0 +1,137 @@
+"""Leading a run: what is left to do, who does it, and the figures in the end."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from goca.bench.confusion_picture import confusion_picture
+from goca.bench.datasets.facts import Dataset, Sample
+from goca.bench.evaluate import Evaluator, Said
+from goca.bench.job import Job, units
+from goca.bench.pictures import Picture
+from goca.bench.protocol import Protocol
+from goca.bench.provenance import settings
+from goca.bench.report import Report, in_order
+from goca.bench.runs import Run
+from goca.bench.taggers import prepare
+from goca.bench.taggers.facts import Tagger
+from goca.bench.workers import Task, in_processes
+from goca.errors import GocaError
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work: this process, several, or a Ray cluster at an address."""
+
+    workers: int | None = None
+    ray: str | None = None
+
+    def __str__(self) -> str:
+        if self.ray is not None:
+            return f"ray {self.ray}"
+        return "1 process" if (self.workers or 1) == 1 else f"{self.workers} processes"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Called while a run goes on: with the stage and how many pictures it is over, and the pictures done with."""
+
+    stage: Callable[[str, int, int], None] = lambda name, total, done: None
+    done: Callable[[Sequence[Picture]], None] = lambda pictures: None
+    tagged: Callable[[], None] = lambda: None
+
+
+def evaluate(
+    job: Job,
+    out: Path | None = None,
+    crew: Crew = Crew(),
+    watch: Watch = Watch(),
+    command: Sequence[str] = (),
+) -> tuple[Report, dict[str, Any]]:
+    """Evaluate, or go on with what `out` has; the report, and the settings that it is of.
+
+    out: the run's folder, None to write nothing. Raises GocaError for what cannot be done, and for a folder of another
+    run. Whatever stops it, each picture that is done is a whole line of `out`, and the same call goes on from there.
+    """
+    dataset = job.open()
+    if not dataset.samples:
+        raise GocaError(f"{dataset.name} has no picture to evaluate")
+    watch.stage(f"loading {job.model}", 0, 0)
+    segmenter = job.segmenter()
+    tagger = job.tagger_for(segmenter, None if out is None else out / "captions.jsonl")
+    protocol = job.protocol_of(dataset, tagger.name)
+    facts = settings(job, dataset, protocol, segmenter)
+    with Run(out, facts, command) as run:
+        tasks = list(_open(dataset, job.batch, run.pictures))
+        if job.tags_ahead:
+            tasks = _tagged(tagger, dataset, job.batch, tasks, watch)
+        left = sum(len(units(dataset, job.batch)[task.unit]) for task in tasks)
+        watch.stage("segmenting", len(dataset.samples), len(dataset.samples) - left)
+        if tasks and crew.ray is None and (crew.workers or 1) == 1:
+            parts = _here(Evaluator(segmenter, dataset, tagger, protocol), tasks, job.batch)
+        else:
+            # Each worker has a model of its own.
+            del segmenter, tagger
+            parts = _elsewhere(job, protocol, tasks, crew)
+        for pictures in parts:
+            run.add(pictures)
+            watch.done(pictures)
+        names = tuple(one.name for one in dataset.categories)
+        report = Report(names, protocol, in_order([one.id for one in dataset.samples], run.pictures))
+        _finish(run, report, str(crew) if tasks else None)
+    return report, facts
+
+
+def _finish(run: Run, report: Report, crew: str | None) -> None:
+    """Write the figures and the confusion picture. crew: None where nothing was left to do."""
+    left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
+    found = {"metrics": report.metrics(), "left_out": left_out}
+    files = {"confusion.png": confusion_picture(report)} if run.folder is not None else {}
+    run.finish(found, files, crew)
+
+
+def _open(dataset: Dataset, batch: int, done: Mapping[str, Picture]) -> Iterator[Task]:
+    """The units of which a picture is missing or was left out, with the captions that are known.
+
+    They are done again as a whole, and their later lines count: batches are always composed the same.
+    """
+    for index, samples in enumerate(units(dataset, batch)):
+        known = [done[sample.id] for sample in samples if sample.id in done]
+        if len(known) < len(samples) or any(picture.counts is None for picture in known):
+            yield Task(index, {one.id: Said(one.caption) for one in known if one.caption is not None})
+
+
+def _tagged(tagger: Tagger, dataset: Dataset, batch: int, tasks: Sequence[Task], watch: Watch) -> list[Task]:
+    """The tasks with what the tagger says of their pictures, or why it says nothing."""
+    groups = units(dataset, batch)
+    missing = [sample for task in tasks for sample in groups[task.unit] if sample.id not in task.said]
+    watch.stage(f"tagging with {tagger.name}", len(missing), 0)
+    prepare(tagger, missing, dataset, watch.tagged)
+    said = {sample.id: _said(tagger, sample, dataset) for sample in missing}
+    return [
+        Task(task.unit, {one.id: task.said.get(one.id) or said[one.id] for one in groups[task.unit]}) for task in tasks
+    ]
+
+
+def _said(tagger: Tagger, sample: Sample, dataset: Dataset) -> Said:
+    try:
+        return Said(tagger.tag(sample, dataset))
+    except GocaError as error:
+        return Said(reason=str(error))
+
+
+def _here(evaluator: Evaluator, tasks: Sequence[Task], batch: int) -> Iterator[list[Picture]]:
+    groups = units(evaluator.dataset, batch)
+    for task in tasks:
+        yield evaluator.unit(groups[task.unit], task.said)
+
+
+def _elsewhere(job: Job, protocol: Protocol, tasks: Sequence[Task], crew: Crew) -> Iterator[list[Picture]]:
+    if not tasks:
+        return iter(())
+    if crew.ray is not None:
+        from goca.bench.cluster import in_cluster
+
+        return in_cluster(job, protocol, tasks, crew.ray, crew.workers)
+    return in_processes(job, protocol, tasks, crew.workers or 1)

@@ -1,0 +1,119 @@
+"""Runs side by side, and what may not be ranked."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Outcome
+from PIL import Image
+
+from goca.bench.job import Job
+from goca.bench.lead import evaluate
+from goca.bench.scores import gain
+
+JOB = Job("scenes", limit=5, batch=3)
+Goca = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two recipes on the same scenes."""
+    folder = tmp_path_factory.mktemp("compared")
+    for recipe in ("vanilla", "goca"):
+        evaluate(replace(JOB, recipe=recipe), folder / recipe)
+    return folder
+
+
+def edited(runs: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a run of which something else is told."""
+    folder = Path(shutil.copytree(runs / "goca", runs / name))
+    told = json.loads((folder / "run.json").read_text())
+    change(told)
+    (folder / "run.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_a_table_of_paired_differences(goca: Goca, runs: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "new" / "runs.png"
+    told = goca("compare", runs / "vanilla", runs / "goca", "--json", "--plot", plot)
+    assert (told.code, told.err) == (0, "")
+    first, second = json.loads(told.out)["rows"]
+    assert (first["gain"], first["gain_ci95"]) == (0, [0, 0])
+    assert second["gain"] == pytest.approx(second["miou"] - first["miou"])
+    for row, name in ((first, "vanilla"), (second, "goca")):
+        metrics = json.loads((runs / name / "run.json").read_text())["metrics"]
+        assert (row["miou"], row["ci95"]) == (metrics["miou"], metrics["ci95"])
+        assert row["name"] == f"{name}, bundled"
+    tallies = [evaluate(replace(JOB, recipe=name))[0].tally() for name in ("goca", "vanilla")]
+    assert (second["gain"], tuple(second["gain_ci95"])) == gain(*tallies)
+    with Image.open(plot) as drawn:
+        assert drawn.width > 300
+    shown = goca("compare", runs / "vanilla", runs / "goca")
+    assert shown.code == 0
+    assert f"{second['gain']:+.3f}" in shown.out
+    assert "tags: oracle" in shown.out
+
+
+def test_the_order_in_which_pictures_were_done_is_nothing(goca: Goca, runs: Path) -> None:
+    other = edited(runs, "shuffled", lambda told: None)
+    lines = (other / "pictures.jsonl").read_text().splitlines(keepends=True)
+    (other / "pictures.jsonl").write_text("".join(reversed(lines)))
+    rows = json.loads(goca("compare", runs / "goca", other, "--json").out)["rows"]
+    assert rows[1]["gain_ci95"] == [0, 0]
+    assert rows[1]["ci95"] == rows[0]["ci95"]
+
+
+def _void(told: dict[str, Any]) -> None:
+    told["settings"]["protocol"]["void"] = "background"
+
+
+def _policy(told: dict[str, Any]) -> None:
+    told["settings"]["protocol"]["nouns"]["complete"] = True
+
+
+def _tags(told: dict[str, Any]) -> None:
+    told["settings"]["protocol"]["tags"] = "self map"
+
+
+def _listing(told: dict[str, Any]) -> None:
+    told["settings"]["dataset"]["listing"] = "0"
+
+
+def _unfinished(told: dict[str, Any]) -> None:
+    told["state"] = "running"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_void, "protocol.void (background, there ignored)"),
+        (_policy, "protocol.nouns.complete (True, there False)"),
+        (_tags, "protocol.tags (self map, there oracle)"),
+        (_listing, "dataset.listing"),
+        (_unfinished, "is not finished"),
+    ],
+)
+def test_other_runs_are_not_ranked(
+    goca: Goca, runs: Path, change: Callable[[dict[str, Any]], None], named: str
+) -> None:
+    other = edited(runs, change.__name__, change)
+    assert named in goca("compare", runs / "goca", other).mistake()
+
+
+def test_pictures_that_one_run_left_out(goca: Goca, runs: Path) -> None:
+    other = edited(runs, "less", lambda told: None)
+    lines = (other / "pictures.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({"id": json.loads(lines[2])["id"], "left_out": "it is broken"})
+    (other / "pictures.jsonl").write_text("\n".join(lines) + "\n")
+    assert "only one of them left out 002" in goca("compare", runs / "goca", other).mistake()
+
+
+def test_what_is_no_run(goca: Goca, runs: Path, tmp_path: Path) -> None:
+    assert "name two or more" in goca("compare", runs / "goca").mistake()
+    assert "not the folder of a run" in goca("compare", runs / "goca", tmp_path).mistake()
+    plot = tmp_path / "runs.txt"
+    assert "name a .png" in goca("compare", runs / "goca", runs / "vanilla", "--plot", plot).mistake()

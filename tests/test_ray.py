@@ -1,0 +1,44 @@
+"""A local Ray cluster agrees with one process to the last digit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from goca import GocaError
+from goca.bench.cluster import Actor, in_cluster
+from goca.bench.job import Job
+from goca.bench.lead import Crew, evaluate
+from goca.bench.workers import Task
+
+ray = pytest.importorskip("ray")
+
+JOB = Job("scenes", limit=5, batch=2)
+
+
+def test_a_cluster_agrees_with_one_process(tmp_path: Path) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+    try:
+        evaluate(JOB, tmp_path / "cluster", Crew(workers=2, ray="local"))
+    finally:
+        ray.shutdown()
+    report, _ = evaluate(JOB)
+    found = json.loads((tmp_path / "cluster" / "run.json").read_text())
+    assert found["metrics"] == json.loads(json.dumps(report.metrics()))
+    assert found["sessions"][0]["crew"] == "ray local"
+    lines = (tmp_path / "cluster" / "pictures.jsonl").read_text().splitlines()
+    assert sorted(lines) == [picture.line() for picture in report.pictures]
+
+
+def test_what_an_actor_cannot_do_is_one_line() -> None:
+    protocol = JOB.protocol_of(JOB.open(), "oracle")
+    actor = Actor(replace(JOB, model="nowhere"), protocol)
+    rows = actor({"unit": np.array([0, 2]), "said": np.array(["{}", "{}"])})
+    assert ['no model "nowhere"' in error for error in rows["error"]] == [True, True]
+
+
+def test_where_there_is_no_cluster_it_is_said() -> None:
+    with pytest.raises(GocaError, match="no Ray cluster at auto"):
+        list(in_cluster(JOB, JOB.protocol_of(JOB.open(), "oracle"), [Task(0, {})], "auto", 1))

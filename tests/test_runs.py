@@ -1,0 +1,387 @@
+"""Runs killed and taken up again, refused, with pictures left out, by several processes: the figures stay the same."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import GOCA_SCRIPT
+from PIL import Image
+
+from goca import GocaError, bundled
+from goca.bench.datasets.facts import Dataset, Sample
+from goca.bench.job import Job, units
+from goca.bench.lead import Crew, Watch, evaluate
+from goca.bench.pictures import Picture, count
+from goca.bench.provenance import fingerprint
+from goca.bench.runs import Run, read_pictures
+from goca.model.tiny import UNET_BUILDERS
+
+STUFF = ("brick", "grass", "road", "sand", "sky", "snow", "water", "wood")
+SCENES = Job("scenes", limit=5, batch=2, as_background=STUFF)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def lines(folder: Path) -> list[str]:
+    return (folder / "pictures.jsonl").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    evaluate(SCENES, folder, command=["evaluate", "scenes"])
+    return folder
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def test_a_run_says_all_of_itself(whole: Path) -> None:
+    told = facts(whole)
+    assert told["state"] == "finished"
+    assert told["started"] <= told["finished"]
+    assert told["sessions"] == [{"crew": "1 process", "command": ["evaluate", "scenes"]}]
+    assert set(told["settings"]) == {"dataset", "protocol", "model", "plan", "batch", "threads"}
+    assert told["settings"]["plan"]["versions"].keys() >= {"goca", "torch", "diffusers"}
+    assert told["settings"]["protocol"]["threshold"] == "fixed"
+    assert told["settings"]["protocol"]["as_background"] == list(STUFF)
+    metrics = told["metrics"]
+    assert metrics["pictures"] == 5
+    assert 0 < metrics["miou"] < 1
+    assert metrics["miou"] == pytest.approx(np.mean(list(metrics["per_class"].values())))
+    assert metrics["ci95"][0] <= metrics["miou"] <= metrics["ci95"][1]
+    assert metrics["fixed_threshold"]["miou"] == metrics["miou"]
+    assert metrics["oracle_threshold"]["miou"] == max(one["miou"] for one in metrics["sweep"])
+    assert [one["threshold"] for one in metrics["sweep"]] == [-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4]
+    assert len({one["miou"] for one in metrics["sweep"]}) > 3
+    with Image.open(whole / "confusion.png") as drawn:
+        assert drawn.width > 100
+    for line in map(json.loads, lines(whole)):
+        assert {"id", "caption", "counts"} <= line.keys()
+        for counts in line["counts"].values():
+            assert sum(pixels for _, _, pixels in counts) == 64 * 64
+
+
+def test_kill_and_resume(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    code = (
+        "import sys; from pathlib import Path; from test_runs import SCENES; from goca.bench.lead import evaluate;"
+        "evaluate(SCENES, Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", code, folder], env=environment)
+    patience = time.monotonic() + 300
+    while not (folder / "pictures.jsonl").exists() or len(lines(folder)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert facts(folder)["state"] == "running"
+    before = lines(folder)
+    report, _ = evaluate(SCENES, folder)
+    assert len(report.pictures) == 5
+    assert facts(folder)["metrics"] == facts(whole)["metrics"]
+    assert sorted(set(lines(folder))) == sorted(lines(whole))
+    assert lines(folder)[: len(before)] == before
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 4])
+def test_killed_at_any_line_and_within_one(whole: Path, copied: Path, kept: int) -> None:
+    written = lines(copied)
+    torn = written[kept][: 7 + 13 * kept]
+    (copied / "pictures.jsonl").write_text("".join(f"{line}\n" for line in written[:kept]) + torn)
+    told = facts(copied)
+    for name in ("metrics", "left_out", "finished"):
+        del told[name]
+    (copied / "run.json").write_text(json.dumps(told | {"state": "running", "sessions": []}))
+    done: list[int] = []
+    evaluate(SCENES, copied, watch=Watch(done=lambda pictures: done.append(len(pictures))))
+    # Units of two, two and one: those that are whole are not done again.
+    assert sum(done) == 5 - kept // 2 * 2
+    assert facts(copied)["metrics"] == facts(whole)["metrics"]
+    assert set(lines(copied)) == set(written)
+
+
+def test_a_finished_run_is_only_printed(copied: Path) -> None:
+    before = facts(copied)
+    done: list[int] = []
+    report, _ = evaluate(SCENES, copied, watch=Watch(done=lambda pictures: done.append(1)), command=["again"])
+    assert done == []
+    assert report.metrics() == {**before["metrics"], "ci95": tuple(before["metrics"]["ci95"])} | {
+        "fixed_threshold": report.metrics()["fixed_threshold"]
+    }
+    assert facts(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"limit": 4}, r"dataset\.pictures \(4, there 5\)"),
+        ({"as_background": ("sky",)}, r"dataset\.categories"),
+        ({"switches": ("void=background",)}, r"protocol\.name"),
+        ({"recipe": "vanilla"}, r"plan\.recipe \(vanilla, there goca\)"),
+        ({"overrides": {"seed": 1}}, r"plan\.seeds"),
+        ({"batch": 3}, r"batch \(3, there 2\)"),
+        ({"threads": 2}, r"threads \(2, there 1\)"),
+    ],
+)
+def test_a_run_of_something_else_is_refused(copied: Path, change: dict[str, Any], named: str) -> None:
+    import torch
+
+    before = (copied / "run.json").read_bytes(), (copied / "pictures.jsonl").read_bytes()
+    try:
+        with pytest.raises(GocaError, match=f"differs in .*{named}.*choose another --out"):
+            evaluate(replace(SCENES, **change), copied)
+    finally:
+        torch.set_num_threads(1)
+    assert ((copied / "run.json").read_bytes(), (copied / "pictures.jsonl").read_bytes()) == before
+
+
+def test_folders_that_are_no_runs(copied: Path, tmp_path: Path) -> None:
+    settings = facts(copied)["settings"]
+    (copied / "pictures.jsonl").write_text('{"id": "000"}\n')
+    with pytest.raises(GocaError, match=r"pictures\.jsonl, line 1 is no picture"), Run(copied, settings):
+        pass
+    (copied / "run.json").write_text("[]")
+    with pytest.raises(GocaError, match="not of a run of goca evaluate"), Run(copied, settings):
+        pass
+    (copied / "run.json").unlink()
+    with pytest.raises(GocaError, match=r"pictures\.jsonl but no run\.json"), Run(copied, settings):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GocaError, match="choose another --out"), Run(tmp_path / "file", settings):
+        pass
+
+
+def test_one_process_at_a_time(copied: Path) -> None:
+    settings = facts(copied)["settings"]
+    with Run(copied, settings), pytest.raises(GocaError, match="another process is at"), Run(copied, settings):
+        pass
+    with Run(copied, settings) as run:
+        assert len(run.pictures) == 5
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    report, _ = evaluate(SCENES)
+    assert list(tmp_path.iterdir()) == []
+    assert json.loads(json.dumps(report.metrics())) == facts(whole)["metrics"]
+
+
+def test_two_processes_agree_with_one(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    evaluate(SCENES, folder, Crew(workers=2))
+    assert sorted(lines(folder)) == sorted(lines(whole))
+    assert facts(folder)["metrics"] == facts(whole)["metrics"]
+    assert facts(folder)["sessions"][0]["crew"] == "2 processes"
+
+
+# ---- pictures that cannot be done
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of four scenes with a sky, one class each left, the second picture broken."""
+    root = tmp_path / "data"
+    root.mkdir()
+    chosen = [scene for scene in bundled.scenes() if {"sky", "grass"} <= set(scene.classes)][:4]
+    (root / "classes.txt").write_text("grass\nsky\n")
+    for index, scene in enumerate(chosen):
+        scene.image.save(root / f"{index}.jpg")
+        labels = np.zeros_like(scene.labels)
+        for value, name in enumerate(("grass", "sky"), start=1):
+            labels[scene.labels == scene.classes.index(name) + 1] = value
+        Image.fromarray(labels).save(root / f"{index}.png")
+    shutil.move(root / "1.jpg", tmp_path / "good.jpg")
+    content = (tmp_path / "good.jpg").read_bytes()
+    # Its size can still be read, its pixels cannot.
+    (root / "1.jpg").write_bytes(content[: len(content) // 2])
+    return root
+
+
+def test_a_broken_picture_is_left_out_and_tried_again(pictures: Path, tmp_path: Path) -> None:
+    job = Job("folder", pictures, batch=2, tagger="oracle")
+    report, _ = evaluate(job, tmp_path / "run")
+    assert [picture.id for picture in report.left_out] == ["1.jpg"]
+    told = facts(tmp_path / "run")
+    assert told["metrics"]["pictures"] == 3
+    assert told["metrics"]["left_out"] == 1
+    assert told["left_out"][0]["id"] == "1.jpg"
+    assert "1.jpg cannot be read" in told["left_out"][0]["reason"]
+    shutil.copy(tmp_path / "good.jpg", pictures / "1.jpg")
+    again, _ = evaluate(job, tmp_path / "run")
+    fresh, _ = evaluate(job)
+    assert again.left_out == ()
+    assert again.metrics() == fresh.metrics()
+    assert again.pictures == fresh.pictures
+    assert {picture.id for picture in read_pictures(tmp_path / "run")} == {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
+
+
+class Slow:
+    """A tagger of the tests that had better not be asked twice."""
+
+    name = "vlm slow"
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+        self.asked: list[str] = []
+
+    def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Callable[[], None]) -> None:
+        self.prepared += [sample.id for sample in samples]
+        for _ in samples:
+            done()
+
+    def tag(self, sample: Sample, dataset: Dataset) -> str:
+        self.asked.append(sample.id)
+        if sample.id == "001":
+            raise GocaError("the server declined")
+        return "cat, snow, sand, sky"
+
+
+def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr("goca.bench.job.tagger_named", lambda spec, means: slow)
+    job, ticks = Job("scenes", limit=3, batch=2, tagger="vlm:slow"), []
+    report, _ = evaluate(job, tmp_path / "run", watch=Watch(tagged=lambda: ticks.append(1)))
+    assert slow.prepared == slow.asked == ["000", "001", "002"]
+    assert len(ticks) == 3
+    assert [(one.id, one.left_out) for one in report.left_out] == [("001", "the server declined")]
+    assert report.protocol.tags == "vlm slow"
+    evaluate(job, tmp_path / "run")
+    assert slow.asked == ["000", "001", "002", "001"]
+
+
+def test_where_nothing_can_be_evaluated_the_reason_is_said(pictures: Path) -> None:
+    with pytest.raises(GocaError, match=r"no picture of folder could be evaluated.*xylophone"):
+        evaluate(Job("folder", pictures, tagger="given:grass, xylophone"))
+
+
+def test_what_a_worker_cannot_do_is_one_error(pictures: Path) -> None:
+    job = Job("folder", pictures, batch=2)
+    for name in ("1.jpg", "2.jpg"):
+        (pictures / name).unlink()
+        (pictures / name.replace("jpg", "png")).unlink()
+
+    def spoil(stage: str, total: int, done: int) -> None:
+        if stage == "segmenting":
+            (pictures / "classes.txt").unlink()
+
+    with pytest.raises(GocaError, match=r"expected .*classes\.txt"):
+        evaluate(job, crew=Crew(workers=2), watch=Watch(stage=spoil))
+
+
+# ---- parts
+
+
+def test_a_fingerprint_is_of_the_weights() -> None:
+    import torch
+
+    one, same = UNET_BUILDERS["sd15"](), UNET_BUILDERS["sd15"]()
+    before = fingerprint(one)
+    assert fingerprint(same) == before
+    with torch.no_grad():
+        next(same.vae.parameters()).flatten()[0] += 1
+    assert fingerprint(same) != before
+    assert fingerprint(UNET_BUILDERS["sd2"]()) != before
+    one.unet = one.unet.to(torch.float16)
+    assert fingerprint(one) != before
+
+
+def test_counts_by_hand() -> None:
+    truth = np.array([[0, 1, 1], [2, 65535, 1]], np.uint16)
+    found = np.array([[1, 1, 0], [2, 2, 1]], np.uint16)
+    assert count(truth, found, 3) == ((0, 1, 1), (1, 0, 1), (1, 1, 2), (2, 2, 1))
+
+
+def test_a_line_is_read_as_it_was_written() -> None:
+    for picture in (
+        Picture("a/ü.png", "cat, grass", ("cat",), ("grass",), ("a note",), {"none": ((0, 1, 5),)}),
+        Picture("b", None, left_out="it is broken\nthere"),
+        Picture("c", "", counts={"fixed": (), "-0.4": ()}),
+    ):
+        line = picture.line()
+        assert "\n" not in line
+        assert Picture.read(line) == picture
+    for broken in ("{}", "[]", "3", '{"id": "x"}', '{"id": "x", "counts": {"none": [[1, 2]]}}', '{"id"'):
+        with pytest.raises(ValueError, match=r".+"):
+            Picture.read(broken)
+
+
+def test_units_are_fixed() -> None:
+    dataset = Job("scenes", limit=7).open()
+    assert [[one.id for one in unit] for unit in units(dataset, 3)] == [
+        ["000", "001", "002"],
+        ["003", "004", "005"],
+        ["006"],
+    ]
+
+
+def test_workers_end_with_the_process_that_leads(tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing, time\n"
+        "from test_runs import SCENES\n"
+        "from goca.bench.lead import Crew, Watch, evaluate\n"
+        "def done(pictures):\n"
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    evaluate(SCENES, crew=Crew(workers=2), watch=Watch(done=done))\n"
+    )
+    (tmp_path / "lead.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "lead.py"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        workers = [int(number) for number in process.stdout.readline().split()]
+        process.kill()
+    assert len(workers) == 2
+    patience = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}/status").exists() and _runs(worker) for worker in workers):
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    """Whether it is there, and no mere entry that nobody has asked about."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_ctrl_c_leaves_whole_lines(tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    ask = [GOCA_SCRIPT, "evaluate", "scenes", "--limit", "90", "--batch", "1", "--out", folder]
+    process = subprocess.Popen(ask, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    patience = time.monotonic() + 300
+    while not (folder / "pictures.jsonl").exists() or not lines(folder):
+        assert process.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    done = len(read_pictures(folder))
+    # One more may be written than was counted when it stopped.
+    assert err in {
+        f"goca: stopped; {told} pictures are done; ask the same again to go on with {folder}\n"
+        for told in (done - 1, done)
+    }
+    assert (folder / "pictures.jsonl").read_text().endswith("\n")
