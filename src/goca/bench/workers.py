@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from goca.bench.job import Job, units
 from goca.bench.pictures import Picture
 from goca.bench.protocol import Protocol
 from goca.errors import GocaError
+
+PATIENCE = 20
+"""Seconds in which a worker may end by itself."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,14 @@ def in_processes(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int
                     ready.send(task)
                 yield answer
     finally:
-        for process in workers.values():
-            process.terminate()
         for connection, process in workers.items():
-            process.join()
+            # One that waits ends by this, one that is at work by the signal: cut off, they would leak what they hold.
             connection.close()
+            process.terminate()
+        for process in workers.values():
+            process.join(PATIENCE)
+            process.kill()
+            process.join()
 
 
 def _answer(connection: Connection, process: BaseProcess) -> list[Picture]:
@@ -83,6 +90,7 @@ def _work(job: Job, protocol: Protocol, connection: Connection) -> None:
     """A worker's life: it loads the model, does what it is sent, and ends when nothing more comes."""
     # Ctrl-C is for the process that leads, which then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     evaluator: Any = None
     try:
@@ -93,7 +101,7 @@ def _work(job: Job, protocol: Protocol, connection: Connection) -> None:
                 evaluator = job.evaluator(protocol)
                 work = units(evaluator.dataset, job.batch)
             connection.send(evaluator.unit(work[task.unit], task.said))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return
     except GocaError as error:
         connection.send(error)
