@@ -4,10 +4,10 @@
 
 The models do not fit a small machine, so slices of them do: random weights, real widths and 4096 positions, few blocks.
 SDXL keeps its blocks of two; of those that are ten deep one and two are kept. Flux keeps one double and two single
-blocks, then two and four, these with two late reference layers: the whole has 19 and 38, and 27 of them before the
-reference. Everything measured is taken to grow in a straight line with the depth, which it does by construction: each
-further block does the same work, and what waits for the reference layer grows by a block's queries and keys. The
-figures for the whole depth are such extrapolations, not measurements.
+blocks, then two and four, and compares with the last: the whole has 19 and 38, and 27 of them before the reference.
+Seconds are taken to grow in a straight line with the depth, and memory by the queries and keys of each further block
+that waits for the reference: SDXL's as measured between the slices, Flux's as counted, because the peak of a short
+slice may be elsewhere. The figures for the whole depth are such extrapolations, not measurements.
 
 Seconds are CPU seconds. Memory is the resident peak above what the process held before the call (Linux). In bfloat16
 only the memory means something: many processors have to emulate its products, so linear and convolution layers compute
@@ -79,11 +79,11 @@ def _convolution(picture: Tensor, weight: Tensor, bias: Tensor | None = None, *r
 
 @dataclass(frozen=True)
 class Slice:
-    """A pipeline of so many blocks, its plain denoiser pass, blocks to compare the layers with, one after another."""
+    """A pipeline of so many blocks, its plain denoiser pass, and the block that the layers are compared with."""
 
     pipeline: Any
     plain: Callable[[], Any]
-    references: tuple[str, ...]
+    reference: str
     refine: tuple[str, ...]
 
 
@@ -115,10 +115,7 @@ class Whole:
 
 
 def flux(groups: int, dtype: torch.dtype) -> Slice:
-    """`groups` double and twice as many single blocks; the reference is the last but two, then the last block.
-
-    So late, because the peak has to be that of what waits for the reference.
-    """
+    """`groups` double and twice as many single blocks; the reference is the last, so that all others wait for it."""
     small = tiny.BUILDERS["flux"]()
     transformer = FluxTransformer2DModel(
         num_layers=groups,
@@ -144,8 +141,8 @@ def flux(groups: int, dtype: torch.dtype) -> Slice:
         "img_ids": torch.zeros(pixels, 3),
         "txt_ids": torch.zeros(512, 3),
     }
-    references = tuple(f"single_transformer_blocks.{place}" for place in range(1, 2 * groups, 2)[-2:])
-    return Slice(FluxPipeline(**parts), lambda: transformer(**call), references, ("transformer_blocks.0",))
+    reference = f"single_transformer_blocks.{2 * groups - 1}"
+    return Slice(FluxPipeline(**parts), lambda: transformer(**call), reference, ("transformer_blocks.0",))
 
 
 def sdxl(depth: int, dtype: torch.dtype) -> Slice:
@@ -184,7 +181,7 @@ def sdxl(depth: int, dtype: torch.dtype) -> Slice:
         up(2, 0),
         *(f"down_blocks.1.attentions.0.transformer_blocks.{block}" for block in (0, 1)),
     )
-    return Slice(pipeline, lambda: unet(sample, torch.tensor(100), text, added_cond_kwargs=added), (up(0, 0),), refine)
+    return Slice(pipeline, lambda: unet(sample, torch.tensor(100), text, added_cond_kwargs=added), up(0, 0), refine)
 
 
 def _vae(channels: int, dtype: torch.dtype) -> AutoencoderKL:
@@ -206,34 +203,30 @@ def _clip(kind: Any, small: Any, width: int, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def measure(one: Slice) -> list[Measured]:
-    """A plain pass, and a segmentation with each reference, after a small one to warm up."""
+def measure(one: Slice) -> Measured:
+    """A plain pass and a segmentation, after a small one to warm up."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
-    found = []
-    for reference in one.references:
-        recipe = replace(GOCA, reference=reference, refine=one.refine)
-        if not found:
-            Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE // 4)(picture, classes=CLASSES)
-            plain = peak(one.plain)
-        segmenter = Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE)
-        seconds, gib = peak(lambda segmenter=segmenter: segmenter(picture, classes=CLASSES))
-        found.append(Measured(segmenter.backbone.blocks.index(reference), seconds, plain[0], gib, plain[1]))
-    return found
+    recipe = replace(GOCA, reference=one.reference, refine=one.refine)
+    Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE // 4)(picture, classes=CLASSES)
+    plain_seconds, plain_gib = peak(one.plain)
+    segmenter = Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE)
+    seconds, gib = peak(lambda: segmenter(picture, classes=CLASSES))
+    return Measured(segmenter.backbone.blocks.index(one.reference), seconds, plain_seconds, gib, plain_gib)
 
 
 def whole_flux(dtype: torch.dtype) -> Whole:
     """19 double and 38 single blocks, 27 of them before the reference."""
     small, large = measure(flux(1, dtype)), measure(flux(2, dtype))
-    early, late = large
-    block = (late.extra_gib - early.extra_gib) / (late.waiting - early.waiting)
-    ratio = _at(small[0].seconds, early.seconds, 19) / _at(small[0].plain_seconds, early.plain_seconds, 19)
-    extra = late.extra_gib + (27 - late.waiting) * block
-    return Whole("Flux.1", str(dtype), extra, ratio, block, (*small, *large))
+    pixels, words, width = (SIZE // 16) ** 2, 512, 24 * 128
+    waits = (pixels + pixels + words) * width * dtype.itemsize / 2**30  # the pixels' queries, everybody's keys
+    ratio = _at(small.seconds, large.seconds, 19) / _at(small.plain_seconds, large.plain_seconds, 19)
+    extra = large.extra_gib + (27 - large.waiting) * waits
+    return Whole("Flux.1", str(dtype), extra, ratio, waits, (small, large))
 
 
 def whole_sdxl(dtype: torch.dtype) -> Whole:
     """70 blocks, 64 of them before the reference."""
-    (small,), (large,) = measure(sdxl(1, dtype)), measure(sdxl(2, dtype))
+    small, large = measure(sdxl(1, dtype)), measure(sdxl(2, dtype))
     block = (large.extra_gib - small.extra_gib) / (large.waiting - small.waiting)
     ratio = _at(small.seconds, large.seconds, 10) / _at(small.plain_seconds, large.plain_seconds, 10)
     return Whole("SDXL", str(dtype), _at(small.extra_gib, large.extra_gib, 10), ratio, block, (small, large))

@@ -74,17 +74,14 @@ def test_a_widened_layer_computes_what_it_computed(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_whole_depth_is_a_straight_line_through_the_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A block of the slices takes 2 s plain and 2.5 s segmented; each block that waits takes 0.05 GiB.
-    def measured(groups: int, waiting: int) -> memory.Measured:
+    # A block of the slices takes 2 s plain and 2.5 s segmented.
+    def measured(groups: int) -> memory.Measured:
         blocks = 3 * groups
-        return memory.Measured(waiting, 3 + 2.5 * blocks, 1 + 2.0 * blocks, 0.4 + 0.05 * waiting, 0.2)
+        return memory.Measured(blocks - 1, 3 + 2.5 * blocks, 1 + 2.0 * blocks, 0.9, 0.2)
 
     monkeypatch.setattr(memory, "flux", lambda groups, dtype: groups)
-    monkeypatch.setattr(
-        memory,
-        "measure",
-        lambda groups: [measured(1, 2)] if groups == 1 else [measured(2, 3), measured(2, 5)],
-    )
+    monkeypatch.setattr(memory, "measure", measured)
     whole = memory.whole_flux(torch.float32)
-    assert whole.extra_gib == pytest.approx(0.2 + 27 * 0.05)
+    # 4096 pixels' queries, their keys and those of 512 words, 3072 numbers of 4 bytes each, for 22 blocks more.
+    assert whole.extra_gib == pytest.approx(0.7 + 22 * (4096 + 4608) * 3072 * 4 / 2**30)
     assert whole.time_ratio == pytest.approx((3 + 2.5 * 57) / (1 + 2 * 57))

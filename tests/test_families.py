@@ -13,6 +13,7 @@ from diffusers.pipelines.cosmos import pipeline_cosmos2_text2image
 from PIL import Image
 from torch import Tensor
 
+from goca.errors import GocaError
 from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
 from goca.model import backbone as backbone_module
@@ -22,6 +23,7 @@ from goca.model.prompt import Prompt
 from goca.model.tap import AttentionCall, Site, sites
 from goca.model.tiny import BUILDERS
 from goca.model.words import Noun, words
+from goca.question import Question
 from goca.segmenter import Segmenter
 
 CAPTION = "cat, traffic light, grass"
@@ -266,3 +268,56 @@ def test_what_a_pipeline_sets_on_its_tokenizer_counts_and_is_given_back() -> Non
     assert tokens.special[-1]
     assert not all(tokens.special[: len(tokens.special) // 2])
     assert pipeline.tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_TRANSFORMER if Backbone(BUILDERS[name]()).longest is not None])
+@pytest.mark.parametrize("size", [(250, 64), (64, 250), (97, 97)])
+def test_no_picture_is_shown_beyond_the_model_s_positions(
+    name: str, size: tuple[int, int], picture: Callable[..., Image.Image]
+) -> None:
+    pipeline = BUILDERS[name]()
+    segmenter = Segmenter.from_pipeline(pipeline, size=128)
+    longest = segmenter.backbone.longest
+    assert longest is not None
+    shown: list[tuple[int, int]] = []
+    latents = segmenter.backbone.latents
+    segmenter.backbone.latents = lambda images, size: shown.append(size) or latents(images, size)  # type: ignore
+    result = segmenter(picture(*size), classes=["cat", "grass"])
+    assert max(shown[0]) <= longest
+    assert any("no positions for more" in note for note in result.plan.notes) == (
+        shown[0][0] * shown[0][1] < 0.8 * 128**2
+    )
+
+
+@pytest.mark.parametrize("name", WITH_TRANSFORMER)
+def test_questions_of_different_lengths_share_a_batch(name: str, picture: Callable[..., Image.Image]) -> None:
+    lists = (["cat", "grass"], ["traffic light", "potted plant", "dining table", "person", "wall", "sky", "dog"])
+    questions = [Question(picture(160, 96, seed), classes) for seed, classes in enumerate(lists)]
+    pipeline = BUILDERS[name]()
+    both, alone = (
+        [result for _, result in Segmenter.from_pipeline(pipeline, size=64, batch=batch).stream(questions)]
+        for batch in (2, 1)
+    )
+    for one, other in zip(both, alone, strict=True):
+        np.testing.assert_allclose(one.scores.grid, other.scores.grid, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("shape", [(90, 70), (56, 56), (33, 257)])
+def test_cogview4_is_shown_sizes_that_it_takes(shape: tuple[int, int], picture: Callable[..., Image.Image]) -> None:
+    result = Segmenter.from_pipeline(BUILDERS["cogview4"](), size=64)(picture(*shape), classes=["cat", "grass"])
+    assert result.labels.shape == shape[::-1]
+
+
+def test_a_text_encoder_that_is_not_there_has_no_room_for_classes(picture: Callable[..., Image.Image]) -> None:
+    pipeline = BUILDERS["sd3"]()
+    pipeline.text_encoder_3 = None
+    classes = [f"thing {number}" for number in range(20)]
+    result = Segmenter.from_pipeline(pipeline, size=64)(picture(), classes=classes)
+    assert any("spread over" in note for note in result.plan.notes)
+
+
+def test_two_denoisers_are_refused_with_what_to_do() -> None:
+    pipeline = BUILDERS["wan"]()
+    both = {**pipeline.components, "transformer_2": BUILDERS["wan"]().transformer, "boundary_ratio": 0.875}
+    with pytest.raises(GocaError, match=r"two denoisers.* the second alone, WanPipeline"):
+        Segmenter.from_pipeline(type(pipeline)(**both))

@@ -18,6 +18,9 @@ from goca.model.prompt import Prompts
 from goca.model.words import Classes, Noun, Words, caption_of, forms, nouns, split, vocabulary, words
 from goca.recipe import AUTO, Plan
 
+MUCH_FEWER = 0.8
+"""The part of the pixels asked for below which a result says so."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -70,6 +73,8 @@ def prepare(question: Question, plan: Plan, backbone: Backbone, prompts: Prompts
         notes.append(f"seen through {len(tiles)} overlapping windows")
     elif images.needs_windows(image):
         notes.append(f"too long for {images.MOST_WINDOWS} windows: seen whole, at {size[1]} x {size[0]} px")
+    elif size[0] * size[1] < MUCH_FEWER * plan.size**2:
+        notes.append(f"seen at {size[1]} x {size[0]} px: this model has no positions for more")
     classes = tuple(question.classes)
     return Prepared(image, classes, asked, background, windows, tiles, size, tuple(notes))
 
@@ -146,7 +151,7 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
     """Windows where they are wanted or the picture is long, unless a long one would take too many: it is seen whole."""
     multiple = backbone.multiple
     if plan.window or images.needs_windows(image):
-        side = max(multiple, multiple * round(plan.size / multiple))
+        side = max(multiple, multiple * round(min(plan.size, backbone.longest or plan.size) / multiple))
         windows = images.windows(image, side, plan.grid)
         if windows is not None:
             return windows, images.tiles(image, windows, side / plan.grid), (side, side)
@@ -155,6 +160,6 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
                 f"a picture of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
                 "scale it down, cut it, or do without window (--window)"
             )
-    size = images.fit(image, plan.size, multiple, backbone.most)
+    size = images.fit(image, plan.size, multiple, backbone.most, backbone.longest)
     grid = images.common_grid((size[0] // backbone.cell, size[1] // backbone.cell), plan.grid)
     return Windows.whole(grid), (image,), size

@@ -150,6 +150,8 @@ def _extra(error: Exception) -> str | None:
     if not isinstance(error, ImportError):
         return None
     text = f"{error.name} {error}".lower()
+    if said := re.search(r"goca\[([\w-]+)\]", text):
+        return said[1]
     for requirement in requires("goca") or ():
         found = re.match(r"""([\w-]+).*extra == ['"]([\w-]+)['"]""", requirement)
         if found and found[2] != "dev" and re.search(rf"\b{found[1].lower()}\b", text):

@@ -135,19 +135,27 @@ class Backbone:
         return int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
 
     @property
+    def patch(self) -> int:
+        """Pixels a side of the finest patch that attends."""
+        patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
+        return self.cell * 64 // patches
+
+    @property
     def multiple(self) -> int:
         """Pictures are shown at multiples of so many pixels: whole patches, and what the pipeline asks for."""
-        patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
-        return math.lcm(self.family.multiple, self.cell * 64 // patches)
+        return math.lcm(self.family.multiple, self.patch)
 
     @property
     def most(self) -> int | None:
         """The most pixels that a picture which is not square may be shown with, where there is a limit."""
         joint = self.family.joint
-        if joint is None or joint.room is None:
-            return None
-        patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
-        return int(getattr(self.denoiser, joint.room)) * (self.cell * 64 // patches) ** 2
+        return None if joint is None or joint.room is None else getattr(self.denoiser, joint.room) * self.patch**2
+
+    @property
+    def longest(self) -> int | None:
+        """The most pixels a side that it has positions for, where there is a limit."""
+        patches = self.family.reach(self.denoiser)
+        return None if patches is None else patches * self.patch
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -161,7 +169,8 @@ class Backbone:
         with self.borrowed() as pipeline:
             for text in self.family.texts:
                 tokenizer = getattr(pipeline, text.tokenizer, None)
-                if tokenizer is None:
+                encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
+                if tokenizer is None or encoder is None:
                     continue
                 most = tokenizer.model_max_length
                 if text.limited:

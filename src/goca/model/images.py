@@ -76,22 +76,26 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int, multiple: int, most: int | None = None) -> Grid:
+def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, longest: int | None = None) -> Grid:
     """(height, width) in pixels at which the model sees the picture: about size x size pixels in all, aspect kept.
 
-    most: no more pixels than these, unless it is square. Raises GocaError for a picture so long that, with a side of
-    one multiple, it would be over four times that many, or over `most`.
+    most: no more pixels than these, unless it is square; longest: no more on a side. Raises GocaError for a picture so
+    long that, with a side of one multiple, it would be over four times that many, or over `most`.
     """
 
-    def scaled(pixels: int, whole: Callable[[float], int]) -> Grid:
-        scale = math.sqrt(pixels / (image.width * image.height)) / multiple
-        height, width = (max(multiple, multiple * whole(side * scale)) for side in (image.height, image.width))
+    def scaled(factor: float, whole: Callable[[float], int]) -> Grid:
+        height, width = (
+            max(multiple, multiple * whole(side * factor / multiple)) for side in (image.height, image.width)
+        )
         return height, width
 
-    height, width = scaled(size**2, round)
+    area = image.width * image.height
+    height, width = scaled(size / math.sqrt(area), round)
     limit = MOST_STRETCHED * max(size, multiple) ** 2
     if most is not None and height != width and height * width > most:
-        (height, width), limit = scaled(most, math.floor), most
+        (height, width), limit = scaled(math.sqrt(most / area), math.floor), most
+    if longest is not None and max(height, width) > longest:
+        height, width = scaled(longest / max(image.size), math.floor)
     if height * width > limit:
         raise GocaError(f"a picture of {image.width} x {image.height} px is too long to be seen: cut it into parts")
     return height, width

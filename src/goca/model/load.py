@@ -79,6 +79,8 @@ def _from_pretrained(
         # diffusers and the hub client raise many kinds for a folder or id they cannot load, often over many lines.
         reason = " ".join(str(error).split())[:200]
         hint = "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
+        if isinstance(error, ImportError):
+            hint = "install what it needs"
         raise GocaError(f"cannot load {where}: {hint} ({type(error).__name__}: {reason})") from None
 
 

@@ -84,7 +84,7 @@ FAMILIES = (
         _PIXART,
         name="wan",
         denoisers=("WanTransformer3DModel",),
-        size=transformer.size_unsaid,
+        size=transformer.size_of_frames,
         noise=150,
         order=2,
         flow=True,
@@ -99,6 +99,7 @@ FAMILIES = (
         order=2,
         flow=True,
         odds=True,
+        reach=transformer.largest_frame,
         options={},
     ),
     _FLUX,
@@ -108,6 +109,7 @@ FAMILIES = (
         name="sd3",
         denoisers=("SD3Transformer2DModel",),
         size=transformer.size,
+        reach=transformer.rows_of_table,
         grids=transformer.grid,
         texts=(Text("tokenizer"), Text("tokenizer_2"), Text("tokenizer_3", start=77, limited=True)),
         joint=Joint(text_first=False),
@@ -124,7 +126,7 @@ FAMILIES = (
         _FLUX,
         name="auraflow",
         denoisers=("AuraFlowTransformer2DModel",),
-        size=transformer.size,
+        reach=transformer.root_of_table,
         grids=transformer.grid,
         texts=(Text("tokenizer", start=8, limited=True),),
     ),
@@ -134,6 +136,7 @@ FAMILIES = (
         denoisers=("CogView4Transformer2DModel",),
         grids=transformer.grid,
         texts=_AT_THE_END,
+        multiple=16,
     ),
     replace(
         _FLUX,
@@ -148,6 +151,7 @@ FAMILIES = (
         name="z-image",
         denoisers=("ZImageTransformer2DModel",),
         texts=_ALONE,
+        reach=transformer.lengths_of_axes,
         joint=Joint(text_first=False, aside=transformer.REFINERS, multiple=32),
         options={"guidance_scale": 0.0},
     ),
@@ -202,6 +206,11 @@ def check_kind(pipeline: Any, family: Family) -> None:
         raise GocaError(
             f"{kind} is no plain text-to-image pipeline: load the checkpoint as one, for instance with "
             "StableDiffusionPipeline(**pipe.components)"
+        )
+    if None not in (getattr(pipeline, "transformer", None), getattr(pipeline, "transformer_2", None)):
+        raise GocaError(
+            f"{kind} has two denoisers, for much noise and for little: give goca the second alone, "
+            f'{kind}(**{{**pipe.components, "transformer": pipe.transformer_2, "transformer_2": None}})'
         )
     check_tokenizers(pipeline, family)
 

@@ -32,6 +32,7 @@ class Family:
       pipelines, where another kind has the same denoiser.
     - check(denoiser): raises GocaError for one that cannot be read, naming why.
     - size(denoiser, cell): the side in pixels it was trained at, for latents of `cell` pixels.
+    - reach(denoiser): the most patches a side for which it has positions, None where there is no end.
     - grids(denoiser, latent grid): the grids that its attention may have.
     - default_layers(denoiser): (reference block, refinement blocks) by a rule, for a checkpoint that nobody has set;
       rule: that rule, in words; noise, order: what such a checkpoint is asked at and refined with.
@@ -68,5 +69,6 @@ class Family:
     multiple: int = 8
     resizes: bool = False
     odds: bool = False
+    reach: Callable[[Any], int | None] = lambda denoiser: None
     found: str = ""
     cell: int = 0

@@ -4,6 +4,7 @@ PixArt and Hunyuan-DiT have a self-attention and a cross-attention in each block
 kin text and pixels are one sequence, and one softmax is over both.
 """
 
+import math
 from typing import Any
 
 from goca.maths import Grid
@@ -24,8 +25,34 @@ def size(transformer: Any, cell: int) -> int:
 
 
 def size_unsaid(transformer: Any, cell: int) -> int:
-    """1024: the configuration does not say, and the published checkpoints of these classes are made for it."""
+    """1024: the configuration does not say, and that is what the pipelines of these classes paint by default."""
     return 1024
+
+
+def size_of_frames(transformer: Any, cell: int) -> int:
+    """640: as many pixels as a frame of 832 x 480, which Wan's pipeline makes by default."""
+    return 640
+
+
+def rows_of_table(transformer: Any) -> int:
+    """The side of the table of positions, where it is the configuration's number."""
+    return int(transformer.config.pos_embed_max_size)
+
+
+def root_of_table(transformer: Any) -> int:
+    """The side of the table of positions, where the configuration's number is that of its cells."""
+    return math.isqrt(int(transformer.config.pos_embed_max_size))
+
+
+def lengths_of_axes(transformer: Any) -> int:
+    """The shorter of the two axes that rotary positions were made for."""
+    return int(min(transformer.config.axes_lens[1:]))
+
+
+def largest_frame(transformer: Any) -> int:
+    """The shorter side of the largest frame, in patches."""
+    sides = zip(transformer.config.max_size[1:], transformer.config.patch_size[1:], strict=True)
+    return int(min(side // patch for side, patch in sides))
 
 
 def grid(transformer: Any, latent: Grid) -> tuple[Grid, ...]:

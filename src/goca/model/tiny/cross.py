@@ -154,7 +154,7 @@ def cosmos2() -> Any:
 
     if not hasattr(transformer_cosmos, "transforms"):
         # The transformer resizes a mask with it, and only says so when it runs.
-        raise ImportError("Cosmos needs torchvision", name="torchvision")
+        raise ImportError('Cosmos needs torchvision: pip install "goca[cosmos]"', name="torchvision")
     tokenizer = tokenizers.t5()
     transformer = CosmosTransformer3DModel(
         in_channels=4,

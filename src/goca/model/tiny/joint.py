@@ -75,7 +75,7 @@ def auraflow() -> Any:
         attention_head_dim=8,
         joint_attention_dim=32,
         caption_projection_dim=24,
-        pos_embed_max_size=64 * 64,
+        pos_embed_max_size=24 * 24,
     )
     return AuraFlowPipeline(
         tokenizer=tokenizer,
@@ -179,7 +179,7 @@ def _stable_diffusion_3(qk_norm: str | None, dual_attention_layers: tuple[int, .
         joint_attention_dim=80,
         caption_projection_dim=24,
         pooled_projection_dim=2 * 32,
-        pos_embed_max_size=64,
+        pos_embed_max_size=24,
         qk_norm=qk_norm,
         dual_attention_layers=dual_attention_layers,
     )
