@@ -87,7 +87,8 @@ def test_another_scale_makes_another_picture(goca: Any) -> None:
         ((PROMPT, "--size", "63"), "the pipeline refuses: .*divisible by 8"),
         ((PROMPT, "--out", "file/below"), "cannot write to file/below"),
         ((PROMPT, "--steps", "0"), "steps"),
-        (("the, and, a", "--explain", *FEW), "no word to explain"),
+        ((PROMPT, "--scale", "nan"), "scale nan"),
+        ((PROMPT, "--scale", "-1"), "scale -1"),
     ],
 )
 def test_a_mistake_takes_one_line(arguments: tuple[str, ...], told: str, goca: Any) -> None:
@@ -98,6 +99,48 @@ def test_a_mistake_takes_one_line(arguments: tuple[str, ...], told: str, goca: A
     assert len(done.err.splitlines()) == 1
     assert re.search(told, done.err), done.err
     assert not Path("goca-out").exists() or not list(Path("goca-out").iterdir())
+
+
+def test_a_picture_is_kept_where_nothing_explains_it(goca: Any) -> None:
+    done = goca("generate", "the, and, a", "--explain", *FEW)
+    assert done.code == 2
+    assert re.fullmatch(r'goca: "the, and, a" has no word to explain: name things\n', done.err)
+    assert [path.name for path in Path("goca-out").iterdir()] == ["the-and-a-0.png"]
+
+
+def test_odd_names_have_files_of_their_own(goca: Any) -> None:
+    prompt = "Traffic light, traffic-light, cat!, \N{GRINNING FACE}, ca/t, (), dog"
+    done = goca("generate", prompt, "--steps", "1", "--explain", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    names = [one["name"] for one in told["masks"]]
+    assert names == ["traffic-light", "cat", "ca/t", "dog"]
+    assert sum(file.endswith(".heatmap.png") for file in told["files"]) == len(names)
+    assert all(Path(file).is_file() for file in told["files"])
+
+
+def test_file_names_are_short_and_differ() -> None:
+    assert generate_module.slugs(["c++", "c#", "c", "?"]) == {"c++": "c", "c#": "c-2", "c": "c-3", "?": "name"}
+    long = ["\N{CJK UNIFIED IDEOGRAPH-732B}" * 90 + end for end in ("", "x")]
+    cut = [generate_module.slug(text) for text in long]
+    assert cut[0] != cut[1]
+    assert all(len(one.encode()) < 100 for one in cut)
+
+
+@pytest.mark.parametrize("name", ["flux", "flux_schnell", "qwen_image", "sd3", "pixart_sigma", "wan"])
+def test_every_pipeline_heeds_the_scale(name: str) -> None:
+    pipeline = BUILDERS[name]()
+    with quiet():
+        one, other = (next(generate(pipeline, Asked("a cat", 2, scale, 64), [0])).image for scale in (1.0, 9.0))
+    assert not np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_progress_bar_of_the_user_s_own_is_given_back() -> None:
+    pipeline = BUILDERS["sd15"]()
+    pipeline.progress_bar = own = lambda *args, **options: None
+    with quiet():
+        next(generate(pipeline, Asked("a cat", steps=1, size=32), [0]))
+    assert pipeline.progress_bar is own
 
 
 def test_ctrl_c_leaves_whole_pictures(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +185,8 @@ def test_every_kind_of_pipeline(name: str) -> None:
         (one,) = generate(pipeline, Asked("a cat and a dog on grass", steps=2, scale=2.0, size=64), [3], explain=True)
     assert one.image.size == (64, 64)
     told = explain(one)
-    # A sentence: its content words.
-    assert list(told.heatmaps) == ["cat", "dog", "on", "grass"]
+    # A sentence: its words that name something.
+    assert list(told.heatmaps) == ["cat", "dog", "grass"]
     assert told.masks.labels.shape == (64, 64)
 
 

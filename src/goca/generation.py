@@ -1,7 +1,9 @@
 """Pictures from a prompt, a seed each, and what the pipeline looked at while it painted them."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +13,21 @@ from PIL import Image
 
 from goca import draw
 from goca.errors import GocaError
+from goca.model.words import forms
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
 from goca.sheet import Cell
 from goca.tracing import TracedPicture, trace
 
-SCALES = ("guidance_scale", "true_cfg_scale")
-"""What pipelines call the strength of their guidance."""
 LONGEST_NAME = 4
 """Words of a name in a list; with a longer part the prompt is taken for a sentence."""
+_NO_THINGS = """
+about above across after around as at behind below beneath beside between by down for from front he her his in inside
+into is are it its near next of off on onto or out outside over she some that their them these they this those through
+to toward towards under up upon was were which while who with
+"""
+NO_THINGS = frozenset(_NO_THINGS.split())
+"""Words of a sentence that name nothing to be seen."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ def generate(
     """
     if not asked.prompt.strip():
         raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
+    if asked.scale is not None and not 0 <= asked.scale < math.inf:
+        raise GocaError(f"scale {asked.scale} is none: give a number from 0, 1 for no guidance")
     options = _options(pipeline, asked)
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -79,7 +89,8 @@ def generate(
 
 
 def explain(one: Generated) -> Explained:
-    """What a traced picture's names looked at: those of a prompt that is a list, or each content word of a sentence.
+    """What a traced picture's names looked at: those of a prompt that is a list, or the words of a sentence that may
+    name something.
 
     Raises GocaError where the picture was not traced, or its prompt has no words.
     """
@@ -113,7 +124,7 @@ def _options(pipeline: Any, asked: Asked) -> dict[str, Any]:
     if asked.steps is not None:
         options["num_inference_steps"] = asked.steps
     if asked.scale is not None:
-        options[next((name for name in SCALES if name in known), SCALES[0])] = asked.scale
+        options |= _guidance(pipeline, asked.scale, known)
     if asked.size is not None:
         options.update(height=asked.size, width=asked.size)
     if "num_frames" in known:
@@ -121,11 +132,21 @@ def _options(pipeline: Any, asked: Asked) -> dict[str, Any]:
     return options
 
 
+def _guidance(pipeline: Any, scale: float, known: Collection[str]) -> dict[str, Any]:
+    """Guidance is two passes at each step, but for models that are told its scale; some pipelines know both ways."""
+    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+    if "true_cfg_scale" in known and not getattr(denoiser.config, "guidance_embeds", False):
+        return {"true_cfg_scale": scale, "negative_prompt": " "}
+    return {"guidance_scale": scale}
+
+
 def _names(traced: TracedPicture) -> tuple[str, ...]:
-    names = [name for name in (part.strip().lower() for part in traced.prompt.split(",")) if name]
+    parts = (re.sub(r"^[\W_]+|[\W_]+$", "", part).lower() for part in traced.prompt.split(","))
+    # "traffic light" and "traffic-light" are one name.
+    names = tuple({forms(name): name for name in parts if name}.values())
     if len(names) > 1 and all(len(name.split()) <= LONGEST_NAME for name in names):
-        return tuple(dict.fromkeys(names))
-    return tuple(dict.fromkeys(word.name for word in traced.words()))
+        return names
+    return tuple(dict.fromkeys(word.name for word in traced.words() if word.name not in NO_THINGS))
 
 
 @contextmanager
@@ -148,11 +169,14 @@ def _watched(pipeline: Any, begins: Callable[[int], None], advances: Callable[[]
         return Bar() if iterable is None else _counted(iterable, advances)
 
     # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
-    object.__setattr__(pipeline, "progress_bar", progress_bar)
+    attributes = vars(pipeline)
+    before = {name: attributes[name] for name in ("progress_bar",) if name in attributes}
+    attributes["progress_bar"] = progress_bar
     try:
         yield
     finally:
-        object.__delattr__(pipeline, "progress_bar")
+        del attributes["progress_bar"]
+        attributes.update(before)
 
 
 def _counted(items: Any, advances: Callable[[], None]) -> Iterator[Any]:

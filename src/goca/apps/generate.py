@@ -3,9 +3,10 @@
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from goca.sheet import Cell, contact_sheet
 
 ROWS = 20
 """Pictures on a contact sheet."""
-LONGEST = 60
-"""Characters of a file's name that come from the prompt."""
+LONGEST = 80
+"""Bytes of a file's name that come from the prompt, and as many from a name in it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Files:
 
     @property
     def name(self) -> str:
-        return slug(self.prompt)[:LONGEST].rstrip("-") or "picture"
+        return slug(self.prompt) or "picture"
 
     def of(self, seed: int, *parts: str) -> Path:
         """NAME-SEED.PART.PART"""
@@ -52,8 +53,22 @@ class Files:
 
 
 def slug(text: str) -> str:
-    """Letters and digits of any script, with a hyphen for everything between."""
-    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    """Letters and digits of any script, with a hyphen for everything between; what is cut off is told by a number."""
+    whole = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    if len(whole.encode()) <= LONGEST:
+        return whole
+    told = blake2b(text.encode(), digest_size=3).hexdigest()
+    return f"{whole.encode()[:LONGEST].decode(errors='ignore').rstrip('-')}-{told}"
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """A slug for each name, a number behind those that another has."""
+    found: dict[str, str] = {}
+    for name in names:
+        first = slug(name) or "name"
+        numbered = (first, *(f"{first}-{number}" for number in range(2, len(found) + 2)))
+        found[name] = next(one for one in numbered if one not in found.values())
+    return found
 
 
 def run(
@@ -84,9 +99,11 @@ def run(
                 bar.advance(task)
 
             for one in generate(pipeline, asked, files.seeds, explain, recipe, begins, advances):
+                written = [files.of(one.seed, "png")]
+                write_atomic({written[0]: _png(one.image)})
                 explained = explained_of(one) if explain else None
-                written = _save(files, asked, one, explained)
                 if explained is not None:
+                    written += _save(files, asked, explained)
                     rows = [*(rows if len(rows) < ROWS else ()), row(explained)]
                     sheet = files.sheet(one.seed)
                     write_atomic({sheet: _png(contact_sheet(rows))})
@@ -99,34 +116,31 @@ def run(
         raise typer.Exit(130) from None
 
 
-def _save(files: Files, asked: Asked, one: Generated, explained: Explained | None) -> list[Path]:
-    """The files of one picture, all or none; the JSON last."""
-    paths = {files.of(one.seed, "png"): _png(one.image)}
-    if explained is not None:
-        masks = explained.masks
-        for name, picture in explained.heatmaps.items():
-            paths[files.of(one.seed, slug(name), "heatmap.png")] = _png(picture)
-        paths[files.of(one.seed, "labels.png")] = labels_png(masks.labels, masks.classes)
-        paths[files.of(one.seed, "overlay.png")] = _png(masks.overlay())
-        told = json.dumps(_facts(asked, one, explained), indent=2, ensure_ascii=False) + "\n"
-        paths[files.of(one.seed, "json")] = told.encode()
+def _save(files: Files, asked: Asked, explained: Explained) -> list[Path]:
+    """The files that explain a picture, all or none; the JSON last."""
+    masks, seed = explained.masks, explained.generated.seed
+    named = slugs(explained.heatmaps)
+    paths = {files.of(seed, named[name], "heatmap.png"): _png(picture) for name, picture in explained.heatmaps.items()}
+    paths[files.of(seed, "labels.png")] = labels_png(masks.labels, masks.classes)
+    paths[files.of(seed, "overlay.png")] = _png(masks.overlay())
+    paths[files.of(seed, "json")] = (json.dumps(_facts(asked, explained), indent=2, ensure_ascii=False) + "\n").encode()
     write_atomic(paths)
     return list(paths)
 
 
-def _facts(asked: Asked, one: Generated, explained: Explained | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"asked": vars(asked), "seed": one.seed}
-    if explained is not None and one.traced is not None:
-        facts |= one.traced.to_json() | {"masks": explained.masks.to_json()["classes"]}
-        facts["left_out"] = list(explained.left_out)
-    return facts
+def _facts(asked: Asked, explained: Explained) -> dict[str, Any]:
+    one = explained.generated
+    traced = one.traced.to_json() if one.traced is not None else {}
+    own = {"masks": explained.masks.to_json()["classes"], "left_out": list(explained.left_out)}
+    return {"asked": vars(asked), "seed": one.seed, **traced, **own}
 
 
 def _tell(one: Generated, explained: Explained | None, written: Sequence[Path], as_json: bool) -> None:
     if as_json:
-        facts = {"seed": one.seed, "files": [str(path) for path in written]}
+        facts: dict[str, Any] = {"seed": one.seed, "files": [str(path) for path in written]}
         if explained is not None:
             facts["masks"] = explained.masks.to_json()["classes"]
+            facts["left_out"] = list(explained.left_out)
         print(json.dumps(facts), flush=True)
         return
     out = console()

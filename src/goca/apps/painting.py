@@ -26,7 +26,7 @@ def generate(
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures, of seeds that follow each other.")] = 1,
     size: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Pixels a side.  [default: the model's]", show_default=False),
+        typer.Option(metavar="N", min=1, max=8192, help="Pixels a side.  [default: the model's]", show_default=False),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path("goca-out"),
     explain: Annotated[
@@ -59,6 +59,7 @@ def generate(
     """Paint pictures from a prompt, and show what each word of it looked at.
 
     A picture comes from its seed alone: with and without --explain, alone or among others, it is the same.
+    Files are named after prompt and seed; the same ones again replace them.
     """
     with terminal.session(verbose):
         from goca.apps.generate import Files, run
