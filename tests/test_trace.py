@@ -28,7 +28,7 @@ from goca.model.backbone import Backbone
 from goca.model.load import quiet
 from goca.model.noise import add_noise
 from goca.model.tiny import BUILDERS, sd15
-from goca.model.words import Words
+from goca.model.words import Word, Words
 from goca.readout import Readout
 from goca.tracing import Trace, TracedPicture
 
@@ -166,15 +166,15 @@ def test_a_second_call_adds_its_pictures(pipe: Any, traced: Trace) -> None:
 def test_a_call_that_fails_does_not_hide_the_next(
     pipe: Any, traced: Trace, monkeypatch: pytest.MonkeyPatch, fails_before_latents: bool
 ) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("no generator")
+
     with trace(pipe) as tr:
-        with monkeypatch.context() as patch, pytest.raises(ValueError, match="generator"):
-            if fails_before_latents:
-
-                def fail(*args: Any, **kwargs: Any) -> None:
-                    raise ValueError("no generator")
-
-                patch.setattr(pipe.scheduler, "set_timesteps", fail)
+        if fails_before_latents:
+            monkeypatch.setattr(pipe.scheduler, "set_timesteps", fail)
+        with pytest.raises(ValueError, match="generator"):
             pipe("a dog", height=32, width=48, num_inference_steps=3, generator=[torch.Generator()] * 2)
+        monkeypatch.undo()
         # Were it the failed call's prompt that is read, it would be the negative one's.
         make(pipe, negative_prompt="a dog")
         make(pipe)
@@ -433,6 +433,8 @@ def test_words_and_their_occurrences(traced: Trace) -> None:
     assert np.array_equal(traced.map(second), traced.map("cat", occurrence=2))
     assert not np.allclose(traced.map(first), traced.map(second))
     assert not np.allclose(traced.map("cat"), traced.map(first))
+    assert np.array_equal(traced.map("cat#2"), traced.map(second))
+    assert np.array_equal(traced.map("cat#1"), traced.map(first))
     assert np.array_equal(traced.map("Grass"), traced.map(grass))
     # "cats" is not said: the one whose plural it is stands for it.
     assert np.array_equal(traced.map("cats"), traced.map("cat"))
@@ -521,6 +523,19 @@ def test_saved(pipe: Any, traced: Trace, tmp_path: Path) -> None:
     assert {path.name for path in tr.save(tmp_path)} >= {"picture-1.dog.heatmap.png", "picture-2.json"}
 
 
+def test_words_that_are_too_long_for_a_file_s_name_are_cut(pipe: Any, tmp_path: Path) -> None:
+    long = "\u732b" * 90
+    with trace(pipe, steps=[0]) as tr:
+        make(pipe, PROMPT)
+    columns = {Word("cat"): (2,), Word(long + "a"): (3,), Word(long + "b"): (4,)}
+    tr[0]._spoken = columns
+    tr[0].heatmap = lambda word, occurrence=None: tr[0].image  # type: ignore[method-assign]
+    names = [path.name for path in tr.save(tmp_path, "p")]
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    assert (names[1], len(set(names))) == ("p.cat.heatmap.png", 5)
+    assert all(250 < len(name.encode()) <= 255 and name.startswith("p.\u732b") for name in names[2:4])
+
+
 # --- mistakes
 
 
@@ -530,14 +545,41 @@ def test_a_word_that_is_not_in_the_prompt(traced: Trace) -> None:
             ask("dog")
     with pytest.raises(GocaError, match='"cat" is 2 times in the prompt: give an occurrence from 1 to 2'):
         traced.map("cat", 3)
+    with pytest.raises(GocaError, match='"cat" is 2 times in the prompt: give an occurrence from 1 to 2'):
+        traced.map("cat#3")
+    with pytest.raises(GocaError, match='does not say "dog"'):
+        traced.map("dog#1")
+    for given in ("1", True, 1.5):
+        with pytest.raises(GocaError, match=r"^occurrence .* is no number: give one from 1, or leave it out for all$"):
+            traced[0]._asked("cat", given)
+    for name in (5, None, ["cat"]):
+        with pytest.raises(GocaError, match=r'is no word: give one of the prompt, such as "cat"$'):
+            traced[0]._asked(name, None)
     with pytest.raises(GocaError, match="every pixel would be it"):
         traced.segment(["cat"], background=None)
 
 
-@pytest.mark.parametrize("steps", [5, [-1], [], ["0"], range(0), [0.5]])
+@pytest.mark.parametrize(
+    "steps", [5, [-1], [], ["0"], range(0), [0.5], [True], "0", b"0", np.array(5), np.array([0.5])]
+)
 def test_steps_that_are_none(pipe: Any, steps: Any) -> None:
     with pytest.raises(GocaError, match="are no steps of a sampler"):
         trace(pipe, steps=steps)
+
+
+@pytest.mark.parametrize("steps", [{0, 1}, np.array([0, 1]), (np.int64(0), 1)])
+def test_steps_in_any_collection(pipe: Any, steps: Any) -> None:
+    with trace(pipe, steps=steps) as tr:
+        make(pipe)
+    assert [step.step for step in tr.steps] == [0, 1]
+
+
+def test_a_picture_that_there_is_not(traced: Trace) -> None:
+    for index in (5, -2):
+        with pytest.raises(GocaError, match=r"there is no picture .*: 1 were traced, choose from 0 to 0"):
+            traced[index]
+    assert traced[-1] is traced[0]
+    assert list(traced) == [traced[0]]
 
 
 def test_nothing_to_ask(pipe: Any) -> None:
@@ -581,16 +623,15 @@ def test_pipelines_that_cannot_be_traced(picture: Make) -> None:
 def test_packed_latents_of_unknown_size() -> None:
     with quiet():
         flux = BUILDERS["flux"]()
-        embedded, pooled, ids = flux.encode_prompt(PROMPT, None)
-        given = {"timestep": torch.ones(1), "guidance": torch.ones(1), "txt_ids": ids, "img_ids": torch.zeros(6, 3)}
-        with pytest.raises(GocaError, match="nobody said for what size"), trace(flux):
+
+        def denoise() -> None:
             embedded, pooled, ids = flux.encode_prompt(PROMPT, None)
-            flux.transformer(
-                hidden_states=torch.zeros(1, 6, flux.transformer.config.in_channels),
-                encoder_hidden_states=embedded,
-                pooled_projections=pooled,
-                **given,
-            )
+            latents = torch.zeros(1, 6, flux.transformer.config.in_channels)
+            flux.transformer(latents, embedded, pooled, torch.ones(1), torch.zeros(6, 3), ids, torch.ones(1))
+
+        denoise()
+        with pytest.raises(GocaError, match="for an unknown size"), trace(flux):
+            denoise()
 
 
 def test_a_recipe_that_needs_its_nouns_beforehand(pipe: Any) -> None:

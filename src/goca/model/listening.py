@@ -57,7 +57,8 @@ class Pass:
     """A denoiser call that attends to the prompts.
 
     generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
-    order make two passes a step. level: the timestep. latent: (height, width) in cells. prompts: of each picture.
+    order make two passes a step. PNDM, which looks twice at its second level, makes n + 1, and they count as n + 1
+    steps. level: the timestep. latent: (height, width) in cells. prompts: of each picture.
     """
 
     generation: int
@@ -269,7 +270,7 @@ class Listener:
         """
         present = [] if self._now is None else [self._now.encoded]
         # Embeddings that were made in the block have words, even where the pipeline is given nothing else.
-        since = sorted(reversed(self._encoded), key=lambda one: one.prompts is None)
+        since = sorted(self._encoded[::-1], key=lambda one: one.prompts is None)
         for some in (present, since):
             found = [(one, own) for one in some if (own := one.own(inputs, self._room.pictures))]
             if found:
@@ -322,7 +323,7 @@ class Listener:
             return latent.shape[-2], latent.shape[-1]
         if now.room.size is None:
             raise GocaError(
-                "the denoiser's latents are packed and nobody said for what size: call the pipeline, which prepares them"
+                "the denoiser's latents are packed and for an unknown size: call the pipeline, which prepares them"
             )
         height, width = (2 * (side // (2 * self.backbone.cell)) for side in now.room.size)
         if latent.shape[1] != height * width // 4:
