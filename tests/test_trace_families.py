@@ -80,3 +80,36 @@ def test_a_shorter_prompt_in_a_batch_is_read_as_alone(name: str) -> None:
             seed = [torch.Generator().manual_seed(1)]
             make(pipeline, prompt=PROMPTS[1:], negative_prompt=NEGATIVE[1:], generator=seed)
     torch.testing.assert_close(tr[1].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_a_negative_prompt_may_be_another_picture_s_prompt(name: str) -> None:
+    with quiet():
+        pipeline = BUILDERS[name]()
+        pipeline.set_progress_bar_config(disable=True)
+        plain = make(pipeline, negative_prompt=[PROMPTS[1], "bad"])
+        with trace(pipeline) as tr:
+            assert torch.equal(make(pipeline, negative_prompt=[PROMPTS[1], "bad"]), plain)
+        with trace(pipeline) as swapped:
+            make(pipeline, negative_prompt=PROMPTS[::-1])
+    for traced in (tr, swapped):
+        assert [picture.prompt for picture in traced.pictures] == PROMPTS
+        assert [step.step for step in traced.steps] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["pixart_sigma", "flux"])
+def test_two_pictures_of_each_of_two_prompts(name: str) -> None:
+    with quiet():
+        pipeline = BUILDERS[name]()
+        pipeline.set_progress_bar_config(disable=True)
+        seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        with trace(pipeline, steps=[0]) as tr:
+            pictures = make(pipeline, num_images_per_prompt=2, generator=seeds)
+        with trace(pipeline, steps=[0]) as alone:
+            seed = [torch.Generator().manual_seed(3)]
+            make(pipeline, prompt=PROMPTS[1:], negative_prompt=NEGATIVE[1:], generator=seed)
+    assert [picture.prompt for picture in tr.pictures] == [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    for one, image in zip(tr.pictures, pictures, strict=True):
+        np.testing.assert_allclose(np.asarray(one.image) / 255, image, atol=0.51 / 255)
+    torch.testing.assert_close(tr[3].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(tr[2].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)

@@ -17,7 +17,21 @@ import goca.bundled
 from goca.errors import GocaError
 from goca.model import words as module
 from goca.model.plurals import plurals, singulars
-from goca.model.words import Noun, Tokens, Words, caption_of, forms, nouns, split, tokens_of, vocabulary, words
+from goca.model.words import (
+    Noun,
+    Tokens,
+    Word,
+    Words,
+    caption_of,
+    forms,
+    nouns,
+    occurrences,
+    split,
+    spoken,
+    tokens_of,
+    vocabulary,
+    words,
+)
 from goca.model.zoo import BUNDLED
 
 STOP = {"a", "an", "the", "and"}
@@ -74,6 +88,41 @@ def refused(error: pytest.ExceptionInfo[GocaError], *parts: str) -> None:
     assert "\n" not in text
     for part in parts:
         assert part in text
+
+
+# ---- the words of a prompt
+
+
+def whole(text: str) -> Tokens:
+    """A token for every character."""
+    return Tokens(text, tuple((i, i + 1) for i in range(len(text))), (False,) * len(text), start=3)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_words_with_accents_in_either_form(form: Any) -> None:
+    text = unicodedata.normalize(
+        form, "\u0130stanbul caf\xe9 no\xebl, \u0939\u093f\u0928\u094d\u0926\u0940 caf\xe9 cafe"
+    )
+    found = spoken([whole(text)])
+    names = ["istanbul", "caf\xe9", "no\xebl", "\u0939\u093f\u0928\u094d\u0926\u0940", "caf\xe9#2", "cafe"]
+    assert list(map(str, found)) == names
+    first = len(unicodedata.normalize(form, "\u0130stanbul "))
+    coffee = unicodedata.normalize(form, "caf\xe9")
+    assert found[Word("caf\xe9")] == tuple(range(3 + first, 3 + first + len(coffee)))
+    for asked in ("NFC", "NFD"):
+        for word, columns in found.items():
+            said = occurrences(unicodedata.normalize(asked, word.name), [whole(text)])  # type: ignore[arg-type]
+            assert said[word.occurrence - 1] == columns
+    assert len(occurrences("cafe", [whole(text)])) == 1
+    assert occurrences("\u0130stanbul".lower(), [whole(text)]) == [found[Word("istanbul")]]
+
+
+def test_letters_that_composition_replaces_are_found() -> None:
+    # A compatibility ideograph, and a Hebrew letter that is always taken apart.
+    for text in ("\uf900", "\ufb2a"):
+        ((word, columns),) = spoken([whole(text)]).items()
+        assert columns == (3,)
+        assert occurrences(word.name, [whole(text)]) == [columns]
 
 
 # ---- any list of names, any tokenizer

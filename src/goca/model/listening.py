@@ -33,7 +33,8 @@ class Generating(Backbone):
     def _check(self) -> None:
         kind, pipeline = type(self.pipeline).__name__, self.pipeline
         known = inspect.signature(pipeline.__call__).parameters
-        lacking = getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None))
+        lacking = getattr(pipeline, "vae", None) is None or _processor(pipeline) is None
+        lacking |= not all(callable(getattr(pipeline, name, None)) for name in ("encode_prompt", "prepare_latents"))
         if lacking or "prompt" not in known or "pag_scale" in known:
             raise GocaError(
                 f"{kind} cannot be traced: goca listens to pipelines that make a picture from a prompt, from a "
@@ -56,7 +57,8 @@ class Pass:
     """A denoiser call that attends to the prompts.
 
     generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
-    order make two passes a step. level: the timestep. latent: (height, width) in cells. prompts: of each picture.
+    order make two passes a step. PNDM, which looks twice at its second level, makes n + 1, and they count as n + 1
+    steps. level: the timestep. latent: (height, width) in cells. prompts: of each picture.
     """
 
     generation: int
@@ -69,6 +71,9 @@ class Pass:
 @runtime_checkable
 class Hearer(Protocol):
     """Whom a listener tells."""
+
+    def misses(self) -> None:
+        """A pass attends to none of the prompts that were encoded."""
 
     def starts(self, one: Pass) -> Sink | None:
         """A pass begins: whoever takes the attention of its pictures, or None to let it go by."""
@@ -83,39 +88,62 @@ class Hearer(Protocol):
         """The pipeline has made its pictures."""
 
 
-@dataclass
-class _Generation:
-    """One call of the pipeline: the prompts that it encoded, and the passes it has made."""
+@dataclass(frozen=True)
+class _Room:
+    """What latents were prepared for: how many pictures, 0 if unknown, and their (height, width) in pixels."""
 
-    index: int
-    prompts: tuple[str, ...] | None
-    rows: list[Tensor] = field(default_factory=list)
     pictures: int = 0
     size: Grid | None = None
-    passes: int = 0
-    begun: bool = False
-    _last: tuple[Tensor, Tensor] | None = None
 
-    def own(self, inputs: Sequence[Any]) -> dict[int, int]:
-        """{row of a denoiser call: its prompt}, of the rows into which a prompt's embedding comes in again.
 
-        Where the negative prompt is the same as the prompt, the last ones, as pipelines order them.
+@dataclass(frozen=True)
+class _Encoded:
+    """Prompts that were encoded, and no pass attended to yet.
+
+    captions: of each tokenizer. answers: the rows of each encoder that was asked for them. texts: what the tokenizers
+    made of them.
+    """
+
+    prompts: tuple[str, ...] | None
+    captions: Mapping[str, tuple[str, ...]]
+    answers: list[list[Tensor]] = field(default_factory=list)
+    texts: dict[str, list[Tokens]] = field(default_factory=dict)
+
+    def own(self, inputs: Sequence[Any], pictures: int) -> dict[int, int]:
+        """{row of a denoiser call: its prompt}, of the rows into which the prompts' embeddings come in again.
+
+        All of them, one row for each picture and in their order: a negative prompt may be the same as another picture's
+        prompt. Where it is the same as the prompt, the last ones, as pipelines order them.
         """
         for texts in map(_rows, inputs):
-            same = {
-                row: place * len(self.prompts or self.rows) // len(self.rows)
-                for row, text in enumerate(texts)
-                if (place := next((i for i, known in enumerate(self.rows) if _equal(known, text)), None)) is not None
-            }
-            if same:
-                return dict(list(same.items())[-(self.pictures or len(same)) :])
+            for rows in filter(None, self.answers):
+                count = pictures or len(rows)
+                wanted = [rows[i * len(rows) // count] for i in range(count)]
+                for start in range(len(texts) - count, -1, -1):
+                    if all(map(_equal, wanted, texts[start:])):
+                        return {start + i: i * len(self.prompts or rows) // count for i in range(count)}
         return {}
+
+
+@dataclass
+class _Generation:
+    """One call of the pipeline: the prompts that it attends to, and the passes it has made."""
+
+    index: int
+    encoded: _Encoded
+    room: _Room
+    passes: int = 0
+    _last: tuple[Tensor, Tensor] | None = None
 
     def again(self, latent: Tensor, timestep: Any) -> bool:
         """Whether the last pass was for this very latent: then this is another look within one step."""
         now = latent, torch.as_tensor(timestep)
-        before, self._last = self._last, now
-        return before is not None and all(map(torch.equal, before, now))
+        return self._last is not None and all(map(torch.equal, self._last, now))
+
+    def passed(self, latent: Tensor, timestep: Any) -> None:
+        """A pass begins."""
+        self._last = latent, torch.as_tensor(timestep)
+        self.passes += 1
 
 
 class Listener:
@@ -124,6 +152,9 @@ class Listener:
     def __init__(self, backbone: Generating, hearer: Hearer) -> None:
         self.backbone, self.hearer = backbone, hearer
         self._thread = 0
+        self._encoded: list[_Encoded] = []
+        self._room = _Room()
+        self._prepared = False
         self._now: _Generation | None = None
         self._count = 0
         self._tokenizers: dict[str, Recorder] = {}
@@ -135,8 +166,8 @@ class Listener:
         pipeline, denoiser = self.backbone.pipeline, self.backbone.denoiser
         self._thread = get_ident()
         self._tokenizers = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
-        processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
-        show = "postprocess" if hasattr(pipeline, "image_processor") else "postprocess_video"
+        processor = _processor(pipeline)
+        show = "postprocess" if getattr(pipeline, "image_processor", None) is processor else "postprocess_video"
         with ExitStack() as stack:
             stack.enter_context(alone(pipeline, lend=True))
             stack.enter_context(native(denoiser))
@@ -166,50 +197,61 @@ class Listener:
         return wrapped
 
     def _encodes(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fresh = self._now is None or self._now.begun
-        if fresh:
-            # Read first: there are pipelines that write their template into the list of prompts.
-            given = inspect.signature(encode).bind(*args, **kwargs).arguments
-            prompts = _listed(given.get("prompt"))
-            self._now = _Generation(self._count, prompts)
-            self._count += 1
-            for name, recorder in self._tokenizers.items():
-                recorder.expect(_listed(given.get(name.replace("tokenizer", "prompt"))) or prompts or ())
+        """Remember what was encoded; the passes to come tell which of it was a prompt, and which a negative one."""
+        if self._prepared:
+            # By the call before, which may have failed then.
+            self._encoded, self._prepared = [], False
+        # Read first: there are pipelines that write their template into the list of prompts.
+        given = inspect.signature(encode).bind(*args, **kwargs).arguments
+        prompts = _listed(given.get("prompt"))
+        captions = {
+            name: _listed(given.get(name.replace("tokenizer", "prompt"))) or prompts or () for name in self._tokenizers
+        }
+        for name, recorder in self._tokenizers.items():
+            recorder.expect(captions[name])
         answer = encode(*args, **kwargs)
-        if fresh:
-            assert self._now is not None
-            self._now.rows = _rows(answer[0] if isinstance(answer, tuple) else answer)
+        # There are pipelines that ask their encoders one after the other.
+        alike = (one for one in self._encoded if (one.prompts, one.captions) == (prompts, captions))
+        encoded = next(alike, None) or _Encoded(prompts, captions)
+        self._encoded = [*(one for one in self._encoded if one is not encoded), encoded]
+        encoded.answers.append(_rows(answer[0] if isinstance(answer, tuple) else answer))
+        encoded.texts.update({name: one.rows for name, one in self._tokenizers.items() if one.rows})
         return answer
 
     def _prepares(self, prepare: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Whatever is generated from now on is another call's, even if this fails."""
+        self._now, self._room, self._prepared = None, _Room(), True
         answer = prepare(*args, **kwargs)
-        if self._now is not None:
-            given = inspect.signature(prepare).bind(*args, **kwargs).arguments
-            self._now.pictures = len(answer[0] if isinstance(answer, tuple) else answer)
-            if {"height", "width"} <= given.keys():
-                self._now.size = (int(given["height"]), int(given["width"]))
+        given = inspect.signature(prepare).bind(*args, **kwargs).arguments
+        size = (int(given["height"]), int(given["width"])) if {"height", "width"} <= given.keys() else None
+        self._room = _Room(len(answer[0] if isinstance(answer, tuple) else answer), size)
         return answer
 
     def _shows(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = show(*args, **kwargs)
-        if self._now is not None and self._now.begun:
+        if self._now is not None:
             self.hearer.shows(self._now.index, _pictures(answer))
         return answer
 
     def _starts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        now = self._now
-        if get_ident() != self._thread or now is None:
+        if get_ident() != self._thread:
             return
-        now.begun = True
-        own = now.own([*args[1:], *kwargs.values()])
-        if not own:
+        inputs, (_, sample) = [*args[1:], *kwargs.values()], sample_of(args, kwargs)
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else 0)
+        encoded, own = self._whose(inputs)
+        if encoded is None:
+            if self._now is None:
+                self.hearer.misses()
             return
-        _, sample = sample_of(args, kwargs)
         latent = torch.stack([sample[row] for row in own])
-        if now.again(latent, kwargs.get("timestep", args[1] if len(args) > 1 else 0)):
+        if self._now is not None and self._now.again(latent, timestep):
             return
+        if self._now is None or self._now.encoded is not encoded:
+            self._now, self._encoded = _Generation(self._count, encoded, self._room), []
+            self._count += 1
+        now = self._now
         step, level = now.passes // getattr(self.backbone.pipeline.scheduler, "order", 1), self._level(now)
-        now.passes += 1
+        now.passed(latent, timestep)
         size = self._size(latent, now)
         said = self._said(now)
         one = Pass(now.index, step, level, size, tuple(said[prompt] for prompt in own.values()))
@@ -220,6 +262,20 @@ class Listener:
         pictures = {row: picture for picture, row in enumerate(own)}
         tap = Tap(module, family.grids(module, size), _only(pictures, sink), family.joint, family.stand_in)
         self._open = tap.__enter__(), one
+
+    def _whose(self, inputs: Sequence[Any]) -> tuple[_Encoded | None, dict[int, int]]:
+        """The prompts that a pass attends to, and its rows of them: the present ones or else what was encoded since.
+
+        Of several, those of the last rows, as pipelines put the negative prompts first; then the latest.
+        """
+        present = [] if self._now is None else [self._now.encoded]
+        # Embeddings that were made in the block have words, even where the pipeline is given nothing else.
+        since = sorted(self._encoded[::-1], key=lambda one: one.prompts is None)
+        for some in (present, since):
+            found = [(one, own) for one in some if (own := one.own(inputs, self._room.pictures))]
+            if found:
+                return max(found, key=lambda one: max(one[1]))
+        return None, {}
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Without an output the denoiser has raised an exception.
@@ -238,16 +294,17 @@ class Listener:
 
     def _forget(self) -> None:
         """Nothing of the pipeline's is kept behind the last pass."""
-        self._now, self._tokenizers = None, {}
+        self._now, self._tokenizers, self._encoded = None, {}, []
 
     def _said(self, now: _Generation) -> list[Said]:
         """What each prompt is to the tokenizers; GocaError where no prompt was given as text."""
-        if now.prompts is None:
+        encoded = now.encoded
+        if encoded.prompts is None:
             raise GocaError("the words of prompt_embeds are unknown: pass the prompt itself, as text, to trace it")
         said = []
-        for number, prompt in enumerate(now.prompts):
-            rows = {name: one.rows[number] for name, one in self._tokenizers.items() if number < len(one.rows)}
-            said.append(Said(prompt, self.backbone.texts(Prompt((now.rows[0],), rows))))
+        for number, prompt in enumerate(encoded.prompts):
+            rows = {name: some[number] for name, some in encoded.texts.items() if number < len(some)}
+            said.append(Said(prompt, self.backbone.texts(Prompt((encoded.answers[-1][0],), rows))))
         return said
 
     def _level(self, now: _Generation) -> float:
@@ -264,14 +321,22 @@ class Listener:
             )
         if latent.ndim > 3:
             return latent.shape[-2], latent.shape[-1]
-        assert now.size is not None  # a pipeline that packs its latents is told their size
-        height, width = (2 * (side // (2 * self.backbone.cell)) for side in now.size)
+        if now.room.size is None:
+            raise GocaError(
+                "the denoiser's latents are packed and for an unknown size: call the pipeline, which prepares them"
+            )
+        height, width = (2 * (side // (2 * self.backbone.cell)) for side in now.room.size)
         if latent.shape[1] != height * width // 4:
             raise GocaError(
                 "the denoiser is shown another picture beside the one that it makes: such a call cannot be traced, "
                 "leave the other picture out"
             )
         return height, width
+
+
+def _processor(pipeline: Any) -> Any:
+    """What makes pictures of what the VAE decodes, if the pipeline has it."""
+    return getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
 
 
 @contextmanager

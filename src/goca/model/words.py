@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,8 +20,16 @@ from goca.model.plurals import plurals, singulars
 
 START, END = r"(?<![^\W_])", r"(?![^\W_])"
 """Where a word may start and end; an underscore is a gap like a space."""
-STOP = re.compile(rf"{START}(?:a|an|the|and){END}|[,.\-\s_]", re.IGNORECASE)
+MARKS = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M")
+"""Accents and vowel signs that are characters of their own: they belong to the letter before them."""
+LETTER = rf"[^{MARKS}][{MARKS}\u1160-\u11FF]*|[{MARKS}]"
+"""A character with its marks; the vowels and finals of Hangul compose with what is before them, too."""
+WORD = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*")
+STOP = re.compile(rf"{START}(?:a|an|the|and){END}(?![{MARKS}])|[,.\-\s_]", re.IGNORECASE)
 """Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is no whole word."""
+
+DOTTED = "i\N{COMBINING DOT ABOVE}"
+"""What Python makes of the Turkish capital i in lower case."""
 
 GAPS = " \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 """How tokenizers write a gap between words."""
@@ -154,16 +162,17 @@ class Word(NamedTuple):
 
 def spoken(texts: Sequence[Tokens]) -> dict[Word, tuple[int, ...]]:
     """The words of a prompt that tokens stand for, in its order, with their columns; no stop words."""
-    found: dict[Word, tuple[int, ...]] = {}
+    found: dict[Word, set[int]] = {}
     for tokens in texts:
         said = Counter[str]()
-        for match in re.finditer(r"[^\W_]+", tokens.text):
-            name = match[0].lower()
+        for match in WORD.finditer(tokens.text):
+            name = _plain(match[0])
             said[name] += 1
-            found.setdefault(Word(name, said[name]), ())
-    columns = {name: occurrences(name, texts) for name in {word.name for word in found}}
-    numbered = {word: columns[word.name][word.occurrence - 1] for word in found}
-    return {word: some for word, some in numbered.items() if some}
+            columns = found.setdefault(Word(name, said[name]), set())
+            with suppress(GocaError):  # another text may still have it
+                one = _columns(tokens, Noun(name, (name,)), [match.span()], named=True)
+                columns.update(tokens.start + place for place in one)
+    return {word: tuple(sorted(columns)) for word, columns in found.items() if columns}
 
 
 def occurrences(name: str, texts: Sequence[Tokens]) -> list[tuple[int, ...]]:
@@ -174,7 +183,7 @@ def occurrences(name: str, texts: Sequence[Tokens]) -> list[tuple[int, ...]]:
     noun = Noun(name, (name,))
     found: list[set[int]] = []
     for tokens in texts:
-        exact = [match.span() for match in re.finditer(_pattern(_plain(name)), tokens.text, re.IGNORECASE)]
+        exact = list(_found(_plain(name), tokens.text))
         for number, span in enumerate(exact or sorted(_spans(tokens.text, [noun])[0])):
             if number == len(found):
                 found.append(set())
@@ -265,7 +274,7 @@ def forms(word: str) -> frozenset[str]:
 def _plain(word: str) -> str:
     """In lower case, one space for every gap: "Traffic_light", "traffic-light" and "traffic light" are one name."""
     # The lower case of this letter is two characters, which IGNORECASE does not find again; "i" finds it.
-    lower = _composed(word).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
+    lower = _composed(word).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower().replace(DOTTED, "i")
     return " ".join(re.findall(r"[^\s_-]+", lower))
 
 
@@ -283,17 +292,32 @@ def _spans(text: str, named: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]
     spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(named))}
     taken: list[tuple[int, int]] = []
     for form, index in patterns:
-        for match in re.finditer(_pattern(form), text, re.IGNORECASE):
-            start, end = match.span()
+        for start, end in _found(form, text):
             if all(end <= a or start >= b for a, b in taken):
                 taken.append((start, end))
                 spans[index].append((start, end))
     return spans
 
 
-def _pattern(form: str) -> str:
-    """What a name in lower case with single spaces looks like in a text."""
-    return START + r"[\s_-]+".join(re.escape(part) for part in form.split(" ")) + END
+def _found(form: str, text: str) -> Iterator[tuple[int, int]]:
+    """The character ranges of a text that say a name in lower case with single spaces, whatever its accents are."""
+    pattern = START + r"[\s_-]+".join(re.escape(part) for part in form.split(" ")) + END
+    composed, places = _letters(text)
+    for match in re.finditer(pattern, composed, re.IGNORECASE):
+        start, end = match.span()
+        # A mark that nothing is composed with goes on with the word.
+        if end == len(composed) or composed[end] not in MARKS:
+            yield places[start][0], places[end - 1][1]
+
+
+@lru_cache(maxsize=64)
+def _letters(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """A text with its accents composed, and the range of each of its characters in the text as it was."""
+    parts, places = [], []
+    for match in re.finditer(LETTER, text, re.DOTALL):
+        parts.append(_composed(match[0]).replace(DOTTED, "i"))
+        places += [match.span()] * len(parts[-1])
+    return "".join(parts), tuple(places)
 
 
 def _columns(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named: bool) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ tr.heatmap("cat")
 tr.segment(["cat", "grass"])
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from numbers import Integral
 from pathlib import Path
@@ -36,9 +36,11 @@ def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Any = None) -> "Trace":
     slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline belongs to the
     block's thread until its end: segmenters in others wait.
 
-    recipe: a `Recipe` or its name. steps: of the sampler, from 0, a range or a list; by default all. Of a batch with
-    guidance only the prompts' own branch is read. Raises GocaError for a pipeline that is not supported, and inside the
-    block, from the pipeline's call, for one that cannot be traced.
+    recipe: a `Recipe` or its name. steps: of the sampler, from 0, a range or any numbers; by default all. Samplers
+    of second order make two passes a step; PNDM makes one pass more than it has steps, and each counts as a step. Of a
+    batch with guidance only the prompts' own branch is read. Raises GocaError for a pipeline that is not supported, and
+    inside the block, from the pipeline's call, for one that cannot be traced. Where what was read cannot be summed up
+    there is a warning, and the picture all the same.
     """
     return Trace(pipe, recipe, steps)
 
@@ -72,7 +74,15 @@ class Trace:
         return self._collector.pictures
 
     def __getitem__(self, index: int) -> TracedPicture:
-        return self.pictures[index]
+        pictures = self.pictures
+        if not isinstance(index, Integral) or not -len(pictures) <= int(index) < len(pictures):
+            raise GocaError(
+                f"there is no picture {index!r}: {len(pictures)} were traced, choose from 0 to {len(pictures) - 1}"
+            )
+        return pictures[int(index)]
+
+    def __iter__(self) -> Iterator[TracedPicture]:
+        return iter(self._collector.pictures)
 
     def __len__(self) -> int:
         return len(self._collector.pictures)
@@ -119,10 +129,12 @@ class Trace:
 def _checked(steps: Any) -> Container[int] | None:
     if steps is None:
         return None
-    if (
-        not isinstance(steps, Sequence)
-        or not steps
-        or not all(isinstance(one, Integral) and int(one) >= 0 for one in steps)
+    try:
+        listed = [] if isinstance(steps, str | bytes) else list(steps)
+    except TypeError:
+        listed = []
+    if not listed or not all(
+        isinstance(one, Integral) and not isinstance(one, bool) and int(one) >= 0 for one in listed
     ):
         raise GocaError(f"steps {steps!r} are no steps of a sampler: give a range or numbers from 0, or None for all")
-    return frozenset(steps)
+    return frozenset(map(int, listed))

@@ -1,10 +1,12 @@
 """The hearer of a listener: sends the attention of each chosen step to readouts, and sums up what they say."""
 
+import warnings
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
 
+from goca.errors import GocaError
 from goca.model.listening import Pass
 from goca.model.tap import Sink
 from goca.readout import Readout
@@ -24,16 +26,22 @@ class Collector:
     generations: dict[int, list[TracedPicture]] = field(default_factory=dict)
     _readouts: list[Readout] = field(default_factory=list)
     _last: int | None = None
+    _missed: bool = False
+    _failed: dict[int, str] = field(default_factory=dict)
 
     @property
     def pictures(self) -> tuple[TracedPicture, ...]:
         """Those of which a step was read."""
         return tuple(one for pictures in self.generations.values() for one in pictures if one.steps)
 
+    def misses(self) -> None:
+        """Remembered for `reason`."""
+        self._missed = True
+
     def starts(self, one: Pass) -> Sink | None:
         """A readout for each picture, where the step is wanted."""
         self._last = one.step
-        if self.steps is not None and one.step not in self.steps:
+        if one.generation in self._failed or (self.steps is not None and one.step not in self.steps):
             return None
         if one.generation not in self.generations:
             self.generations[one.generation] = [
@@ -44,10 +52,15 @@ class Collector:
         return lambda picture, call: readouts[picture].add(call)
 
     def ends(self, one: Pass) -> None:
-        """Add what the readouts say to what there was."""
+        """Add what the readouts say to what there was; where they cannot, warn: the picture itself is still made."""
         readouts, self._readouts = self._readouts, []
-        for picture, readout in zip(self.generations[one.generation], readouts, strict=True):
-            picture.collected.take(readout, one)
+        try:
+            for picture, readout in zip(self.generations[one.generation], readouts, strict=True):
+                picture.collected.take(readout, one)
+        except GocaError as error:
+            self.breaks(one)
+            self._failed[one.generation] = str(error)
+            warnings.warn(f"nothing is traced of this call: {error}", stacklevel=2)
 
     def breaks(self, one: Pass) -> None:
         """Forget the pictures of a generation that failed: half a step is in them."""
@@ -63,9 +76,16 @@ class Collector:
 
     def reason(self) -> str:
         """Why there is no picture."""
+        if self._failed:
+            return next(iter(self._failed.values()))
         if self._last is not None and self.steps is not None:
             return (
                 f"none of the steps asked for came: the sampler made {self._last + 1}, numbered 0 to {self._last}; "
                 "choose from them"
+            )
+        if self._last is None and self._missed:
+            return (
+                "nothing was traced: the denoiser ran, but attended to no prompt that was encoded inside the "
+                "`with trace(pipe)` block; pass the pipeline its prompt as text"
             )
         return "nothing was traced: call the pipeline, with a prompt as text, inside the `with trace(pipe)` block"

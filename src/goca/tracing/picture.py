@@ -3,9 +3,13 @@
 import io
 import json
 import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from hashlib import blake2b
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +37,15 @@ from goca.tracing.collected import Asked, Collected, Step
 GREY = (128, 128, 128)
 """The canvas of a picture that was not decoded."""
 
+LONGEST = 255
+"""Bytes in a file's name."""
+
 
 class TracedPicture:
     """One picture that a traced pipeline made, and what the words of its prompt looked at.
 
-    image: the picture as the pipeline returned it; grey where it returned latents.
+    image: the picture as the pipeline returned it; grey where it returned latents. With `padding_mask_crop` it is the
+    part that was painted anew, for that is what the denoiser saw, and not the whole that the pipeline pastes it into.
     """
 
     def __init__(self, collected: Collected) -> None:
@@ -59,7 +67,11 @@ class TracedPicture:
         return spoken(self.collected.said.texts)
 
     def words(self) -> tuple[Word, ...]:
-        """The words of the prompt that have a map, in its order, stop words apart; a word may occur more than once."""
+        """The words of the prompt that have a map, in its order, stop words apart; a word may occur more than once.
+
+        Words are told apart by what is no letter. Scripts that write no spaces, such as Chinese, Japanese or Thai, give
+        one word for each clause; `map` finds the same clause only, so put spaces between the words of such a prompt.
+        """
         return tuple(self._spoken)
 
     @torch.no_grad()
@@ -67,11 +79,10 @@ class TracedPicture:
         """A word's map on the common grid, rescaled as the recipe says (to [0, 1] in all recipes here), not refined.
 
         word: one of the prompt, or several in a row ("traffic light"). occurrence: which one, from 1; by default all
-        together, or what a `Word` says. Raises GocaError, listing the words, for one that is not there.
+        together, or what a `Word` says, also as text ("cat#2"). Raises GocaError, listing the words, for
+        one that is not there.
         """
-        occurrence = word.occurrence if isinstance(word, Word) and occurrence is None else occurrence
-        name = word.name if isinstance(word, Word) else word
-        columns = self._columns(name, occurrence)
+        columns = self._columns(*self._asked(word, occurrence))
         content = {column for some in self._spoken.values() for column in some} | set(columns)
         others = (tuple(sorted(content - set(columns))),)
         asked = Words(self.prompt, (columns,), others if others[0] else (), self.collected.columns)
@@ -138,18 +149,32 @@ class TracedPicture:
 
     def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
         """Write STEM.png, STEM.WORD.heatmap.png for each word (the second "cat" is "cat-2") and, last, STEM.json; their
-        paths.
+        paths. Words that are too long for a file's name are cut.
 
         All are written, or none. Raises GocaError where the folder cannot be written.
         """
         pictures = {f"{stem}.png": self.image}
         for word in self.words():
-            pictures[f"{stem}.{str(word).replace('#', '-')}.heatmap.png"] = self.heatmap(word)
+            pictures[_named(stem, str(word).replace("#", "-"))] = self.heatmap(word)
         files = {Path(folder) / name: _png(picture) for name, picture in pictures.items()}
         told = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         paths = {**files, Path(folder) / f"{stem}.json": told.encode()}
         export.write_atomic(paths)
         return tuple(paths)
+
+    def _asked(self, word: object, occurrence: object) -> tuple[str, int | None]:
+        """A name, and which of its occurrences or None for all."""
+        if not isinstance(occurrence, Integral | None) or isinstance(occurrence, bool):
+            raise GocaError(f"occurrence {occurrence!r} is no number: give one from 1, or leave it out for all")
+        chosen = None if occurrence is None else int(occurrence)
+        if isinstance(word, Word):
+            return word.name, word.occurrence if chosen is None else chosen
+        if not isinstance(word, str):
+            raise GocaError(f'{word!r} is no word: give one of the prompt, such as "{next(iter(self.words()), "cat")}"')
+        numbered = re.fullmatch(r"(.+)#([0-9]{1,9})", word, re.DOTALL)
+        if numbered is None or chosen is not None or occurrences(word, self.collected.said.texts):
+            return word, chosen
+        return numbered[1], int(numbered[2])
 
     def _columns(self, name: str, occurrence: int | None) -> tuple[int, ...]:
         found = [columns for columns in occurrences(name, self.collected.said.texts) if columns]
@@ -200,6 +225,15 @@ class TracedPicture:
         height, width = self.collected.size
         scale = max(shown.height / height, shown.width / width)
         return centre(maps, (shown.height / (height * scale), shown.width / (width * scale)))
+
+
+def _named(stem: str, word: str) -> str:
+    """A heat map's file name, within the limit of file systems; a word that is cut ends in a digest of the whole."""
+    room = LONGEST - len(os.fsencode(f"{stem}..heatmap.png"))
+    if len(word.encode()) > room:
+        digest = blake2b(word.encode(), digest_size=4).hexdigest()
+        word = word.encode()[: max(0, room - 9)].decode(errors="ignore") + "-" + digest
+    return f"{stem}.{word}.heatmap.png"
 
 
 def _png(picture: Image.Image) -> bytes:
