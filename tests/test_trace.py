@@ -194,6 +194,17 @@ def test_a_prompt_that_was_only_encoded_does_not_hide_the_next(pipe: Any, traced
     assert torch.equal(total(tr[1]), total(traced[0]))
 
 
+def test_what_a_callback_encodes_does_not_end_the_generation(pipe: Any, traced: Trace) -> None:
+    def look(pipeline: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        pipeline.encode_prompt("a dog", "cpu", 1, False)
+        return given
+
+    with trace(pipe) as tr:
+        make(pipe, callback_on_step_end=look)
+    assert len(tr) == 1
+    assert torch.equal(total(tr[0]), total(traced[0]))
+
+
 def test_a_pass_that_attends_to_no_known_prompt_is_told(pipe: Any, traced: Trace) -> None:
     embedded, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
     with trace(pipe) as tr:

@@ -270,7 +270,8 @@ class Listener:
         """
         present = [] if self._now is None else [self._now.encoded]
         # Embeddings that were made in the block have words, even where the pipeline is given nothing else.
-        since = sorted(self._encoded[::-1], key=lambda one: one.prompts is None)
+        since = [*reversed(self._encoded)]
+        since.sort(key=lambda one: one.prompts is None)
         for some in (present, since):
             found = [(one, own) for one in some if (own := one.own(inputs, self._room.pictures))]
             if found:
