@@ -66,7 +66,7 @@ def test_a_pipeline_that_makes_every_picture_as_large_is_not_found_again(monkeyp
 def test_a_family_whose_row_is_hidden_is_found_again(name: str, picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = BUILDERS[name]()
     listed = Segmenter.from_pipeline(pipeline, size=64)
-    expected = listed(picture(128, 32), **ASK)
+    expected = listed(picture(96, 48), **ASK)
     hide(pipeline, monkeypatch)
     row, plan = listed.backbone.family, listed.plan
     same = {key: getattr(plan, key) for key in ("heads", "layers", "cross", "reference", "refine", "order")}
@@ -84,7 +84,7 @@ def test_a_family_whose_row_is_hidden_is_found_again(name: str, picture: Make, m
         text.tokenizer for text in row.texts if getattr(pipeline, text.tokenizer, None) is not None
     ]
     assert columns(probed.backbone) == columns(listed.backbone)
-    result = probed(picture(128, 32), **ASK)
+    result = probed(picture(96, 48), **ASK)
     np.testing.assert_array_equal(result.scores.grid, expected.scores.grid)
     np.testing.assert_array_equal(result.labels, expected.labels)
     assert result.plan.notes[0] == f"recognised by a probe: {found.found}"
