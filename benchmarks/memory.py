@@ -12,6 +12,8 @@ slice may be elsewhere. The figures for the whole depth are such extrapolations,
 Seconds are CPU seconds. Memory is the resident peak above what the process held before the call (Linux). In bfloat16
 only the memory means something: many processors have to emulate its products, so linear and convolution layers compute
 theirs in float32 here, a small block at a time (`Widened`), which is as exact and several times as fast.
+
+Last figures, bfloat16: SDXL 0.51 GiB, Flux.1 1.43 GiB more than a plain pass; bars 0.7 and 1.5.
 """
 
 import argparse
