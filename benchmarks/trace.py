@@ -9,9 +9,9 @@ refine masks with), and with "daam" (no weights of layers either). CPU seconds a
 above what the process held before the call (Linux).
 `cpu_ratio` is traced over plain; the bar is 1.25. About seven CPU minutes with one round, and 6 GiB.
 
-Last figures, one round. On idle cores, sd15: goca 1.24, heat maps alone 1.12, daam 1.07. With other work beside it:
-sd15 1.36, 1.24, 1.22 (and 1.29 and 1.10 for goca and daam before), sd15-guided 1.14 and 1.02, flux 1.28, 1.28, 1.04
-(1.13 and 1.11 before). At most 0.12 GiB more than plain.
+Last figures, one round. On idle cores, sd15: goca 1.24, heat maps alone 1.12, daam 1.07; flux: 1.12, 1.11, 0.98. With
+other work beside it: sd15 1.36, 1.24, 1.22 (and 1.29 and 1.10 for goca and daam before), sd15-guided 1.14 and 1.02,
+flux 1.28, 1.28, 1.04 (1.13 and 1.11 before). At most 0.12 GiB more than plain.
 """
 
 import argparse

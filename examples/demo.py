@@ -3,6 +3,7 @@
 The picture was drawn like those the pipeline was trained on, but in an art style that it has never seen.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from goca import Segmenter
 from goca.maths.confusion import confusion, iou, mean_iou, pixel_accuracy
 
+logging.disable(logging.WARNING)  # what is installed beside goca may have much to say when the model is loaded
 HERE = Path(__file__).parent
 CLASSES = ("cat", "water", "sky")
 LEAST_MIOU = 0.5
