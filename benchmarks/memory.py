@@ -1,6 +1,6 @@
-"""What a segmentation at 1024 px takes on top of the denoiser pass it needs: the width of SDXL and Flux.1, less depth.
+"""What a segmentation at 1024 px takes on top of the denoiser pass it needs: SDXL and Flux.1 with random weights.
 
-    python benchmarks/memory.py sdxl flux [--dtype float32|bfloat16] [--threads 1] [--json]
+    python benchmarks/memory.py sdxl flux [--whole] [--dtype float32|bfloat16] [--rounds 3] [--threads 1] [--json]
 
 The models do not fit a small machine, so slices of them do: random weights, real widths and 4096 positions, few blocks.
 SDXL keeps its blocks of two; of those that are ten deep one and two are kept. Flux keeps one double and two single
@@ -9,19 +9,28 @@ Seconds are taken to grow in a straight line with the depth, and memory by the q
 that waits for the reference: SDXL's as measured between the slices, Flux's as counted, because the peak of a short
 slice may be elsewhere. The figures for the whole depth are such extrapolations, not measurements.
 
-Seconds are CPU seconds. Memory is the resident peak above what the process held before the call (Linux). In bfloat16
-only the memory means something: many processors have to emulate its products, so linear and convolution layers compute
-theirs in float32 here, a small block at a time (`Widened`), which is as exact and several times as fast.
+With `--whole` nothing is extrapolated: every block is there and runs with activations of its own, at its place and with
+the authors' layers, but blocks of a kind share one block's weights (`deepen`), which neither seconds nor extra memory
+depend on.
 
-Last figures, bfloat16: SDXL 0.51 GiB, Flux.1 1.43 GiB more than a plain pass; bars 0.7 and 1.5.
+Seconds are CPU seconds, medians of rounds in which plain passes and segmentations alternate. Memory is the resident
+peak above what the process held before the call (Linux). In bfloat16 only the memory means something: many processors
+have to emulate its products, so linear and convolution layers compute theirs in float32 here, a small block at a time
+(`Widened`), which is as exact and several times as fast.
+
+Last figures, over a plain pass: SDXL 1.18 times the seconds and 0.83 GiB more, Flux.1 1.21 times and 2.79 GiB, whole and
+in float32; in bfloat16, extrapolated, 0.51 and 1.43 GiB. Bars: 1.3 times, and 0.7 and 1.5 GiB in bfloat16.
 """
 
 import argparse
+import copy
 import ctypes
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,17 +40,19 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel, Stabl
 from diffusers import UNet2DConditionModel as UNet
 from overhead import peak
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from goca import GOCA, Segmenter
 from goca.model import tiny
 from goca.model.tiny.parts import t5_text
+from goca.model.zoo import FLUX, SDXL
 
 SIZE = 1024
 BLOCK = 512  # rows and columns of a product at a time
 CLASSES = ("cat", "grass", "traffic light")
+FLUX_WAITING = 19 + 8  # all double blocks, and the single ones before the authors' reference
 M_MMAP_THRESHOLD = -3
 
 
@@ -81,17 +92,18 @@ def _convolution(picture: Tensor, weight: Tensor, bias: Tensor | None = None, *r
 
 @dataclass(frozen=True)
 class Slice:
-    """A pipeline of so many blocks, its plain denoiser pass, and the block that the layers are compared with."""
+    """A pipeline, its plain denoiser pass, and its layers. waiting: blocks that run before the reference."""
 
     pipeline: Any
     plain: Callable[[], Any]
     reference: str
     refine: tuple[str, ...]
+    waiting: int
 
 
 @dataclass(frozen=True)
 class Measured:
-    """CPU seconds and GiB of a segmentation, and of the plain pass. waiting: blocks before the reference."""
+    """CPU seconds (medians) and GiB of a segmentation, and of the plain pass. waiting: as in the slice."""
 
     waiting: int
     seconds: float
@@ -106,18 +118,27 @@ class Measured:
 
 @dataclass(frozen=True)
 class Whole:
-    """What the whole model takes, extrapolated from `slices`."""
+    """What the whole model takes: measured where there is one of `slices`, extrapolated where there are two."""
 
     model: str
     dtype: str
     extra_gib: float
     time_ratio: float
-    extra_gib_per_waiting_block: float
+    extra_gib_per_waiting_block: float | None
     slices: tuple[Measured, ...]
 
 
-def flux(groups: int, dtype: torch.dtype) -> Slice:
-    """`groups` double and twice as many single blocks; the reference is the last, so that all others wait for it."""
+def deepen(blocks: nn.ModuleList, depth: int) -> None:
+    """As many blocks as `depth`, which all share the first one's weights."""
+    weights = {id(weight): weight for weight in (*blocks[0].parameters(), *blocks[0].buffers())}
+    blocks.extend(copy.deepcopy(blocks[0], dict(weights)) for _ in range(depth - len(blocks)))
+
+
+def flux(groups: int, dtype: torch.dtype, whole: bool = False) -> Slice:
+    """`groups` double and twice as many single blocks; the reference is the last, so that all others wait for it.
+
+    whole: all 19 and 38, and the authors' layers.
+    """
     small = tiny.BUILDERS["flux"]()
     transformer = FluxTransformer2DModel(
         num_layers=groups,
@@ -125,6 +146,10 @@ def flux(groups: int, dtype: torch.dtype) -> Slice:
         guidance_embeds=True,
         pooled_projection_dim=small.transformer.config.pooled_projection_dim,
     )
+    if whole:
+        deepen(transformer.transformer_blocks, 19)
+        deepen(transformer.single_transformer_blocks, 38)
+        transformer.register_to_config(num_layers=19, num_single_layers=38)
     width = transformer.config.joint_attention_dim
     parts = {
         **small.components,
@@ -143,12 +168,15 @@ def flux(groups: int, dtype: torch.dtype) -> Slice:
         "img_ids": torch.zeros(pixels, 3),
         "txt_ids": torch.zeros(512, 3),
     }
-    reference = f"single_transformer_blocks.{2 * groups - 1}"
-    return Slice(FluxPipeline(**parts), lambda: transformer(**call), reference, ("transformer_blocks.0",))
+    pipeline, plain = FluxPipeline(**parts), partial(transformer, **call)
+    if whole:
+        return Slice(pipeline, plain, FLUX.reference, FLUX.refine, FLUX_WAITING)
+    last = f"single_transformer_blocks.{2 * groups - 1}"
+    return Slice(pipeline, plain, last, ("transformer_blocks.0",), 3 * groups - 1)
 
 
-def sdxl(depth: int, dtype: torch.dtype) -> Slice:
-    """The deep parts `depth` blocks deep, where the model has 10."""
+def sdxl(depth: int, dtype: torch.dtype, whole: bool = False) -> Slice:
+    """The deep parts `depth` blocks deep; the model has 10, and so has the `whole`."""
     small = tiny.sdxl()
     unet = UNet(
         sample_size=SIZE // 8,
@@ -163,6 +191,11 @@ def sdxl(depth: int, dtype: torch.dtype) -> Slice:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
     )
+    if whole:
+        for stage in (unet.down_blocks[2], unet.mid_block, unet.up_blocks[0]):
+            for attention in stage.attentions:
+                deepen(attention.transformer_blocks, 10)
+        unet.register_to_config(transformer_layers_per_block=(1, 2, 10))
     parts = {
         **small.components,
         "unet": unet.to(dtype).eval(),
@@ -174,16 +207,9 @@ def sdxl(depth: int, dtype: torch.dtype) -> Slice:
     added = {"text_embeds": torch.randn(1, 1280, dtype=dtype), "time_ids": torch.ones(1, 6, dtype=dtype)}
     pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
 
-    def up(attention: int, block: int) -> str:
-        return f"up_blocks.1.attentions.{attention}.transformer_blocks.{block}"
-
-    # As in the authors' settings for the whole.
-    refine = (
-        *(up(attention, block) for attention in (0, 1) for block in (0, 1)),
-        up(2, 0),
-        *(f"down_blocks.1.attentions.0.transformer_blocks.{block}" for block in (0, 1)),
-    )
-    return Slice(pipeline, lambda: unet(sample, torch.tensor(100), text, added_cond_kwargs=added), up(0, 0), refine)
+    plain = partial(unet, sample, torch.tensor(100), text, added_cond_kwargs=added)
+    # Four blocks of two that are finer, and six deep ones.
+    return Slice(pipeline, plain, SDXL.reference, SDXL.refine, 4 + 6 * (10 if whole else depth))
 
 
 def _vae(channels: int, dtype: torch.dtype) -> AutoencoderKL:
@@ -205,30 +231,46 @@ def _clip(kind: Any, small: Any, width: int, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def measure(one: Slice) -> Measured:
-    """A plain pass and a segmentation, after a small one to warm up."""
+def measure(one: Slice, rounds: int) -> Measured:
+    """Plain passes and segmentations in turn, after a small segmentation to warm up."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
     recipe = replace(GOCA, reference=one.reference, refine=one.refine)
     Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE // 4)(picture, classes=CLASSES)
-    plain_seconds, plain_gib = peak(one.plain)
     segmenter = Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE)
-    seconds, gib = peak(lambda: segmenter(picture, classes=CLASSES))
-    return Measured(segmenter.backbone.blocks.index(one.reference), seconds, plain_seconds, gib, plain_gib)
+    seen = [(peak(one.plain), peak(lambda: segmenter(picture, classes=CLASSES))) for _ in range(rounds)]
+    plain_seconds, seconds = (statistics.median(each[call][0] for each in seen) for call in (0, 1))
+    # Of the first round: what it leaves with the process would be missing in the next.
+    (_, plain_gib), (_, gib) = seen[0]
+    return Measured(one.waiting, seconds, plain_seconds, gib, plain_gib)
 
 
-def whole_flux(dtype: torch.dtype) -> Whole:
-    """19 double and 38 single blocks, 27 of them before the reference."""
-    small, large = measure(flux(1, dtype)), measure(flux(2, dtype))
+def measured_flux(dtype: torch.dtype, rounds: int) -> Whole:
+    """All blocks, of shared weights."""
+    return _measured("Flux.1", dtype, measure(flux(1, dtype, whole=True), rounds))
+
+
+def measured_sdxl(dtype: torch.dtype, rounds: int) -> Whole:
+    """All blocks; the deep ones share weights."""
+    return _measured("SDXL", dtype, measure(sdxl(1, dtype, whole=True), rounds))
+
+
+def _measured(name: str, dtype: torch.dtype, found: Measured) -> Whole:
+    return Whole(name, str(dtype), found.extra_gib, found.seconds / found.plain_seconds, None, (found,))
+
+
+def extrapolated_flux(dtype: torch.dtype, rounds: int) -> Whole:
+    """19 double and 38 single blocks."""
+    small, large = measure(flux(1, dtype), rounds), measure(flux(2, dtype), rounds)
     pixels, words, width = (SIZE // 16) ** 2, 512, 24 * 128
     waits = (pixels + pixels + words) * width * dtype.itemsize / 2**30  # the pixels' queries, everybody's keys
     ratio = _at(small.seconds, large.seconds, 19) / _at(small.plain_seconds, large.plain_seconds, 19)
-    extra = large.extra_gib + (27 - large.waiting) * waits
+    extra = large.extra_gib + (FLUX_WAITING - large.waiting) * waits
     return Whole("Flux.1", str(dtype), extra, ratio, waits, (small, large))
 
 
-def whole_sdxl(dtype: torch.dtype) -> Whole:
-    """70 blocks, 64 of them before the reference."""
-    small, large = measure(sdxl(1, dtype)), measure(sdxl(2, dtype))
+def extrapolated_sdxl(dtype: torch.dtype, rounds: int) -> Whole:
+    """The deep parts ten blocks deep."""
+    small, large = measure(sdxl(1, dtype), rounds), measure(sdxl(2, dtype), rounds)
     block = (large.extra_gib - small.extra_gib) / (large.waiting - small.waiting)
     ratio = _at(small.seconds, large.seconds, 10) / _at(small.plain_seconds, large.plain_seconds, 10)
     return Whole("SDXL", str(dtype), _at(small.extra_gib, large.extra_gib, 10), ratio, block, (small, large))
@@ -239,27 +281,29 @@ def _at(first: float, second: float, depth: int) -> float:
     return first + (depth - 1) * (second - first)
 
 
-MODELS = {"sdxl": whole_sdxl, "flux": whole_flux}
+MODELS = {"sdxl": (extrapolated_sdxl, measured_sdxl), "flux": (extrapolated_flux, measured_flux)}
 
 
-def told(names: list[str], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+def told(names: list[str], dtype: torch.dtype, rounds: int, whole: bool) -> Iterator[dict[str, Any]]:
     for name in names:
         torch.manual_seed(0)
         with Widened() if dtype == torch.bfloat16 else nullcontext():
-            yield asdict(MODELS[name](dtype))
+            yield asdict(MODELS[name][whole](dtype, rounds))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", choices=tuple(MODELS))
+    parser.add_argument("--whole", action="store_true", help="every block, of shared weights, instead of slices")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=3, help="of each, in turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one line of JSON a model")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     # Otherwise what a large tensor leaves may stay with the process, and count as held.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
-    for facts in told(options.models, getattr(torch, options.dtype)):
+    for facts in told(options.models, getattr(torch, options.dtype), options.rounds, options.whole):
         print(json.dumps(facts, indent=None if options.json else 2), flush=True)
 
 

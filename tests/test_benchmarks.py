@@ -16,6 +16,7 @@ from PIL import Image
 from goca import Segmenter
 from goca.bench.taggers.self_pruning import SelfPruning
 from goca.bundled import Scene
+from goca.model.tiny import BUILDERS
 
 
 def test_growth_counts_a_pass_for_every_prompt(sd15: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,13 +76,40 @@ def test_a_widened_layer_computes_what_it_computed(monkeypatch: pytest.MonkeyPat
 
 def test_the_whole_depth_is_a_straight_line_through_the_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     # A block of the slices takes 2 s plain and 2.5 s segmented.
-    def measured(groups: int) -> memory.Measured:
+    def measured(groups: int, rounds: int) -> memory.Measured:
         blocks = 3 * groups
         return memory.Measured(blocks - 1, 3 + 2.5 * blocks, 1 + 2.0 * blocks, 0.9, 0.2)
 
     monkeypatch.setattr(memory, "flux", lambda groups, dtype: groups)
     monkeypatch.setattr(memory, "measure", measured)
-    whole = memory.whole_flux(torch.float32)
+    whole = memory.extrapolated_flux(torch.float32, rounds=1)
     # 4096 pixels' queries, their keys and those of 512 words, 3072 numbers of 4 bytes each, for 22 blocks more.
     assert whole.extra_gib == pytest.approx(0.7 + 22 * (4096 + 4608) * 3072 * 4 / 2**30)
     assert whole.time_ratio == pytest.approx((3 + 2.5 * 57) / (1 + 2 * 57))
+
+
+def test_blocks_of_one_weight_have_modules_of_their_own() -> None:
+    blocks = BUILDERS["pixart_sigma"]().transformer.transformer_blocks
+    count = sum(weight.numel() for weight in blocks.parameters())
+    first, *rest = blocks
+    del blocks[1:]
+    memory.deepen(blocks, 5)
+    assert len(blocks) == 5
+    assert len({id(module) for module in blocks.modules()}) == 1 + 5 * len(list(first.modules()))
+    assert sum(weight.numel() for weight in blocks.parameters()) == count / (1 + len(rest))
+
+
+def test_the_whole_is_as_measured(monkeypatch: pytest.MonkeyPatch, sd15: Any) -> None:
+    def small(depth: int, dtype: torch.dtype, whole: bool) -> memory.Slice:
+        assert whole
+        reference = "up_blocks.1.attentions.0.transformer_blocks.0"
+        return memory.Slice(sd15, lambda: bytearray(100 * 2**20), reference, (reference,), 7)
+
+    monkeypatch.setattr(memory, "SIZE", 256)
+    monkeypatch.setattr(memory, "sdxl", small)
+    whole = memory.measured_sdxl(torch.float32, rounds=2)
+    (found,) = whole.slices
+    assert (found.waiting, whole.extra_gib_per_waiting_block) == (7, None)
+    assert found.plain_gib == pytest.approx(100 / 1024, rel=0.2)
+    assert whole.extra_gib == found.gib - found.plain_gib
+    assert whole.time_ratio == found.seconds / found.plain_seconds
