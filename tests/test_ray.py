@@ -1,6 +1,8 @@
 """A local Ray cluster agrees with one process to the last digit."""
 
 import json
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,3 +44,19 @@ def test_what_an_actor_cannot_do_is_one_line() -> None:
 def test_where_there_is_no_cluster_it_is_said() -> None:
     with pytest.raises(GocaError, match="no Ray cluster at auto"):
         list(in_cluster(JOB, JOB.protocol_of(JOB.open(), "oracle"), [Task(0, {})], "auto", 1))
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_address_where_nothing_listens_is_refused_at_once(form: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(f"127.0.0.1:{free.getsockname()[1]}")
+    began = time.monotonic()
+    with pytest.raises(GocaError, match=f"no Ray cluster at {address} .*Connection refused"):
+        list(in_cluster(JOB, JOB.protocol_of(JOB.open(), "oracle"), [Task(0, {})], address, 1))
+    assert time.monotonic() - began < 5
+
+
+def test_a_host_that_is_none() -> None:
+    with pytest.raises(GocaError, match=r"no Ray cluster at nowhere\.invalid:6379"):
+        list(in_cluster(JOB, JOB.protocol_of(JOB.open(), "oracle"), [Task(0, {})], "nowhere.invalid:6379", 1))

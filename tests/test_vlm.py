@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import Outcome
 from PIL import Image
 
 from goca import GocaError
@@ -20,10 +21,12 @@ from goca.bench.datasets.facts import Category, Dataset, Sample
 from goca.bench.taggers import Means, prepare, tagger_named
 from goca.bench.taggers.captions import Captions, read
 from goca.bench.taggers.endpoint import ATTEMPTS, Declined, Endpoint
+from goca.bench.taggers.facts import Estimate
 from goca.bench.taggers.instruction import instruction
 from goca.bench.taggers.vlm import VLM
 
 KEY = "sk-not-for-your-eyes"
+Goca = Callable[..., Outcome]
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -328,8 +331,47 @@ def test_an_estimate(server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path)
     large = [Sample("large", tmp_path / "large.png", dataset.samples[0].truth)]
     assert vlm.estimate(large, dataset).read == words + 85 + 4 * 170
     (tmp_path / "large.png").write_text("no picture")
-    with pytest.raises(GocaError, match=r"large\.png"):
-        vlm.estimate(large, dataset)
+    assert vlm.estimate(large, dataset) == Estimate(0, 0, 0, 0.0)
+
+
+def test_what_a_run_will_take_is_said_before_anybody_is_asked(
+    server: Server, goca: Goca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    run = tmp_path / "run"
+    ask = ("evaluate", "scenes", "--limit", "3", "--tagger", "vlm:m-1", "--out", run)
+    told = goca(*ask, "--estimate")
+    assert (told.code, told.err) == (0, "")
+    assert told.out.startswith("3 pictures, about ")
+    assert told.out.endswith("name prices to see the cost\n")
+    priced = json.loads(goca(*ask, "--estimate", "--prices", "1000000,0", "--json").out)
+    assert priced["cost"] == priced["read"]
+    assert not server.asked
+    done = goca(*ask, "--prices", "0,500000", "--json")
+    assert done.code == 0
+    assert done.line().startswith("goca: before the tagger is asked: 3 pictures, ")
+    assert done.line().endswith(f": about {priced['written'] / 2:.2f}\n")
+    assert len(server.asked) == 3
+    # All is known now.
+    assert json.loads(goca(*ask, "--estimate", "--json").out)["pictures"] == 0
+    assert goca(*ask, "--json").err == ""
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--estimate",), 'nobody has to pay the tagger "oracle"'),
+        (("--tagger", "self:map", "--estimate"), 'nobody has to pay the tagger "self:map"'),
+        (("--prices", "3"), 'no prices "3"'),
+        (("--prices", "3,-1"), 'no prices "3,-1"'),
+        (("--prices", "nan,1"), 'no prices "nan,1"'),
+        (("--together", "0"), "--together"),
+    ],
+)
+def test_what_cannot_be_estimated(options: tuple[str, ...], reason: str, goca: Goca) -> None:
+    assert reason in goca("evaluate", "scenes", *options).mistake()
 
 
 def test_where_and_who_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

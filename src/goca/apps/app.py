@@ -1,7 +1,5 @@
 """The typer application that commands are registered with."""
 
-from typing import Annotated
-
 import typer
 
 # Plain help: it is copied, piped and grepped, and it starts faster.
@@ -11,8 +9,3 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-Verbose = Annotated[
-    bool,
-    typer.Option("-v", "--verbose", help="Show the libraries' warnings, and tracebacks.", show_default=False),
-]

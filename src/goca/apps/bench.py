@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from goca.bench.lead import Crew
     from goca.bench.pictures import Picture
     from goca.bench.report import Report
+    from goca.bench.taggers.facts import Estimate
 
 
 class Shown:
@@ -44,6 +45,10 @@ class Shown:
             self.finished += 1
             self.bar.advance(self.task)
 
+    def estimate(self, estimate: "Estimate") -> None:
+        with paused(self.bar):
+            say(f"before the tagger is asked: {estimate}")
+
 
 def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
     """Score a recipe and print it; whether no picture was left out."""
@@ -52,7 +57,7 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
 
     with progress(hidden=as_json) as bar:
         shown = Shown(bar)
-        watch = lead.Watch(shown.stage, shown.done, shown.advance)
+        watch = lead.Watch(shown.stage, shown.done, shown.advance, shown.estimate)
         try:
             with without_bars():
                 report, settings = lead.evaluate(job, out, crew, watch, sys.argv[1:])
@@ -78,6 +83,17 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
     if report.left_out:
         say(f"{len(report.left_out)} of {len(report.pictures)} pictures were left out")
     return not report.left_out
+
+
+def estimate(job: "Job", out: Path | None, as_json: bool) -> None:
+    """Print what the tagger will take."""
+    from goca.bench import lead
+
+    found = lead.estimate(job, out)
+    if as_json:
+        print(json.dumps(vars(found)))
+    else:
+        console().print(str(found), soft_wrap=True)
 
 
 def _print(report: "Report", out: Path | None) -> None:

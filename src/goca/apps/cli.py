@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from goca.apps import files, measure, options, painting, terminal
-from goca.apps.app import Verbose, app
+from goca.apps import files, knobs, measure, options, painting, terminal
+from goca.apps.app import app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,30 +95,13 @@ def segment(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.'),
-    ] = "bundled",
-    recipe: Annotated[str, typer.Option(metavar="NAME", help=options.RECIPES_HELP)] = "goca",
-    noise: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T[,T...]",
-            help="Training timesteps of the forward passes.  [default: the model's]",
-            show_default=False,
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Average over so many noises.")] = 1,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirrored picture.", show_default=False)
-    ] = False,
-    window: Annotated[
-        bool,
-        typer.Option("--window", help="See large pictures at full scale, through windows.", show_default=False),
-    ] = False,
-    edges: Annotated[
-        bool, typer.Option("--edges", help="Let scores follow the picture's own edges.", show_default=False)
-    ] = False,
+    model: knobs.Model = "bundled",
+    recipe: knobs.Recipe = "goca",
+    noise: knobs.Noise = None,
+    seeds: knobs.Seeds = 1,
+    flip: knobs.Flip = False,
+    window: knobs.Window = False,
+    edges: knobs.Edges = False,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where NAME.labels.png, NAME.overlay.png and NAME.json go.")
     ] = Path("goca-out"),
@@ -134,31 +117,12 @@ def segment(
         bool,
         typer.Option("--json", help="Print one line of JSON a picture, and nothing else.", show_default=False),
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="cpu, cuda, cuda:1 or mps.  [default: the best there is]",
-            show_default=False,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DTYPE",
-            help="float32, float16 or bfloat16.  [default: float32 on cpu, else float16]",
-            show_default=False,
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Pixels a side the model sees.  [default: the model's]", show_default=False
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first noise.")] = 0,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures a forward pass.")] = 4,
-    verbose: Verbose = False,
+    device: knobs.Device = None,
+    dtype: knobs.Dtype = None,
+    size: knobs.Size = None,
+    seed: knobs.Seed = 0,
+    batch: knobs.Batch = 4,
+    verbose: knobs.Verbose = False,
 ) -> None:
     """Label the pixels of pictures with class names.
 
@@ -207,11 +171,9 @@ def models(
             show_default=False,
         ),
     ] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the families as a table for a document.", show_default=False)
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)] = False,
-    verbose: Verbose = False,
+    markdown: knobs.AsMarkdown = False,
+    json: knobs.AsJson = False,
+    verbose: knobs.Verbose = False,
 ) -> None:
     """List the known checkpoints, or check the families.
 

@@ -5,19 +5,12 @@ from typing import Annotated
 
 import typer
 
-from goca.apps import options, terminal
-from goca.apps.app import Verbose
+from goca.apps import knobs, options, terminal
 
 Scenes = Annotated[str, typer.Argument(metavar="DATASET", help='"scenes", the benchmark that ships with goca.')]
-BenchModel = Annotated[str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id.')]
 Captions = Annotated[
     str, typer.Option(metavar="STYLE", help='How the classes are said: "nouns" (a list) or "sentences".')
 ]
-Limit = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Only the first so many pictures.", show_default=False)
-]
-BenchBatch = Annotated[int, typer.Option(metavar="N", min=1, help="Pictures a forward pass.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)]
 
 
 def evaluate(
@@ -38,7 +31,7 @@ def evaluate(
     as_background: Annotated[
         str, typer.Option(metavar="NAMES", help="Categories that count as background.", show_default=False)
     ] = "",
-    limit: Limit = None,
+    limit: knobs.Limit = None,
     protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/evaluation.md.")] = "honest",
     change: Annotated[
         list[str] | None,
@@ -58,32 +51,32 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    captions: Captions = "nouns",
-    model: BenchModel = "bundled",
-    recipe: Annotated[str, typer.Option(metavar="NAME", help=options.RECIPES_HELP)] = "goca",
-    noise: Annotated[
+    prices: Annotated[
         str | None,
-        typer.Option(metavar="T[,T...]", help="Training timesteps.  [default: the model's]", show_default=False),
-    ] = None,
-    size: Annotated[
-        int | None,
         typer.Option(
-            metavar="N", min=1, help="Pixels a side the model sees.  [default: the model's]", show_default=False
+            metavar="READ,WRITTEN",
+            help="What a million tokens cost with vlm:MODEL, in any currency.",
+            show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first noise.")] = 0,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Average over so many noises.")] = 1,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirrored picture.", show_default=False)
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Only say what vlm:MODEL will take; nothing is asked.", show_default=False),
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="[default: the best there is]", show_default=False)
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="DTYPE", help="[default: float32 on cpu, else float16]", show_default=False),
-    ] = None,
-    batch: BenchBatch = 8,
+    together: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to vlm:MODEL at a time.")] = 4,
+    captions: Captions = "nouns",
+    model: knobs.Model = "bundled",
+    recipe: knobs.Recipe = "goca",
+    noise: knobs.Noise = None,
+    size: knobs.Size = None,
+    seed: knobs.Seed = 0,
+    seeds: knobs.Seeds = 1,
+    flip: knobs.Flip = False,
+    window: knobs.Window = False,
+    edges: knobs.Edges = False,
+    device: knobs.Device = None,
+    dtype: knobs.Dtype = None,
+    batch: knobs.Batch = 8,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of torch in each process, on a CPU.")] = 1,
     workers: Annotated[
         int | None,
@@ -110,8 +103,8 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    json: AsJson = False,
-    verbose: Verbose = False,
+    json: knobs.AsJson = False,
+    verbose: knobs.Verbose = False,
 ) -> None:
     """Score a recipe on a data set: mIoU with its interval, IoU of each class, accuracies, and the protocol.
 
@@ -120,7 +113,15 @@ def evaluate(
     with terminal.session(verbose):
         levels = options.noise(noise)
         given = options.tagger(tagger, dataset)
-        overrides = {"noise": levels, "size": size, "seed": seed, "seeds": seeds, "flip": flip}
+        overrides = {
+            "noise": levels,
+            "size": size,
+            "seed": seed,
+            "seeds": seeds,
+            "flip": flip,
+            "window": window,
+            "edges": edges,
+        }
         from goca.apps import bench
         from goca.bench.job import Job
         from goca.bench.lead import Crew
@@ -142,7 +143,12 @@ def evaluate(
             batch,
             threads,
             overrides,
+            options.prices(prices),
+            together,
         )
+        if estimate:
+            bench.estimate(job, out, as_json=json)
+            return
         whole = bench.evaluate(job, out, Crew(workers, ray), as_json=json)
     if not whole:
         raise typer.Exit(1)
@@ -154,8 +160,8 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Draw mIoU and its intervals; needs matplotlib.", show_default=False),
     ] = None,
-    json: AsJson = False,
-    verbose: Verbose = False,
+    json: knobs.AsJson = False,
+    verbose: knobs.Verbose = False,
 ) -> None:
     """Rank runs of one protocol on the same pictures: mIoU, intervals, and paired differences to the first."""
     with terminal.session(verbose):
@@ -166,15 +172,13 @@ def compare(
 
 def ablate(
     dataset: Scenes,
-    model: BenchModel = "bundled",
+    model: knobs.Model = "bundled",
     captions: Captions = "nouns",
-    limit: Limit = None,
-    batch: BenchBatch = 8,
-    json: AsJson = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print a table for a document.", show_default=False)
-    ] = False,
-    verbose: Verbose = False,
+    limit: knobs.Limit = None,
+    batch: knobs.Batch = 8,
+    json: knobs.AsJson = False,
+    markdown: knobs.AsMarkdown = False,
+    verbose: knobs.Verbose = False,
 ) -> None:
     """Score each part of the method alone and together, beside the paper's table."""
     with terminal.session(verbose):

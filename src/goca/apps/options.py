@@ -1,5 +1,6 @@
 """What was typed for an option, as the value that the library takes."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,19 @@ def noise(text: str | None) -> tuple[int, ...] | None:
     if not levels or not all(re.fullmatch(r"[0-9]{1,9}", level) for level in levels):
         raise GocaError(f'no noise "{text}": give a training timestep such as 100, or several: 100,50')
     return tuple(int(level) for level in levels)
+
+
+def prices(text: str | None) -> tuple[float, float] | None:
+    """The prices of --prices. Raises GocaError for anything but two numbers from 0."""
+    if text is None:
+        return None
+    try:
+        read, written = (float(part) for part in text.split(","))
+    except ValueError:
+        read = written = -1.0
+    if not (0 <= read < math.inf and 0 <= written < math.inf):
+        raise GocaError(f'no prices "{text}": give what a million tokens cost to read and to write, such as 2.5,10')
+    return read, written
 
 
 def dataset(text: str) -> None:

@@ -5,15 +5,12 @@ from typing import Annotated
 
 import typer
 
-from goca.apps import terminal
-from goca.apps.app import Verbose
+from goca.apps import knobs, terminal
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to paint: "cat, grass, sky", or a sentence.')],
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.')
-    ] = "bundled",
+    model: knobs.Model = "bundled",
     steps: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Steps of the sampler.  [default: the model's]", show_default=False),
@@ -42,19 +39,9 @@ def generate(
         bool,
         typer.Option("--json", help="Print one line of JSON a picture, and nothing else.", show_default=False),
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.  [default: the best]", show_default=False),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DTYPE",
-            help="float32, float16 or bfloat16.  [default: float32 on cpu, else float16]",
-            show_default=False,
-        ),
-    ] = None,
-    verbose: Verbose = False,
+    device: knobs.Device = None,
+    dtype: knobs.Dtype = None,
+    verbose: knobs.Verbose = False,
 ) -> None:
     """Paint pictures from a prompt, and show what each word of it looked at.
 

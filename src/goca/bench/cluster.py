@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from goca.bench.workers import Task, quieten
 from goca.errors import GocaError
 
 LOCAL = "local"
+PATIENCE = 10
+"""Seconds in which a cluster's address has to answer."""
 MOST_BLOCKS = 1000
 """Pieces in which work is dealt out: one for each unit, up to so many."""
 
@@ -36,6 +39,7 @@ def in_cluster(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = not ray.is_initialized()
     if started:
+        _reach(address)
         try:
             ray.init(None if address == LOCAL else address, include_dashboard=False, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -46,6 +50,18 @@ def in_cluster(
     finally:
         if started:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises GocaError where nothing listens at a host and port: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "no answer"
+        raise GocaError(f"no Ray cluster at {address} ({reason}): start one, or say --ray local") from None
 
 
 def _mapped(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int | None) -> Iterator[list[Picture]]:

@@ -1,12 +1,11 @@
 """Where the pixels of each class went, as a picture that can still be read with 150 classes."""
 
-import io
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from goca.bench.report import Report
 from goca.draw import FAINT, INK, PAPER, legible, magma
+from goca.export import png
 
 LARGEST, SMALLEST = 40, 14
 """Pixels a side of a cell: few classes get large ones, and below the smallest a name would not fit beside its row."""
@@ -36,9 +35,7 @@ def confusion_picture(report: Report) -> bytes:
     # Turned, what stands at the left edge stands at the lower one.
     sheet.paste(_names(names, cell, margin, font, "left").transpose(Image.Transpose.ROTATE_90), (margin, 0))
     ImageDraw.Draw(sheet).text((GAP, GAP), "rows: truth\ncolumns: found", FAINT, font)
-    out = io.BytesIO()
-    sheet.save(out, "PNG", optimize=True)
-    return out.getvalue()
+    return png(sheet)
 
 
 def _names(names: list[str], cell: int, margin: int, font: Font, side: str) -> Image.Image:

@@ -14,7 +14,7 @@ from goca.bench.narrowed import narrowed
 from goca.bench.protocol import NOUNS, PRESETS, SENTENCES, Protocol, changed, split_of
 from goca.bench.scenes import SceneOracle, check_captions
 from goca.bench.taggers import Means, tagger_named
-from goca.bench.taggers.facts import Tagger
+from goca.bench.taggers.facts import Prices, Tagger
 from goca.errors import GocaError
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
@@ -31,7 +31,7 @@ class Job:
     as background. limit: only the first so many pictures. protocol: the preset; switches: what differs from it, see
     `changed`. tagger: see `tagger_named`. captions: "nouns" or "sentences", which only scenes have. model, recipe,
     device, dtype, overrides: see `Segmenter.from_pretrained`. batch: pictures of a unit of work, which go through the
-    denoiser together. threads: of torch in each process, on a CPU.
+    denoiser together. threads: of torch in each process, on a CPU. prices, together: see `Means`.
     """
 
     dataset: str
@@ -50,6 +50,8 @@ class Job:
     batch: int = 8
     threads: int = 1
     overrides: dict[str, Any] = field(default_factory=dict)
+    prices: Prices | None = None
+    together: int = 4
 
     def open(self) -> Dataset:
         """The pictures to evaluate. Raises GocaError for what there is not."""
@@ -82,11 +84,15 @@ class Job:
         """Whether the tagger is asked before the model is."""
         return self.tagger.partition(":")[0] in AHEAD
 
-    def tagger_for(self, segmenter: Segmenter, captions: Path | None = None) -> Tagger:
-        """The tagger. captions: the file in which some save what they say. Raises GocaError for one there is not."""
+    def tagger_for(self, segmenter: Segmenter | None, captions: Path | None = None) -> Tagger:
+        """The tagger. segmenter: whose model "self" is. captions: the file in which some save what they say.
+
+        Raises GocaError for one there is not.
+        """
         if self.dataset == "scenes" and self.tagger == "oracle":
             return SceneOracle()
-        return tagger_named(self.tagger, Means(captions, batch=self.batch, segmenter=segmenter))
+        means = Means(captions, self.prices, self.together, self.batch, segmenter)
+        return tagger_named(self.tagger, means)
 
     def evaluator(self, protocol: Protocol) -> Evaluator:
         """Ready to work, in whatever process this is. protocol: as the process that leads the run has it."""

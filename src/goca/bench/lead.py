@@ -15,7 +15,7 @@ from goca.bench.provenance import settings
 from goca.bench.report import Report, in_order
 from goca.bench.runs import Run
 from goca.bench.taggers import prepare
-from goca.bench.taggers.facts import Tagger
+from goca.bench.taggers.facts import Costing, Estimate, Tagger
 from goca.bench.workers import Task, in_processes
 from goca.errors import GocaError
 
@@ -35,11 +35,15 @@ class Crew:
 
 @dataclass(frozen=True)
 class Watch:
-    """Called while a run goes on: with the stage and how many pictures it is over, and the pictures done with."""
+    """Called while a run goes on: with the stage and how many pictures it is over, and the pictures done with.
+
+    estimate: called with what a tagger that has to be paid will take, before it is asked.
+    """
 
     stage: Callable[[str, int, int], None] = lambda name, total, done: None
     done: Callable[[Sequence[Picture]], None] = lambda pictures: None
     tagged: Callable[[], None] = lambda: None
+    estimate: Callable[[Estimate], None] = lambda estimate: None
 
 
 def evaluate(
@@ -59,7 +63,7 @@ def evaluate(
         raise GocaError(f"{dataset.name} has no picture to evaluate")
     watch.stage(f"loading {job.model}", 0, 0)
     segmenter = job.segmenter()
-    tagger = job.tagger_for(segmenter, None if out is None else out / "captions.jsonl")
+    tagger = job.tagger_for(segmenter, _captions(out))
     protocol = job.protocol_of(dataset, tagger.name)
     facts = settings(job, dataset, protocol, segmenter)
     with Run(out, facts, command) as run:
@@ -81,6 +85,24 @@ def evaluate(
         report = Report(names, protocol, in_order([one.id for one in dataset.samples], run.pictures))
         _finish(run, report, str(crew) if tasks else None)
     return report, facts
+
+
+def estimate(job: Job, out: Path | None = None) -> Estimate:
+    """What the job's tagger will take for the pictures that `out` has no captions of; no model is loaded or asked.
+
+    Raises GocaError for a tagger that nobody has to pay, and as `evaluate` does.
+    """
+    if not job.tags_ahead:
+        raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
+    dataset = job.open()
+    tagger = job.tagger_for(None, _captions(out))
+    if not isinstance(tagger, Costing):
+        raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
+    return tagger.estimate(dataset.samples, dataset)
+
+
+def _captions(out: Path | None) -> Path | None:
+    return None if out is None else out / "captions.jsonl"
 
 
 def _finish(run: Run, report: Report, crew: str | None) -> None:
@@ -106,6 +128,8 @@ def _tagged(tagger: Tagger, dataset: Dataset, batch: int, tasks: Sequence[Task],
     """The tasks with what the tagger says of their pictures, or why it says nothing."""
     groups = units(dataset, batch)
     missing = [sample for task in tasks for sample in groups[task.unit] if sample.id not in task.said]
+    if missing and isinstance(tagger, Costing):
+        watch.estimate(tagger.estimate(missing, dataset))
     watch.stage(f"tagging with {tagger.name}", len(missing), 0)
     prepare(tagger, missing, dataset, watch.tagged)
     said = {sample.id: _said(tagger, sample, dataset) for sample in missing}

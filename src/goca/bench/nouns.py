@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 from goca.bench.datasets.facts import Category
 from goca.errors import GocaError
-from goca.model.words import STOP, forms
+from goca.model.spelling import STOP, forms
 from goca.question import Question
 from goca.recipe import AUTO
 

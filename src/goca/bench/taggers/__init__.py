@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goca.bench.taggers.facts import Done, Preparing, Tagger
+from goca.bench.taggers.facts import Costing, Done, Preparing, Prices, Tagger
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
     from goca.bench.datasets.facts import Dataset, Sample
-    from goca.bench.taggers.vlm import Prices
     from goca.segmenter import Segmenter
 
-__all__ = ["Means", "Preparing", "Tagger", "prepare", "tagger_named"]
+__all__ = ["Costing", "Means", "Preparing", "Tagger", "prepare", "tagger_named"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Means:
     """
 
     captions: Path | None = None
-    prices: "Prices | None" = None
+    prices: Prices | None = None
     together: int = 4
     batch: int = 8
     segmenter: "Segmenter | None" = None

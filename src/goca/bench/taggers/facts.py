@@ -1,12 +1,15 @@
 """What a tagger is to the bench: who says which nouns a picture shows."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from goca.bench.datasets.facts import Dataset, Sample
 
 Done = Callable[[], None]
 """Called once for every picture that is done with."""
+Prices = tuple[float, float]
+"""For a million tokens, (read, written), in any currency."""
 
 
 @runtime_checkable
@@ -24,6 +27,32 @@ class Tagger(Protocol):
 
         Raises GocaError where the picture cannot be tagged.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the pictures that were not tagged yet will take, about.
+
+    read, written: tokens. cost: in the currency of the prices, None without prices.
+    """
+
+    pictures: int
+    read: int
+    written: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        cost = "name prices to see the cost" if self.cost is None else f"about {self.cost:.2f}"
+        return f"{self.pictures} pictures, about {self.read:,} tokens to read and {self.written:,} to write: {cost}"
+
+
+@runtime_checkable
+class Costing(Tagger, Protocol):
+    """A tagger that somebody has to pay for."""
+
+    def estimate(self, samples: Sequence[Sample], dataset: Dataset) -> Estimate:
+        """What tagging will take; nothing is asked for it."""
         ...
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from goca.bench.datasets.facts import Dataset, Sample
 from goca.bench.taggers.captions import Record
 from goca.bench.taggers.endpoint import Declined, Endpoint
-from goca.bench.taggers.facts import Done
+from goca.bench.taggers.facts import Done, Estimate, Prices
 from goca.bench.taggers.instruction import MOST_WORDS, USUAL_WORDS, caption_in, instruction
 from goca.errors import GocaError
 from goca.model import images
@@ -24,23 +24,6 @@ LONGEST_SIDE = 1024
 TOKENS_A_LETTER, TOKENS_A_WORD = 1 / 4, 2
 TOKENS_A_PICTURE, TOKENS_A_TILE, TILE = 85, 170, 512
 """OpenAI's rule for its GPT-4 models; others count otherwise, most of them fewer."""
-
-Prices = tuple[float, float]
-"""For a million tokens, (read, written), in any currency."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take, about; cost: in the currency of the prices, None without prices."""
-
-    pictures: int
-    read: int
-    written: int
-    cost: float | None
-
-    def __str__(self) -> str:
-        cost = "name prices to see the cost" if self.cost is None else f"about {self.cost:.2f}"
-        return f"{self.pictures} pictures, about {self.read:,} tokens to read and {self.written:,} to write: {cost}"
 
 
 @dataclass
@@ -72,15 +55,17 @@ class VLM:
         return f"vlm {self.model}"
 
     def estimate(self, samples: Sequence[Sample], dataset: Dataset) -> Estimate:
-        """What the pictures that are not recorded yet will take; nothing is sent."""
-        open_ = [sample for sample in samples if self.record.get(sample, dataset) is None]
+        """See `Costing`: what the pictures that are not recorded yet will take."""
+        open_ = [sample.image for sample in samples if self.record.get(sample, dataset) is None]
+        # What cannot be read will not be sent.
+        pictures = [count for count in map(_tokens, open_) if count is not None]
         words = math.ceil(len(instruction(dataset)) * TOKENS_A_LETTER)
-        read = sum(words + _tokens(sample.image) for sample in open_)
-        written = len(open_) * TOKENS_A_WORD * MOST_WORDS.get(dataset.name, USUAL_WORDS)
+        read = words * len(pictures) + sum(pictures)
+        written = len(pictures) * TOKENS_A_WORD * MOST_WORDS.get(dataset.name, USUAL_WORDS)
         cost = None
         if self.prices is not None:
             cost = sum(count * price for count, price in zip((read, written), self.prices, strict=True)) / 1e6
-        return Estimate(len(open_), read, written, cost)
+        return Estimate(len(pictures), read, written, cost)
 
     def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Done) -> None:
         """Ask for the pictures that are not recorded yet, several at a time. See `Preparing`."""
@@ -143,12 +128,12 @@ def _data_url(path: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _tokens(path: Path) -> int:
-    """Of one picture; only its header is read."""
+def _tokens(path: Path) -> int | None:
+    """Of one picture, None where it cannot be read; only its header is."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-    except OSError as error:
-        raise GocaError(f"{path} is no picture that can be read ({error}): is the data set complete?") from None
+    except OSError:
+        return None
     scale = min(1.0, LONGEST_SIDE / max(width, height))
     return TOKENS_A_PICTURE + TOKENS_A_TILE * math.prod(math.ceil(side * scale / TILE) for side in (width, height))
