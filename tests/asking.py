@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
+from goca.model.attention_call import AttentionCall
 from goca.model.backbone import Backbone
-from goca.model.tap import AttentionCall, Site, sites
+from goca.model.sites import Site, sites
 from goca.segmenter import Segmenter
 
 CAPTION = "cat, traffic light, grass"

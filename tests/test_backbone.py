@@ -18,9 +18,9 @@ from PIL import Image
 from torch import nn
 
 from goca.errors import GocaError
+from goca.model.attention_call import AttentionCall
 from goca.model.backbone import Backbone
 from goca.model.noise import add_noise
-from goca.model.tap import AttentionCall
 
 Make = Callable[..., Image.Image]
 SIZE = (64, 96)

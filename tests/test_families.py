@@ -17,10 +17,12 @@ from goca.errors import GocaError
 from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
 from goca.model import backbone as backbone_module
+from goca.model.attention_call import AttentionCall
 from goca.model.backbone import Backbone
+from goca.model.lending import borrowed
 from goca.model.load import load
 from goca.model.prompt import Prompt
-from goca.model.tap import AttentionCall, Site, sites
+from goca.model.sites import Site, sites
 from goca.model.tiny import BUILDERS
 from goca.model.words import Noun, words
 from goca.question import Question
@@ -91,7 +93,7 @@ def test_the_output_is_bit_identical_without_the_tap(asked: Asked, monkeypatch: 
 
 
 def test_the_denoiser_is_told_the_noise_in_its_own_way(asked: Asked) -> None:
-    with asked.backbone.borrowed() as pipeline:
+    with borrowed(asked.backbone.pipeline) as pipeline:
         call = asked.backbone._first_call(pipeline, [CAPTION], SIZE, LEVEL)
     named = {name: value for name, value in call.named.items() if name in ("timestep", "timesteps", "t")}
     told = next(iter(named.values()), None) if named else call.inputs[1]

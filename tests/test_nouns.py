@@ -10,7 +10,9 @@ from PIL import Image
 from goca import GocaError, Segmenter
 from goca.bench.datasets.facts import Category
 from goca.bench.nouns import HONEST, Asked, Policy, ask, key, paper, parse, write
-from goca.model.words import STOP, Tokens, nouns, words
+from goca.model.spelling import STOP
+from goca.model.tokens import Tokens
+from goca.model.words import nouns, words
 from goca.question import find_words
 
 VOC = (

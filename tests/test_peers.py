@@ -18,7 +18,7 @@ from goca.maths import aggregate, concepts, gather
 from goca.maths.background import Background, constant
 from goca.maths.concepts import concept_shares
 from goca.maths.gather import MeansByGrid, RunningMean
-from goca.model.tap import AttentionCall
+from goca.model.attention_call import AttentionCall
 from goca.model.tiny import JOINT_BUILDERS, UNET_BUILDERS
 from goca.model.words import Noun, words
 from goca.readout import Readout

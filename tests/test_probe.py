@@ -17,10 +17,10 @@ from PIL import Image
 from goca import GocaError, Recipe, Segmenter
 from goca.model import backbone as backbone_module
 from goca.model import families
+from goca.model.attention_call import AttentionCall
 from goca.model.backbone import Backbone
 from goca.model.families import probe
 from goca.model.families.asking import moved
-from goca.model.tap import AttentionCall
 from goca.model.tiny import BUILDERS
 from goca.model.words import Noun, words
 

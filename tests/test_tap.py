@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from goca.errors import GocaError
 from goca.maths.attention import probabilities
+from goca.model.attention_call import AttentionCall
 from goca.model.backbone import Backbone
-from goca.model.tap import AttentionCall, Tap, native, sites
+from goca.model.sites import native, sites
+from goca.model.tap import Tap
 
 LATENT = (6, 10)
 

@@ -17,21 +17,9 @@ import goca.bundled
 from goca.errors import GocaError
 from goca.model import words as module
 from goca.model.plurals import plurals, singulars
-from goca.model.words import (
-    Noun,
-    Tokens,
-    Word,
-    Words,
-    caption_of,
-    forms,
-    nouns,
-    occurrences,
-    split,
-    spoken,
-    tokens_of,
-    vocabulary,
-    words,
-)
+from goca.model.spelling import forms
+from goca.model.tokens import Tokens, tokens_of
+from goca.model.words import Noun, Word, Words, caption_of, nouns, occurrences, split, spoken, vocabulary, words
 from goca.model.zoo import BUNDLED
 
 STOP = {"a", "an", "the", "and"}

@@ -24,6 +24,13 @@ SCRATCH = ".goca-"  # how every scratch file's name starts
 Point = tuple[int, int]
 
 
+def png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file holds it."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
 def labels_png(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> bytes:
     """A PNG whose pixel values are the labels: 8 bits with the palette, or 16-bit grey above 255 classes."""
     if len(classes) <= MOST_INDEXED:
@@ -31,9 +38,7 @@ def labels_png(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str
         picture.putpalette(palette(len(classes)).tobytes())
     else:
         picture = Image.fromarray(labels)
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return png(picture)
 
 
 def coco(

@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from PIL import Image
 
 from goca import draw
 from goca.errors import GocaError
-from goca.model.words import forms
+from goca.model.lending import shadowed
+from goca.model.spelling import forms
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
 from goca.sheet import Cell
@@ -149,8 +150,9 @@ def _names(traced: TracedPicture) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.name for word in traced.words() if word.name not in NO_THINGS))
 
 
-@contextmanager
-def _watched(pipeline: Any, begins: Callable[[int], None], advances: Callable[[], None]) -> Iterator[None]:
+def _watched(
+    pipeline: Any, begins: Callable[[int], None], advances: Callable[[], None]
+) -> AbstractContextManager[None]:
     """For one call, the progress bar that every pipeline moves step by step speaks to us."""
 
     class Bar:
@@ -168,15 +170,7 @@ def _watched(pipeline: Any, begins: Callable[[int], None], advances: Callable[[]
         begins(len(iterable) if total is None else total)
         return Bar() if iterable is None else _counted(iterable, advances)
 
-    # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
-    attributes = vars(pipeline)
-    before = {name: attributes[name] for name in ("progress_bar",) if name in attributes}
-    attributes["progress_bar"] = progress_bar
-    try:
-        yield
-    finally:
-        del attributes["progress_bar"]
-        attributes.update(before)
+    return shadowed(pipeline, "progress_bar", progress_bar)
 
 
 def _counted(items: Any, advances: Callable[[], None]) -> Iterator[Any]:

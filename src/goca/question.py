@@ -15,7 +15,8 @@ from goca.model import images
 from goca.model.backbone import Backbone
 from goca.model.images import Picture
 from goca.model.prompt import Prompts
-from goca.model.words import Classes, Noun, Words, caption_of, forms, nouns, split, vocabulary, words
+from goca.model.spelling import forms
+from goca.model.words import Classes, Noun, Words, caption_of, nouns, split, vocabulary, words
 from goca.recipe import AUTO, Plan
 
 MUCH_FEWER = 0.8

@@ -21,7 +21,7 @@ from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
 from goca.maths.refine import Affinity, propagate
 from goca.maths.rescale import Evidence, evidence, minmax, rescale, share
 from goca.maths.windows import Windows
-from goca.model.tap import AttentionCall
+from goca.model.attention_call import AttentionCall
 from goca.model.words import Words
 from goca.recipe import Plan
 

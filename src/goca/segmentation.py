@@ -1,6 +1,5 @@
 """Segmentation: what a picture was found to show."""
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,11 +129,9 @@ class Segmentation:
 
         facts: further entries for the JSON. Returns the paths. Raises GocaError where the folder cannot be written.
         """
-        picture = io.BytesIO()
-        self.overlay().save(picture, "PNG")
         files = {
             ".labels.png": export.labels_png(self.labels, self.classes),
-            ".overlay.png": picture.getvalue(),
+            ".overlay.png": export.png(self.overlay()),
             ".json": (json.dumps({**self.to_json(), **(facts or {})}, indent=2, ensure_ascii=False) + "\n").encode(),
         }
         paths = {Path(folder) / f"{stem}{suffix}": content for suffix, content in files.items()}

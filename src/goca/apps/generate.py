@@ -1,6 +1,5 @@
 """`goca generate`: load a model once, paint a picture for each seed, write and print each as it is done."""
 
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from PIL import Image
 
 from goca.apps.files import refuse_unwritable
 from goca.apps.terminal import console, paused, progress, say
-from goca.export import labels_png, write_atomic
+from goca.export import labels_png, png, write_atomic
 from goca.generation import Asked, Explained, Generated, generate, row
 from goca.generation import explain as explained_of
 from goca.model.load import load, without_bars
@@ -100,13 +98,13 @@ def run(
 
             for one in generate(pipeline, asked, files.seeds, explain, recipe, begins, advances):
                 written = [files.of(one.seed, "png")]
-                write_atomic({written[0]: _png(one.image)})
+                write_atomic({written[0]: png(one.image)})
                 explained = explained_of(one) if explain else None
                 if explained is not None:
                     written += _save(files, asked, explained)
                     rows = [*(rows if len(rows) < ROWS else ()), row(explained)]
                     sheet = files.sheet(one.seed)
-                    write_atomic({sheet: _png(contact_sheet(rows))})
+                    write_atomic({sheet: png(contact_sheet(rows))})
                     written.append(sheet)
                 count += 1
                 with paused(bar):
@@ -120,9 +118,9 @@ def _save(files: Files, asked: Asked, explained: Explained) -> list[Path]:
     """The files that explain a picture, all or none; the JSON last."""
     masks, seed = explained.masks, explained.generated.seed
     named = slugs(explained.heatmaps)
-    paths = {files.of(seed, named[name], "heatmap.png"): _png(picture) for name, picture in explained.heatmaps.items()}
+    paths = {files.of(seed, named[name], "heatmap.png"): png(picture) for name, picture in explained.heatmaps.items()}
     paths[files.of(seed, "labels.png")] = labels_png(masks.labels, masks.classes)
-    paths[files.of(seed, "overlay.png")] = _png(masks.overlay())
+    paths[files.of(seed, "overlay.png")] = png(masks.overlay())
     paths[files.of(seed, "json")] = (json.dumps(_facts(asked, explained), indent=2, ensure_ascii=False) + "\n").encode()
     write_atomic(paths)
     return list(paths)
@@ -148,9 +146,3 @@ def _tell(one: Generated, explained: Explained | None, written: Sequence[Path], 
         out.print(str(path), soft_wrap=True)
     for name in explained.left_out if explained is not None else ():
         out.print(f'note: "{name}" has no map: the model was not told of it', soft_wrap=True)
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()

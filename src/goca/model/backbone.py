@@ -7,13 +7,10 @@ conditioning is written a second time here.
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float
@@ -22,45 +19,17 @@ from torch import Tensor, nn
 
 from goca.errors import GocaError
 from goca.maths import Grid
+from goca.model.attention_call import Sink
 from goca.model.families import bare, check_kind, family_of, probe
+from goca.model.latents import FirstCall, encode, packed, with_sample
+from goca.model.lending import borrowed
 from goca.model.noise import add_noise, is_flow, pinned
 from goca.model.prompt import MOST_PROMPTS, Prompt, Prompts, listen, replay
-from goca.model.tap import AllSeen, Sink, Tap, native, sites
-from goca.model.words import Noun, Tokens, caption_of
+from goca.model.sites import native, sites
+from goca.model.tap import AllSeen, Tap
+from goca.model.tokens import Tokens
+from goca.model.words import Noun, caption_of
 from goca.model.zoo import Settings, settings_for
-
-# One lock a pipeline, whoever wraps it and how often: two segmenters may share one loaded pipeline.
-_LOCKS: "WeakKeyDictionary[Any, RLock]" = WeakKeyDictionary()
-_LOCKS_LOCK = RLock()
-_LENT: "WeakSet[Any]" = WeakSet()
-
-
-@contextmanager
-def alone(pipeline: Any, lend: bool = False) -> Iterator[None]:
-    """The pipeline for one thread; others wait. lend: for the user to call, and until then for nobody else.
-
-    Raises GocaError inside another one that lends it.
-    """
-    with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(pipeline, RLock())
-    with lock:
-        if pipeline in _LENT:
-            raise GocaError("this pipeline is being traced: ask again behind the `with` block")
-        try:
-            if lend:
-                _LENT.add(pipeline)
-            yield
-        finally:
-            if lend:
-                _LENT.discard(pipeline)
-
-
-class _FirstCall(Exception):  # noqa: N818 - a signal, not an error
-    """Carries the pipeline's first call of its denoiser out of the pipeline."""
-
-    def __init__(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        super().__init__()
-        self.inputs, self.named = inputs, named
 
 
 @dataclass
@@ -166,7 +135,7 @@ class Backbone:
 
     def fits(self, named: Sequence[Noun]) -> bool:
         """Whether the nouns' caption fits a tokenizer whose tokens are attended to."""
-        with self.borrowed() as pipeline:
+        with borrowed(self.pipeline) as pipeline:
             for text in self.family.texts:
                 tokenizer = getattr(pipeline, text.tokenizer, None)
                 encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
@@ -194,7 +163,7 @@ class Backbone:
         """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
         if caption not in prompts:
             side = self.multiple * max(1, self.settings.size // self.multiple)
-            with self.borrowed() as pipeline:
+            with borrowed(self.pipeline) as pipeline:
                 level = self.settings.noise
                 ask = partial(self._first_call, pipeline, [caption], (side, side), level)
                 prompts[caption] = listen(pipeline, caption, ask)
@@ -210,33 +179,10 @@ class Backbone:
             if (tokens := prompt.texts.get(text.tokenizer)) is not None
         )
 
-    @torch.no_grad()
     def latents(self, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "picture channel height width"]:
         """The mode of the VAE's posterior, scaled for the denoiser, of pictures shown at `size` = (height, width)."""
-        pipeline, vae = self.pipeline, self.pipeline.vae
-        with self.borrowed():
-            processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
-            pixels = processor.preprocess(list(images), height=size[0], width=size[1])
-            before = vae.dtype
-            # Stable Diffusion XL's VAE overflows in half precision, as its configuration says.
-            upcast = before == torch.float16 and getattr(vae.config, "force_upcast", False)
-            try:
-                if upcast:
-                    nn.Module.to(vae, torch.float32)  # without diffusers' advice about it
-                pixels = pixels.to(pipeline._execution_device, torch.float32 if upcast else before)
-                # A video autoencoder wants frames.
-                video = "temperal_downsample" in vae.config
-                encoded = vae.encode(pixels.unsqueeze(2) if video else pixels)
-            finally:
-                if upcast:
-                    nn.Module.to(vae, before)
-        latent = _standardised(pipeline, encoded)
-        if not bool(torch.isfinite(latent).all()):
-            raise GocaError(
-                'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16" (--dtype), or check its '
-                "weights"
-            )
-        return latent
+        with borrowed(self.pipeline) as pipeline:
+            return encode(pipeline, images, size)
 
     @torch.no_grad()
     def forward(
@@ -256,7 +202,7 @@ class Backbone:
         """
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
         encoded = [self.prompt(caption, prompts) for caption in captions]
-        with self.borrowed() as pipeline, native(self.denoiser):
+        with borrowed(self.pipeline) as pipeline, native(self.denoiser):
             noisy = add_noise(pipeline.scheduler, latents, level, seed)
             object.__setattr__(pipeline, "encode_prompt", replay(encoded))
             args, kwargs = self.inputs(pipeline, noisy, captions, level)
@@ -273,13 +219,13 @@ class Backbone:
         """What the borrowed pipeline hands its denoiser, the latent replaced: (positional, named) arguments."""
         height, width = (side * self.cell for side in noisy.shape[-2:])
         call = self._first_call(pipeline, captions, (height, width), level)
-        return _with_sample(call, _packed(pipeline, noisy, call))
+        return with_sample(call, packed(pipeline, noisy, call))
 
-    def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, level: int) -> _FirstCall:
+    def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, level: int) -> FirstCall:
         """Run the pipeline until it calls its denoiser; the borrowed pipeline is changed freely here."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _FirstCall(args, kwargs)
+            raise FirstCall(args, kwargs)
 
         changes = {
             self.family.component: self.denoiser,  # unwrapped: a call that is stopped is not worth compiling for
@@ -306,78 +252,13 @@ class Backbone:
         handle = self.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             pipeline(prompt=list(captions), **{key: value for key, value in options.items() if key in known})
-        except _FirstCall as call:
+        except FirstCall as call:
             # Its traceback would keep every tensor of the pipeline's frames alive.
             return call.with_traceback(None)
         finally:
             handle.remove()
         raise GocaError(f"{self.name} never called its denoiser: this pipeline is not supported")
 
-    @contextmanager
-    def borrowed(self) -> Iterator[Any]:
-        """The pipeline, for one call at a time; every attribute of it is put back in the end."""
-        with alone(self.pipeline):
-            attributes = vars(self.pipeline)
-            before = dict(attributes)
-            try:
-                yield self.pipeline
-            finally:
-                for name in attributes.keys() - before.keys():
-                    del attributes[name]
-                attributes.update(before)
-
-
-def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "picture channel height width"]:
-    """The mode of a VAE's answer, on the scale that its denoiser works on."""
-    vae = pipeline.vae
-    latent = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
-    if latent.ndim == 5:  # one frame
-        latent = latent[:, :, 0]
-    if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 cells
-        mean, variance = (getattr(vae.bn, f"running_{name}").float().view(1, -1, 1, 1) for name in ("mean", "var"))
-        deviation = (variance + vae.config.batch_norm_eps).sqrt()
-        return pipeline._unpatchify_latents((pipeline._patchify_latents(latent) - mean) / deviation)
-    mean, deviation = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-    factor = getattr(vae.config, "scaling_factor", None) or 1.0
-    if mean is not None and deviation is not None:
-        centre, spread = (torch.tensor(values).to(latent).view(1, -1, 1, 1) for values in (mean, deviation))
-        return (latent - centre) / spread * factor
-    return (latent - (getattr(vae.config, "shift_factor", None) or 0.0)) * factor
-
 
 def _is_moved(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
-
-
-def sample_of(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[str | None, Any]:
-    """The noisy latent of a denoiser call: (its keyword, or None for the first positional argument; the latent)."""
-    for key in ("sample", "hidden_states"):
-        if key in named:
-            return key, named[key]
-    return None, inputs[0]
-
-
-def _packed(pipeline: Any, noisy: Tensor, call: _FirstCall) -> Tensor | list[Tensor]:
-    """The latent in the layout of the call's own: with a frame, picture by picture, or 2 x 2 cells in one, in a row."""
-    _, old = sample_of(call.inputs, call.named)
-    if isinstance(old, list):
-        return [one.unsqueeze(1) for one in noisy]
-    if old.ndim == 5:
-        return noisy.unsqueeze(2)
-    if old.ndim == 4:
-        return noisy
-    if hasattr(pipeline, "_patchify_latents"):
-        return pipeline._pack_latents(pipeline._patchify_latents(noisy))
-    return pipeline._pack_latents(noisy, *noisy.shape)
-
-
-def _with_sample(call: _FirstCall, noisy: Tensor | list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The denoiser call with its noisy latent replaced by ours."""
-    key, old = sample_of(call.inputs, call.named)
-    olds, news = (part if isinstance(part, list) else [part] for part in (old, noisy))
-    shapes = [[tuple(one.shape) for one in part] for part in (olds, news)]
-    if shapes[0] != shapes[1]:
-        raise GocaError(f"the denoiser expects a latent of {shapes[0]}, not {shapes[1]}: please report this")
-    as_before = [one.to(before) for one, before in zip(news, olds, strict=True)]
-    new = as_before if isinstance(old, list) else as_before[0]
-    return (call.inputs, {**call.named, key: new}) if key else ((new, *call.inputs[1:]), call.named)

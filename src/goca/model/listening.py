@@ -8,10 +8,9 @@ again. Every pipeline of the families encodes its prompt before the negative one
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import wraps
 from threading import get_ident
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,15 @@ from torch import Tensor, nn
 
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.model.backbone import Backbone, alone, sample_of
+from goca.model.attention_call import AttentionCall, Sink
+from goca.model.backbone import Backbone
 from goca.model.families import check_tokenizers
+from goca.model.heard import Encoded, Generation, Hearer, Pass, Room, Said, rows_of
+from goca.model.latents import sample_of
+from goca.model.lending import alone, shadowed
 from goca.model.prompt import Prompt, Recorder, tokenizers
-from goca.model.tap import AttentionCall, Sink, Tap, native
-from goca.model.words import Tokens
+from goca.model.sites import native
+from goca.model.tap import Tap
 
 
 class Generating(Backbone):
@@ -44,118 +47,16 @@ class Generating(Backbone):
         check_tokenizers(pipeline, self.family)
 
 
-@dataclass(frozen=True)
-class Said:
-    """The prompt of a picture, and what the tokenizers made of it that are attended to."""
-
-    prompt: str
-    texts: tuple[Tokens, ...]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A denoiser call that attends to the prompts.
-
-    generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
-    order make two passes a step. PNDM, which looks twice at its second level, makes n + 1, and they count as n + 1
-    steps. level: the timestep. latent: (height, width) in cells. prompts: of each picture.
-    """
-
-    generation: int
-    step: int
-    level: float
-    latent: Grid
-    prompts: tuple[Said, ...]
-
-
-@runtime_checkable
-class Hearer(Protocol):
-    """Whom a listener tells."""
-
-    def misses(self) -> None:
-        """A pass attends to none of the prompts that were encoded."""
-
-    def starts(self, one: Pass) -> Sink | None:
-        """A pass begins: whoever takes the attention of its pictures, or None to let it go by."""
-
-    def ends(self, one: Pass) -> None:
-        """A pass whose attention was taken is complete."""
-
-    def breaks(self, one: Pass) -> None:
-        """A pass whose attention was taken has failed."""
-
-    def shows(self, generation: int, pictures: Sequence[Image.Image]) -> None:
-        """The pipeline has made its pictures."""
-
-
-@dataclass(frozen=True)
-class _Room:
-    """What latents were prepared for: how many pictures, 0 if unknown, and their (height, width) in pixels."""
-
-    pictures: int = 0
-    size: Grid | None = None
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Prompts that were encoded, and no pass attended to yet.
-
-    captions: of each tokenizer. answers: the rows of each encoder that was asked for them. texts: what the tokenizers
-    made of them.
-    """
-
-    prompts: tuple[str, ...] | None
-    captions: Mapping[str, tuple[str, ...]]
-    answers: list[list[Tensor]] = field(default_factory=list)
-    texts: dict[str, list[Tokens]] = field(default_factory=dict)
-
-    def own(self, inputs: Sequence[Any], pictures: int) -> dict[int, int]:
-        """{row of a denoiser call: its prompt}, of the rows into which the prompts' embeddings come in again.
-
-        All of them, one row for each picture and in their order: a negative prompt may be the same as another picture's
-        prompt. Where it is the same as the prompt, the last ones, as pipelines order them.
-        """
-        for texts in map(_rows, inputs):
-            for rows in filter(None, self.answers):
-                count = pictures or len(rows)
-                wanted = [rows[i * len(rows) // count] for i in range(count)]
-                for start in range(len(texts) - count, -1, -1):
-                    if all(map(_equal, wanted, texts[start:])):
-                        return {start + i: i * len(self.prompts or rows) // count for i in range(count)}
-        return {}
-
-
-@dataclass
-class _Generation:
-    """One call of the pipeline: the prompts that it attends to, and the passes it has made."""
-
-    index: int
-    encoded: _Encoded
-    room: _Room
-    passes: int = 0
-    _last: tuple[Tensor, Tensor] | None = None
-
-    def again(self, latent: Tensor, timestep: Any) -> bool:
-        """Whether the last pass was for this very latent: then this is another look within one step."""
-        now = latent, torch.as_tensor(timestep)
-        return self._last is not None and all(map(torch.equal, self._last, now))
-
-    def passed(self, latent: Tensor, timestep: Any) -> None:
-        """A pass begins."""
-        self._last = latent, torch.as_tensor(timestep)
-        self.passes += 1
-
-
 class Listener:
     """Tells a hearer what a pipeline attends to while it is `attached`."""
 
     def __init__(self, backbone: Generating, hearer: Hearer) -> None:
         self.backbone, self.hearer = backbone, hearer
         self._thread = 0
-        self._encoded: list[_Encoded] = []
-        self._room = _Room()
+        self._encoded: list[Encoded] = []
+        self._room = Room()
         self._prepared = False
-        self._now: _Generation | None = None
+        self._now: Generation | None = None
         self._count = 0
         self._tokenizers: dict[str, Recorder] = {}
         self._open: tuple[Tap, Pass] | None = None
@@ -176,9 +77,9 @@ class Listener:
                 (pipeline, "prepare_latents", self._prepares),
                 (processor, show, self._shows),
             ):
-                stack.enter_context(_shadowed(target, name, self._around(getattr(target, name), heard)))
+                stack.enter_context(shadowed(target, name, self._around(getattr(target, name), heard)))
             for name, recorder in self._tokenizers.items():
-                stack.enter_context(_shadowed(pipeline, name, recorder))
+                stack.enter_context(shadowed(pipeline, name, recorder))
             stack.callback(self._forget)
             stack.callback(self._close, complete=False)
             stack.callback(denoiser.register_forward_pre_hook(self._starts, with_kwargs=True).remove)
@@ -212,19 +113,19 @@ class Listener:
         answer = encode(*args, **kwargs)
         # There are pipelines that ask their encoders one after the other.
         alike = (one for one in self._encoded if (one.prompts, one.captions) == (prompts, captions))
-        encoded = next(alike, None) or _Encoded(prompts, captions)
+        encoded = next(alike, None) or Encoded(prompts, captions)
         self._encoded = [*(one for one in self._encoded if one is not encoded), encoded]
-        encoded.answers.append(_rows(answer[0] if isinstance(answer, tuple) else answer))
+        encoded.answers.append(rows_of(answer[0] if isinstance(answer, tuple) else answer))
         encoded.texts.update({name: one.rows for name, one in self._tokenizers.items() if one.rows})
         return answer
 
     def _prepares(self, prepare: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Whatever is generated from now on is another call's, even if this fails."""
-        self._now, self._room, self._prepared = None, _Room(), True
+        self._now, self._room, self._prepared = None, Room(), True
         answer = prepare(*args, **kwargs)
         given = inspect.signature(prepare).bind(*args, **kwargs).arguments
         size = (int(given["height"]), int(given["width"])) if {"height", "width"} <= given.keys() else None
-        self._room = _Room(len(answer[0] if isinstance(answer, tuple) else answer), size)
+        self._room = Room(len(answer[0] if isinstance(answer, tuple) else answer), size)
         return answer
 
     def _shows(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -247,7 +148,7 @@ class Listener:
         if self._now is not None and self._now.again(latent, timestep):
             return
         if self._now is None or self._now.encoded is not encoded:
-            self._now, self._encoded = _Generation(self._count, encoded, self._room), []
+            self._now, self._encoded = Generation(self._count, encoded, self._room), []
             self._count += 1
         now = self._now
         step, level = now.passes // getattr(self.backbone.pipeline.scheduler, "order", 1), self._level(now)
@@ -263,7 +164,7 @@ class Listener:
         tap = Tap(module, family.grids(module, size), _only(pictures, sink), family.joint, family.stand_in)
         self._open = tap.__enter__(), one
 
-    def _whose(self, inputs: Sequence[Any]) -> tuple[_Encoded | None, dict[int, int]]:
+    def _whose(self, inputs: Sequence[Any]) -> tuple[Encoded | None, dict[int, int]]:
         """The prompts that a pass attends to, and its rows of them: the present ones or else what was encoded since.
 
         Of several, those of the last rows, as pipelines put the negative prompts first; then the latest.
@@ -297,7 +198,7 @@ class Listener:
         """Nothing of the pipeline's is kept behind the last pass."""
         self._now, self._tokenizers, self._encoded = None, {}, []
 
-    def _said(self, now: _Generation) -> list[Said]:
+    def _said(self, now: Generation) -> list[Said]:
         """What each prompt is to the tokenizers; GocaError where no prompt was given as text."""
         encoded = now.encoded
         if encoded.prompts is None:
@@ -308,13 +209,13 @@ class Listener:
             said.append(Said(prompt, self.backbone.texts(Prompt((encoded.answers[-1][0],), rows))))
         return said
 
-    def _level(self, now: _Generation) -> float:
+    def _level(self, now: Generation) -> float:
         """The timestep of the pass to come, as the scheduler counts: a pipeline may begin behind its first ones."""
         levels = self.backbone.pipeline.scheduler.timesteps
         skipped = len(levels) - (getattr(self.backbone.pipeline, "_num_timesteps", None) or len(levels))
         return float(levels[min(skipped + now.passes, len(levels) - 1)])
 
-    def _size(self, latent: Tensor, now: _Generation) -> Grid:
+    def _size(self, latent: Tensor, now: Generation) -> Grid:
         """(height, width) in cells of what the denoiser is shown; GocaError where that is not one picture a row."""
         if latent.ndim == 5 and latent.shape[2] != 1:
             raise GocaError(
@@ -340,21 +241,6 @@ def _processor(pipeline: Any) -> Any:
     return getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
 
 
-@contextmanager
-def _shadowed(target: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of an object, replaced; whatever the user puts in its place meanwhile stays."""
-    attributes = vars(target)
-    before = {name: attributes[name]} if name in attributes else {}
-    # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
-    object.__setattr__(target, name, value)
-    try:
-        yield
-    finally:
-        if attributes.get(name) is value:
-            del attributes[name]
-            attributes.update(before)
-
-
 def _only(pictures: Mapping[int, int], sink: Sink) -> Sink:
     def heard(row: int, call: AttentionCall) -> None:
         if row in pictures:
@@ -366,18 +252,6 @@ def _only(pictures: Mapping[int, int], sink: Sink) -> Sink:
 
 def _listed(prompt: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (prompt,) if isinstance(prompt, str) else None if prompt is None else tuple(prompt)
-
-
-def _rows(embedded: Any) -> list[Tensor]:
-    """The embedding of each row, [token, model]; none for what is no such thing."""
-    if isinstance(embedded, Tensor):
-        return list(embedded) if embedded.ndim == 3 else []
-    listed = isinstance(embedded, list) and all(isinstance(one, Tensor) and one.ndim == 2 for one in embedded)
-    return embedded if listed else []
-
-
-def _equal(known: Tensor, row: Tensor) -> bool:
-    return known.shape == row.shape and torch.equal(known.to(row), row)
 
 
 def _pictures(answer: Any) -> list[Image.Image]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from goca.errors import GocaError
-from goca.model.words import Tokens, tokens_by_decoding, tokens_of
+from goca.model.tokens import Tokens, tokens_by_decoding, tokens_of
 
 
 @dataclass(frozen=True)

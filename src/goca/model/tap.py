@@ -5,103 +5,20 @@ sees those calls, with q, k and v as they really are, after projections, norms a
 the attention modules say which module is making the call. No processor is replaced and nothing installed is patched.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import get_ident
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from goca.errors import GocaError
 from goca.maths import Grid
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """One attention of one picture, as it was computed.
-
-    `block` is the path, inside the denoiser, of the transformer block that owns the attention; the self- and the
-    cross-attention of a block share it. `q` and `output` (what the attention gave, by heads) are the pixels' alone; of
-    the keys, `text` are those of the text and `image` those of the pixels: one of the two in self- and
-    cross-attention, both in joint attention, where `text_output` is what the attention gave the text. `query` is what
-    the module's `to_q` gave, before any norm and position encoding; None where it has none of its own. `mask` is
-    additive. `projection` is the output projection by heads (bias left out), where text is read. `grid` is the
-    picture's grid of pixels in that layer.
-    """
-
-    block: str
-    q: Float[Tensor, "head pixel dim"]
-    k: Float[Tensor, "head key dim"]
-    v: Float[Tensor, "head key dim"]
-    output: Float[Tensor, "head pixel dim"]
-    text_output: Float[Tensor, "head token dim"] | None
-    query: Float[Tensor, "pixel channel"] | None
-    text: slice | None
-    image: slice | None
-    mask: Float[Tensor, "#head #pixel key"] | None
-    scale: float
-    projection: Float[Tensor, "head dim model"] | None
-    grid: Grid
-
-    @property
-    def kind(self) -> Literal["self", "cross", "joint"]:
-        """What the queries, which are pixels, look at: pixels, text, or both."""
-        if self.text is None:
-            return "self"
-        return "cross" if self.image is None else "joint"
-
-
-@dataclass(frozen=True)
-class Joint:
-    """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
-
-    aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
-    to a multiple of so many. room: an attribute of the denoiser, to whose number the pixels of a picture that is not
-    square are padded. ragged: the pixels of a picture follow its own text at once, however long the other texts of the
-    batch are; what is left of its row is masked.
-    """
-
-    text_first: bool
-    aside: tuple[str, ...] = ()
-    multiple: int = 1
-    room: str | None = None
-    ragged: bool = False
-
-    def padded(self, denoiser: nn.Module, grid: Grid) -> int:
-        """How many positions the pixels of a grid take."""
-        pixels = grid[0] * grid[1]
-        if self.room is not None and grid[0] != grid[1]:
-            return int(getattr(denoiser, self.room))
-        return -(-pixels // self.multiple) * self.multiple
-
-
-Sink = Callable[[int, AttentionCall], None]
-"""Takes (index of the picture in the batch, its call)."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """An attention module, the block that owns it, and the path of that block."""
-
-    block: str
-    module: nn.Module
-    owner: nn.Module
-
-
-def sites(denoiser: nn.Module) -> tuple[Site, ...]:
-    """Every attention module of a denoiser, in the order of registration."""
-    return tuple(
-        Site(path, child, parent)
-        for path, parent in denoiser.named_modules()
-        for child in parent.children()
-        if hasattr(child, "processor") and hasattr(child, "set_processor")
-    )
+from goca.model.attention_call import AttentionCall, Joint, Sink
+from goca.model.sites import Site, projection_of, sites
 
 
 class AllSeen(Exception):  # noqa: N818 - a signal, not an error
@@ -205,7 +122,7 @@ class Tap(TorchFunctionMode):
             return
         rows, text, image, grid = layout
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
-        projection = None if text is None else _projection(site, query)
+        projection = None if text is None else projection_of(site, query)
         raw = self._query
         for picture in range(query.shape[0]):
             if self.joint is not None and self.joint.ragged and mask is not None:
@@ -304,58 +221,3 @@ def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     while mask.ndim < 4:
         mask = mask[None]
     return mask.float().expand(query.shape[0], -1, -1, key.shape[-2])
-
-
-def _projection(site: Site, query: Tensor) -> Float[Tensor, "head dim model"]:
-    """The weight of the attention's output projection, by heads.
-
-    A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
-    channels come first. Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded
-    one) is asked what it does to the unit vectors, so that what really runs is what is weighed. That takes as long as
-    projecting as many tokens as there are channels.
-    """
-    linear: Any = getattr(site.module, "to_out", None)
-    if isinstance(linear, nn.ModuleList | nn.Sequential):
-        linear = linear[0]
-    elif linear is None:
-        linear = site.owner.proj_out
-    channels = query.shape[1] * query.shape[-1]
-    if type(linear) is nn.Linear and _at_hand(linear):
-        matrix = linear.weight.T[:channels]
-    else:
-        rows = torch.eye(channels + 1, linear.in_features, dtype=query.dtype, device=query.device) * LOUD
-        rows[channels] = 0  # what comes of nothing is the bias
-        made = linear(rows)
-        matrix = (made[:channels] - made[channels]) / LOUD
-    return rearrange(matrix, "(head dim) model -> head dim model", head=query.shape[1])
-
-
-# The unit vectors are asked about this loud: in half precision a bias would drown the weights that it is added to. A
-# power of two rounds nothing.
-LOUD = 64.0
-
-
-def _at_hand(linear: nn.Linear) -> bool:
-    """Whether a layer multiplies by the very weight that it holds: it is not quantised, and no hook brings it."""
-    return type(linear.weight.data) is Tensor and "forward" not in vars(linear)
-
-
-# These compute what AttnProcessor2_0 computes, by another route that the tap cannot see.
-EQUIVALENT = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}
-
-
-@contextmanager
-def native(denoiser: nn.Module) -> Iterator[None]:
-    """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    hidden = [site.module for site in sites(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]
-    before = [module.processor for module in hidden]
-    try:
-        for module in hidden:
-            module.processor = AttnProcessor2_0()
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, processor in zip(hidden, before, strict=True):
-            module.processor = processor

@@ -5,34 +5,16 @@ multi-token words need no special case. Columns are positions in the tokenizer's
 """
 
 import json
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from goca.errors import GocaError
-from goca.model.plurals import plurals, singulars
-
-START, END = r"(?<![^\W_])", r"(?![^\W_])"
-"""Where a word may start and end; an underscore is a gap like a space."""
-MARKS = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M")
-"""Accents and vowel signs that are characters of their own: they belong to the letter before them."""
-LETTER = rf"[^{MARKS}][{MARKS}\u1160-\u11FF]*|[{MARKS}]"
-"""A character with its marks; the vowels and finals of Hangul compose with what is before them, too."""
-WORD = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*")
-STOP = re.compile(rf"{START}(?:a|an|the|and){END}(?![{MARKS}])|[,.\-\s_]", re.IGNORECASE)
-"""Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is no whole word."""
-
-DOTTED = "i\N{COMBINING DOT ABOVE}"
-"""What Python makes of the Turkish capital i in lower case."""
-
-GAPS = " \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
-"""How tokenizers write a gap between words."""
+from goca.model.spelling import STOP, WORD, composed, forms, found_in, plain
+from goca.model.tokens import Tokens
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
 """Class names, or {class: [synonyms]}."""
@@ -44,20 +26,6 @@ class Noun:
 
     name: str
     words: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a tokenizer made of a caption: the text it got, each token's character range, and which are special.
-
-    start: the column of the first token. ids: the tokens' numbers.
-    """
-
-    text: str
-    offsets: tuple[tuple[int, int], ...]
-    special: tuple[bool, ...]
-    start: int = 0
-    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +76,7 @@ def nouns(classes: Classes, others: Sequence[str] = ()) -> tuple[tuple[Noun, ...
                 )
             if "," in word:
                 raise GocaError(f'"{word}" contains a comma: name each class by itself')
-            key = _plain(word)
+            key = plain(word)
             if key in seen:
                 raise GocaError(f'"{word}" is named twice: every class, synonym and supporting noun may appear once')
             seen.add(key)
@@ -121,7 +89,7 @@ def _is_list(given: object) -> bool:
 
 def caption_of(named: Sequence[Noun]) -> str:
     """The caption that lists the nouns: "cat, grass, sky"."""
-    return ", ".join(_composed(word).replace("_", " ").strip() for noun in named for word in noun.words)
+    return ", ".join(composed(word).replace("_", " ").strip() for noun in named for word in noun.words)
 
 
 def words(caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], others: Sequence[Noun], named: bool) -> Words:
@@ -166,7 +134,7 @@ def spoken(texts: Sequence[Tokens]) -> dict[Word, tuple[int, ...]]:
     for tokens in texts:
         said = Counter[str]()
         for match in WORD.finditer(tokens.text):
-            name = _plain(match[0])
+            name = plain(match[0])
             said[name] += 1
             columns = found.setdefault(Word(name, said[name]), set())
             with suppress(GocaError):  # another text may still have it
@@ -183,7 +151,7 @@ def occurrences(name: str, texts: Sequence[Tokens]) -> list[tuple[int, ...]]:
     noun = Noun(name, (name,))
     found: list[set[int]] = []
     for tokens in texts:
-        exact = list(_found(_plain(name), tokens.text))
+        exact = list(found_in(plain(name), tokens.text))
         for number, span in enumerate(exact or sorted(_spans(tokens.text, [noun])[0])):
             if number == len(found):
                 found.append(set())
@@ -211,11 +179,11 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
 
     Raises GocaError for a noun without a known word, and for two nouns that share one.
     """
-    entries = {form: word for word in known for form in forms(word)} | {_plain(word): word for word in known}
+    entries = {form: word for word in known for form in forms(word)} | {plain(word): word for word in known}
     out: list[Noun] = []
     owners: dict[str, str] = {}
     for noun in named:
-        kept = tuple(dict.fromkeys(entries[_plain(word)] for word in noun.words if _plain(word) in entries))
+        kept = tuple(dict.fromkeys(entries[plain(word)] for word in noun.words if plain(word) in entries))
         if not kept:
             raise GocaError(
                 f'the bundled model does not know "{noun.name}"; it knows {", ".join(known)}. For anything else load a '
@@ -232,92 +200,20 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
     return tuple(out)
 
 
-def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:
-    """Tokens from one entry of a fast tokenizer's `BatchEncoding.encodings`.
-
-    caption: where it stands in a template, what is around it does not count. A piece that is nothing but the mark of a
-    gap counts as special, for it may have the range of the word behind it.
-    """
-    offsets = tuple((int(a), int(b)) for a, b in encoding.offsets)
-    pieces = zip(encoding.special_tokens_mask, encoding.tokens, strict=True)
-    special = tuple(bool(flag) or not piece.strip(GAPS) for flag, piece in pieces)
-    return _within(caption, Tokens(text, offsets, special, ids=tuple(encoding.ids)))
-
-
-def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") -> Tokens:
-    """Tokens of a tokenizer that tells no offsets, from what it makes of ever longer beginnings of its answer."""
-    ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
-    text, special = tokenizer.decode(ids), set(tokenizer.all_special_ids)
-    ranges = zip(ids, [0, *ends[:-1]], ends, strict=True)
-    # Special tokens stand for no character, as fast tokenizers tell it too.
-    offsets = tuple((b, b) if one in special else (a, b) for one, a, b in ranges)
-    flags = tuple(not text[a:b].strip() for a, b in offsets)
-    return _within(caption, Tokens(text, offsets, flags, ids=tuple(ids)))
-
-
-def _within(caption: str, tokens: Tokens) -> Tokens:
-    """The caption's tokens alone, where it stands in a template: the rest is blanked, and counts as special."""
-    text = tokens.text
-    place = text.lower().rfind(caption.lower()) if caption else -1
-    start, end = (0, len(text)) if place < 0 else (place, place + len(caption))
-    special = tuple(flag or b <= start or a >= end for flag, (a, b) in zip(tokens.special, tokens.offsets, strict=True))
-    return replace(tokens, text=" " * start + text[start:end] + " " * (len(text) - end), special=special)
-
-
-@lru_cache(maxsize=4096)
-def forms(word: str) -> frozenset[str]:
-    """A name in lower case with single spaces, and what may be its plurals and singulars."""
-    *before, last = _plain(word).split(" ")
-    return frozenset(" ".join((*before, form)) for form in {last} | plurals(last) | singulars(last))
-
-
-def _plain(word: str) -> str:
-    """In lower case, one space for every gap: "Traffic_light", "traffic-light" and "traffic light" are one name."""
-    # The lower case of this letter is two characters, which IGNORECASE does not find again; "i" finds it.
-    lower = _composed(word).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower().replace(DOTTED, "i")
-    return " ".join(re.findall(r"[^\s_-]+", lower))
-
-
-def _composed(word: str) -> str:
-    """Letters with their accents as one character, as tokenizers compose them: an accent apart would have no token."""
-    return unicodedata.normalize("NFC", word)
-
-
 def _spans(text: str, named: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]:
     """Character ranges of each noun in the text, the longest names first to choose."""
     patterns = [(form, index) for index, noun in enumerate(named) for word in noun.words for form in forms(word)]
     # Exact names come before inflected ones of the same length, so that "glass" and "glasses" keep what is theirs.
-    exact = {(_plain(word), index) for index, noun in enumerate(named) for word in noun.words}
+    exact = {(plain(word), index) for index, noun in enumerate(named) for word in noun.words}
     patterns.sort(key=lambda entry: (-len(entry[0]), entry not in exact))
     spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(named))}
     taken: list[tuple[int, int]] = []
     for form, index in patterns:
-        for start, end in _found(form, text):
+        for start, end in found_in(form, text):
             if all(end <= a or start >= b for a, b in taken):
                 taken.append((start, end))
                 spans[index].append((start, end))
     return spans
-
-
-def _found(form: str, text: str) -> Iterator[tuple[int, int]]:
-    """The character ranges of a text that say a name in lower case with single spaces, whatever its accents are."""
-    pattern = START + r"[\s_-]+".join(re.escape(part) for part in form.split(" ")) + END
-    composed, places = _letters(text)
-    for match in re.finditer(pattern, composed, re.IGNORECASE):
-        start, end = match.span()
-        # A mark that nothing is composed with goes on with the word.
-        if end == len(composed) or composed[end] not in MARKS:
-            yield places[start][0], places[end - 1][1]
-
-
-@lru_cache(maxsize=64)
-def _letters(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """A text with its accents composed, and the range of each of its characters in the text as it was."""
-    parts, places = [], []
-    for match in re.finditer(LETTER, text, re.DOTALL):
-        parts.append(_composed(match[0]).replace(DOTTED, "i"))
-        places += [match.span()] * len(parts[-1])
-    return "".join(parts), tuple(places)
 
 
 def _columns(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named: bool) -> tuple[int, ...]:

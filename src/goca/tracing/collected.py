@@ -11,7 +11,7 @@ from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import Evidence, evidence
 from goca.model import images
-from goca.model.listening import Pass, Said
+from goca.model.heard import Pass, Said
 from goca.model.words import Words, words
 from goca.model.zoo import Settings
 from goca.readout import Readout

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from goca.errors import GocaError
-from goca.model.listening import Pass
-from goca.model.tap import Sink
+from goca.model.attention_call import Sink
+from goca.model.heard import Pass
 from goca.readout import Readout
 from goca.recipe import Plan
 from goca.tracing.collected import Collected, Planner

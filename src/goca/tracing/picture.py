@@ -1,6 +1,5 @@
 """A picture that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
 
-import io
 import json
 import math
 import os
@@ -156,7 +155,7 @@ class TracedPicture:
         pictures = {f"{stem}.png": self.image}
         for word in self.words():
             pictures[_named(stem, str(word).replace("#", "-"))] = self.heatmap(word)
-        files = {Path(folder) / name: _png(picture) for name, picture in pictures.items()}
+        files = {Path(folder) / name: export.png(picture) for name, picture in pictures.items()}
         told = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         paths = {**files, Path(folder) / f"{stem}.json": told.encode()}
         export.write_atomic(paths)
@@ -234,9 +233,3 @@ def _named(stem: str, word: str) -> str:
         digest = blake2b(word.encode(), digest_size=4).hexdigest()
         word = word.encode()[: max(0, room - 9)].decode(errors="ignore") + "-" + digest
     return f"{stem}.{word}.heatmap.png"
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from goca.errors import GocaError
+from goca.model.attention_call import Joint
 from goca.model.families import transformer, unet
 from goca.model.families.facts import Family, Text
-from goca.model.tap import Joint
 
 _UNET = Family(
     name="unet",

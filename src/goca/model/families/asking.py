@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from goca.maths import Grid
+from goca.model.lending import borrowed
 from goca.model.prompt import Prompt, listen
-from goca.model.tap import AllSeen, Site, Tap, native
-from goca.model.words import Tokens
+from goca.model.sites import Site, native
+from goca.model.tap import AllSeen, Tap
+from goca.model.tokens import Tokens
 
 CAPTIONS = (
     "cat, traffic light, grass",
@@ -121,7 +123,7 @@ class Asking:
         if cell is not None:
             noise[..., cell[0], cell[1]] *= OPPOSITE
         backbone = self.backbone
-        with backbone.borrowed() as pipeline, native(backbone.denoiser):
+        with borrowed(backbone.pipeline) as pipeline, native(backbone.denoiser):
             calls: list[Any] = []
             ask = partial(self._inputs, calls, pipeline, noise, caption)
             turned = nullcontext() if token is None else opposite(encoder_of(pipeline, token[0]), *token[1:])

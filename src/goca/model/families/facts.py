@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from goca.maths import Grid
-from goca.model.tap import Joint
+from goca.model.attention_call import Joint
 
 
 @dataclass(frozen=True)

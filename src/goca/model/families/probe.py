@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from goca.errors import GocaError
+from goca.model.attention_call import AttentionCall
 from goca.model.families import bare, transformer, unet, unsupported
 from goca.model.families.asking import CAPTIONS, LEVEL, Asking, encoder_of
 from goca.model.families.facts import Family, Text
 from goca.model.families.questions import Probe, is_unet
 from goca.model.load import quiet
 from goca.model.noise import is_flow
-from goca.model.tap import AttentionCall, sites
+from goca.model.sites import sites
 
 PLAIN = {
     "num_frames": 1,

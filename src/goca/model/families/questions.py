@@ -13,11 +13,11 @@ from PIL import Image
 
 from goca.errors import GocaError
 from goca.maths import Grid
+from goca.model.attention_call import Joint
 from goca.model.families import unet
 from goca.model.families.asking import CAPTIONS, LEVEL, Asking, Look, encoder_of, moved
 from goca.model.families.facts import Family, Text
 from goca.model.noise import LEVELS
-from goca.model.tap import Joint
 
 TOLD_EXACTLY = 1e-2
 """Half precision rounds a timestep by less than this part of it."""

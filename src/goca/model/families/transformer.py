@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from goca.maths import Grid
-from goca.model.tap import sites
+from goca.model.sites import sites
 
 REFINERS = ("context_refiner", "noise_refiner")
 """Blocks in which Lumina 2 and Z-Image prepare words and pixels apart."""

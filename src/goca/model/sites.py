@@ -1,0 +1,85 @@
+"""The attention modules of a denoiser, and what each projects its output with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention module, the block that owns it, and the path of that block."""
+
+    block: str
+    module: nn.Module
+    owner: nn.Module
+
+
+def sites(denoiser: nn.Module) -> tuple[Site, ...]:
+    """Every attention module of a denoiser, in the order of registration."""
+    return tuple(
+        Site(path, child, parent)
+        for path, parent in denoiser.named_modules()
+        for child in parent.children()
+        if hasattr(child, "processor") and hasattr(child, "set_processor")
+    )
+
+
+def projection_of(site: Site, query: Tensor) -> Float[Tensor, "head dim model"]:
+    """The weight of the attention's output projection, by heads.
+
+    A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
+    channels come first. Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded
+    one) is asked what it does to the unit vectors, so that what really runs is what is weighed. That takes as long as
+    projecting as many tokens as there are channels.
+    """
+    linear: Any = getattr(site.module, "to_out", None)
+    if isinstance(linear, nn.ModuleList | nn.Sequential):
+        linear = linear[0]
+    elif linear is None:
+        linear = site.owner.proj_out
+    channels = query.shape[1] * query.shape[-1]
+    if type(linear) is nn.Linear and _at_hand(linear):
+        matrix = linear.weight.T[:channels]
+    else:
+        rows = torch.eye(channels + 1, linear.in_features, dtype=query.dtype, device=query.device) * LOUD
+        rows[channels] = 0  # what comes of nothing is the bias
+        made = linear(rows)
+        matrix = (made[:channels] - made[channels]) / LOUD
+    return rearrange(matrix, "(head dim) model -> head dim model", head=query.shape[1])
+
+
+# The unit vectors are asked about this loud: in half precision a bias would drown the weights that it is added to. A
+# power of two rounds nothing.
+LOUD = 64.0
+
+
+def _at_hand(linear: nn.Linear) -> bool:
+    """Whether a layer multiplies by the very weight that it holds: it is not quantised, and no hook brings it."""
+    return type(linear.weight.data) is Tensor and "forward" not in vars(linear)
+
+
+# These compute what AttnProcessor2_0 computes, by another route that the tap cannot see.
+EQUIVALENT = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+
+
+@contextmanager
+def native(denoiser: nn.Module) -> Iterator[None]:
+    """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    hidden = [site.module for site in sites(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]
+    before = [module.processor for module in hidden]
+    try:
+        for module in hidden:
+            module.processor = AttnProcessor2_0()
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, processor in zip(hidden, before, strict=True):
+            module.processor = processor
