@@ -18,8 +18,8 @@ peak above what the process held before the call (Linux). In bfloat16 only the m
 have to emulate its products, so linear and convolution layers compute theirs in float32 here, a small block at a time
 (`Widened`), which is as exact and several times as fast.
 
-Last figures, over a plain pass: SDXL 1.18 times the seconds and 0.83 GiB more, Flux.1 1.21 times and 2.79 GiB, whole and
-in float32; in bfloat16, extrapolated, 0.51 and 1.43 GiB. Bars: 1.3 times, and 0.7 and 1.5 GiB in bfloat16.
+Last figures, over a plain pass, whole and in float32: SDXL 1.18 times the seconds and 0.83 GiB more, Flux.1 1.21 times
+and 2.79 GiB. In bfloat16: SDXL 0.51 GiB, Flux.1 1.43 GiB (extrapolated). Bars: 1.3 times; in bfloat16 0.7 and 1.5 GiB.
 """
 
 import argparse
