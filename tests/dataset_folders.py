@@ -88,9 +88,9 @@ def make_voc(root: Path) -> Truths:
     home = root / "VOCdevkit" / "VOC2012"
     out: Truths = {"val": {}, "train": {}, "trainval": {}}
     for split, name, size in [
-        ("val", "2007_000033", (11, 13)),
-        ("val", "2007_000042", (17, 7)),
-        ("train", "2007_000032", (5, 19)),
+        ("val", "2007_000033", (19, 23)),
+        ("val", "2007_000042", (29, 17)),
+        ("train", "2007_000032", (17, 31)),
     ]:
         values, labels = mixed(VOC_PAIRS, size, seed=size[0])
         picture(home / "JPEGImages" / f"{name}.jpg", size)
@@ -105,7 +105,7 @@ def make_context_png(root: Path) -> Truths:
     """VOCdevkit/VOC2010 with SegmentationClassContext and ImageSets/SegmentationContext."""
     home = root / "VOCdevkit" / "VOC2010"
     out: Truths = {}
-    for split, name, size in [("val", "2008_000008", (11, 13)), ("train", "2008_000002", (7, 17))]:
+    for split, name, size in [("val", "2008_000008", (19, 23)), ("train", "2008_000002", (17, 29))]:
         values, labels = mixed(CONTEXT_PAIRS, size)
         picture(home / "JPEGImages" / f"{name}.jpg", size)
         indexed(home / "SegmentationClassContext" / f"{name}.png", values)
@@ -123,7 +123,7 @@ def make_context_mat(root: Path) -> Truths:
     write_lines(root / "labels.txt", (f"{number}: {names[number]}" for number in range(1, 460)))
     (root / "trainval").mkdir()
     out: Truths = {}
-    for split, name, size in [("val", "2008_000008", (11, 13)), ("train", "2008_000002", (7, 17))]:
+    for split, name, size in [("val", "2008_000008", (19, 23)), ("train", "2008_000002", (17, 29))]:
         values, labels = mixed(CONTEXT_MAT_PAIRS, size)
         picture(home / "JPEGImages" / f"{name}.jpg", size)
         savemat(root / "trainval" / f"{name}.mat", {"LabelMap": values.astype(np.uint16)}, do_compression=True)
@@ -138,8 +138,8 @@ def make_cityscapes(root: Path) -> Truths:
     for split, cities in CITIES.items():
         for city in cities.split():
             name = f"{city}_000000_000294"
-            values, labels = mixed(CITYSCAPES_PAIRS, (7, 13), seed=len(city))
-            picture(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", (7, 13))
+            values, labels = mixed(CITYSCAPES_PAIRS, (17, 23), seed=len(city))
+            picture(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", (17, 23))
             truth = root / "gtFine" / split / city / f"{name}_gtFine"
             grey(truth.with_name(f"{truth.name}_labelIds.png"), values.astype(np.uint8))
             grey(truth.with_name(f"{truth.name}_instanceIds.png"), (values * 1000).astype(np.uint16))
@@ -152,9 +152,9 @@ def make_ade20k(root: Path) -> Truths:
     home = root / "ADEChallengeData2016"
     out: Truths = {"validation": {}, "training": {}}
     for split, name, size in [
-        ("validation", "ADE_val_00000001", (11, 13)),
-        ("validation", "ADE_val_00000002", (17, 7)),
-        ("training", "ADE_train_00000001", (5, 19)),
+        ("validation", "ADE_val_00000001", (19, 23)),
+        ("validation", "ADE_val_00000002", (29, 17)),
+        ("training", "ADE_train_00000001", (17, 31)),
     ]:
         values, labels = mixed(ADE20K_PAIRS, size)
         picture(home / "images" / split / f"{name}.jpg", size)
@@ -165,26 +165,24 @@ def make_ade20k(root: Path) -> Truths:
 
 def instances() -> dict[str, Any]:
     """A COCO file of three pictures: polygons, both kinds of run lengths, a crowd, overlaps, nothing at all."""
-    crowd = np.zeros((11, 13), np.uint8)
-    crowd[:, 0:4] = 1
-    brush = np.zeros((17, 7), np.uint8)
+    brush = np.zeros((29, 17), np.uint8)
     brush[2:5, 3] = 1
     encoded = rle.encode(np.asfortranarray(brush))
     annotations = [
         # A car of 4 x 3 pixels inside the person of 7 x 7, listed first; two points are no area.
         entry(1, 139, 3, [[4, 2, 8, 2, 8, 5, 4, 5]]),
-        entry(2, 285, 90, {"size": [17, 7], "counts": encoded["counts"].decode()}),
+        entry(2, 285, 90, {"size": [29, 17], "counts": encoded["counts"].decode()}),
         entry(3, 139, 1, [[0, 0, 12, 10], [2, 1, 9, 1, 9, 8, 2, 8]]),
         # Cows, as runs down the columns; smaller than the person, and yet below.
-        entry(4, 139, 21, {"size": [11, 13], "counts": [0, 44, 99]}, crowd=1),
+        entry(4, 139, 21, {"size": [19, 23], "counts": [0, 76, 361]}, crowd=1),
     ]
     return {
         "info": {"description": "COCO 2017 Dataset", "year": 2017},
         "licenses": [{"id": 1, "name": "a licence \u00e9"}],
         "images": [
-            {"license": 1, "file_name": "000000000285.jpg", "height": 17, "width": 7, "id": 285},
-            {"license": 1, "file_name": "000000000139.jpg", "height": 11, "width": 13, "id": 139},
-            {"license": 1, "file_name": "000000000632.jpg", "height": 5, "width": 19, "id": 632},
+            {"license": 1, "file_name": "000000000285.jpg", "height": 29, "width": 17, "id": 285},
+            {"license": 1, "file_name": "000000000139.jpg", "height": 19, "width": 23, "id": 139},
+            {"license": 1, "file_name": "000000000632.jpg", "height": 17, "width": 31, "id": 632},
         ],
         "annotations": annotations,
         "categories": [{"supercategory": "person", "id": 1, "name": "person"}],
@@ -209,12 +207,12 @@ def make_coco_object(root: Path) -> Truths:
     (root / "annotations").mkdir()
     text = json.dumps(file, ensure_ascii=False)
     (root / "annotations" / "instances_val2017.json").write_text(text, encoding="utf-8")
-    first, second = np.zeros((11, 13), np.uint16), np.zeros((17, 7), np.uint16)
+    first, second = np.zeros((19, 23), np.uint16), np.zeros((29, 17), np.uint16)
     first[:, 0:4] = 20
     first[1:8, 2:9] = 1
     first[2:5, 4:8] = 3
     second[2:5, 3] = 80
-    empty = np.zeros((5, 19), np.uint16)
+    empty = np.zeros((17, 31), np.uint16)
     return {"val2017": {"000000000139": first, "000000000285": second, "000000000632": empty}}
 
 
@@ -222,9 +220,9 @@ def make_coco_stuff(root: Path, pairs: Sequence[tuple[int, int]] = STUFF_PAIRS) 
     """val2017 and train2017 with stuffthingmaps; pairs: `STUFF_PAIRS` or `STUFF_27_PAIRS`."""
     out: Truths = {"val2017": {}, "train2017": {}}
     for split, name, size in [
-        ("val2017", "000000000139", (11, 13)),
-        ("val2017", "000000000285", (17, 7)),
-        ("train2017", "000000000009", (5, 19)),
+        ("val2017", "000000000139", (19, 23)),
+        ("val2017", "000000000285", (29, 17)),
+        ("train2017", "000000000009", (17, 31)),
     ]:
         values, labels = mixed(pairs, size)
         picture(root / split / f"{name}.jpg", size)
@@ -237,18 +235,18 @@ def make_coco_panoptic(root: Path) -> Truths:
     """val2017 with annotations/panoptic_val2017.json and its PNGs; labels are those of the 27 groups."""
     # Segment, category, label: a person, a tree, a cabinet; the ids need all three bytes.
     segments = [(3, 1, 10), (256 * 7 + 5, 184, 23), (65536 * 11 + 2, 188, 16)]
-    ids = np.zeros((11, 13), np.int64)
-    labels = np.full((11, 13), VOID, np.uint16)
+    ids = np.zeros((19, 23), np.int64)
+    labels = np.full((19, 23), VOID, np.uint16)
     for row, (segment, _, label) in enumerate(segments):
         ids[2 * row : 2 * row + 2], labels[2 * row : 2 * row + 2] = segment, label
-    picture(root / "val2017" / "000000000139.jpg", (11, 13))
+    picture(root / "val2017" / "000000000139.jpg", (19, 23))
     colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
     folder = root / "annotations" / "panoptic_val2017"
     folder.mkdir(parents=True)
     Image.fromarray(colours).save(folder / "000000000139.png")
     infos = [{"id": segment, "category_id": category, "iscrowd": 0} for segment, category, _ in segments]
     file = {
-        "images": [{"file_name": "000000000139.jpg", "height": 11, "width": 13, "id": 139}],
+        "images": [{"file_name": "000000000139.jpg", "height": 19, "width": 23, "id": 139}],
         "annotations": [{"segments_info": infos, "file_name": "000000000139.png", "image_id": 139}],
         "categories": [
             {"supercategory": "person", "isthing": 1, "id": 1, "name": "person"},
@@ -264,16 +262,16 @@ def make_folder(root: Path) -> Truths:
     """Three pictures: an indexed PNG beside one, one with what `goca segment` writes, labelme in a subfolder."""
     write_lines(root / "classes.txt", ["cat, kitty", "grass", "sky"])
     pairs = [(0, 0), (1, 1), (2, 2), (3, 3), (255, VOID)]
-    values, labels = mixed(pairs, (11, 13))
-    picture(root / "one.jpg", (11, 13))
+    values, labels = mixed(pairs, (19, 23))
+    picture(root / "one.jpg", (19, 23))
     indexed(root / "one.png", values)
-    others, other_labels = mixed(pairs, (7, 17))
-    picture(root / "two.png", (7, 17))
+    others, other_labels = mixed(pairs, (17, 29))
+    picture(root / "two.png", (17, 29))
     indexed(root / "two.labels.png", others)
-    picture(root / "two.overlay.png", (7, 17))
-    drawn = np.zeros((5, 19), np.uint16)
+    picture(root / "two.overlay.png", (17, 29))
+    drawn = np.zeros((17, 31), np.uint16)
     drawn[1:4, 2:11] = 1
     drawn[2, 4:7] = 3
-    picture(root / "more" / "three.jpeg", (5, 19))
+    picture(root / "more" / "three.jpeg", (17, 31))
     (root / "more" / "three.json").write_text(json.dumps(labelme(drawn, ("cat", "grass", "sky"), "three.jpeg")))
     return {"all": {"more/three.jpeg": drawn, "one.jpg": labels, "two.png": other_labels}}

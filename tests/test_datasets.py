@@ -184,20 +184,20 @@ class TestLabelFiles:
         assert told.endswith("is the file complete?")
 
     def test_of_another_size(self, tmp_path: Path) -> None:
-        told = self.broken(tmp_path, lambda path: folders.grey(path, np.ones((13, 11), np.uint8)))
-        assert "is 11 x 13 px and" in told
-        assert "ADE_val_00000001.jpg 13 x 11" in told
+        told = self.broken(tmp_path, lambda path: folders.grey(path, np.ones((23, 19), np.uint8)))
+        assert "is 19 x 23 px and" in told
+        assert "ADE_val_00000001.jpg 23 x 19" in told
 
     def test_in_colour(self, tmp_path: Path) -> None:
-        assert "mode RGB" in self.broken(tmp_path, lambda path: folders.picture(path, (11, 13)))
+        assert "mode RGB" in self.broken(tmp_path, lambda path: folders.picture(path, (19, 23)))
 
     def test_of_more_bits_than_the_data_set_has(self, tmp_path: Path) -> None:
-        values = np.full((11, 13), 257, np.uint16)
+        values = np.full((19, 23), 257, np.uint16)
         assert "the value 257" in self.broken(tmp_path, lambda path: folders.grey(path, values))
 
     def test_a_value_that_no_class_has(self, tmp_path: Path) -> None:
         folders.make_voc(tmp_path)
-        values = np.zeros((11, 13), np.uint8)
+        values = np.zeros((19, 23), np.uint8)
         values[3, 5] = 21
         folders.indexed(tmp_path / "VOCdevkit/VOC2012/SegmentationClass/2007_000033.png", values)
         with pytest.raises(GocaError, match=r"2007_000033\.png has the value 21, which no class has"):
@@ -341,7 +341,7 @@ class TestCocoObject:
                 {"size": [13, 11], "counts": [0, 143]},
                 r"annotation 1 of 0+139\.jpg cannot be drawn \(its size",
             ),
-            (1, {"size": [11, 13], "counts": [0, 44]}, "its runs do not add up"),
+            (1, {"size": [19, 23], "counts": [0, 44]}, "its runs do not add up"),
             (1, 7, "cannot be drawn"),
         ],
     )

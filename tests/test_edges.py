@@ -1,6 +1,7 @@
 """The guided filter against a loop over pixels and windows, and labels along edges against labels without."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -216,3 +217,14 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, picture: Ca
 def test_edges_are_no_word() -> None:
     with pytest.raises(GocaError, match="edges"):
         Overrides.of(edges="guided")
+
+
+def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, picture: Callable[..., Image.Image]) -> None:
+    segmenter = Segmenter.from_pretrained("bundled", edges=True)
+    backgrounds = [Background(constant, threshold) for threshold in (0.2, 0.6)]
+    result = segmenter(picture(), ["cat", "grass"], background=0.2)
+    first, second = result.relabelled(backgrounds)
+    assert np.array_equal(first, result.labels)
+    assert np.array_equal(second, segmenter(picture(), ["cat", "grass"], background=0.6).labels)
+    coarse = next(replace(result, plan=replace(result.plan, edges=False)).relabelled(backgrounds))
+    assert not np.array_equal(coarse, first)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from goca.bench.protocol import Protocol, changed, honest
 from goca.bench.report import Report
 from goca.bench.scenes import evaluate_scenes
 from goca.bench.scores import Counting, Tally, gain, miou, resampled_miou, score
+from goca.bench.taggers.given import Given
 from goca.bundled import Scene
 from goca.draw import magma
 from goca.maths.confusion import confusion, mean_iou
@@ -243,6 +245,36 @@ def test_what_cannot_be_done_is_left_out_with_its_reason(bundled: Segmenter, sce
     assert (untold.left_out, untold.caption) == ("the server is asleep", None)
     (told,) = evaluator.unit(dataset.samples, {"one": Said("cat, grass")})
     assert told.counts is not None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
+    order: int, sd15: Any, scene: Scene, photo: Path
+) -> None:
+    """Classes and supporting nouns, mixed: 77 tokens hold some of them."""
+    classes = [f"animal{number}" for number in range(9)]
+    others = [f"surrounding{number}" for number in range(9)]
+    mixed = [noun for pair in zip(classes, others, strict=True) for noun in pair][::order]
+    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    truth = np.ones((scene.image.height, scene.image.width), np.uint16)
+    dataset = Dataset(
+        "toy",
+        "all",
+        tuple(map(Category, classes)),
+        (Sample("one", photo, truth.copy),),
+        False,
+        np.zeros((10, 3), np.uint8),
+    )
+    evaluator = Evaluator(segmenter, dataset, Given(", ".join(mixed)), honest(dataset, "given"))
+    (found,) = evaluator.unit(dataset.samples, {})
+    assert not found.left_out
+    assert set(found.classes) == set(classes)
+    assert any("spread over" in note for note in found.notes)
+    # Supporting nouns are in every prompt; what does not fit beside the longest class is left out, and said.
+    kept = [noun for noun in mixed if noun in others][: len(found.others)]
+    assert list(found.others) == kept
+    assert 0 < len(kept) < 9
+    assert any(note.startswith("too long a caption for this model: without surrounding") for note in found.notes)
 
 
 def test_a_class_that_the_caption_missed(bundled: Segmenter, scene: Scene, photo: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_paper_takes_classes_from_the_ground_truth() -> None:
         ("voc", True, True),
         ("context", False, True),
         ("coco-object", True, False),
-        ("coco-stuff", False, True),
+        ("coco-stuff-171", False, True),
         ("cityscapes", False, False),
         ("ade20k", True, False),
     ],

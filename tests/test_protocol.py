@@ -34,17 +34,27 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "context": make_context_png,
     "coco-object": make_coco_object,
     "coco-stuff-27": lambda root: make_coco_stuff(root, STUFF_27_PAIRS),
+    "coco-stuff-171": make_coco_stuff,
     "cityscapes": make_cityscapes,
     "ade20k": make_ade20k,
 }
-LABELS = {"voc": 21, "context": 60, "coco-object": 81, "coco-stuff-27": 28, "cityscapes": 20, "ade20k": 151}
+LABELS = {
+    "voc": 21,
+    "context": 60,
+    "coco-object": 81,
+    "coco-stuff-27": 28,
+    "coco-stuff-171": 172,
+    "cityscapes": 20,
+    "ade20k": 151,
+}
 SUFFIX = {"voc", "coco-object", "ade20k"}
-COMPLETE = {"voc", "context", "coco-stuff-27"}
+COMPLETE = {"voc", "context", "coco-stuff-27", "coco-stuff-171"}
 SPLITS = {
     "voc": "train",
     "context": "train",
     "coco-object": "val2017",
     "coco-stuff-27": "val2017",
+    "coco-stuff-171": "val2017",
     "cityscapes": "val",
     "ade20k": "validation",
 }

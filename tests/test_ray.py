@@ -57,6 +57,8 @@ def test_an_address_where_nothing_listens_is_refused_at_once(form: str) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_host_that_is_none() -> None:
-    with pytest.raises(GocaError, match=r"no Ray cluster at nowhere\.invalid:6379"):
-        list(in_cluster(JOB, JOB.protocol_of(JOB.open(), "oracle"), [Task(0, {})], "nowhere.invalid:6379", 1))
+@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "foo", "", "http://127.0.0.1:1", "127.0.0.1:", "ray://x"])
+def test_what_is_no_address(address: str) -> None:
+    # Before anything is loaded.
+    with pytest.raises(GocaError, match=r"no Ray (cluster at|address)"):
+        evaluate(replace(JOB, model="nowhere"), crew=Crew(ray=address))

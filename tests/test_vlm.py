@@ -349,14 +349,19 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     assert priced["cost"] == priced["read"]
     assert not server.asked
     done = goca(*ask, "--prices", "0,500000", "--json")
-    assert done.code == 0
-    assert done.line().startswith("goca: before the tagger is asked: 3 pictures, ")
-    assert done.line().endswith(f": about {priced['written'] / 2:.2f}\n")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out)["pictures"] == 3
     assert len(server.asked) == 3
+    shown = goca(*ask[:-1], tmp_path / "other", "--prices", "0,500000")
+    assert (shown.code, shown.err) == (0, "")
+    first = shown.out.splitlines()[0]
+    assert first.startswith("before the tagger is asked: 3 pictures, ")
+    assert first.endswith(f": about {priced['written'] / 2:.2f}")
+    assert len(server.asked) == 6
     # All is known now.
     assert json.loads(goca(*ask, "--estimate", "--json").out)["pictures"] == 0
     assert goca(*ask, "--json").err == ""
-    assert len(server.asked) == 3
+    assert len(server.asked) == 6
 
 
 @pytest.mark.parametrize(
@@ -364,9 +369,10 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     [
         (("--estimate",), 'nobody has to pay the tagger "oracle"'),
         (("--tagger", "self:map", "--estimate"), 'nobody has to pay the tagger "self:map"'),
-        (("--prices", "3"), 'no prices "3"'),
-        (("--prices", "3,-1"), 'no prices "3,-1"'),
-        (("--prices", "nan,1"), 'no prices "nan,1"'),
+        (("--tagger", "vlm:m", "--prices", "3"), 'no prices "3"'),
+        (("--tagger", "vlm:m", "--prices", "3,-1"), 'no prices "3,-1"'),
+        (("--tagger", "vlm:m", "--prices", "nan,1"), 'no prices "nan,1"'),
+        (("--prices", "3,1"), 'nobody has to pay the tagger "oracle"'),
         (("--together", "0"), "--together"),
     ],
 )

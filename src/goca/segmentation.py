@@ -16,6 +16,7 @@ from PIL import Image
 from goca import draw, export
 from goca.errors import GocaError
 from goca.maths.background import Background, labels
+from goca.maths.edges import labels_along_edges
 from goca.maths.resize import resize
 from goca.recipe import Plan
 
@@ -88,9 +89,14 @@ class Segmentation:
 
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
         """The labels under each of some other backgrounds, from scores that are upsampled once; no pass is made."""
+        classes = torch.from_numpy(self.scores.grid)
         support = None if self.scores.support is None else torch.from_numpy(self.scores.support)
-        height, width = self.labels.shape
-        for found in labels(torch.from_numpy(self.scores.grid), support, backgrounds, (height, width)):
+        if self.plan.edges:
+            every = labels_along_edges(classes, support, backgrounds, torch.from_numpy(np.array(self.image)))
+        else:
+            height, width = self.labels.shape
+            every = labels(classes, support, backgrounds, (height, width))
+        for found in every:
             yield found.numpy().astype(np.uint16)
 
     def overlay(self) -> Image.Image:

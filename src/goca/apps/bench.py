@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 
 class Shown:
-    """Progress on a bar, and a line on stderr for each picture that is left out."""
+    """Progress on a bar. left_out: a line for each picture that is; where all are, there is one mistake to tell."""
 
-    def __init__(self, bar: "Progress") -> None:
-        self.bar, self.task = bar, bar.add_task("opening", total=None)
+    def __init__(self, bar: "Progress", as_json: bool) -> None:
+        self.bar, self.as_json = bar, as_json
+        self.task = bar.add_task("opening", total=None)
         self.finished = 0
+        self.left_out: list[str] = []
 
     def stage(self, name: str, total: int, done: int) -> None:
         self.bar.remove_task(self.task)
@@ -40,14 +42,14 @@ class Shown:
     def done(self, pictures: "Sequence[Picture]") -> None:
         for picture in pictures:
             if picture.left_out:
-                with paused(self.bar):
-                    say(f"left out: {picture.id}: {picture.left_out}")
+                self.left_out.append(f"left out: {picture.id}: {picture.left_out}")
             self.finished += 1
             self.bar.advance(self.task)
 
     def estimate(self, estimate: "Estimate") -> None:
-        with paused(self.bar):
-            say(f"before the tagger is asked: {estimate}")
+        if not self.as_json:
+            with paused(self.bar):
+                console().print(f"before the tagger is asked: {estimate}", soft_wrap=True)
 
 
 def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
@@ -56,7 +58,7 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
     from goca.model.load import without_bars
 
     with progress(hidden=as_json) as bar:
-        shown = Shown(bar)
+        shown = Shown(bar, as_json)
         watch = lead.Watch(shown.stage, shown.done, shown.advance, shown.estimate)
         try:
             with without_bars():
@@ -66,6 +68,8 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
             again = f"; ask the same again to go on with {out}" if out is not None else ""
             say(f"stopped; {shown.finished} pictures are done{again}")
             raise typer.Exit(130) from None
+    for line in shown.left_out:
+        say(line)
     if as_json:
         left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
         print(

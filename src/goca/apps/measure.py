@@ -143,7 +143,7 @@ def evaluate(
             batch,
             threads,
             overrides,
-            options.prices(prices),
+            options.prices(prices, given),
             together,
         )
         if estimate:

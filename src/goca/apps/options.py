@@ -97,10 +97,12 @@ def noise(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(level) for level in levels)
 
 
-def prices(text: str | None) -> tuple[float, float] | None:
-    """The prices of --prices. Raises GocaError for anything but two numbers from 0."""
+def prices(text: str | None, tagger: str) -> tuple[float, float] | None:
+    """The prices of --prices. Raises GocaError for anything but two numbers from 0, and where nobody is paid."""
     if text is None:
         return None
+    if not tagger.startswith("vlm:"):
+        raise GocaError(f'nobody has to pay the tagger "{tagger}": leave --prices out')
     try:
         read, written = (float(part) for part in text.split(","))
     except ValueError:

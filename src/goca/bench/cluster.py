@@ -15,7 +15,7 @@ from goca.bench.protocol import Protocol
 from goca.bench.workers import Task, quieten
 from goca.errors import GocaError
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
 PATIENCE = 10
 """Seconds in which a cluster's address has to answer."""
 MOST_BLOCKS = 1000
@@ -39,7 +39,7 @@ def in_cluster(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = not ray.is_initialized()
     if started:
-        _reach(address)
+        reach(address)
         try:
             ray.init(None if address == LOCAL else address, include_dashboard=False, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -52,11 +52,13 @@ def in_cluster(
             ray.shutdown()
 
 
-def _reach(address: str) -> None:
+def reach(address: str) -> None:
     """Raises GocaError where nothing listens at a host and port: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (colon and port.isdecimal()):
+    if address in (LOCAL, AUTO):
         return
+    if not (host and colon and port.isdecimal()) or "/" in host:
+        raise GocaError(f'no Ray address "{address}": give HOST:PORT, ray://HOST:PORT, auto, or local to start one')
     try:
         socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
     except (OSError, OverflowError) as error:

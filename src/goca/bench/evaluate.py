@@ -14,6 +14,7 @@ from goca.bench.scenes import SceneOracle
 from goca.bench.taggers.facts import Tagger
 from goca.errors import GocaError
 from goca.model.prompt import Prompts
+from goca.model.words import Noun
 from goca.question import Question
 from goca.recipe import AUTO
 from goca.segmentation import Segmentation
@@ -65,8 +66,9 @@ class Evaluator:
         for one in opened:
             label = self._without_asking(one.asked)
             if label is None:
-                questions.append(self._question(one))
-                asked[id(questions[-1])] = one
+                question, one = self._question(one)
+                questions.append(question)
+                asked[id(question)] = one
             else:
                 done[one.sample.id] = self._settled(one, label)
 
@@ -101,17 +103,31 @@ class Evaluator:
             return self._labels(asked.classes)[1]
         return None
 
-    def _question(self, one: _Open) -> Question:
+    def _question(self, one: _Open) -> tuple[Question, _Open]:
+        """The question, and what is written down of it now."""
         background = None if self.protocol.threshold == NONE else AUTO
         question = one.asked.question(one.sample.image, background)
         if self.protocol.captions == SENTENCES:
             assert isinstance(self.tagger, SceneOracle)  # `Job` refuses sentences of others
-            return replace(question, caption=self.tagger.sentence(one.sample))
+            return replace(question, caption=self.tagger.sentence(one.sample)), one
         listed = (*one.asked.classes, *one.asked.others)
-        if one.asked.caption == ", ".join(listed):
-            # As the segmenter would write it: left to it, a list that is too long is spread over several prompts.
-            return replace(question, caption=None)
-        return question
+        if one.asked.caption != ", ".join(listed) and self._fits(one.asked.caption.split(", ")):
+            return question, one
+        # As the segmenter would write it: left to it, a list that is too long is spread over several prompts, in each
+        # of which there has to be room for all supporting nouns.
+        others, picture = one.asked.others, one.picture
+        assert isinstance(question.classes, Mapping)
+        words = [(name, *more) for name, more in question.classes.items()]
+        while others and not all(self._fits((*some, *others)) for some in words):
+            others = others[:-1]
+        if others != picture.others:
+            note = f"too long a caption for this model: without {', '.join(picture.others[len(others) :])}"
+            picture = replace(picture, others=others, notes=(*picture.notes, note))
+        return replace(question, caption=None, others=others), one._replace(picture=picture)
+
+    def _fits(self, nouns: Sequence[str]) -> bool:
+        """Whether one prompt holds so many nouns."""
+        return self.segmenter.backbone.fits([Noun(noun, (noun,)) for noun in nouns])
 
     def _labels(self, classes: Iterable[str]) -> list[int]:
         """From the labels of a result to those of the data set; 0 stays."""

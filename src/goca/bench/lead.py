@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from goca.bench.cluster import in_cluster, reach
 from goca.bench.confusion_picture import confusion_picture
 from goca.bench.datasets.facts import Dataset, Sample
 from goca.bench.evaluate import Evaluator, Said
@@ -58,6 +59,9 @@ def evaluate(
     out: the run's folder, None to write nothing. Raises GocaError for what cannot be done, and for a folder of another
     run. Whatever stops it, each picture that is done is a whole line of `out`, and the same call goes on from there.
     """
+    if crew.ray is not None:
+        # Before a model is loaded for nothing.
+        reach(crew.ray)
     dataset = job.open()
     if not dataset.samples:
         raise GocaError(f"{dataset.name} has no picture to evaluate")
@@ -114,14 +118,15 @@ def _finish(run: Run, report: Report, crew: str | None) -> None:
 
 
 def _open(dataset: Dataset, batch: int, done: Mapping[str, Picture]) -> Iterator[Task]:
-    """The units of which a picture is missing or was left out, with the captions that are known.
+    """The units of which a picture is missing or was left out, with the captions of those that were not.
 
     They are done again as a whole, and their later lines count: batches are always composed the same.
     """
     for index, samples in enumerate(units(dataset, batch)):
         known = [done[sample.id] for sample in samples if sample.id in done]
         if len(known) < len(samples) or any(picture.counts is None for picture in known):
-            yield Task(index, {one.id: Said(one.caption) for one in known if one.caption is not None})
+            said = {one.id: Said(one.caption) for one in known if one.caption is not None and not one.left_out}
+            yield Task(index, said)
 
 
 def _tagged(tagger: Tagger, dataset: Dataset, batch: int, tasks: Sequence[Task], watch: Watch) -> list[Task]:
@@ -155,7 +160,5 @@ def _elsewhere(job: Job, protocol: Protocol, tasks: Sequence[Task], crew: Crew) 
     if not tasks:
         return iter(())
     if crew.ray is not None:
-        from goca.bench.cluster import in_cluster
-
         return in_cluster(job, protocol, tasks, crew.ray, crew.workers)
     return in_processes(job, protocol, tasks, crew.workers or 1)

@@ -107,7 +107,8 @@ ODD_SYNONYMS = (Category("aeroplane", ("skyline",)), Category("person", ("woodpe
 def paper(dataset: str, odd_synonyms: bool = False) -> Policy:
     """What the released code does on a data set, which flatters: classes are those of the ground truth.
 
-    dataset: "voc", "context", "coco-object", "coco-stuff", "cityscapes" or "ade20k"; GocaError for any other.
+    dataset: "voc", "context", "coco-object", "coco-stuff-27", "coco-stuff-171", "cityscapes" or "ade20k"; GocaError for
+    any other.
     """
     if dataset not in _PAPER:
         raise GocaError(f'no "paper" protocol for "{dataset}": there is one for {", ".join(_PAPER)}; use "honest"')
@@ -120,7 +121,8 @@ _PAPER: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "voc": (("background",), True),
     "context": ((), True),
     "coco-object": (("background",), False),
-    "coco-stuff": ((), True),
+    "coco-stuff-27": ((), True),
+    "coco-stuff-171": ((), True),  # not evaluated by the authors: as the 27
     "cityscapes": ((), False),
     "ade20k": (("background",), False),
 }

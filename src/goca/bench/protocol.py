@@ -131,7 +131,7 @@ def honest(dataset: Dataset, tags: str) -> Protocol:
 
 def paper(dataset: Dataset, tags: str) -> Protocol:
     """As the authors' released code scores a data set; GocaError for one that it does not know."""
-    policy = nouns.paper(PAPER_NAMES.get(dataset.name, dataset.name))
+    policy = nouns.paper(dataset.name)
     return replace(
         honest(dataset, tags),
         name="paper",
@@ -145,7 +145,6 @@ def paper(dataset: Dataset, tags: str) -> Protocol:
 
 
 PRESETS: Mapping[str, Callable[[Dataset, str], Protocol]] = {"honest": honest, "paper": paper}
-PAPER_NAMES = {"coco-stuff-27": "coco-stuff"}
 PAPER_SPLITS = {"voc": "train", "context": "train"}
 """Where the released code evaluates on another split than the one for validation."""
 

@@ -24,6 +24,7 @@ def settings(job: Job, dataset: Dataset, protocol: Protocol, segmenter: Segmente
             "split": dataset.split,
             "source": dataset.source,
             "categories": [one.name for one in dataset.categories],
+            "words": blake2b(repr([one.synonyms for one in dataset.categories]).encode(), digest_size=8).hexdigest(),
             "pictures": len(dataset.samples),
             "listing": listing(dataset),
         },

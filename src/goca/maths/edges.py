@@ -7,6 +7,7 @@ epsilon were tried on one picture, examples/cat.png, and on no benchmark.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -93,10 +94,20 @@ def label_along_edges(
     background: Background,
     picture: UInt8[Tensor, "height width 3"],
 ) -> Int[Tensor, "height width"]:
-    """`background.label`, of scores that follow the picture's edges; class by class, so that one is held at a time."""
+    """`background.label`, of scores that follow the picture's edges."""
+    return next(labels_along_edges(classes, support, (background,), picture))
+
+
+def labels_along_edges(
+    classes: Float[Tensor, "class h w"],
+    support: Float[Tensor, "h w"] | None,
+    backgrounds: Iterable[Background],
+    picture: UInt8[Tensor, "height width 3"],
+) -> Iterator[Int[Tensor, "height width"]]:
+    """`background.labels`, of scores that follow the picture's edges; class by class, so that one is held at a time."""
     edges = Edges(picture, (classes.shape[-2], classes.shape[-1]))
     extra = classes.new_zeros(edges.size) if support is None else edges.follow(support)
-    best = background.rule(background.threshold, extra)
+    best = torch.full_like(extra, -torch.inf)
     winner = torch.zeros(edges.size, dtype=torch.long, device=classes.device)
     for index, scores in enumerate(classes, start=1):
         if bool(scores.isneginf().all()):
@@ -105,4 +116,6 @@ def label_along_edges(
         better = found > best
         winner[better] = index
         best = torch.where(better, found, best)
-    return winner
+    for background in backgrounds:
+        lost = background.rule(background.threshold, extra) >= best
+        yield torch.where(lost, 0, winner)

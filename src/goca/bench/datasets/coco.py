@@ -15,8 +15,7 @@ from goca.bench.datasets.coco_json import Index, index
 from goca.bench.datasets.facts import Dataset, Sample
 from goca.bench.datasets.files import choose, first_of, folder, require
 from goca.bench.datasets.labels import Labels, of_size
-from goca.bench.datasets.names import categories, rows
-from goca.draw import palette
+from goca.bench.datasets.names import categories, colours, rows
 from goca.errors import GocaError
 
 NAME = "coco-object"
@@ -48,7 +47,7 @@ def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
         Sample(picture.stem, picture, partial(_draw, known, number, picture, labels))
         for number, picture in paths.items()
     )
-    return Dataset(NAME, chosen, categories(classes), samples, True, palette(len(classes)))
+    return Dataset(NAME, chosen, categories(classes), samples, True, colours(classes))
 
 
 def picture_folder(home: Path, split: str) -> Path:

@@ -12,9 +12,9 @@ import numpy as np
 from goca.bench.datasets.coco import SPLITS, picture_folder
 from goca.bench.datasets.coco_json import Index, index
 from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
-from goca.bench.datasets.files import choose, folder, paired, require, stems
+from goca.bench.datasets.files import choose, first_of, folder, paired, require, stems
 from goca.bench.datasets.labels import Labels, of_size, read_indexed, read_rgb, table
-from goca.bench.datasets.names import categories, rows
+from goca.bench.datasets.names import categories, colours, rows
 from goca.draw import palette
 from goca.errors import GocaError
 
@@ -37,11 +37,12 @@ def open_coco_stuff_171(root: Path | None, split: str | None = None) -> Dataset:
         raise GocaError(f"{FINE}: expected {expected}, for panoptic ground truth merges many of the 171: download it")
     classes = rows("coco")
     samples = _of_maps(FINE, home, chosen, maps, {row.id: label for label, row in enumerate(classes, start=1)})
-    return Dataset(FINE, chosen, categories(classes), samples, False, palette(len(classes)))
+    return Dataset(FINE, chosen, categories(classes), samples, False, colours(classes))
 
 
 def open_coco_stuff_27(root: Path | None, split: str | None = None) -> Dataset:
-    """As the 171, or annotations/panoptic_SPLIT.json with panoptic_SPLIT/*.png beside it in place of the stuff maps.
+    """As the 171, or annotations/panoptic_SPLIT.json with panoptic_SPLIT/*.png beside it, or in the root, in place of
+    the stuff maps.
 
     Raises GocaError naming the file that was expected where the root is another or incomplete.
     """
@@ -88,7 +89,7 @@ def _of_panoptic(home: Path, split: str, groups: Mapping[str, int]) -> tuple[Sam
         if category.get("supercategory") not in groups:
             raise GocaError(f"{path}: category {category.get('id')} is in none of the 27 groups: is it COCO's?")
         labels[category["id"]] = groups[category["supercategory"]]
-    pictures, masks = picture_folder(home, split), path.with_suffix("")
+    pictures, masks = picture_folder(home, split), first_of([path.with_suffix(""), home / path.stem])
     samples = []
     for number, entry in sorted(known.pictures.items()):
         picture = pictures / entry.file_name

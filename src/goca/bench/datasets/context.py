@@ -1,7 +1,7 @@
 """Pascal Context: 59 classes of things and stuff, the rest is background.
 
 Published as .mat files with 459 classes; also found as PNGs of the 59. Both read the same: what is none of the 59,
-annotated or not, is background.
+annotated or not, is background; only PNGs may have void beside it.
 """
 
 from functools import partial
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from goca.bench.datasets.facts import Dataset
+from goca.bench.datasets.facts import VOID, Dataset
 from goca.bench.datasets.files import choose, listed, locate, paired
 from goca.bench.datasets.labels import Labels, Table, read_indexed, table, translate
 from goca.bench.datasets.names import categories, rows, voc_colours
@@ -18,6 +18,8 @@ from goca.errors import GocaError
 NAME = "context"
 SPLITS = ("val", "train")
 HOMES = ("", "VOC2010", "VOCdevkit/VOC2010")
+UNLABELLED = 255
+"""Void, in PNGs whose makers kept it apart from background."""
 PNGS = "SegmentationClassContext"
 
 
@@ -35,7 +37,7 @@ def open_context(root: Path | None, split: str | None = None) -> Dataset:
     classes = rows("context")
     if (home / PNGS).is_dir():
         source, truths, ending = "PNG, 59 classes", home / PNGS, "png"
-        read = partial(read_indexed, labels=table({0: 0} | {row.id: row.id for row in classes}))
+        read = partial(read_indexed, labels=table({0: 0, UNLABELLED: VOID} | {row.id: row.id for row in classes}))
     else:
         source, truths, ending = ".mat, 459 classes", _mat_folder(root or home, home), "mat"
         read = partial(_read_mat, labels=_of_459(truths))

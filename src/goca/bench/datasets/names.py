@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from goca.bench.datasets.facts import Category
+from goca.draw import palette
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ def categories(rows: Sequence[Row]) -> tuple[Category, ...]:
 
 
 def colours(rows: Sequence[Row]) -> UInt8[np.ndarray, "label 3"]:
-    """The rows' official colours, after black for background."""
-    return np.array([list(bytes.fromhex(colour)) for colour in ("000000", *(row.colour[1:] for row in rows))], np.uint8)
+    """The rows' official colours, after black for background; our own for those that have none."""
+    out = palette(len(rows))
+    for label, row in enumerate(rows, start=1):
+        if row.colour:
+            out[label] = list(bytes.fromhex(row.colour[1:]))
+    return out
 
 
 def voc_colours(labels: int) -> UInt8[np.ndarray, "label 3"]:
