@@ -484,3 +484,8 @@ def test_the_document_of_the_families_is_what_the_table_prints(goca: Any) -> Non
     assert told.code == 0
     document = Path(__file__).parent.parent / "docs" / "families.md"
     assert told.out.strip() in document.read_text()
+
+
+@pytest.mark.parametrize("other", ["--check", "--json"])
+def test_a_table_for_a_document_is_that_alone(goca, other):
+    assert f"--markdown and {other} exclude each other" in goca("models", "--markdown", other).mistake()

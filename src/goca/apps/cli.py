@@ -16,6 +16,7 @@ import typer
 
 from goca.apps import files, knobs, measure, options, painting, terminal
 from goca.apps.app import app
+from goca.errors import GocaError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,6 +181,8 @@ def models(
     Any other checkpoint of a family that goca reads works too, with settings by that family's rule.
     """
     with terminal.session(verbose):
+        if markdown and (check or json):
+            raise GocaError(f"--markdown and --{'check' if check else 'json'} exclude each other: give one of them")
         from goca.apps import models as shown
 
         if check:
