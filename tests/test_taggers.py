@@ -109,6 +109,8 @@ def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.jsonl"
     toy = dataset()
     record = Record(path, "someone")
+    assert record.get(sample("a"), toy) is None
+    assert not path.parent.exists()
     for name in ("a", "b", "c"):
         record.add(sample(name), toy, f"{name}-noun, é")
     whole = path.read_bytes()
@@ -120,8 +122,11 @@ def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         again = Record(path, "someone")
         known = again.get(sample("c"), toy)
         assert known == ("c-noun, é" if cut >= len(whole) - 1 else None)
+        # Who only reads changes nothing.
+        assert path.read_bytes() == whole[:cut]
         if known is None:
             again.add(sample("c"), toy, "c-noun, é")
+        again.open()
         assert path.read_bytes() == whole
         assert list(read(path)) == wanted
     assert again.get(sample("a"), dataset(name="other")) is None
@@ -129,8 +134,11 @@ def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(GocaError, match="cannot write the captions"):
-        Record(tmp_path / "file" / "a.jsonl", "someone")
+    record = Record(tmp_path / "file" / "a.jsonl", "someone")
+    for write in (record.open, lambda: record.add(sample("a"), dataset(), "cat")):
+        with pytest.raises(GocaError, match="cannot write the captions"):
+            write()
+    assert record.get(sample("a"), dataset()) is None
     (tmp_path / "b.jsonl").write_text('{"id": "a", "caption": "by hand"}\n')
     with pytest.raises(GocaError, match="name another file"):
         Record(tmp_path / "b.jsonl", "someone")
@@ -145,7 +153,7 @@ def test_a_record_that_cannot_be_kept(tmp_path: Path) -> None:
         ("self:guess", "self:error, self:map"),
         ("self:map:", "self:error, self:map"),
         ("self:map", "a segmenter has to be given"),
-        ("local:folder", "name a .jsonl file"),
+        ("local:folder", r"\(--out RUN\)"),
     ],
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
