@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -105,12 +106,15 @@ class Captions:
         self.path = path
         entries = read(path)
         self._captions = {(entry.dataset, entry.id): entry.caption for entry in entries}
-        self._told = tuple(dict.fromkeys(entry.tagger for entry in entries if entry.tagger))
+        told = dict.fromkeys(entry.tagger for entry in entries if entry.tagger)
+        self._told = f" ({', '.join(told)})" if told else ""
+        # A file of the same name that says something else is another tagger.
+        self._mark = blake2b(json.dumps([astuple(entry) for entry in entries]).encode(), digest_size=4).hexdigest()
 
     @property
     def name(self) -> str:
-        said = f" ({', '.join(self._told)})" if self._told else ""
-        return f"captions {self.path.name}{said}"
+        """The file's name, who said its captions where it tells, and a mark of what they are."""
+        return f"captions {self.path.name}{self._told} {self._mark}"
 
     def tag(self, sample: Sample, dataset: Dataset) -> str:
         for whose in (dataset.name, ""):
