@@ -46,6 +46,41 @@ VOC = (
         ("the, and, -, 7-up, st. bernard", (("7-up",), ("st. bernard",))),
         ("", ()),
         ("cafe\N{COMBINING ACUTE ACCENT}, CAFÉ", (("café",),)),
+        # Numbers of a list, in every way that models write them, and counts.
+        ("1. cat\n2. dog", (("cat",), ("dog",))),
+        ("1.cat\n 12. a dog\n3. (person, hat)\n4.", (("cat",), ("dog",), ("person", "hat"))),
+        ("1) cat\n2) dog", (("cat",), ("dog",))),
+        ("1) cat, 2)dog, (3) sky", (("cat",), ("dog",), ("sky",))),
+        ("- 1) **Cat**\n- 2) **Dog**", (("cat",), ("dog",))),
+        ("person (2), (cat, 7) dog", (("person",), ("cat", "7"), ("dog",))),
+        # Numbers that belong to a name.
+        (
+            "7up, 4.5 inch phone, 3d printer, boeing 747, 2 cats, 747",
+            tuple((noun,) for noun in ("7up", "4.5 inch phone", "3d printer", "boeing 747", "2 cats", "747")),
+        ),
+        # Bullets, bold type and quotation marks.
+        ("- cat\n* dog\n\u2022 cow\n\u2013 bird", (("cat",), ("dog",), ("cow",), ("bird",))),
+        ("**cat**, __dog__, `cow`", (("cat",), ("dog",), ("cow",))),
+        (
+            "\"cat\", 'dog', \u201ccow\u201d, \u2018bird\u2019, «sky»",
+            (("cat",), ("dog",), ("cow",), ("bird",), ("sky",)),
+        ),
+        # What stands before the first noun of a line and ends in a colon.
+        ("Nouns: cat, dog", (("cat",), ("dog",))),
+        ("**Nouns:** cat, dog", (("cat",), ("dog",))),
+        ("Here is the list of nouns:\n\n1. Cat\n2. (person, hat)", (("cat",), ("person", "hat"))),
+        ("Foreground: (cat, tail), dog\nBackground: sky", (("cat", "tail"), ("dog",), ("sky",))),
+        ("Nouns:(cat, tail), dog", (("cat", "tail"), ("dog",))),
+        ("1) poster: cat", (("cat",),)),
+        # Colons that belong to a name.
+        ("16:9 screen, 10:30, sky, poster: alien", (("16:9 screen",), ("10:30",), ("sky",), ("poster: alien",))),
+        # Brackets and commas of other kinds.
+        ("[person, clothes], {dog, leash}, sky", (("person", "clothes"), ("dog", "leash"), ("sky",))),
+        ("cat\u3001dog\uff1bcow;bird\uff0csky", (("cat",), ("dog",), ("cow",), ("bird",), ("sky",))),
+        (
+            "nouns\uff1acat\uff08tail\u3001leg\uff09\u3010dog\u3001ear\u3011",
+            (("cat",), ("tail", "leg"), ("dog", "ear")),
+        ),
     ],
 )
 def test_parsing(caption: str, groups: tuple[tuple[str, ...], ...]) -> None:
@@ -53,7 +88,10 @@ def test_parsing(caption: str, groups: tuple[tuple[str, ...], ...]) -> None:
 
 
 PIECES = st.sampled_from(
-    ["(", ")", ",", " ", ".", "a ", "the", "-", "_", "\n", ";", "'", "cat", "Cats", "glass", "es", "s"]
+    [
+        *("(", ")", ",", " ", ".", "a ", "the", "-", "_", "\n", ";", "'", "cat", "Cats", "glass", "es", "s"),
+        *("[", "}", "7", "1.", "2)", ":", ": ", "\uff1a", "\uff0e", "\u3001", "**"),
+    ]
 )
 CAPTIONS = st.one_of(st.text(), st.lists(PIECES, max_size=20).map("".join))
 

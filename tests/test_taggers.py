@@ -1,8 +1,10 @@
 """Who says what is in a picture: ground truth, lists, files, a local model, and the diffusion model itself."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,7 +68,7 @@ def test_saved_captions(name: str, tmp_path: Path) -> None:
     path.write_text(FILES[name])
     captions = tagger_named(f"captions:{path}")
     assert captions.tag(sample("a"), dataset()) == "cat, (sky, cé)"
-    assert captions.name == f"captions {name}"
+    assert re.fullmatch(rf"captions {name} [0-9a-f]{{8}}", captions.name)
     with pytest.raises(GocaError, match='no caption of "c" in toy'):
         captions.tag(sample("c"), dataset())
 
@@ -79,6 +81,23 @@ def test_captions_of_another_data_set_do_not_count(tmp_path: Path) -> None:
     assert Captions(path).tag(sample("a"), dataset(name="other")) == "dog"
     with pytest.raises(GocaError, match="third"):
         Captions(path).tag(sample("a"), dataset(name="third"))
+
+
+def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path) -> None:
+    def name(folder: str, content: object) -> str:
+        path = tmp_path / folder / "said.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(content))
+        return tagger_named(f"captions:{path}").name
+
+    first = name("one", {"a": "cat", "b": "dog"})
+    assert first == name("two", [{"id": "a", "caption": "cat"}, {"id": "b", "caption": "dog", "more": 1}])
+    others = [
+        name("three", {"a": "cat", "b": "cow"}),
+        name("four", {"a": "cat"}),
+        name("five", [{"id": "a", "caption": "cat", "dataset": "toy"}, {"id": "b", "caption": "dog"}]),
+    ]
+    assert len({first, *others}) == 4
 
 
 @pytest.mark.parametrize(
@@ -109,6 +128,8 @@ def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.jsonl"
     toy = dataset()
     record = Record(path, "someone")
+    assert record.get(sample("a"), toy) is None
+    assert not path.parent.exists()
     for name in ("a", "b", "c"):
         record.add(sample(name), toy, f"{name}-noun, é")
     whole = path.read_bytes()
@@ -120,8 +141,11 @@ def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         again = Record(path, "someone")
         known = again.get(sample("c"), toy)
         assert known == ("c-noun, é" if cut >= len(whole) - 1 else None)
+        # Who only reads changes nothing.
+        assert path.read_bytes() == whole[:cut]
         if known is None:
             again.add(sample("c"), toy, "c-noun, é")
+        again.open()
         assert path.read_bytes() == whole
         assert list(read(path)) == wanted
     assert again.get(sample("a"), dataset(name="other")) is None
@@ -129,8 +153,11 @@ def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(GocaError, match="cannot write the captions"):
-        Record(tmp_path / "file" / "a.jsonl", "someone")
+    record = Record(tmp_path / "file" / "a.jsonl", "someone")
+    for write in (record.open, lambda: record.add(sample("a"), dataset(), "cat")):
+        with pytest.raises(GocaError, match="cannot write the captions"):
+            write()
+    assert record.get(sample("a"), dataset()) is None
     (tmp_path / "b.jsonl").write_text('{"id": "a", "caption": "by hand"}\n')
     with pytest.raises(GocaError, match="name another file"):
         Record(tmp_path / "b.jsonl", "someone")
@@ -145,7 +172,7 @@ def test_a_record_that_cannot_be_kept(tmp_path: Path) -> None:
         ("self:guess", "self:error, self:map"),
         ("self:map:", "self:error, self:map"),
         ("self:map", "a segmenter has to be given"),
-        ("local:folder", "name a .jsonl file"),
+        ("local:folder", r"\(--out RUN\)"),
     ],
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
@@ -220,7 +247,7 @@ def test_a_local_model(
     toy = dataset(*photos)
     path = tmp_path / "captions.jsonl"
     tagger = tagger_named(f"local:{folder}", Means(captions=path, batch=2))
-    assert tagger.name == "local llava"
+    assert re.fullmatch(r"local llava \([0-9a-f]{8}\)", tagger.name)
     batches = []
     shown = tagger._captions
     monkeypatch.setattr(tagger, "_captions", lambda part, request: batches.append(len(part)) or shown(part, request))
@@ -237,12 +264,53 @@ def test_a_local_model(
     assert len(set(captions)) > 1
     # The request is not part of the answer.
     assert all("so:" not in caption and "divided" not in caption for caption in captions)
-    assert {entry.tagger for entry in read(path)} == {"local llava"}
+    assert {entry.tagger for entry in read(path)} == {tagger.name}
     # Who knows every picture loads no model.
     again = local.Local(str(folder), path)
     monkeypatch.setattr(local.Local, "_loaded", property(lambda self: pytest.fail("loaded")))
     assert again.tag(photos[0], toy) == captions[0]
     assert Captions(path).tag(photos[0], toy) == captions[0]
+
+
+def test_a_local_model_is_named_by_its_files(
+    folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(model: str | Path) -> str:
+        return tagger_named(f"local:{model}", Means(captions=tmp_path / "none" / "captions.jsonl")).name
+
+    copy = tmp_path / "elsewhere" / folder.name
+    copytree(folder, copy)
+    assert name(copy) == name(folder)
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    # In the middle: neither the file's size nor its ends change.
+    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
+    weights.write_bytes(content)
+    other = name(copy)
+    assert other != name(folder)
+    (copy / "README.md").write_text("a card")
+    assert name(copy) == other
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text().replace("so:", "or:"))
+    assert name(copy) not in (other, name(folder))
+    monkeypatch.chdir(copy)
+    assert name(".") == name(copy)
+    assert name("someone/llava") == "local someone/llava"
+    # Their captions are not mixed up.
+    path = tmp_path / "captions.jsonl"
+    Record(path, name(folder)).add(photos[0], dataset(), "cat")
+    with pytest.raises(GocaError, match="name another file"):
+        tagger_named(f"local:{copy}", Means(captions=path))
+
+
+def test_captions_that_cannot_be_kept_are_not_made(
+    photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(local.Local, "_loaded", property(lambda self: pytest.fail("loaded")))
+    tagger = local.Local("someone/llava", tmp_path / "file" / "captions.jsonl")
+    with pytest.raises(GocaError, match="cannot write the captions"):
+        prepare(tagger, photos, dataset(*photos))
 
 
 def test_alone_or_in_a_batch(folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: Any) -> None:

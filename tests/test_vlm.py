@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,8 +31,14 @@ Goca = Callable[..., Outcome]
 Answer = tuple[int, dict[str, str], bytes]
 
 
-def said(text: object) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+def said(text: object, **more: object) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text, **more}}]}).encode()
+
+
+def shown(question: dict[str, Any]) -> Image.Image:
+    """The picture of a question."""
+    url = question["messages"][0]["content"][1]["image_url"]["url"]
+    return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
 
 
 def failed(status: int, message: str = "no", **headers: str) -> Answer:
@@ -140,11 +147,9 @@ def test_a_picture_is_shown_and_its_caption_kept(server: Server, vlm: VLM, datas
     assert asked["temperature"] == 0
     text, picture = asked["messages"][0]["content"]
     assert text == {"type": "text", "text": instruction(dataset)}
-    kind, data = picture["image_url"]["url"].split(",")
-    assert kind == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
-        assert shown.size == (53, 39)
-        assert abs(int(np.asarray(shown).mean()) - 80) < 3
+    assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    assert shown(asked).size == (53, 39)
+    assert abs(int(np.asarray(shown(asked)).mean()) - 80) < 3
     assert vlm.name == "vlm m-1"
     (entry,) = read(vlm.path)
     assert (entry.dataset, entry.id, entry.tagger, entry.caption) == ("toy", "p2", "vlm m-1", "Cat, (sky, cloud).")
@@ -153,9 +158,7 @@ def test_a_picture_is_shown_and_its_caption_kept(server: Server, vlm: VLM, datas
 def test_large_pictures_are_shown_smaller(server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path) -> None:
     Image.new("RGB", (2048, 512)).save(tmp_path / "wide.png")
     vlm.tag(Sample("wide", tmp_path / "wide.png", dataset.samples[0].truth), dataset)
-    url = server.asked[0]["messages"][0]["content"][1]["image_url"]["url"]
-    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as shown:
-        assert shown.size == (1024, 256)
+    assert shown(server.asked[0]).size == (1024, 256)
 
 
 def test_the_instruction(dataset: Dataset) -> None:
@@ -189,7 +192,7 @@ def test_many_pictures_go_together_and_none_is_asked_twice(
     assert [again.tag(sample, dataset) for sample in dataset.samples] == captions
     saved = Captions(vlm.path)
     assert [saved.tag(sample, dataset) for sample in dataset.samples] == captions
-    assert saved.name == "captions captions.jsonl (vlm m-1)"
+    assert saved.name.startswith("captions captions.jsonl (vlm m-1) ")
     assert len(server.asked) == 5
 
 
@@ -225,18 +228,72 @@ def test_patience(server: Server, vlm: VLM, dataset: Dataset) -> None:
     [
         (failed(500, "on fire"), "HTTP 500, on fire"),
         ((200, {}, b"<html>hello</html>"), "no chat completion"),
-        ((200, {}, said(None)), "empty"),
-        ((200, {}, said("  ")), "empty"),
         ((200, {}, b'{"choices": []}'), "no chat completion"),
+        ((200, {}, b'{"choices": [{"message": "cat"}]}'), "no chat completion"),
     ],
 )
 def test_patience_ends(server: Server, vlm: VLM, dataset: Dataset, answer: Answer, reason: str) -> None:
     server.answer = lambda number, question: answer
-    with pytest.raises(GocaError, match=f"in 6 attempts .*{reason}"):
+    with pytest.raises(GocaError, match=f"in 6 attempts .*{reason}") as caught:
         vlm.tag(dataset.samples[0], dataset)
+    assert not isinstance(caught.value, Declined)
     assert len(server.asked) == ATTEMPTS == 6
     assert pauses(vlm) == [1, 2, 4, 8, 16]
     assert vlm.path.read_bytes() == b""
+    # It ends the run.
+    with pytest.raises(GocaError, match=reason):
+        prepare(vlm, dataset.samples, dataset)
+
+
+@pytest.mark.parametrize(
+    ("body", "attempts", "reason"),
+    [
+        (said(None), 6, r"in 6 attempts \(its answer is empty\)"),
+        (said("  "), 6, r"in 6 attempts \(its answer is empty\)"),
+        (said(None, refusal=""), 6, r"in 6 attempts \(its answer is empty\)"),
+        (b'{"choices": [{"message": {"role": "assistant"}}]}', 6, r"in 6 attempts \(its answer is empty\)"),
+        (said(None, refusal="I tell no\ntemperature."), 1, r"declined \(I tell no temperature\.\)"),
+    ],
+)
+def test_a_model_that_will_not_speak_of_one_picture(
+    body: bytes, attempts: int, reason: str, server: Server, vlm: VLM, dataset: Dataset
+) -> None:
+    server.answer = lambda number, question: (200, {}, body if shown(question).height == 37 + 2 else said("cat"))
+    done: list[int] = []
+    prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
+    assert len(done) == 5
+    assert sorted(entry.id for entry in read(vlm.path)) == ["p0", "p1", "p3", "p4"]
+    assert len(server.asked) == 4 + attempts
+    assert pauses(vlm) == [1, 2, 4, 8, 16][: attempts - 1]
+    with pytest.raises(Declined, match=reason):
+        vlm.tag(dataset.samples[2], dataset)
+    # It is not asked again, and the temperature stays: the model spoke of it, not the server.
+    assert len(server.asked) == 4 + attempts
+    assert all(question["temperature"] == 0 for question in server.asked)
+
+
+def test_one_unreadable_picture_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
+    path = dataset.samples[3].image
+    Image.effect_noise((59, 61), 50).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:700])
+    done: list[int] = []
+    prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
+    assert len(done) == 5
+    assert sorted(entry.id for entry in read(vlm.path)) == ["p0", "p1", "p2", "p4"]
+    with pytest.raises(GocaError, match=r"3\.png cannot be read"):
+        vlm.tag(dataset.samples[3], dataset)
+    assert len(server.asked) == 4
+
+
+def test_nothing_is_paid_for_what_cannot_be_kept(server: Server, dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    vlm = VLM("m", Endpoint(server.base), tmp_path / "file" / "captions.jsonl")
+    assert vlm.estimate(dataset.samples, dataset).pictures == 5
+    with pytest.raises(GocaError, match="cannot write the captions"):
+        prepare(vlm, dataset.samples, dataset)
+    with pytest.raises(GocaError, match="cannot write the captions"):
+        vlm.tag(dataset.samples[0], dataset)
+    assert not server.asked
 
 
 def test_silence_is_an_answer_too(server: Server, dataset: Dataset, tmp_path: Path) -> None:
@@ -292,9 +349,7 @@ def test_a_redirection_does_not_get_the_key(server: Server, vlm: VLM, dataset: D
 
 def test_one_declined_picture_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
     def answer(number: int, question: dict[str, Any]) -> Answer:
-        url = question["messages"][0]["content"][1]["image_url"]["url"]
-        with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as shown:
-            return failed(400, "not such a picture") if shown.height == 37 + 2 else (200, {}, said("cat"))
+        return failed(400, "not such a picture") if shown(question).height == 37 + 2 else (200, {}, said("cat"))
 
     server.answer = answer
     prepare(vlm, dataset.samples, dataset)
@@ -348,6 +403,7 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     priced = json.loads(goca(*ask, "--estimate", "--prices", "1000000,0", "--json").out)
     assert priced["cost"] == priced["read"]
     assert not server.asked
+    assert not run.exists()
     done = goca(*ask, "--prices", "0,500000", "--json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out)["pictures"] == 3
@@ -380,12 +436,28 @@ def test_what_cannot_be_estimated(options: tuple[str, ...], reason: str, goca: G
     assert reason in goca("evaluate", "scenes", *options).mistake()
 
 
-def test_where_and_who_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_and_who_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dataset: Dataset
+) -> None:
     means = Means(captions=tmp_path / "captions.jsonl", prices=(1.0, 2.0), together=2)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(GocaError, match="set OPENAI_API_KEY"):
-        tagger_named("vlm:gpt", means)
+    # Without a key one may see what it would take, and is told as soon as somebody would have to be asked.
+    keyless = tagger_named("vlm:gpt", means)
+    assert isinstance(keyless, VLM)
+    assert keyless.estimate(dataset.samples, dataset).pictures == 5
+    monkeypatch.setattr("urllib.request.urlopen", lambda *unused, **more: pytest.fail("asked"))
+    keyless.endpoint = replace(keyless.endpoint, stop=Hasty())
+    for ask in (
+        lambda: prepare(keyless, dataset.samples, dataset),
+        lambda: keyless.tag(dataset.samples[0], dataset),
+        lambda: keyless.endpoint.complete({}),
+    ):
+        with pytest.raises(GocaError, match="set OPENAI_API_KEY") as caught:
+            ask()
+        assert not isinstance(caught.value, Declined)
+    assert pauses(keyless) == []
+    assert not (tmp_path / "captions.jsonl").exists()
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     made = tagger_named("vlm:gpt", means)
     assert isinstance(made, VLM)
@@ -407,7 +479,7 @@ def test_where_and_who_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("spec", "means", "reason"),
     [
-        ("vlm:gpt", Means(), "name a .jsonl file"),
+        ("vlm:gpt", Means(), r"--out RUN\), or Means\(captions=FILE\)"),
         ("vlm:", Means(Path("captions.jsonl")), "no model"),
         ("vlm:gpt", Means(Path("captions.txt")), "ends in .jsonl"),
         ("vlm:gpt", Means(Path("captions.jsonl"), together=0), "1 or more"),

@@ -20,32 +20,55 @@ from goca.recipe import AUTO
 Group = tuple[str, ...]
 """The nouns of one parenthesis, or one noun that stands alone."""
 
-_AROUND = r"[\s\"'`*.•_-]"
-_EDGES = re.compile(rf"^(?:{_AROUND}|(?:a|an|the|and)\s)+|{_AROUND}+$")
+_OPENING, _CLOSING = tuple("([{【"), tuple(")]}】")
+_BRACKET = re.compile(f"([{re.escape(''.join(_OPENING + _CLOSING))}])")
+_COMMA = re.compile("[,;、]")
+_WIDE = str.maketrans({chr(ord(one) + 0xFEE0): one for one in "()[]{},;."} | {"\N{FULLWIDTH COLON}": ": "})
+_AROUND = r"[\s\"'`\u2018-\u201F«»「」『』*.:•·_\u2013\u2014-]"
+_EDGES = re.compile(rf"^(?:{_AROUND}|(?:a|an|the|and)\s|\d{{1,3}}\.(?!\d))+|{_AROUND}+$")
+# The colon of "16:9 screen" ends no lead-in.
+_LEAD_IN = re.compile(rf"^.*:(?={_AROUND}|$)")
 
 
 def parse(caption: str) -> tuple[Group, ...]:
     """The nouns of a caption, in its order, in lower case.
 
-    Commas, semicolons and line breaks divide nouns. A parenthesis ends at the next parenthesis of either kind, or with
-    the caption, so unbalanced and nested ones have a meaning too. Stops, quotation marks, bullets and stop words around
-    a noun go, and so does whatever is left without a letter or digit. Of a noun said twice the first stays.
+    Commas, semicolons and line breaks divide nouns; brackets of any kind are parentheses. A parenthesis ends at the
+    next one of any kind, or with the caption, so unbalanced and nested ones have a meaning too. What models write
+    around nouns goes: stops, quotation marks, bullets and stop words, the numbers of a list or a count, "1. cat",
+    "1) cat", "cat (2)", and before the first noun of a line whatever ends in a colon, "Nouns: cat". So does what is
+    left without a letter or digit. Of a noun said twice the first stays.
     """
     lower = normalize("NFC", caption).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
+    pieces = _BRACKET.split(normalize("NFC", lower).translate(_WIDE))
     groups: list[Group] = []
     seen: set[str] = set()
-    inside = False
-    for piece in re.split(r"([()])", normalize("NFC", lower)):
-        if piece in ("(", ")"):
-            inside = piece == "("
-            continue
-        fresh: list[str] = []
-        for noun in map(_clean, re.split(r"[,;\n]", piece)):
-            if noun and key(noun) not in seen:
-                seen.add(key(noun))
-                fresh.append(noun)
-        groups += [tuple(fresh)] if inside and fresh else [(noun,) for noun in fresh]
+    inside, leading = False, True
+    for piece, bracket in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+        said, leading = _said(piece, leading)
+        if said and said[-1].isdecimal() and bracket in _CLOSING and not (inside and said[1:]):
+            said, leading = said[:-1], True
+        fresh: dict[str, str] = {}
+        for noun in said:
+            if key(noun) not in seen:
+                fresh.setdefault(key(noun), noun)
+        seen.update(fresh)
+        groups += [tuple(fresh.values())] if inside and fresh else [(noun,) for noun in fresh.values()]
+        inside = bracket in _OPENING
     return tuple(groups)
+
+
+def _said(piece: str, leading: bool) -> tuple[list[str], bool]:
+    """The nouns between two brackets. leading: whether the line has no noun before them; and so for what follows."""
+    said: list[str] = []
+    for number, line in enumerate(piece.split("\n")):
+        leading = leading or number > 0
+        for part in _COMMA.split(line):
+            noun = _clean(_LEAD_IN.sub("", part) if leading else part)
+            if noun:
+                said.append(noun)
+                leading = False
+    return said, leading
 
 
 def write(groups: Iterable[Sequence[str]]) -> str:

@@ -34,7 +34,10 @@ class Means:
 
     def file(self) -> Path:
         if self.captions is None:
-            raise GocaError("what this tagger says is saved while it works: name a .jsonl file for its captions")
+            raise GocaError(
+                "what this tagger says is saved while it works: give the run a folder (--out RUN), or "
+                "Means(captions=FILE) from Python"
+            )
         return self.captions
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -105,12 +106,15 @@ class Captions:
         self.path = path
         entries = read(path)
         self._captions = {(entry.dataset, entry.id): entry.caption for entry in entries}
-        self._told = tuple(dict.fromkeys(entry.tagger for entry in entries if entry.tagger))
+        told = dict.fromkeys(entry.tagger for entry in entries if entry.tagger)
+        self._told = f" ({', '.join(told)})" if told else ""
+        # A file of the same name that says something else is another tagger.
+        self._mark = blake2b(json.dumps([astuple(entry) for entry in entries]).encode(), digest_size=4).hexdigest()
 
     @property
     def name(self) -> str:
-        said = f" ({', '.join(self._told)})" if self._told else ""
-        return f"captions {self.path.name}{said}"
+        """The file's name, who said its captions where it tells, and a mark of what they are."""
+        return f"captions {self.path.name}{self._told} {self._mark}"
 
     def tag(self, sample: Sample, dataset: Dataset) -> str:
         for whose in (dataset.name, ""):
@@ -121,31 +125,42 @@ class Captions:
 
 class Record:
     """A .jsonl file to which one tagger adds each caption as soon as it knows it, and whose captions it need not make
-    again. Safe to use from several threads.
+    again. It is only read until `open`. Safe to use from several threads.
     """
 
     def __init__(self, path: Path, tagger: str) -> None:
-        """Raises GocaError for a file that cannot be written, or holds captions of another tagger."""
+        """Raises GocaError for a file that cannot be read, or holds captions of another tagger."""
         if path.suffix != ".jsonl":
             raise GocaError(f"captions are saved line by line: name a file that ends in .jsonl instead of {path}")
         self.path, self.tagger = path, tagger
         self._lock = Lock()
+        self._opened = False
         self._captions: dict[tuple[str, str], str] = {}
         if path.exists():
             for entry in read(path):
                 if entry.tagger != tagger:
                     raise GocaError(f'{path} holds captions of "{entry.tagger}", not of "{tagger}": name another file')
                 self._captions[entry.dataset, entry.id] = entry.caption
-        self._mend()
 
     def get(self, sample: Sample, dataset: Dataset) -> str | None:
         return self._captions.get((dataset.name, sample.id))
 
     def add(self, sample: Sample, dataset: Dataset, caption: str) -> None:
         entry = Entry(sample.id, caption, dataset.name, self.tagger)
+        self.open()
         with self._lock:
             self._append(json.dumps(asdict(entry)).encode() + b"\n")
             self._captions[dataset.name, sample.id] = caption
+
+    def open(self) -> None:
+        """Make the file ready for captions, once; GocaError where it cannot be written. `add` does it if need be.
+
+        Who pays for a caption opens the file first.
+        """
+        with self._lock:
+            if not self._opened:
+                self._mend()
+                self._opened = True
 
     def _mend(self) -> None:
         """End a last line that lacks only its line break, take away one that is unfinished; make the file."""

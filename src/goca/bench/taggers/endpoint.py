@@ -26,12 +26,19 @@ class Declined(GocaError):  # noqa: N818 - an answer, if not to the question
     """The server will not answer this one question, and may well answer others."""
 
 
-class _Again(Exception):  # noqa: N818 - a signal, not an error
-    """Worth another attempt: why, and after how many seconds the server wants it, if it says so."""
+class Refusal(Declined):
+    """Declined not by the server but by the model, in words or with an empty answer."""
 
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
+
+class _Again(Exception):  # noqa: N818 - a signal, not an error
+    """Worth another attempt: why, and after how many seconds the server wants it, if it says so.
+
+    kind: what it is where the last attempt ends so.
+    """
+
+    def __init__(self, reason: str, pause: float = 0.0, kind: type[GocaError] = GocaError) -> None:
         super().__init__(reason)
-        self.pause = pause
+        self.pause, self.kind = pause, kind
 
 
 @dataclass(frozen=True)
@@ -48,34 +55,39 @@ class Endpoint:
 
     @classmethod
     def from_environment(cls) -> "Endpoint":
-        """OPENAI_BASE_URL and OPENAI_API_KEY; a server of one's own may want no key. GocaError for what is unusable."""
+        """OPENAI_BASE_URL and OPENAI_API_KEY. GocaError for what is unusable; that a key is missing `check` tells."""
         base = os.environ.get("OPENAI_BASE_URL", "").strip().rstrip("/") or PUBLIC
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not base.startswith(("http://", "https://")):
             raise GocaError(f'OPENAI_BASE_URL "{base}" is no address: it starts with http:// or https://')
-        if not key and base == PUBLIC:
-            raise GocaError(f"{PUBLIC} wants a key: set OPENAI_API_KEY, or OPENAI_BASE_URL to a server of your own")
         if not (key.isascii() and key.isprintable()):
             raise GocaError("OPENAI_API_KEY has characters that no key has: copy it again")
         return cls(base, key)
 
+    def check(self) -> None:
+        """Raises GocaError where a key is wanted and there is none; a server of one's own may want none."""
+        if not self.key and self.base == PUBLIC:
+            raise GocaError(f"{PUBLIC} wants a key: set OPENAI_API_KEY, or OPENAI_BASE_URL to a server of your own")
+
     def complete(self, question: Mapping[str, Any]) -> str:
         """The text that answers a chat completion request.
 
-        Too many requests, the server's own mistakes, garbled answers and silence are tried again, ever later, or when
-        the server says so. Raises Declined where this question is refused, GocaError where nothing can be asked.
+        Too many requests, the server's own mistakes, garbled or empty answers and silence are tried again, ever later,
+        or when the server says so. Raises Declined where this question is refused or its answer stays empty, GocaError
+        where nothing can be asked.
         """
-        reason = ""
+        self.check()
+        reason, kind = "", GocaError
         for attempt in range(ATTEMPTS):
             try:
                 return self._once(question)
             except _Again as again:
-                reason = str(again)
+                reason, kind = str(again), again.kind
                 if again.pause > LONGEST_PAUSE:
                     raise GocaError(f"{self.base} wants a pause of {again.pause:.0f} s: start again later") from None
                 if attempt < ATTEMPTS - 1 and self.stop.wait(max(again.pause, 2.0**attempt)):
                     raise GocaError("stopped before the server answered: start again") from None
-        raise GocaError(f"{self.base} did not answer in {ATTEMPTS} attempts ({reason}): check it, then start again")
+        raise kind(f"{self.base} did not answer in {ATTEMPTS} attempts ({reason}): check it, then start again")
 
     def _once(self, question: Mapping[str, Any]) -> str:
         try:
@@ -88,7 +100,7 @@ class Endpoint:
                 # A server that redirects must not carry the key elsewhere.
                 request.add_unredirected_header("Authorization", f"Bearer {self.key}")
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                return _text(response.read())
+                return self._text(response.read())
         except urllib.error.HTTPError as error:
             raise self._refused(error) from None
         except (http.client.InvalidURL, UnicodeError):
@@ -97,6 +109,18 @@ class Endpoint:
             raise _Again(f"silent for {self.timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise _Again(self._tell(str(getattr(error, "reason", None) or error or type(error).__name__))) from None
+
+    def _text(self, content: bytes) -> str:
+        try:
+            message = json.loads(content)["choices"][0]["message"]
+            text, refusal = message.get("content"), message.get("refusal")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise _Again("its answer is no chat completion") from None
+        if isinstance(refusal, str) and refusal.strip():
+            raise Refusal(f"{self.base} declined ({self._tell(refusal)}): leave the picture out, or ask another model")
+        if not isinstance(text, str) or not text.strip():
+            raise _Again("its answer is empty", kind=Refusal)
+        return text
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
         """What an HTTP status means for this question and for the others."""
@@ -118,16 +142,6 @@ class Endpoint:
         with suppress(ValueError, LookupError, TypeError):
             text = str(json.loads(text)["error"]["message"])
         return " ".join((text.replace(self.key, "***") if self.key else text).split())[:200]
-
-
-def _text(content: bytes) -> str:
-    try:
-        text = json.loads(content)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise _Again("its answer is no chat completion") from None
-    if not isinstance(text, str) or not text.strip():
-        raise _Again("its answer is empty")
-    return text
 
 
 def _retry_after(headers: Message) -> float:

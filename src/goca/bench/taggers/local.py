@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from goca.model.load import quiet
 
 MOST_TOKENS = 160
 """Of an answer: 35 words, commas and parentheses included, with room to spare."""
+PROBES, PROBE = 64, 4096
+"""Places in a file that a fingerprint looks at, and bytes at each."""
+_DECISIVE = (".safetensors", ".json", ".jinja")
+"""Suffixes of what decides a model's answers: weights, settings, templates."""
 _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError, SafetensorError)
 
 
@@ -42,9 +47,11 @@ class Local:
             raise GocaError(f"batch {self.batch} is too small: give 1 or more")
         self.record = Record(self.path, self.name)
 
-    @property
+    @cached_property
     def name(self) -> str:
-        return f"local {Path(self.model).name if Path(self.model).is_dir() else self.model}"
+        """A Hub id as it is; a folder's name alone would be that of any model that is put there."""
+        folder = Path(self.model)
+        return f"local {folder.absolute().name} ({_fingerprint(folder)})" if folder.is_dir() else f"local {self.model}"
 
     def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Done) -> None:
         """Tag the pictures that are not recorded yet. See `Preparing`."""
@@ -54,6 +61,8 @@ class Local:
                 missing.append(sample)
             else:
                 done()
+        if missing:
+            self.record.open()
         for start in range(0, len(missing), self.batch):
             part = missing[start : start + self.batch]
             for sample, caption in zip(part, self._captions(part, instruction(dataset)), strict=True):
@@ -111,6 +120,22 @@ class Local:
         processor.tokenizer.padding_side = "left"
         place = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         return processor, model.to(place).eval()
+
+
+def _fingerprint(folder: Path) -> str:
+    """A mark of a model's files: names, sizes, and some of their content, which for small ones is all."""
+    mark = blake2b(digest_size=4)
+    try:
+        for path in sorted(path for path in folder.iterdir() if path.suffix in _DECISIVE):
+            size = path.stat().st_size
+            mark.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                for place in range(0, size, max(PROBE, size // PROBES)):
+                    file.seek(place)
+                    mark.update(file.read(PROBE))
+    except OSError as error:
+        raise GocaError(f"cannot read {error.filename}: {error.strerror}; check the folder") from None
+    return mark.hexdigest()
 
 
 def _readable(sample: Sample) -> bool:

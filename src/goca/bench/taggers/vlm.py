@@ -13,7 +13,7 @@ from PIL import Image
 
 from goca.bench.datasets.facts import Dataset, Sample
 from goca.bench.taggers.captions import Record
-from goca.bench.taggers.endpoint import Declined, Endpoint
+from goca.bench.taggers.endpoint import Declined, Endpoint, Refusal
 from goca.bench.taggers.facts import Done, Estimate, Prices
 from goca.bench.taggers.instruction import MOST_WORDS, USUAL_WORDS, caption_in, instruction
 from goca.errors import GocaError
@@ -24,6 +24,10 @@ LONGEST_SIDE = 1024
 TOKENS_A_LETTER, TOKENS_A_WORD = 1 / 4, 2
 TOKENS_A_PICTURE, TOKENS_A_TILE, TILE = 85, 170, 512
 """OpenAI's rule for its GPT-4 models; others count otherwise, most of them fewer."""
+
+
+class Unreadable(GocaError):  # noqa: N818 - of a picture, as `Declined` is of a question
+    """This one picture cannot be shown, and others may well be."""
 
 
 @dataclass
@@ -46,7 +50,7 @@ class VLM:
         if self.together < 1:
             raise GocaError(f"{self.together} questions at a time are too few: give 1 or more")
         self.record = Record(self.path, self.name)
-        self._declined: dict[tuple[str, str], Declined] = {}
+        self._faults: dict[tuple[str, str], Unreadable | Declined] = {}
         # Some models take no temperature; the first to say so is asked without from then on.
         self._settings: dict[str, Any] = {"temperature": 0}
 
@@ -71,14 +75,16 @@ class VLM:
         """Ask for the pictures that are not recorded yet, several at a time. See `Preparing`."""
         stop = self.endpoint.stop
         causes: list[Exception] = []
+        if any(self.record.get(sample, dataset) is None for sample in samples):
+            self._begin()
 
         def try_(sample: Sample) -> None:
             if stop.is_set():
                 return
             try:
                 self.tag(sample, dataset)
-            except Declined as error:
-                self._declined[dataset.name, sample.id] = error
+            except (Unreadable, Declined) as error:
+                self._faults[dataset.name, sample.id] = error
             except Exception as error:
                 causes.append(error)  # before those who wait hear of it, so that the cause comes first
                 stop.set()
@@ -97,31 +103,40 @@ class VLM:
             raise causes[0]
 
     def tag(self, sample: Sample, dataset: Dataset) -> str:
-        """See `Tagger`; a picture that was declined in `prepare` is not asked for again."""
+        """See `Tagger`; a picture that was declined or unreadable in `prepare` is not asked for again."""
         known = self.record.get(sample, dataset)
         if known is not None:
             return known
-        if (dataset.name, sample.id) in self._declined:
-            raise self._declined[dataset.name, sample.id]
+        if (dataset.name, sample.id) in self._faults:
+            raise self._faults[dataset.name, sample.id]
         picture = {"type": "image_url", "image_url": {"url": _data_url(sample.image)}}
         text = {"type": "text", "text": instruction(dataset)}
+        self._begin()
         caption = caption_in(self._ask([{"role": "user", "content": [text, picture]}]))
         self.record.add(sample, dataset, caption)
         return caption
+
+    def _begin(self) -> None:
+        """Raise GocaError before anything is paid for, where nothing could be asked, or no answer kept."""
+        self.endpoint.check()
+        self.record.open()
 
     def _ask(self, messages: list[dict[str, Any]]) -> str:
         settings = self._settings
         try:
             return self.endpoint.complete({"model": self.model, "messages": messages, **settings})
         except Declined as error:
-            if not settings or "temperature" not in str(error):
+            if isinstance(error, Refusal) or not settings or "temperature" not in str(error):
                 raise
             self._settings = {}
             return self.endpoint.complete({"model": self.model, "messages": messages})
 
 
 def _data_url(path: Path) -> str:
-    image = images.load(path)
+    try:
+        image = images.load(path)
+    except GocaError as error:
+        raise Unreadable(str(error)) from None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
