@@ -48,6 +48,8 @@ VOC = (
         ("cafe\N{COMBINING ACUTE ACCENT}, CAFÉ", (("café",),)),
         # Numbers of a list, in every way that models write them, and counts.
         ("1. cat\n2. dog", (("cat",), ("dog",))),
+        ('["Cat", "dog house"]', (("cat",), ("dog house",))),
+        ("[person, clothes]", (("person", "clothes"),)),
         ("1.cat\n 12. a dog\n3. (person, hat)\n4.", (("cat",), ("dog",), ("person", "hat"))),
         ("1) cat\n2) dog", (("cat",), ("dog",))),
         ("1) cat, 2)dog, (3) sky", (("cat",), ("dog",), ("sky",))),

@@ -404,6 +404,10 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     assert priced["cost"] == priced["read"]
     assert not server.asked
     assert not run.exists()
+    with monkeypatch.context() as without:
+        without.delenv("OPENAI_BASE_URL")
+        assert "set OPENAI_API_KEY" in goca(*ask).mistake()
+    assert not run.exists()
     done = goca(*ask, "--prices", "0,500000", "--json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out)["pictures"] == 3

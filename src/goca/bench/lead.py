@@ -65,9 +65,13 @@ def evaluate(
     dataset = job.open()
     if not dataset.samples:
         raise GocaError(f"{dataset.name} has no picture to evaluate")
+    # Whoever cannot be asked is refused before anything is loaded or written.
+    early = job.tagger_for(None, _captions(out)) if job.tags_ahead else None
+    if isinstance(early, Costing):
+        early.ready()
     watch.stage(f"loading {job.model}", 0, 0)
     segmenter = job.segmenter()
-    tagger = job.tagger_for(segmenter, _captions(out))
+    tagger = early or job.tagger_for(segmenter, _captions(out))
     protocol = job.protocol_of(dataset, tagger.name)
     facts = settings(job, dataset, protocol, segmenter)
     with Run(out, facts, command) as run:

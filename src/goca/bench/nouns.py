@@ -26,6 +26,8 @@ _COMMA = re.compile("[,;、]")
 _WIDE = str.maketrans({chr(ord(one) + 0xFEE0): one for one in "()[]{},;."} | {"\N{FULLWIDTH COLON}": ": "})
 _AROUND = r"[\s\"'`\u2018-\u201F«»「」『』*.:•·_\u2013\u2014-]"
 _EDGES = re.compile(rf"^(?:{_AROUND}|(?:a|an|the|and)\s|\d{{1,3}}\.(?!\d))+|{_AROUND}+$")
+# A list as programs write it, which is no parenthesis: ["cat", "dog"].
+_QUOTED = re.compile(r"\s*\[(\s*[\"'].*)\]\s*", re.DOTALL)
 # The colon of "16:9 screen" ends no lead-in.
 _LEAD_IN = re.compile(rf"^.*:(?={_AROUND}|$)")
 
@@ -40,7 +42,9 @@ def parse(caption: str) -> tuple[Group, ...]:
     left without a letter or digit. Of a noun said twice the first stays.
     """
     lower = normalize("NFC", caption).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
-    pieces = _BRACKET.split(normalize("NFC", lower).translate(_WIDE))
+    plain = normalize("NFC", lower).translate(_WIDE)
+    quoted = _QUOTED.fullmatch(plain)
+    pieces = _BRACKET.split(quoted[1] if quoted else plain)
     groups: list[Group] = []
     seen: set[str] = set()
     inside, leading = False, True

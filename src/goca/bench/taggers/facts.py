@@ -51,6 +51,10 @@ class Estimate:
 class Costing(Tagger, Protocol):
     """A tagger that somebody has to pay for."""
 
+    def ready(self) -> None:
+        """Raises GocaError where it cannot be asked, as far as that can be told without asking."""
+        ...
+
     def estimate(self, samples: Sequence[Sample], dataset: Dataset) -> Estimate:
         """What tagging will take; nothing is asked for it."""
         ...

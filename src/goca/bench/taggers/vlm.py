@@ -58,6 +58,10 @@ class VLM:
     def name(self) -> str:
         return f"vlm {self.model}"
 
+    def ready(self) -> None:
+        """See `Costing`: whether there is a key."""
+        self.endpoint.check()
+
     def estimate(self, samples: Sequence[Sample], dataset: Dataset) -> Estimate:
         """See `Costing`: what the pictures that are not recorded yet will take."""
         open_ = [sample.image for sample in samples if self.record.get(sample, dataset) is None]
