@@ -1,7 +1,8 @@
 """Scores against loops and hand-made runs; a segmenter on scenes, by both ways to evaluate them."""
 
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -121,6 +122,31 @@ def test_the_threshold_of_the_oracle_is_the_best_of_the_sweep() -> None:
     assert told["fixed_threshold"]["miou"] == 0.5
     assert [one["miou"] for one in told["sweep"]] == [0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.5]
     assert report.confusion.tolist() == [[0, 0, 0], [0, 6, 0], [0, 0, 2]]
+
+
+def test_pictures_without_a_label_have_no_figures() -> None:
+    protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
+    void = Report(("cat", "grass"), protocol, (Picture("a", counts={"none": ()}), Picture("b", left_out="broken")))
+    found: list[Callable[[Report], object]] = [
+        Report.metrics,
+        Report.score,
+        Report.tally,
+        lambda report: report.confusion,
+        confusion_picture,
+    ]
+    for ask in found:
+        with pytest.raises(GocaError, match=r"^no labelled pixel in 1 picture of toy, .*\(--set void=background\)$"):
+            ask(void)
+    rest = (Picture("a", counts={"none": ((0, 1, 7),)}), Picture("b", counts={"none": ()}))
+    with pytest.raises(GocaError, match=r"^no pixel of a class in 2 pictures of toy, .*counted=and-background\)$"):
+        Report(("cat", "grass"), protocol, rest).metrics()
+    for switch, per_class in (
+        ("counted=and-background", {"background": 0}),
+        ("absent=zero", {"cat": 0, "grass": 0}),
+    ):
+        told = Report(("cat", "grass"), changed(protocol, [switch]), rest).metrics()
+        assert (told["miou"], told["per_class"]) == (0, per_class)
+        json.dumps(told, allow_nan=False)
 
 
 def test_the_confusion_picture_is_shares_of_each_row(tmp_path: Path) -> None:

@@ -357,6 +357,21 @@ def test_where_nothing_can_be_evaluated_the_reason_is_said(pictures: Path) -> No
         evaluate(Job("folder", pictures, tagger="given:grass, xylophone"))
 
 
+def test_ground_truth_that_is_all_void_has_no_figures(pictures: Path, tmp_path: Path) -> None:
+    for index in range(4):
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(pictures / f"{index}.png")
+    job, folder = Job("folder", pictures, batch=3), tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(GocaError, match=r"^no labelled pixel in 4 pictures of folder"):
+            evaluate(job, folder)
+        assert facts(folder)["state"] == "running"
+        assert "NaN" not in (folder / "run.json").read_text()
+    with pytest.raises(GocaError, match=r"^no labelled pixel in 4 pictures of folder"):
+        evaluate(job)
+    background = replace(job, switches=("void=background", "counted=and-background"))
+    assert evaluate(background)[0].metrics()["per_class"] == {"background": 1}
+
+
 def test_what_a_worker_cannot_do_is_one_error(pictures: Path) -> None:
     job = Job("folder", pictures, batch=2)
     for name in ("1.jpg", "2.jpg"):
