@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 from goca import GocaError, Segmenter
 from goca import bundled as shipped
+from goca.bench import scores
 from goca.bench.confusion_picture import GAP, LARGEST, confusion_picture
 from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
 from goca.bench.evaluate import Evaluator, Said
@@ -99,6 +102,49 @@ def test_resampling_is_the_loop(counting: Counting) -> None:
     for resample in (0, 1, 1999):
         total = sum((counts[index] for index in drawn[resample].tolist()), torch.zeros_like(counts[0]))
         assert float(ours[resample]) == pytest.approx(slow_miou(total, counting))
+
+
+def whole_resamples(counts: torch.Tensor, counting: Counting, seed: int = 0) -> torch.Tensor:
+    """mIoU of each resample with everything held at once: each picture's matrix as often as it was drawn."""
+    drawn = torch.randint(len(counts), (2000, len(counts)), generator=torch.Generator().manual_seed(seed))
+    total = counts[drawn].sum(1)
+    hit, truth, found = total.diagonal(dim1=1, dim2=2), total.sum(2), total.sum(1)
+    ratio = torch.where(truth > 0, hit.double() / (truth + found - hit), 0.0 if counting.absent else torch.nan)
+    return (ratio if counting.background else ratio.index_fill(1, torch.tensor(0), torch.nan)).nanmean(1)
+
+
+@pytest.mark.parametrize(("held", "part"), [(1, 1), (23, 3), (7 * 1999, 5), (2**22, 2**11)])
+@pytest.mark.parametrize("counting", COUNTINGS[::3], ids=str)
+def test_resampling_in_parts_is_that_of_the_whole(
+    counting: Counting, held: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "HELD", held)
+    monkeypatch.setattr(scores, "PART", part)
+    ours, theirs = matrices(lowest=0), matrices(lowest=0, seed=1)
+    for seed in (0, 1):
+        whole = whole_resamples(ours, counting, seed)
+        assert torch.equal(resampled_miou(Tally.of(ours), counting, seed), whole)
+    assert whole.unique().numel() > 100
+    paired = scores.interval(whole_resamples(ours, counting) - whole_resamples(theirs, counting))
+    assert gain(Tally.of(ours), Tally.of(theirs), counting)[1] == paired
+
+
+def test_resampling_needs_little_memory_however_many_pictures() -> None:
+    code = (
+        "import torch; from pathlib import Path; from goca.bench.scores import Tally, gain\n"
+        "def resident(name):\n"
+        "    lines = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())\n"
+        "    return int(lines[name].split()[0])\n"
+        "counts = torch.arange(23003 * 31).reshape(23003, 31) % 997\n"
+        "ours, theirs = Tally(counts, 2 * counts, 2 * counts), Tally(counts // 2, 2 * counts, 2 * counts)\n"
+        "before = resident('VmRSS')\n"
+        "Path('/proc/self/clear_refs').write_text('5')\n"
+        "gain(ours, theirs)\n"
+        "print(resident('VmHWM') - before)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # At once, it would be 351 MiB for each of what was drawn, how often, and that as float64.
+    assert 2**14 < int(told.stdout) < 2**16
 
 
 def test_a_gain_is_paired() -> None:
