@@ -11,6 +11,8 @@ import pytest
 from commands import Outcome
 from PIL import Image
 
+from goca import GocaError
+from goca.bench.compare import load_run
 from goca.bench.job import Job
 from goca.bench.lead import evaluate
 from goca.bench.scores import gain
@@ -110,6 +112,77 @@ def test_pictures_that_one_run_left_out(goca: Goca, runs: Path) -> None:
     lines[2] = json.dumps({"id": json.loads(lines[2])["id"], "left_out": "it is broken"})
     (other / "pictures.jsonl").write_text("\n".join(lines) + "\n")
     assert "only one of them left out 002" in goca("compare", runs / "goca", other).mistake()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_that_lacks_a_picture_is_completed_first(goca: Goca, runs: Path, first: bool) -> None:
+    other = edited(runs, f"lacks {first}", lambda told: None)
+    lines = (other / "pictures.jsonl").read_text().splitlines(keepends=True)
+    (other / "pictures.jsonl").write_text("".join(lines[:1] + lines[2:]))
+    pair = (other, runs / "vanilla") if first else (runs / "vanilla", other)
+    mistake = goca("compare", *pair).mistake()
+    assert f"{other} has only 4 of its 5 pictures: ask the same goca evaluate again to complete it" in mistake
+    # As it says, that completes it.
+    evaluate(JOB, other)
+    assert goca("compare", *pair).code == 0
+    assert sorted({*(other / "pictures.jsonl").read_text().splitlines(keepends=True)}) == sorted(lines)
+
+
+def _renamed(picture: dict[str, Any]) -> list[dict[str, Any]]:
+    return [picture | {"id": "another"}]
+
+
+def _doubled(picture: dict[str, Any]) -> list[dict[str, Any]]:
+    return [picture, picture | {"id": "another"}]
+
+
+def _counted_otherwise(picture: dict[str, Any]) -> list[dict[str, Any]]:
+    return [picture | {"counts": {"fixed": []}}]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_renamed, "only one of them has 003, so that the pictures.jsonl of one is of another run: restore it"),
+        (_doubled, "pictures.jsonl has lines of another run: restore it"),
+        (_counted_otherwise, "pictures.jsonl has lines of another run: restore it"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_lines_of_another_run(
+    goca: Goca, runs: Path, change: Callable[[dict[str, Any]], list[dict[str, Any]]], named: str, first: bool
+) -> None:
+    other = edited(runs, f"{change.__name__} {first}", lambda told: None)
+    lines = [json.loads(line) for line in (other / "pictures.jsonl").read_text().splitlines()]
+    lines[3:4] = change(lines[3])
+    (other / "pictures.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert named in goca("compare", *((other, runs / "vanilla") if first else (runs / "vanilla", other))).mistake()
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *((part, None) for part in ("dataset", "protocol", "plan")),
+        *(("dataset", name) for name in ("categories", "pictures", "listing")),
+        *(("plan", name) for name in ("recipe", "model")),
+        *(("protocol", name) for name in ("nouns", "merged", "tags")),
+    ],
+)
+def test_settings_that_say_too_little(runs: Path, part: str, name: str | None) -> None:
+    def forget(told: dict[str, Any]) -> None:
+        del (told["settings"] if name is None else told["settings"][part])[name or part]
+
+    other = edited(runs, f"without {part} {name}", forget)
+    with pytest.raises(GocaError, match=rf"'{name or part}'\): is it a folder that goca evaluate wrote\?$"):
+        load_run(other)
+
+
+def test_settings_that_are_of_something_else(goca: Goca, runs: Path) -> None:
+    other = edited(runs, "else", lambda told: told.update(settings={}))
+    assert "is it a folder that goca evaluate wrote?" in goca("compare", runs / "goca", other).mistake()
+    odd = edited(runs, "odd", lambda told: told["settings"].update(protocol=[]))
+    with pytest.raises(GocaError, match=r"is it a folder that goca evaluate wrote\?$"):
+        load_run(odd)
 
 
 def test_what_is_no_run(goca: Goca, runs: Path, tmp_path: Path) -> None:

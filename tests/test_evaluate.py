@@ -1,7 +1,10 @@
 """Scores against loops and hand-made runs; a segmenter on scenes, by both ways to evaluate them."""
 
 import io
-from collections.abc import Mapping
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from PIL import Image
 
 from goca import GocaError, Segmenter
 from goca import bundled as shipped
+from goca.bench import scores
 from goca.bench.confusion_picture import GAP, LARGEST, confusion_picture
 from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
 from goca.bench.evaluate import Evaluator, Said
@@ -102,6 +106,49 @@ def test_resampling_is_the_loop(counting: Counting) -> None:
         assert float(ours[resample]) == pytest.approx(slow_miou(total, counting))
 
 
+def whole_resamples(counts: torch.Tensor, counting: Counting, seed: int = 0) -> torch.Tensor:
+    """mIoU of each resample with everything held at once: each picture's matrix as often as it was drawn."""
+    drawn = torch.randint(len(counts), (2000, len(counts)), generator=torch.Generator().manual_seed(seed))
+    total = counts[drawn].sum(1)
+    hit, truth, found = total.diagonal(dim1=1, dim2=2), total.sum(2), total.sum(1)
+    ratio = torch.where(truth > 0, hit.double() / (truth + found - hit), 0.0 if counting.absent else torch.nan)
+    return (ratio if counting.background else ratio.index_fill(1, torch.tensor(0), torch.nan)).nanmean(1)
+
+
+@pytest.mark.parametrize(("held", "part"), [(1, 1), (23, 3), (7 * 1999, 5), (2**22, 2**11)])
+@pytest.mark.parametrize("counting", COUNTINGS[::3], ids=str)
+def test_resampling_in_parts_is_that_of_the_whole(
+    counting: Counting, held: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "HELD", held)
+    monkeypatch.setattr(scores, "PART", part)
+    ours, theirs = matrices(lowest=0), matrices(lowest=0, seed=1)
+    for seed in (0, 1):
+        whole = whole_resamples(ours, counting, seed)
+        assert torch.equal(resampled_miou(Tally.of(ours), counting, seed), whole)
+    assert whole.unique().numel() > 100
+    paired = scores.interval(whole_resamples(ours, counting) - whole_resamples(theirs, counting))
+    assert gain(Tally.of(ours), Tally.of(theirs), counting)[1] == paired
+
+
+def test_resampling_needs_little_memory_however_many_pictures() -> None:
+    code = (
+        "import torch; from pathlib import Path; from goca.bench.scores import Tally, gain\n"
+        "def resident(name):\n"
+        "    lines = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())\n"
+        "    return int(lines[name].split()[0])\n"
+        "counts = torch.arange(23003 * 31).reshape(23003, 31) % 997\n"
+        "ours, theirs = Tally(counts, 2 * counts, 2 * counts), Tally(counts // 2, 2 * counts, 2 * counts)\n"
+        "before = resident('VmRSS')\n"
+        "Path('/proc/self/clear_refs').write_text('5')\n"
+        "gain(ours, theirs)\n"
+        "print(resident('VmHWM') - before)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # At once, it would be 351 MiB for each of what was drawn, how often, and that as float64.
+    assert 2**14 < int(told.stdout) < 2**16
+
+
 def test_a_gain_is_paired() -> None:
     ours = matrices()
     assert gain(Tally.of(ours), Tally.of(ours)) == (0, (0, 0))
@@ -123,6 +170,31 @@ def test_the_threshold_of_the_oracle_is_the_best_of_the_sweep() -> None:
     assert told["fixed_threshold"]["miou"] == 0.5
     assert [one["miou"] for one in told["sweep"]] == [0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.5]
     assert report.confusion.tolist() == [[0, 0, 0], [0, 6, 0], [0, 0, 2]]
+
+
+def test_pictures_without_a_label_have_no_figures() -> None:
+    protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
+    void = Report(("cat", "grass"), protocol, (Picture("a", counts={"none": ()}), Picture("b", left_out="broken")))
+    found: list[Callable[[Report], object]] = [
+        Report.metrics,
+        Report.score,
+        Report.tally,
+        lambda report: report.confusion,
+        confusion_picture,
+    ]
+    for ask in found:
+        with pytest.raises(GocaError, match=r"^no labelled pixel in 1 picture of toy, .*\(--set void=background\)$"):
+            ask(void)
+    rest = (Picture("a", counts={"none": ((0, 1, 7),)}), Picture("b", counts={"none": ()}))
+    with pytest.raises(GocaError, match=r"^no pixel of a class in 2 pictures of toy, .*counted=and-background\)$"):
+        Report(("cat", "grass"), protocol, rest).metrics()
+    for switch, per_class in (
+        ("counted=and-background", {"background": 0}),
+        ("absent=zero", {"cat": 0, "grass": 0}),
+    ):
+        told = Report(("cat", "grass"), changed(protocol, [switch]), rest).metrics()
+        assert (told["miou"], told["per_class"]) == (0, per_class)
+        json.dumps(told, allow_nan=False)
 
 
 def test_the_confusion_picture_is_shares_of_each_row(tmp_path: Path) -> None:

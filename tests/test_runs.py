@@ -118,6 +118,91 @@ def test_killed_at_any_line_and_within_one(whole: Path, copied: Path, kept: int)
     assert set(lines(copied)) == set(written)
 
 
+class KilledError(BaseException):
+    pass
+
+
+def mortal(patched: pytest.MonkeyPatch, steps: int) -> None:
+    """Whatever writes, renames or takes away a file is killed after so many steps, and does nothing more."""
+    left = iter(range(steps))
+
+    def after(act: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise KilledError
+            return act(*args, **options)
+
+        return step
+
+    for owner, name in ((os, "write"), (os, "replace"), (Path, "write_bytes"), (Path, "unlink")):
+        patched.setattr(owner, name, after(getattr(owner, name)))
+
+
+@pytest.mark.parametrize("steps", range(11))
+def test_killed_at_any_step_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """run.json is written, renamed, its scratch looked for; two lines; the same three for each file: eleven steps."""
+    done = [Picture(name, counts={"none": ((1, 1, size),)}) for name, size in (("a", 2), ("b", 3))]
+
+    def work(folder: Path) -> None:
+        with Run(folder, {"seed": 7}, ["evaluate"]) as run:
+            run.add(picture for picture in done if picture.id not in run.pictures)
+            run.finish({"metrics": {"miou": 0.5}}, {"confusion.png": b"drawn"}, "1 process")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        mortal(patched, steps)
+        with pytest.raises(KilledError):
+            work(folder)
+    # run.json is there before the first line is.
+    assert (folder / "run.json").exists() == (steps >= 2)
+    work(folder)
+    assert {path.name for path in folder.iterdir()} == {"run.json", "pictures.jsonl", "confusion.png"}
+    assert (facts(folder)["state"], facts(folder)["metrics"]) == ("finished", {"miou": 0.5})
+    assert read_pictures(folder) == done
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_killed_while_a_finished_run_is_printed(
+    whole: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    with monkeypatch.context() as patched:
+        mortal(patched, steps)
+        with pytest.raises(KilledError):
+            evaluate(SCENES, copied)
+    assert facts(copied) == facts(whole)
+    report, _ = evaluate(SCENES, copied)
+    assert json.loads(json.dumps(report.metrics())) == facts(copied)["metrics"] == facts(whole)["metrics"]
+    assert {path.name for path in copied.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_kill_between_the_files_of_a_finished_run(whole: Path, copied: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from test_runs import SCENES\n"
+        "from goca.bench.lead import evaluate\n"
+        "rename = os.replace\n"
+        "def replace(old, new):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if Path(new).name == 'run.json' else rename(old, new)\n"
+        "os.replace = replace\n"
+        "evaluate(SCENES, Path(sys.argv[1]))\n"
+    )
+    (copied / "confusion.png").write_bytes(b"earlier")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.run([sys.executable, "-c", code, copied], env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert (copied / "confusion.png").read_bytes() == (whole / "confusion.png").read_bytes()
+    assert list(copied.glob(".goca-*"))
+    evaluate(SCENES, copied)
+    assert facts(copied) == facts(whole)
+    assert not list(copied.glob(".goca-*"))
+
+
+def test_a_figure_that_is_no_number_is_not_written(copied: Path) -> None:
+    before = facts(copied)
+    with Run(copied, before["settings"]) as run, pytest.raises(ValueError, match="not JSON compliant"):
+        run.finish({"metrics": {"miou": float("nan")}}, {}, None)
+    assert facts(copied) == before
+
+
 def test_a_finished_run_is_only_printed(copied: Path) -> None:
     before = facts(copied)
     done: list[int] = []
@@ -270,6 +355,21 @@ def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_where_nothing_can_be_evaluated_the_reason_is_said(pictures: Path) -> None:
     with pytest.raises(GocaError, match=r"no picture of folder could be evaluated.*xylophone"):
         evaluate(Job("folder", pictures, tagger="given:grass, xylophone"))
+
+
+def test_ground_truth_that_is_all_void_has_no_figures(pictures: Path, tmp_path: Path) -> None:
+    for index in range(4):
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(pictures / f"{index}.png")
+    job, folder = Job("folder", pictures, batch=3), tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(GocaError, match=r"^no labelled pixel in 4 pictures of folder"):
+            evaluate(job, folder)
+        assert facts(folder)["state"] == "running"
+        assert "NaN" not in (folder / "run.json").read_text()
+    with pytest.raises(GocaError, match=r"^no labelled pixel in 4 pictures of folder"):
+        evaluate(job)
+    background = replace(job, switches=("void=background", "counted=and-background"))
+    assert evaluate(background)[0].metrics()["per_class"] == {"background": 1}
 
 
 def test_what_a_worker_cannot_do_is_one_error(pictures: Path) -> None:

@@ -10,24 +10,19 @@ from goca.bench.nouns import Policy
 from goca.bench.protocol import Protocol
 from goca.bench.provenance import differences
 from goca.bench.report import Report, in_order
-from goca.bench.runs import read_facts, read_pictures
+from goca.bench.runs import FACTS, PICTURES, read_facts, read_pictures
 from goca.bench.scores import Interval, gain
 from goca.errors import GocaError
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has its figures."""
+    """A run that has its figures. name: its recipe and model. settings: all that decided them."""
 
     folder: Path
-    facts: dict[str, Any]
+    name: str
+    settings: dict[str, Any]
     report: Report
-
-    @property
-    def name(self) -> str:
-        """Its recipe and model."""
-        plan = self.facts["settings"]["plan"]
-        return f"{plan['recipe']}, {Path(plan['model']).name}"
 
 
 @dataclass(frozen=True)
@@ -45,16 +40,31 @@ class Row:
 
 
 def load_run(folder: Path) -> Finished:
-    """Read a run back. Raises GocaError where it is none, or is not finished."""
+    """Read a run back. Raises GocaError where it is none, is not finished, or lacks pictures."""
     facts = read_facts(folder)
     if facts is None:
         raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate wrote with --out")
     if facts.get("state") != "finished":
         raise GocaError(f"{folder} is not finished: run its goca evaluate again, which goes on where it stopped")
-    told = facts["settings"]
+    settings = facts["settings"]
     pictures = {picture.id: picture for picture in read_pictures(folder)}
-    protocol = _protocol(told["protocol"])
-    return Finished(folder, facts, Report(tuple(told["dataset"]["categories"]), protocol, tuple(pictures.values())))
+    try:
+        dataset, plan = settings["dataset"], settings["plan"]
+        report = Report(tuple(dataset["categories"]), _protocol(settings["protocol"]), tuple(pictures.values()))
+        name = f"{plan['recipe']}, {Path(plan['model']).name}"
+        count, _ = int(dataset["pictures"]), dataset["listing"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GocaError(
+            f"{folder / FACTS} does not say all that was asked ({type(error).__name__}: {error}): is it a folder that "
+            "goca evaluate wrote?"
+        ) from None
+    if len(pictures) < count:
+        has = f"{len(pictures)} of its {count} pictures"
+        raise GocaError(f"{folder} has only {has}: ask the same goca evaluate again to complete it")
+    counted = (picture.counts.keys() for picture in report.pictures if picture.counts is not None)
+    if len(pictures) > count or any(not labellings >= {*report.protocol.labellings} for labellings in counted):
+        raise GocaError(f"{folder / PICTURES} has lines of another run: restore it, or begin a new run")
+    return Finished(folder, name, settings, report)
 
 
 def compare(runs: Sequence[Finished]) -> tuple[Row, ...]:
@@ -88,13 +98,21 @@ def compare(runs: Sequence[Finished]) -> tuple[Row, ...]:
 
 def _refuse_others(first: Finished, run: Finished) -> None:
     for part in ("dataset", "protocol"):
-        ours, theirs = (one.facts["settings"][part] for one in (run, first))
+        ours, theirs = (one.settings[part] for one in (run, first))
         other = list(differences(ours, theirs, part))
         if other:
             raise GocaError(
                 f"{run.folder} and {first.folder} cannot be ranked, they differ in {'; '.join(other[:3])}: compare "
                 "runs of one protocol on the same pictures"
             )
+    # The listings are alike, but they are of pictures in the data set's order, and lines come as pictures were done.
+    there = [{picture.id for picture in one.report.pictures} for one in (first, run)]
+    if there[0] != there[1]:
+        odd = min(there[0] ^ there[1])
+        raise GocaError(
+            f"{run.folder} and {first.folder} cannot be ranked, only one of them has {odd}, so that the {PICTURES} of "
+            "one is of another run: restore it, or begin a new run"
+        )
     left_out = [{picture.id for picture in one.report.left_out} for one in (first, run)]
     if left_out[0] != left_out[1]:
         odd = min(left_out[0] ^ left_out[1])

@@ -27,12 +27,30 @@ class Report:
 
     @cached_property
     def counted(self) -> tuple[Picture, ...]:
-        """The pictures that the figures are of. Raises GocaError where there is none."""
+        """The pictures that the figures are of. Raises GocaError where there is none, or none with a label to score."""
         counted = tuple(picture for picture in self.pictures if picture.counts is not None)
         if not counted:
             first = f", the first because: {self.left_out[0].left_out}" if self.left_out else ""
             raise GocaError(f"no picture of {self.protocol.dataset} could be evaluated{first}")
+        self._refuse_unlabelled(counted)
         return counted
+
+    def _refuse_unlabelled(self, counted: Sequence[Picture]) -> None:
+        """GocaError where every score would be of nothing, which is no number."""
+        any_labelling = self.protocol.labellings[0]  # the truth is the same under each
+        labels = {true for picture in counted for true, *_ in (picture.counts or {})[any_labelling]}
+        where = f"{len(counted)} picture{'s' if len(counted) > 1 else ''} of {self.protocol.dataset}"
+        if not labels:
+            raise GocaError(
+                f"no labelled pixel in {where}, all of the ground truth is void: correct it, evaluate other pictures, "
+                "or let void be background (--set void=background)"
+            )
+        counting = self.protocol.counting
+        if labels == {0} and not (counting.background or counting.absent):
+            raise GocaError(
+                f"no pixel of a class in {where}, all of the ground truth is background: correct it, evaluate other "
+                "pictures, or count the background too (--set counted=and-background)"
+            )
 
     @property
     def left_out(self) -> tuple[Picture, ...]:

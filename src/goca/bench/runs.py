@@ -1,7 +1,7 @@
 """A run's folder: pictures.jsonl, one line a picture as it is done, and run.json, what the run is and what it found.
 
-A process may be killed at any moment: a torn last line is dropped when the run is taken up again, and what was done
-stays.
+A process may be killed at any moment: run.json is there before the first line and from then on, a torn last line is
+dropped when the run is taken up again, and what was done stays.
 """
 
 import json
@@ -59,7 +59,7 @@ class Run:
             self.pictures = {picture.id: picture for picture in read_pictures(self.folder, mend=True)}
             sweep([self.folder / FACTS, self.folder / "confusion.png"])
             if "finished" not in self._facts:
-                self._write("running", self._facts, {})
+                self._write("running", self._facts)
         except BaseException:
             self._close()
             raise
@@ -76,17 +76,23 @@ class Run:
                 self._append(picture.line().encode() + b"\n")
 
     def finish(self, found: Mapping[str, Any], files: Mapping[str, bytes], crew: str | None) -> None:
-        """Write the figures, and files beside them. crew: who did this session's part, None if nobody had to."""
+        """Write files beside the figures, and then these. crew: who did this session's part, None if nobody had to."""
         if crew is not None or "finished" not in self._facts:
             self._facts["sessions"] = [*self._facts["sessions"], {"crew": crew, "command": list(self.command)}]
             self._facts["finished"] = _now()
-        self._write("finished", {**self._facts, **found}, files)
-
-    def _write(self, state: str, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         if self.folder is not None:
-            told = {"state": state, "settings": self.settings, **facts}
-            content = (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()
-            write_atomic({**{self.folder / name: some for name, some in files.items()}, self.folder / FACTS: content})
+            # One at a time: written together, the last would be away for a moment, and a folder without its run.json
+            # is nobody's.
+            for name, content in files.items():
+                write_atomic({self.folder / name: content})
+        self._write("finished", {**self._facts, **found})
+
+    def _write(self, state: str, facts: Mapping[str, Any]) -> None:
+        """Replace run.json, whole. Raises ValueError for NaN, which is no JSON: `Report` has none."""
+        told = {"state": state, "settings": self.settings, **facts}
+        content = (json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        if self.folder is not None:
+            write_atomic({self.folder / FACTS: content})
 
     def _open(self) -> None:
         assert self.folder is not None

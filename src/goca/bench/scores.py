@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 RESAMPLES = 2000
+HELD, PART = 2**22, 2**11
+"""What the bootstrap holds at once: how often pictures were drawn, so many numbers; the counts of so many pictures."""
 Interval = tuple[float, float]
 
 
@@ -43,14 +45,6 @@ class Tally:
     def of(cls, matrices: Int[Tensor, "picture label label"]) -> "Tally":
         """From one confusion matrix a picture, truth first."""
         return cls(matrices.diagonal(dim1=1, dim2=2), matrices.sum(2), matrices.sum(1))
-
-    def often(self, times: Int[Tensor, "resample picture"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums in which each picture counts so many times, each (resample, label).
-
-        Exact: in float64 the products and sums are whole numbers, so neither order nor threads change them.
-        """
-        hit, truth, found = (times.double() @ counts.double() for counts in (self.hit, self.truth, self.found))
-        return hit, truth, found
 
 
 @dataclass(frozen=True)
@@ -103,13 +97,33 @@ def resampled_miou(
     counting: Counting = Counting(),
     seed: int = 0,
 ) -> Float[Tensor, " resample"]:
-    """mIoU of pictures drawn with replacement, again and again; the same draws for every run of as many pictures."""
-    count = len(tally.hit)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    times = torch.zeros(RESAMPLES, count, dtype=torch.long).scatter_add_(1, drawn, torch.ones_like(drawn))
-    hit, truth, found = tally.often(times)
+    """mIoU of pictures drawn with replacement, again and again; the same draws for every run of as many pictures.
+
+    Needs some 50 MiB and a few numbers for each resample and label, however many pictures there are.
+    """
+    hit, truth, found = _resampled(tally, seed)
     return _counted(_ratios(hit, truth, found), truth, counting).nanmean(1)
+
+
+def _resampled(tally: Tally, seed: int) -> Float[Tensor, "kind resample label"]:
+    """hit, truth and found, summed over the pictures of each of `RESAMPLES` draws.
+
+    Only some resamples are drawn, and some pictures multiplied, at once, in memory that is used again. The draws are
+    the same, as one number is drawn after the other; so are the sums, as whole numbers in float64 are exact.
+    """
+    count, labels = tally.hit.shape
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.empty(max(1, min(RESAMPLES, HELD // count)), count, dtype=torch.float64)
+    part = torch.empty(min(PART, count), labels, dtype=torch.float64)
+    sums = torch.zeros(3, RESAMPLES, labels, dtype=torch.float64)
+    for some in sums.split(len(held), dim=1):
+        times = held[: some.shape[1]]
+        for row in times:
+            row.copy_(torch.randint(count, (count,), generator=generator).bincount(minlength=count))
+        for total, counts in zip(some, (tally.hit, tally.truth, tally.found), strict=True):
+            for often, pictures in zip(times.split(PART, dim=1), counts.split(PART), strict=True):
+                total.addmm_(often, part[: len(pictures)].copy_(pictures))
+    return sums
 
 
 def _ratios(hit: Tensor, truth: Tensor, found: Tensor) -> Float[Tensor, "*resample label"]:
