@@ -17,7 +17,7 @@ from PIL import Image
 from goca import GocaError, Segmenter
 from goca import bundled as shipped
 from goca.bench import scores
-from goca.bench.confusion_picture import GAP, LARGEST, confusion_picture
+from goca.bench.confusion_picture import GAP, LARGEST, SWATCH, confusion_picture
 from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
 from goca.bench.evaluate import Evaluator, Said
 from goca.bench.job import Job
@@ -29,7 +29,7 @@ from goca.bench.scenes import evaluate_scenes
 from goca.bench.scores import Counting, Tally, gain, miou, resampled_miou, score
 from goca.bench.taggers.given import Given
 from goca.bundled import Scene
-from goca.draw import magma
+from goca.draw import magma, palette
 from goca.maths.confusion import confusion, mean_iou
 
 COUNTINGS = [Counting(background, absent) for background in (False, True) for absent in (False, True)]
@@ -180,7 +180,7 @@ def test_pictures_without_a_label_have_no_figures() -> None:
         Report.score,
         Report.tally,
         lambda report: report.confusion,
-        confusion_picture,
+        lambda report: confusion_picture(report, np.zeros((3, 3), np.uint8)),
     ]
     for ask in found:
         with pytest.raises(GocaError, match=r"^no labelled pixel in 1 picture of toy, .*\(--set void=background\)$"):
@@ -202,20 +202,25 @@ def test_the_confusion_picture_is_shares_of_each_row(tmp_path: Path) -> None:
     # Of the cat's pixels 1 in 4 is found as grass; "background" is neither there nor found.
     counts = {"none": ((1, 1, 3), (1, 2, 1), (2, 2, 5))}
     report = Report(("cat", "grass"), honest(dataset, "oracle"), (Picture("a", counts=counts),))
-    (tmp_path / "confusion.png").write_bytes(confusion_picture(report))
+    (tmp_path / "confusion.png").write_bytes(
+        confusion_picture(report, np.array([[0, 0, 0], [200, 0, 7], [0, 190, 5]], np.uint8))
+    )
     with Image.open(tmp_path / "confusion.png") as picture:
         pixels = np.asarray(picture)
     corner = pixels.shape[0] - GAP - 2 * LARGEST
     cells = [corner + LARGEST // 2, corner + LARGEST // 2 + LARGEST]
     shares = np.array([[0.75, 0.25], [0.0, 1.0]])
     assert np.array_equal(pixels[np.ix_(cells, cells)], magma(shares))
+    beside = corner - GAP - SWATCH // 2
+    assert pixels[cells, beside].tolist() == pixels[beside, cells].tolist() == [[200, 0, 7], [0, 190, 5]]
 
 
 def test_the_confusion_picture_of_150_classes_can_be_read() -> None:
     names = tuple(f"class number {index}" for index in range(1, 151))
     counts = {"none": tuple((index, index, 1) for index in range(151))}
     protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
-    with Image.open(io.BytesIO(confusion_picture(Report(names, protocol, (Picture("a", counts=counts),))))) as picture:
+    report = Report(names, protocol, (Picture("a", counts=counts),))
+    with Image.open(io.BytesIO(confusion_picture(report, palette(150)))) as picture:
         assert 151 * 14 < picture.width == picture.height < 2600
 
 

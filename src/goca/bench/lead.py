@@ -91,7 +91,7 @@ def evaluate(
             watch.done(pictures)
         names = tuple(one.name for one in dataset.categories)
         report = Report(names, protocol, in_order([one.id for one in dataset.samples], run.pictures))
-        _finish(run, report, str(crew) if tasks else None)
+        _finish(run, report, dataset, str(crew) if tasks else None)
     return report, facts
 
 
@@ -113,11 +113,11 @@ def _captions(out: Path | None) -> Path | None:
     return None if out is None else out / "captions.jsonl"
 
 
-def _finish(run: Run, report: Report, crew: str | None) -> None:
+def _finish(run: Run, report: Report, dataset: Dataset, crew: str | None) -> None:
     """Write the figures and the confusion picture. crew: None where nothing was left to do."""
     left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
     found = {"metrics": report.metrics(), "left_out": left_out}
-    files = {"confusion.png": confusion_picture(report)} if run.folder is not None else {}
+    files = {"confusion.png": confusion_picture(report, dataset.palette)} if run.folder is not None else {}
     run.finish(found, files, crew)
 
 
