@@ -23,6 +23,7 @@ from goca.bench.datasets.coco_stuff import MERGES
 from goca.bench.datasets.facts import VOID, Dataset
 from goca.bench.datasets.labelme import fill
 from goca.bench.datasets.names import categories, rows, voc_colours
+from goca.draw import palette
 from goca.export import labelme
 from goca.model.words import nouns
 
@@ -290,6 +291,17 @@ class TestContext:
             open_dataset("context", tmp_path)
 
 
+class TestContextPngs:
+    def test_void_may_be_kept_apart(self, tmp_path: Path) -> None:
+        folders.make_context_png(tmp_path)
+        values = np.full((19, 23), 255, np.uint8)
+        values[3, 5:7] = 0, 59
+        folders.grey(tmp_path / "VOCdevkit" / "VOC2010" / "SegmentationClassContext" / "2008_000008.png", values)
+        truth = open_dataset("context", tmp_path).samples[0].truth()
+        assert truth[3, 4:8].tolist() == [VOID, 0, 59, VOID]
+        assert (truth == VOID).sum() == 19 * 23 - 2
+
+
 class TestCocoObject:
     def change(self, root: Path, **members: object) -> None:
         folders.make_coco_object(root)
@@ -388,6 +400,21 @@ class TestCocoStuff:
         derived = tmp_path / "annotations" / "val2017" / "000000000139_labelTrainIds.png"
         folders.grey(derived, np.zeros((11, 13), np.uint8))
         check(open_dataset("coco-stuff-171", tmp_path), truths["val2017"])
+
+    def test_panoptic_pngs_may_lie_in_the_root(self, tmp_path: Path) -> None:
+        truths = folders.make_coco_panoptic(tmp_path)
+        (tmp_path / "annotations" / "panoptic_val2017").rename(tmp_path / "panoptic_val2017")
+        check(open_dataset("coco-stuff-27", tmp_path), truths["val2017"])
+
+    def test_colours_are_those_of_the_panoptic_categories(self, tmp_path: Path) -> None:
+        folders.make_coco_stuff(tmp_path)
+        dataset = open_dataset("coco-stuff-171", tmp_path)
+        names = [one.name for one in dataset.categories]
+        known = {"person": [220, 20, 60], "toothbrush": [191, 162, 208], "banner": [255, 255, 128], "snow": [255] * 3}
+        for name, colour in known.items():
+            assert dataset.palette[names.index(name) + 1].tolist() == colour
+        # Merged there into "cabinet-merged".
+        assert dataset.palette[names.index("cabinet") + 1].tolist() == palette(171)[names.index("cabinet") + 1].tolist()
 
     def test_the_171_are_not_read_from_panoptic(self, tmp_path: Path) -> None:
         folders.make_coco_panoptic(tmp_path)
