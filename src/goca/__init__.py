@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
     from goca.tracing import trace
+    from goca.trainingset import TrainingSet
 
 _HOMES = {
     "GocaError": "goca.errors",
@@ -42,6 +43,7 @@ _HOMES = {
     "Segmentation": "goca.segmentation",
     "Segmenter": "goca.segmenter",
     "trace": "goca.tracing",
+    "TrainingSet": "goca.trainingset",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Recipe",
     "Segmentation",
     "Segmenter",
+    "TrainingSet",
     "trace",
 ]
 

@@ -1,0 +1,53 @@
+"""A training set is what the bench's folder data set reads."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from goca import GocaError, Segmentation, Segmenter, TrainingSet
+from goca.bench.datasets import open_dataset
+
+
+@pytest.fixture
+def found(bundled: Segmenter, picture: Any) -> Segmentation:
+    """Of two classes, a mask of three bands: background, sky, cat."""
+    one = bundled(picture(64, 48), ["sky", "cat"])
+    labels = np.repeat(np.array([0, 1, 2], np.uint16), 16)[:, None] * np.ones((1, 64), np.uint16)
+    return replace(one, labels=labels)
+
+
+def test_it_is_a_folder_data_set(found: Segmentation, tmp_path: Path) -> None:
+    made = TrainingSet(tmp_path / "made", ("cat", "grass", "sky"))
+    assert made.add(found, "a cat\u00e9") == tmp_path / "made" / "0.png"
+    # A second session goes on, with a picture of other classes.
+    TrainingSet(str(tmp_path / "made"), ["cat", "grass", "sky"]).add(replace(found, classes=("grass", "cat")))
+    data = open_dataset("folder", tmp_path / "made")
+    assert [one.name for one in data.categories] == ["cat", "grass", "sky"]
+    assert [sample.id for sample in data.samples] == ["0.png", "1.png"]
+    assert [sample.truth()[::16, 0].tolist() for sample in data.samples] == [[0, 3, 1], [0, 2, 1]]
+    with Image.open(tmp_path / "made" / "0.png") as kept:
+        assert np.array_equal(np.asarray(kept), np.asarray(found.image))
+    lines = (tmp_path / "made" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"image": "0.png", "prompt": "a cat\u00e9"},
+        {"image": "1.png", "prompt": ""},
+    ]
+
+
+def test_what_cannot_be_added_or_begun(found: Segmentation, tmp_path: Path) -> None:
+    made = TrainingSet(tmp_path / "made", ("cat", "grass"))
+    with pytest.raises(GocaError, match=r'"sky" is no class of .*made: there are cat, grass'):
+        made.add(found)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["classes.txt"]
+    with pytest.raises(GocaError, match=r"classes\.txt lists other classes, or in another order"):
+        TrainingSet(tmp_path / "made", ("grass", "cat"))
+    with pytest.raises(GocaError, match="no classes"):
+        TrainingSet(tmp_path / "other", ())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GocaError, match=r"cannot (read|write) .*file"):
+        TrainingSet(tmp_path / "file" / "inside", ("cat",))
