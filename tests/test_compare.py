@@ -140,12 +140,22 @@ def _counted_otherwise(picture: dict[str, Any]) -> list[dict[str, Any]]:
     return [picture | {"counts": {"fixed": []}}]
 
 
+def _of_a_label_that_there_is_not(picture: dict[str, Any]) -> list[dict[str, Any]]:
+    return [picture | {"counts": {key: [[999, 1, 5]] for key in picture["counts"]}}]
+
+
+def _of_a_label_below_all(picture: dict[str, Any]) -> list[dict[str, Any]]:
+    return [picture | {"counts": {key: [[-1, 1, 5]] for key in picture["counts"]}}]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (_renamed, "only one of them has 003, so that the pictures.jsonl of one is of another run: restore it"),
         (_doubled, "pictures.jsonl has lines of another run: restore it"),
         (_counted_otherwise, "pictures.jsonl has lines of another run: restore it"),
+        (_of_a_label_that_there_is_not, "pictures.jsonl has lines of another run: restore it"),
+        (_of_a_label_below_all, "pictures.jsonl has lines of another run: restore it"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])

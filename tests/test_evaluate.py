@@ -354,6 +354,25 @@ def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
     assert any(note.startswith("too long a caption for this model: without surrounding") for note in found.notes)
 
 
+def test_the_words_of_one_thing_that_are_too_many(sd15: Any, scene: Scene, photo: Path) -> None:
+    parts = [f"part{number}" for number in range(30)]
+    dataset = Dataset(
+        "toy",
+        "all",
+        (Category("animal"), Category("sky")),
+        (Sample("one", photo, np.ones((scene.image.height, scene.image.width), np.uint16).copy),),
+        False,
+        np.zeros((3, 3), np.uint8),
+    )
+    caption = f"sky, (animal, {', '.join(parts)})"
+    evaluator = Evaluator(Segmenter.from_pipeline(sd15, size=64), dataset, Given(caption), honest(dataset, "given"))
+    (found,) = evaluator.unit(dataset.samples, {})
+    assert not found.left_out
+    assert set(found.classes) == {"animal", "sky"}
+    (note,) = [note for note in found.notes if note.startswith("too long a caption for this model: without part")]
+    assert note.endswith("part29")
+
+
 def test_a_class_that_the_caption_missed(bundled: Segmenter, scene: Scene, photo: Path) -> None:
     dataset = toy(halves(scene), photo)
     assert counted(bundled, dataset, "cat, sky")[0].classes == ("cat",)

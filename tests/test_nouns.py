@@ -50,6 +50,11 @@ VOC = (
         ("1. cat\n2. dog", (("cat",), ("dog",))),
         ('["Cat", "dog house"]', (("cat",), ("dog house",))),
         ("[person, clothes]", (("person", "clothes"),)),
+        ("Foreground: cat, lamp. Background: sky, tree.", (("cat",), ("lamp",), ("sky",), ("tree",))),
+        ("1) wall 2) lamp 3) sky", (("wall",), ("lamp",), ("sky",))),
+        ("1. wall 2. lamp", (("wall",), ("lamp",))),
+        ("<answer>cat, (dog, tail)</answer>", (("cat",), ("dog", "tail"))),
+        ("cat \u2022 dog | sky", (("cat",), ("dog",), ("sky",))),
         ("1.cat\n 12. a dog\n3. (person, hat)\n4.", (("cat",), ("dog",), ("person", "hat"))),
         ("1) cat\n2) dog", (("cat",), ("dog",))),
         ("1) cat, 2)dog, (3) sky", (("cat",), ("dog",), ("sky",))),
@@ -229,3 +234,13 @@ def test_a_question_is_answered_about_the_captions_own_words(bundled: Segmenter)
     assert said == [["cats", "mush", "rooms"], ["road"], ["snow"]]
     ((_, result),) = bundled.stream([question])
     assert result.classes == ("cat", "Road")
+
+
+def test_the_end_of_a_list() -> None:
+    """ "A, b and c": two nouns where they are classes, one where they are one class or none."""
+    classes = (Category("lamp"), Category("sky"), Category("salt and pepper"))
+    assert ask("wall, lamp and the sky", classes).classes == {"lamp": ("lamp",), "sky": ("sky",)}
+    assert ask("wall, lamp and dog", classes).others == ("wall", "dog")
+    assert ask("lamp, sky and lamp", classes).caption == "lamp, sky"
+    assert ask("salt and pepper, bread and butter", classes).classes == {"salt and pepper": ("salt and pepper",)}
+    assert ask("salt and pepper, bread and butter", classes).others == ("bread and butter",)

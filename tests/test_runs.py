@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -269,9 +270,16 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     assert json.loads(json.dumps(report.metrics())) == facts(whole)["metrics"]
 
 
-def test_two_processes_agree_with_one(whole: Path, tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "two"
+    ended: list[BaseProcess] = []
+    monkeypatch.setattr(BaseProcess, "terminate", ended.append)
     evaluate(SCENES, folder, Crew(workers=2))
+    # Those that had nothing left to do went by themselves, and in silence.
+    assert ended == []
+    assert "Traceback" not in capfd.readouterr().err
     assert sorted(lines(folder)) == sorted(lines(whole))
     assert facts(folder)["metrics"] == facts(whole)["metrics"]
     assert facts(folder)["sessions"][0]["crew"] == "2 processes"

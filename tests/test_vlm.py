@@ -404,6 +404,8 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     assert priced["cost"] == priced["read"]
     assert not server.asked
     assert not run.exists()
+    assert goca(*ask[:-2], "--estimate").out == told.out
+    assert goca(*ask, "--estimate", "--prices", "0.001,0").out.endswith("less than 0.01\n")
     with monkeypatch.context() as without:
         without.delenv("OPENAI_BASE_URL")
         assert "set OPENAI_API_KEY" in goca(*ask).mistake()

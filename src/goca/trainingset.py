@@ -13,6 +13,8 @@ from goca.model.words import nouns
 from goca.segmentation import Segmentation
 
 CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"
+RESERVED = ("background", "void")
+"""What stands in classes.txt for no class."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class TrainingSet:
 
     def __post_init__(self) -> None:
         nouns(self.classes)
+        for name in self.classes:
+            if name.strip().lower() in RESERVED or len(name.splitlines()) > 1:
+                raise GocaError(f"{name!r} cannot be a class of a folder: name it otherwise, in one line")
         text = "".join(f"{place}: {name}\n" for place, name in enumerate(self.classes, start=1))
         path = Path(self.folder) / CLASSES
         try:

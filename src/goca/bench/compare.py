@@ -61,8 +61,15 @@ def load_run(folder: Path) -> Finished:
     if len(pictures) < count:
         has = f"{len(pictures)} of its {count} pictures"
         raise GocaError(f"{folder} has only {has}: ask the same goca evaluate again to complete it")
-    counted = (picture.counts.keys() for picture in report.pictures if picture.counts is not None)
-    if len(pictures) > count or any(not labellings >= {*report.protocol.labellings} for labellings in counted):
+    counted = [picture.counts for picture in report.pictures if picture.counts is not None]
+    most = len(report.names)
+    strange = any(not counts.keys() >= {*report.protocol.labellings} for counts in counted) or any(
+        not (0 <= true <= most and 0 <= found <= most and pixels > 0)
+        for counts in counted
+        for some in counts.values()
+        for true, found, pixels in some
+    )
+    if len(pictures) > count or strange:
         raise GocaError(f"{folder / PICTURES} has lines of another run: restore it, or begin a new run")
     return Finished(folder, name, settings, report)
 

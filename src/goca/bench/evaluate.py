@@ -117,13 +117,18 @@ class Evaluator:
         # of which there has to be room for all supporting nouns.
         others, picture = one.asked.others, one.picture
         assert isinstance(question.classes, Mapping)
-        words = [(name, *more) for name, more in question.classes.items()]
-        while others and not all(self._fits((*some, *others)) for some in words):
+        words = {name: tuple(more) for name, more in question.classes.items()}
+        while others and not all(self._fits((name, *more, *others)) for name, more in words.items()):
             others = others[:-1]
-        if others != picture.others:
-            note = f"too long a caption for this model: without {', '.join(picture.others[len(others) :])}"
+        for name in words:
+            while words[name] and not self._fits((name, *words[name], *others)):
+                words[name] = words[name][:-1]
+        without = [*picture.others[len(others) :]]
+        without += [word for name, more in question.classes.items() for word in more[len(words[name]) :]]
+        if without:
+            note = f"too long a caption for this model: without {', '.join(without)}"
             picture = replace(picture, others=others, notes=(*picture.notes, note))
-        return replace(question, caption=None, others=others), one._replace(picture=picture)
+        return replace(question, caption=None, classes=words, others=others), one._replace(picture=picture)
 
     def _fits(self, nouns: Sequence[str]) -> bool:
         """Whether one prompt holds so many nouns."""

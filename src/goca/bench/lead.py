@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from goca.bench.cluster import in_cluster, reach
@@ -103,10 +104,11 @@ def estimate(job: Job, out: Path | None = None) -> Estimate:
     if not job.tags_ahead:
         raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
     dataset = job.open()
-    tagger = job.tagger_for(None, _captions(out))
-    if not isinstance(tagger, Costing):
-        raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
-    return tagger.estimate(dataset.samples, dataset)
+    with TemporaryDirectory() as nothing:
+        tagger = job.tagger_for(None, _captions(out or Path(nothing)))
+        if not isinstance(tagger, Costing):
+            raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
+        return tagger.estimate(dataset.samples, dataset)
 
 
 def _captions(out: Path | None) -> Path | None:

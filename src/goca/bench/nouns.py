@@ -22,12 +22,16 @@ Group = tuple[str, ...]
 
 _OPENING, _CLOSING = tuple("([{【"), tuple(")]}】")
 _BRACKET = re.compile(f"([{re.escape(''.join(_OPENING + _CLOSING))}])")
-_COMMA = re.compile("[,;、]")
+_COMMA = re.compile("[,;、•|]")
 _WIDE = str.maketrans({chr(ord(one) + 0xFEE0): one for one in "()[]{},;."} | {"\N{FULLWIDTH COLON}": ": "})
 _AROUND = r"[\s\"'`\u2018-\u201F«»「」『』*.:•·_\u2013\u2014-]"
 _EDGES = re.compile(rf"^(?:{_AROUND}|(?:a|an|the|and)\s|\d{{1,3}}\.(?!\d))+|{_AROUND}+$")
 # A list as programs write it, which is no parenthesis: ["cat", "dog"].
 _QUOTED = re.compile(r"\s*\[(\s*[\"'].*)\]\s*", re.DOTALL)
+_TAG = re.compile(r"</?[a-z][^<>]*>")
+# "Foreground: cat. Background: sky" is two lines, and so is "1) cat 2) sky".
+_LATER_LEAD_IN = re.compile(r"[.!?]\s+(?=[^:,.\n]{1,30}:(?:\s|$))")
+_NUMBERED, _NUMBER = re.compile(r"\s*1[.)]\s"), re.compile(r"\s\d{1,3}[.)](?=\s)")
 # The colon of "16:9 screen" ends no lead-in.
 _LEAD_IN = re.compile(rf"^.*:(?={_AROUND}|$)")
 
@@ -35,14 +39,17 @@ _LEAD_IN = re.compile(rf"^.*:(?={_AROUND}|$)")
 def parse(caption: str) -> tuple[Group, ...]:
     """The nouns of a caption, in its order, in lower case.
 
-    Commas, semicolons and line breaks divide nouns; brackets of any kind are parentheses. A parenthesis ends at the
-    next one of any kind, or with the caption, so unbalanced and nested ones have a meaning too. What models write
-    around nouns goes: stops, quotation marks, bullets and stop words, the numbers of a list or a count, "1. cat",
+    Commas, semicolons, bullets and line breaks divide nouns; brackets of any kind are parentheses. A parenthesis ends
+    at the next one of any kind, or with the caption, so unbalanced and nested ones have a meaning too. What models
+    write around nouns goes: stops, quotation marks, bullets and stop words, the numbers of a list or a count, "1. cat",
     "1) cat", "cat (2)", and before the first noun of a line whatever ends in a colon, "Nouns: cat". So does what is
     left without a letter or digit. Of a noun said twice the first stays.
     """
     lower = normalize("NFC", caption).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
-    plain = normalize("NFC", lower).translate(_WIDE)
+    plain = _TAG.sub("\n", normalize("NFC", lower).translate(_WIDE))
+    plain = _LATER_LEAD_IN.sub("\n", plain)
+    if _NUMBERED.match(plain):
+        plain = _NUMBER.sub("\n", plain)
     quoted = _QUOTED.fullmatch(plain)
     pieces = _BRACKET.split(quoted[1] if quoted else plain)
     groups: list[Group] = []
@@ -202,7 +209,7 @@ def ask(
         name = names.get(key(noun))
         return None if policy.true_only and name not in true else name
 
-    groups = list(parse(caption))
+    groups = [*_halved(parse(caption), names)]
     notes = []
     if policy.complete:
         found = {class_of(noun) for group in groups for noun in group}
@@ -224,6 +231,22 @@ def ask(
             classes[name] = (*classes.get(name, ()), noun)
     others = tuple(noun for noun, name in said if name is None)
     return Asked(classes, others, ", ".join(noun for noun, _ in said), tuple(notes))
+
+
+def _halved(groups: Iterable[Group], names: Mapping[str, str]) -> Iterator[Group]:
+    """ "Lamp and sky", as a list may end, is two nouns where it is no class and one of them is."""
+    seen: set[str] = set()
+    for group in groups:
+        out: dict[str, str] = {}
+        for noun in group:
+            halves = noun.split(" and ")
+            whole = key(noun) in names or not any(key(half) in names for half in halves)
+            for part in [noun] if whole else map(_clean, halves):
+                if part and key(part) not in seen:
+                    out.setdefault(key(part), part)
+        seen.update(out)
+        parts = tuple(out.values())
+        yield from [(part,) for part in parts] if len(group) == 1 else [parts]
 
 
 def _assigned(

@@ -42,6 +42,7 @@ def in_processes(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int
     context = multiprocessing.get_context("spawn")
     open_ = iter(tasks)
     workers: dict[Any, BaseProcess] = {}
+    busy: set[Any] = set()
     try:
         for _ in range(min(count, len(tasks))):
             ours, theirs = context.Pipe()
@@ -62,11 +63,12 @@ def in_processes(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int
                     ready.send(task)
                 yield answer
     finally:
-        for connection, process in workers.items():
-            # One that waits ends by this, one that is at work by the signal: cut off, they would leak what they hold.
+        for connection in workers:
             connection.close()
-            process.terminate()
-        for process in workers.values():
+        for connection, process in workers.items():
+            # One that waits ends by that, and a signal would disturb it as it leaves; one at work needs it.
+            if connection in busy:
+                process.terminate()
             process.join(PATIENCE)
             process.kill()
             process.join()
@@ -107,6 +109,8 @@ def _work(job: Job, protocol: Protocol, connection: Connection) -> None:
         connection.send(error)
     except Exception as error:
         connection.send(as_line(error))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving already
 
 
 def as_line(error: Exception) -> WorkerError:

@@ -44,7 +44,10 @@ class Estimate:
 
     def __str__(self) -> str:
         cost = "name prices to see the cost" if self.cost is None else f"about {self.cost:.2f}"
-        return f"{self.pictures} pictures, about {self.read:,} tokens to read and {self.written:,} to write: {cost}"
+        if self.cost is not None and 0 < self.cost < 0.01:
+            cost = "less than 0.01"
+        count = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
+        return f"{count}, about {self.read:,} tokens to read and {self.written:,} to write: {cost}"
 
 
 @runtime_checkable
