@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 
 
 class Shown:
-    """Progress on a bar. left_out: a line for each picture that is; where all are, there is one mistake to tell."""
+    """Progress on a bar."""
 
     def __init__(self, bar: "Progress", as_json: bool) -> None:
         self.bar, self.as_json = bar, as_json
         self.task = bar.add_task("opening", total=None)
         self.finished = 0
-        self.left_out: list[str] = []
 
     def stage(self, name: str, total: int, done: int) -> None:
         self.bar.remove_task(self.task)
@@ -40,11 +39,8 @@ class Shown:
         self.bar.advance(self.task)
 
     def done(self, pictures: "Sequence[Picture]") -> None:
-        for picture in pictures:
-            if picture.left_out:
-                self.left_out.append(f"left out: {picture.id}: {picture.left_out}")
-            self.finished += 1
-            self.bar.advance(self.task)
+        self.finished += len(pictures)
+        self.bar.advance(self.task, len(pictures))
 
     def estimate(self, estimate: "Estimate") -> None:
         if not self.as_json:
@@ -68,8 +64,9 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
             again = f"; ask the same again to go on with {out}" if out is not None else ""
             say(f"stopped; {shown.finished} pictures are done{again}")
             raise typer.Exit(130) from None
-    for line in shown.left_out:
-        say(line)
+    # Not before: where all are left out, there is one mistake to tell.
+    for picture in report.left_out:
+        say(f"left out: {picture.id}: {picture.left_out}")
     if as_json:
         left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
         print(

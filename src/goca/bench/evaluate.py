@@ -111,8 +111,8 @@ class Evaluator:
             assert isinstance(self.tagger, SceneOracle)  # `Job` refuses sentences of others
             return replace(question, caption=self.tagger.sentence(one.sample)), one
         listed = (*one.asked.classes, *one.asked.others)
-        if one.asked.caption != ", ".join(listed) and self._fits(one.asked.caption.split(", ")):
-            return question, one
+        if self._fits(one.asked.caption.split(", ")):
+            return (replace(question, caption=None) if one.asked.caption == ", ".join(listed) else question), one
         # As the segmenter would write it: left to it, a list that is too long is spread over several prompts, in each
         # of which there has to be room for all supporting nouns.
         others, picture = one.asked.others, one.picture

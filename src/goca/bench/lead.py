@@ -101,11 +101,9 @@ def estimate(job: Job, out: Path | None = None) -> Estimate:
 
     Raises GocaError for a tagger that nobody has to pay, and as `evaluate` does.
     """
-    if not job.tags_ahead:
-        raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
     dataset = job.open()
     with TemporaryDirectory() as nothing:
-        tagger = job.tagger_for(None, _captions(out or Path(nothing)))
+        tagger = job.tagger_for(None, _captions(out or Path(nothing))) if job.tags_ahead else None
         if not isinstance(tagger, Costing):
             raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
         return tagger.estimate(dataset.samples, dataset)
