@@ -45,9 +45,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from goca import GOCA, Segmenter
-from goca.model import tiny
-from goca.model.tiny.parts import t5_text
-from goca.model.zoo import FLUX, SDXL
+from goca.diffusion.checkpoints import FLUX, SDXL
+from goca.testing import tiny
+from goca.testing.tiny.parts import t5_text
 
 SIZE = 1024
 BLOCK = 512  # rows and columns of a product at a time

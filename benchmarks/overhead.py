@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from goca import Segmenter
-from goca.model import tiny
+from goca.testing import tiny
 
 CLASSES = ("cat", "grass", "traffic light")
 

@@ -12,9 +12,9 @@ from itertools import islice
 import torch
 
 from goca import Segmenter, bundled
-from goca.bench.taggers.agreement import Agreement
-from goca.bench.taggers.self_pruning import JUDGES, SelfPruning
 from goca.bundled import Scene
+from goca.tagging.multilabel import Agreement
+from goca.tagging.self_pruning import JUDGES, SelfPruning
 
 
 def measure(tagger: SelfPruning, scenes: Sequence[Scene]) -> tuple[Agreement, float]:

@@ -26,7 +26,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from overhead import build, peak
 
 from goca import DAAM, GOCA, Recipe, trace
-from goca.model.tiny import BUILDERS
+from goca.testing.tiny import BUILDERS
 
 PROMPT = "a cat on the grass under a traffic light"
 # Heat maps are not refined: whoever wants them alone need not collect what masks are refined with.

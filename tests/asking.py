@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.attention_modules import Site, sites
+from goca.diffusion.backbone import Backbone
 from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
-from goca.model.attention_call import AttentionCall
-from goca.model.backbone import Backbone
-from goca.model.sites import Site, sites
 from goca.segmenter import Segmenter
 
 CAPTION = "cat, traffic light, grass"

@@ -11,9 +11,9 @@ from commands import Outcome
 from diffusers.models.transformers import transformer_cosmos
 from PIL import Image
 
-from goca.apps.cli import main
-from goca.model.tiny import UNET_BUILDERS
+from goca.cli.main import main
 from goca.segmenter import Segmenter
+from goca.testing.tiny import UNET_BUILDERS
 
 # A run that was started in the background ignores Ctrl-C, and so would every process that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

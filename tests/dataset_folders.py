@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from scipy.io import savemat
 
-from goca.bench.datasets.facts import VOID
+from goca.evaluation.datasets.base import VOID
 from goca.export import labelme
 
 Truths = dict[str, dict[str, np.ndarray]]

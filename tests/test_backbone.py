@@ -17,10 +17,10 @@ from diffusers import (
 from PIL import Image
 from torch import nn
 
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.timesteps import add_noise
 from goca.errors import GocaError
-from goca.model.attention_call import AttentionCall
-from goca.model.backbone import Backbone
-from goca.model.noise import add_noise
 
 Make = Callable[..., Image.Image]
 SIZE = (64, 96)
@@ -84,7 +84,7 @@ def test_one_pass_on_the_exact_noisy_latent(pipeline: Any, picture: Make) -> Non
 
 
 def test_size_conditions_of_sdxl_are_the_pipeline_s_own(picture: Make) -> None:
-    from goca.model.tiny import sdxl
+    from goca.testing.tiny import sdxl
 
     pipeline = sdxl()
     backbone, spy = Backbone(pipeline), Spy(pipeline.unet)

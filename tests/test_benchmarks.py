@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from goca import Segmenter
-from goca.bench.taggers.self_pruning import SelfPruning
 from goca.bundled import Scene
-from goca.model.tiny import BUILDERS
+from goca.tagging.self_pruning import SelfPruning
+from goca.testing.tiny import BUILDERS
 
 
 def test_growth_counts_a_pass_for_every_prompt(sd15: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ import pytest
 from commands import GOCA_SCRIPT
 from PIL import Image
 
-from goca.apps import models, options
+from goca.cli import models, parsing
+from goca.diffusion.checkpoints import BY_RULE
+from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
-from goca.model.families import FAMILIES
-from goca.model.tiny import BUILDERS
-from goca.model.zoo import BY_RULE
 from goca.recipe import GOCA, VANILLA
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
+from goca.testing.tiny import BUILDERS
 
 ASK = ("--classes", "cat, grass", "--others", "sky")
 
@@ -73,7 +73,7 @@ def written() -> list[str]:
 
 def test_help_is_quick_and_needs_none_of_the_heavy_libraries():
     code = (
-        "import sys; from goca.apps.cli import main; main(['--help']); main(['segment', '--help']);"
+        "import sys; from goca.cli.main import main; main(['--help']); main(['segment', '--help']);"
         "print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -431,7 +431,7 @@ def needs_something_else() -> Any:
 
 
 def test_a_check_tells_missing_extras_from_failures(monkeypatch, goca):
-    monkeypatch.setattr("goca.model.tiny.BUILDERS", {"a": needs_an_extra, "b": needs_something_else})
+    monkeypatch.setattr("goca.testing.tiny.BUILDERS", {"a": needs_an_extra, "b": needs_something_else})
     done = goca("models", "--check", "--json")
     assert (done.code, done.err) == (1, "")
     first, second = json.loads(done.out)["families"]
@@ -454,29 +454,29 @@ def test_a_classes_file():
         "# animals\n\n  cat :  kitten , tomcat # ours\n# dog\npotted plant\nc#:\n", encoding="utf-8-sig"
     )
     expected = {"cat": ("kitten", "tomcat"), "potted plant": (), "c#": ()}
-    assert options.classes(None, Path("names.txt")) == expected
-    assert list(options.classes(None, Path("names.txt"))) == list(expected)
+    assert parsing.classes(None, Path("names.txt")) == expected
+    assert list(parsing.classes(None, Path("names.txt"))) == list(expected)
 
 
 @pytest.mark.parametrize(("content", "told"), [("cat\ncat: kitten\n", "line 2"), ("# cat\n", "names no class")])
 def test_a_classes_file_that_is_wrong(content, told):
     Path("names.txt").write_text(content)
     with pytest.raises(GocaError, match=told):
-        options.classes(None, Path("names.txt"))
+        parsing.classes(None, Path("names.txt"))
 
 
 def test_names_between_commas():
-    assert options.names(" cat,traffic light ,, grass,") == ("cat", "traffic light", "grass")
+    assert parsing.names(" cat,traffic light ,, grass,") == ("cat", "traffic light", "grass")
 
 
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("None", None), ("0.5", 0.5), ("0", 0.0), ("1", 1.0)])
 def test_backgrounds(text, value):
-    assert options.background(text) == value
+    assert parsing.background(text) == value
 
 
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("100", (100,)), (" 100, 50 ", (100, 50))])
 def test_noise(text, value):
-    assert options.noise(text) == value
+    assert parsing.noise(text) == value
 
 
 def test_the_document_of_the_families_is_what_the_table_prints(goca: Any) -> None:

@@ -12,10 +12,10 @@ from commands import Outcome
 from PIL import Image
 
 from goca import GocaError
-from goca.bench.compare import load_run
-from goca.bench.job import Job
-from goca.bench.lead import evaluate
-from goca.bench.scores import gain
+from goca.evaluation.compare import load_run
+from goca.evaluation.config import Job
+from goca.evaluation.metrics import gain
+from goca.evaluation.runner import evaluate
 
 JOB = Job("scenes", limit=5, batch=3)
 Goca = Callable[..., Outcome]

@@ -18,14 +18,14 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from goca import GocaError, bundled
-from goca.bench.datasets import DATASETS, coco_json, open_dataset
-from goca.bench.datasets.coco_stuff import MERGES
-from goca.bench.datasets.facts import VOID, Dataset
-from goca.bench.datasets.labelme import fill
-from goca.bench.datasets.names import categories, rows, voc_colours
-from goca.draw import palette
+from goca.evaluation.datasets import DATASETS, coco_json, open_dataset
+from goca.evaluation.datasets.base import VOID, Dataset
+from goca.evaluation.datasets.coco_stuff import MERGES
+from goca.evaluation.datasets.labelme import fill
+from goca.evaluation.datasets.names import categories, rows, voc_colours
 from goca.export import labelme
-from goca.model.words import nouns
+from goca.imaging.draw import palette
+from goca.text.token_spans import nouns
 
 Make = Callable[[Path], Truths]
 

@@ -81,7 +81,7 @@ def test_every_block_says_what_it_is():
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_command_lines_name_real_commands_and_options(line):
-    from goca.apps.cli import app
+    from goca.cli.main import app
 
     command = typer.main.get_command(app)
     words = list(itertools.takewhile(lambda word: word not in SHELL, shlex.split(line, comments=True)))[1:]

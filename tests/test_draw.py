@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from goca.draw import heatmap, overlay, palette
+from goca.imaging.draw import heatmap, overlay, palette
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MAGMA_MIDDLE = (183, 55, 121)  # #b73779

@@ -16,21 +16,21 @@ from PIL import Image
 
 from goca import GocaError, Segmenter
 from goca import bundled as shipped
-from goca.bench import scores
-from goca.bench.confusion_picture import GAP, LARGEST, SWATCH, confusion_picture
-from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
-from goca.bench.evaluate import Evaluator, Said
-from goca.bench.job import Job
-from goca.bench.lead import evaluate
-from goca.bench.pictures import Picture, tally
-from goca.bench.protocol import Protocol, changed, honest
-from goca.bench.report import Report
-from goca.bench.scenes import evaluate_scenes
-from goca.bench.scores import Counting, Tally, gain, miou, resampled_miou, score
-from goca.bench.taggers.given import Given
 from goca.bundled import Scene
-from goca.draw import magma, palette
+from goca.evaluation import metrics
+from goca.evaluation.config import Job
+from goca.evaluation.confusion_image import GAP, LARGEST, SWATCH, confusion_picture
+from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.evaluator import Evaluator, Said
+from goca.evaluation.metrics import Counting, Tally, gain, miou, resampled_miou, score
+from goca.evaluation.protocol import Protocol, changed, honest
+from goca.evaluation.records import Picture, tally
+from goca.evaluation.report import Report
+from goca.evaluation.runner import evaluate
+from goca.evaluation.scenes import evaluate_scenes
+from goca.imaging.draw import magma, palette
 from goca.maths.confusion import confusion, mean_iou
+from goca.tagging.fixed import Given
 
 COUNTINGS = [Counting(background, absent) for background in (False, True) for absent in (False, True)]
 
@@ -127,13 +127,13 @@ def test_resampling_in_parts_is_that_of_the_whole(
         whole = whole_resamples(ours, counting, seed)
         assert torch.equal(resampled_miou(Tally.of(ours), counting, seed), whole)
     assert whole.unique().numel() > 100
-    paired = scores.interval(whole_resamples(ours, counting) - whole_resamples(theirs, counting))
+    paired = metrics.interval(whole_resamples(ours, counting) - whole_resamples(theirs, counting))
     assert gain(Tally.of(ours), Tally.of(theirs), counting)[1] == paired
 
 
 def test_resampling_needs_little_memory_however_many_pictures() -> None:
     code = (
-        "import torch; from pathlib import Path; from goca.bench.scores import Tally, gain\n"
+        "import torch; from pathlib import Path; from goca.evaluation.metrics import Tally, gain\n"
         "def resident(name):\n"
         "    lines = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())\n"
         "    return int(lines[name].split()[0])\n"

@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from pycocotools import mask as rle
 
-from goca.draw import palette
 from goca.errors import GocaError
 from goca.export import coco, labelme, labels_png, sweep, write_atomic
+from goca.imaging.draw import palette
 
 CLASSES = ("cat", "grass", "sky")
 # 5 x 7: a cat with a hole of grass and one of background, a pixel of sky in a corner.

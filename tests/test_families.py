@@ -13,20 +13,20 @@ from diffusers.pipelines.cosmos import pipeline_cosmos2_text2image
 from PIL import Image
 from torch import Tensor
 
+from goca.diffusion import backbone as backbone_module
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.attention_modules import Site, sites
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.conditioning import Prompt
+from goca.diffusion.exclusive import borrowed
+from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
-from goca.model import backbone as backbone_module
-from goca.model.attention_call import AttentionCall
-from goca.model.backbone import Backbone
-from goca.model.lending import borrowed
-from goca.model.load import load
-from goca.model.prompt import Prompt
-from goca.model.sites import Site, sites
-from goca.model.tiny import BUILDERS
-from goca.model.words import Noun, words
-from goca.question import Question
+from goca.request import Question
 from goca.segmenter import Segmenter
+from goca.testing.tiny import BUILDERS
+from goca.text.token_spans import Noun, words
 
 CAPTION = "cat, traffic light, grass"
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from goca.apps.files import jobs
+from goca.cli.files import jobs
 from goca.errors import GocaError
 
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from goca import GocaError
-from goca.apps import generate as generate_module
+from goca.cli import painting as generate_module
+from goca.diffusion.loading import quiet
 from goca.generation import Asked, explain, generate
-from goca.model.load import quiet
-from goca.model.tiny import BUILDERS
+from goca.testing.tiny import BUILDERS
 
 PROMPT = "cat, bus, grass, sky"
 FEW = ("--steps", "3")
@@ -223,7 +223,7 @@ def test_the_examples_run(name: str, tmp_path: Path) -> None:
     if name == "heatmap.py":
         assert pixels(str(tmp_path / "cat.heatmap.png")).shape == (64, 64, 3)
         return
-    from goca.bench.datasets import open_dataset
+    from goca.evaluation.datasets import open_dataset
 
     data = open_dataset("folder", tmp_path / "painted")
     assert [one.name for one in data.categories] == ["cat", "bus", "grass", "sky"]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, features
 
 from goca.errors import GocaError
+from goca.imaging.images import common_grid, fit, load, needs_windows, tiles, windows
 from goca.maths.windows import Windows
-from goca.model.images import common_grid, fit, load, needs_windows, tiles, windows
 
 properties = settings(max_examples=100, deadline=None)
 ORIENTATION = 0x0112

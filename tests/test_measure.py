@@ -20,7 +20,7 @@ from dataset_folders import (
     make_voc,
 )
 
-from goca.model.tiny import UNET_BUILDERS
+from goca.testing.tiny import UNET_BUILDERS
 
 Goca = Callable[..., Outcome]
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError, Segmenter
-from goca.bench.datasets.facts import Category
-from goca.bench.nouns import HONEST, Asked, Policy, ask, key, paper, parse, write
-from goca.model.spelling import STOP
-from goca.model.tokens import Tokens
-from goca.model.words import nouns, words
-from goca.question import find_words
+from goca.evaluation.caption_nouns import HONEST, Asked, Policy, ask, key, paper, parse, write
+from goca.evaluation.datasets.base import Category
+from goca.request import find_words
+from goca.text.spelling import STOP
+from goca.text.token_spans import nouns, words
+from goca.text.tokens import Tokens
 
 VOC = (
     Category("aeroplane", ("airplane", "jet")),

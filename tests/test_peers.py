@@ -13,15 +13,15 @@ from torch.overrides import TorchFunctionMode
 from yardsticks import Grid, bilinear_matrix
 
 from goca import CONCEPT_ATTENTION, DIFFSEGMENTER, RECIPES, GocaError, Recipe, Segmenter
-from goca.apps import options
+from goca.aggregation import Readout
+from goca.cli import parsing
+from goca.diffusion.attention_call import AttentionCall
 from goca.maths import aggregate, concepts, gather
 from goca.maths.background import Background, constant
 from goca.maths.concepts import concept_shares
 from goca.maths.gather import MeansByGrid, RunningMean
-from goca.model.attention_call import AttentionCall
-from goca.model.tiny import JOINT_BUILDERS, UNET_BUILDERS
-from goca.model.words import Noun, words
-from goca.readout import Readout
+from goca.testing.tiny import JOINT_BUILDERS, UNET_BUILDERS
+from goca.text.token_spans import Noun, words
 
 TOKENS = 5
 WEIGHTS = (0.1, 0.1, 0.5, 0.3)
@@ -273,8 +273,8 @@ def test_concept_attention_is_refused_by_name_where_attention_is_not_joint(bundl
 
 
 def test_the_command_line_knows_every_recipe() -> None:
-    assert tuple(RECIPES) == options.RECIPES
-    assert all(name in options.RECIPES_HELP for name in RECIPES)
+    assert tuple(RECIPES) == parsing.RECIPES
+    assert all(name in parsing.RECIPES_HELP for name in RECIPES)
 
 
 def test_maps_do_not_come_from_the_model() -> None:

@@ -15,14 +15,14 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 from goca import GocaError, Recipe, Segmenter
-from goca.model import backbone as backbone_module
-from goca.model import families
-from goca.model.attention_call import AttentionCall
-from goca.model.backbone import Backbone
-from goca.model.families import probe
-from goca.model.families.asking import moved
-from goca.model.tiny import BUILDERS
-from goca.model.words import Noun, words
+from goca.diffusion import backbone as backbone_module
+from goca.diffusion import families
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.backbone import Backbone
+from goca.probing import probe
+from goca.probing.passes import moved
+from goca.testing.tiny import BUILDERS
+from goca.text.token_spans import Noun, words
 
 Make = Callable[..., Image.Image]
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))

@@ -23,11 +23,11 @@ from dataset_folders import (
 from PIL import Image
 
 from goca import GocaError
-from goca.bench.datasets import open_dataset
-from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
-from goca.bench.narrowed import narrowed
-from goca.bench.nouns import ask
-from goca.bench.protocol import PRESETS, SWEEP, SWITCHES, Protocol, changed, honest, paper, split_of
+from goca.evaluation.caption_nouns import ask
+from goca.evaluation.datasets import open_dataset
+from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.protocol import PRESETS, SWEEP, SWITCHES, Protocol, changed, honest, paper, split_of
+from goca.evaluation.remap import narrowed
 
 MAKERS: dict[str, Callable[[Path], object]] = {
     "voc": make_voc,

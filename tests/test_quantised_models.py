@@ -16,12 +16,12 @@ from diffusers import GGUFQuantizationConfig, TorchAoConfig
 from PIL import Image
 from torch import nn
 
+from goca.diffusion.attention_modules import sites
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.loading import load
 from goca.errors import GocaError
-from goca.model.backbone import Backbone
-from goca.model.load import load
-from goca.model.sites import sites
-from goca.model.tiny import BUILDERS
 from goca.segmenter import Segmenter
+from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
 

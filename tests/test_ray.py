@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from goca import GocaError
-from goca.bench.cluster import Actor, in_cluster
-from goca.bench.job import Job
-from goca.bench.lead import Crew, evaluate
-from goca.bench.workers import Task
+from goca.evaluation.cluster import Actor, in_cluster
+from goca.evaluation.config import Job
+from goca.evaluation.runner import Crew, evaluate
+from goca.evaluation.workers import Task
 
 ray = pytest.importorskip("ray")
 

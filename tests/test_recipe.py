@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from goca.diffusion.checkpoints import BUNDLED, SD15, SD21, SDXL, ZOO, Settings, settings_for
+from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
 from goca.maths import aggregate, background, concepts, rescale
 from goca.maths.background import Background
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
-from goca.model.families import FAMILIES
-from goca.model.zoo import BUNDLED, SD15, SD21, SDXL, ZOO, Settings, settings_for
 from goca.recipe import (
     CONCEPT_ATTENTION,
     DAAM,

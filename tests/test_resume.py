@@ -14,7 +14,7 @@ import pytest
 from commands import GOCA_SCRIPT, Outcome
 from PIL import Image
 
-from goca.apps.files import SUFFIXES
+from goca.cli.files import SUFFIXES
 from goca.recipe import Overrides
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter

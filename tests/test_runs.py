@@ -19,13 +19,13 @@ from commands import GOCA_SCRIPT
 from PIL import Image
 
 from goca import GocaError, bundled
-from goca.bench.datasets.facts import Dataset, Sample
-from goca.bench.job import Job, units
-from goca.bench.lead import Crew, Watch, evaluate
-from goca.bench.pictures import Picture, count
-from goca.bench.provenance import fingerprint
-from goca.bench.runs import Run, read_pictures
-from goca.model.tiny import UNET_BUILDERS
+from goca.evaluation.config import Job, units
+from goca.evaluation.datasets.base import Dataset, Sample
+from goca.evaluation.fingerprint import fingerprint
+from goca.evaluation.records import Picture, count
+from goca.evaluation.run_folder import Run, read_pictures
+from goca.evaluation.runner import Crew, Watch, evaluate
+from goca.testing.tiny import UNET_BUILDERS
 
 STUFF = ("brick", "grass", "road", "sand", "sky", "snow", "water", "wood")
 SCENES = Job("scenes", limit=5, batch=2, as_background=STUFF)
@@ -81,7 +81,8 @@ def test_a_run_says_all_of_itself(whole: Path) -> None:
 def test_kill_and_resume(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     code = (
-        "import sys; from pathlib import Path; from test_runs import SCENES; from goca.bench.lead import evaluate;"
+        "import sys; from pathlib import Path; from test_runs import SCENES;"
+        "from goca.evaluation.runner import evaluate;"
         "evaluate(SCENES, Path(sys.argv[1]))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -179,7 +180,7 @@ def test_killed_while_a_finished_run_is_printed(
 def test_kill_between_the_files_of_a_finished_run(whole: Path, copied: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from test_runs import SCENES\n"
-        "from goca.bench.lead import evaluate\n"
+        "from goca.evaluation.runner import evaluate\n"
         "rename = os.replace\n"
         "def replace(old, new):\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if Path(new).name == 'run.json' else rename(old, new)\n"
@@ -349,7 +350,7 @@ class Slow:
 
 def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    monkeypatch.setattr("goca.bench.job.tagger_named", lambda spec, means: slow)
+    monkeypatch.setattr("goca.evaluation.config.tagger_named", lambda spec, means: slow)
     job, ticks = Job("scenes", limit=3, batch=2, tagger="vlm:slow"), []
     report, _ = evaluate(job, tmp_path / "run", watch=Watch(tagged=lambda: ticks.append(1)))
     assert slow.prepared == slow.asked == ["000", "001", "002"]
@@ -444,7 +445,7 @@ def test_workers_end_with_the_process_that_leads(tmp_path: Path) -> None:
     code = (
         "import multiprocessing, time\n"
         "from test_runs import SCENES\n"
-        "from goca.bench.lead import Crew, Watch, evaluate\n"
+        "from goca.evaluation.runner import Crew, Watch, evaluate\n"
         "def done(pictures):\n"
         "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "    time.sleep(60)\n"

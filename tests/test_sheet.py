@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from goca import sheet as sheet_module
-from goca.sheet import GAP, TYPE, Cell, contact_sheet
+from goca.imaging import sheet as sheet_module
+from goca.imaging.sheet import GAP, TYPE, Cell, contact_sheet
 
 LINE = round(1.7 * TYPE)
 

@@ -15,14 +15,14 @@ from PIL import Image
 
 from goca import GocaError, Segmenter
 from goca import bundled as data
-from goca.bench.datasets.facts import VOID, Category, Dataset, Sample
-from goca.bench.taggers import Means, Preparing, Tagger, local, prepare, tagger_named
-from goca.bench.taggers.agreement import Agreement
-from goca.bench.taggers.captions import Captions, Entry, Record, read
-from goca.bench.taggers.oracle import true_classes
-from goca.bench.taggers.self_pruning import ByError, ByMap, SelfPruning
-from goca.model.noise import add_noise, target
-from goca.model.tiny import BUILDERS, tokenizers
+from goca.diffusion.timesteps import add_noise, target
+from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.tagging import Means, Preparing, Tagger, local, prepare, tagger_named
+from goca.tagging.captions import Captions, Entry, Record, read
+from goca.tagging.multilabel import Agreement
+from goca.tagging.oracle import true_classes
+from goca.tagging.self_pruning import ByError, ByMap, SelfPruning
+from goca.testing.tiny import BUILDERS, tokenizers
 
 
 def sample(name: str, image: Path = Path("unread.png"), labels: Sequence[int] = (0,)) -> Sample:

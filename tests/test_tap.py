@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.attention_hook import Tap
+from goca.diffusion.attention_modules import native, sites
+from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
 from goca.maths.attention import probabilities
-from goca.model.attention_call import AttentionCall
-from goca.model.backbone import Backbone
-from goca.model.sites import native, sites
-from goca.model.tap import Tap
 
 LATENT = (6, 10)
 

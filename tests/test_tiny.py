@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from goca.model.load import quiet
-from goca.model.tiny import BUILDERS, JOINT_BUILDERS
+from goca.diffusion.loading import quiet
+from goca.testing.tiny import BUILDERS, JOINT_BUILDERS
 
 # What a call needs to make the size that it was asked for, and one picture, without guidance.
 BINNED = ("pixart_alpha", "pixart_alpha_1024", "pixart_sigma", "hunyuan_dit", "sana")

@@ -24,12 +24,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from goca import GOCA, GocaError, Segmenter, trace
-from goca.model.backbone import Backbone
-from goca.model.load import quiet
-from goca.model.noise import add_noise
-from goca.model.tiny import BUILDERS, sd15
-from goca.model.words import Word, Words
-from goca.readout import Readout
+from goca.aggregation import Readout
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.loading import quiet
+from goca.diffusion.timesteps import add_noise
+from goca.testing.tiny import BUILDERS, sd15
+from goca.text.token_spans import Word, Words
 from goca.tracing import Trace, TracedPicture
 
 Make = Callable[..., Image.Image]

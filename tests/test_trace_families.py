@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from goca import trace
-from goca.model.load import quiet
-from goca.model.tiny import BUILDERS
+from goca.diffusion.loading import quiet
+from goca.testing.tiny import BUILDERS
 
 PROMPTS = ["a cat on grass", "a dog"]
 NEGATIVE = ["an ugly cat, grass and more of it", "bad"]

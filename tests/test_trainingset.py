@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from goca import GocaError, Segmentation, Segmenter, TrainingSet
-from goca.bench.datasets import open_dataset
+from goca.evaluation.datasets import open_dataset
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ from commands import Outcome
 from PIL import Image
 
 from goca import GocaError
-from goca.bench.datasets.facts import Category, Dataset, Sample
-from goca.bench.taggers import Means, prepare, tagger_named
-from goca.bench.taggers.captions import Captions, read
-from goca.bench.taggers.endpoint import ATTEMPTS, Declined, Endpoint
-from goca.bench.taggers.facts import Estimate
-from goca.bench.taggers.instruction import instruction
-from goca.bench.taggers.vlm import VLM
+from goca.evaluation.datasets.base import Category, Dataset, Sample
+from goca.tagging import Means, prepare, tagger_named
+from goca.tagging.base import Estimate
+from goca.tagging.captions import Captions, read
+from goca.tagging.endpoint import ATTEMPTS, Declined, Endpoint
+from goca.tagging.instruction import instruction
+from goca.tagging.vlm import VLM
 
 KEY = "sk-not-for-your-eyes"
 Goca = Callable[..., Outcome]

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 import goca.bundled
+from goca.diffusion.checkpoints import BUNDLED
 from goca.errors import GocaError
-from goca.model import words as module
-from goca.model.plurals import plurals, singulars
-from goca.model.spelling import forms
-from goca.model.tokens import Tokens, tokens_of
-from goca.model.words import Noun, Word, Words, caption_of, nouns, occurrences, split, spoken, vocabulary, words
-from goca.model.zoo import BUNDLED
+from goca.text import token_spans as module
+from goca.text.plurals import plurals, singulars
+from goca.text.spelling import forms
+from goca.text.token_spans import Noun, Word, Words, caption_of, nouns, occurrences, split, spoken, vocabulary, words
+from goca.text.tokens import Tokens, tokens_of
 
 STOP = {"a", "an", "the", "and"}
 # Every letter ends a word here, for a byte-level vocabulary has end-of-word tokens only for what it saw at an end.

@@ -15,9 +15,9 @@ from diffusers.hooks import apply_group_offloading
 from PIL import Image
 from torch import nn
 
+from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
-from goca.model.backbone import Backbone
-from goca.model.tiny import BUILDERS
+from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
 Way = Callable[[Any, Path], None]

@@ -1,9 +1,9 @@
-"""Pipelines that diffusers ships and goca lists nowhere, tiny and random as those of `goca.model.tiny`."""
+"""Pipelines that diffusers ships and goca lists nowhere, tiny and random as those of `goca.testing.tiny`."""
 
 from typing import Any
 
-from goca.model.tiny import BUILDERS, tokenizers
-from goca.model.tiny.parts import flux_vae, qwen3_config, ready, t5_text, vae
+from goca.testing.tiny import BUILDERS, tokenizers
+from goca.testing.tiny.parts import flux_vae, qwen3_config, ready, t5_text, vae
 
 
 @ready

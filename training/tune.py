@@ -3,7 +3,7 @@
 Decided before any score was looked at: noise, refinement layers and order are those with the best mean mIoU
 of the recipes vanilla, goca and goca-balanced, so that no recipe is favoured; the reference layer, which
 vanilla does not have, by the mean of the other two. One thing is chosen after the other, in that order. The
-result goes into `goca/model/zoo.py` by hand; the benchmark's scenes are never looked at here.
+result goes into `goca/diffusion/checkpoints.py` by hand; the benchmark's scenes are never looked at here.
 
     python -m training.tune [--work FOLDER] [--model FOLDER] [--count 100]
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from goca.bench.scenes import evaluate_scenes
 from goca.bundled import Scene
-from goca.model.backbone import Backbone
-from goca.model.load import load
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.loading import load
+from goca.evaluation.scenes import evaluate_scenes
 from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Overrides, Recipe
 from goca.segmenter import Segmenter
 

@@ -1,7 +1,7 @@
 """Stage tune_tagger: the thresholds of the model as its own tagger, on the scenes that `training.tune` chooses on.
 
 Of each judge, the threshold with the best F1 of present classes among the 32 nouns. The result goes into
-`goca/bench/taggers/self_pruning.py` by hand; the benchmark's scenes are never looked at here, but by
+`goca/tagging/self_pruning.py` by hand; the benchmark's scenes are never looked at here, but by
 `benchmarks/self_tagger.py`.
 
     python -m training.tune_tagger [--work FOLDER] [--model bundled] [--count 60]
@@ -16,9 +16,9 @@ from itertools import pairwise
 
 import torch
 
-from goca.bench.taggers.agreement import Agreement
-from goca.bench.taggers.self_pruning import JUDGES, SelfPruning
 from goca.segmenter import Segmenter
+from goca.tagging.multilabel import Agreement
+from goca.tagging.self_pruning import JUDGES, SelfPruning
 
 from .commands import command
 from .nouns import NAMES

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from goca.errors import GocaError
-    from goca.question import Question
     from goca.recipe import (
         CONCEPT_ATTENTION,
         DAAM,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
         VANILLA,
         Recipe,
     )
+    from goca.request import Question
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
     from goca.tracing import trace
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "GocaError": "goca.errors",
-    "Question": "goca.question",
+    "Question": "goca.request",
     "Recipe": "goca.recipe",
     "RECIPES": "goca.recipe",
     "CONCEPT_ATTENTION": "goca.recipe",

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Int8, UInt16
 from PIL import Image
 
-from goca.draw import palette
 from goca.errors import GocaError
+from goca.imaging.draw import palette
 
 MOST_INDEXED = 255  # classes that 8 bits hold next to the background
 SCRATCH = ".goca-"  # how every scratch file's name starts

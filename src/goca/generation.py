@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from goca import draw
+from goca.diffusion.exclusive import shadowed
 from goca.errors import GocaError
-from goca.model.lending import shadowed
-from goca.model.spelling import forms
+from goca.imaging import draw
+from goca.imaging.sheet import Cell
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
-from goca.sheet import Cell
+from goca.text.spelling import forms
 from goca.tracing import TracedPicture, trace
 
 LONGEST_NAME = 4

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from numbers import Integral
 from typing import Any
 
+from goca.diffusion.checkpoints import Settings
 from goca.errors import GocaError
 from goca.maths import aggregate, background, rescale
 from goca.maths.aggregate import HeadRule, LayerRule
@@ -18,7 +19,6 @@ from goca.maths.background import Background
 from goca.maths.concepts import MapRule, attention
 from goca.maths.rescale import Step
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
-from goca.model.zoo import Settings
 
 FROM_MODEL = "from_model"
 """A field with this value takes what the checkpoint's settings say."""

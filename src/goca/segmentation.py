@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float32, UInt16
 from PIL import Image
 
-from goca import draw, export
+from goca import export
 from goca.errors import GocaError
+from goca.imaging import draw
 from goca.maths.background import Background, labels
 from goca.maths.edges import labels_along_edges
 from goca.maths.resize import resize

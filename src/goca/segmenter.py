@@ -12,18 +12,18 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from goca.aggregation import Maps, scores
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.conditioning import Prompts
+from goca.diffusion.loading import load
 from goca.errors import GocaError
+from goca.imaging.images import Picture
 from goca.maths.background import label
 from goca.maths.edges import label_along_edges
-from goca.model.backbone import Backbone
-from goca.model.images import Picture
-from goca.model.load import load
-from goca.model.prompt import Prompts
-from goca.model.words import Classes
-from goca.question import Prepared, Question, find_words, prepare
-from goca.readout import Maps, scores
 from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan, recipe_named
+from goca.request import Prepared, Question, find_words, prepare
 from goca.segmentation import ScoreMaps, Segmentation
+from goca.text.token_spans import Classes
 from goca.view import Row, View, mean, spread, together
 
 LARGEST = 4

@@ -9,8 +9,8 @@ import numpy as np
 
 from goca.errors import GocaError
 from goca.export import labels_png, png, write_atomic
-from goca.model.words import nouns
 from goca.segmentation import Segmentation
+from goca.text.token_spans import nouns
 
 CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"
 RESERVED = ("background", "void")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from goca.aggregation import Maps, Readout
 from goca.maths import Grid
 from goca.maths.windows import Windows
-from goca.model.words import Words
-from goca.question import Prepared
-from goca.readout import Maps, Readout
 from goca.recipe import Plan
+from goca.request import Prepared
+from goca.text.token_spans import Words
 
 
 @dataclass(frozen=True)

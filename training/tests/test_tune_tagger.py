@@ -2,7 +2,7 @@
 
 import pytest
 
-from goca.bench.taggers.agreement import Agreement
+from goca.tagging.multilabel import Agreement
 from training.tune_tagger import best
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from goca.diffusion.session import Generating, Listener
 from goca.errors import GocaError
-from goca.model.images import Picture
-from goca.model.listening import Generating, Listener
-from goca.model.words import Classes, Word
+from goca.imaging.images import Picture
 from goca.recipe import AUTO, GOCA, Recipe
 from goca.segmentation import Segmentation
+from goca.text.token_spans import Classes, Word
 from goca.tracing.collected import Planner, Step
 from goca.tracing.collector import Collector
 from goca.tracing.picture import TracedPicture

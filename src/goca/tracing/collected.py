@@ -6,16 +6,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from goca.aggregation import Readout
+from goca.diffusion.checkpoints import Settings
+from goca.diffusion.denoiser_call import Pass, Said
 from goca.errors import GocaError
+from goca.imaging import images
 from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import Evidence, evidence
-from goca.model import images
-from goca.model.heard import Pass, Said
-from goca.model.words import Words, words
-from goca.model.zoo import Settings
-from goca.readout import Readout
 from goca.recipe import Overrides, Plan, Recipe, plan, recipe_named
+from goca.text.token_spans import Words, words
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from goca.aggregation import Readout
+from goca.diffusion.attention_call import Sink
+from goca.diffusion.denoiser_call import Pass
 from goca.errors import GocaError
-from goca.model.attention_call import Sink
-from goca.model.heard import Pass
-from goca.readout import Readout
 from goca.recipe import Plan
 from goca.tracing.collected import Collected, Planner
 from goca.tracing.picture import TracedPicture

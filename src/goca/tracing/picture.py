@@ -18,19 +18,19 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from goca import draw, export
+from goca import export
+from goca.aggregation import scores
 from goca.errors import GocaError
+from goca.imaging import draw, images
+from goca.imaging.images import Picture
 from goca.maths.background import label
 from goca.maths.rescale import Evidence, rescale, share
 from goca.maths.resize import centre
 from goca.maths.windows import Windows
-from goca.model import images
-from goca.model.images import Picture
-from goca.model.words import Classes, Word, Words, nouns, occurrences, spoken, words
-from goca.question import background_of, check_rivals
-from goca.readout import scores
 from goca.recipe import AUTO, Plan, Recipe
+from goca.request import background_of, check_rivals
 from goca.segmentation import ScoreMaps, Segmentation
+from goca.text.token_spans import Classes, Word, Words, nouns, occurrences, spoken, words
 from goca.tracing.collected import Asked, Collected, Step
 
 GREY = (128, 128, 128)

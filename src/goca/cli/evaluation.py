@@ -1,0 +1,196 @@
+"""`goca evaluate`, `goca compare` and `goca ablate`: figures, each with the protocol that made it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from goca.cli.console import console, paused, progress, say, table
+from goca.errors import GocaError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from goca.evaluation.config import Job
+    from goca.evaluation.records import Picture
+    from goca.evaluation.report import Report
+    from goca.evaluation.runner import Crew
+    from goca.tagging.base import Estimate
+
+
+class Shown:
+    """Progress on a bar."""
+
+    def __init__(self, bar: "Progress", as_json: bool) -> None:
+        self.bar, self.as_json = bar, as_json
+        self.task = bar.add_task("opening", total=None)
+        self.finished = 0
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(name, total=total or None, completed=done)
+        self.finished = done
+
+    def advance(self) -> None:
+        self.bar.advance(self.task)
+
+    def done(self, pictures: "Sequence[Picture]") -> None:
+        self.finished += len(pictures)
+        self.bar.advance(self.task, len(pictures))
+
+    def estimate(self, estimate: "Estimate") -> None:
+        if not self.as_json:
+            with paused(self.bar):
+                console().print(f"before the tagger is asked: {estimate}", soft_wrap=True)
+
+
+def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
+    """Score a recipe and print it; whether no picture was left out."""
+    from goca.diffusion.loading import without_bars
+    from goca.evaluation import runner
+
+    with progress(hidden=as_json) as bar:
+        shown = Shown(bar, as_json)
+        watch = runner.Watch(shown.stage, shown.done, shown.advance, shown.estimate)
+        try:
+            with without_bars():
+                report, settings = runner.evaluate(job, out, crew, watch, sys.argv[1:])
+        except KeyboardInterrupt:
+            bar.stop()
+            again = f"; ask the same again to go on with {out}" if out is not None else ""
+            say(f"stopped; {shown.finished} pictures are done{again}")
+            raise typer.Exit(130) from None
+    # Not before: where all are left out, there is one mistake to tell.
+    for picture in report.left_out:
+        say(f"left out: {picture.id}: {picture.left_out}")
+    if as_json:
+        left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
+        print(
+            json.dumps(
+                {
+                    **report.metrics(),
+                    "left_out_pictures": left_out,
+                    "protocol": report.protocol.to_json(),
+                    "plan": settings["plan"],
+                }
+            )
+        )
+    else:
+        _print(report, out)
+    if report.left_out:
+        say(f"{len(report.left_out)} of {len(report.pictures)} pictures were left out")
+    return not report.left_out
+
+
+def estimate(job: "Job", out: Path | None, as_json: bool) -> None:
+    """Print what the tagger will take."""
+    from goca.evaluation import runner
+
+    found = runner.estimate(job, out)
+    if as_json:
+        print(json.dumps(vars(found)))
+    else:
+        console().print(str(found), soft_wrap=True)
+
+
+def _print(report: "Report", out: Path | None) -> None:
+    found: dict[str, Any] = report.metrics()
+    rows = table("class", "IoU")
+    for name, value in sorted(found["per_class"].items(), key=lambda item: -item[1]):
+        rows.add_row(name, f"{value:.3f}")
+    page = console()
+    page.print(rows)
+    page.print(
+        f"mIoU {found['miou']:.3f} {_interval(found['ci95'])}, accuracy {found['pixel_accuracy']:.3f}, "
+        f"frequency-weighted IoU {found['frequency_weighted_iou']:.3f}, {found['labels']} labels, "
+        f"{found['pictures']} pictures",
+        soft_wrap=True,
+    )
+    if "sweep" in found:
+        fixed, oracle = found["fixed_threshold"], found["oracle_threshold"]
+        page.print(
+            f"fixed threshold: {fixed['miou']:.3f} {_interval(fixed['ci95'])}; oracle threshold "
+            f"{oracle['threshold']:+.1f}, picked on these pictures: {oracle['miou']:.3f}",
+            soft_wrap=True,
+        )
+    for line in report.protocol.lines():
+        page.print(line, soft_wrap=True)
+    if out is not None:
+        page.print(f"written to {out}", soft_wrap=True)
+
+
+def compare(folders: Sequence[Path], plot: Path | None, as_json: bool) -> None:
+    """Print runs side by side, and draw them."""
+    from goca.evaluation import compare as side_by_side
+
+    if len(folders) < 2:
+        raise GocaError("one run alone cannot be compared: name two or more")
+    runs = [side_by_side.load_run(folder) for folder in folders]
+    found = side_by_side.compare(runs)
+    protocol = runs[0].report.protocol
+    if plot is not None:
+        from goca.evaluation.plot import plot as draw
+
+        draw(
+            found, f"{protocol.dataset} {protocol.split}, {protocol.pictures} pictures, protocol {protocol.name}", plot
+        )
+    if as_json:
+        print(json.dumps(side_by_side.to_json(found, protocol)))
+        return
+    rows = table("run", "recipe, model", "mIoU", "95 %", "accuracy", "threshold", "to the first", "95 %")
+    for row in found:
+        rows.add_row(
+            row.run,
+            row.name,
+            f"{row.miou:.3f}",
+            _interval(row.ci95),
+            f"{row.pixel_accuracy:.3f}",
+            row.threshold,
+            f"{row.gain:+.3f}",
+            "[{:+.3f}, {:+.3f}]".format(*row.gain_ci95),
+        )
+    page = console()
+    page.print(rows)
+    for line in protocol.lines():
+        page.print(line, soft_wrap=True)
+    if plot is not None:
+        page.print(str(plot), soft_wrap=True)
+
+
+def _interval(interval: Sequence[float]) -> str:
+    return "[{:.3f}, {:.3f}]".format(*interval)
+
+
+def ablate(model: str, captions: str, batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:
+    """Score every part of the method on the scenes and print the table."""
+    from goca import bundled
+    from goca.diffusion.backbone import Backbone
+    from goca.diffusion.loading import load
+    from goca.evaluation.ablate import VARIANTS, ablate_scenes
+
+    with progress(hidden=as_json or as_markdown) as bar:
+        task = bar.add_task("ablating", total=len(VARIANTS))
+        backbone = Backbone(load(model, None, None, None, None), model)
+        scenes = list(islice(bundled.scenes(), limit))
+        found = ablate_scenes(backbone, captions, batch, scenes, done=lambda: bar.advance(task))
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    if as_markdown:
+        print(found.to_markdown())
+        return
+    rows = table("parts of the method", "mIoU", "95 %", "accuracy", "gain", "95 %")
+    for row in found.rows:
+        rows.add_row(
+            row.name,
+            f"{row.miou:.3f}",
+            "{:.3f} to {:.3f}".format(*row.ci95),
+            f"{row.pixel_accuracy:.3f}",
+            f"{row.gain:+.3f}",
+            "{:+.3f} to {:+.3f}".format(*row.gain_ci95),
+        )
+    console().print(rows)

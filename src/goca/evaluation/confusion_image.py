@@ -1,0 +1,56 @@
+"""Where the pixels of each class went, as a picture that can still be read with 150 classes."""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from goca.evaluation.report import Report
+from goca.export import png
+from goca.imaging.draw import FAINT, INK, PAPER, legible, magma
+
+LARGEST, SMALLEST = 40, 14
+"""Pixels a side of a cell: few classes get large ones, and below the smallest a name would not fit beside its row."""
+GAP = 6
+SWATCH = 10
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def confusion_picture(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> bytes:
+    """A PNG: a row for each label of the ground truth, the colours of its cells saying where its pixels went.
+
+    A row is shares of that label's pixels, black for none and pale yellow for all. Labels that are neither there nor
+    found anywhere are left away. Beside its name each label has its colour of the palette, the data set's.
+    """
+    counts = report.confusion
+    there = np.flatnonzero(counts.sum(0) + counts.sum(1)).tolist()
+    counts = counts[np.ix_(there, there)]
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    names = [legible(("background", *report.names)[label], f"class {label}") for label in there]
+    cell = max(SMALLEST, min(LARGEST, 1200 // len(names)))
+    font = ImageFont.load_default(max(10, min(16, cell - 4)))
+    margin = max(round(font.getlength(name)) for name in (*names, "columns: found")) + 3 * GAP + SWATCH
+    side = cell * len(names)
+    sheet = Image.new("RGB", (margin + side + GAP, margin + side + GAP), PAPER)
+    squares = Image.fromarray(magma(shares)).resize((side, side), Image.Resampling.NEAREST)
+    sheet.paste(squares, (margin, margin))
+    colours = [tuple(colour) for colour in palette[there].tolist()]
+    sheet.paste(_names(names, colours, cell, margin, font, "right"), (0, margin))
+    # Turned, what stands at the left edge stands at the lower one.
+    sheet.paste(_names(names, colours, cell, margin, font, "left").transpose(Image.Transpose.ROTATE_90), (margin, 0))
+    ImageDraw.Draw(sheet).text((GAP, GAP), "rows: truth\ncolumns: found", FAINT, font)
+    return png(sheet)
+
+
+def _names(
+    names: list[str], colours: list[tuple[int, ...]], cell: int, margin: int, font: Font, side: str
+) -> Image.Image:
+    """The names one below the other, with their colours between them and the left or right edge."""
+    paper = Image.new("RGB", (margin, cell * len(names)), PAPER)
+    draw = ImageDraw.Draw(paper)
+    start = GAP if side == "left" else margin - GAP - SWATCH
+    x, anchor = (start + SWATCH + GAP, "lm") if side == "left" else (start - GAP, "rm")
+    for index, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        middle = round((index + 0.5) * cell)
+        draw.rectangle((start, middle - SWATCH // 2, start + SWATCH - 1, middle + SWATCH // 2 - 1), colour, FAINT)
+        draw.text((x, middle), name, INK, font, anchor=anchor)
+    return paper

@@ -1,0 +1,120 @@
+"""A folder of one's own: pictures, for each an indexed PNG or a labelme file, and classes.txt."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from goca.errors import GocaError
+from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.datasets.files import choose, folder
+from goca.evaluation.datasets.labelme import read_labelme
+from goca.evaluation.datasets.labels import Table, read_indexed, table
+from goca.imaging.draw import palette
+from goca.text.token_spans import nouns
+
+NAME = "folder"
+SPLITS = ("all",)
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+OURS = (".labels.png", ".overlay.png")  # what `goca segment` writes beside a picture
+SPECIAL = {"background": 0, "_background_": 0, "void": VOID, "ignore": VOID, "__ignore__": VOID}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What classes.txt says. labels: by value in a PNG. words: labels by name or synonym, in lower case."""
+
+    categories: tuple[Category, ...]
+    labels: Table
+    words: dict[str, int]
+    background: bool
+
+
+def open_folder(root: Path | None, split: str | None = None) -> Dataset:
+    """Pictures with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt; subfolders are searched.
+
+    The ground truth lies beside the pictures, or in labels/ where they lie in images/. Raises GocaError where there is
+    no picture, classes.txt is missing or unclear, or a picture has no ground truth.
+    """
+    chosen = choose(NAME, split, SPLITS)
+    home = folder(NAME, root)
+    classes = read_classes(home / "classes.txt")
+    apart = (home / "images").is_dir()
+    pictures = home / "images" if apart else home
+    truths = home / "labels" if apart else home
+    files = sorted(path for path in home.rglob("*") if path.is_file() and not path.name.startswith("."))
+    known = set(files)
+    samples, missing = [], []
+    for picture in _pictures(files, pictures):
+        name = picture.relative_to(pictures)
+        places = [truths / name.with_suffix(ending) for ending in (".labels.png", ".png", ".json")]
+        truth = next((place for place in places if place in known and place != picture), None)
+        if truth is None:
+            missing.append((picture, truths / name.with_suffix("")))
+            continue
+        if truth.suffix == ".json":
+            rest = 0 if classes.background else VOID
+            read = partial(read_labelme, truth, picture, classes.words, rest)
+        else:
+            read = partial(read_indexed, truth, picture, classes.labels)
+        samples.append(Sample(name.as_posix(), picture, read))
+    if missing:
+        (picture, expected), every = missing[0], len(missing) + len(samples)
+        raise GocaError(
+            f"{NAME}: {len(missing)} of {every} pictures have no ground truth, the first is {picture}: expected "
+            f"{expected}.png, .labels.png or .json (labelme)"
+        )
+    if not samples:
+        raise GocaError(f"{NAME}: no pictures in {pictures}: put some there, or give another folder (--root)")
+    colours = palette(len(classes.categories))
+    return Dataset(NAME, chosen, classes.categories, tuple(samples), classes.background, colours)
+
+
+def _pictures(files: Sequence[Path], home: Path) -> Iterator[Path]:
+    """Of the files, the pictures below home; a PNG beside a picture of its name is ground truth."""
+    others = {path.with_suffix("") for path in files if path.suffix.lower() in PICTURES and path.suffix != ".png"}
+    for path in files:
+        truth = path.suffix == ".png" and (path.name.endswith(OURS) or path.with_suffix("") in others)
+        if path.is_relative_to(home) and path.suffix.lower() in PICTURES and not truth:
+            yield path
+
+
+def read_classes(path: Path) -> Classes:
+    """One class a line: "cat", "cat, kitty" with synonyms, or "7: cat" with its value in the PNGs.
+
+    Without a value it is one more than the line before, from 1. "background" and "void" are no classes; 0 is background
+    and 255 and 65535 are void where no line says otherwise. Raises GocaError where a value or name stands twice.
+    """
+    if not path.is_file():
+        raise GocaError(f"{NAME}: expected {path}: write it, one class a line, the first being 1 in the label files")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise GocaError(f"{path} is not in UTF-8: save it as such") from None
+    categories: list[Category] = []
+    labels: dict[int, int] = {}
+    words = dict(SPECIAL)
+    value = 0
+    for line in lines:
+        numbered = re.fullmatch(r"\s*(\d+)\s*:(.*)", line)
+        names = [word.strip() for word in (numbered[2] if numbered else line).split(",") if word.strip()]
+        if not names:
+            continue
+        name, *synonyms = names
+        special = SPECIAL.get(name.lower())
+        if special is None:
+            categories.append(Category(name, tuple(synonyms)))
+        label = len(categories) if special is None else special
+        for word in names:
+            if words.setdefault(word.lower(), label) != label:
+                raise GocaError(f'{path} names "{word}" twice: every name and synonym may stand there once')
+        if special is not None and not numbered:
+            continue
+        value = int(numbered[1]) if numbered else value + 1
+        if value in labels or value > VOID:
+            raise GocaError(f"{path} gives {value} to two classes, or it is above {VOID}: give each its own value")
+        labels[value] = label
+    nouns({category.name: category.synonyms for category in categories})
+    labels = {0: 0, 255: VOID, VOID: VOID} | labels
+    return Classes(tuple(categories), table(labels, VOID + 1), words, 0 in labels.values())

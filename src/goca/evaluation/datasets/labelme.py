@@ -1,0 +1,63 @@
+"""labelme files to labels: polygons and rectangles, the later over the earlier."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from goca.errors import GocaError
+from goca.evaluation.datasets.labels import Labels, compare, size_of
+
+
+def read_labelme(path: Path, picture: Path, labels: Mapping[str, int], rest: int) -> Labels:
+    """The label map of a labelme file; `rest` under no shape. labels: by name in lower case.
+
+    A pixel is inside where its middle is, so that what `goca.export.labelme` wrote comes back exactly. Raises GocaError
+    where the file is broken, names no class of these, has a shape without area, or is of another picture's size.
+    """
+    height, width = size_of(picture)
+    try:
+        file = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GocaError(f"{path} cannot be read ({error}): is the file complete?") from None
+    if not isinstance(file, dict) or not isinstance(file.get("shapes"), list):
+        raise GocaError(f"{path} has no list of shapes: it is no labelme file")
+    compare(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), picture, (height, width))
+    out = np.full((height, width), rest, np.uint16)
+    for shape in file["shapes"]:
+        name, corners = _polygon(path, shape)
+        if name.lower() not in labels:
+            raise GocaError(f'{path} has the label "{name}", which classes.txt has not: add it there')
+        out[fill(corners, height, width)] = labels[name.lower()]
+    return out
+
+
+def _polygon(path: Path, shape: Any) -> tuple[str, list[tuple[float, float]]]:
+    try:
+        name, points = str(shape["label"]), [(float(x), float(y)) for x, y in shape["points"]]
+        kind = shape.get("shape_type", "polygon")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise GocaError(f"{path} has a shape without a label or points: it is no labelme file") from None
+    if kind == "rectangle" and len(points) == 2:
+        (left, top), (right, bottom) = points
+        points = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    elif kind != "polygon":
+        raise GocaError(f'{path} has a shape of type "{kind}": only polygons and rectangles are read, draw it as one')
+    return name, points
+
+
+def fill(polygon: Sequence[tuple[float, float]], height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """The pixels whose middle is inside: the ray to the left crosses the outline an odd number of times."""
+    crossings = np.zeros((height, width + 1), np.int64)
+    for (x, y), (next_x, next_y) in pairwise([*polygon, *polygon[:1]]):
+        first, past = (min(max(ceil(end - 0.5), 0), height) for end in sorted((y, next_y)))
+        if first < past:
+            rows = np.arange(first, past)
+            at = x + (rows + 0.5 - y) * (next_x - x) / (next_y - y)
+            crossings[rows, np.ceil(at - 0.5).clip(0, width).astype(np.int64)] += 1
+    return crossings.cumsum(axis=1)[:, :-1] % 2 == 1

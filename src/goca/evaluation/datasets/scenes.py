@@ -1,0 +1,32 @@
+"""The scenes benchmark that ships with the package: every pixel has a class."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from goca import bundled
+from goca.errors import GocaError
+from goca.evaluation.datasets.base import Category, Dataset, Sample
+from goca.evaluation.datasets.files import choose
+from goca.evaluation.datasets.labels import read_indexed, table
+from goca.imaging.draw import palette
+
+NAME = "scenes"
+SPLITS = ("all",)
+
+
+def open_scenes(root: Path | None = None, split: str | None = None) -> Dataset:
+    """The bundled scenes; their classes are the categories, sorted by name. Raises GocaError for a root."""
+    if root is not None:
+        raise GocaError(f"{NAME} ships with goca: leave out the folder (--root)")
+    chosen = choose(NAME, split, SPLITS)
+    home = Path(bundled.__file__).parent / "scenes"
+    entries = json.loads((home / "scenes.json").read_text(encoding="utf-8"))
+    names = sorted({name for entry in entries for name in entry["classes"]})
+    samples = []
+    for entry in entries:
+        labels = table({value: names.index(name) + 1 for value, name in enumerate(entry["classes"], start=1)})
+        picture, truth = home / entry["image"], home / entry["labels"]
+        samples.append(Sample(picture.stem, picture, partial(read_indexed, truth, picture, labels)))
+    categories = tuple(Category(name) for name in names)
+    return Dataset(NAME, chosen, categories, tuple(samples), False, palette(len(names)))

@@ -1,0 +1,167 @@
+"""A segmenter against ground truth, a few pictures at a time: caption, question, labels, counts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from goca.diffusion.conditioning import Prompts
+from goca.errors import GocaError
+from goca.evaluation.caption_nouns import Asked, ask
+from goca.evaluation.datasets.base import VOID, Dataset, Sample
+from goca.evaluation.protocol import FIXED, NONE, SENTENCES, Protocol
+from goca.evaluation.records import Counts, Labels, Picture, count
+from goca.evaluation.scenes import SceneOracle
+from goca.recipe import AUTO
+from goca.request import Question
+from goca.segmentation import Segmentation
+from goca.segmenter import Segmenter
+from goca.tagging.base import Tagger
+from goca.text.token_spans import Noun
+
+
+class Said(NamedTuple):
+    """What a tagger said of a picture: its caption, or why it has none."""
+
+    caption: str = ""
+    reason: str = ""
+
+
+class _Open(NamedTuple):
+    """A picture on its way: its ground truth as counted, what is asked of it, and what is to be written down of it."""
+
+    sample: Sample
+    truth: Labels
+    asked: Asked
+    picture: Picture
+
+
+@dataclass
+class Evaluator:
+    """Does units of work: a few pictures of a data set, which are one batch wherever and whenever they are done."""
+
+    segmenter: Segmenter
+    dataset: Dataset
+    tagger: Tagger
+    protocol: Protocol
+    _prompts: Prompts = field(default_factory=dict, repr=False)
+
+    def unit(self, samples: Sequence[Sample], said: Mapping[str, Said]) -> list[Picture]:
+        """Segment pictures and count, in their order; one that cannot be read, tagged or asked is left out.
+
+        said: captions that are known already, by the pictures' ids.
+        """
+        done: dict[str, Picture] = {}
+        opened: list[_Open] = []
+        for sample in samples:
+            caption = None
+            try:
+                caption = _caption(said[sample.id]) if sample.id in said else self.tagger.tag(sample, self.dataset)
+                opened.append(self._open(sample, caption))
+            except GocaError as error:
+                done[sample.id] = Picture(sample.id, caption, left_out=str(error))
+        asked: dict[int, _Open] = {}
+        questions: list[Question] = []
+        for one in opened:
+            label = self._without_asking(one.asked)
+            if label is None:
+                question, one = self._question(one)
+                questions.append(question)
+                asked[id(question)] = one
+            else:
+                done[one.sample.id] = self._settled(one, label)
+
+        def leave_out(question: Question, error: GocaError) -> None:
+            sample, _, _, picture = asked[id(question)]
+            done[sample.id] = replace(picture, left_out=str(error))
+
+        for question, result in self.segmenter.stream(questions, leave_out, self._prompts):
+            one = asked[id(question)]
+            done[one.sample.id] = self._counted(one, result)
+        return [done[sample.id] for sample in samples]
+
+    def _open(self, sample: Sample, caption: str) -> _Open:
+        truth = self.protocol.truth(sample.truth())
+        there = [label for label in np.unique(truth).tolist() if 0 < label != VOID]
+        if there and there[-1] > len(self.dataset.categories):
+            raise GocaError(
+                f'the ground truth of "{sample.id}" has label {there[-1]}, and {self.dataset.name} has '
+                f"{len(self.dataset.categories)} categories: is this the right data set?"
+            )
+        names = [self.dataset.categories[label - 1].name for label in there]
+        categories = self.protocol.categories(self.dataset.categories)
+        asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.support)
+        picture = Picture(sample.id, caption, tuple(asked.classes), asked.others, asked.notes)
+        return _Open(sample, truth, asked, picture)
+
+    def _without_asking(self, asked: Asked) -> int | None:
+        """The label of every pixel, where that is plain: no class was named, or one alone without a background."""
+        if not asked.classes:
+            return 0
+        if len(asked.classes) == 1 and self.protocol.threshold == NONE:
+            return self._labels(asked.classes)[1]
+        return None
+
+    def _question(self, one: _Open) -> tuple[Question, _Open]:
+        """The question, and what is written down of it now."""
+        background = None if self.protocol.threshold == NONE else AUTO
+        question = one.asked.question(one.sample.image, background)
+        if self.protocol.captions == SENTENCES:
+            assert isinstance(self.tagger, SceneOracle)  # `Job` refuses sentences of others
+            return replace(question, caption=self.tagger.sentence(one.sample)), one
+        listed = (*one.asked.classes, *one.asked.others)
+        if self._fits(one.asked.caption.split(", ")):
+            return (replace(question, caption=None) if one.asked.caption == ", ".join(listed) else question), one
+        # As the segmenter would write it: left to it, a list that is too long is spread over several prompts, in each
+        # of which there has to be room for all supporting nouns.
+        others, picture = one.asked.others, one.picture
+        assert isinstance(question.classes, Mapping)
+        words = {name: tuple(more) for name, more in question.classes.items()}
+        while others and not all(self._fits((name, *more, *others)) for name, more in words.items()):
+            others = others[:-1]
+        for name in words:
+            while words[name] and not self._fits((name, *words[name], *others)):
+                words[name] = words[name][:-1]
+        without = [*picture.others[len(others) :]]
+        without += [word for name, more in question.classes.items() for word in more[len(words[name]) :]]
+        if without:
+            note = f"too long a caption for this model: without {', '.join(without)}"
+            picture = replace(picture, others=others, notes=(*picture.notes, note))
+        return replace(question, caption=None, classes=words, others=others), one._replace(picture=picture)
+
+    def _fits(self, nouns: Sequence[str]) -> bool:
+        """Whether one prompt holds so many nouns."""
+        return self.segmenter.backbone.fits([Noun(noun, (noun,)) for noun in nouns])
+
+    def _labels(self, classes: Iterable[str]) -> list[int]:
+        """From the labels of a result to those of the data set; 0 stays."""
+        names = [one.name for one in self.dataset.categories]
+        return [0, *(names.index(name) + 1 for name in classes)]
+
+    def _settled(self, one: _Open, label: int) -> Picture:
+        counts = self._count(one, np.full_like(one.truth, label))
+        return replace(one.picture, counts=dict.fromkeys(self.protocol.labellings, counts))
+
+    def _counted(self, one: _Open, result: Segmentation) -> Picture:
+        if one.truth.shape != result.labels.shape:
+            reason = f"{one.sample.image} and its ground truth differ in size: download or write them again"
+            return replace(one.picture, left_out=reason)
+        place = self.protocol.found(np.array(self._labels(result.classes), np.uint16))
+        first = NONE if self.protocol.threshold == NONE else FIXED
+        counts = {first: self._count(one, place[result.labels])}
+        if first == FIXED:
+            names = self.protocol.labellings[1:]
+            for name, labels in zip(names, result.relabelled(self.protocol.backgrounds), strict=True):
+                counts[name] = self._count(one, place[labels])
+        notes = tuple(dict.fromkeys((*one.picture.notes, *result.plan.notes)))
+        return replace(one.picture, counts=counts, notes=notes)
+
+    def _count(self, one: _Open, found: Labels) -> Counts:
+        return count(one.truth, found, len(self.dataset.categories) + 1)
+
+
+def _caption(said: Said) -> str:
+    if said.reason:
+        raise GocaError(said.reason)
+    return said.caption

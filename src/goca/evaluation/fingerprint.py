@@ -1,0 +1,60 @@
+"""Where figures come from: what has to be the same for two halves of a run to be one."""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from goca.evaluation.config import Job, listing
+from goca.evaluation.datasets.base import Dataset
+from goca.evaluation.protocol import Protocol
+from goca.segmenter import Segmenter
+
+PROBES = 64
+"""Values of each tensor that a fingerprint looks at."""
+
+
+def settings(job: Job, dataset: Dataset, protocol: Protocol, segmenter: Segmenter) -> dict[str, Any]:
+    """All that decides a run's figures, as JSON."""
+    backbone = segmenter.backbone
+    return {
+        "dataset": {
+            "name": dataset.name,
+            "split": dataset.split,
+            "source": dataset.source,
+            "categories": [one.name for one in dataset.categories],
+            "words": blake2b(repr([one.synonyms for one in dataset.categories]).encode(), digest_size=8).hexdigest(),
+            "pictures": len(dataset.samples),
+            "listing": listing(dataset),
+        },
+        "protocol": protocol.to_json(),
+        "model": {"name": backbone.name, "weights": fingerprint(backbone.pipeline)},
+        "plan": segmenter.plan.to_json(),
+        "batch": job.batch,
+        "threads": job.threads if torch.device(backbone.device).type == "cpu" else None,
+    }
+
+
+def fingerprint(pipeline: Any) -> str:
+    """A mark of a pipeline's weights: names, shapes, and some values of every tensor of its modules."""
+    mark = blake2b(digest_size=8)
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, torch.nn.Module):
+            for key, tensor in part.state_dict().items():
+                mark.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                if not tensor.is_meta:
+                    step = max(1, tensor.numel() // PROBES)
+                    mark.update(tensor.flatten()[::step].float().cpu().numpy().tobytes())
+    return mark.hexdigest()
+
+
+def differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
+    """What differs between two settings: "protocol.void (ignored, there background)"."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in dict.fromkeys((*ours, *theirs)):
+            yield from differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+    elif ours != theirs:
+        short = [str(value) for value in (ours, theirs)]
+        told = f" ({short[0]}, there {short[1]})" if max(map(len, short)) <= 40 else ""
+        yield f"{name}{told}"

@@ -1,0 +1,105 @@
+"""The figures of a run, from what was written down of its pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from goca.errors import GocaError
+from goca.evaluation.metrics import Score, Tally, miou, score
+from goca.evaluation.protocol import FIXED, NONE, ORACLE, SWEEP, Protocol
+from goca.evaluation.records import Picture, matrix, tally
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found.
+
+    names: of labels 1, 2, ... pictures: in the data set's order, those that were left out included.
+    """
+
+    names: tuple[str, ...]
+    protocol: Protocol
+    pictures: tuple[Picture, ...]
+
+    @cached_property
+    def counted(self) -> tuple[Picture, ...]:
+        """The pictures that the figures are of. Raises GocaError where there is none, or none with a label to score."""
+        counted = tuple(picture for picture in self.pictures if picture.counts is not None)
+        if not counted:
+            first = f", the first because: {self.left_out[0].left_out}" if self.left_out else ""
+            raise GocaError(f"no picture of {self.protocol.dataset} could be evaluated{first}")
+        self._refuse_unlabelled(counted)
+        return counted
+
+    def _refuse_unlabelled(self, counted: Sequence[Picture]) -> None:
+        """GocaError where every score would be of nothing, which is no number."""
+        any_labelling = self.protocol.labellings[0]  # the truth is the same under each
+        labels = {true for picture in counted for true, *_ in (picture.counts or {})[any_labelling]}
+        where = f"{len(counted)} picture{'s' if len(counted) > 1 else ''} of {self.protocol.dataset}"
+        if not labels:
+            raise GocaError(
+                f"no labelled pixel in {where}, all of the ground truth is void: correct it, evaluate other pictures, "
+                "or let void be background (--set void=background)"
+            )
+        counting = self.protocol.counting
+        if labels == {0} and not (counting.background or counting.absent):
+            raise GocaError(
+                f"no pixel of a class in {where}, all of the ground truth is background: correct it, evaluate other "
+                "pictures, or count the background too (--set counted=and-background)"
+            )
+
+    @property
+    def left_out(self) -> tuple[Picture, ...]:
+        return tuple(picture for picture in self.pictures if picture.counts is None)
+
+    @cached_property
+    def labelling(self) -> str:
+        """The label maps that the protocol's figures are of: of the sweep, the first of those that score best."""
+        if self.protocol.threshold == ORACLE:
+            return max(self.sweep, key=self.sweep.__getitem__)
+        return self.protocol.threshold
+
+    @cached_property
+    def sweep(self) -> Mapping[str, float]:
+        """{threshold: mIoU} of the oracle sweep; empty where every pixel gets a class."""
+        if self.protocol.threshold == NONE:
+            return {}
+        return {str(one): miou(self.tally(str(one)), self.protocol.counting) for one in SWEEP}
+
+    def tally(self, labelling: str | None = None) -> Tally:
+        """The counts under one labelling, that of the protocol unless another is named."""
+        return tally(self.counted, labelling or self.labelling, len(self.names) + 1)
+
+    @property
+    def confusion(self) -> Int64[np.ndarray, "label label"]:
+        """All pixels, truth first, label 0 being background."""
+        return matrix(self.counted, self.labelling, len(self.names) + 1)
+
+    def score(self, labelling: str | None = None) -> Score:
+        """The scores under one labelling, that of the protocol unless another is named."""
+        return score(self.tally(labelling), self.names, self.protocol.counting)
+
+    def metrics(self) -> dict[str, Any]:
+        """The scores, 0 to 1; where there is a background, the fixed threshold and the oracle's side by side."""
+        out: dict[str, Any] = {
+            **asdict(self.score()),
+            "pictures": len(self.counted),
+            "left_out": len(self.left_out),
+            "threshold": self.labelling,
+        }
+        if self.sweep:
+            best = max(self.sweep, key=self.sweep.__getitem__)
+            fixed = self.score(FIXED)
+            out["fixed_threshold"] = {"miou": fixed.miou, "ci95": fixed.ci95}
+            out["oracle_threshold"] = {"threshold": float(best), "miou": self.sweep[best]}
+            out["sweep"] = [{"threshold": float(at), "miou": value} for at, value in self.sweep.items()]
+        return out
+
+
+def in_order(ids: Sequence[str], pictures: Mapping[str, Picture]) -> tuple[Picture, ...]:
+    """The pictures in the data set's order, whatever order they were done in."""
+    return tuple(pictures[one] for one in ids)

@@ -1,0 +1,1 @@
+"""Images in and out: loading and checking them, drawing over them, contact sheets."""

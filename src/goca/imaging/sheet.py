@@ -1,0 +1,75 @@
+"""Contact sheets: many small pictures on one page, each over its caption."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from PIL import Image, ImageDraw, ImageFont
+
+from goca.imaging.draw import INK, PAPER, legible
+
+SIDE = 224  # pixels
+TYPE = 13  # pixels
+GAP = 12  # pixels between cells
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture and what is written under it, behind a square of a colour if it has one.
+
+    The picture is made as large as fits a square of `SIDE` pixels at once, so that a cell holds no more.
+    """
+
+    picture: Image.Image
+    caption: str
+    colour: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "picture", _fit(self.picture))
+
+
+def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
+    """Rows of cells; captions that are too long are cut. Raises ValueError where there is no cell."""
+    columns = max((len(row) for row in rows), default=0)
+    if not columns:
+        raise ValueError("a contact sheet needs a picture")
+    fitted = [[cell.picture for cell in row] for row in rows]
+    heights = [max((picture.height for picture in row), default=0) for row in fitted]
+    widths = [max(picture.width for picture in column if picture) for column in zip_longest(*fitted)]
+    line = round(1.7 * TYPE)
+    sheet = Image.new(
+        "RGB",
+        (sum(widths) + GAP * (columns + 1), sum(heights) + line * len(rows) + GAP * (len(rows) + 1)),
+        PAPER,
+    )
+    top = GAP
+    for row, pictures, height in zip(rows, fitted, heights, strict=True):
+        left = GAP
+        for cell, picture, width in zip(row, pictures, widths, strict=False):
+            sheet.paste(picture, (left, top))
+            sheet.paste(_caption(cell, width, line), (left, top + height))
+            left += width + GAP
+        top += height + line + GAP
+    return sheet
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    longest = max(picture.size)
+    width, height = (max(1, round(edge * SIDE / longest)) for edge in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC if longest < SIDE else Image.Resampling.LANCZOS)
+
+
+def _caption(cell: Cell, width: int, line: int) -> Image.Image:
+    """Set at twice the size and halved, for smooth small type."""
+    font = ImageFont.load_default(2 * TYPE)
+    paper = Image.new("RGB", (2 * width, 2 * line), PAPER)
+    draw = ImageDraw.Draw(paper)
+    left = 0
+    if cell.colour is not None:
+        draw.rectangle((0, line - TYPE, 2 * TYPE, line + TYPE), fill=cell.colour)
+        left = 3 * TYPE
+    text = legible(cell.caption)
+    while left + font.getlength(text) > 2 * width and len(text) > 2:
+        text = text[:-2] + "…"
+    draw.text((left, line), text, INK, font, anchor="lm")
+    return paper.reduce(2)

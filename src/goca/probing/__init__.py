@@ -1,0 +1,1 @@
+"""Recognises a denoiser that no family lists."""

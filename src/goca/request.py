@@ -1,0 +1,166 @@
+"""A question about one picture, and all that is settled before the model is asked: prompts, windows, background."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from unicodedata import normalize
+
+from PIL import Image
+
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.conditioning import Prompts
+from goca.errors import GocaError
+from goca.imaging import images
+from goca.imaging.images import Picture
+from goca.maths import Grid
+from goca.maths.background import Background, constant, none, offset
+from goca.maths.windows import Windows
+from goca.recipe import AUTO, Plan
+from goca.text.spelling import forms
+from goca.text.token_spans import Classes, Noun, Words, caption_of, nouns, split, vocabulary, words
+
+MUCH_FEWER = 0.8
+"""The part of the pixels asked for below which a result says so."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one picture; `Segmenter.__call__` tells what each field may be."""
+
+    image: Picture
+    classes: Classes
+    others: Sequence[str] = ()
+    background: str | float | None = AUTO
+    caption: str | None = None
+
+    def __post_init__(self) -> None:
+        # An iterator could be asked once only, and one question may be asked of many pictures.
+        for name in ("classes", "others"):
+            given = getattr(self, name)
+            if isinstance(given, Iterator):
+                object.__setattr__(self, name, tuple(given))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question made concrete.
+
+    image: upright, RGB. prompts: the words of each prompt that the classes were spread over. size: (height, width) px
+    at which the model sees a window; grid: a window's share of the common grid. tiles: the picture under each window.
+    """
+
+    image: Image.Image
+    classes: tuple[str, ...]
+    prompts: tuple[Words, ...]
+    background: Background
+    windows: Windows
+    tiles: tuple[Image.Image, ...]
+    size: Grid
+    notes: tuple[str, ...]
+
+    @property
+    def grid(self) -> Grid:
+        box = self.windows.boxes[0]
+        return box.height, box.width
+
+
+def prepare(question: Question, plan: Plan, backbone: Backbone, prompts: Prompts) -> Prepared:
+    """Read the picture, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
+    image = images.load(question.image)
+    asked, notes = find_words(question, plan, backbone, prompts)
+    background = background_of(question.background, plan, supported=bool(asked[0].others))
+    windows, tiles, size = _windows(image, plan, backbone)
+    if len(tiles) > 1:
+        notes.append(f"seen through {len(tiles)} overlapping windows")
+    elif images.needs_windows(image):
+        notes.append(f"too long for {images.MOST_WINDOWS} windows: seen whole, at {size[1]} x {size[0]} px")
+    elif size[0] * size[1] < MUCH_FEWER * plan.size**2:
+        notes.append(f"seen at {size[1]} x {size[0]} px: this model has no positions for more")
+    classes = tuple(question.classes)
+    return Prepared(image, classes, asked, background, windows, tiles, size, tuple(notes))
+
+
+def find_words(
+    question: Question, plan: Plan, backbone: Backbone, prompts: Prompts
+) -> tuple[tuple[Words, ...], list[str]]:
+    """The prompts that ask for the question's nouns, and notes on what had to be done for them.
+
+    Raises GocaError for nouns that cannot be asked for; the picture is not looked at.
+    """
+    wanted, others = nouns(question.classes, question.others)
+    check_rivals(question.background, wanted)
+    settings = backbone.settings
+    notes: list[str] = []
+    if backbone.family.found:
+        notes.append(f"recognised by a probe: {backbone.family.found}")
+    if backbone.family.stand_in:
+        notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
+    if settings.nouns:
+        known = vocabulary(wanted + others, settings.nouns)
+        wanted, others = known[: len(wanted)], known[len(wanted) :]
+    if question.caption is not None:
+        groups = [wanted]
+    else:
+        groups = split(wanted, lambda group: backbone.fits((*group, *others)))
+        if len(groups) > 1:
+            notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
+        if not others and any(len(group) == 1 for group in groups):
+            support = _support(plan, wanted)
+            if support and all(backbone.fits((*group, *support)) for group in groups):
+                others = support
+                notes.append(f"one noun alone: {', '.join(noun.name for noun in others)} added as supporting nouns")
+    asked = []
+    for group in groups:
+        given = question.caption
+        caption = caption_of((*group, *others)) if given is None else normalize("NFC", given)
+        texts = backbone.texts(backbone.prompt(caption, prompts))
+        asked.append(words(caption, texts, group, others, named=given is not None))
+    if any(len(one.nouns) == 1 for one in asked):
+        notes.append("one noun alone in a prompt: no share is taken")
+    return tuple(asked), notes
+
+
+def _support(plan: Plan, wanted: Sequence[Noun]) -> tuple[Noun, ...]:
+    """The model's default supporting nouns, without those that are wanted."""
+    own = {form for noun in wanted for word in noun.words for form in forms(word)}
+    return tuple(Noun(name, (name,)) for name in plan.support if name not in own)
+
+
+def check_rivals(background: str | float | None, wanted: Sequence[Noun]) -> None:
+    """Raise GocaError where one class alone would be everywhere."""
+    if background is None and len(wanted) == 1:
+        raise GocaError(
+            f'with "{wanted[0].name}" alone and no background, every pixel would be it: name another class, or leave '
+            'the background at "auto"'
+        )
+
+
+def background_of(asked: str | float | None, plan: Plan, supported: bool) -> Background:
+    """The rule for what the user asked for; `supported`: whether there are supporting nouns."""
+    if asked is None:
+        return Background(none)
+    if isinstance(asked, Real) and not isinstance(asked, bool) and 0 <= asked <= 1:
+        return Background(constant, float(asked))
+    if asked != AUTO:
+        raise GocaError(f'background {asked!r} is neither "auto", a threshold between 0 and 1, nor None')
+    if isinstance(plan.background, Background):
+        return plan.background
+    return Background(offset, 0.0) if supported else Background(constant, 0.5)
+
+
+def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:
+    """Windows where they are wanted or the picture is long, unless a long one would take too many: it is seen whole."""
+    multiple = backbone.multiple
+    if plan.window or images.needs_windows(image):
+        side = max(multiple, multiple * round(min(plan.size, backbone.longest or plan.size) / multiple))
+        windows = images.windows(image, side, plan.grid)
+        if windows is not None:
+            return windows, images.tiles(image, windows, side / plan.grid), (side, side)
+        if plan.window:
+            raise GocaError(
+                f"a picture of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
+                "scale it down, cut it, or do without window (--window)"
+            )
+    size = images.fit(image, plan.size, multiple, backbone.most, backbone.longest)
+    grid = images.common_grid((size[0] // backbone.cell, size[1] // backbone.cell), plan.grid)
+    return Windows.whole(grid), (image,), size

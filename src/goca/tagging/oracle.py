@@ -1,0 +1,30 @@
+"""Ground truth as a tagger: the classes that a picture does show. What it flatters is said by its name."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from goca.errors import GocaError
+from goca.evaluation.caption_nouns import write
+from goca.evaluation.datasets.base import VOID, Dataset, Sample
+
+
+def true_classes(sample: Sample, dataset: Dataset) -> tuple[str, ...]:
+    """Names of the categories that occur in a picture's ground truth, in the data set's order."""
+    labels = [int(label) for label in np.unique(sample.truth()) if label not in (0, VOID)]
+    if labels and labels[-1] > len(dataset.categories):
+        raise GocaError(
+            f'the ground truth of "{sample.id}" has label {labels[-1]}, and {dataset.name} has '
+            f"{len(dataset.categories)} categories: is this the right data set?"
+        )
+    return tuple(dataset.categories[label - 1].name for label in labels)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The classes of the ground truth."""
+
+    name: str = "oracle"
+
+    def tag(self, sample: Sample, dataset: Dataset) -> str:
+        return write((one,) for one in true_classes(sample, dataset))

@@ -1,0 +1,1 @@
+"""What tests, benchmarks and `goca models --check` build their pipelines from."""

@@ -1,0 +1,1 @@
+"""Words in a prompt: spelling, plurals, and the tokens that stand for them."""
