@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.attention_modules import Site, sites
+from goca.diffusion.attention_modules import AttentionModule, attention_modules
 from goca.diffusion.backbone import Backbone
 from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
@@ -48,7 +48,9 @@ class Seen:
 def ask(pipeline: Any) -> Seen:
     """Ask a pipeline about a picture of random colours."""
     backbone = Backbone(pipeline)
-    layers = {site.block: _projection(site) for site in sites(backbone.denoiser) if site.block in backbone.blocks}
+    layers = {
+        site.block: _projection(site) for site in attention_modules(backbone.denoiser) if site.block in backbone.blocks
+    }
     seen = Seen(torch.empty(0), torch.empty(0), (), {}, {}, {})
     calls: list[AttentionCall] = []
     inputs: list[Any] = []
@@ -77,7 +79,7 @@ def ask(pipeline: Any) -> Seen:
     return replace(seen, output=output, plain=backbone.denoiser(*args, **kwargs)[0], calls=tuple(calls))
 
 
-def _projection(site: Site) -> Any:
+def _projection(site: AttentionModule) -> Any:
     linear = getattr(site.module, "to_out", None)
     if linear is None:
         return site.owner.proj_out

@@ -11,7 +11,7 @@ from jaxtyping import config
 from PIL import Image
 
 from goca import GOCA, GocaError, Segmentation, Segmenter
-from goca.recipe import Overrides
+from goca.recipe import Options
 
 Make = Callable[..., Image.Image]
 ASK: dict[str, Any] = {"classes": ["cat", "grass"], "others": ["sky"]}
@@ -52,7 +52,7 @@ def test_12000_by_40_is_seen_whole(bundled: Segmenter) -> None:
     assert any("too long for 64 windows: seen whole, at 1112 x 8 px" in note for note in result.plan.notes)
     height, width = result.scores.grid.shape[1:]
     assert width / height == pytest.approx(1112 / 8, rel=0.2)
-    windowed = Segmenter(bundled.backbone, GOCA, Overrides(window=True), 4)
+    windowed = Segmenter(bundled.backbone, GOCA, Options(window=True), 4)
     with pytest.raises(GocaError, match=r"12000 x 40 px would take more than 64 windows.*without window \(--window\)"):
         windowed(strip, **ASK)
 

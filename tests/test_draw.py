@@ -20,7 +20,7 @@ def grey(width, height, level=100):
 
 
 def parts(sheet, width, height):
-    """Picture and legend of a sheet whose picture is so large."""
+    """ImageLike and legend of a sheet whose picture is so large."""
     beside = sheet.width > width
     corner = (width, 0) if beside else (0, height)
     return sheet.crop((0, 0, width, height)), sheet.crop((*corner, *sheet.size))

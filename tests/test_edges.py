@@ -14,7 +14,7 @@ from yardsticks import Allocations, bilinear_matrix
 from goca.errors import GocaError
 from goca.maths.background import Background, constant, label, maximum, none, offset
 from goca.maths.edges import EPSILON, Edges, GuidedFilter, box, label_along_edges
-from goca.recipe import Overrides
+from goca.recipe import Options
 from goca.segmenter import Segmenter
 
 RULES = [offset, maximum, constant, none]
@@ -216,7 +216,7 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, picture: Ca
 
 def test_edges_are_no_word() -> None:
     with pytest.raises(GocaError, match="edges"):
-        Overrides.of(edges="guided")
+        Options.of(edges="guided")
 
 
 def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, picture: Callable[..., Image.Image]) -> None:

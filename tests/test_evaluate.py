@@ -24,7 +24,7 @@ from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.evaluation.evaluator import Evaluator, Said
 from goca.evaluation.metrics import Counting, Tally, gain, miou, resampled_miou, score
 from goca.evaluation.protocol import Protocol, changed, honest
-from goca.evaluation.records import Picture, tally
+from goca.evaluation.records import ImageRecord, tally
 from goca.evaluation.report import Report
 from goca.evaluation.runner import evaluate
 from goca.evaluation.scenes import evaluate_scenes
@@ -163,7 +163,7 @@ def test_the_threshold_of_the_oracle_is_the_best_of_the_sweep() -> None:
     dataset = toy(np.ones((2, 4), np.uint16))
     protocol = changed(honest(dataset, "oracle"), ["threshold=oracle"])
     counts = {name: good if name in ("0.1", "0.2") else bad for name in protocol.labellings}
-    report = Report(("cat", "grass"), protocol, (Picture("a", counts=counts), Picture("b", left_out="broken")))
+    report = Report(("cat", "grass"), protocol, (ImageRecord("a", counts=counts), ImageRecord("b", left_out="broken")))
     told = report.metrics()
     assert (told["miou"], told["threshold"], told["pictures"], told["left_out"]) == (1, "0.1", 1, 1)
     assert told["oracle_threshold"] == {"threshold": 0.1, "miou": 1}
@@ -174,7 +174,9 @@ def test_the_threshold_of_the_oracle_is_the_best_of_the_sweep() -> None:
 
 def test_pictures_without_a_label_have_no_figures() -> None:
     protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
-    void = Report(("cat", "grass"), protocol, (Picture("a", counts={"none": ()}), Picture("b", left_out="broken")))
+    void = Report(
+        ("cat", "grass"), protocol, (ImageRecord("a", counts={"none": ()}), ImageRecord("b", left_out="broken"))
+    )
     found: list[Callable[[Report], object]] = [
         Report.metrics,
         Report.score,
@@ -185,7 +187,7 @@ def test_pictures_without_a_label_have_no_figures() -> None:
     for ask in found:
         with pytest.raises(GocaError, match=r"^no labelled pixel in 1 picture of toy, .*\(--set void=background\)$"):
             ask(void)
-    rest = (Picture("a", counts={"none": ((0, 1, 7),)}), Picture("b", counts={"none": ()}))
+    rest = (ImageRecord("a", counts={"none": ((0, 1, 7),)}), ImageRecord("b", counts={"none": ()}))
     with pytest.raises(GocaError, match=r"^no pixel of a class in 2 pictures of toy, .*counted=and-background\)$"):
         Report(("cat", "grass"), protocol, rest).metrics()
     for switch, per_class in (
@@ -201,7 +203,7 @@ def test_the_confusion_picture_is_shares_of_each_row(tmp_path: Path) -> None:
     dataset = toy(np.ones((2, 4), np.uint16))
     # Of the cat's pixels 1 in 4 is found as grass; "background" is neither there nor found.
     counts = {"none": ((1, 1, 3), (1, 2, 1), (2, 2, 5))}
-    report = Report(("cat", "grass"), honest(dataset, "oracle"), (Picture("a", counts=counts),))
+    report = Report(("cat", "grass"), honest(dataset, "oracle"), (ImageRecord("a", counts=counts),))
     (tmp_path / "confusion.png").write_bytes(
         confusion_picture(report, np.array([[0, 0, 0], [200, 0, 7], [0, 190, 5]], np.uint8))
     )
@@ -219,7 +221,7 @@ def test_the_confusion_picture_of_150_classes_can_be_read() -> None:
     names = tuple(f"class number {index}" for index in range(1, 151))
     counts = {"none": tuple((index, index, 1) for index in range(151))}
     protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
-    report = Report(names, protocol, (Picture("a", counts=counts),))
+    report = Report(names, protocol, (ImageRecord("a", counts=counts),))
     with Image.open(io.BytesIO(confusion_picture(report, palette(150)))) as picture:
         assert 151 * 14 < picture.width == picture.height < 2600
 
@@ -257,7 +259,7 @@ def photo(scene: Scene, tmp_path: Path) -> Path:
     return tmp_path / "scene.png"
 
 
-def counted(segmenter: Segmenter, dataset: Dataset, caption: str, *switches: str) -> tuple[Picture, Protocol]:
+def counted(segmenter: Segmenter, dataset: Dataset, caption: str, *switches: str) -> tuple[ImageRecord, Protocol]:
     protocol = changed(honest(dataset, "someone"), switches)
     (found,) = Evaluator(segmenter, dataset, Says({"one": caption}), protocol).unit(dataset.samples, {})
     return found, protocol
@@ -437,7 +439,7 @@ def test_the_benchmark_is_whole() -> None:
 def test_a_tally_is_that_of_the_matrices() -> None:
     full = matrices(count=3, labels=4, lowest=0)
     pictures = [
-        Picture(str(index), counts={"none": tuple((a, b, int(one[a, b])) for a in range(4) for b in range(4))})
+        ImageRecord(str(index), counts={"none": tuple((a, b, int(one[a, b])) for a in range(4) for b in range(4))})
         for index, one in enumerate(full)
     ]
     for ours, theirs in zip(vars(tally(pictures, "none", 4)).values(), vars(Tally.of(full)).values(), strict=True):

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from goca.diffusion import backbone as backbone_module
 from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.attention_modules import Site, sites
+from goca.diffusion.attention_modules import AttentionModule, attention_modules
 from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import Prompt
+from goca.diffusion.conditioning import EncodedPrompt
 from goca.diffusion.exclusive import borrowed
 from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
-from goca.request import Question
+from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
 from goca.text.token_spans import Noun, words
@@ -46,24 +46,24 @@ class Asked:
         self.name = name
         self.pipeline = BUILDERS[name]()
         self.backbone = Backbone(self.pipeline)
-        self.prompts: dict[str, Prompt] = {}
+        self.prompts: dict[str, EncodedPrompt] = {}
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
         self.latents = self.backbone.latents([picture], SIZE)
         self.outputs: dict[Any, Any] = {}
         handles = [
             site.module.register_forward_hook(lambda m, args, output: self.outputs.__setitem__(m, output))
-            for site in sites(self.backbone.denoiser)
+            for site in attention_modules(self.backbone.denoiser)
         ]
         self.output, self.calls = self.ask(self.prompts)
         for handle in handles:
             handle.remove()
 
-    def ask(self, prompts: dict[str, Prompt]) -> tuple[Tensor, list[AttentionCall]]:
+    def ask(self, prompts: dict[str, EncodedPrompt]) -> tuple[Tensor, list[AttentionCall]]:
         calls: list[AttentionCall] = []
         output = self.backbone.forward(self.latents, [CAPTION], LEVEL, 0, lambda _, call: calls.append(call), prompts)
         return output, calls
 
-    def moved(self, prompt: Prompt, other: Prompt) -> list[int]:
+    def moved(self, prompt: EncodedPrompt, other: EncodedPrompt) -> list[int]:
         """The text columns of the first attention that differ between two prompts, those that differ most first."""
         keys = []
         for one in (prompt, other):
@@ -86,7 +86,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_the_output_is_bit_identical_without_the_tap(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone_module, "Tap", lambda *_: nullcontext())
+    monkeypatch.setattr(backbone_module, "AttentionHook", lambda *_: nullcontext())
     plain, seen = asked.ask(asked.prompts)
     assert seen == []
     assert same(plain, asked.output)
@@ -120,8 +120,8 @@ def test_a_record_rebuilds_its_module_s_output(asked: Asked) -> None:
             continue  # nothing in the model computes this one
         attention = probabilities(call.q, call.k, call.scale, call.mask)
         torch.testing.assert_close(attention @ call.v, call.output, rtol=1e-4, atol=1e-5)
-        for site in sites(asked.backbone.denoiser):
-            linear = projection_of(site)
+        for site in attention_modules(asked.backbone.denoiser):
+            linear = output_projection(site)
             if site.block != call.block or call.projection is None or linear.in_features != channels(call):
                 continue
             plain.add(call.block)
@@ -142,7 +142,7 @@ def channels(call: AttentionCall) -> int:
     return call.q.shape[0] * call.q.shape[2]
 
 
-def projection_of(site: Site) -> Any:
+def output_projection(site: AttentionModule) -> Any:
     """The linear layer behind an attention: the module's, or the one of a block that has it fused with its MLP."""
     linear = getattr(site.module, "to_out", None)
     if linear is None:
@@ -151,7 +151,7 @@ def projection_of(site: Site) -> Any:
 
 
 def test_a_single_stream_block_projects_attention_before_its_mlp(asked: Asked) -> None:
-    fused = {site.block: projection_of(site) for site in sites(asked.backbone.denoiser)}
+    fused = {site.block: output_projection(site) for site in attention_modules(asked.backbone.denoiser)}
     for call in asked.calls:
         linear = fused[call.block]
         if call.projection is not None and linear.in_features > channels(call):
@@ -191,13 +191,13 @@ def test_a_text_embedding_is_where_its_column_is_said_to_be(asked: Asked) -> Non
         assert sorted(asked.moved(prompt, nudged(prompt, 0, last - 128, part=2))) == [last, own]
     moved = asked.moved(prompt, nudged(prompt, 0, column - start))
     if asked.backbone.family.name in ("lumina2", "z-image"):
-        # Words look at each other before they meet the pixels: the one that was nudged moves most.
+        # NounTokens look at each other before they meet the pixels: the one that was nudged moves most.
         assert moved[0] == column
     else:
         assert moved == [column]
 
 
-def nudged(prompt: Prompt, answer: int, place: int, part: int = 0) -> Prompt:
+def nudged(prompt: EncodedPrompt, answer: int, place: int, part: int = 0) -> EncodedPrompt:
     """The prompt with one token's embedding changed."""
     parts = prompt.encoded[answer]
     whole = parts[part] if isinstance(parts, tuple) else parts
@@ -294,7 +294,7 @@ def test_no_picture_is_shown_beyond_the_model_s_positions(
 @pytest.mark.parametrize("name", WITH_TRANSFORMER)
 def test_questions_of_different_lengths_share_a_batch(name: str, picture: Callable[..., Image.Image]) -> None:
     lists = (["cat", "grass"], ["traffic light", "potted plant", "dining table", "person", "wall", "sky", "dog"])
-    questions = [Question(picture(160, 96, seed), classes) for seed, classes in enumerate(lists)]
+    questions = [SegmentationRequest(picture(160, 96, seed), classes) for seed, classes in enumerate(lists)]
     pipeline = BUILDERS[name]()
     both, alone = (
         [result for _, result in Segmenter.from_pipeline(pipeline, size=64, batch=batch).stream(questions)]

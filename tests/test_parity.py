@@ -96,7 +96,7 @@ class Case:
     @cached_property
     def class_maps(self) -> Tensor:
         objects = list(self.meta["objects"].values())
-        nouns = rescale.evidence(self.global_map, objects + self.meta["background"], self.meta["rescale_ids"])
+        nouns = rescale.token_mass(self.global_map, objects + self.meta["background"], self.meta["rescale_ids"])
         maps = rescale.rescale(nouns, steps(self.meta["rescale_method"]))
         found, supporting = maps[: len(objects)], maps[len(objects) :]
         merged = supporting.amax(0) if len(supporting) else torch.zeros(self.grid)

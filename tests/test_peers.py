@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from yardsticks import Grid, bilinear_matrix
 
 from goca import CONCEPT_ATTENTION, DIFFSEGMENTER, RECIPES, GocaError, Recipe, Segmenter
-from goca.aggregation import Readout
+from goca.aggregation import AttentionAggregator
 from goca.cli import parsing
 from goca.diffusion.attention_call import AttentionCall
 from goca.maths import aggregate, concepts, gather
@@ -114,13 +114,13 @@ class Raw(TorchFunctionMode):
 
 def listened(
     pipeline: Any, recipe: Recipe, image: Image.Image, grid: Grid = (13, 11)
-) -> tuple[Readout, list[AttentionCall], list[Tensor]]:
+) -> tuple[AttentionAggregator, list[AttentionCall], list[Tensor]]:
     """A readout that has listened to one pass, what the tap told, and what every attention gave."""
     segmenter = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)
     backbone, prompts = segmenter.backbone, {}
     caption = "cat, traffic light, grass"
     found = words(caption, backbone.texts(backbone.prompt(caption, prompts)), NOUNS[:2], NOUNS[2:], named=False)
-    readout, calls = Readout(segmenter.plan, found, grid), []
+    readout, calls = AttentionAggregator(segmenter.plan, found, grid), []
 
     def sink(_: int, call: AttentionCall) -> None:
         calls.append(call)

@@ -130,7 +130,7 @@ def test_the_tap_changes_no_bit_of_it_and_a_noun_has_its_own_column(name: str, m
     (before, after) = (next(call for call in some if call.text is not None) for some in (calls, others))
     far = (after.k[:, after.text] - before.k[:, before.text]).abs().amax((0, 2))
     assert int(far.argmax()) == column
-    monkeypatch.setattr(backbone_module, "Tap", lambda *_: nullcontext())
+    monkeypatch.setattr(backbone_module, "AttentionHook", lambda *_: nullcontext())
     plain, seen = ask(prompts)
     assert seen == []
     assert torch.equal(plain, output)

@@ -16,7 +16,7 @@ from diffusers import GGUFQuantizationConfig, TorchAoConfig
 from PIL import Image
 from torch import nn
 
-from goca.diffusion.attention_modules import sites
+from goca.diffusion.attention_modules import attention_modules
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.loading import load
 from goca.errors import GocaError
@@ -265,7 +265,7 @@ def test_a_denoiser_that_bitsandbytes_quantised_as_it_was_loaded(
 def test_a_bias_does_not_drown_the_weights_that_are_asked_for() -> None:
     """In bfloat16, a bias of 5 is known to 1/64: weights of a tenth of that would be lost beside it."""
     pipeline = BUILDERS["sd15"]().to(torch.bfloat16)
-    module = next(site.module for site in sites(pipeline.unet) if site.module.is_cross_attention)
+    module = next(site.module for site in attention_modules(pipeline.unet) if site.module.is_cross_attention)
     weight = module.to_out[0].weight.detach().clone()
     torch.nn.init.constant_(module.to_out[0].bias, 5.0)
     module.to_out[0].__class__ = type("Adapted", (nn.Linear,), {})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from goca.diffusion.checkpoints import BUNDLED, SD15, SD21, SDXL, ZOO, Settings, settings_for
+from goca.diffusion.checkpoints import BUNDLED, SD15, SD21, SDXL, ZOO, CheckpointSettings, settings_for
 from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
 from goca.maths import aggregate, background, concepts, rescale
@@ -24,7 +24,7 @@ from goca.recipe import (
     GOCA_COMPOUND,
     RECIPES,
     VANILLA,
-    Overrides,
+    Options,
     Plan,
     Recipe,
     plan,
@@ -40,9 +40,9 @@ def refused(error: pytest.ExceptionInfo[GocaError], *parts: str) -> None:
         assert part in str(error.value)
 
 
-def planned(recipe: Recipe = GOCA, settings: Settings = SD15, **overrides: Any) -> Plan:
+def planned(recipe: Recipe = GOCA, settings: CheckpointSettings = SD15, **overrides: Any) -> Plan:
     blocks = (*settings.refine, settings.reference, *FTTM.refine, *FTTM.cross)
-    return plan(recipe, settings, blocks, "a model", Overrides(**overrides), joint=True)
+    return plan(recipe, settings, blocks, "a model", Options(**overrides), joint=True)
 
 
 # ---- recipes
@@ -70,7 +70,7 @@ def test_daam_averages_and_cuts_at_a_share_of_the_peak() -> None:
 
 def test_hand_picked_layers_are_refused_by_name_where_a_model_lacks_them() -> None:
     with pytest.raises(GocaError) as error:
-        plan(FTTM, SD15, (*SD15.refine, SD15.reference), "a model", Overrides())
+        plan(FTTM, SD15, (*SD15.refine, SD15.reference), "a model", Options())
     refused(error, "fttm", FTTM.refine[-1], "a model")
 
 
@@ -191,7 +191,7 @@ def test_a_recipe_of_a_block_that_the_model_lacks(recipe: Recipe) -> None:
 
 def test_settings_of_a_block_that_the_model_lacks() -> None:
     with pytest.raises(GocaError) as error:
-        plan(VANILLA, SD15, SD15.refine, "a model", Overrides())
+        plan(VANILLA, SD15, SD15.refine, "a model", Options())
     refused(error, "vanilla", SD15.reference, "a model")
 
 
@@ -206,7 +206,7 @@ def test_versions_are_those_installed() -> None:
 
 @pytest.mark.parametrize("settings", ZOO, ids=lambda settings: settings.name)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Settings) -> None:
+def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: CheckpointSettings) -> None:
     made = replace(planned(recipe, settings, noise=(100, 50)), captions=("cat, sky",), notes=("a note",))
     plain = made.to_json()
     assert set(plain) == {item.name for item in fields(Plan)}
@@ -274,7 +274,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("settings", "size", "reference", "refine"), TABLE.values(), ids=TABLE)
-def test_the_authors_settings(settings: Settings, size: int, reference: str, refine: set[str]) -> None:
+def test_the_authors_settings(settings: CheckpointSettings, size: int, reference: str, refine: set[str]) -> None:
     assert (settings.size, settings.noise, settings.order, settings.grid) == (size, 100, 2, 64)
     assert HEADS[settings.heads] == aggregate.output_share
     assert settings.reference == reference
@@ -334,7 +334,7 @@ class Level:
 
 @pytest.mark.parametrize("settings", ZOO, ids=lambda settings: settings.name)
 @pytest.mark.parametrize("plain", [tuple, list], ids=["tuples", "lists"])
-def test_a_checkpoint_is_recognised_by_its_layout(settings: Settings, plain: Any) -> None:
+def test_a_checkpoint_is_recognised_by_its_layout(settings: CheckpointSettings, plain: Any) -> None:
     # A configuration read from a file has lists.
     layout = {key: plain(value) if isinstance(value, tuple) else value for key, value in settings.layout.items()}
     blocks = {settings.reference, *settings.refine}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from goca.maths.rescale import Evidence, blur, evidence, minmax, peak, rescale, share, share_of_prompt, times_raw
+from goca.maths.rescale import TokenMass, blur, minmax, peak, rescale, share, share_of_prompt, times_raw, token_mass
 
 GRIDS = [(5, 7), (3, 11), (13, 3)]
 NARROW = [(1, 7), (7, 1), (2, 11), (11, 2), (1, 1), (2, 2)]
@@ -21,9 +21,9 @@ def positive(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) + 0.01
 
 
-def given(maps: Tensor) -> Evidence:
-    """Evidence for steps that must not look at it."""
-    return Evidence(torch.full_like(maps, math.nan), *torch.full_like(maps[:1].expand(2, -1, -1), math.nan))
+def given(maps: Tensor) -> TokenMass:
+    """TokenMass for steps that must not look at it."""
+    return TokenMass(torch.full_like(maps, math.nan), *torch.full_like(maps[:1].expand(2, -1, -1), math.nan))
 
 
 def equal(ours: Tensor, slow: Tensor | list[object], atol: float = 1e-5) -> None:
@@ -57,13 +57,13 @@ def slow_blur(maps: Tensor, edge: Callable[[int, int], int]) -> Tensor:
     return out
 
 
-# ---- evidence
+# ---- token_mass
 
 
 def test_evidence_is_the_mean_of_a_noun_and_the_sum_of_all_content() -> None:
     # Five tokens on a 1 x 2 picture: <sos>, "polar", "bear", a comma, "snow".
     tokens = torch.tensor([[[8.0, 9.0]], [[1.0, 2.0]], [[3.0, 6.0]], [[7.0, 7.0]], [[5.0, 4.0]]])
-    seen = evidence(tokens, nouns=[[1, 2], [4]], content=[1, 2, 4])
+    seen = token_mass(tokens, nouns=[[1, 2], [4]], content=[1, 2, 4])
     equal(seen.raw, [[[2.0, 4.0]], [[5.0, 4.0]]])
     equal(seen.content, [[9.0, 12.0]])
 
@@ -72,7 +72,7 @@ def test_evidence_is_the_mean_of_a_noun_and_the_sum_of_all_content() -> None:
 def test_evidence_is_the_loop(grid: tuple[int, int]) -> None:
     tokens = positive(17, *grid)
     nouns, content = [[2], [5, 3, 11], [13, 7]], [2, 3, 5, 7, 11, 13]
-    seen = evidence(tokens, nouns, content)
+    seen = token_mass(tokens, nouns, content)
     for y in range(grid[0]):
         for x in range(grid[1]):
             column = tokens[:, y, x].tolist()
@@ -84,13 +84,13 @@ def test_evidence_is_the_loop(grid: tuple[int, int]) -> None:
 
 
 def test_share_by_hand_and_where_there_is_no_content() -> None:
-    seen = Evidence(torch.full((2, 1, 3), math.nan), torch.tensor([[4.0, 0.0, 5.0]]), torch.zeros(1, 3))
+    seen = TokenMass(torch.full((2, 1, 3), math.nan), torch.tensor([[4.0, 0.0, 5.0]]), torch.zeros(1, 3))
     maps = torch.tensor([[[1.0, 0.0, 5.0]], [[3.0, 2.0, 0.0]]])
     equal(share(maps, seen), [[[0.25, 0.0, 1.0]], [[0.75, 0.0, 0.0]]])
 
 
 def test_shares_of_nouns_of_one_token_sum_to_1() -> None:
-    seen = evidence(positive(17, 5, 7), nouns=[[2], [3], [5]], content=[2, 3, 5])
+    seen = token_mass(positive(17, 5, 7), nouns=[[2], [3], [5]], content=[2, 3, 5])
     equal(share(seen.raw, seen).sum(0), torch.ones(5, 7))
 
 
@@ -146,7 +146,7 @@ def test_peak_by_hand() -> None:
 def test_minmax_peak_and_times_raw_are_the_loops(grid: tuple[int, int]) -> None:
     maps, seen = (
         positive(3, *grid),
-        Evidence(positive(3, *grid, seed=1), positive(*grid, seed=2), positive(*grid, seed=3)),
+        TokenMass(positive(3, *grid, seed=1), positive(*grid, seed=2), positive(*grid, seed=3)),
     )
     for index in range(3):
         values = maps[index].flatten().tolist()
@@ -162,7 +162,7 @@ def test_minmax_peak_and_times_raw_are_the_loops(grid: tuple[int, int]) -> None:
 
 
 def test_steps_are_taken_in_their_order_from_the_raw_scores() -> None:
-    seen = evidence(positive(17, 5, 7), nouns=[[2], [3, 5]], content=[2, 3, 5])
+    seen = token_mass(positive(17, 5, 7), nouns=[[2], [3, 5]], content=[2, 3, 5])
     assert torch.equal(rescale(seen, ()), seen.raw)
     equal(rescale(seen, (share, blur, minmax)), minmax(blur(share(seen.raw, seen), seen)))
     other = rescale(seen, (share, minmax, blur))
@@ -172,7 +172,7 @@ def test_steps_are_taken_in_their_order_from_the_raw_scores() -> None:
 def test_published_rule_by_hand() -> None:
     # Three pixels, "cat" (token 1) and "polar bear" (tokens 2, 3), and a loud token 0 that must not matter.
     tokens = torch.tensor([[[9.0, 1.0, 5.0]], [[1.0, 2.0, 6.0]], [[1.0, 1.0, 1.0]], [[2.0, 1.0, 1.0]]])
-    seen = evidence(tokens, nouns=[[1], [2, 3]], content=[1, 2, 3])
+    seen = token_mass(tokens, nouns=[[1], [2, 3]], content=[1, 2, 3])
     # Shares: cat 1/4, 2/4, 6/8; bear 1.5/4, 1/4, 1/8.
     equal(rescale(seen, (share, minmax)), [[[0.0, 0.5, 1.0]], [[1.0, 0.5, 0.0]]])
     # Raw, after the share and not the share itself: cat 1, 2, 6; bear 1.5, 1, 1.
@@ -183,7 +183,7 @@ def test_published_rule_by_hand() -> None:
 def test_narrow_and_empty_pictures_come_through_the_longest_rule(grid: tuple[int, int]) -> None:
     longest = (share, blur, minmax, times_raw, blur, minmax)
     for tokens in (positive(11, *grid), torch.zeros(11, *grid)):
-        maps = rescale(evidence(tokens, nouns=[[2], [3, 5]], content=[2, 3, 5]), longest)
+        maps = rescale(token_mass(tokens, nouns=[[2], [3, 5]], content=[2, 3, 5]), longest)
         assert maps.shape == (2, *grid)
         assert maps.isfinite().all()
         assert maps.min() >= 0
@@ -193,7 +193,7 @@ def test_narrow_and_empty_pictures_come_through_the_longest_rule(grid: tuple[int
 
 def test_share_of_prompt_keeps_stop_words_in_the_denominator() -> None:
     tokens = positive(17, 5, 7)
-    seen = evidence(tokens, nouns=[[2], [5, 7]], content=[2, 5, 7], prompt=[2, 3, 5, 7, 11])
+    seen = token_mass(tokens, nouns=[[2], [5, 7]], content=[2, 5, 7], prompt=[2, 3, 5, 7, 11])
     ours = share_of_prompt(seen.raw, seen)
     for y, x in itertools.product(range(5), range(7)):
         taken = sum(float(tokens[column, y, x]) for column in (2, 3, 5, 7, 11))

@@ -15,7 +15,7 @@ from commands import GOCA_SCRIPT, Outcome
 from PIL import Image
 
 from goca.cli.files import SUFFIXES
-from goca.recipe import Overrides
+from goca.recipe import Options
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 
@@ -41,7 +41,7 @@ def loaded(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled model is loaded once, and set up as each command asks."""
 
     def from_pretrained(name: str, recipe: Any, device: Any, dtype: Any, batch: int, **overrides: Any) -> Segmenter:
-        return Segmenter(bundled.backbone, recipe, Overrides.of(**overrides), batch)
+        return Segmenter(bundled.backbone, recipe, Options.of(**overrides), batch)
 
     monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
 
@@ -189,7 +189,7 @@ def test_the_model_and_the_synonyms_are_part_of_it(goca: Goca, bundled: Segmente
     Path("plain.txt").write_text("cat\ngrass\n")
     Path("synonyms.txt").write_text("cat: dog\ngrass\n")
     goca("segment", "in", "--classes-file", "plain.txt")
-    # Words from a file and from the command line are one.
+    # NounTokens from a file and from the command line are one.
     assert goca("segment", "in", "--classes", "cat, grass", "--resume").code == 0
     assert "differs in classes" in goca("segment", "in", "--classes-file", "synonyms.txt", "--resume").mistake()
     monkeypatch.setattr(bundled.backbone, "name", "another")

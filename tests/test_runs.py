@@ -22,7 +22,7 @@ from goca import GocaError, bundled
 from goca.evaluation.config import Job, units
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.fingerprint import fingerprint
-from goca.evaluation.records import Picture, count
+from goca.evaluation.records import ImageRecord, count
 from goca.evaluation.run_folder import Run, read_pictures
 from goca.evaluation.runner import Crew, Watch, evaluate
 from goca.testing.tiny import UNET_BUILDERS
@@ -143,7 +143,7 @@ def mortal(patched: pytest.MonkeyPatch, steps: int) -> None:
 @pytest.mark.parametrize("steps", range(11))
 def test_killed_at_any_step_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """run.json is written, renamed, its scratch looked for; two lines; the same three for each file: eleven steps."""
-    done = [Picture(name, counts={"none": ((1, 1, size),)}) for name, size in (("a", 2), ("b", 3))]
+    done = [ImageRecord(name, counts={"none": ((1, 1, size),)}) for name, size in (("a", 2), ("b", 3))]
 
     def work(folder: Path) -> None:
         with Run(folder, {"seed": 7}, ["evaluate"]) as run:
@@ -420,16 +420,16 @@ def test_counts_by_hand() -> None:
 
 def test_a_line_is_read_as_it_was_written() -> None:
     for picture in (
-        Picture("a/ü.png", "cat, grass", ("cat",), ("grass",), ("a note",), {"none": ((0, 1, 5),)}),
-        Picture("b", None, left_out="it is broken\nthere"),
-        Picture("c", "", counts={"fixed": (), "-0.4": ()}),
+        ImageRecord("a/ü.png", "cat, grass", ("cat",), ("grass",), ("a note",), {"none": ((0, 1, 5),)}),
+        ImageRecord("b", None, left_out="it is broken\nthere"),
+        ImageRecord("c", "", counts={"fixed": (), "-0.4": ()}),
     ):
         line = picture.line()
         assert "\n" not in line
-        assert Picture.read(line) == picture
+        assert ImageRecord.read(line) == picture
     for broken in ("{}", "[]", "3", '{"id": "x"}', '{"id": "x", "counts": {"none": [[1, 2]]}}', '{"id"'):
         with pytest.raises(ValueError, match=r".+"):
-            Picture.read(broken)
+            ImageRecord.read(broken)
 
 
 def test_units_are_fixed() -> None:

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import goca
-from goca import DAAM, FTTM, GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, GocaError, Question, Segmenter
+from goca import DAAM, FTTM, GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, GocaError, SegmentationRequest, Segmenter
 from goca.maths.background import Background, constant, maximum, none, offset
 from goca.maths.resize import resize
 
@@ -208,7 +208,7 @@ def test_long_pictures_are_seen_through_windows(bundled: Segmenter, picture: Mak
 
 
 def test_windows_on_demand(bundled: Segmenter, picture: Make) -> None:
-    windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Overrides(window=True), batch=3)
+    windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Options(window=True), batch=3)
     result = windowed(picture(200, 150), classes=["cat", "grass"], others=["sky"])
     assert result.labels.shape == (150, 200)
     assert result.scores.grid.shape == (2, 75, 100)
@@ -218,17 +218,17 @@ def test_windows_on_demand(bundled: Segmenter, picture: Make) -> None:
 def test_windows_keep_queries_and_keys_instead_of_matrices(
     bundled: Segmenter, picture: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Overrides(window=True), batch=3)
+    windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Options(window=True), batch=3)
     asked: dict[str, Any] = {"classes": ["cat", "grass"], "others": ["sky"]}
     lean = windowed(picture(200, 150), **asked)
     dense: list[bool] = []
-    original = goca.view.Readout
+    original = goca.view.AttentionAggregator
 
     def whole(*args: Any) -> Any:
         dense.append(args[-1])
         return original(*args[:-1], True)
 
-    monkeypatch.setattr(goca.view, "Readout", whole)
+    monkeypatch.setattr(goca.view, "AttentionAggregator", whole)
     kept = windowed(picture(200, 150), **asked)
     assert dense == [False] * len(dense)
     assert len(dense) > 1
@@ -236,7 +236,10 @@ def test_windows_keep_queries_and_keys_instead_of_matrices(
 
 
 def test_questions_may_differ_within_a_batch(bundled: Segmenter, picture: Make) -> None:
-    questions = [Question(picture(64, 64), ["cat", "sky"]), Question(picture(64, 64, 1), ["dog", "bus", "road"])]
+    questions = [
+        SegmentationRequest(picture(64, 64), ["cat", "sky"]),
+        SegmentationRequest(picture(64, 64, 1), ["dog", "bus", "road"]),
+    ]
     answers = list(bundled.stream(questions))
     assert [question for question, _ in answers] == questions
     assert [answer.classes for _, answer in answers] == [("cat", "sky"), ("dog", "bus", "road")]
@@ -244,7 +247,7 @@ def test_questions_may_differ_within_a_batch(bundled: Segmenter, picture: Make) 
 
 def test_a_bad_question_does_not_stop_the_stream(bundled: Segmenter, picture: Make) -> None:
     bad: list[str] = []
-    questions = [Question(one, ["cat", "sky"]) for one in (picture(), "nowhere.png", picture(seed=1))]
+    questions = [SegmentationRequest(one, ["cat", "sky"]) for one in (picture(), "nowhere.png", picture(seed=1))]
     answers = list(bundled.stream(questions, on_error=lambda question, error: bad.append(str(error))))
     assert len(answers) == 2
     assert bad == ["no such file: nowhere.png"]
@@ -283,7 +286,7 @@ def test_from_pretrained_reads_a_saved_folder(pipeline: Any, picture: Make, tmp_
 def test_what_a_recipe_asks_for_and_a_model_lacks_is_named(bundled: Segmenter) -> None:
     recipe = replace(GOCA, reference="up_blocks.9.attentions.0.transformer_blocks.0")
     with pytest.raises(GocaError, match=r"custom.*up_blocks\.9"):
-        Segmenter(bundled.backbone, recipe, goca.recipe.Overrides(), 1)
+        Segmenter(bundled.backbone, recipe, goca.recipe.Options(), 1)
 
 
 def test_nan_weights_are_an_error(sd15: Any, picture: Make) -> None:

@@ -10,8 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.attention_hook import Tap
-from goca.diffusion.attention_modules import native, sites
+from goca.diffusion.attention_hook import AttentionHook
+from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
 from goca.maths.attention import probabilities
@@ -36,7 +36,7 @@ def inputs(pipeline: Any, batch: int = 2) -> dict[str, Any]:
 def tapped(pipeline: Any, call: dict[str, Any]) -> tuple[Tensor, list[tuple[int, AttentionCall]]]:
     seen: list[tuple[int, AttentionCall]] = []
     grids = Backbone(pipeline).family.grids(pipeline.unet, LATENT)
-    tap = Tap(pipeline.unet, grids, lambda index, one: seen.append((index, one)))
+    tap = AttentionHook(pipeline.unet, grids, lambda index, one: seen.append((index, one)))
     with torch.no_grad(), native(pipeline.unet), tap:
         output = pipeline.unet(**call).sample
     return output, seen
@@ -49,7 +49,7 @@ def hooks(module: nn.Module) -> int:
 @torch.no_grad()
 def test_the_output_is_bit_identical_and_nothing_stays_behind(pipeline: Any) -> None:
     call = inputs(pipeline)
-    before = {site: site.module.processor for site in sites(pipeline.unet)}
+    before = {site: site.module.processor for site in attention_modules(pipeline.unet)}
     plain = pipeline.unet(**call).sample
     state = torch.get_rng_state()
     output, seen = tapped(pipeline, call)
@@ -70,7 +70,7 @@ def test_a_record_rebuilds_its_module_s_output(pipeline: Any) -> None:
             ),
             with_kwargs=True,
         )
-        for site in sites(pipeline.unet)
+        for site in attention_modules(pipeline.unet)
     ]
     _, seen = tapped(pipeline, inputs(pipeline))
     for handle in handles:
@@ -79,7 +79,9 @@ def test_a_record_rebuilds_its_module_s_output(pipeline: Any) -> None:
     assert len(crosses) == len(seen) // 2
     for index, call in crosses:
         parts = probabilities(call.q, call.k, call.scale, call.mask) @ call.v
-        module = next(s.module for s in sites(pipeline.unet) if s.block == call.block and s.module.is_cross_attention)
+        module = next(
+            s.module for s in attention_modules(pipeline.unet) if s.block == call.block and s.module.is_cross_attention
+        )
         assert call.projection is not None
         rebuilt = torch.einsum("hpd,hdm->pm", parts, call.projection) + module.to_out[0].bias
         torch.testing.assert_close(rebuilt, outputs[call.block, True][index], rtol=1e-4, atol=1e-6)
@@ -119,13 +121,17 @@ def test_other_routes_step_aside_for_one_call(sd15: Any, hide: str) -> None:
     else:
         sd15.unet.compile(backend="eager")
     denoiser = Backbone(sd15).denoiser
-    before = [site.module.processor for site in sites(denoiser)]
+    before = [site.module.processor for site in attention_modules(denoiser)]
     seen: list[AttentionCall] = []
-    with torch.no_grad(), native(denoiser), Tap(denoiser, [(6, 10), (3, 5), (2, 3)], lambda _, one: seen.append(one)):
+    with (
+        torch.no_grad(),
+        native(denoiser),
+        AttentionHook(denoiser, [(6, 10), (3, 5), (2, 3)], lambda _, one: seen.append(one)),
+    ):
         output = denoiser(**call).sample
     assert torch.equal(output, expected)
     assert len(seen) == 2 * len(before)
-    assert all(site.module.processor is old for site, old in zip(sites(denoiser), before, strict=True))
+    assert all(site.module.processor is old for site, old in zip(attention_modules(denoiser), before, strict=True))
 
 
 class Unseen:
@@ -149,7 +155,7 @@ class Twice(Unseen):
 def test_attention_that_cannot_be_read_is_an_error_with_cause_and_remedy(
     sd15: Any, processor: Callable[..., Tensor], cause: str
 ) -> None:
-    block = sites(sd15.unet)[0]
+    block = attention_modules(sd15.unet)[0]
     block.module.processor = processor
     with pytest.raises(GocaError, match=cause) as caught:
         tapped(sd15, inputs(sd15))
@@ -162,20 +168,20 @@ def test_attention_that_cannot_be_read_is_an_error_with_cause_and_remedy(
 
 def test_an_exception_inside_leaves_nothing_behind(sd15: Any) -> None:
     sd15.enable_attention_slicing(1)
-    before = [site.module.processor for site in sites(sd15.unet)]
+    before = [site.module.processor for site in attention_modules(sd15.unet)]
 
     def fail(index: int, call: AttentionCall) -> None:
         raise ZeroDivisionError
 
-    tap = Tap(sd15.unet, [(6, 10), (3, 5), (2, 3)], fail)
+    tap = AttentionHook(sd15.unet, [(6, 10), (3, 5), (2, 3)], fail)
     with pytest.raises(ZeroDivisionError), native(sd15.unet), tap:
         sd15.unet(**inputs(sd15))
     assert hooks(sd15.unet) == 0
-    assert all(site.module.processor is old for site, old in zip(sites(sd15.unet), before, strict=True))
+    assert all(site.module.processor is old for site, old in zip(attention_modules(sd15.unet), before, strict=True))
 
 
 def test_an_unknown_grid_is_named(sd15: Any) -> None:
-    tap = Tap(sd15.unet, [(7, 11)], lambda index, call: None)
+    tap = AttentionHook(sd15.unet, [(7, 11)], lambda index, call: None)
     with pytest.raises(GocaError, match="60 positions"), torch.no_grad(), tap:
         sd15.unet(**inputs(sd15))
 
@@ -188,7 +194,7 @@ class Wrapped(nn.Linear):
 
 
 def test_what_really_projects_is_what_is_weighed(sd15: Any) -> None:
-    module = next(site.module for site in sites(sd15.unet) if site.module.is_cross_attention)
+    module = next(site.module for site in attention_modules(sd15.unet) if site.module.is_cross_attention)
     plain = module.to_out[0]
     wrapped = Wrapped(plain.in_features, plain.out_features)
     wrapped.load_state_dict(plain.state_dict())

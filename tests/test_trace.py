@@ -24,13 +24,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from goca import GOCA, GocaError, Segmenter, trace
-from goca.aggregation import Readout
+from goca.aggregation import AttentionAggregator
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.loading import quiet
 from goca.diffusion.timesteps import add_noise
 from goca.testing.tiny import BUILDERS, sd15
-from goca.text.token_spans import Word, Words
-from goca.tracing import Trace, TracedPicture
+from goca.text.token_spans import NounTokens, Word
+from goca.tracing import Trace, TracedImage
 
 Make = Callable[..., Image.Image]
 PROMPT = "a cat on grass, a cat"
@@ -58,7 +58,7 @@ def traced(pipe: Any) -> Trace:
     return tr
 
 
-def total(picture: TracedPicture) -> Tensor:
+def total(picture: TracedImage) -> Tensor:
     assert isinstance(picture.collected.total, Tensor)
     return picture.collected.total
 
@@ -75,7 +75,7 @@ def test_one_step_is_what_a_readout_of_that_pass_says(pipe: Any) -> None:
         noisy = add_noise(pipe.scheduler, clean, level, seed=7)
         make(pipe, guidance_scale=1.0, latents=noisy)
     picture = tr[0]
-    readout = Readout(picture.collected.plan, Words(PROMPT, (), (), ()), picture.collected.grid)
+    readout = AttentionAggregator(picture.collected.plan, NounTokens(PROMPT, (), (), ()), picture.collected.grid)
     backbone.forward(clean, [PROMPT], level, 7, lambda index, call: readout.add(call), {})
     expected = readout.global_map()[list(picture.collected.columns)]
     torch.testing.assert_close(total(picture), expected, rtol=1e-4, atol=1e-6)
@@ -219,7 +219,7 @@ def test_what_cannot_be_summed_up_costs_no_picture(pipe: Any, monkeypatch: pytes
         raise GocaError("no weights: do something else")
 
     plain = make(pipe)
-    monkeypatch.setattr(Readout, "layer_weights", fail)
+    monkeypatch.setattr(AttentionAggregator, "layer_weights", fail)
     with trace(pipe) as tr, pytest.warns(UserWarning, match="nothing is traced of this call: no weights"):
         assert torch.equal(make(pipe), plain)
     assert len(tr) == 0
@@ -378,7 +378,7 @@ def test_everything_is_given_back_after_an_exception_at(
         inner = [module for module in whole.modules() if not [*module.children()]]
         handles.append(inner[len(inner) // 2].register_forward_pre_hook(fail))
     elif stage == "sink":
-        monkeypatch.setattr(Readout, "add", fail)
+        monkeypatch.setattr(AttentionAggregator, "add", fail)
     elif stage == "callback":
         options["callback_on_step_end"] = fail
     else:
@@ -459,7 +459,7 @@ def test_a_map_is_the_recipe_s_share_of_what_all_words_take(traced: Trace) -> No
     whole = sum(mean[place[column]] for some in columns.values() for column in some)
     share = sum(mean[place[column]] for column in columns["grass"]) / len(columns["grass"]) / whole
     plain = replace(picture.collected.plan, rescale=picture.collected.plan.rescale[:1])
-    shared = TracedPicture(replace(picture.collected, plan=plain))
+    shared = TracedImage(replace(picture.collected, plan=plain))
     np.testing.assert_allclose(shared.map("grass"), share.numpy(), rtol=1e-5)
     assert traced.map("grass").min() == 0
     assert traced.map("grass").max() == 1
@@ -511,7 +511,7 @@ def test_a_picture_that_was_not_decoded_is_grey(pipe: Any) -> None:
 
 
 def test_edges_that_the_pipeline_cuts_off_are_cut_off_the_maps(traced: Trace) -> None:
-    picture = TracedPicture(traced[0].collected)
+    picture = TracedImage(traced[0].collected)
     height, width = picture.collected.grid
     picture.image = Image.new("RGB", (32, 32))  # the middle two thirds of 48 x 32
     ramp = torch.arange(width).float().expand(1, height, width)

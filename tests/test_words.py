@@ -19,7 +19,18 @@ from goca.errors import GocaError
 from goca.text import token_spans as module
 from goca.text.plurals import plurals, singulars
 from goca.text.spelling import forms
-from goca.text.token_spans import Noun, Word, Words, caption_of, nouns, occurrences, split, spoken, vocabulary, words
+from goca.text.token_spans import (
+    Noun,
+    NounTokens,
+    Word,
+    caption_of,
+    nouns,
+    occurrences,
+    split,
+    spoken,
+    vocabulary,
+    words,
+)
 from goca.text.tokens import Tokens, tokens_of
 
 STOP = {"a", "an", "the", "and"}
@@ -60,7 +71,7 @@ class Asked:
         batch = tokenizer()(self.caption, padding="max_length", truncation=True, max_length=limit, verbose=False)
         self.tokenizer, self.encoding = tokenizer(), batch.encodings[0]
         tokens = tokens_of(self.caption, self.encoding)
-        self.words: Words = words(self.caption, [tokens], wanted, supporting, named=caption is not None)
+        self.words: NounTokens = words(self.caption, [tokens], wanted, supporting, named=caption is not None)
 
     def says(self, columns: Sequence[int]) -> str:
         """What the tokens of these columns decode to, without the gaps between words."""

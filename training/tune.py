@@ -20,7 +20,7 @@ from goca.bundled import Scene
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.loading import load
 from goca.evaluation.scenes import evaluate_scenes
-from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Overrides, Recipe
+from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Options, Recipe
 from goca.segmenter import Segmenter
 
 from . import art, scenes
@@ -50,7 +50,7 @@ class Tuner:
         """Mean mIoU of the recipes under some settings."""
         changed = [replace(recipe, **settings) for recipe in recipes]  # type: ignore[arg-type]
         found = [
-            evaluate_scenes(Segmenter(self.backbone, recipe, Overrides(), 8), scenes=self.asked).score.miou
+            evaluate_scenes(Segmenter(self.backbone, recipe, Options(), 8), scenes=self.asked).score.miou
             for recipe in changed
         ]
         print(json.dumps({**settings, "miou": [round(one, 4) for one in found]}), flush=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         VANILLA,
         Recipe,
     )
-    from goca.request import Question
+    from goca.request import SegmentationRequest
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
     from goca.tracing import trace
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "GocaError": "goca.errors",
-    "Question": "goca.request",
+    "SegmentationRequest": "goca.request",
     "Recipe": "goca.recipe",
     "RECIPES": "goca.recipe",
     "CONCEPT_ATTENTION": "goca.recipe",
@@ -57,9 +57,9 @@ __all__ = [
     "RECIPES",
     "VANILLA",
     "GocaError",
-    "Question",
     "Recipe",
     "Segmentation",
+    "SegmentationRequest",
     "Segmenter",
     "TrainingSet",
     "trace",

@@ -1,4 +1,4 @@
-"""Readout: the only place where a plan meets attention.
+"""AttentionAggregator: the only place where a plan meets attention.
 
 One readout listens to one denoiser pass over one window of a picture. Until the reference layer has run it keeps each
 layer's head-weighted map, queries and keys; from then on only sums: of the maps, by their layers' weights, and of the
@@ -20,13 +20,13 @@ from goca.maths import Grid
 from goca.maths.aggregate import LayerWeigher, Reference, head_map, head_weights
 from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
 from goca.maths.refine import Affinity, propagate
-from goca.maths.rescale import Evidence, evidence, minmax, rescale, share
+from goca.maths.rescale import TokenMass, minmax, rescale, share, token_mass
 from goca.maths.windows import Windows
 from goca.recipe import Plan
-from goca.text.token_spans import Words
+from goca.text.token_spans import NounTokens
 
 
-class Waiting(NamedTuple):
+class PendingLayer(NamedTuple):
     """What is kept of an attention to pixels until the reference layer has run; head weights, where it is joint."""
 
     block: str
@@ -44,14 +44,14 @@ class Waiting(NamedTuple):
         return affinity_blocks(self.q, self.k, self.scale, rows, image=self.image, mask=self.mask)
 
 
-class Readout:
-    """add(AttentionCall) while the denoiser runs; then `evidence()` and `affinity`.
+class AttentionAggregator:
+    """add(AttentionCall) while the denoiser runs; then `token_mass()` and `affinity`.
 
     grid: the window's share of the common grid. alone: whether it is the picture's only window. heads: of each layer
     that reads the text, the heads' weights, averaged over pixels.
     """
 
-    def __init__(self, plan: Plan, words: Words, grid: Grid, alone: bool = True) -> None:
+    def __init__(self, plan: Plan, words: NounTokens, grid: Grid, alone: bool = True) -> None:
         self.plan, self.words, self.grid = plan, words, grid
         # Where the windows of a picture wait for each other, a matrix for each would be too much.
         self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
@@ -63,7 +63,7 @@ class Readout:
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers that are not weighed yet
         self._reference: Reference | None = None
         self._referenced = False
-        self._waiting: list[Waiting] = []
+        self._waiting: list[PendingLayer] = []
 
     @property
     def _weighs(self) -> bool:
@@ -89,7 +89,7 @@ class Readout:
             # In joint attention the words' queries lie beside the pixels', and would wait with them.
             q = call.q.clone() if call.kind == "joint" and self._reference is None and self._weighs else call.q
             self._waiting.append(
-                Waiting(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
+                PendingLayer(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
             )
         elif weights is not None:
             attention = probabilities(call.q, call.k, call.scale, call.mask)
@@ -116,7 +116,7 @@ class Readout:
         parts = rearrange(call.output, "head pixel dim -> pixel head dim")
         return head_weights(self.plan.heads, parts, call.projection)
 
-    def _release(self, call: Waiting) -> None:
+    def _release(self, call: PendingLayer) -> None:
         """Weigh a layer, add it to the refinement, and read its map off the same rows where it is joint."""
         refines = call.block in self.plan.refine and self.plan.order > 0
         dense = refines and self.affinity.is_dense(call.grid)
@@ -132,7 +132,7 @@ class Readout:
             self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
         self._weighed(call.block, weigher.value() if weigher is not None else 1.0)
 
-    def _one_pass(self, call: Waiting, weigher: LayerWeigher | None, dense: bool) -> None:
+    def _one_pass(self, call: PendingLayer, weigher: LayerWeigher | None, dense: bool) -> None:
         """Every row of the affinity is computed anyway, so the layer's weight is read off the same rows."""
         place = torch.full((call.q.shape[1],), -1, device=call.q.device)
         if weigher is not None:
@@ -148,7 +148,7 @@ class Readout:
         if dense:
             self.affinity.count()
 
-    def _joint(self, call: Waiting) -> Iterator[tuple[slice, Tensor]]:
+    def _joint(self, call: PendingLayer) -> Iterator[tuple[slice, Tensor]]:
         """The affinity of a joint attention, row by row, while its map of the tokens is put together."""
         assert call.text is not None
         assert call.weights is not None
@@ -194,9 +194,9 @@ class Readout:
             )
         return whole
 
-    def evidence(self) -> Evidence:
+    def token_mass(self) -> TokenMass:
         """What the global map says of the nouns: classes first, then supporting nouns."""
-        return evidence(self.global_map(), self.words.nouns, self.words.content, self.words.prompt)
+        return token_mass(self.global_map(), self.words.nouns, self.words.content, self.words.prompt)
 
 
 @dataclass(frozen=True)
@@ -225,15 +225,15 @@ class Maps:
 
 @runtime_checkable
 class Seen(Protocol):
-    """What a readout has to tell, or several as one: see `Readout`."""
+    """What a readout has to tell, or several as one: see `AttentionAggregator`."""
 
     @property
-    def words(self) -> Words: ...
+    def words(self) -> NounTokens: ...
 
     @property
     def affinity(self) -> Affinity: ...
 
-    def evidence(self) -> Evidence: ...
+    def token_mass(self) -> TokenMass: ...
 
 
 def scores(plan: Plan, windows: Windows, readouts: Sequence[Seen]) -> Maps:
@@ -241,8 +241,8 @@ def scores(plan: Plan, windows: Windows, readouts: Sequence[Seen]) -> Maps:
 
     Windows are joined before the maps are rescaled, so that classes compare over the whole picture.
     """
-    seen = [readout.evidence() for readout in readouts]
-    joined = Evidence(
+    seen = [readout.token_mass() for readout in readouts]
+    joined = TokenMass(
         windows.join([one.raw for one in seen]),
         windows.join([one.content[None] for one in seen])[0],
         windows.join([one.prompt[None] for one in seen])[0],

@@ -18,17 +18,17 @@ from goca.imaging.sheet import Cell
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
 from goca.text.spelling import forms
-from goca.tracing import TracedPicture, trace
+from goca.tracing import TracedImage, trace
 
 LONGEST_NAME = 4
-"""Words of a name in a list; with a longer part the prompt is taken for a sentence."""
+"""NounTokens of a name in a list; with a longer part the prompt is taken for a sentence."""
 _NO_THINGS = """
 about above across after around as at behind below beneath beside between by down for from front he her his in inside
 into is are it its near next of off on onto or out outside over she some that their them these they this those through
 to toward towards under up upon was were which while who with
 """
 NO_THINGS = frozenset(_NO_THINGS.split())
-"""Words of a sentence that name nothing to be seen."""
+"""NounTokens of a sentence that name nothing to be seen."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Generated:
 
     image: Image.Image
     seed: int
-    traced: TracedPicture | None
+    traced: TracedImage | None
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _guidance(pipeline: Any, scale: float, known: Collection[str]) -> dict[str, 
     return {"guidance_scale": scale}
 
 
-def _names(traced: TracedPicture) -> tuple[str, ...]:
+def _names(traced: TracedImage) -> tuple[str, ...]:
     parts = (re.sub(r"^[\W_]+|[\W_]+$", "", part).lower() for part in traced.prompt.split(","))
     # "traffic light" and "traffic-light" are one name.
     names = tuple({forms(name): name for name in parts if name}.values())

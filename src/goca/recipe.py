@@ -11,7 +11,7 @@ from importlib.metadata import version
 from numbers import Integral
 from typing import Any
 
-from goca.diffusion.checkpoints import Settings
+from goca.diffusion.checkpoints import CheckpointSettings
 from goca.errors import GocaError
 from goca.maths import aggregate, background, rescale
 from goca.maths.aggregate import HeadRule, LayerRule
@@ -121,7 +121,7 @@ def recipe_named(name: str) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Overrides:
+class Options:
     """What the user sets for a run; None leaves it to the recipe and the checkpoint's settings.
 
     size: pixels a side. noise: one training timestep or several, whose maps are averaged. seed: of the first noise;
@@ -138,7 +138,7 @@ class Overrides:
     edges: bool = False
 
     @classmethod
-    def of(cls, **given: Any) -> "Overrides":
+    def of(cls, **given: Any) -> "Options":
         """From keyword arguments; GocaError for one that there is not, and for a number that is not whole."""
         known = [item.name for item in fields(cls)]
         for name, value in given.items():
@@ -209,10 +209,10 @@ class Plan:
 
 def plan(
     recipe: Recipe,
-    settings: Settings,
+    settings: CheckpointSettings,
     blocks: Sequence[str],
     model: str,
-    overrides: Overrides,
+    overrides: Options,
     joint: bool = False,
 ) -> Plan:
     """Make every field of the recipe concrete.

@@ -8,26 +8,26 @@ from unicodedata import normalize
 from PIL import Image
 
 from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import Prompts
+from goca.diffusion.conditioning import EncodedPrompts
 from goca.errors import GocaError
 from goca.imaging import images
-from goca.imaging.images import Picture
+from goca.imaging.images import ImageLike
 from goca.maths import Grid
 from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.recipe import AUTO, Plan
 from goca.text.spelling import forms
-from goca.text.token_spans import Classes, Noun, Words, caption_of, nouns, split, vocabulary, words
+from goca.text.token_spans import Classes, Noun, NounTokens, caption_of, nouns, split, vocabulary, words
 
 MUCH_FEWER = 0.8
 """The part of the pixels asked for below which a result says so."""
 
 
 @dataclass(frozen=True)
-class Question:
+class SegmentationRequest:
     """What is asked of one picture; `Segmenter.__call__` tells what each field may be."""
 
-    image: Picture
+    image: ImageLike
     classes: Classes
     others: Sequence[str] = ()
     background: str | float | None = AUTO
@@ -42,7 +42,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImage:
     """A question made concrete.
 
     image: upright, RGB. prompts: the words of each prompt that the classes were spread over. size: (height, width) px
@@ -51,7 +51,7 @@ class Prepared:
 
     image: Image.Image
     classes: tuple[str, ...]
-    prompts: tuple[Words, ...]
+    prompts: tuple[NounTokens, ...]
     background: Background
     windows: Windows
     tiles: tuple[Image.Image, ...]
@@ -64,7 +64,7 @@ class Prepared:
         return box.height, box.width
 
 
-def prepare(question: Question, plan: Plan, backbone: Backbone, prompts: Prompts) -> Prepared:
+def prepare(question: SegmentationRequest, plan: Plan, backbone: Backbone, prompts: EncodedPrompts) -> PreparedImage:
     """Read the picture, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
     image = images.load(question.image)
     asked, notes = find_words(question, plan, backbone, prompts)
@@ -77,12 +77,12 @@ def prepare(question: Question, plan: Plan, backbone: Backbone, prompts: Prompts
     elif size[0] * size[1] < MUCH_FEWER * plan.size**2:
         notes.append(f"seen at {size[1]} x {size[0]} px: this model has no positions for more")
     classes = tuple(question.classes)
-    return Prepared(image, classes, asked, background, windows, tiles, size, tuple(notes))
+    return PreparedImage(image, classes, asked, background, windows, tiles, size, tuple(notes))
 
 
 def find_words(
-    question: Question, plan: Plan, backbone: Backbone, prompts: Prompts
-) -> tuple[tuple[Words, ...], list[str]]:
+    question: SegmentationRequest, plan: Plan, backbone: Backbone, prompts: EncodedPrompts
+) -> tuple[tuple[NounTokens, ...], list[str]]:
     """The prompts that ask for the question's nouns, and notes on what had to be done for them.
 
     Raises GocaError for nouns that cannot be asked for; the picture is not looked at.

@@ -14,21 +14,21 @@ from torch import Tensor
 
 from goca.aggregation import Maps, scores
 from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import Prompts
+from goca.diffusion.conditioning import EncodedPrompts
 from goca.diffusion.loading import load
 from goca.errors import GocaError
-from goca.imaging.images import Picture
+from goca.imaging.images import ImageLike
 from goca.maths.background import label
 from goca.maths.edges import label_along_edges
-from goca.recipe import AUTO, GOCA, Overrides, Recipe, plan, recipe_named
-from goca.request import Prepared, Question, find_words, prepare
+from goca.recipe import AUTO, GOCA, Options, Recipe, plan, recipe_named
+from goca.request import PreparedImage, SegmentationRequest, find_words, prepare
 from goca.segmentation import ScoreMaps, Segmentation
 from goca.text.token_spans import Classes
 from goca.view import Row, View, mean, spread, together
 
 LARGEST = 4
 """How many times the side that a model was trained at it may be shown: attention grows with the fourth power of it."""
-OnError = Callable[[Question, GocaError], None]
+OnError = Callable[[SegmentationRequest, GocaError], None]
 
 
 class Segmenter:
@@ -38,7 +38,7 @@ class Segmenter:
     several prompts, noise levels or seeds, and flips. `batch` rows go through the denoiser at once.
     """
 
-    def __init__(self, backbone: Backbone, recipe: Recipe | str, overrides: Overrides, batch: int) -> None:
+    def __init__(self, backbone: Backbone, recipe: Recipe | str, overrides: Options, batch: int) -> None:
         recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
         if batch < 1:
             raise GocaError(f"batch {batch} is too small: give 1 or more")
@@ -66,21 +66,21 @@ class Segmenter:
     ) -> "Segmenter":
         """Load "bundled", a local diffusers folder or a Hub id.
 
-        recipe: a `Recipe` or its name. overrides: fields of `recipe.Overrides`. Raises GocaError for what cannot be
+        recipe: a `Recipe` or its name. overrides: fields of `recipe.Options`. Raises GocaError for what cannot be
         loaded.
         """
         pipeline = load(name, device, dtype, revision, variant)
         known_as = "@".join(str(part) for part in (name, revision, variant) if part is not None)
-        return cls(Backbone(pipeline, known_as), recipe, Overrides.of(**overrides), batch)
+        return cls(Backbone(pipeline, known_as), recipe, Options.of(**overrides), batch)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, recipe: Recipe | str = GOCA, batch: int = 4, **overrides: Any) -> "Segmenter":
         """Wrap a loaded pipeline; it stays as it is, and is used by one call at a time."""
-        return cls(Backbone(pipe), recipe, Overrides.of(**overrides), batch)
+        return cls(Backbone(pipe), recipe, Options.of(**overrides), batch)
 
     @overload
     def __call__(
-        self, image: Picture, classes: Classes, others: Sequence[str] = ..., background: Any = ..., caption: Any = ...
+        self, image: ImageLike, classes: Classes, others: Sequence[str] = ..., background: Any = ..., caption: Any = ...
     ) -> Segmentation: ...
     @overload
     def __call__(
@@ -88,7 +88,7 @@ class Segmenter:
     ) -> list[Segmentation]: ...
     def __call__(
         self,
-        image: Picture | list[Any],
+        image: ImageLike | list[Any],
         classes: Classes,
         others: Sequence[str] = (),
         background: str | float | None = AUTO,
@@ -102,14 +102,17 @@ class Segmenter:
         list of nouns; every noun must be in it. Raises GocaError for whatever of this cannot be done, saying why.
         """
         if isinstance(image, list):
-            asked = Question("", classes, others, background, caption)
+            asked = SegmentationRequest("", classes, others, background, caption)
             questions = (replace(asked, image=one) for one in image)
             return [segmentation for _, segmentation in self.stream(questions)]
-        return next(self.stream([Question(image, classes, others, background, caption)]))[1]
+        return next(self.stream([SegmentationRequest(image, classes, others, background, caption)]))[1]
 
     def stream(
-        self, questions: Iterable[Question], on_error: OnError | None = None, prompts: Prompts | None = None
-    ) -> Iterator[tuple[Question, Segmentation]]:
+        self,
+        questions: Iterable[SegmentationRequest],
+        on_error: OnError | None = None,
+        prompts: EncodedPrompts | None = None,
+    ) -> Iterator[tuple[SegmentationRequest, Segmentation]]:
         """Answer questions in their order, `batch` pictures at a time; a caption is encoded once in a stream.
 
         on_error: called with a question that cannot be answered and the reason; the stream then goes on without it.
@@ -131,11 +134,11 @@ class Segmenter:
         others: Sequence[str] = (),
         caption: str | None = None,
         background: str | float | None = AUTO,
-    ) -> Prompts:
+    ) -> EncodedPrompts:
         """Raise GocaError if this model cannot be asked this, before any picture is read; the captions, encoded."""
-        prompts: Prompts = {}
+        prompts: EncodedPrompts = {}
         with self._guarded():
-            find_words(Question("", classes, others, background, caption), self.plan, self.backbone, prompts)
+            find_words(SegmentationRequest("", classes, others, background, caption), self.plan, self.backbone, prompts)
         return prompts
 
     @contextmanager
@@ -153,7 +156,9 @@ class Segmenter:
                 ) from None
             raise
 
-    def _prepare(self, question: Question, prompts: Prompts, on_error: OnError | None) -> Prepared | None:
+    def _prepare(
+        self, question: SegmentationRequest, prompts: EncodedPrompts, on_error: OnError | None
+    ) -> PreparedImage | None:
         try:
             with self._guarded():
                 return prepare(question, self.plan, self.backbone, prompts)
@@ -163,7 +168,7 @@ class Segmenter:
             on_error(question, error)
             return None
 
-    def _looks(self, pictures: Sequence[Prepared], prompts: Prompts) -> Iterator[list[Maps]]:
+    def _looks(self, pictures: Sequence[PreparedImage], prompts: EncodedPrompts) -> Iterator[list[Maps]]:
         """The maps of each picture, once for every side, noise level and seed."""
         for mirrored in (False, True) if self.plan.flip else (False,):
             latents = [self._latents(picture, mirrored) for picture in pictures]
@@ -190,7 +195,7 @@ class Segmenter:
         if part:
             yield part
 
-    def _maps(self, views: Sequence[View], level: int, seed: int, prompts: Prompts) -> list[Maps]:
+    def _maps(self, views: Sequence[View], level: int, seed: int, prompts: EncodedPrompts) -> list[Maps]:
         """Send the rows of some views through the denoiser, each listened to by its readout; a view's maps."""
         alike: dict[Any, list[Row]] = {}  # what can share a batch
         for row in (row for view in views for row in view.rows()):
@@ -211,13 +216,13 @@ class Segmenter:
             view.readouts.clear()  # their affinities are large, and this was all they were for
         return found
 
-    def _latents(self, picture: Prepared, mirrored: bool) -> Tensor:
+    def _latents(self, picture: PreparedImage, mirrored: bool) -> Tensor:
         """The encoding of every window of a picture."""
         tiles = [ImageOps.mirror(tile) if mirrored else tile for tile in picture.tiles]
         parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
         return torch.cat([self.backbone.latents(part, picture.size) for part in parts])
 
-    def _settle(self, picture: Prepared, maps: Maps, spread: Tensor | None) -> Segmentation:
+    def _settle(self, picture: PreparedImage, maps: Maps, spread: Tensor | None) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
         if self.plan.edges:
             pixels = torch.from_numpy(np.array(picture.image)).to(maps.classes.device)

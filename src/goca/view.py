@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from goca.aggregation import Maps, Readout
+from goca.aggregation import AttentionAggregator, Maps
 from goca.maths import Grid
 from goca.maths.windows import Windows
 from goca.recipe import Plan
-from goca.request import Prepared
-from goca.text.token_spans import Words
+from goca.request import PreparedImage
+from goca.text.token_spans import NounTokens
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,26 @@ class Row:
     latent: Tensor
     caption: str
     size: Grid
-    readout: Readout
+    readout: AttentionAggregator
 
 
 @dataclass(frozen=True)
 class View:
     """A picture under one of its prompts: the encodings of its windows, and the readouts that listen to them."""
 
-    picture: Prepared
-    words: Words
+    picture: PreparedImage
+    words: NounTokens
     latents: Tensor
     mirrored: bool
-    readouts: list[Readout]
+    readouts: list[AttentionAggregator]
 
     @classmethod
-    def of(cls, plan: Plan, picture: Prepared, words: Words, latents: Tensor, mirrored: bool) -> "View":
+    def of(cls, plan: Plan, picture: PreparedImage, words: NounTokens, latents: Tensor, mirrored: bool) -> "View":
         """A view with a fresh readout for every window."""
         alone = len(latents) == 1
-        return cls(picture, words, latents, mirrored, [Readout(plan, words, picture.grid, alone) for _ in latents])
+        return cls(
+            picture, words, latents, mirrored, [AttentionAggregator(plan, words, picture.grid, alone) for _ in latents]
+        )
 
     @property
     def windows(self) -> Windows:

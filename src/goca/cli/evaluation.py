@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from goca.evaluation.config import Job
-    from goca.evaluation.records import Picture
+    from goca.evaluation.records import ImageRecord
     from goca.evaluation.report import Report
     from goca.evaluation.runner import Crew
     from goca.tagging.base import Estimate
@@ -38,7 +38,7 @@ class Shown:
     def advance(self) -> None:
         self.bar.advance(self.task)
 
-    def done(self, pictures: "Sequence[Picture]") -> None:
+    def done(self, pictures: "Sequence[ImageRecord]") -> None:
         self.finished += len(pictures)
         self.bar.advance(self.task, len(pictures))
 

@@ -14,8 +14,8 @@ from goca.cli.console import console, progress, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from goca.diffusion.checkpoints import Settings
-    from goca.diffusion.families.spec import Family, Text
+    from goca.diffusion.checkpoints import CheckpointSettings
+    from goca.diffusion.families.spec import Family, TextInput
 
 OK, FAILED = "ok", "failed"
 UNVERIFIED = "not verified here"
@@ -89,7 +89,7 @@ def families() -> str:
     return "\n".join(lines)
 
 
-def _text(text: "Text") -> str:
+def _text(text: "TextInput") -> str:
     if text.from_end:
         return f"`{text.tokenizer}`, ending at the last column"
     return f"`{text.tokenizer}`" + (f" from column {text.start}" if text.start else "")
@@ -159,7 +159,7 @@ def _extra(error: Exception) -> str | None:
     return None
 
 
-def _facts(known: "Settings") -> dict[str, Any]:
+def _facts(known: "CheckpointSettings") -> dict[str, Any]:
     facts = asdict(known)
     # How a checkpoint is recognised is the loader's business.
     del facts["layout"]
@@ -167,7 +167,7 @@ def _facts(known: "Settings") -> dict[str, Any]:
     return facts
 
 
-def _table(known: "Settings") -> "Table":
+def _table(known: "CheckpointSettings") -> "Table":
     rows = table("", known.name)
     rows.add_row("repositories", "\n".join(known.repos))
     rows.add_row("size", f"{known.size} px a side")

@@ -16,7 +16,7 @@ RECIPES_HELP = f"{', '.join(RECIPES[:-1])} or {RECIPES[-1]}."
 
 @dataclass(frozen=True)
 class Asked:
-    """The question that every picture is asked; see `goca.Question`."""
+    """The question that every picture is asked; see `goca.SegmentationRequest`."""
 
     classes: Sequence[str] | Mapping[str, Sequence[str]]
     others: Sequence[str]

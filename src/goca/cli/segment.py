@@ -20,8 +20,8 @@ from goca.errors import GocaError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from goca.diffusion.conditioning import Prompts
-    from goca.request import Question
+    from goca.diffusion.conditioning import EncodedPrompts
+    from goca.request import SegmentationRequest
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
 
@@ -54,7 +54,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
             done = len(kept)
             labelling = bar.add_task("labelling", total=len(jobs), completed=done)
 
-            def leave_out(question: "Question", error: GocaError) -> None:
+            def leave_out(question: "SegmentationRequest", error: GocaError) -> None:
                 if len(jobs) == 1:
                     raise error
                 name = str(question.image)
@@ -83,7 +83,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
     return done == len(jobs)
 
 
-def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["Segmenter", "Prompts"]:
+def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["Segmenter", "EncodedPrompts"]:
     """The model, and the question's captions encoded. Raises GocaError for what cannot be loaded or asked."""
     loading = bar.add_task(f"loading {model.name}", total=None)
     from goca.diffusion.loading import without_bars
@@ -104,10 +104,12 @@ def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["
     return segmenter, prompts
 
 
-def _questions(jobs: Iterable[Job], asked: Asked) -> "Iterator[Question]":
-    from goca.request import Question
+def _questions(jobs: Iterable[Job], asked: Asked) -> "Iterator[SegmentationRequest]":
+    from goca.request import SegmentationRequest
 
-    return (Question(job.picture, asked.classes, asked.others, asked.background, asked.caption) for job in jobs)
+    return (
+        SegmentationRequest(job.picture, asked.classes, asked.others, asked.background, asked.caption) for job in jobs
+    )
 
 
 def _tell_kept(jobs: Iterable[Job], kept: Mapping[Job, Facts], as_json: bool) -> None:

@@ -46,7 +46,7 @@ class AttentionCall:
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointLayout:
     """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
 
     aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded

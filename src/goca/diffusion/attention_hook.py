@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from goca.diffusion.attention_call import AttentionCall, Joint, Sink
-from goca.diffusion.attention_modules import Site, projection_of, sites
+from goca.diffusion.attention_call import AttentionCall, JointLayout, Sink
+from goca.diffusion.attention_modules import AttentionModule, attention_modules, output_projection
 from goca.errors import GocaError
 from goca.maths import Grid
 
 
-class AllSeen(Exception):  # noqa: N818 - a signal, not an error
+class LastAttentionReached(Exception):  # noqa: N818 - a signal, not an error
     """Every attention of the denoiser has run: whatever it still computes is its output."""
 
 
-class Tap(TorchFunctionMode):
+class AttentionHook(TorchFunctionMode):
     """While it is entered, hands each attention of the denoiser to `sink`, picture by picture.
 
     joint: the layout of joint attention, None where there is none. stand_in: self-attention is linear and has no map; a
-    block's raw queries stand in for the queries and keys of one. to_the_end: without it `AllSeen` is raised behind the
+    block's raw queries stand in for the queries and keys of one. to_the_end: without it `LastAttentionReached` is raised behind the
     last attention. Leaving the tap without an exception checks that
     every attention module that ran was seen, once; hooks go in any case.
     """
@@ -39,24 +39,24 @@ class Tap(TorchFunctionMode):
         denoiser: nn.Module,
         grids: Sequence[Grid],
         sink: Sink,
-        joint: Joint | None = None,
+        joint: JointLayout | None = None,
         stand_in: bool = False,
         to_the_end: bool = True,
     ) -> None:
         super().__init__()
-        self.denoiser, self.sites = denoiser, sites(denoiser)
+        self.denoiser, self.attention_modules = denoiser, attention_modules(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
         self.joint, self.stand_in, self.to_the_end = joint, stand_in, to_the_end
-        self._running: list[tuple[Site, bool]] = []
-        self._calls: dict[Site, int] = {}
+        self._running: list[tuple[AttentionModule, bool]] = []
+        self._calls: dict[AttentionModule, int] = {}
         self._query: Tensor | None = None
         self._handles: list[Any] = []
         self._thread = 0
 
-    def __enter__(self) -> "Tap":
+    def __enter__(self) -> "AttentionHook":
         self._thread = get_ident()
-        for site in self.sites:
+        for site in self.attention_modules:
             self._handles += [
                 site.module.register_forward_pre_hook(self._starts(site), with_kwargs=True),
                 site.module.register_forward_hook(self._ends, always_call=True),
@@ -70,10 +70,10 @@ class Tap(TorchFunctionMode):
         super().__exit__(kind, error, trace)
         for handle in self._handles:
             handle.remove()
-        if error is None or isinstance(error, AllSeen):
+        if error is None or isinstance(error, LastAttentionReached):
             self._check()
 
-    def _starts(self, site: Site) -> Callable[..., None]:
+    def _starts(self, site: AttentionModule) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if get_ident() != self._thread:  # the mode is the thread's own, hooks are everybody's
                 return
@@ -97,8 +97,10 @@ class Tap(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention and self._running:
             self._see(output, *args, **(kwargs or {}))
-            if not self.to_the_end and all(self._calls.get(site) or self._silent(site) for site in self.sites):
-                raise AllSeen
+            if not self.to_the_end and all(
+                self._calls.get(site) or self._silent(site) for site in self.attention_modules
+            ):
+                raise LastAttentionReached
         return output
 
     def _see(
@@ -122,7 +124,7 @@ class Tap(TorchFunctionMode):
             return
         rows, text, image, grid = layout
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
-        projection = None if text is None else projection_of(site, query)
+        projection = None if text is None else output_projection(site, query)
         raw = self._query
         for picture in range(query.shape[0]):
             if self.joint is not None and self.joint.ragged and mask is not None:
@@ -150,7 +152,7 @@ class Tap(TorchFunctionMode):
                 self.sink(picture, _among_themselves(call, call.query))
 
     def _layout(
-        self, site: Site, queries: int, keys: int, reads_text: bool
+        self, site: AttentionModule, queries: int, keys: int, reads_text: bool
     ) -> tuple[slice, slice | None, slice | None, Grid] | None:
         """(the pixels among the queries, the text and the pixels among the keys, the pixels' grid).
 
@@ -166,7 +168,7 @@ class Tap(TorchFunctionMode):
         whole = slice(0, keys)
         return slice(None), *((whole, None) if reads_text else (None, whole)), self.grids[queries]
 
-    def _joint_layout(self, site: Site, positions: int) -> tuple[slice, slice, slice, Grid] | None:
+    def _joint_layout(self, site: AttentionModule, positions: int) -> tuple[slice, slice, slice, Grid] | None:
         assert self.joint is not None
         ((pixels, grid),) = self.grids.items()
         if positions <= pixels or site.block.startswith(self.joint.aside):
@@ -177,7 +179,7 @@ class Tap(TorchFunctionMode):
         text = slice(0, others) if self.joint.text_first else slice(padded, positions)
         return image, text, image, grid
 
-    def _silent(self, site: Site) -> bool:
+    def _silent(self, site: AttentionModule) -> bool:
         """Whether an attention is linear, and so none that can be seen."""
         return self.stand_in and "Linear" in type(getattr(site.module, "processor", None)).__name__
 

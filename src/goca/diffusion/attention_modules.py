@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Site:
+class AttentionModule:
     """An attention module, the block that owns it, and the path of that block."""
 
     block: str
@@ -20,17 +20,17 @@ class Site:
     owner: nn.Module
 
 
-def sites(denoiser: nn.Module) -> tuple[Site, ...]:
+def attention_modules(denoiser: nn.Module) -> tuple[AttentionModule, ...]:
     """Every attention module of a denoiser, in the order of registration."""
     return tuple(
-        Site(path, child, parent)
+        AttentionModule(path, child, parent)
         for path, parent in denoiser.named_modules()
         for child in parent.children()
         if hasattr(child, "processor") and hasattr(child, "set_processor")
     )
 
 
-def projection_of(site: Site, query: Tensor) -> Float[Tensor, "head dim model"]:
+def output_projection(site: AttentionModule, query: Tensor) -> Float[Tensor, "head dim model"]:
     """The weight of the attention's output projection, by heads.
 
     A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
@@ -73,7 +73,7 @@ def native(denoiser: nn.Module) -> Iterator[None]:
     """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    hidden = [site.module for site in sites(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]
+    hidden = [site.module for site in attention_modules(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]
     before = [module.processor for module in hidden]
     try:
         for module in hidden:

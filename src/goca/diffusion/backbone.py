@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from goca.diffusion.attention_call import Sink
-from goca.diffusion.attention_hook import AllSeen, Tap
-from goca.diffusion.attention_modules import native, sites
-from goca.diffusion.checkpoints import Settings, settings_for
-from goca.diffusion.conditioning import MOST_PROMPTS, Prompt, Prompts, listen, replay
+from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
+from goca.diffusion.attention_modules import attention_modules, native
+from goca.diffusion.checkpoints import CheckpointSettings, settings_for
+from goca.diffusion.conditioning import MAX_PROMPTS, EncodedPrompt, EncodedPrompts, listen, replay
 from goca.diffusion.exclusive import borrowed
 from goca.diffusion.families import bare, check_kind, family_of
 from goca.diffusion.latents import FirstCall, encode, packed, with_sample
@@ -39,7 +39,7 @@ class Backbone:
 
     pipeline: Any
     name: str = ""
-    settings: Settings = field(init=False)
+    settings: CheckpointSettings = field(init=False)
 
     def __post_init__(self) -> None:
         listed = family_of(self.pipeline)
@@ -131,7 +131,7 @@ class Backbone:
     def blocks(self) -> tuple[str, ...]:
         """The denoiser's blocks that attend to the text."""
         aside = self.family.joint.aside if self.family.joint else ()
-        blocks = dict.fromkeys(site.block for site in sites(self.denoiser))
+        blocks = dict.fromkeys(site.block for site in attention_modules(self.denoiser))
         return tuple(block for block in blocks if not block.startswith(aside))
 
     def fits(self, named: Sequence[Noun]) -> bool:
@@ -160,7 +160,7 @@ class Backbone:
         own = {name: len(getattr(self.pipeline, name)(bare, verbose=False).input_ids) for name in counts}
         return {name: max(0, count - own[name]) for name, count in counts.items()}
 
-    def prompt(self, caption: str, prompts: Prompts) -> Prompt:
+    def prompt(self, caption: str, prompts: EncodedPrompts) -> EncodedPrompt:
         """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
         if caption not in prompts:
             side = self.multiple * max(1, self.settings.size // self.multiple)
@@ -168,11 +168,11 @@ class Backbone:
                 level = self.settings.noise
                 ask = partial(self._first_call, pipeline, [caption], (side, side), level)
                 prompts[caption] = listen(pipeline, caption, ask)
-            if len(prompts) > MOST_PROMPTS:
+            if len(prompts) > MAX_PROMPTS:
                 del prompts[next(iter(prompts))]
         return prompts[caption]
 
-    def texts(self, prompt: Prompt) -> tuple[Tokens, ...]:
+    def texts(self, prompt: EncodedPrompt) -> tuple[Tokens, ...]:
         """The tokens of a caption that the denoiser attends to, with their columns."""
         return tuple(
             replace(tokens, start=prompt.length - len(tokens.offsets) if text.from_end else text.start)
@@ -193,7 +193,7 @@ class Backbone:
         level: int,
         seed: int,
         sink: Sink,
-        prompts: Prompts,
+        prompts: EncodedPrompts,
         to_the_end: bool = True,
     ) -> Tensor | list[Tensor] | None:
         """One denoiser pass at training timestep `level`, its attention handed to `sink`; the denoiser's output.
@@ -209,9 +209,9 @@ class Backbone:
             args, kwargs = self.inputs(pipeline, noisy, captions, level)
             whole = to_the_end or self.in_parts
             try:
-                with Tap(self.denoiser, grids, sink, self.family.joint, self.family.stand_in, whole):
+                with AttentionHook(self.denoiser, grids, sink, self.family.joint, self.family.stand_in, whole):
                     return self.denoiser(*args, **kwargs)[0]
-            except AllSeen:
+            except LastAttentionReached:
                 return None
 
     def inputs(

@@ -17,7 +17,7 @@ RERUN = "a later third-party rerun of the released code"
 
 
 @dataclass(frozen=True)
-class Score:
+class ReportedScore:
     """A figure somebody reported for the GoCA recipe: mIoU in per cent on a data set."""
 
     dataset: str
@@ -26,7 +26,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Settings:
+class CheckpointSettings:
     """One checkpoint's facts.
 
     layout: entries of the denoiser's configuration that recognise it. size: pixels a side; grid: cells a side of the
@@ -55,7 +55,7 @@ class Settings:
     grid: int = 64
     support: tuple[str, ...] = ("background",)
     nouns: tuple[str, ...] = ()
-    scores: tuple[Score, ...] = field(default=())
+    scores: tuple[ReportedScore, ...] = field(default=())
 
 
 def _up(level: int, attention: int, depth: int = 0) -> str:
@@ -68,7 +68,7 @@ def _down(level: int, attention: int, depth: int = 0) -> str:
 
 _SD_REFINE = (_up(3, 0), _up(3, 1), _down(0, 1))
 
-SD15 = Settings(
+SD15 = CheckpointSettings(
     name="Stable Diffusion 1.5",
     repos=("stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"),
     layout={"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768},
@@ -78,15 +78,15 @@ SD15 = Settings(
     order=2,
     origin="the authors' settings for SD 1.5",
     scores=(
-        Score("VOC", 60.7, REPORTED),
-        Score("Context", 40.4, REPORTED),
-        Score("COCO-Object", 39.2, REPORTED),
-        Score("Cityscapes", 16.1, REPORTED),
-        Score("ADE20K", 22.0, REPORTED),
-        Score("VOC", 54.97, RERUN),
+        ReportedScore("VOC", 60.7, REPORTED),
+        ReportedScore("Context", 40.4, REPORTED),
+        ReportedScore("COCO-Object", 39.2, REPORTED),
+        ReportedScore("Cityscapes", 16.1, REPORTED),
+        ReportedScore("ADE20K", 22.0, REPORTED),
+        ReportedScore("VOC", 54.97, RERUN),
     ),
 )
-SD21 = Settings(
+SD21 = CheckpointSettings(
     name="Stable Diffusion 2.x",
     repos=("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1-base"),
     layout={"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024},
@@ -96,7 +96,7 @@ SD21 = Settings(
     order=2,
     origin="the authors' settings for SD 1.5, whose layout it shares; nobody has reported a score",
 )
-SDXL = Settings(
+SDXL = CheckpointSettings(
     name="Stable Diffusion XL",
     repos=("stabilityai/stable-diffusion-xl-base-1.0",),
     layout={"block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048},
@@ -110,11 +110,11 @@ SDXL = Settings(
     order=2,
     origin="the authors' settings for SDXL",
     scores=(
-        Score("VOC", 65.6, REPORTED),
-        Score("Context", 42.3, REPORTED),
-        Score("COCO-Object", 44.3, REPORTED),
-        Score("Cityscapes", 21.2, REPORTED),
-        Score("ADE20K", 23.2, REPORTED),
+        ReportedScore("VOC", 65.6, REPORTED),
+        ReportedScore("Context", 42.3, REPORTED),
+        ReportedScore("COCO-Object", 44.3, REPORTED),
+        ReportedScore("Cityscapes", 21.2, REPORTED),
+        ReportedScore("ADE20K", 23.2, REPORTED),
     ),
 )
 KOLORS = replace(
@@ -125,7 +125,7 @@ KOLORS = replace(
     origin="the authors' settings for SDXL, whose layout it shares; nobody has reported a score",
     scores=(),
 )
-PIXART = Settings(
+PIXART = CheckpointSettings(
     name="PixArt",
     repos=(
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
@@ -140,14 +140,14 @@ PIXART = Settings(
     order=5,
     origin="the authors' settings for PixArt-alpha and PixArt-Sigma; scores are Sigma's",
     scores=(
-        Score("VOC", 63.6, REPORTED),
-        Score("Context", 43.2, REPORTED),
-        Score("COCO-Object", 39.8, REPORTED),
-        Score("Cityscapes", 22.6, REPORTED),
-        Score("ADE20K", 23.8, REPORTED),
+        ReportedScore("VOC", 63.6, REPORTED),
+        ReportedScore("Context", 43.2, REPORTED),
+        ReportedScore("COCO-Object", 39.8, REPORTED),
+        ReportedScore("Cityscapes", 22.6, REPORTED),
+        ReportedScore("ADE20K", 23.8, REPORTED),
     ),
 )
-HUNYUAN = Settings(
+HUNYUAN = CheckpointSettings(
     name="HunyuanDiT",
     repos=("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", "Tencent-Hunyuan/HunyuanDiT-v1.1-Diffusers"),
     layout={"num_layers": 40, "num_attention_heads": 16, "attention_head_dim": 88},
@@ -160,7 +160,7 @@ HUNYUAN = Settings(
     order=4,
     origin='the authors\' settings for HunyuanDiT ("t 100", in effect timestep 81); nobody has reported a score',
 )
-FLUX = Settings(
+FLUX = CheckpointSettings(
     name="Flux.1",
     repos=("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"),
     layout={"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "joint_attention_dim": 4096},
@@ -173,11 +173,11 @@ FLUX = Settings(
     order=2,
     origin='the authors\' settings for Flux.1-dev ("t 150", in effect sigma 0.407), whose scores these are',
     scores=(
-        Score("VOC", 70.7, REPORTED),
-        Score("Context", 51.1, REPORTED),
-        Score("COCO-Object", 48.1, REPORTED),
-        Score("Cityscapes", 27.1, REPORTED),
-        Score("ADE20K", 29.3, REPORTED),
+        ReportedScore("VOC", 70.7, REPORTED),
+        ReportedScore("Context", 51.1, REPORTED),
+        ReportedScore("COCO-Object", 48.1, REPORTED),
+        ReportedScore("Cityscapes", 27.1, REPORTED),
+        ReportedScore("ADE20K", 29.3, REPORTED),
     ),
 )
 CHROMA = replace(
@@ -192,7 +192,7 @@ _BUNDLED_NOUNS = """
 cat dog cow pig elephant frog turtle fish bird penguin butterfly car bus boat airplane rocket house tree
 cactus mushroom apple banana pizza ball grass sand water sky snow brick wood road
 """
-BUNDLED = Settings(
+BUNDLED = CheckpointSettings(
     name="bundled",
     repos=("bundled",),
     layout={"block_out_channels": (64, 96, 112), "cross_attention_dim": 128, "in_channels": 6, "sample_size": 16},
@@ -237,7 +237,7 @@ BY_RULE: Mapping[str, tuple[str, ...]] = {
 """Families for which nobody has published settings, and their best-known checkpoints: layers by the family's rule."""
 
 
-def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[str]) -> Settings:
+def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[str]) -> CheckpointSettings:
     """The settings of the checkpoint whose layout the denoiser has, or those of the family's stated rule.
 
     cell: pixels a side of one latent cell. blocks: the denoiser's; a distilled model may lack some of its teacher's. SD
@@ -247,9 +247,9 @@ def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[st
     for known in ZOO:
         alike = all(_plain(denoiser.config.get(key)) == value for key, value in known.layout.items())
         if alike and {known.reference, *known.refine} <= set(blocks):
-            return Settings(**{**vars(known), "size": size})
+            return CheckpointSettings(**{**vars(known), "size": size})
     reference, refine = family.default_layers(denoiser)
-    return Settings(
+    return CheckpointSettings(
         name=f"unlisted {family.name}",
         repos=(),
         layout={},

@@ -12,7 +12,7 @@ from goca.text.tokens import Tokens, tokens_by_decoding, tokens_of
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EncodedPrompt:
     """An encoded caption.
 
     encoded: what the pipeline's `encode_prompt` returned, call after call. texts: what each of its tokenizers, by its
@@ -36,9 +36,9 @@ class Prompt:
         return first.shape[-2]
 
 
-Prompts = dict[str, Prompt]
-"""Captions encoded so far in one run, the last `MOST_PROMPTS` of them."""
-MOST_PROMPTS = 64
+EncodedPrompts = dict[str, EncodedPrompt]
+"""Captions encoded so far in one run, the last `MAX_PROMPTS` of them."""
+MAX_PROMPTS = 64
 
 
 def tokenizers(pipeline: Any) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def tokenizers(pipeline: Any) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> Prompt:
+def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> EncodedPrompt:
     """Have a borrowed pipeline encode a caption while its tokenizers and its `encode_prompt` are listened to.
 
     ask: makes the pipeline encode it. Raises GocaError where no tokenizer tells character offsets.
@@ -72,10 +72,10 @@ def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> Prompt:
     texts = {name: recorder.rows[0] for name, recorder in recorders.items() if recorder.rows}
     if not texts:
         raise GocaError("the tokenizer tells no character offsets: load the pipeline with its fast tokenizer")
-    return Prompt(tuple(encoded), texts)
+    return EncodedPrompt(tuple(encoded), texts)
 
 
-def replay(prompts: Sequence[Prompt]) -> Callable[..., Any]:
+def replay(prompts: Sequence[EncodedPrompt]) -> Callable[..., Any]:
     """An `encode_prompt` that answers, call after call, with what was encoded for these captions, as one batch."""
     answers = iter([_join(parts) for parts in zip(*(prompt.encoded for prompt in prompts), strict=True)])
     return lambda *args, **kwargs: next(answers)

@@ -14,7 +14,7 @@ from goca.text.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class Said:
+class PromptTokens:
     """The prompt of a picture, and what the tokenizers made of it that are attended to."""
 
     prompt: str
@@ -22,7 +22,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Pass:
+class DenoiserCall:
     """A denoiser call that attends to the prompts.
 
     generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
@@ -34,23 +34,23 @@ class Pass:
     step: int
     level: float
     latent: Grid
-    prompts: tuple[Said, ...]
+    prompts: tuple[PromptTokens, ...]
 
 
 @runtime_checkable
-class Hearer(Protocol):
+class Observer(Protocol):
     """Whom a listener tells."""
 
     def misses(self) -> None:
         """A pass attends to none of the prompts that were encoded."""
 
-    def starts(self, one: Pass) -> Sink | None:
+    def starts(self, one: DenoiserCall) -> Sink | None:
         """A pass begins: whoever takes the attention of its pictures, or None to let it go by."""
 
-    def ends(self, one: Pass) -> None:
+    def ends(self, one: DenoiserCall) -> None:
         """A pass whose attention was taken is complete."""
 
-    def breaks(self, one: Pass) -> None:
+    def breaks(self, one: DenoiserCall) -> None:
         """A pass whose attention was taken has failed."""
 
     def shows(self, generation: int, pictures: Sequence[Image.Image]) -> None:
@@ -67,7 +67,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Prompts that were encoded, and no pass attended to yet.
+    """EncodedPrompts that were encoded, and no pass attended to yet.
 
     captions: of each tokenizer. answers: the rows of each encoder that was asked for them. texts: what the tokenizers
     made of them.

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from goca.diffusion.attention_call import AttentionCall, Sink
-from goca.diffusion.attention_hook import Tap
+from goca.diffusion.attention_hook import AttentionHook
 from goca.diffusion.attention_modules import native
 from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import Prompt, Recorder, tokenizers
-from goca.diffusion.denoiser_call import Encoded, Generation, Hearer, Pass, Room, Said, rows_of
+from goca.diffusion.conditioning import EncodedPrompt, Recorder, tokenizers
+from goca.diffusion.denoiser_call import DenoiserCall, Encoded, Generation, Observer, PromptTokens, Room, rows_of
 from goca.diffusion.exclusive import alone, shadowed
 from goca.diffusion.families import check_tokenizers
 from goca.diffusion.latents import sample_of
@@ -50,7 +50,7 @@ class Generating(Backbone):
 class Listener:
     """Tells a hearer what a pipeline attends to while it is `attached`."""
 
-    def __init__(self, backbone: Generating, hearer: Hearer) -> None:
+    def __init__(self, backbone: Generating, hearer: Observer) -> None:
         self.backbone, self.hearer = backbone, hearer
         self._thread = 0
         self._encoded: list[Encoded] = []
@@ -59,7 +59,7 @@ class Listener:
         self._now: Generation | None = None
         self._count = 0
         self._tokenizers: dict[str, Recorder] = {}
-        self._open: tuple[Tap, Pass] | None = None
+        self._open: tuple[AttentionHook, DenoiserCall] | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -155,13 +155,13 @@ class Listener:
         now.passed(latent, timestep)
         size = self._size(latent, now)
         said = self._said(now)
-        one = Pass(now.index, step, level, size, tuple(said[prompt] for prompt in own.values()))
+        one = DenoiserCall(now.index, step, level, size, tuple(said[prompt] for prompt in own.values()))
         sink = self.hearer.starts(one)
         if sink is None:
             return
         family = self.backbone.family
         pictures = {row: picture for picture, row in enumerate(own)}
-        tap = Tap(module, family.grids(module, size), _only(pictures, sink), family.joint, family.stand_in)
+        tap = AttentionHook(module, family.grids(module, size), _only(pictures, sink), family.joint, family.stand_in)
         self._open = tap.__enter__(), one
 
     def _whose(self, inputs: Sequence[Any]) -> tuple[Encoded | None, dict[int, int]]:
@@ -198,7 +198,7 @@ class Listener:
         """Nothing of the pipeline's is kept behind the last pass."""
         self._now, self._tokenizers, self._encoded = None, {}, []
 
-    def _said(self, now: Generation) -> list[Said]:
+    def _said(self, now: Generation) -> list[PromptTokens]:
         """What each prompt is to the tokenizers; GocaError where no prompt was given as text."""
         encoded = now.encoded
         if encoded.prompts is None:
@@ -206,7 +206,7 @@ class Listener:
         said = []
         for number, prompt in enumerate(encoded.prompts):
             rows = {name: some[number] for name, some in encoded.texts.items() if number < len(some)}
-            said.append(Said(prompt, self.backbone.texts(Prompt((encoded.answers[-1][0],), rows))))
+            said.append(PromptTokens(prompt, self.backbone.texts(EncodedPrompt((encoded.answers[-1][0],), rows))))
         return said
 
     def _level(self, now: Generation) -> float:

@@ -9,7 +9,7 @@ from goca.diffusion.backbone import Backbone
 from goca.evaluation.metrics import Interval, gain
 from goca.evaluation.protocol import Protocol
 from goca.evaluation.scenes import Evaluation, evaluate_scenes
-from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Overrides, Recipe
+from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Options, Recipe
 from goca.segmenter import Segmenter
 
 
@@ -89,7 +89,7 @@ def ablate_scenes(
     """Every variant on the same scenes; `done` is called after each variant."""
     runs = []
     for variant in VARIANTS:
-        runs.append(evaluate_scenes(Segmenter(backbone, variant.recipe, Overrides(), batch), captions, scenes))
+        runs.append(evaluate_scenes(Segmenter(backbone, variant.recipe, Options(), batch), captions, scenes))
         done()
     return Ablation(tuple(_rows(runs)), runs[0].protocol)
 

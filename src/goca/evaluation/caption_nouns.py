@@ -14,7 +14,7 @@ from unicodedata import normalize
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import Category
 from goca.recipe import AUTO
-from goca.request import Question
+from goca.request import SegmentationRequest
 from goca.text.spelling import STOP, forms
 
 Group = tuple[str, ...]
@@ -175,7 +175,7 @@ class Asked:
     caption: str
     notes: tuple[str, ...] = ()
 
-    def question(self, image: Any, background: str | float | None = AUTO) -> Question:
+    def question(self, image: Any, background: str | float | None = AUTO) -> SegmentationRequest:
         """To be asked through `Segmenter.stream`, whose columns are then those of the caption's nouns.
 
         Raises GocaError where no noun is a class: then every pixel is background, and there is nothing to ask.
@@ -184,7 +184,7 @@ class Asked:
             raise GocaError(f'no class of the data set is in the caption "{self.caption}": every pixel is background')
         # A name is one of its own words to a segmenter; it need not be in the caption.
         wanted = {name: [one for one in said if key(one) != key(name)] for name, said in self.classes.items()}
-        return Question(image, wanted, self.others, background, self.caption)
+        return SegmentationRequest(image, wanted, self.others, background, self.caption)
 
 
 def ask(

@@ -12,7 +12,7 @@ from goca.errors import GocaError
 from goca.evaluation.config import Job, units
 from goca.evaluation.evaluator import Evaluator, Said
 from goca.evaluation.protocol import Protocol
-from goca.evaluation.records import Picture
+from goca.evaluation.records import ImageRecord
 from goca.evaluation.workers import Task, quieten
 
 LOCAL, AUTO = "local", "auto"
@@ -24,7 +24,7 @@ MOST_BLOCKS = 1000
 
 def in_cluster(
     job: Job, protocol: Protocol, tasks: Sequence[Task], address: str, count: int | None
-) -> Iterator[list[Picture]]:
+) -> Iterator[list[ImageRecord]]:
     """The pictures of each task, as they are done.
 
     address: of a cluster, "auto" for the one that this machine is part of, "local" to start one here. count: how many
@@ -66,7 +66,7 @@ def reach(address: str) -> None:
         raise GocaError(f"no Ray cluster at {address} ({reason}): start one, or say --ray local") from None
 
 
-def _mapped(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int | None) -> Iterator[list[Picture]]:
+def _mapped(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int | None) -> Iterator[list[ImageRecord]]:
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -88,7 +88,7 @@ def _mapped(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int | No
     for row in done.iter_rows():
         if row["error"]:
             raise GocaError(row["error"])
-        yield [Picture.read(line) for line in row["lines"]]
+        yield [ImageRecord.read(line) for line in row["lines"]]
 
 
 class Actor:
@@ -114,7 +114,7 @@ class Actor:
         out[:] = lines
         return {"lines": out, "error": np.array(errors)}
 
-    def _done(self, unit: int, said: Mapping[str, Said]) -> list[Picture]:
+    def _done(self, unit: int, said: Mapping[str, Said]) -> list[ImageRecord]:
         if self._evaluator is None:
             quieten()
             self._evaluator = self.job.evaluator(self.protocol)

@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from goca.diffusion.conditioning import Prompts
+from goca.diffusion.conditioning import EncodedPrompts
 from goca.errors import GocaError
 from goca.evaluation.caption_nouns import Asked, ask
 from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.protocol import FIXED, NONE, SENTENCES, Protocol
-from goca.evaluation.records import Counts, Labels, Picture, count
+from goca.evaluation.records import Counts, ImageRecord, Labels, count
 from goca.evaluation.scenes import SceneOracle
 from goca.recipe import AUTO
-from goca.request import Question
+from goca.request import SegmentationRequest
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 from goca.tagging.base import Tagger
@@ -34,7 +34,7 @@ class _Open(NamedTuple):
     sample: Sample
     truth: Labels
     asked: Asked
-    picture: Picture
+    picture: ImageRecord
 
 
 @dataclass
@@ -45,14 +45,14 @@ class Evaluator:
     dataset: Dataset
     tagger: Tagger
     protocol: Protocol
-    _prompts: Prompts = field(default_factory=dict, repr=False)
+    _prompts: EncodedPrompts = field(default_factory=dict, repr=False)
 
-    def unit(self, samples: Sequence[Sample], said: Mapping[str, Said]) -> list[Picture]:
+    def unit(self, samples: Sequence[Sample], said: Mapping[str, Said]) -> list[ImageRecord]:
         """Segment pictures and count, in their order; one that cannot be read, tagged or asked is left out.
 
         said: captions that are known already, by the pictures' ids.
         """
-        done: dict[str, Picture] = {}
+        done: dict[str, ImageRecord] = {}
         opened: list[_Open] = []
         for sample in samples:
             caption = None
@@ -60,9 +60,9 @@ class Evaluator:
                 caption = _caption(said[sample.id]) if sample.id in said else self.tagger.tag(sample, self.dataset)
                 opened.append(self._open(sample, caption))
             except GocaError as error:
-                done[sample.id] = Picture(sample.id, caption, left_out=str(error))
+                done[sample.id] = ImageRecord(sample.id, caption, left_out=str(error))
         asked: dict[int, _Open] = {}
-        questions: list[Question] = []
+        questions: list[SegmentationRequest] = []
         for one in opened:
             label = self._without_asking(one.asked)
             if label is None:
@@ -72,7 +72,7 @@ class Evaluator:
             else:
                 done[one.sample.id] = self._settled(one, label)
 
-        def leave_out(question: Question, error: GocaError) -> None:
+        def leave_out(question: SegmentationRequest, error: GocaError) -> None:
             sample, _, _, picture = asked[id(question)]
             done[sample.id] = replace(picture, left_out=str(error))
 
@@ -92,7 +92,7 @@ class Evaluator:
         names = [self.dataset.categories[label - 1].name for label in there]
         categories = self.protocol.categories(self.dataset.categories)
         asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.support)
-        picture = Picture(sample.id, caption, tuple(asked.classes), asked.others, asked.notes)
+        picture = ImageRecord(sample.id, caption, tuple(asked.classes), asked.others, asked.notes)
         return _Open(sample, truth, asked, picture)
 
     def _without_asking(self, asked: Asked) -> int | None:
@@ -103,7 +103,7 @@ class Evaluator:
             return self._labels(asked.classes)[1]
         return None
 
-    def _question(self, one: _Open) -> tuple[Question, _Open]:
+    def _question(self, one: _Open) -> tuple[SegmentationRequest, _Open]:
         """The question, and what is written down of it now."""
         background = None if self.protocol.threshold == NONE else AUTO
         question = one.asked.question(one.sample.image, background)
@@ -139,11 +139,11 @@ class Evaluator:
         names = [one.name for one in self.dataset.categories]
         return [0, *(names.index(name) + 1 for name in classes)]
 
-    def _settled(self, one: _Open, label: int) -> Picture:
+    def _settled(self, one: _Open, label: int) -> ImageRecord:
         counts = self._count(one, np.full_like(one.truth, label))
         return replace(one.picture, counts=dict.fromkeys(self.protocol.labellings, counts))
 
-    def _counted(self, one: _Open, result: Segmentation) -> Picture:
+    def _counted(self, one: _Open, result: Segmentation) -> ImageRecord:
         if one.truth.shape != result.labels.shape:
             reason = f"{one.sample.image} and its ground truth differ in size: download or write them again"
             return replace(one.picture, left_out=reason)

@@ -17,7 +17,7 @@ Labels = UInt16[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageRecord:
     """One picture, done: or left out, and then why.
 
     caption: what the tagger said. classes, others: what was asked for, in the prompt's order. notes: what the protocol
@@ -38,7 +38,7 @@ class Picture:
         return json.dumps({name: value for name, value in told.items() if name != "left_out" or value})
 
     @classmethod
-    def read(cls, line: str | bytes) -> "Picture":
+    def read(cls, line: str | bytes) -> "ImageRecord":
         """From its line; ValueError for what is none."""
         told = json.loads(line)
         try:
@@ -62,7 +62,7 @@ def count(truth: Labels, found: Labels, labels: int) -> Counts:
     return tuple(zip(rows.tolist(), columns.tolist(), pixels.tolist(), strict=True))
 
 
-def tally(pictures: Sequence[Picture], labelling: str, labels: int) -> Tally:
+def tally(pictures: Sequence[ImageRecord], labelling: str, labels: int) -> Tally:
     """The counts of pictures that were not left out, by label, under one labelling."""
     hit, truth, found = (np.zeros((len(pictures), labels), np.int64) for _ in range(3))
     for index, picture in enumerate(pictures):
@@ -74,7 +74,7 @@ def tally(pictures: Sequence[Picture], labelling: str, labels: int) -> Tally:
     return Tally(*(torch.from_numpy(some) for some in (hit, truth, found)))
 
 
-def matrix(pictures: Sequence[Picture], labelling: str, labels: int) -> Int64[np.ndarray, "label label"]:
+def matrix(pictures: Sequence[ImageRecord], labelling: str, labels: int) -> Int64[np.ndarray, "label label"]:
     """The confusion matrix of all pictures together, truth first."""
     out = np.zeros((labels, labels), np.int64)
     for picture in pictures:

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from goca.errors import GocaError
 from goca.evaluation.metrics import Score, Tally, miou, score
 from goca.evaluation.protocol import FIXED, NONE, ORACLE, SWEEP, Protocol
-from goca.evaluation.records import Picture, matrix, tally
+from goca.evaluation.records import ImageRecord, matrix, tally
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Report:
 
     names: tuple[str, ...]
     protocol: Protocol
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ImageRecord, ...]
 
     @cached_property
-    def counted(self) -> tuple[Picture, ...]:
+    def counted(self) -> tuple[ImageRecord, ...]:
         """The pictures that the figures are of. Raises GocaError where there is none, or none with a label to score."""
         counted = tuple(picture for picture in self.pictures if picture.counts is not None)
         if not counted:
@@ -35,7 +35,7 @@ class Report:
         self._refuse_unlabelled(counted)
         return counted
 
-    def _refuse_unlabelled(self, counted: Sequence[Picture]) -> None:
+    def _refuse_unlabelled(self, counted: Sequence[ImageRecord]) -> None:
         """GocaError where every score would be of nothing, which is no number."""
         any_labelling = self.protocol.labellings[0]  # the truth is the same under each
         labels = {true for picture in counted for true, *_ in (picture.counts or {})[any_labelling]}
@@ -53,7 +53,7 @@ class Report:
             )
 
     @property
-    def left_out(self) -> tuple[Picture, ...]:
+    def left_out(self) -> tuple[ImageRecord, ...]:
         return tuple(picture for picture in self.pictures if picture.counts is None)
 
     @cached_property
@@ -100,6 +100,6 @@ class Report:
         return out
 
 
-def in_order(ids: Sequence[str], pictures: Mapping[str, Picture]) -> tuple[Picture, ...]:
+def in_order(ids: Sequence[str], pictures: Mapping[str, ImageRecord]) -> tuple[ImageRecord, ...]:
     """The pictures in the data set's order, whatever order they were done in."""
     return tuple(pictures[one] for one in ids)

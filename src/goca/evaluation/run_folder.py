@@ -15,7 +15,7 @@ from typing import Any
 
 from goca.errors import GocaError
 from goca.evaluation.fingerprint import differences
-from goca.evaluation.records import Picture
+from goca.evaluation.records import ImageRecord
 from goca.export import sweep, write_atomic
 
 PICTURES, FACTS = "pictures.jsonl", "run.json"
@@ -31,7 +31,7 @@ class Run:
     folder: Path | None
     settings: Mapping[str, Any]
     command: Sequence[str] = ()
-    pictures: dict[str, Picture] = field(default_factory=dict)
+    pictures: dict[str, ImageRecord] = field(default_factory=dict)
     _facts: dict[str, Any] = field(default_factory=dict, repr=False)
     _file: int | None = field(default=None, repr=False)
 
@@ -68,7 +68,7 @@ class Run:
     def __exit__(self, *failed: object) -> None:
         self._close()
 
-    def add(self, pictures: Iterable[Picture]) -> None:
+    def add(self, pictures: Iterable[ImageRecord]) -> None:
         """Write pictures down, each as one whole line."""
         for picture in pictures:
             self.pictures[picture.id] = picture
@@ -144,7 +144,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def read_pictures(folder: Path, mend: bool = False) -> list[Picture]:
+def read_pictures(folder: Path, mend: bool = False) -> list[ImageRecord]:
     """The lines of a run. A last line without an end was torn by a kill: it is passed over, and cut off to `mend`.
 
     Raises GocaError for a line that is none of a run.
@@ -160,7 +160,7 @@ def read_pictures(folder: Path, mend: bool = False) -> list[Picture]:
     out = []
     for number, line in enumerate(whole, start=1):
         try:
-            out.append(Picture.read(line))
+            out.append(ImageRecord.read(line))
         except ValueError as error:
             raise GocaError(f"{path}, line {number} is no picture ({error}): restore it, or begin a new run") from None
     return out

@@ -14,7 +14,7 @@ from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import Evaluator, Said
 from goca.evaluation.fingerprint import settings
 from goca.evaluation.protocol import Protocol
-from goca.evaluation.records import Picture
+from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report, in_order
 from goca.evaluation.run_folder import Run
 from goca.evaluation.workers import Task, in_processes
@@ -43,7 +43,7 @@ class Watch:
     """
 
     stage: Callable[[str, int, int], None] = lambda name, total, done: None
-    done: Callable[[Sequence[Picture]], None] = lambda pictures: None
+    done: Callable[[Sequence[ImageRecord]], None] = lambda pictures: None
     tagged: Callable[[], None] = lambda: None
     estimate: Callable[[Estimate], None] = lambda estimate: None
 
@@ -121,7 +121,7 @@ def _finish(run: Run, report: Report, dataset: Dataset, crew: str | None) -> Non
     run.finish(found, files, crew)
 
 
-def _open(dataset: Dataset, batch: int, done: Mapping[str, Picture]) -> Iterator[Task]:
+def _open(dataset: Dataset, batch: int, done: Mapping[str, ImageRecord]) -> Iterator[Task]:
     """The units of which a picture is missing or was left out, with the captions of those that were not.
 
     They are done again as a whole, and their later lines count: batches are always composed the same.
@@ -154,13 +154,13 @@ def _said(tagger: Tagger, sample: Sample, dataset: Dataset) -> Said:
         return Said(reason=str(error))
 
 
-def _here(evaluator: Evaluator, tasks: Sequence[Task], batch: int) -> Iterator[list[Picture]]:
+def _here(evaluator: Evaluator, tasks: Sequence[Task], batch: int) -> Iterator[list[ImageRecord]]:
     groups = units(evaluator.dataset, batch)
     for task in tasks:
         yield evaluator.unit(groups[task.unit], task.said)
 
 
-def _elsewhere(job: Job, protocol: Protocol, tasks: Sequence[Task], crew: Crew) -> Iterator[list[Picture]]:
+def _elsewhere(job: Job, protocol: Protocol, tasks: Sequence[Task], crew: Crew) -> Iterator[list[ImageRecord]]:
     if not tasks:
         return iter(())
     if crew.ray is not None:

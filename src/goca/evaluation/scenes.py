@@ -21,7 +21,7 @@ from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.metrics import Score, Tally, score
 from goca.evaluation.protocol import NOUNS, SENTENCES, Protocol
 from goca.maths.confusion import confusion
-from goca.request import Question
+from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
 from goca.tagging.oracle import true_classes
 
@@ -95,6 +95,6 @@ def check_captions(captions: str) -> None:
         raise GocaError(f'no captions "{captions}": there are {", ".join(CAPTIONS)}')
 
 
-def _question(scene: Scene, captions: str) -> Question:
+def _question(scene: Scene, captions: str) -> SegmentationRequest:
     caption = None if captions == NOUNS else scene.captions[captions]
-    return Question(scene.image, scene.classes, background=None, caption=caption)
+    return SegmentationRequest(scene.image, scene.classes, background=None, caption=caption)

@@ -16,7 +16,7 @@ from goca.errors import GocaError
 from goca.evaluation.config import Job, units
 from goca.evaluation.evaluator import Said
 from goca.evaluation.protocol import Protocol
-from goca.evaluation.records import Picture
+from goca.evaluation.records import ImageRecord
 
 PATIENCE = 20
 """Seconds in which a worker may end by itself."""
@@ -34,7 +34,7 @@ class WorkerError(Exception):
     """What went wrong in a worker, in one line; its traceback is a note."""
 
 
-def in_processes(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int) -> Iterator[list[Picture]]:
+def in_processes(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int) -> Iterator[list[ImageRecord]]:
     """The pictures of each task, as they are done, by `count` processes, each with a model of its own.
 
     They end with this process, whatever ends it. Raises GocaError for what a worker cannot do, or where one was killed.
@@ -74,7 +74,7 @@ def in_processes(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int
             process.join()
 
 
-def _answer(connection: Connection, process: BaseProcess) -> list[Picture]:
+def _answer(connection: Connection, process: BaseProcess) -> list[ImageRecord]:
     try:
         answer = connection.recv()
     except (EOFError, OSError):

@@ -17,11 +17,11 @@ LONGEST_ASPECT = 4.0
 MOST_WINDOWS = 64
 MOST_STRETCHED = 4
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 """A path, a PIL image, or a (height, width, 3) uint8 array."""
 
 
-def load(picture: Picture) -> Image.Image:
+def load(picture: ImageLike) -> Image.Image:
     """An RGB picture, EXIF rotation applied, transparency laid on white.
 
     Raises GocaError where there is no such file, it is no picture, it is broken, or a side is under 16 px.

@@ -1,6 +1,6 @@
 """Per-pixel rescaling (paper, gap 2): small steps that compose.
 
-A step takes the maps so far and the evidence they came from, and gives new maps; `rescale` applies one after the other.
+A step takes the maps so far and the token_mass they came from, and gives new maps; `rescale` applies one after the other.
 The paper's rule is (share, blur, minmax); others are other tuples.
 """
 
@@ -17,7 +17,7 @@ Maps = Float[Tensor, "class height width"]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TokenMass:
     """What the global map says of each noun.
 
     raw: class score, the mean over the noun's token columns. content: the sum over ALL content tokens' columns, never
@@ -29,33 +29,33 @@ class Evidence:
     prompt: Float[Tensor, "height width"]
 
 
-Step = Callable[[Maps, Evidence], Maps]
+Step = Callable[[Maps, TokenMass], Maps]
 
 
-def evidence(
+def token_mass(
     global_map: Float[Tensor, "token height width"],
     nouns: Sequence[Sequence[int]],
     content: Sequence[int],
     prompt: Sequence[int] = (),
-) -> Evidence:
+) -> TokenMass:
     """Read the nouns' columns (`nouns`: token columns of each) off the global map. Only `share_of_prompt` asks for
     `prompt`, the columns of all tokens but the special ones.
     """
     raw = torch.stack([global_map[list(columns)].mean(0) for columns in nouns])
-    return Evidence(raw, global_map[list(content)].sum(0), global_map[list(prompt)].sum(0))
+    return TokenMass(raw, global_map[list(content)].sum(0), global_map[list(prompt)].sum(0))
 
 
-def share(maps: Maps, evidence: Evidence) -> Maps:
+def share(maps: Maps, token_mass: TokenMass) -> Maps:
     """Divide, at every pixel, by what all content tokens together take: the loud special tokens drop out."""
-    return torch.where(evidence.content == 0, 0.0, maps / evidence.content)
+    return torch.where(token_mass.content == 0, 0.0, maps / token_mass.content)
 
 
-def share_of_prompt(maps: Maps, evidence: Evidence) -> Maps:
+def share_of_prompt(maps: Maps, token_mass: TokenMass) -> Maps:
     """`share` in which stop words and punctuation keep what they take (as guidance does it, and as an ablation)."""
-    return torch.where(evidence.prompt == 0, 0.0, maps / evidence.prompt)
+    return torch.where(token_mass.prompt == 0, 0.0, maps / token_mass.prompt)
 
 
-def blur(maps: Maps, evidence: Evidence) -> Maps:
+def blur(maps: Maps, token_mass: TokenMass) -> Maps:
     """5 x 5 Gaussian, sigma 1.1, reflect padding (replicate where the grid is too narrow to reflect)."""
     taps = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=maps.device) / 1.1) ** 2)
     kernel = torch.outer(taps, taps) / taps.sum() ** 2
@@ -64,24 +64,24 @@ def blur(maps: Maps, evidence: Evidence) -> Maps:
     return F.conv2d(padded, kernel[None, None].to(maps))[:, 0]
 
 
-def minmax(maps: Maps, evidence: Evidence | None = None) -> Maps:
+def minmax(maps: Maps, token_mass: TokenMass | None = None) -> Maps:
     """Each class over the image to [0, 1]; a map that is constant but for float32's rounding becomes 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     constant = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
     return torch.where(constant, 0.0, (maps - low) / (high - low))
 
 
-def peak(maps: Maps, evidence: Evidence) -> Maps:
+def peak(maps: Maps, token_mass: TokenMass) -> Maps:
     """Each class over its largest value in the image; a map without a positive value becomes 0."""
     high = maps.amax((-2, -1), keepdim=True)
     return torch.where(high <= 0, 0.0, maps / high)
 
 
-def times_raw(maps: Maps, evidence: Evidence) -> Maps:
+def times_raw(maps: Maps, token_mass: TokenMass) -> Maps:
     """Multiply by the raw class score, the one before any share."""
-    return maps * evidence.raw
+    return maps * token_mass.raw
 
 
-def rescale(evidence: Evidence, steps: Sequence[Step]) -> Maps:
+def rescale(token_mass: TokenMass, steps: Sequence[Step]) -> Maps:
     """The steps one after the other, beginning with the raw class scores."""
-    return reduce(lambda maps, step: step(maps, evidence), steps, evidence.raw)
+    return reduce(lambda maps, step: step(maps, token_mass), steps, token_mass.raw)

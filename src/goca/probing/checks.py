@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from goca.diffusion.attention_call import Joint
+from goca.diffusion.attention_call import JointLayout
 from goca.diffusion.families import unet
-from goca.diffusion.families.spec import Family, Text
+from goca.diffusion.families.spec import Family, TextInput
 from goca.diffusion.timesteps import LEVELS
 from goca.errors import GocaError
 from goca.maths import Grid
@@ -181,7 +181,7 @@ class Probe:
     def _pixels(self, size: Grid, cells: int, multiple: int = 1) -> int:
         return -(-(size[0] // cells) * (size[1] // cells) // multiple) * multiple
 
-    def _how_are_words_and_pixels_joined(self, first: int, cells: int) -> Joint:
+    def _how_are_words_and_pixels_joined(self, first: int, cells: int) -> JointLayout:
         """The layout of the sequence that both are in."""
         one = self.attentions[self.here]
         length = len(one.k)
@@ -198,7 +198,9 @@ class Probe:
             raise GocaError(f"{self.size} latent cells take {less} positions more than {small}: padded in no known way")
         if first not in (0, length - padded):
             raise GocaError(f"its pixels start at position {first} of {length}: neither first nor last")
-        return Joint(first > 0, self._what_stands_aside(length, {self._pixels(self.size, cells), padded}), multiple)
+        return JointLayout(
+            first > 0, self._what_stands_aside(length, {self._pixels(self.size, cells), padded}), multiple
+        )
 
     def _what_stands_aside(self, length: int, pixels: set[int]) -> tuple[str, ...]:
         """The blocks, by the beginnings of their paths, in which words or pixels are among themselves."""
@@ -231,7 +233,7 @@ class Probe:
                     "that it was handed (encoder_hidden_states)"
                 )
 
-    def _which_columns_are_the_words(self, joint: Joint | None, pixels: int) -> tuple[Text, ...]:
+    def _which_columns_are_the_words(self, joint: JointLayout | None, pixels: int) -> tuple[TextInput, ...]:
         """Where each tokenizer's tokens stand among the text's columns; one whose tokens move no key is left out.
 
         pixels: how many keys are not the text's.
@@ -243,23 +245,23 @@ class Probe:
         before = 0 if joint is None or joint.text_first else pixels
         widths = {len(look.attentions[here].k) - pixels for look in plain}
         limited = self.backbone.family.texts[0].limited
-        texts: list[Text] = []
+        texts: list[TextInput] = []
         for name in dict.fromkeys(word.tokenizer for word in words):
             starts, ends = [], []
             for word in (word for word in words if word.tokenizer == name):
                 columns = moved(word.plain.attentions[here].k, word.turned.attentions[here].k)
                 starts.append({column - before - word.place for column in columns})
                 ends.append(word.plain.prompt.length - len(word.plain.prompt.texts[name].ids))
-            # Words may have met each other before: what moves beside the column is not in one place for all of them.
+            # NounTokens may have met each other before: what moves beside the column is not in one place for all of them.
             fixed = set.intersection(*starts)
             if len(fixed) > 1:
                 raise GocaError(f"each token of its {name} has {len(fixed)} columns, from {sorted(fixed)}")
             if fixed:
                 (start,) = fixed
                 most = min(widths) - start if len(widths) == 1 and not limited else None
-                texts.append(Text(name, start=start, limited=limited, most=most))
+                texts.append(TextInput(name, start=start, limited=limited, most=most))
             elif all(end in found for end, found in zip(ends, starts, strict=True)):
-                texts.append(Text(name, from_end=True, limited=limited))
+                texts.append(TextInput(name, from_end=True, limited=limited))
             elif any(starts):
                 raise GocaError(
                     f"its text columns cannot be told: in captions of several lengths the first token of its {name} "

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from goca.diffusion.attention_hook import AllSeen, Tap
-from goca.diffusion.attention_modules import Site, native
-from goca.diffusion.conditioning import Prompt, listen
+from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
+from goca.diffusion.attention_modules import AttentionModule, native
+from goca.diffusion.conditioning import EncodedPrompt, listen
 from goca.diffusion.exclusive import borrowed
 from goca.maths import Grid
 from goca.text.tokens import Tokens
@@ -43,7 +43,7 @@ class Attention:
     handed a text.
     """
 
-    site: Site | None
+    site: AttentionModule | None
     handed: bool
     q: Float[Tensor, "position dim"]
     k: Float[Tensor, "key dim"]
@@ -57,13 +57,13 @@ class Look:
     """
 
     attentions: tuple[Attention, ...]
-    silent: tuple[Site, ...]
-    prompt: Prompt
+    silent: tuple[AttentionModule, ...]
+    prompt: EncodedPrompt
     told: float | None
 
 
-class Watch(Tap):
-    """A tap that expects no layout; `AllSeen` is raised behind attention number `last`."""
+class Watch(AttentionHook):
+    """A tap that expects no layout; `LastAttentionReached` is raised behind attention number `last`."""
 
     def __init__(self, denoiser: nn.Module, last: int | None) -> None:
         super().__init__(denoiser, (), lambda picture, call: None)
@@ -85,11 +85,11 @@ class Watch(Tap):
             if site is not None:
                 self._calls[site] += 1
             if len(self.attentions) - 1 == self.last:
-                raise AllSeen
+                raise LastAttentionReached
         return output
 
     @property
-    def silent(self) -> tuple[Site, ...]:
+    def silent(self) -> tuple[AttentionModule, ...]:
         """The modules that ran without an attention that can be seen."""
         return tuple(site for site, count in self._calls.items() if not count)
 
@@ -130,7 +130,7 @@ class Asking:
             with turned:
                 prompt = listen(pipeline, caption, ask)
             args, kwargs = calls[0]
-            with suppress(AllSeen), Watch(backbone.denoiser, None if backbone.in_parts else last) as watch:
+            with suppress(LastAttentionReached), Watch(backbone.denoiser, None if backbone.in_parts else last) as watch:
                 backbone.denoiser(*args, **kwargs)
         return Look(tuple(watch.attentions), watch.silent, prompt, _timestep(args, kwargs))
 

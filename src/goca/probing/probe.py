@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.attention_modules import sites
+from goca.diffusion.attention_modules import attention_modules
 from goca.diffusion.families import bare, transformer, unet, unsupported
-from goca.diffusion.families.spec import Family, Text
+from goca.diffusion.families.spec import Family, TextInput
 from goca.diffusion.loading import quiet
 from goca.diffusion.timesteps import is_flow
 from goca.errors import GocaError
@@ -64,7 +64,7 @@ def guess(pipeline: Any) -> Family:
         grids=unet.grids if is_unet(denoiser) else transformer.every(1),
         default_layers=unet.default_layers,
         rule=unet.RULE,
-        texts=tuple(Text(name, limited=limited) for name in tokenizers),
+        texts=tuple(TextInput(name, limited=limited) for name in tokenizers),
         flow=is_flow(pipeline.scheduler),
         options=options,
         edits=known.get("image", "") is None,
@@ -116,7 +116,7 @@ def _denoiser_of(pipeline: Any) -> str:
     if not hasattr(pipeline, "components"):
         raise unsupported(type(pipeline).__name__, ["parts"])
     parts = {name: getattr(pipeline, name) for name in pipeline.components if not name.startswith(_NO_DENOISER)}
-    attending = [name for name, part in parts.items() if isinstance(part, nn.Module) and sites(part)]
+    attending = [name for name, part in parts.items() if isinstance(part, nn.Module) and attention_modules(part)]
     for name in ("transformer", "unet", *attending):
         if name in attending and hasattr(parts[name], "config"):
             return name

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import Prompts
+from goca.diffusion.conditioning import EncodedPrompts
 from goca.diffusion.timesteps import target
 from goca.errors import GocaError
 from goca.evaluation.caption_nouns import write
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.imaging import images
-from goca.recipe import GOCA_BALANCED, Overrides, Recipe
-from goca.request import Question
+from goca.recipe import GOCA_BALANCED, Options, Recipe
+from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
 from goca.text.token_spans import nouns, vocabulary
 
@@ -62,7 +62,7 @@ class ByError:
     ) -> Float[Tensor, " candidate"]:
         backbone, batch = segmenter.backbone, segmenter.batch
         latents = backbone.latents([image], images.fit(image, segmenter.plan.size, backbone.multiple))
-        prompts: Prompts = {}
+        prompts: EncodedPrompts = {}
         alike: dict[Any, list[int]] = {}  # what can share a batch
         for index, name in enumerate(candidates):
             alike.setdefault(backbone.prompt(name, prompts).shape, []).append(index)
@@ -94,7 +94,7 @@ class ByError:
         captions: Sequence[str],
         level: int,
         seed: int,
-        prompts: Prompts,
+        prompts: EncodedPrompts,
     ) -> Float[Tensor, "candidate height width"]:
         """The denoiser's squared error under each caption, the mean over channels."""
         right = target(backbone.pipeline.scheduler, latents, level, seed)
@@ -126,10 +126,10 @@ class ByMap:
         self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]
     ) -> Float[Tensor, " candidate"]:
         shares = replace(self.recipe, rescale=("share", "blur"), order=0, refine=())
-        asker = Segmenter(segmenter.backbone, shares, Overrides(size=segmenter.plan.size), segmenter.batch)
+        asker = Segmenter(segmenter.backbone, shares, Options(size=segmenter.plan.size), segmenter.batch)
         left = list(range(len(candidates)))
         while True:
-            asked = Question(image, [candidates[index] for index in left], background=0.5)
+            asked = SegmentationRequest(image, [candidates[index] for index in left], background=0.5)
             ((_, found),) = asker.stream([asked])
             spread = torch.from_numpy(found.scores.grid).std((1, 2), correction=0)
             if len(left) <= self.few:

@@ -1,1 +1,1 @@
-"""Words in a prompt: spelling, plurals, and the tokens that stand for them."""
+"""NounTokens in a prompt: spelling, plurals, and the tokens that stand for them."""

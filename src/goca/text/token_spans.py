@@ -29,7 +29,7 @@ class Noun:
 
 
 @dataclass(frozen=True)
-class Words:
+class NounTokens:
     """The token columns of a caption's nouns.
 
     classes, others: the columns of each noun, in the order asked for. content: the columns of all nouns together; no
@@ -92,7 +92,9 @@ def caption_of(named: Sequence[Noun]) -> str:
     return ", ".join(composed(word).replace("_", " ").strip() for noun in named for word in noun.words)
 
 
-def words(caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], others: Sequence[Noun], named: bool) -> Words:
+def words(
+    caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], others: Sequence[Noun], named: bool
+) -> NounTokens:
     """Find the nouns' token columns. `named`: the user wrote the caption, so a noun may be missing from it.
 
     texts: one for each tokenizer that is attended to; where one cuts a noun off, another may still have it.
@@ -115,7 +117,7 @@ def words(caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], others
             raise reason
     columns = [tuple(sorted(some)) for some in found]
     prompt = {tokens.start + place for tokens in texts for place, special in enumerate(tokens.special) if not special}
-    return Words(caption, tuple(columns[: len(classes)]), tuple(columns[len(classes) :]), tuple(sorted(prompt)))
+    return NounTokens(caption, tuple(columns[: len(classes)]), tuple(columns[len(classes) :]), tuple(sorted(prompt)))
 
 
 class Word(NamedTuple):

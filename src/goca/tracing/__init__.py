@@ -18,15 +18,15 @@ from PIL import Image
 
 from goca.diffusion.session import Generating, Listener
 from goca.errors import GocaError
-from goca.imaging.images import Picture
+from goca.imaging.images import ImageLike
 from goca.recipe import AUTO, GOCA, Recipe
 from goca.segmentation import Segmentation
 from goca.text.token_spans import Classes, Word
 from goca.tracing.collected import Planner, Step
 from goca.tracing.collector import Collector
-from goca.tracing.picture import TracedPicture
+from goca.tracing.picture import TracedImage
 
-__all__ = ["Step", "Trace", "TracedPicture", "trace"]
+__all__ = ["Step", "Trace", "TracedImage", "trace"]
 
 
 def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Any = None) -> "Trace":
@@ -49,7 +49,7 @@ class Trace:
     """What was read while a pipeline generated: see `trace`.
 
     `pictures`, also by index, are in the pipeline's order, those of a second call behind the first's. What else can be
-    asked is asked of the first picture: see `TracedPicture`.
+    asked is asked of the first picture: see `TracedImage`.
     """
 
     def __init__(self, pipe: Any, recipe: Recipe | str, steps: Any) -> None:
@@ -67,13 +67,13 @@ class Trace:
         self._stack.__exit__(kind, error, trace)
 
     @property
-    def pictures(self) -> tuple[TracedPicture, ...]:
+    def pictures(self) -> tuple[TracedImage, ...]:
         """Every picture so far; GocaError where there is none, saying why."""
         if not self._collector.pictures:
             raise GocaError(self._collector.reason())
         return self._collector.pictures
 
-    def __getitem__(self, index: int) -> TracedPicture:
+    def __getitem__(self, index: int) -> TracedImage:
         pictures = self.pictures
         if not isinstance(index, Integral) or not -len(pictures) <= int(index) < len(pictures):
             raise GocaError(
@@ -81,22 +81,22 @@ class Trace:
             )
         return pictures[int(index)]
 
-    def __iter__(self) -> Iterator[TracedPicture]:
+    def __iter__(self) -> Iterator[TracedImage]:
         return iter(self._collector.pictures)
 
     def __len__(self) -> int:
         return len(self._collector.pictures)
 
     def words(self) -> tuple[Word, ...]:
-        """See `TracedPicture.words`."""
+        """See `TracedImage.words`."""
         return self[0].words()
 
     def map(self, word: str | Word, occurrence: int | None = None) -> Float32[np.ndarray, "height width"]:
-        """See `TracedPicture.map`."""
+        """See `TracedImage.map`."""
         return self[0].map(word, occurrence)
 
     def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
-        """See `TracedPicture.heatmap`."""
+        """See `TracedImage.heatmap`."""
         return self[0].heatmap(word, occurrence)
 
     def segment(
@@ -104,23 +104,23 @@ class Trace:
         classes: Classes,
         others: Sequence[str] = (),
         background: str | float | None = AUTO,
-        image: Picture | None = None,
+        image: ImageLike | None = None,
         recipe: Recipe | str | None = None,
     ) -> Segmentation:
-        """See `TracedPicture.segment`."""
+        """See `TracedImage.segment`."""
         return self[0].segment(classes, others, background, image, recipe)
 
     def overlay(self, *classes: str) -> Image.Image:
-        """See `TracedPicture.overlay`."""
+        """See `TracedImage.overlay`."""
         return self[0].overlay(*classes)
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """See `TracedPicture.steps`."""
+        """See `TracedImage.steps`."""
         return self[0].steps
 
     def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
-        """Every picture as `TracedPicture.save` writes it; where there are several, as STEM-1, STEM-2 and so on."""
+        """Every picture as `TracedImage.save` writes it; where there are several, as STEM-1, STEM-2 and so on."""
         pictures = self.pictures
         stems = [stem] if len(pictures) == 1 else [f"{stem}-{number}" for number in range(1, len(pictures) + 1)]
         return tuple(path for picture, own in zip(pictures, stems, strict=True) for path in picture.save(folder, own))

@@ -6,23 +6,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from goca.aggregation import Readout
-from goca.diffusion.checkpoints import Settings
-from goca.diffusion.denoiser_call import Pass, Said
+from goca.aggregation import AttentionAggregator
+from goca.diffusion.checkpoints import CheckpointSettings
+from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
 from goca.errors import GocaError
 from goca.imaging import images
 from goca.maths import Grid
 from goca.maths.refine import Affinity
-from goca.maths.rescale import Evidence, evidence
-from goca.recipe import Overrides, Plan, Recipe, plan, recipe_named
-from goca.text.token_spans import Words, words
+from goca.maths.rescale import TokenMass, token_mass
+from goca.recipe import Options, Plan, Recipe, plan, recipe_named
+from goca.text.token_spans import NounTokens, words
 
 
 @dataclass(frozen=True)
 class Planner:
     """Makes recipes concrete for the pipeline that is traced."""
 
-    settings: Settings
+    settings: CheckpointSettings
     blocks: tuple[str, ...]
     model: str
     device: str
@@ -31,7 +31,7 @@ class Planner:
     def plan(self, recipe: Recipe | str) -> Plan:
         """Raises GocaError for a recipe that there is not, and for one that this pipeline cannot be read with."""
         chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
-        made = plan(chosen, self.settings, self.blocks, self.model, Overrides(), joint=True)
+        made = plan(chosen, self.settings, self.blocks, self.model, Options(), joint=True)
         if made.maps.score is not None:
             raise GocaError(
                 f'recipe "{made.recipe}" weighs nouns against each other while the model runs, and a trace learns them '
@@ -62,7 +62,7 @@ class Collected:
 
     plan: Plan
     planner: Planner
-    said: Said
+    said: PromptTokens
     size: Grid
     grid: Grid
     columns: tuple[int, ...]
@@ -71,19 +71,19 @@ class Collected:
     steps: list[Step] = field(default_factory=list)
 
     @classmethod
-    def of(cls, plan: Plan, planner: Planner, said: Said, latent: Grid, cell: int) -> "Collected":
+    def of(cls, plan: Plan, planner: Planner, said: PromptTokens, latent: Grid, cell: int) -> "Collected":
         """Nothing yet. latent: (height, width) in cells of `cell` pixels."""
         grid = images.common_grid(latent, plan.grid)
         columns = words(said.prompt, said.texts, (), (), named=True).prompt
         return cls(plan, planner, said, (latent[0] * cell, latent[1] * cell), grid, columns, Affinity(grid))
 
-    def readout(self) -> Readout:
+    def readout(self) -> AttentionAggregator:
         """One for the pass to come; what it refines with is added to what was there."""
-        readout = Readout(self.plan, Words(self.said.prompt, (), (), self.columns), self.grid)
+        readout = AttentionAggregator(self.plan, NounTokens(self.said.prompt, (), (), self.columns), self.grid)
         readout.affinity = self.affinity
         return readout
 
-    def take(self, readout: Readout, one: Pass) -> None:
+    def take(self, readout: AttentionAggregator, one: DenoiserCall) -> None:
         """The readout of a pass that is complete."""
         whole = readout.global_map()
         # A pipeline may mask the end of a prompt: nothing looks there.
@@ -92,12 +92,12 @@ class Collected:
         heads = {block: tuple(weights.tolist()) for block, weights in readout.heads.items()}
         self.steps.append(Step(one.step, one.level, readout.layer_weights(), heads))
 
-    def evidence(self, asked: Words) -> Evidence:
+    def token_mass(self, asked: NounTokens) -> TokenMass:
         """What the mean of the passes says of the nouns."""
         assert isinstance(self.total, Tensor)
         place = {column: index for index, column in enumerate(self.columns)}
         of = [[place[column] for column in columns] for columns in (*asked.nouns, asked.content, asked.prompt)]
-        return evidence(self.total / len(self.steps), of[:-2], of[-2], of[-1])
+        return token_mass(self.total / len(self.steps), of[:-2], of[-2], of[-1])
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class Asked:
     """A question to what was collected, as a readout would be asked."""
 
     collected: Collected
-    words: Words
+    words: NounTokens
 
     @property
     def affinity(self) -> Affinity:
         return self.collected.affinity
 
-    def evidence(self) -> Evidence:
-        return self.collected.evidence(self.words)
+    def token_mass(self) -> TokenMass:
+        return self.collected.token_mass(self.words)

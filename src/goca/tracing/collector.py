@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from goca.aggregation import Readout
+from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import Sink
-from goca.diffusion.denoiser_call import Pass
+from goca.diffusion.denoiser_call import DenoiserCall
 from goca.errors import GocaError
 from goca.recipe import Plan
 from goca.tracing.collected import Collected, Planner
-from goca.tracing.picture import TracedPicture
+from goca.tracing.picture import TracedImage
 
 
 @dataclass
@@ -23,14 +23,14 @@ class Collector:
     plan: Plan
     cell: int
     steps: Container[int] | None
-    generations: dict[int, list[TracedPicture]] = field(default_factory=dict)
-    _readouts: list[Readout] = field(default_factory=list)
+    generations: dict[int, list[TracedImage]] = field(default_factory=dict)
+    _readouts: list[AttentionAggregator] = field(default_factory=list)
     _last: int | None = None
     _missed: bool = False
     _failed: dict[int, str] = field(default_factory=dict)
 
     @property
-    def pictures(self) -> tuple[TracedPicture, ...]:
+    def pictures(self) -> tuple[TracedImage, ...]:
         """Those of which a step was read."""
         return tuple(one for pictures in self.generations.values() for one in pictures if one.steps)
 
@@ -38,20 +38,19 @@ class Collector:
         """Remembered for `reason`."""
         self._missed = True
 
-    def starts(self, one: Pass) -> Sink | None:
+    def starts(self, one: DenoiserCall) -> Sink | None:
         """A readout for each picture, where the step is wanted."""
         self._last = one.step
         if one.generation in self._failed or (self.steps is not None and one.step not in self.steps):
             return None
         if one.generation not in self.generations:
             self.generations[one.generation] = [
-                TracedPicture(Collected.of(self.plan, self.planner, said, one.latent, self.cell))
-                for said in one.prompts
+                TracedImage(Collected.of(self.plan, self.planner, said, one.latent, self.cell)) for said in one.prompts
             ]
         self._readouts = readouts = [picture.collected.readout() for picture in self.generations[one.generation]]
         return lambda picture, call: readouts[picture].add(call)
 
-    def ends(self, one: Pass) -> None:
+    def ends(self, one: DenoiserCall) -> None:
         """Add what the readouts say to what there was; where they cannot, warn: the picture itself is still made."""
         readouts, self._readouts = self._readouts, []
         try:
@@ -62,7 +61,7 @@ class Collector:
             self._failed[one.generation] = str(error)
             warnings.warn(f"nothing is traced of this call: {error}", stacklevel=2)
 
-    def breaks(self, one: Pass) -> None:
+    def breaks(self, one: DenoiserCall) -> None:
         """Forget the pictures of a generation that failed: half a step is in them."""
         self._readouts = []
         del self.generations[one.generation]

@@ -22,15 +22,15 @@ from goca import export
 from goca.aggregation import scores
 from goca.errors import GocaError
 from goca.imaging import draw, images
-from goca.imaging.images import Picture
+from goca.imaging.images import ImageLike
 from goca.maths.background import label
-from goca.maths.rescale import Evidence, rescale, share
+from goca.maths.rescale import TokenMass, rescale, share
 from goca.maths.resize import centre
 from goca.maths.windows import Windows
 from goca.recipe import AUTO, Plan, Recipe
 from goca.request import background_of, check_rivals
 from goca.segmentation import ScoreMaps, Segmentation
-from goca.text.token_spans import Classes, Word, Words, nouns, occurrences, spoken, words
+from goca.text.token_spans import Classes, NounTokens, Word, nouns, occurrences, spoken, words
 from goca.tracing.collected import Asked, Collected, Step
 
 GREY = (128, 128, 128)
@@ -40,7 +40,7 @@ LONGEST = 255
 """Bytes in a file's name."""
 
 
-class TracedPicture:
+class TracedImage:
     """One picture that a traced pipeline made, and what the words of its prompt looked at.
 
     image: the picture as the pipeline returned it; grey where it returned latents. With `padding_mask_crop` it is the
@@ -68,7 +68,7 @@ class TracedPicture:
     def words(self) -> tuple[Word, ...]:
         """The words of the prompt that have a map, in its order, stop words apart; a word may occur more than once.
 
-        Words are told apart by what is no letter. Scripts that write no spaces, such as Chinese, Japanese or Thai, give
+        NounTokens are told apart by what is no letter. Scripts that write no spaces, such as Chinese, Japanese or Thai, give
         one word for each clause; `map` finds the same clause only, so put spaces between the words of such a prompt.
         """
         return tuple(self._spoken)
@@ -84,9 +84,9 @@ class TracedPicture:
         columns = self._columns(*self._asked(word, occurrence))
         content = {column for some in self._spoken.values() for column in some} | set(columns)
         others = (tuple(sorted(content - set(columns))),)
-        asked = Words(self.prompt, (columns,), others if others[0] else (), self.collected.columns)
-        seen = self.collected.evidence(asked)
-        first = Evidence(seen.raw[:1], seen.content, seen.prompt)
+        asked = NounTokens(self.prompt, (columns,), others if others[0] else (), self.collected.columns)
+        seen = self.collected.token_mass(asked)
+        first = TokenMass(seen.raw[:1], seen.content, seen.prompt)
         # With one word its share is 1 everywhere and says nothing.
         steps = [step for step in self.collected.plan.rescale if step is not share or asked.others]
         return self._framed(rescale(first, steps), self.image)[0].cpu().numpy()
@@ -101,7 +101,7 @@ class TracedPicture:
         classes: Classes,
         others: Sequence[str] = (),
         background: str | float | None = AUTO,
-        image: Picture | None = None,
+        image: ImageLike | None = None,
         recipe: Recipe | str | None = None,
     ) -> Segmentation:
         """Label the picture with words of its prompt; arguments are as in `Segmenter.__call__`.
@@ -148,7 +148,7 @@ class TracedPicture:
 
     def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
         """Write STEM.png, STEM.WORD.heatmap.png for each word (the second "cat" is "cat-2") and, last, STEM.json; their
-        paths. Words that are too long for a file's name are cut.
+        paths. NounTokens that are too long for a file's name are cut.
 
         All are written, or none. Raises GocaError where the folder cannot be written.
         """

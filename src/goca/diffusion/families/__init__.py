@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from goca.diffusion.attention_call import Joint
+from goca.diffusion.attention_call import JointLayout
 from goca.diffusion.families import transformer, unet
-from goca.diffusion.families.spec import Family, Text
+from goca.diffusion.families.spec import Family, TextInput
 from goca.errors import GocaError
 
 _UNET = Family(
@@ -30,7 +30,7 @@ _PIXART = Family(
     default_layers=transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27)),
     rule="PixArt's settings in proportion to the depth",
     order=5,
-    texts=(Text("tokenizer", limited=True),),
+    texts=(TextInput("tokenizer", limited=True),),
     options={"use_resolution_binning": False, "clean_caption": False},
 )
 _FLUX = Family(
@@ -45,12 +45,12 @@ _FLUX = Family(
     noise=407,
     flow=True,
     # The other tokenizer is for a pooled embedding.
-    texts=(Text("tokenizer_2", limited=True),),
-    joint=Joint(text_first=True),
+    texts=(TextInput("tokenizer_2", limited=True),),
+    joint=JointLayout(text_first=True),
     feature="output",
 )
-_ALONE = (Text("tokenizer", limited=True),)
-_AT_THE_END = (Text("tokenizer", from_end=True, limited=True),)
+_ALONE = (TextInput("tokenizer", limited=True),)
+_AT_THE_END = (TextInput("tokenizer", from_end=True, limited=True),)
 
 # What a row does not say is as in the family that it comes from. One of a pipeline's own comes before its denoiser's.
 FAMILIES = (
@@ -65,7 +65,7 @@ FAMILIES = (
         rule="HunyuanDiT's settings in proportion to the depth",
         noise=81,
         order=4,
-        texts=(Text("tokenizer"), Text("tokenizer_2", start=77)),
+        texts=(TextInput("tokenizer"), TextInput("tokenizer_2", start=77)),
         options={"use_resolution_binning": False},
     ),
     replace(
@@ -111,8 +111,8 @@ FAMILIES = (
         size=transformer.size,
         reach=transformer.rows_of_table,
         grids=transformer.grid,
-        texts=(Text("tokenizer"), Text("tokenizer_2"), Text("tokenizer_3", start=77, limited=True)),
-        joint=Joint(text_first=False),
+        texts=(TextInput("tokenizer"), TextInput("tokenizer_2"), TextInput("tokenizer_3", start=77, limited=True)),
+        joint=JointLayout(text_first=False),
     ),
     replace(_FLUX, name="flux2", denoisers=("Flux2Transformer2DModel",), texts=_ALONE, edits=True),
     replace(
@@ -128,7 +128,7 @@ FAMILIES = (
         denoisers=("AuraFlowTransformer2DModel",),
         reach=transformer.root_of_table,
         grids=transformer.grid,
-        texts=(Text("tokenizer", start=8, limited=True),),
+        texts=(TextInput("tokenizer", start=8, limited=True),),
     ),
     replace(
         _FLUX,
@@ -144,7 +144,7 @@ FAMILIES = (
         denoisers=("Lumina2Transformer2DModel",),
         grids=transformer.grid,
         texts=_ALONE,
-        joint=Joint(text_first=True, aside=transformer.REFINERS, ragged=True),
+        joint=JointLayout(text_first=True, aside=transformer.REFINERS, ragged=True),
     ),
     replace(
         _FLUX,
@@ -152,7 +152,7 @@ FAMILIES = (
         denoisers=("ZImageTransformer2DModel",),
         texts=_ALONE,
         reach=transformer.lengths_of_axes,
-        joint=Joint(text_first=False, aside=transformer.REFINERS, multiple=32),
+        joint=JointLayout(text_first=False, aside=transformer.REFINERS, multiple=32),
         options={"guidance_scale": 0.0},
     ),
     replace(
@@ -162,10 +162,10 @@ FAMILIES = (
         grids=transformer.grid,
         # Llama says each word twice: its last layer does, and the layer that belongs to the block.
         texts=tuple(
-            Text(tokenizer, start=start, limited=True)
+            TextInput(tokenizer, start=start, limited=True)
             for tokenizer, start in (("tokenizer_3", 0), ("tokenizer_4", 128), ("tokenizer_4", 256))
         ),
-        joint=Joint(text_first=False, room="max_seq"),
+        joint=JointLayout(text_first=False, room="max_seq"),
         resizes=True,
     ),
 )

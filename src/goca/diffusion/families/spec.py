@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from goca.diffusion.attention_call import Joint
+from goca.diffusion.attention_call import JointLayout
 from goca.maths import Grid
 
 
 @dataclass(frozen=True)
-class Text:
+class TextInput:
     """One of a pipeline's tokenizers whose tokens the denoiser attends to.
 
     tokenizer: its name in the pipeline. start: the column of its first token. from_end: its last token has the last
@@ -58,9 +58,9 @@ class Family:
     rule: str
     noise: int = 100
     order: int = 2
-    texts: tuple[Text, ...] = (Text("tokenizer"), Text("tokenizer_2"))
+    texts: tuple[TextInput, ...] = (TextInput("tokenizer"), TextInput("tokenizer_2"))
     flow: bool = False
-    joint: Joint | None = None
+    joint: JointLayout | None = None
     stand_in: bool = False
     feature: Literal["query", "output"] = "query"
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ kin text and pixels are one sequence, and one softmax is over both.
 import math
 from typing import Any
 
-from goca.diffusion.attention_modules import sites
+from goca.diffusion.attention_modules import attention_modules
 from goca.maths import Grid
 
 REFINERS = ("context_refiner", "noise_refiner")
@@ -79,7 +79,7 @@ def layers_by_depth(reference: float, *refine: tuple[float, float], aside: tuple
     """
 
     def choose(transformer: Any) -> tuple[str, tuple[str, ...]]:
-        blocks = list(dict.fromkeys(s.block for s in sites(transformer) if not s.block.startswith(aside)))
+        blocks = list(dict.fromkeys(s.block for s in attention_modules(transformer) if not s.block.startswith(aside)))
         last = len(blocks) - 1
         places = sorted({place for a, b in refine for place in range(round(a * last), round(b * last) + 1)})
         return blocks[round(reference * last)], tuple(blocks[place] for place in places)

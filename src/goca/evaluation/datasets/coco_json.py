@@ -17,7 +17,7 @@ BLANK = " \t\n\r"
 
 
 @dataclass(frozen=True)
-class Picture:
+class CocoImage:
     """A picture as a COCO file lists it."""
 
     file_name: str
@@ -33,7 +33,7 @@ class Index:
     """
 
     path: Path
-    pictures: dict[int, Picture]
+    pictures: dict[int, CocoImage]
     categories: tuple[dict[str, Any], ...]
     owners: Int64[np.ndarray, "annotation"]
     starts: Int64[np.ndarray, "annotation"]
@@ -55,7 +55,7 @@ class Index:
 
 def index(path: Path) -> Index:
     """Read a COCO file once; GocaError where it is incomplete or of another kind."""
-    pictures: dict[int, Picture] = {}
+    pictures: dict[int, CocoImage] = {}
     categories: list[dict[str, Any]] = []
     owners, starts, ends = array("q"), array("q"), array("q")
     try:
@@ -68,7 +68,7 @@ def index(path: Path) -> Index:
                     ends.append(start + len(text))
                 elif key == "images":
                     entry = json.loads(text.encode("latin-1"))
-                    pictures[entry["id"]] = Picture(entry["file_name"], entry["height"], entry["width"])
+                    pictures[entry["id"]] = CocoImage(entry["file_name"], entry["height"], entry["width"])
                 elif key == "categories":
                     categories.append(json.loads(text.encode("latin-1")))
     except ValueError:
