@@ -1,5 +1,5 @@
 # Everything runs in .venv, which the first target that needs it builds. Needed beforehand: Python 3.11+, make, git.
-#   make demo     segments a picture with the bundled model and shows the result
+#   make demo     segments an image with the bundled model and shows the result
 #   make test     the tests, on two processes
 #   make check    what CI runs: lint, types, imports, test, compat
 # TORCH_INDEX names a wheel index to look for torch in besides the default one, for a build that fits the machine:

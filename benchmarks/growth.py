@@ -1,6 +1,6 @@
-"""How the cost of a segmentation grows with the picture and with the number of classes: an SD 1.5-shaped UNet.
+"""How the cost of a segmentation grows with the image and with the number of classes: an SD 1.5-shaped UNet.
 
-    python benchmarks/growth.py [--markdown] [--plot docs/pictures/growth.png] [--threads 1]
+    python benchmarks/growth.py [--markdown] [--plot docs/images/growth.png] [--threads 1]
 
 Each row is one segmentation and one plain denoiser pass at the same size, in one process after one to warm up: CPU
 seconds, and the resident peak above what the process held before (Linux). Many classes do not fit one prompt of 77
@@ -48,17 +48,17 @@ def names(count: int) -> list[str]:
 
 
 def measure(pipeline: Any, size: int, count: int) -> Row:
-    """Segment a picture of noise, and run the denoiser once by itself."""
+    """Segment an image of noise, and run the denoiser once by itself."""
     segmenter = Segmenter.from_pipeline(pipeline, size=size)
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    picture, classes = Image.fromarray(noise), names(count)
+    image, classes = Image.fromarray(noise), names(count)
     latent = torch.zeros(1, pipeline.unet.config.in_channels, *(size // segmenter.backbone.cell,) * 2)
     text = torch.zeros(1, 77, pipeline.unet.config.cross_attention_dim)
     passes: list[int] = []
     # The first layer: a segmentation ends with the last attention, before the denoiser does.
     handle = pipeline.unet.conv_in.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     try:
-        seconds, gib = peak(lambda: segmenter(picture, classes=classes))
+        seconds, gib = peak(lambda: segmenter(image, classes=classes))
     finally:
         handle.remove()
     with torch.no_grad():
@@ -120,7 +120,7 @@ def plot(measured: Sequence[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--markdown", action="store_true", help="print a table instead of one JSON object a row")
-    parser.add_argument("--plot", type=Path, help="write a picture of it (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, help="write an image of it (needs matplotlib)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -81,12 +81,12 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.view(*rows.shape[:-1], len(weight))
 
 
-def _convolution(picture: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
-    wide = picture.float()
+def _convolution(image: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+    wide = image.float()
     parts = []
     for place, kernels in enumerate(weight.split(64)):
         own = None if bias is None else bias[place * 64 : (place + 1) * 64].float()
-        parts.append(F.conv2d(wide, kernels.float(), own, *rest).to(picture.dtype))
+        parts.append(F.conv2d(wide, kernels.float(), own, *rest).to(image.dtype))
     return torch.cat(parts, 1)
 
 
@@ -233,11 +233,11 @@ def _clip(kind: Any, small: Any, width: int, dtype: torch.dtype) -> Any:
 @torch.no_grad()
 def measure(one: Slice, rounds: int) -> Measured:
     """Plain passes and segmentations in turn, after a small segmentation to warm up."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
     recipe = replace(GOCA, reference=one.reference, refine=one.refine)
-    Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE // 4)(picture, classes=CLASSES)
+    Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE // 4)(image, classes=CLASSES)
     segmenter = Segmenter.from_pipeline(one.pipeline, recipe=recipe, size=SIZE)
-    seen = [(peak(one.plain), peak(lambda: segmenter(picture, classes=CLASSES))) for _ in range(rounds)]
+    seen = [(peak(one.plain), peak(lambda: segmenter(image, classes=CLASSES))) for _ in range(rounds)]
     plain_seconds, seconds = (statistics.median(each[call][0] for each in seen) for call in (0, 1))
     # Of the first round: what it leaves with the process would be missing in the next.
     (_, plain_gib), (_, gib) = seen[0]

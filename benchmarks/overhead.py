@@ -71,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     pipeline = build()
     segmenter = Segmenter.from_pipeline(pipeline)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8))
     text = torch.randn(1, 77, 768)
     latent = torch.randn(1, 4, 64, 64)
 
@@ -80,7 +80,7 @@ def main() -> None:
         pipeline.unet(latent, torch.tensor(100), text)
 
     def segment() -> None:
-        segmenter(picture, classes=CLASSES, others=["sky"])
+        segmenter(image, classes=CLASSES, others=["sky"])
 
     runs: dict[str, list[tuple[float, float]]] = {"plain": [], "segment": []}
     for _ in range(options.rounds + 1):

@@ -1,4 +1,4 @@
-"""How well the bundled model says by itself what is in a picture: present classes among the 32 nouns, per judge.
+"""How well the bundled model says by itself what is in an image: present classes among the 32 nouns, per judge.
 
 python benchmarks/self_tagger.py [--limit 40] [--json]
 """

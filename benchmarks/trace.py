@@ -3,7 +3,7 @@
     python benchmarks/trace.py [--json] [--rounds 2] [--threads 1] [--only sd15|sd15-guided|flux]
 
 sd15: an SD 1.5-shaped UNet at 512 px, without guidance; sd15-guided: with it, so that one row of two is read; flux: one
-double and two single blocks of Flux.1's width, 1024 pixels and 128 words. Each call makes one step and no picture.
+double and two single blocks of Flux.1's width, 1024 pixels and 128 words. Each call makes one step and no image.
 Plain calls and traced ones alternate in one process: with the default recipe, with it for heat maps alone (nothing to
 refine masks with), and with "daam" (no weights of layers either). CPU seconds are medians, memory is the resident peak
 above what the process held before the call (Linux).

@@ -1,6 +1,6 @@
-"""Segment one picture with the bundled pipeline, show it, and compare it with the truth; `make demo` runs this.
+"""Segment one image with the bundled pipeline, show it, and compare it with the truth; `make demo` runs this.
 
-The picture was drawn like those the pipeline was trained on, but in an art style that it has never seen.
+The image was drawn like those the pipeline was trained on, but in an art style that it has never seen.
 """
 
 import logging

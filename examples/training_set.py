@@ -1,4 +1,4 @@
-"""A painted training set: pictures, indexed masks and prompts, for `goca evaluate folder` and training code to read."""
+"""A painted training set: images, indexed masks and prompts, for `goca evaluate folder` and training code to read."""
 
 import torch
 from diffusers import DiffusionPipeline

@@ -1,4 +1,4 @@
-"""A pipeline that is wrapped somehow, asked once about one picture: everything that the tap saw, and what ran."""
+"""A pipeline that is wrapped somehow, asked once about one image: everything that the tap saw, and what ran."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Seen:
 
 @torch.no_grad()
 def ask(pipeline: Any) -> Seen:
-    """Ask a pipeline about a picture of random colours."""
+    """Ask a pipeline about an image of random colours."""
     backbone = Backbone(pipeline)
     layers = {
         site.block: _projection(site) for site in attention_modules(backbone.denoiser) if site.block in backbone.blocks
@@ -69,10 +69,10 @@ def ask(pipeline: Any) -> Seen:
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs.append((args, kwargs))
 
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
     handles = [backbone.denoiser.register_forward_hook(enter, with_kwargs=True)]
     handles += [layer.register_forward_hook(keep(block)) for block, layer in layers.items()]
-    output = backbone.forward(backbone.latents([picture], SIZE), [CAPTION], LEVEL, 0, sink, {})
+    output = backbone.forward(backbone.latents([image], SIZE), [CAPTION], LEVEL, 0, sink, {})
     for handle in handles:
         handle.remove()
     ((args, kwargs),) = inputs
@@ -121,9 +121,9 @@ def far(one: Seen, other: Seen) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(*maps, strict=True))
 
 
-def masks(pipeline: Any, picture: Callable[..., Image.Image]) -> np.ndarray:
-    """The score maps of a picture whose sides differ, after everything about them was checked."""
-    result = Segmenter.from_pipeline(pipeline, size=64)(picture(), classes=["cat", "traffic light"], others=["sky"])
+def masks(pipeline: Any, image: Callable[..., Image.Image]) -> np.ndarray:
+    """The score maps of an image whose sides differ, after everything about them was checked."""
+    result = Segmenter.from_pipeline(pipeline, size=64)(image(), classes=["cat", "traffic light"], others=["sky"])
     assert result.labels.shape == (96, 160)
     assert result.scores.grid.shape[0] == 2
     assert np.isfinite(result.scores.grid).all()

@@ -32,8 +32,8 @@ class Transforms:
 
     class functional:  # noqa: N801 - as torchvision names it
         @staticmethod
-        def resize(picture: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
-            return torch.nn.functional.interpolate(picture, size, mode=interpolation)
+        def resize(image: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
+            return torch.nn.functional.interpolate(image, size, mode=interpolation)
 
 
 if not hasattr(transformer_cosmos, "transforms"):
@@ -52,8 +52,8 @@ def sd15() -> Any:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., Image.Image]:
-    """picture(width, height, seed): smooth random colours, the same for the same seed."""
+def image() -> Callable[..., Image.Image]:
+    """image(width, height, seed): smooth random colours, the same for the same seed."""
 
     def make(width: int = 160, height: int = 96, seed: int = 0) -> Image.Image:
         coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)

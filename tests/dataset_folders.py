@@ -47,8 +47,8 @@ CITIES = {
 }
 
 
-def picture(path: Path, size: Size) -> Path:
-    """A picture of (height, width) in the format of its name."""
+def image(path: Path, size: Size) -> Path:
+    """An image of (height, width) in the format of its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(sum(size)).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
     return path
@@ -84,7 +84,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def make_voc(root: Path) -> Truths:
-    """VOCdevkit/VOC2012 with two pictures for validation and one for training."""
+    """VOCdevkit/VOC2012 with two images for validation and one for training."""
     home = root / "VOCdevkit" / "VOC2012"
     out: Truths = {"val": {}, "train": {}, "trainval": {}}
     for split, name, size in [
@@ -93,7 +93,7 @@ def make_voc(root: Path) -> Truths:
         ("train", "2007_000032", (17, 31)),
     ]:
         values, labels = mixed(VOC_PAIRS, size, seed=size[0])
-        picture(home / "JPEGImages" / f"{name}.jpg", size)
+        image(home / "JPEGImages" / f"{name}.jpg", size)
         indexed(home / "SegmentationClass" / f"{name}.png", values)
         out[split][name] = out["trainval"][name] = labels
     for split, truths in out.items():
@@ -107,7 +107,7 @@ def make_context_png(root: Path) -> Truths:
     out: Truths = {}
     for split, name, size in [("val", "2008_000008", (19, 23)), ("train", "2008_000002", (17, 29))]:
         values, labels = mixed(CONTEXT_PAIRS, size)
-        picture(home / "JPEGImages" / f"{name}.jpg", size)
+        image(home / "JPEGImages" / f"{name}.jpg", size)
         indexed(home / "SegmentationClassContext" / f"{name}.png", values)
         write_lines(home / "ImageSets" / "SegmentationContext" / f"{split}.txt", [name])
         out[split] = {name: labels}
@@ -125,7 +125,7 @@ def make_context_mat(root: Path) -> Truths:
     out: Truths = {}
     for split, name, size in [("val", "2008_000008", (19, 23)), ("train", "2008_000002", (17, 29))]:
         values, labels = mixed(CONTEXT_MAT_PAIRS, size)
-        picture(home / "JPEGImages" / f"{name}.jpg", size)
+        image(home / "JPEGImages" / f"{name}.jpg", size)
         savemat(root / "trainval" / f"{name}.mat", {"LabelMap": values.astype(np.uint16)}, do_compression=True)
         write_lines(home / "ImageSets" / "Main" / f"{split}.txt", [name])
         out[split] = {name: labels}
@@ -133,13 +133,13 @@ def make_context_mat(root: Path) -> Truths:
 
 
 def make_cityscapes(root: Path) -> Truths:
-    """One picture for each city; gtFine has the other files of its kind too."""
+    """One image for each city; gtFine has the other files of its kind too."""
     out: Truths = {split: {} for split in CITIES}
     for split, cities in CITIES.items():
         for city in cities.split():
             name = f"{city}_000000_000294"
             values, labels = mixed(CITYSCAPES_PAIRS, (17, 23), seed=len(city))
-            picture(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", (17, 23))
+            image(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", (17, 23))
             truth = root / "gtFine" / split / city / f"{name}_gtFine"
             grey(truth.with_name(f"{truth.name}_labelIds.png"), values.astype(np.uint8))
             grey(truth.with_name(f"{truth.name}_instanceIds.png"), (values * 1000).astype(np.uint16))
@@ -148,7 +148,7 @@ def make_cityscapes(root: Path) -> Truths:
 
 
 def make_ade20k(root: Path) -> Truths:
-    """ADEChallengeData2016 with two pictures for validation and one for training."""
+    """ADEChallengeData2016 with two images for validation and one for training."""
     home = root / "ADEChallengeData2016"
     out: Truths = {"validation": {}, "training": {}}
     for split, name, size in [
@@ -157,14 +157,14 @@ def make_ade20k(root: Path) -> Truths:
         ("training", "ADE_train_00000001", (17, 31)),
     ]:
         values, labels = mixed(ADE20K_PAIRS, size)
-        picture(home / "images" / split / f"{name}.jpg", size)
+        image(home / "images" / split / f"{name}.jpg", size)
         grey(home / "annotations" / split / f"{name}.png", values.astype(np.uint8))
         out[split][name] = labels
     return out
 
 
 def instances() -> dict[str, Any]:
-    """A COCO file of three pictures: polygons, both kinds of run lengths, a crowd, overlaps, nothing at all."""
+    """A COCO file of three images: polygons, both kinds of run lengths, a crowd, overlaps, nothing at all."""
     brush = np.zeros((29, 17), np.uint8)
     brush[2:5, 3] = 1
     encoded = rle.encode(np.asfortranarray(brush))
@@ -202,8 +202,8 @@ def entry(number: int, image: int, category: int, segmentation: Any, crowd: int 
 def make_coco_object(root: Path) -> Truths:
     """val2017 and annotations/instances_val2017.json, which is not in ASCII."""
     file = instances()
-    for image in file["images"]:
-        picture(root / "val2017" / image["file_name"], (image["height"], image["width"]))
+    for entry in file["images"]:
+        image(root / "val2017" / entry["file_name"], (entry["height"], entry["width"]))
     (root / "annotations").mkdir()
     text = json.dumps(file, ensure_ascii=False)
     (root / "annotations" / "instances_val2017.json").write_text(text, encoding="utf-8")
@@ -225,7 +225,7 @@ def make_coco_stuff(root: Path, pairs: Sequence[tuple[int, int]] = STUFF_PAIRS) 
         ("train2017", "000000000009", (17, 31)),
     ]:
         values, labels = mixed(pairs, size)
-        picture(root / split / f"{name}.jpg", size)
+        image(root / split / f"{name}.jpg", size)
         grey(root / "stuffthingmaps" / split / f"{name}.png", values.astype(np.uint8))
         out[split][name] = labels
     return out
@@ -239,7 +239,7 @@ def make_coco_panoptic(root: Path) -> Truths:
     labels = np.full((19, 23), VOID, np.uint16)
     for row, (segment, _, label) in enumerate(segments):
         ids[2 * row : 2 * row + 2], labels[2 * row : 2 * row + 2] = segment, label
-    picture(root / "val2017" / "000000000139.jpg", (19, 23))
+    image(root / "val2017" / "000000000139.jpg", (19, 23))
     colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
     folder = root / "annotations" / "panoptic_val2017"
     folder.mkdir(parents=True)
@@ -259,19 +259,19 @@ def make_coco_panoptic(root: Path) -> Truths:
 
 
 def make_folder(root: Path) -> Truths:
-    """Three pictures: an indexed PNG beside one, one with what `goca segment` writes, labelme in a subfolder."""
+    """Three images: an indexed PNG beside one, one with what `goca segment` writes, labelme in a subfolder."""
     write_lines(root / "classes.txt", ["cat, kitty", "grass", "sky"])
     pairs = [(0, 0), (1, 1), (2, 2), (3, 3), (255, VOID)]
     values, labels = mixed(pairs, (19, 23))
-    picture(root / "one.jpg", (19, 23))
+    image(root / "one.jpg", (19, 23))
     indexed(root / "one.png", values)
     others, other_labels = mixed(pairs, (17, 29))
-    picture(root / "two.png", (17, 29))
+    image(root / "two.png", (17, 29))
     indexed(root / "two.labels.png", others)
-    picture(root / "two.overlay.png", (17, 29))
+    image(root / "two.overlay.png", (17, 29))
     drawn = np.zeros((17, 31), np.uint16)
     drawn[1:4, 2:11] = 1
     drawn[2, 4:7] = 3
-    picture(root / "more" / "three.jpeg", (17, 31))
+    image(root / "more" / "three.jpeg", (17, 31))
     (root / "more" / "three.json").write_text(json.dumps(labelme(drawn, ("cat", "grass", "sky"), "three.jpeg")))
     return {"all": {"more/three.jpeg": drawn, "one.jpg": labels, "two.png": other_labels}}

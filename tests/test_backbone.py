@@ -1,4 +1,4 @@
-"""(pictures, captions, noise level) -> one denoiser pass, with the pipeline given back as it was."""
+"""(images, captions, noise level) -> one denoiser pass, with the pipeline given back as it was."""
 
 import threading
 from collections.abc import Callable
@@ -63,9 +63,9 @@ class Spy:
         self.outputs.append(output)
 
 
-def test_one_pass_on_the_exact_noisy_latent(pipeline: Any, picture: Make) -> None:
+def test_one_pass_on_the_exact_noisy_latent(pipeline: Any, image: Make) -> None:
     backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
-    latents = backbone.latents([picture(seed=0), picture(seed=1)], SIZE)
+    latents = backbone.latents([image(seed=0), image(seed=1)], SIZE)
     assert latents.shape == (2, 4, 32, 48)
     output = backbone.forward(latents, CAPTIONS, 100, 7, ignore, {})
     assert len(spy.calls) == 1
@@ -83,30 +83,30 @@ def test_one_pass_on_the_exact_noisy_latent(pipeline: Any, picture: Make) -> Non
     assert torch.equal(output, spy.outputs[0][0])
 
 
-def test_size_conditions_of_sdxl_are_the_pipeline_s_own(picture: Make) -> None:
+def test_size_conditions_of_sdxl_are_the_pipeline_s_own(image: Make) -> None:
     from goca.testing.tiny import sdxl
 
     pipeline = sdxl()
     backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
-    backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
     conditions = spy.calls[0][1]["added_cond_kwargs"]
     assert conditions["time_ids"].tolist() == [[64.0, 96.0, 0.0, 0.0, 64.0, 96.0]]
     assert conditions["text_embeds"].shape == (1, 32)
 
 
-def test_a_pass_with_the_tap_equals_one_without(pipeline: Any, picture: Make) -> None:
+def test_a_pass_with_the_tap_equals_one_without(pipeline: Any, image: Make) -> None:
     backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
-    output = backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    output = backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
     args, kwargs = spy.calls[0]
     with torch.no_grad():
         assert torch.equal(pipeline.unet(*args, **kwargs)[0], output)
 
 
-def test_everything_is_given_back(pipeline: Any, picture: Make) -> None:
+def test_everything_is_given_back(pipeline: Any, image: Make) -> None:
     warm(pipeline)
     before = state(pipeline)
     backbone = Backbone(pipeline)
-    backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
     assert state(pipeline) == before
 
 
@@ -114,7 +114,7 @@ STAGES = ["tokenizer", "text_encoder", "vae", "scheduler", "unet", "sink"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_everything_is_given_back_after_an_exception_at(stage: str, sd15: Any, picture: Make) -> None:
+def test_everything_is_given_back_after_an_exception_at(stage: str, sd15: Any, image: Make) -> None:
     class BoomError(Exception):
         pass
 
@@ -136,23 +136,23 @@ def test_everything_is_given_back_after_an_exception_at(stage: str, sd15: Any, p
     before = state(sd15)
     backbone = Backbone(sd15)
     with pytest.raises(BoomError):
-        backbone.forward(backbone.latents([picture()], SIZE), CAPTIONS[:1], 100, 0, sink, {})
+        backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, sink, {})
     assert state(sd15) == before
 
 
-def test_a_caption_is_encoded_once_however_many_pictures_share_it(pipeline: Any, picture: Make) -> None:
+def test_a_caption_is_encoded_once_however_many_images_share_it(pipeline: Any, image: Make) -> None:
     backbone, spy = Backbone(pipeline), Spy(pipeline.text_encoder)
     prompts: dict[str, Any] = {}
-    latents = backbone.latents([picture(seed=seed) for seed in range(3)], SIZE)
+    latents = backbone.latents([image(seed=seed) for seed in range(3)], SIZE)
     for _ in range(2):
         backbone.forward(latents, [CAPTIONS[0]] * 3, 100, 0, ignore, prompts)
-    backbone.forward(backbone.latents([picture()], (32, 32)), CAPTIONS[:1], 50, 0, ignore, prompts)
+    backbone.forward(backbone.latents([image()], (32, 32)), CAPTIONS[:1], 50, 0, ignore, prompts)
     assert len(spy.calls) == 1
 
 
-def test_a_picture_does_not_depend_on_its_batch(pipeline: Any, picture: Make) -> None:
+def test_an_image_does_not_depend_on_its_batch(pipeline: Any, image: Make) -> None:
     backbone = Backbone(pipeline)
-    latents = backbone.latents([picture(seed=0), picture(seed=1)], SIZE)
+    latents = backbone.latents([image(seed=0), image(seed=1)], SIZE)
     together = backbone.forward(latents, CAPTIONS, 100, 0, ignore, {})
     for index in range(2):
         alone = backbone.forward(latents[index : index + 1], CAPTIONS[index : index + 1], 100, 0, ignore, {})
@@ -160,11 +160,11 @@ def test_a_picture_does_not_depend_on_its_batch(pipeline: Any, picture: Make) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(pipeline: Any, dtype: torch.dtype, picture: Make) -> None:
+def test_half_precision(pipeline: Any, dtype: torch.dtype, image: Make) -> None:
     backbone = Backbone(pipeline)
-    exact = backbone.latents([picture()], SIZE)
+    exact = backbone.latents([image()], SIZE)
     pipeline.to(dtype=dtype)
-    latents = backbone.latents([picture()], SIZE)
+    latents = backbone.latents([image()], SIZE)
     torch.testing.assert_close(latents, exact, rtol=0.05, atol=0.02)
     output = backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
     assert output.dtype == dtype
@@ -172,27 +172,27 @@ def test_half_precision(pipeline: Any, dtype: torch.dtype, picture: Make) -> Non
     assert pipeline.vae.dtype == dtype
 
 
-def test_a_vae_that_overflows_in_half_precision_runs_in_single(sd15: Any, picture: Make) -> None:
+def test_a_vae_that_overflows_in_half_precision_runs_in_single(sd15: Any, image: Make) -> None:
     with torch.no_grad():
         # Weights that float16 holds and activations that it does not; a later norm brings them back, as in SDXL's VAE.
         weight = sd15.vae.encoder.conv_in.weight
         weight *= 6e4 / weight.abs().max()
     backbone = Backbone(sd15)
-    exact = backbone.latents([picture()], SIZE)
+    exact = backbone.latents([image()], SIZE)
     sd15.vae.to(torch.float16)
-    torch.testing.assert_close(backbone.latents([picture()], SIZE), exact, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(backbone.latents([image()], SIZE), exact, rtol=0.05, atol=0.02)
     sd15.vae.register_to_config(force_upcast=False)
     with pytest.raises(GocaError, match='dtype "float32" or "bfloat16"'):
-        backbone.latents([picture()], SIZE)
+        backbone.latents([image()], SIZE)
 
 
 SAMPLERS = [DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, UniPCMultistepScheduler]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_any_sampler_sees_the_same_latent(sampler: Any, sd15: Any, picture: Make) -> None:
+def test_any_sampler_sees_the_same_latent(sampler: Any, sd15: Any, image: Make) -> None:
     reference = Backbone(sd15)
-    latents = reference.latents([picture()], SIZE)
+    latents = reference.latents([image()], SIZE)
     expected = reference.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
     sd15.scheduler = sampler.from_config(sd15.scheduler.config)
     assert torch.equal(Backbone(sd15).forward(latents, CAPTIONS[:1], 100, 0, ignore, {}), expected)
@@ -229,9 +229,9 @@ def test_pipelines_that_cannot_be_read_are_refused_by_name(sd15: Any) -> None:
 
 
 @pytest.mark.parametrize("compile_it", [lambda unet: torch.compile(unet, backend="eager"), None])
-def test_a_compiled_denoiser(compile_it: Any, sd15: Any, picture: Make) -> None:
+def test_a_compiled_denoiser(compile_it: Any, sd15: Any, image: Make) -> None:
     backbone = Backbone(sd15)
-    latents = backbone.latents([picture()], SIZE)
+    latents = backbone.latents([image()], SIZE)
     expected = backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
     if compile_it is None:
         sd15.unet.compile(backend="eager")
@@ -245,11 +245,11 @@ def test_a_compiled_denoiser(compile_it: Any, sd15: Any, picture: Make) -> None:
     assert state(sd15) == before
 
 
-def test_two_threads_share_one_pipeline(pipeline: Any, picture: Make) -> None:
+def test_two_threads_share_one_pipeline(pipeline: Any, image: Make) -> None:
     warm(pipeline)
     before = state(pipeline)
     backbones = [Backbone(pipeline), Backbone(pipeline)]
-    latents = backbones[0].latents([picture()], SIZE)
+    latents = backbones[0].latents([image()], SIZE)
     expected = [backbones[0].forward(latents, [caption], 100, 0, ignore, {}) for caption in CAPTIONS]
     wrong: list[int] = []
 
@@ -268,9 +268,9 @@ def test_two_threads_share_one_pipeline(pipeline: Any, picture: Make) -> None:
     assert state(pipeline) == before
 
 
-def test_a_pass_may_end_with_the_last_attention(pipeline: Any, picture: Make) -> None:
+def test_a_pass_may_end_with_the_last_attention(pipeline: Any, image: Make) -> None:
     backbone = Backbone(pipeline)
-    latents = backbone.latents([picture()], SIZE)
+    latents = backbone.latents([image()], SIZE)
     ends: list[str] = []
     pipeline.unet.conv_out.register_forward_hook(lambda *_: ends.append("conv_out"))
     seen: dict[bool, list[AttentionCall]] = {True: [], False: []}

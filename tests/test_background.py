@@ -32,7 +32,7 @@ def slow_upsample(maps: Tensor, size: tuple[int, int]) -> list[list[list[float]]
             [
                 sum(
                     wy * wx * value
-                    for wy, line in zip(row, picture, strict=True)
+                    for wy, line in zip(row, image, strict=True)
                     if wy
                     for wx, value in zip(column, line, strict=True)
                     if wx
@@ -41,7 +41,7 @@ def slow_upsample(maps: Tensor, size: tuple[int, int]) -> list[list[list[float]]
             ]
             for row in down
         ]
-        for picture in maps.tolist()
+        for image in maps.tolist()
     ]
 
 
@@ -55,9 +55,9 @@ def slow_label(
         row = []
         for x in range(size[1]):
             best, winner = slow_score(background.rule, background.threshold, extra[y][x]), 0
-            for index, picture in enumerate(maps, start=1):
-                if picture[y][x] > best:
-                    best, winner = picture[y][x], index
+            for index, image in enumerate(maps, start=1):
+                if image[y][x] > best:
+                    best, winner = image[y][x], index
             row.append(winner)
         out.append(row)
     return out

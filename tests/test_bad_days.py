@@ -1,4 +1,4 @@
-"""Odd pictures, odd questions and two askers at once, through the whole library."""
+"""Odd images, odd questions and two askers at once, through the whole library."""
 
 import threading
 from collections.abc import Callable
@@ -35,10 +35,10 @@ KINDS: dict[str, Callable[[Image.Image, Path], None]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_picture_gets_labels_of_its_size(
-    name: str, bundled: Segmenter, picture: Make, tmp_path: Path
+def test_every_kind_of_image_gets_labels_of_its_size(
+    name: str, bundled: Segmenter, image: Make, tmp_path: Path
 ) -> None:
-    KINDS[name](picture(72, 48), tmp_path / name)
+    KINDS[name](image(72, 48), tmp_path / name)
     result = bundled(tmp_path / name, **ASK)
     assert result.labels.shape == ((72, 48) if name == "turned.jpg" else (48, 72))
     assert np.isfinite(result.scores.grid).all()
@@ -74,9 +74,9 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
         (["cat", None], (), "None is no name"),
     ],
 )
-def test_a_question_that_is_none(classes: Any, others: Any, told: str, bundled: Segmenter, picture: Make) -> None:
+def test_a_question_that_is_none(classes: Any, others: Any, told: str, bundled: Segmenter, image: Make) -> None:
     with pytest.raises(GocaError) as caught:
-        bundled(picture(), classes, others)
+        bundled(image(), classes, others)
     assert told in str(caught.value)
 
 
@@ -98,15 +98,15 @@ def test_scores_at_a_size(result: Segmentation) -> None:
     assert result.scores.at((np.int64(1), 1)).shape == (2, 1, 1)
 
 
-def test_two_threads_ask_one_pipeline(sd15: Any, picture: Make) -> None:
+def test_two_threads_ask_one_pipeline(sd15: Any, image: Make) -> None:
     segmenters = [Segmenter.from_pipeline(sd15, size=64), Segmenter.from_pipeline(sd15, recipe="vanilla", size=64)]
     asked = [["cat", "grass"], ["dog", "sky", "traffic light"]]
-    pictures = [picture(seed=seed) for seed in range(2)]
-    alone = [one(pictures, names) for one, names in zip(segmenters, asked, strict=True)]
+    images = [image(seed=seed) for seed in range(2)]
+    alone = [one(images, names) for one, names in zip(segmenters, asked, strict=True)]
     together: list[Any] = [None, None]
 
     def ask(index: int) -> None:
-        together[index] = segmenters[index](pictures, asked[index])
+        together[index] = segmenters[index](images, asked[index])
 
     for _ in range(3):
         threads = [threading.Thread(target=ask, args=(index,)) for index in range(2)]

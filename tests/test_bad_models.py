@@ -1,4 +1,4 @@
-"""Models that cannot be asked: refused in one line that names the cause, before any picture is segmented."""
+"""Models that cannot be asked: refused in one line that names the cause, before any image is segmented."""
 
 import json
 import socket
@@ -62,7 +62,7 @@ def test_pickled_weights_are_not_loaded(folder: Path) -> None:
         Segmenter.from_pretrained(folder)
 
 
-def test_a_pipeline_that_wants_a_picture_to_start_from(sd15: Any) -> None:
+def test_a_pipeline_that_wants_an_image_to_start_from(sd15: Any) -> None:
     with pytest.raises(GocaError, match="text-to-image"):
         Segmenter.from_pipeline(StableDiffusionImg2ImgPipeline(**sd15.components, requires_safety_checker=False))
 
@@ -79,10 +79,10 @@ def test_a_device_that_is_not_there(device: str) -> None:
         Segmenter.from_pretrained("bundled", device=device)
 
 
-def test_an_offloaded_denoiser(sd15: Any, picture: Make) -> None:
-    plain = Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK)
+def test_an_offloaded_denoiser(sd15: Any, image: Make) -> None:
+    plain = Segmenter.from_pipeline(sd15, size=64)(image(), **ASK)
     accelerate.cpu_offload(sd15.unet, torch.device("cpu"))
-    offloaded = Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK)
+    offloaded = Segmenter.from_pipeline(sd15, size=64)(image(), **ASK)
     # The projection is asked for instead of read, which moves the last bits, and min-max enlarges them.
     np.testing.assert_allclose(offloaded.scores.grid, plain.scores.grid, atol=0.02)
 
@@ -128,7 +128,7 @@ def test_a_revision_of_what_has_none(name: str, folder: Path) -> None:
         ({"mid_block_only_cross_attention": True}, "mid_block_only_cross_attention = True.*reads the text"),
         ({"num_class_embeds": 7}, "num_class_embeds = 7.*class label"),
         ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep'.*class label"),
-        ({"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 32}, "encoder_hid_dim_type.*picture"),
+        ({"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 32}, "encoder_hid_dim_type.*image"),
     ],
 )
 def test_a_unet_that_wants_more_than_a_text(changes: dict[str, Any], cause: str, sd15: Any) -> None:
@@ -138,31 +138,31 @@ def test_a_unet_that_wants_more_than_a_text(changes: dict[str, Any], cause: str,
         Segmenter.from_pipeline(sd15)
 
 
-def test_an_unet_that_projects_its_text_first(sd15: Any, picture: Make) -> None:
+def test_an_unet_that_projects_its_text_first(sd15: Any, image: Make) -> None:
     config = {name: value for name, value in sd15.unet.config.items() if not name.startswith("_")}
     sd15.unet = type(sd15.unet).from_config({**config, "encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 32})
-    assert np.isfinite(Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK).scores.grid).all()
+    assert np.isfinite(Segmenter.from_pipeline(sd15, size=64)(image(), **ASK).scores.grid).all()
 
 
 @pytest.mark.parametrize(
     ("part", "told"),
     [("vae", "VAE's encoding is not finite"), ("text_encoder", "not finite"), ("unet", "attention is not finite")],
 )
-def test_weights_that_are_no_numbers(part: str, told: str, sd15: Any, picture: Make) -> None:
+def test_weights_that_are_no_numbers(part: str, told: str, sd15: Any, image: Make) -> None:
     with torch.no_grad():
         next(getattr(sd15, part).parameters()).fill_(torch.nan)
     with pytest.raises(GocaError, match=told):
-        Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK)
+        Segmenter.from_pipeline(sd15, size=64)(image(), **ASK)
 
 
-def test_a_denoiser_that_overflows_in_half_precision(sd15: Any, picture: Make) -> None:
+def test_a_denoiser_that_overflows_in_half_precision(sd15: Any, image: Make) -> None:
     with torch.no_grad():
         # float16 holds the weights, not the products; the norms that follow bring float32 back.
         weight = sd15.unet.conv_in.weight
         weight *= 6e4 / weight.abs().max()
-    assert np.isfinite(Segmenter.from_pipeline(sd15, size=64)(picture(), **ASK).scores.grid).all()
+    assert np.isfinite(Segmenter.from_pipeline(sd15, size=64)(image(), **ASK).scores.grid).all()
     with pytest.raises(GocaError, match=r"not finite.*float32 or bfloat16"):
-        Segmenter.from_pipeline(sd15.to(torch.float16), size=64)(picture(), **ASK)
+        Segmenter.from_pipeline(sd15.to(torch.float16), size=64)(image(), **ASK)
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_a_denoiser_that_overflows_in_half_precision(sd15: Any, picture: Make) -
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("part", ["vae", "unet"])
-def test_out_of_memory_names_the_knobs(part: str, error: Exception, sd15: Any, picture: Make) -> None:
+def test_out_of_memory_names_the_knobs(part: str, error: Exception, sd15: Any, image: Make) -> None:
     def exhausted(*args: Any) -> None:
         raise error
 
     (sd15.vae.encoder if part == "vae" else sd15.unet).register_forward_pre_hook(exhausted)
     with pytest.raises(GocaError, match=r'batch 3 and size 64: lower one of them, or load .* "float16" \(--dtype\)'):
-        Segmenter.from_pipeline(sd15, size=64, batch=3)(picture(), **ASK)
+        Segmenter.from_pipeline(sd15, size=64, batch=3)(image(), **ASK)
 
 
 def test_a_model_that_does_not_fit_its_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,8 @@ def test_a_self_tagger_chooses_among_all_nouns(bundled: Segmenter) -> None:
             assert len(candidates) == 32
             return torch.tensor([float(name in ("cat", "sky")) for name in candidates])
 
-    pictures = [Scene(Image.new("RGB", (64, 64)), np.zeros((64, 64)), some, {}) for some in (("cat",), ("dog", "sky"))]
-    found, seconds = self_tagger.measure(SelfPruning(bundled, Told()), pictures)
+    images = [Scene(Image.new("RGB", (64, 64)), np.zeros((64, 64)), some, {}) for some in (("cat",), ("dog", "sky"))]
+    found, seconds = self_tagger.measure(SelfPruning(bundled, Told()), images)
     assert (found.right, found.said, found.true) == (2, 4, 3)
     assert seconds >= 0
 
@@ -63,12 +63,12 @@ def test_a_widened_layer_computes_what_it_computed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(memory, "BLOCK", 16)
     linear = torch.nn.Linear(29, 37).to(torch.bfloat16)
     convolution = torch.nn.Conv2d(3, 67, 3, stride=2, padding=1).to(torch.bfloat16)
-    rows, picture = torch.randn(2, 19, 29, dtype=torch.bfloat16), torch.randn(1, 3, 11, 13, dtype=torch.bfloat16)
-    exact = (linear.float()(rows.float()), convolution.float()(picture.float()))
+    rows, image = torch.randn(2, 19, 29, dtype=torch.bfloat16), torch.randn(1, 3, 11, 13, dtype=torch.bfloat16)
+    exact = (linear.float()(rows.float()), convolution.float()(image.float()))
     linear.to(torch.bfloat16)
     convolution.to(torch.bfloat16)
     with memory.Widened():
-        found = (linear(rows), convolution(picture))
+        found = (linear(rows), convolution(image))
     for one, whole in zip(found, exact, strict=True):
         assert one.dtype == torch.bfloat16
         torch.testing.assert_close(one.float(), whole, rtol=1e-2, atol=1e-2)

@@ -51,15 +51,15 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Callable[..., Image.Image]) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Callable[..., Image.Image]) -> Path:
     """The working folder: photo.jpg, in/a.png, in/sub/b.png, broken.png, empty/, names.txt."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "sub").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
-    picture(160, 96).save("photo.jpg")
-    picture(48, 64, 1).save("in/a.png")
-    picture(72, 40, 2).save("in/sub/b.png")
-    Path("broken.png").write_bytes(b"no picture")
+    image(160, 96).save("photo.jpg")
+    image(48, 64, 1).save("in/a.png")
+    image(72, 40, 2).save("in/sub/b.png")
+    Path("broken.png").write_bytes(b"no image")
     Path("names.txt").write_text("cat\n")
     return tmp_path
 
@@ -142,7 +142,7 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", "--classes", "cat", "--others", "cat"), "twice"),
         (("nowhere.jpg", *ASK), "nowhere.jpg"),
         (("photo.jpg", "nowhere", *ASK), "nowhere"),
-        (("empty", *ASK), "no pictures in empty"),
+        (("empty", *ASK), "no images in empty"),
         (("photo.jpg", "photo.jpg", *ASK), "photo.jpg and photo.jpg"),
         (("photo.jpg", *ASK, "--out", "names.txt"), "cannot write to names.txt"),
         (("photo.jpg", *ASK, "--out", "names.txt/below/it"), "cannot write to names.txt/below/it"),
@@ -180,23 +180,23 @@ def test_models_that_cannot_be_loaded(goca, arguments, told):
     [
         (("photo.jpg", "--classes", "cat, unicorn"), 'does not know "unicorn"; it knows cat, dog'),
         (("photo.jpg", "--classes", "cat", "--caption", "a dog on grass"), '"cat" is not in the caption'),
-        (("broken.png", *ASK), "broken.png is no picture"),
-        (("names.txt", *ASK), "names.txt is no picture"),
+        (("broken.png", *ASK), "broken.png is no image"),
+        (("names.txt", *ASK), "names.txt is no image"),
     ],
 )
-def test_mistakes_that_only_the_model_or_the_picture_shows(goca, loaded, arguments, told):
+def test_mistakes_that_only_the_model_or_the_image_shows(goca, loaded, arguments, told):
     assert told in goca("segment", *arguments).mistake()
     assert written() == []
 
 
-def test_nouns_are_checked_before_any_picture_is_read(goca, loaded):
+def test_nouns_are_checked_before_any_image_is_read(goca, loaded):
     assert "unicorn" in goca("segment", "broken.png", "in", "--classes", "unicorn").mistake()
 
 
 # --- What a run leaves
 
 
-def test_one_picture(goca, loaded):
+def test_one_image(goca, loaded):
     done = goca("segment", "photo.jpg", *ASK, "--background", "none")
     assert (done.code, done.err) == (0, "")
     assert written() == ["goca-out/photo.json", "goca-out/photo.labels.png", "goca-out/photo.overlay.png"]
@@ -232,7 +232,7 @@ def test_names_are_printed_as_they_are(goca, loaded):
     assert goca("segment", "[red]:cat:.jpg", *ASK).out.startswith("[red]:cat:.jpg\n")
 
 
-def test_json_is_one_line_a_picture_and_the_file_that_was_written(goca, loaded):
+def test_json_is_one_line_an_image_and_the_file_that_was_written(goca, loaded):
     done = goca("segment", "in", *ASK, "--json")
     assert (done.code, done.err) == (0, "")
     lines = [json.loads(line) for line in done.out.splitlines()]
@@ -244,7 +244,7 @@ def test_json_is_one_line_a_picture_and_the_file_that_was_written(goca, loaded):
     assert lines[0]["plan"]["captions"] == ["cat, grass, sky"]
 
 
-def test_a_second_run_does_not_take_results_for_pictures(goca, loaded):
+def test_a_second_run_does_not_take_results_for_images(goca, loaded):
     for _ in range(2):
         done = goca("segment", ".", *ASK, "--json")
         images = [json.loads(line)["image"] for line in done.out.splitlines()]
@@ -282,17 +282,17 @@ def test_options_reach_the_library(goca, loaded):
 
 
 @pytest.mark.parametrize("quietly", [(), ("--json",)])
-def test_one_broken_picture_among_many(goca, loaded, quietly):
+def test_one_broken_image_among_many(goca, loaded, quietly):
     done = goca("segment", "in", "broken.png", "photo.jpg", *ASK, *quietly)
     assert done.code == 1
-    assert "broken.png is no picture" in done.err
-    assert "3 of 4 pictures are done" in done.err
+    assert "broken.png is no image" in done.err
+    assert "3 of 4 images are done" in done.err
     assert done.err.count("\n") == 2
     assert len(written()) == 9
 
 
-def test_a_report_always_names_the_picture(goca, loaded):
-    """The library's own message need not: here, the picture is too long to be seen."""
+def test_a_report_always_names_the_image(goca, loaded):
+    """The library's own message need not: here, the image is too long to be seen."""
     Image.new("RGB", (32000, 16)).save("long.png")
     done = goca("segment", "in/a.png", "long.png", *ASK)
     assert done.code == 1
@@ -311,7 +311,7 @@ def test_ctrl_c_keeps_what_is_done(goca, loaded, monkeypatch):
     monkeypatch.setattr(Segmentation, "save", save_then_stop)
     done = goca("segment", "in", "photo.jpg", *ASK)
     assert done.code == 130
-    assert done.line() == "goca: stopped; 1 of 3 pictures are done and whole\n"
+    assert done.line() == "goca: stopped; 1 of 3 images are done and whole\n"
     assert written() == [f"goca-out/in/a{suffix}" for suffix in (".json", ".labels.png", ".overlay.png")]
 
 

@@ -60,10 +60,10 @@ def test_a_table_of_paired_differences(goca: Goca, runs: Path, tmp_path: Path) -
     assert "tags: oracle" in shown.out
 
 
-def test_the_order_in_which_pictures_were_done_is_nothing(goca: Goca, runs: Path) -> None:
+def test_the_order_in_which_images_were_done_is_nothing(goca: Goca, runs: Path) -> None:
     other = edited(runs, "shuffled", lambda told: None)
-    lines = (other / "pictures.jsonl").read_text().splitlines(keepends=True)
-    (other / "pictures.jsonl").write_text("".join(reversed(lines)))
+    lines = (other / "images.jsonl").read_text().splitlines(keepends=True)
+    (other / "images.jsonl").write_text("".join(reversed(lines)))
     rows = json.loads(goca("compare", runs / "goca", other, "--json").out)["rows"]
     assert rows[1]["gain_ci95"] == [0, 0]
     assert rows[1]["ci95"] == rows[0]["ci95"]
@@ -106,56 +106,56 @@ def test_other_runs_are_not_ranked(
     assert named in goca("compare", runs / "goca", other).mistake()
 
 
-def test_pictures_that_one_run_left_out(goca: Goca, runs: Path) -> None:
+def test_images_that_one_run_left_out(goca: Goca, runs: Path) -> None:
     other = edited(runs, "less", lambda told: None)
-    lines = (other / "pictures.jsonl").read_text().splitlines()
+    lines = (other / "images.jsonl").read_text().splitlines()
     lines[2] = json.dumps({"id": json.loads(lines[2])["id"], "left_out": "it is broken"})
-    (other / "pictures.jsonl").write_text("\n".join(lines) + "\n")
+    (other / "images.jsonl").write_text("\n".join(lines) + "\n")
     assert "only one of them left out 002" in goca("compare", runs / "goca", other).mistake()
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_run_that_lacks_a_picture_is_completed_first(goca: Goca, runs: Path, first: bool) -> None:
+def test_a_run_that_lacks_an_image_is_completed_first(goca: Goca, runs: Path, first: bool) -> None:
     other = edited(runs, f"lacks {first}", lambda told: None)
-    lines = (other / "pictures.jsonl").read_text().splitlines(keepends=True)
-    (other / "pictures.jsonl").write_text("".join(lines[:1] + lines[2:]))
+    lines = (other / "images.jsonl").read_text().splitlines(keepends=True)
+    (other / "images.jsonl").write_text("".join(lines[:1] + lines[2:]))
     pair = (other, runs / "vanilla") if first else (runs / "vanilla", other)
     mistake = goca("compare", *pair).mistake()
-    assert f"{other} has only 4 of its 5 pictures: ask the same goca evaluate again to complete it" in mistake
+    assert f"{other} has only 4 of its 5 images: ask the same goca evaluate again to complete it" in mistake
     # As it says, that completes it.
     evaluate(JOB, other)
     assert goca("compare", *pair).code == 0
-    assert sorted({*(other / "pictures.jsonl").read_text().splitlines(keepends=True)}) == sorted(lines)
+    assert sorted({*(other / "images.jsonl").read_text().splitlines(keepends=True)}) == sorted(lines)
 
 
-def _renamed(picture: dict[str, Any]) -> list[dict[str, Any]]:
-    return [picture | {"id": "another"}]
+def _renamed(image: dict[str, Any]) -> list[dict[str, Any]]:
+    return [image | {"id": "another"}]
 
 
-def _doubled(picture: dict[str, Any]) -> list[dict[str, Any]]:
-    return [picture, picture | {"id": "another"}]
+def _doubled(image: dict[str, Any]) -> list[dict[str, Any]]:
+    return [image, image | {"id": "another"}]
 
 
-def _counted_otherwise(picture: dict[str, Any]) -> list[dict[str, Any]]:
-    return [picture | {"counts": {"fixed": []}}]
+def _counted_otherwise(image: dict[str, Any]) -> list[dict[str, Any]]:
+    return [image | {"counts": {"fixed": []}}]
 
 
-def _of_a_label_that_there_is_not(picture: dict[str, Any]) -> list[dict[str, Any]]:
-    return [picture | {"counts": {key: [[999, 1, 5]] for key in picture["counts"]}}]
+def _of_a_label_that_there_is_not(image: dict[str, Any]) -> list[dict[str, Any]]:
+    return [image | {"counts": {key: [[999, 1, 5]] for key in image["counts"]}}]
 
 
-def _of_a_label_below_all(picture: dict[str, Any]) -> list[dict[str, Any]]:
-    return [picture | {"counts": {key: [[-1, 1, 5]] for key in picture["counts"]}}]
+def _of_a_label_below_all(image: dict[str, Any]) -> list[dict[str, Any]]:
+    return [image | {"counts": {key: [[-1, 1, 5]] for key in image["counts"]}}]
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (_renamed, "only one of them has 003, so that the pictures.jsonl of one is of another run: restore it"),
-        (_doubled, "pictures.jsonl has lines of another run: restore it"),
-        (_counted_otherwise, "pictures.jsonl has lines of another run: restore it"),
-        (_of_a_label_that_there_is_not, "pictures.jsonl has lines of another run: restore it"),
-        (_of_a_label_below_all, "pictures.jsonl has lines of another run: restore it"),
+        (_renamed, "only one of them has 003, so that the images.jsonl of one is of another run: restore it"),
+        (_doubled, "images.jsonl has lines of another run: restore it"),
+        (_counted_otherwise, "images.jsonl has lines of another run: restore it"),
+        (_of_a_label_that_there_is_not, "images.jsonl has lines of another run: restore it"),
+        (_of_a_label_below_all, "images.jsonl has lines of another run: restore it"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -163,9 +163,9 @@ def test_lines_of_another_run(
     goca: Goca, runs: Path, change: Callable[[dict[str, Any]], list[dict[str, Any]]], named: str, first: bool
 ) -> None:
     other = edited(runs, f"{change.__name__} {first}", lambda told: None)
-    lines = [json.loads(line) for line in (other / "pictures.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (other / "images.jsonl").read_text().splitlines()]
     lines[3:4] = change(lines[3])
-    (other / "pictures.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (other / "images.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert named in goca("compare", *((other, runs / "vanilla") if first else (runs / "vanilla", other))).mistake()
 
 
@@ -173,7 +173,7 @@ def test_lines_of_another_run(
     ("part", "name"),
     [
         *((part, None) for part in ("dataset", "protocol", "plan")),
-        *(("dataset", name) for name in ("categories", "pictures", "listing")),
+        *(("dataset", name) for name in ("categories", "images", "listing")),
         *(("plan", name) for name in ("recipe", "model")),
         *(("protocol", name) for name in ("nouns", "merged", "tags")),
     ],

@@ -53,7 +53,7 @@ def test_void_may_be_a_label_like_others_or_none_at_all() -> None:
     assert confusion(truth, predicted, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
-def test_a_picture_that_is_all_void_counts_nothing() -> None:
+def test_an_image_that_is_all_void_counts_nothing() -> None:
     truth = torch.full((3, 5), VOID)
     assert confusion(truth, torch.zeros_like(truth), 2, void=VOID).tolist() == [[0, 0], [0, 0]]
 

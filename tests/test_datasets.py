@@ -52,7 +52,7 @@ layouts = pytest.mark.parametrize(("name", "make", "classes", "background", "sou
 
 
 def check(dataset: Dataset, truths: dict[str, np.ndarray]) -> None:
-    """The samples are these, in this order, with pictures of their sizes."""
+    """The samples are these, in this order, with images of their sizes."""
     assert [sample.id for sample in dataset.samples] == list(truths)
     for sample in dataset.samples:
         truth = sample.truth()
@@ -82,7 +82,7 @@ def test_every_split_is_read(
 
 
 @layouts
-def test_opening_reads_no_picture(
+def test_opening_reads_no_image(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -153,7 +153,7 @@ def test_another_root_is_told_what_was_expected(tmp_path: Path, name: str, expec
         ("cityscapes", folders.make_cityscapes, "gtFine/val/lindau/lindau_000000_000294_gtFine_labelIds.png", "1 of 6"),
         ("ade20k", folders.make_ade20k, "ADEChallengeData2016/images/validation/ADE_val_00000002.jpg", "1 of 4 files"),
         ("ade20k", folders.make_ade20k, "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png", "1 of 4"),
-        ("folder", folders.make_folder, "one.png", "1 of 3 pictures"),
+        ("folder", folders.make_folder, "one.png", "1 of 3 images"),
     ],
 )
 def test_half_a_download_names_the_file(tmp_path: Path, name: str, make: Make, gone: str, count: str) -> None:
@@ -190,7 +190,7 @@ class TestLabelFiles:
         assert "ADE_val_00000001.jpg 23 x 19" in told
 
     def test_in_colour(self, tmp_path: Path) -> None:
-        assert "mode RGB" in self.broken(tmp_path, lambda path: folders.picture(path, (19, 23)))
+        assert "mode RGB" in self.broken(tmp_path, lambda path: folders.image(path, (19, 23)))
 
     def test_of_more_bits_than_the_data_set_has(self, tmp_path: Path) -> None:
         values = np.full((19, 23), 257, np.uint16)
@@ -204,11 +204,11 @@ class TestLabelFiles:
         with pytest.raises(GocaError, match=r"2007_000033\.png has the value 21, which no class has"):
             open_dataset("voc", tmp_path).samples[0].truth()
 
-    def test_the_picture_is_broken(self, tmp_path: Path) -> None:
+    def test_the_image_is_broken(self, tmp_path: Path) -> None:
         folders.make_ade20k(tmp_path)
         path = tmp_path / "ADEChallengeData2016" / "images" / "validation" / "ADE_val_00000001.jpg"
         path.write_bytes(b"half")
-        with pytest.raises(GocaError, match=r"ADE_val_00000001\.jpg is no picture .*: is the file complete\?"):
+        with pytest.raises(GocaError, match=r"ADE_val_00000001\.jpg is no image .*: is the file complete\?"):
             open_dataset("ade20k", tmp_path).samples[0].truth()
 
     @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -218,7 +218,7 @@ class TestLabelFiles:
         head = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
         chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
         packed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
-        folders.picture(tmp_path / "photo.jpg", (1, 2))
+        folders.image(tmp_path / "photo.jpg", (1, 2))
         (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
         folders.write_lines(tmp_path / "classes.txt", ["cat"])
         assert open_dataset("folder", tmp_path).samples[0].truth().tolist() == [[0, 1]]
@@ -228,7 +228,7 @@ class TestLabelFiles:
         image = Image.fromarray(values)
         image.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
         image.save(tmp_path / "photo.png", bits=2)
-        folders.picture(tmp_path / "photo.jpg", (2, 3))
+        folders.image(tmp_path / "photo.jpg", (2, 3))
         folders.write_lines(tmp_path / "classes.txt", ["cat", "dog"])
         np.testing.assert_array_equal(open_dataset("folder", tmp_path).samples[0].truth(), values)
 
@@ -242,7 +242,7 @@ class TestVoc:
     def test_an_empty_list(self, tmp_path: Path) -> None:
         folders.make_voc(tmp_path)
         (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("\n")
-        with pytest.raises(GocaError, match=r"val\.txt lists no picture"):
+        with pytest.raises(GocaError, match=r"val\.txt lists no image"):
             open_dataset("voc", tmp_path)
 
     def test_colours(self) -> None:
@@ -308,7 +308,7 @@ class TestCocoObject:
         path = root / "annotations" / "instances_val2017.json"
         path.write_text(json.dumps(folders.instances() | members))
 
-    def test_pictures_in_images(self, tmp_path: Path) -> None:
+    def test_images_in_images(self, tmp_path: Path) -> None:
         truths = folders.make_coco_object(tmp_path)
         (tmp_path / "images").mkdir()
         (tmp_path / "val2017").rename(tmp_path / "images" / "val2017")
@@ -341,7 +341,7 @@ class TestCocoObject:
     @pytest.mark.parametrize("members", [{"images": []}, {"images": [{"id": 1}]}, {"annotations": [3]}])
     def test_json_of_another_kind(self, tmp_path: Path, members: dict[str, object]) -> None:
         self.change(tmp_path, **members)
-        with pytest.raises(GocaError, match="lists no pictures and categories as COCO does"):
+        with pytest.raises(GocaError, match="lists no images and categories as COCO does"):
             open_dataset("coco-object", tmp_path)
 
     @pytest.mark.parametrize(
@@ -517,22 +517,22 @@ class TestScenes:
 
 class TestFolder:
     def one(self, root: Path, classes: list[str], values: np.ndarray) -> list[list[int]]:
-        """The truth of one picture with these lines in classes.txt and these values in its PNG."""
+        """The truth of one image with these lines in classes.txt and these values in its PNG."""
         folders.write_lines(root / "classes.txt", classes)
-        folders.picture(root / "photo.jpg", values.shape)
+        folders.image(root / "photo.jpg", values.shape)
         folders.grey(root / "photo.png", values)
         return open_dataset("folder", root).samples[0].truth().tolist()
 
     def drawn(self, root: Path, classes: list[str], *shapes: dict[str, object], **members: object) -> np.ndarray:
-        """The truth of one picture of 5 x 7 with these shapes in its labelme file."""
+        """The truth of one image of 5 x 7 with these shapes in its labelme file."""
         folders.write_lines(root / "classes.txt", classes)
-        folders.picture(root / "photo.jpg", (5, 7))
+        folders.image(root / "photo.jpg", (5, 7))
         (root / "photo.json").write_text(json.dumps({"shapes": list(shapes)} | members))
         return open_dataset("folder", root).samples[0].truth()
 
-    def test_pictures_and_labels_apart(self, tmp_path: Path) -> None:
+    def test_images_and_labels_apart(self, tmp_path: Path) -> None:
         folders.write_lines(tmp_path / "classes.txt", ["cat,", "", "grass, "])
-        folders.picture(tmp_path / "images" / "a" / "photo.png", (5, 7))
+        folders.image(tmp_path / "images" / "a" / "photo.png", (5, 7))
         folders.indexed(tmp_path / "labels" / "a" / "photo.png", np.full((5, 7), 2))
         dataset = open_dataset("folder", tmp_path)
         check(dataset, {"a/photo.png": np.full((5, 7), 2)})
@@ -576,12 +576,12 @@ class TestFolder:
         with pytest.raises(GocaError, match=told):
             open_dataset("folder", tmp_path)
 
-    def test_without_pictures(self, tmp_path: Path) -> None:
+    def test_without_images(self, tmp_path: Path) -> None:
         folders.write_lines(tmp_path / "classes.txt", ["cat"])
-        with pytest.raises(GocaError, match="no pictures in"):
+        with pytest.raises(GocaError, match="no images in"):
             open_dataset("folder", tmp_path)
 
-    def test_a_picture_that_is_stored_on_its_side(self, tmp_path: Path) -> None:
+    def test_an_image_that_is_stored_on_its_side(self, tmp_path: Path) -> None:
         values = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
         self.one(tmp_path, ["cat"], values)
         exif = Image.Exif()

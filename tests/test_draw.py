@@ -20,14 +20,14 @@ def grey(width, height, level=100):
 
 
 def parts(sheet, width, height):
-    """ImageLike and legend of a sheet whose picture is so large."""
+    """ImageLike and legend of a sheet whose image is so large."""
     beside = sheet.width > width
     corner = (width, 0) if beside else (0, height)
     return sheet.crop((0, 0, width, height)), sheet.crop((*corner, *sheet.size))
 
 
-def colours_of(picture):
-    return {colour for _, colour in picture.getcolors(maxcolors=picture.width * picture.height)}
+def colours_of(image):
+    return {colour for _, colour in image.getcolors(maxcolors=image.width * image.height)}
 
 
 class TestPalette:
@@ -55,8 +55,8 @@ class TestPalette:
 class TestOverlay:
     def test_background_stays_regions_are_tinted_borders_are_solid(self):
         labels = block_labels(400, 600)
-        picture, _ = parts(overlay(grey(600, 400), labels, ["cat"], alpha=0.25), 600, 400)
-        pixels = np.asarray(picture)
+        image, _ = parts(overlay(grey(600, 400), labels, ["cat"], alpha=0.25), 600, 400)
+        pixels = np.asarray(image)
         colour = palette(1)[1]
         assert (pixels[labels == 0] == 100).all()
         np.testing.assert_allclose(pixels[200, 300], 0.75 * 100 + 0.25 * colour, atol=1)
@@ -85,14 +85,14 @@ class TestOverlay:
     @pytest.mark.parametrize(
         ("width", "height", "factor"), [(64, 64, 6), (64, 17, 6), (97, 383, 2), (384, 53, 1), (431, 211, 1)]
     )
-    def test_small_pictures_are_enlarged_by_a_whole_number(self, width, height, factor):
+    def test_small_images_are_enlarged_by_a_whole_number(self, width, height, factor):
         sheet = overlay(grey(width, height), block_labels(height, width), ["cat"])
-        picture, legend = parts(sheet, factor * width, factor * height)
-        assert (np.asarray(picture)[0] == 100).all()
+        image, legend = parts(sheet, factor * width, factor * height)
+        assert (np.asarray(image)[0] == 100).all()
         assert legend.getpixel((0, 0)) == WHITE
         assert min(legend.size) >= 40
 
-    def test_an_upright_picture_has_its_legend_beside_it(self):
+    def test_an_upright_image_has_its_legend_beside_it(self):
         sheet = overlay(grey(307, 503), block_labels(503, 307), ["cat"])
         assert sheet.width > 307
         assert sheet.height == 503
@@ -127,14 +127,14 @@ class TestOverlay:
         assert legend("cat") != legend("dog")
 
     @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-    def test_any_mode_of_picture(self, mode):
+    def test_any_mode_of_image(self, mode):
         image = grey(400, 300).convert(mode)
         before = image.tobytes()
         sheet = overlay(image, block_labels(300, 400), ["cat"])
         assert sheet.mode == "RGB"
         assert image.tobytes() == before
 
-    def test_a_picture_of_another_size_is_refused(self):
+    def test_an_image_of_another_size_is_refused(self):
         with pytest.raises(ValueError, match="match"):
             overlay(grey(401, 300), block_labels(300, 400), ["cat"])
 
@@ -152,16 +152,16 @@ class TestHeatmap:
         assert (np.diff(lightness) >= 0).all()
         assert lightness[-1] - lightness[0] > 120
 
-    def test_a_coarse_grid_is_spread_over_the_picture(self):
+    def test_a_coarse_grid_is_spread_over_the_image(self):
         scores = np.zeros((3, 5), dtype=np.float32)
         scores[1, 3] = 1
-        picture = heatmap(grey(500, 300, level=0), scores)
-        assert picture.size == (500, 300)
-        brightest = np.asarray(picture.convert("L")).argmax()
+        image = heatmap(grey(500, 300, level=0), scores)
+        assert image.size == (500, 300)
+        brightest = np.asarray(image.convert("L")).argmax()
         row, column = divmod(int(brightest), 500)
         assert abs(row - 150) <= 1
         assert abs(column - 350) <= 1
 
-    def test_the_picture_shows_through(self):
+    def test_the_image_shows_through(self):
         scores = np.zeros((2, 2), dtype=np.float32)
         assert heatmap(grey(2, 2, level=200), scores).getpixel((0, 0))[0] == round(0.35 * 200)

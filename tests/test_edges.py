@@ -66,7 +66,7 @@ def slow_filter(guide: Tensor, scores: Tensor, radius: int, epsilon: float) -> T
 
 
 @pytest.mark.parametrize("radius", [1, 2, 5, 17])
-def test_box_is_the_mean_of_what_lies_in_the_picture(radius: int) -> None:
+def test_box_is_the_mean_of_what_lies_in_the_image(radius: int) -> None:
     maps = positive(2, *SIZE).double()
     slow = torch.zeros_like(maps)
     for y in range(SIZE[0]):
@@ -97,26 +97,26 @@ def test_without_an_edge_scores_are_only_averaged() -> None:
     equal(offset, box(box(scores, 2), 2), atol=1e-7)
 
 
-# ---- a picture and scores on its cells
+# ---- an image and scores on its cells
 
 
-def test_a_small_picture_guides_at_its_own_size() -> None:
-    picture, scores = colours(*SIZE), positive(5, 7)
+def test_a_small_image_guides_at_its_own_size() -> None:
+    image, scores = colours(*SIZE), positive(5, 7)
     # A cell is about 2 x 2 pixels.
-    guide = picture.permute(2, 0, 1).double() / 255
+    guide = image.permute(2, 0, 1).double() / 255
     wide = (bilinear_matrix((5, 7), SIZE) @ scores.double().flatten()).reshape(SIZE)
-    equal(Edges(picture, (5, 7)).follow(scores), slow_filter(guide, wide, 2, EPSILON), atol=1e-5)
+    equal(Edges(image, (5, 7)).follow(scores), slow_filter(guide, wide, 2, EPSILON), atol=1e-5)
 
 
-def test_a_large_picture_guides_by_a_smaller_copy() -> None:
-    picture, scores = colours(59, 41), positive(3, 2)
-    edges = Edges(picture, (3, 2))
+def test_a_large_image_guides_by_a_smaller_copy() -> None:
+    image, scores = colours(59, 41), positive(3, 2)
+    edges = Edges(image, (3, 2))
     # A cell is 20.08 pixels a side, of which 8 are left: 59 and 41 times 0.398, and a window reaches 8.
     assert (edges.small, edges.filter.radius) == ((24, 16), 8)
     slope, offset = edges.filter.fit((bilinear_matrix((3, 2), (24, 16)) @ scores.double().flatten()).view(24, 16))
     up = bilinear_matrix((24, 16), (59, 41))
     slope = (slope.flatten(1) @ up.T).view(3, 59, 41)
-    expected = (slope * picture.permute(2, 0, 1) / 255).sum(0) + (up @ offset.flatten()).view(59, 41)
+    expected = (slope * image.permute(2, 0, 1) / 255).sum(0) + (up @ offset.flatten()).view(59, 41)
     equal(edges.follow(scores), expected, atol=1e-5)
     # The copy is made of areas, so a flat colour is what it was.
     flat = Edges(torch.tensor([51, 102, 204], dtype=torch.uint8).expand(59, 41, 3), (3, 2))
@@ -124,9 +124,9 @@ def test_a_large_picture_guides_by_a_smaller_copy() -> None:
 
 
 def two_halves(height: int, width: int, at: int) -> Tensor:
-    picture = torch.zeros(height, width, 3, dtype=torch.uint8)
-    picture[:, at:] = 255
-    return picture
+    image = torch.zeros(height, width, 3, dtype=torch.uint8)
+    image[:, at:] = 255
+    return image
 
 
 @pytest.mark.parametrize("scale", [1, 5], ids=["at its size", "by a copy"])
@@ -135,10 +135,10 @@ def test_a_border_moves_to_the_edge_beside_it(scale: int) -> None:
     classes = torch.stack([torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]).expand(8, 8)] * 2)
     classes[1] = 1 - classes[0]
     size = (64 * scale, 64 * scale)
-    picture = two_halves(*size, at=35 * scale)
+    image = two_halves(*size, at=35 * scale)
     there = 1 + (torch.arange(size[1]) >= 35 * scale).long().expand(size)
     before = label(classes, None, Background(none), size)
-    after = label_along_edges(classes, None, Background(none), picture)
+    after = label_along_edges(classes, None, Background(none), image)
     assert float((before != there).float().mean()) == pytest.approx(3 / 64, abs=1e-3)
     # A copy has the edge within one of its pixels, of which a cell has 8.
     assert float((after != there).float().mean()) < (0.004 if scale == 1 else 0.016)
@@ -150,11 +150,11 @@ def test_a_border_moves_to_the_edge_beside_it(scale: int) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("supported", [True, False], ids=["support", "alone"])
 def test_labels_are_the_loop(rule: Any, supported: bool) -> None:
-    picture, classes, support = colours(*SIZE), positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
-    edges = Edges(picture, (5, 7))
+    image, classes, support = colours(*SIZE), positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
+    edges = Edges(image, (5, 7))
     extra = torch.zeros(SIZE) if support is None else edges.follow(support)
     scores = torch.stack([rule(0.3, extra), *map(edges.follow, classes)])
-    found = label_along_edges(classes, support, Background(rule, 0.3), picture)
+    found = label_along_edges(classes, support, Background(rule, 0.3), image)
     assert torch.equal(found, scores.argmax(0))
     assert len(found.unique()) >= 3
 
@@ -169,11 +169,11 @@ def test_labels_without_any_edge_are_those_of_the_averaged_scores() -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_an_absent_class_never_wins_and_disturbs_nobody(rule: Any) -> None:
-    picture, classes, support = colours(*SIZE), positive(4, 5, 7), positive(5, 7, seed=1)
+    image, classes, support = colours(*SIZE), positive(4, 5, 7), positive(5, 7, seed=1)
     classes[1] = -INF
     classes[3] = -INF
-    labels = label_along_edges(classes, support, Background(rule, 0.2), picture)
-    alone = label_along_edges(classes[[0, 2]], support, Background(rule, 0.2), picture)
+    labels = label_along_edges(classes, support, Background(rule, 0.2), image)
+    alone = label_along_edges(classes[[0, 2]], support, Background(rule, 0.2), image)
     assert torch.equal(torch.tensor([0, 1, 3])[alone], labels)
 
 
@@ -184,23 +184,23 @@ def test_ties_go_to_the_background_then_to_the_first_class() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_classes() -> None:
-    picture = colours(97, 101)
+    image = colours(97, 101)
     largest = []
     for count in (2, 23):
         with Allocations() as seen:
-            label_along_edges(positive(count, 5, 7), None, Background(none), picture)
+            label_along_edges(positive(count, 5, 7), None, Background(none), image)
         largest.append(seen.largest)
-    # The largest piece is one of the picture's, not one of all classes.
+    # The largest piece is one of the image's, not one of all classes.
     assert largest[0] == largest[1] < 23 * 97 * 101
 
 
 # ---- as an option
 
 
-def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, picture: Callable[..., Image.Image]) -> None:
+def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
     asked = {"classes": ["cat", "grass"], "others": ["sky"]}
     wanted = Segmenter.from_pretrained("bundled", edges=True)
-    plain, along = bundled(picture(), **asked), wanted(picture(), **asked)
+    plain, along = bundled(image(), **asked), wanted(image(), **asked)
     assert (plain.plan.to_json()["edges"], along.plan.to_json()["edges"]) == (False, True)
     assert np.array_equal(plain.scores.grid, along.scores.grid)
     assert along.labels.shape == plain.labels.shape == (96, 160)
@@ -208,7 +208,7 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, picture: Ca
         torch.from_numpy(along.scores.grid),
         torch.from_numpy(along.scores.support),
         Background(offset, 0.0),
-        torch.from_numpy(np.array(picture())),
+        torch.from_numpy(np.array(image())),
     )
     assert np.array_equal(along.labels, expected.numpy())
     assert not np.array_equal(along.labels, plain.labels)
@@ -219,12 +219,12 @@ def test_edges_are_no_word() -> None:
         Options.of(edges="guided")
 
 
-def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, picture: Callable[..., Image.Image]) -> None:
+def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
     segmenter = Segmenter.from_pretrained("bundled", edges=True)
     backgrounds = [Background(constant, threshold) for threshold in (0.2, 0.6)]
-    result = segmenter(picture(), ["cat", "grass"], background=0.2)
+    result = segmenter(image(), ["cat", "grass"], background=0.2)
     first, second = result.relabelled(backgrounds)
     assert np.array_equal(first, result.labels)
-    assert np.array_equal(second, segmenter(picture(), ["cat", "grass"], background=0.6).labels)
+    assert np.array_equal(second, segmenter(image(), ["cat", "grass"], background=0.6).labels)
     coarse = next(replace(result, plan=replace(result.plan, edges=False)).relabelled(backgrounds))
     assert not np.array_equal(coarse, first)

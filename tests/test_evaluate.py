@@ -19,7 +19,7 @@ from goca import bundled as shipped
 from goca.bundled import Scene
 from goca.evaluation import metrics
 from goca.evaluation.config import Job
-from goca.evaluation.confusion_image import GAP, LARGEST, SWATCH, confusion_picture
+from goca.evaluation.confusion_image import GAP, LARGEST, SWATCH, confusion_image
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.evaluation.evaluator import Evaluator, Said
 from goca.evaluation.metrics import Counting, Tally, gain, miou, resampled_miou, score
@@ -61,7 +61,7 @@ def slow_miou(matrix: torch.Tensor, counting: Counting) -> float:
 
 
 def test_a_score_by_hand() -> None:
-    # Two pictures: 3 of 4 pixels of "a" right and one called "b"; both pixels of "b" right. "c" never occurs.
+    # Two images: 3 of 4 pixels of "a" right and one called "b"; both pixels of "b" right. "c" never occurs.
     first = confusion(torch.tensor([1, 1, 1, 1]), torch.tensor([1, 1, 1, 2]), 4)
     second = confusion(torch.tensor([2, 2]), torch.tensor([2, 2]), 4)
     counts = Tally.of(torch.stack([first, second]))
@@ -107,7 +107,7 @@ def test_resampling_is_the_loop(counting: Counting) -> None:
 
 
 def whole_resamples(counts: torch.Tensor, counting: Counting, seed: int = 0) -> torch.Tensor:
-    """mIoU of each resample with everything held at once: each picture's matrix as often as it was drawn."""
+    """mIoU of each resample with everything held at once: each image's matrix as often as it was drawn."""
     drawn = torch.randint(len(counts), (2000, len(counts)), generator=torch.Generator().manual_seed(seed))
     total = counts[drawn].sum(1)
     hit, truth, found = total.diagonal(dim1=1, dim2=2), total.sum(2), total.sum(1)
@@ -131,7 +131,7 @@ def test_resampling_in_parts_is_that_of_the_whole(
     assert gain(Tally.of(ours), Tally.of(theirs), counting)[1] == paired
 
 
-def test_resampling_needs_little_memory_however_many_pictures() -> None:
+def test_resampling_needs_little_memory_however_many_images() -> None:
     code = (
         "import torch; from pathlib import Path; from goca.evaluation.metrics import Tally, gain\n"
         "def resident(name):\n"
@@ -165,14 +165,14 @@ def test_the_threshold_of_the_oracle_is_the_best_of_the_sweep() -> None:
     counts = {name: good if name in ("0.1", "0.2") else bad for name in protocol.labellings}
     report = Report(("cat", "grass"), protocol, (ImageRecord("a", counts=counts), ImageRecord("b", left_out="broken")))
     told = report.metrics()
-    assert (told["miou"], told["threshold"], told["pictures"], told["left_out"]) == (1, "0.1", 1, 1)
+    assert (told["miou"], told["threshold"], told["images"], told["left_out"]) == (1, "0.1", 1, 1)
     assert told["oracle_threshold"] == {"threshold": 0.1, "miou": 1}
     assert told["fixed_threshold"]["miou"] == 0.5
     assert [one["miou"] for one in told["sweep"]] == [0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.5]
     assert report.confusion.tolist() == [[0, 0, 0], [0, 6, 0], [0, 0, 2]]
 
 
-def test_pictures_without_a_label_have_no_figures() -> None:
+def test_images_without_a_label_have_no_figures() -> None:
     protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
     void = Report(
         ("cat", "grass"), protocol, (ImageRecord("a", counts={"none": ()}), ImageRecord("b", left_out="broken"))
@@ -182,13 +182,13 @@ def test_pictures_without_a_label_have_no_figures() -> None:
         Report.score,
         Report.tally,
         lambda report: report.confusion,
-        lambda report: confusion_picture(report, np.zeros((3, 3), np.uint8)),
+        lambda report: confusion_image(report, np.zeros((3, 3), np.uint8)),
     ]
     for ask in found:
-        with pytest.raises(GocaError, match=r"^no labelled pixel in 1 picture of toy, .*\(--set void=background\)$"):
+        with pytest.raises(GocaError, match=r"^no labelled pixel in 1 image of toy, .*\(--set void=background\)$"):
             ask(void)
     rest = (ImageRecord("a", counts={"none": ((0, 1, 7),)}), ImageRecord("b", counts={"none": ()}))
-    with pytest.raises(GocaError, match=r"^no pixel of a class in 2 pictures of toy, .*counted=and-background\)$"):
+    with pytest.raises(GocaError, match=r"^no pixel of a class in 2 images of toy, .*counted=and-background\)$"):
         Report(("cat", "grass"), protocol, rest).metrics()
     for switch, per_class in (
         ("counted=and-background", {"background": 0}),
@@ -199,16 +199,16 @@ def test_pictures_without_a_label_have_no_figures() -> None:
         json.dumps(told, allow_nan=False)
 
 
-def test_the_confusion_picture_is_shares_of_each_row(tmp_path: Path) -> None:
+def test_the_confusion_image_is_shares_of_each_row(tmp_path: Path) -> None:
     dataset = toy(np.ones((2, 4), np.uint16))
     # Of the cat's pixels 1 in 4 is found as grass; "background" is neither there nor found.
     counts = {"none": ((1, 1, 3), (1, 2, 1), (2, 2, 5))}
     report = Report(("cat", "grass"), honest(dataset, "oracle"), (ImageRecord("a", counts=counts),))
     (tmp_path / "confusion.png").write_bytes(
-        confusion_picture(report, np.array([[0, 0, 0], [200, 0, 7], [0, 190, 5]], np.uint8))
+        confusion_image(report, np.array([[0, 0, 0], [200, 0, 7], [0, 190, 5]], np.uint8))
     )
-    with Image.open(tmp_path / "confusion.png") as picture:
-        pixels = np.asarray(picture)
+    with Image.open(tmp_path / "confusion.png") as image:
+        pixels = np.asarray(image)
     corner = pixels.shape[0] - GAP - 2 * LARGEST
     cells = [corner + LARGEST // 2, corner + LARGEST // 2 + LARGEST]
     shares = np.array([[0.75, 0.25], [0.0, 1.0]])
@@ -217,16 +217,16 @@ def test_the_confusion_picture_is_shares_of_each_row(tmp_path: Path) -> None:
     assert pixels[cells, beside].tolist() == pixels[beside, cells].tolist() == [[200, 0, 7], [0, 190, 5]]
 
 
-def test_the_confusion_picture_of_150_classes_can_be_read() -> None:
+def test_the_confusion_image_of_150_classes_can_be_read() -> None:
     names = tuple(f"class number {index}" for index in range(1, 151))
     counts = {"none": tuple((index, index, 1) for index in range(151))}
     protocol = honest(toy(np.ones((2, 4), np.uint16)), "oracle")
     report = Report(names, protocol, (ImageRecord("a", counts=counts),))
-    with Image.open(io.BytesIO(confusion_picture(report, palette(150)))) as picture:
-        assert 151 * 14 < picture.width == picture.height < 2600
+    with Image.open(io.BytesIO(confusion_image(report, palette(150)))) as image:
+        assert 151 * 14 < image.width == image.height < 2600
 
 
-# ---- one picture at a time
+# ---- one image at a time
 
 
 class Says:
@@ -404,16 +404,16 @@ def test_both_ways_to_evaluate_scenes_agree(captions: str) -> None:
     assert told["ci95"] == pytest.approx(old.score.ci95, rel=1e-14)
     assert 0.2 < told["miou"] < 1
     assert settings["protocol"]["captions"] == captions == old.to_json()["protocol"]["captions"]
-    assert settings["protocol"] == {**old.protocol.to_json()} | {"pictures": 7}
+    assert settings["protocol"] == {**old.protocol.to_json()} | {"images": 7}
     assert set(told["per_class"]) == {name for scene in scenes for name in scene.classes}
 
 
 def test_truth_and_answer_are_counted_under_the_same_names(bundled: Segmenter) -> None:
-    picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
     truth = np.full((64, 64), 2, np.uint8)
-    scene = Scene(picture, truth, ("sky", "cat"), {"sentences": "a cat under the sky"})
+    scene = Scene(image, truth, ("sky", "cat"), {"sentences": "a cat under the sky"})
     got = evaluate_scenes(bundled, scenes=[scene])
-    answer = bundled(picture, ["sky", "cat"], background=None)
+    answer = bundled(image, ["sky", "cat"], background=None)
     assert got.names == ("cat", "sky")
     assert int(got.tally.hit[0, 1]) == int((answer.labels == 2).sum())
     assert int(got.tally.found[0, 2]) == int((answer.labels == 1).sum())
@@ -438,9 +438,9 @@ def test_the_benchmark_is_whole() -> None:
 
 def test_a_tally_is_that_of_the_matrices() -> None:
     full = matrices(count=3, labels=4, lowest=0)
-    pictures = [
+    images = [
         ImageRecord(str(index), counts={"none": tuple((a, b, int(one[a, b])) for a in range(4) for b in range(4))})
         for index, one in enumerate(full)
     ]
-    for ours, theirs in zip(vars(tally(pictures, "none", 4)).values(), vars(Tally.of(full)).values(), strict=True):
+    for ours, theirs in zip(vars(tally(images, "none", 4)).values(), vars(Tally.of(full)).values(), strict=True):
         assert torch.equal(ours, theirs)

@@ -53,17 +53,17 @@ def doubled_area(polygon):
 
 class TestLabelsPng:
     def test_up_to_255_classes_it_is_indexed_in_the_colours_of_the_overlay(self):
-        picture = Image.open(io.BytesIO(labels_png(LABELS, CLASSES)))
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "P", (7, 5))
-        np.testing.assert_array_equal(np.asarray(picture), LABELS)
-        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), palette(3)[LABELS])
+        image = Image.open(io.BytesIO(labels_png(LABELS, CLASSES)))
+        assert (image.format, image.mode, image.size) == ("PNG", "P", (7, 5))
+        np.testing.assert_array_equal(np.asarray(image), LABELS)
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), palette(3)[LABELS])
 
     @pytest.mark.parametrize(("classes", "mode"), [(255, "P"), (256, "I;16")])
     def test_the_highest_label_survives(self, classes, mode):
         labels = np.array([[0, classes, 1]], dtype=np.uint16)
-        picture = Image.open(io.BytesIO(labels_png(labels, [f"class {i}" for i in range(classes)])))
-        assert picture.mode == mode
-        np.testing.assert_array_equal(np.asarray(picture), labels)
+        image = Image.open(io.BytesIO(labels_png(labels, [f"class {i}" for i in range(classes)])))
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.asarray(image), labels)
 
 
 class TestCoco:
@@ -85,9 +85,9 @@ class TestCoco:
             np.testing.assert_array_equal(rle.decode(entry["segmentation"]), labels == entry["category_id"])
         assert {entry["category_id"] for entry in dataset["annotations"]} == set(np.unique(labels)) - {0}
 
-    def test_annotation_ids_differ_between_pictures(self):
-        pictures = [coco(LABELS, CLASSES, image_id=image_id, file_name="photo.jpg") for image_id in range(5)]
-        ids = [entry["id"] for picture in pictures for entry in picture["annotations"]]
+    def test_annotation_ids_differ_between_images(self):
+        images = [coco(LABELS, CLASSES, image_id=image_id, file_name="photo.jpg") for image_id in range(5)]
+        ids = [entry["id"] for image in images for entry in image["annotations"]]
         assert len(ids) == len(set(ids)) == 15
 
     def test_without_pycocotools_it_says_what_to_install(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every family: what the tap tells is what ran, words are where they are said to be, and pictures become masks."""
+"""Every family: what the tap tells is what ran, words are where they are said to be, and images become masks."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ CAPTION = "cat, traffic light, grass"
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
 SIZE = (64, 96)
 LEVEL = 100
-# Where the denoiser is told no timestep, but the share of noise, or that of the picture.
+# Where the denoiser is told no timestep, but the share of noise, or that of the image.
 TOLD_THE_SHARE = ("flux", "flux_schnell", "flux2", "flux2_klein", "qwen_image", "chroma", "auraflow", "cosmos2")
 TOLD_WHAT_IS_LEFT = ("lumina2", "z_image")
 ROUNDING = 2e-2  # of scores: maps of random weights are almost flat, and min-max enlarges what differs
@@ -40,15 +40,15 @@ WITH_TRANSFORMER = [name for name in BUILDERS if name not in ("sd15", "sd2", "sd
 
 
 class Asked:
-    """One family's denoiser, asked once about one picture: everything that the tap saw."""
+    """One family's denoiser, asked once about one image: everything that the tap saw."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.pipeline = BUILDERS[name]()
         self.backbone = Backbone(self.pipeline)
         self.prompts: dict[str, EncodedPrompt] = {}
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
-        self.latents = self.backbone.latents([picture], SIZE)
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
+        self.latents = self.backbone.latents([image], SIZE)
         self.outputs: dict[Any, Any] = {}
         handles = [
             site.module.register_forward_hook(lambda m, args, output: self.outputs.__setitem__(m, output))
@@ -235,11 +235,11 @@ def test_masked_tokens_take_no_attention(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_TRANSFORMER)
-def test_a_batch_of_two_non_square_pictures(name: str, picture: Callable[..., Image.Image]) -> None:
+def test_a_batch_of_two_non_square_images(name: str, image: Callable[..., Image.Image]) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS[name](), size=64)
-    pictures = [picture(160, 96, 0), picture(160, 96, 1)]
-    both = segmenter(pictures, classes=["cat", "traffic light"], others=["sky"])
-    for one, result in zip(pictures, both, strict=True):
+    images = [image(160, 96, 0), image(160, 96, 1)]
+    both = segmenter(images, classes=["cat", "traffic light"], others=["sky"])
+    for one, result in zip(images, both, strict=True):
         assert result.labels.shape == (96, 160)
         assert np.isfinite(result.scores.grid).all()
         alone = segmenter(one, classes=["cat", "traffic light"], others=["sky"])
@@ -248,16 +248,16 @@ def test_a_batch_of_two_non_square_pictures(name: str, picture: Callable[..., Im
 
 @pytest.mark.parametrize("name", WITH_TRANSFORMER)
 def test_saved_to_a_folder_and_loaded(
-    name: str, picture: Callable[..., Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, image: Callable[..., Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = BUILDERS[name]()
     if name == "cosmos2":
         # NVIDIA's guard is a download; what stands in for it comes with the tiny pipeline.
         monkeypatch.setattr(pipeline_cosmos2_text2image, "CosmosSafetyChecker", type(pipeline.safety_checker))
-    expected = Segmenter.from_pipeline(pipeline, size=64)(picture(), classes=["cat", "grass"])
+    expected = Segmenter.from_pipeline(pipeline, size=64)(image(), classes=["cat", "grass"])
     pipeline.save_pretrained(tmp_path)
     loaded = Segmenter.from_pipeline(load(tmp_path, None, None, None, None), size=64)
-    found = loaded(picture(), classes=["cat", "grass"])
+    found = loaded(image(), classes=["cat", "grass"])
     np.testing.assert_allclose(found.scores.grid, expected.scores.grid, atol=ROUNDING)
 
 
@@ -274,8 +274,8 @@ def test_what_a_pipeline_sets_on_its_tokenizer_counts_and_is_given_back() -> Non
 
 @pytest.mark.parametrize("name", [name for name in WITH_TRANSFORMER if Backbone(BUILDERS[name]()).longest is not None])
 @pytest.mark.parametrize("size", [(250, 64), (64, 250), (97, 97)])
-def test_no_picture_is_shown_beyond_the_model_s_positions(
-    name: str, size: tuple[int, int], picture: Callable[..., Image.Image]
+def test_no_image_is_shown_beyond_the_model_s_positions(
+    name: str, size: tuple[int, int], image: Callable[..., Image.Image]
 ) -> None:
     pipeline = BUILDERS[name]()
     segmenter = Segmenter.from_pipeline(pipeline, size=128)
@@ -284,7 +284,7 @@ def test_no_picture_is_shown_beyond_the_model_s_positions(
     shown: list[tuple[int, int]] = []
     latents = segmenter.backbone.latents
     segmenter.backbone.latents = lambda images, size: shown.append(size) or latents(images, size)  # type: ignore
-    result = segmenter(picture(*size), classes=["cat", "grass"])
+    result = segmenter(image(*size), classes=["cat", "grass"])
     assert max(shown[0]) <= longest
     assert any("no positions for more" in note for note in result.plan.notes) == (
         shown[0][0] * shown[0][1] < 0.8 * 128**2
@@ -292,9 +292,9 @@ def test_no_picture_is_shown_beyond_the_model_s_positions(
 
 
 @pytest.mark.parametrize("name", WITH_TRANSFORMER)
-def test_questions_of_different_lengths_share_a_batch(name: str, picture: Callable[..., Image.Image]) -> None:
+def test_questions_of_different_lengths_share_a_batch(name: str, image: Callable[..., Image.Image]) -> None:
     lists = (["cat", "grass"], ["traffic light", "potted plant", "dining table", "person", "wall", "sky", "dog"])
-    questions = [SegmentationRequest(picture(160, 96, seed), classes) for seed, classes in enumerate(lists)]
+    questions = [SegmentationRequest(image(160, 96, seed), classes) for seed, classes in enumerate(lists)]
     pipeline = BUILDERS[name]()
     both, alone = (
         [result for _, result in Segmenter.from_pipeline(pipeline, size=64, batch=batch).stream(questions)]
@@ -305,16 +305,16 @@ def test_questions_of_different_lengths_share_a_batch(name: str, picture: Callab
 
 
 @pytest.mark.parametrize("shape", [(90, 70), (56, 56), (33, 257)])
-def test_cogview4_is_shown_sizes_that_it_takes(shape: tuple[int, int], picture: Callable[..., Image.Image]) -> None:
-    result = Segmenter.from_pipeline(BUILDERS["cogview4"](), size=64)(picture(*shape), classes=["cat", "grass"])
+def test_cogview4_is_shown_sizes_that_it_takes(shape: tuple[int, int], image: Callable[..., Image.Image]) -> None:
+    result = Segmenter.from_pipeline(BUILDERS["cogview4"](), size=64)(image(*shape), classes=["cat", "grass"])
     assert result.labels.shape == shape[::-1]
 
 
-def test_a_text_encoder_that_is_not_there_has_no_room_for_classes(picture: Callable[..., Image.Image]) -> None:
+def test_a_text_encoder_that_is_not_there_has_no_room_for_classes(image: Callable[..., Image.Image]) -> None:
     pipeline = BUILDERS["sd3"]()
     pipeline.text_encoder_3 = None
     classes = [f"thing {number}" for number in range(20)]
-    result = Segmenter.from_pipeline(pipeline, size=64)(picture(), classes=classes)
+    result = Segmenter.from_pipeline(pipeline, size=64)(image(), classes=classes)
     assert any("spread over" in note for note in result.plan.notes)
 
 

@@ -1,4 +1,4 @@
-"""Inputs to outputs: which pictures are found, where their results go, and what is refused before anything runs."""
+"""Inputs to outputs: which images are found, where their results go, and what is refused before anything runs."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def touch(*names: str) -> list[Path]:
 
 
 def places(*inputs: str, out: str = "out") -> dict[str, str]:
-    return {str(job.picture): str(job.folder / job.stem) for job in jobs([Path(one) for one in inputs], Path(out))}
+    return {str(job.image): str(job.folder / job.stem) for job in jobs([Path(one) for one in inputs], Path(out))}
 
 
 def refusal(*inputs: str, out: str = "out") -> str:
@@ -70,7 +70,7 @@ def test_relative_and_absolute_names_meet(here):
     assert places("in/../in/a.png", absolute) == {"in/../in/a.png": "out/a", absolute: "out/b"}
 
 
-def test_hidden_files_and_earlier_results_are_not_pictures():
+def test_hidden_files_and_earlier_results_are_not_images():
     touch("in/a.png", "in/._a.png", "in/.cache/b.png", "in/a.labels.png", "in/a.overlay.png")
     assert places("in", out="in") == {"in/a.png": "in/a"}
 
@@ -80,7 +80,7 @@ def test_a_hidden_folder_that_is_named_is_searched():
     assert places(".in") == {".in/a.png": "out/a"}
 
 
-def test_links_are_pictures_of_their_own():
+def test_links_are_images_of_their_own():
     touch("a.png")
     Path("b.png").symlink_to("a.png")
     assert places("a.png", "b.png") == {"a.png": "out/a", "b.png": "out/b"}
@@ -89,12 +89,12 @@ def test_links_are_pictures_of_their_own():
 @pytest.mark.parametrize("name", ["nowhere.jpg", "x" * 300, "a.png/b.png"])
 def test_an_input_that_is_not_there_is_named(name):
     touch("a.png")
-    assert f"no picture or folder {name}" in refusal("a.png", name)
+    assert f"no image or folder {name}" in refusal("a.png", name)
 
 
-def test_a_folder_without_pictures_is_named():
+def test_a_folder_without_images_is_named():
     touch("in/a.png", "other/notes.txt")
-    assert "no pictures in other" in refusal("in", "other")
+    assert "no images in other" in refusal("in", "other")
 
 
 def test_two_inputs_for_one_result_are_both_named():

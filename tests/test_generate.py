@@ -1,4 +1,4 @@
-"""`goca generate`: pictures that come from their seeds alone, and what explains them."""
+"""`goca generate`: images that come from their seeds alone, and what explains them."""
 
 import json
 import os
@@ -29,11 +29,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pixels(path: str) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
-def test_a_picture_comes_from_its_seed_alone(goca: Any) -> None:
+def test_an_image_comes_from_its_seed_alone(goca: Any) -> None:
     plain = goca("generate", PROMPT, *FEW, "--count", "2", "--out", "plain")
     assert (plain.code, plain.err) == (0, "")
     assert plain.out.split() == ["plain/cat-bus-grass-sky-0.png", "plain/cat-bus-grass-sky-1.png"]
@@ -49,7 +49,7 @@ def test_a_picture_comes_from_its_seed_alone(goca: Any) -> None:
     assert alone.shape == (64, 64, 3)
 
 
-def test_what_explains_a_picture(goca: Any) -> None:
+def test_what_explains_an_image(goca: Any) -> None:
     done = goca("generate", PROMPT, *FEW, "--count", "2", "--explain", "--json")
     assert (done.code, done.err) == (0, "")
     lines = [json.loads(line) for line in done.out.splitlines()]
@@ -67,12 +67,12 @@ def test_what_explains_a_picture(goca: Any) -> None:
     assert labels.shape == (64, 64)
     assert set(np.unique(labels)) <= {0, 1, 2, 3, 4}
     assert pixels(f"{stem}.cat.heatmap.png").shape == (64, 64, 3)
-    # Two rows, in each the picture, its masks and four heat maps.
+    # Two rows, in each the image, its masks and four heat maps.
     height, width, _ = pixels("goca-out/cat-bus-grass-sky-0-1.sheet.png").shape
     assert width > 2.5 * height
 
 
-def test_another_scale_makes_another_picture(goca: Any) -> None:
+def test_another_scale_makes_another_image(goca: Any) -> None:
     for scale in ("1", "9"):
         assert goca("generate", PROMPT, *FEW, "--scale", scale, "--out", scale).code == 0
     assert not np.array_equal(pixels("1/cat-bus-grass-sky-0.png"), pixels("9/cat-bus-grass-sky-0.png"))
@@ -102,7 +102,7 @@ def test_a_mistake_takes_one_line(arguments: tuple[str, ...], told: str, goca: A
     assert not Path("goca-out").exists() or not list(Path("goca-out").iterdir())
 
 
-def test_a_picture_is_kept_where_nothing_explains_it(goca: Any) -> None:
+def test_an_image_is_kept_where_nothing_explains_it(goca: Any) -> None:
     done = goca("generate", "the, and, a", "--explain", *FEW)
     assert done.code == 2
     assert re.fullmatch(r'goca: "the, and, a" has no word to explain: name things\n', done.err)
@@ -144,7 +144,7 @@ def test_a_progress_bar_of_the_user_s_own_is_given_back() -> None:
     assert pipeline.progress_bar is own
 
 
-def test_ctrl_c_leaves_whole_pictures(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_whole_images(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[int] = []
     tell = generate_module._tell
 
@@ -157,7 +157,7 @@ def test_ctrl_c_leaves_whole_pictures(goca: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(generate_module, "_tell", stop)
     done = goca("generate", PROMPT, *FEW, "--count", "5", "--explain")
     assert done.code == 130
-    assert done.err == "goca: stopped; 2 of 5 pictures are done and whole\n"
+    assert done.err == "goca: stopped; 2 of 5 images are done and whole\n"
     assert len(pixels("goca-out/cat-bus-grass-sky-0-4.sheet.png")) > 400
 
 
@@ -201,7 +201,7 @@ def test_a_word_behind_the_tokenizer_s_limit_is_left_out() -> None:
     assert "zebra" in told.left_out
 
 
-def test_a_picture_that_was_not_traced_explains_nothing() -> None:
+def test_an_image_that_was_not_traced_explains_nothing() -> None:
     with quiet():
         (one,) = generate(BUILDERS["sd15"](), Asked("a cat", steps=1, size=32), [0])
     with pytest.raises(GocaError, match="not traced"):

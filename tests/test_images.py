@@ -1,4 +1,4 @@
-"""Pictures in: every kind of file and array that users have, and the sizes at which a model sees them."""
+"""Images in: every kind of file and array that users have, and the sizes at which a model sees them."""
 
 import io
 import math
@@ -25,7 +25,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def saved(folder: Path, image: Image.Image, name: str = "picture.png", **options: Any) -> Path:
+def saved(folder: Path, image: Image.Image, name: str = "image.png", **options: Any) -> Path:
     image.save(folder / name, **options)
     return folder / name
 
@@ -34,25 +34,25 @@ def blank(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height))
 
 
-def refused(picture: Any, *parts: str) -> None:
+def refused(image: Any, *parts: str) -> None:
     with pytest.raises(GocaError) as error:
-        load(picture)
+        load(image)
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
 
 
-# ---- what is no picture
+# ---- what is no image
 
 
-def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+def test_files_that_are_no_images(tmp_path: Path) -> None:
     refused(tmp_path / "missing.png", "no such file", "missing.png")
     refused(str(tmp_path / "missing.png"), "no such file", "missing.png")
     refused(tmp_path, "folder", tmp_path.name)
     (tmp_path / "empty.png").touch()
-    refused(tmp_path / "empty.png", "empty.png", "no picture")
+    refused(tmp_path / "empty.png", "empty.png", "no image")
     (tmp_path / "notes.jpg").write_text("a cat on grass")
-    refused(tmp_path / "notes.jpg", "notes.jpg", "no picture")
+    refused(tmp_path / "notes.jpg", "notes.jpg", "no image")
     refused(tmp_path / "notes.jpg" / "inside.png", "inside.png")
     refused(tmp_path / ("long" * 500), "cannot be read")
 
@@ -75,17 +75,17 @@ def test_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
     monkeypatch.setattr(Image, "open", lambda *given: opened.append(open_(*given)) or opened[-1])
     with suppress(GocaError):
         load(path)
-    # A header too short to know the picture by is closed by Pillow itself.
+    # A header too short to know the image by is closed by Pillow itself.
     assert all(image.fp is None or image.fp.closed for image in opened)
     assert opened or broken
 
 
-def test_a_truncated_picture_that_the_user_opened(tmp_path: Path) -> None:
+def test_a_truncated_image_that_the_user_opened(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(noise(40, 50)))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     # Pillow reads only the header until somebody looks.
     with Image.open(path) as opened:
-        refused(opened, "the picture", "complete")
+        refused(opened, "the image", "complete")
 
 
 def test_a_decoder_that_breaks_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_decoder_that_breaks_in_its_own_way(tmp_path: Path, monkeypatch: pytes
 
     path = saved(tmp_path, blank(20, 20))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", broken)
-    refused(path, "picture.png", "first line second line")
+    refused(path, "image.png", "first line second line")
 
 
 def encoded(kind: str) -> bytes:
@@ -114,7 +114,7 @@ damages = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_s
 @pytest.mark.filterwarnings("ignore")
 @properties
 @given(st.sampled_from(KINDS), damages, st.integers(0, 10_000) | st.just(10_000))
-def test_a_damaged_file_is_a_picture_or_refused_in_one_line(
+def test_a_damaged_file_is_an_image_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, kind: str, damage: list[tuple[int, int]], keep: int
 ) -> None:
     content = bytearray(FILES[kind])
@@ -128,14 +128,14 @@ def test_a_damaged_file_is_a_picture_or_refused_in_one_line(
         assert "\n" not in str(error)  # noqa: PT017  either way of ending is right
 
 
-@pytest.mark.parametrize("picture", [None, 5, b"bytes", [[0, 0], [0, 0]]], ids=str)
-def test_other_types(picture: Any) -> None:
+@pytest.mark.parametrize("image", [None, 5, b"bytes", [[0, 0], [0, 0]]], ids=str)
+def test_other_types(image: Any) -> None:
     # The function as users have it, without the tests' type checks, which would speak first.
     unchecked = load
     while hasattr(unchecked, "__wrapped__"):
         unchecked = unchecked.__wrapped__
-    with pytest.raises(GocaError, match=type(picture).__name__):
-        unchecked(picture)
+    with pytest.raises(GocaError, match=type(image).__name__):
+        unchecked(image)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_other_types(picture: Any) -> None:
     ],
     ids=lambda array: f"{array.shape} {array.dtype}",
 )
-def test_arrays_that_are_no_pictures(array: np.ndarray) -> None:
+def test_arrays_that_are_no_images(array: np.ndarray) -> None:
     refused(array, str(array.shape), str(array.dtype), "(height, width, 3) uint8")
 
 
@@ -160,7 +160,7 @@ def test_arrays_that_are_no_pictures(array: np.ndarray) -> None:
 def test_too_small(tmp_path: Path, width: int, height: int) -> None:
     refused(blank(width, height), f"{width} x {height}", "16 px")
     refused(np.zeros((height, width, 3), np.uint8), f"{width} x {height}", "16 px")
-    refused(saved(tmp_path, blank(width, height)), "picture.png", f"{width} x {height}", "16 px")
+    refused(saved(tmp_path, blank(width, height)), "image.png", f"{width} x {height}", "16 px")
 
 
 def test_empty_arrays_are_too_small() -> None:
@@ -176,23 +176,23 @@ def test_a_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = saved(tmp_path, blank(64, 64))
     # Pillow refuses twice as many pixels as this.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
-    refused(path, "picture.png", "too large", "scale it down")
+    refused(path, "image.png", "too large", "scale it down")
 
 
 # ---- what is
 
 
-def same(picture: Any, expected: np.ndarray) -> None:
-    loaded = load(picture)
+def same(image: Any, expected: np.ndarray) -> None:
+    loaded = load(image)
     assert loaded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(loaded), expected)
 
 
-def test_paths_pictures_and_arrays_are_one(tmp_path: Path) -> None:
+def test_paths_images_and_arrays_are_one(tmp_path: Path) -> None:
     array = noise(17, 29)
     path = saved(tmp_path, Image.fromarray(array))
-    for picture in (path, str(path), Image.fromarray(array), array):
-        same(picture, array)
+    for image in (path, str(path), Image.fromarray(array), array):
+        same(image, array)
     # A view that is not contiguous, and one that cannot be written.
     same(noise(40, 40)[::2, ::-1], noise(40, 40)[::2, ::-1])
     array.flags.writeable = False
@@ -267,7 +267,7 @@ def test_every_mode_comes_out_as_rgb(mode: str) -> None:
     before = image.copy()
     loaded = load(image)
     assert (loaded.mode, loaded.size) == ("RGB", (20, 16))
-    # The user's own picture stays as it was.
+    # The user's own image stays as it was.
     assert image == before
 
 
@@ -323,7 +323,7 @@ def test_fit_by_hand() -> None:
     assert fit(blank(400, 100), 64, 8) == (32, 128)
 
 
-def test_a_long_picture_is_fitted_until_it_would_be_too_much() -> None:
+def test_a_long_image_is_fitted_until_it_would_be_too_much() -> None:
     # At 64 px a side 12000 x 40 shrinks to 1108.5 x 3.7: the short side cannot be less than 8, the long one keeps.
     assert fit(blank(12000, 40), 64, 8) == (8, 1112)
     # 4 * 64 * 64 = 8 * 2048 px, which 1024 : 1 just reaches.
@@ -378,7 +378,7 @@ def test_only_longer_than_4_to_1_needs_windows() -> None:
     assert needs_windows(blank(100, 401))
 
 
-def test_windows_of_a_long_picture_by_hand() -> None:
+def test_windows_of_a_long_image_by_hand() -> None:
     # 300 x 60 px at 64 px a window of 32 cells: enlarged to a height of 64 px, so 160 cells wide.
     tiled = windows(blank(300, 60), 64, 32)
     assert tiled.canvas == (32, 160)
@@ -390,13 +390,13 @@ def test_windows_of_a_long_picture_by_hand() -> None:
     assert windows(blank(60, 300), 64, 32).canvas == (160, 32)
 
 
-def test_a_large_picture_keeps_its_own_scale() -> None:
+def test_a_large_image_keeps_its_own_scale() -> None:
     tiled = windows(blank(200, 180), 64, 32)
     assert tiled.canvas == (90, 100)
     assert len(tiled.boxes) == 16
 
 
-def test_a_picture_of_one_window() -> None:
+def test_an_image_of_one_window() -> None:
     assert windows(blank(64, 64), 64, 32) == Windows.whole((32, 32))
     assert windows(blank(32, 32), 64, 32) == Windows.whole((32, 32))
 
@@ -408,21 +408,21 @@ def test_64_windows_are_the_most() -> None:
     assert windows(blank(100_000, 16), 64, 32) is None
 
 
-def test_tiles_are_the_picture_under_their_boxes() -> None:
+def test_tiles_are_the_image_under_their_boxes() -> None:
     array = noise(180, 200)
     image = Image.fromarray(array)
     tiled = windows(image, 64, 32)
-    # Two pixels a cell and a picture of whole cells: nothing is resampled.
-    pictures = tiles(image, tiled, 2.0)
-    assert len(pictures) == len(tiled.boxes)
-    for picture, box in zip(pictures, tiled.boxes, strict=True):
+    # Two pixels a cell and an image of whole cells: nothing is resampled.
+    shown = tiles(image, tiled, 2.0)
+    assert len(shown) == len(tiled.boxes)
+    for tile, box in zip(shown, tiled.boxes, strict=True):
         under = array[2 * box.top : 2 * (box.top + 32), 2 * box.left : 2 * (box.left + 32)]
-        np.testing.assert_array_equal(np.asarray(picture), under)
+        np.testing.assert_array_equal(np.asarray(tile), under)
 
 
 @properties
 @given(st.integers(16, 90), st.floats(1, 6), st.booleans(), st.sampled_from([(64, 32), (96, 64)]))
-def test_tiles_of_a_scaled_picture_have_the_windows_size(
+def test_tiles_of_a_scaled_image_have_the_windows_size(
     short: int, aspect: float, upright: bool, sizes: tuple[int, int]
 ) -> None:
     size, cells = sizes
@@ -430,33 +430,33 @@ def test_tiles_of_a_scaled_picture_have_the_windows_size(
     image = blank(short, long) if upright else blank(long, short)
     tiled = windows(image, size, cells)
     assert min(tiled.canvas) == max(cells, round(short * cells / size))
-    for picture in tiles(image, tiled, size / cells):
+    for tile in tiles(image, tiled, size / cells):
         # A window starts at whole pixels, so it may be one off where a cell has one and a half.
-        assert max(abs(side - size) for side in picture.size) <= (0 if size % cells == 0 else 1)
+        assert max(abs(side - size) for side in tile.size) <= (0 if size % cells == 0 else 1)
 
 
-def test_tiles_of_an_enlarged_picture_show_its_parts() -> None:
+def test_tiles_of_an_enlarged_image_show_its_parts() -> None:
     # A ramp from left to right: the middle of a tile shows the middle of what it stands for.
     ramp = np.broadcast_to(np.linspace(0, 255, 300, dtype=np.uint8)[None, :, None], (60, 300, 3))
     image = Image.fromarray(np.ascontiguousarray(ramp))
     tiled = windows(image, 64, 32)
-    for picture, box in zip(tiles(image, tiled, 2.0), tiled.boxes, strict=True):
-        middle = np.asarray(picture)[:, 31:33].mean()
+    for tile, box in zip(tiles(image, tiled, 2.0), tiled.boxes, strict=True):
+        middle = np.asarray(tile)[:, 31:33].mean()
         assert middle == pytest.approx(255 * (box.left + 16) / 160, abs=2)
 
 
 @pytest.mark.parametrize(("width", "height"), [(160, 96), (1200, 1000), (97, 300), (64, 57)])
-def test_a_picture_that_is_not_square_fits_what_room_there_is(width: int, height: int) -> None:
+def test_an_image_that_is_not_square_fits_what_room_there_is(width: int, height: int) -> None:
     sides = fit(Image.new("RGB", (width, height)), 64, 4, most=60 * 60)
     assert sides[0] * sides[1] <= 3600
     assert sides[0] * sides[1] > 0.85 * 3600
     assert sides[1] / sides[0] == pytest.approx(width / height, rel=0.1)
 
 
-def test_a_square_picture_needs_no_room_beside_it() -> None:
+def test_a_square_image_needs_no_room_beside_it() -> None:
     assert fit(Image.new("RGB", (97, 97)), 64, 4, most=60 * 60) == (64, 64)
 
 
-def test_a_picture_with_a_side_of_one_multiple_may_not_fit_its_room() -> None:
+def test_an_image_with_a_side_of_one_multiple_may_not_fit_its_room() -> None:
     with pytest.raises(GocaError, match="too long to be seen"):
         fit(Image.new("RGB", (3000, 10)), 64, 32, most=64 * 64)

@@ -41,7 +41,7 @@ SETS: dict[str, tuple[str, Callable[[Path], Any], int | None]] = {
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pipeline that knows every word, and no picture."""
+    """The folder of a pipeline that knows every word, and no image."""
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     UNET_BUILDERS["sd15"]().save_pretrained(folder)
     return folder
@@ -51,14 +51,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_data_set_under_both_protocols(goca: Goca, made: str, tiny: Path, tmp_path: Path) -> None:
     name, make, labels = SETS[made]
     make(tmp_path)
-    # Cityscapes has a picture for each of its cities.
+    # Cityscapes has an image for each of its cities.
     ask = ("evaluate", name, "--root", tmp_path, "--model", tiny, "--size", "64", "--tagger", "oracle", "--limit", "3")
     honest = goca(*ask, "--json")
     assert (honest.code, honest.err) == (0, "")
     told = json.loads(honest.out)
     assert told["protocol"]["name"] == "honest"
     assert told["protocol"]["threshold"] == told["threshold"]
-    assert told["left_out_pictures"] == []
+    assert told["left_out_images"] == []
     assert told["labels"] == len(told["per_class"]) >= 2
     assert ("sweep" in told) == ("background" in told["per_class"]) == (told["threshold"] == "fixed")
     assert told["miou"] == pytest.approx(sum(told["per_class"].values()) / told["labels"])
@@ -82,7 +82,7 @@ def test_evaluate_prints_one_object(goca: Goca) -> None:
     assert 0 < told["pixel_accuracy"] <= 1
     assert 0 < told["frequency_weighted_iou"] <= 1
     assert told["ci95"][0] <= told["miou"] <= told["ci95"][1]
-    assert told["protocol"]["pictures"] == told["pictures"] == 3
+    assert told["protocol"]["images"] == told["images"] == 3
     assert told["protocol"]["tags"] == "oracle"
     assert told["plan"]["recipe"] == "goca"
 
@@ -103,14 +103,14 @@ def test_evaluate_prints_all_of_the_protocol(goca: Goca, tmp_path: Path) -> None
     ):
         assert f"\n{line}\n" in found.out
     assert "oracle threshold" in found.out
-    assert "31 labels, 2 pictures" in found.out
+    assert "31 labels, 2 images" in found.out
     again = goca(*ask, "--set", "absent=zero", "--out", tmp_path / "run")
     assert (again.code, again.out) == (0, found.out)
     other = goca(*ask, "--out", tmp_path / "run")
     assert "run that differs in protocol.name" in other.mistake()
 
 
-def test_a_picture_that_is_left_out_is_named(goca: Goca, tmp_path: Path) -> None:
+def test_an_image_that_is_left_out_is_named(goca: Goca, tmp_path: Path) -> None:
     # What was said of the second scene is no list of the words that the bundled pipeline knows.
     (tmp_path / "said.json").write_text(
         json.dumps({"000": "water, fish", "001": "cat, snow, xylophone", "002": "cat, sky"})
@@ -120,10 +120,10 @@ def test_a_picture_that_is_left_out_is_named(goca: Goca, tmp_path: Path) -> None
     assert found.code == 1
     assert "left out: 001: " in found.err
     assert "xylophone" in found.err
-    assert found.err.splitlines()[-1] == "goca: 1 of 3 pictures were left out"
+    assert found.err.splitlines()[-1] == "goca: 1 of 3 images were left out"
     told = json.loads(found.out)
-    assert told["pictures"] == 2
-    assert [one["id"] for one in told["left_out_pictures"]] == ["001"]
+    assert told["images"] == 2
+    assert [one["id"] for one in told["left_out_images"]] == ["001"]
     assert told["protocol"]["tags"].startswith("captions said.json ")
 
 
@@ -133,7 +133,7 @@ def test_ablate_prints_every_part(goca: Goca) -> None:
     told = json.loads(found.out)
     assert told["rows"][0]["gain"] == 0
     assert {"heads", "layers", "rescaling"} <= {row["name"] for row in told["rows"]}
-    assert told["protocol"]["pictures"] == 2
+    assert told["protocol"]["images"] == 2
 
 
 def test_ablate_as_a_table_for_a_document(goca: Goca) -> None:

@@ -133,8 +133,8 @@ def listened(
 
 
 @pytest.mark.parametrize(("name", "text_first"), [("flux", True), ("sd3", False)])
-def test_the_texts_output_is_the_rest_of_what_joint_attention_gave(name: str, text_first: bool, picture: Make) -> None:
-    _, calls, outputs = listened(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, picture())
+def test_the_texts_output_is_the_rest_of_what_joint_attention_gave(name: str, text_first: bool, image: Make) -> None:
+    _, calls, outputs = listened(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, image())
     joint = [call for call in calls if call.kind == "joint"]
     whole = [(call.text_output, call.output) if text_first else (call.output, call.text_output) for call in joint]
     seen = [output[0] for output in outputs if output.shape[0] == 1]
@@ -143,8 +143,8 @@ def test_the_texts_output_is_the_rest_of_what_joint_attention_gave(name: str, te
     assert len(joint) == len({call.block for call in joint}) > 1
 
 
-def test_other_attention_gives_the_text_nothing(sd15: Any, picture: Make) -> None:
-    _, calls, _ = listened(sd15, DIFFSEGMENTER, picture())
+def test_other_attention_gives_the_text_nothing(sd15: Any, image: Make) -> None:
+    _, calls, _ = listened(sd15, DIFFSEGMENTER, image())
     assert {call.kind for call in calls} == {"self", "cross"}
     assert all(call.text_output is None for call in calls)
 
@@ -159,9 +159,9 @@ def test_diffsegmenter_is_a_value() -> None:
     assert DIFFSEGMENTER.maps == concepts.attention
 
 
-def test_diffsegmenter_is_the_loop_over_what_the_tap_saw(sd15: Any, picture: Make) -> None:
+def test_diffsegmenter_is_the_loop_over_what_the_tap_saw(sd15: Any, image: Make) -> None:
     common = (67, 61)
-    readout, calls, _ = listened(sd15, DIFFSEGMENTER, picture(), common)
+    readout, calls, _ = listened(sd15, DIFFSEGMENTER, image(), common)
     grids: dict[Grid, list[Tensor]] = {}
     for call in calls:
         if call.kind == "cross":
@@ -184,9 +184,9 @@ def test_diffsegmenter_is_the_loop_over_what_the_tap_saw(sd15: Any, picture: Mak
 
 
 @pytest.mark.parametrize("name", UNET_BUILDERS)
-def test_diffsegmenter_on_every_kind_of_unet(name: str, picture: Make) -> None:
+def test_diffsegmenter_on_every_kind_of_unet(name: str, image: Make) -> None:
     segmenter = Segmenter.from_pipeline(UNET_BUILDERS[name](), recipe=DIFFSEGMENTER, size=64)
-    result = segmenter(picture(), classes=["cat", "grass"])
+    result = segmenter(image(), classes=["cat", "grass"])
     assert result.plan.recipe == "diffsegmenter"
     assert (result.scores.grid.min((1, 2)), result.scores.grid.max((1, 2))) == (pytest.approx(0), pytest.approx(1))
 
@@ -213,8 +213,8 @@ def slow_concepts(call: AttentionCall, nouns: tuple[tuple[int, ...], ...]) -> Te
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "z_image", "qwen_image", "hidream"])
-def test_concept_attention_is_the_loop_over_what_the_tap_saw(name: str, picture: Make) -> None:
-    readout, calls, _ = listened(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, picture())
+def test_concept_attention_is_the_loop_over_what_the_tap_saw(name: str, image: Make) -> None:
+    readout, calls, _ = listened(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, image())
     joint = [call for call in calls if call.kind == "joint"]
     nouns = readout.words.nouns
     layers = [bilinear_matrix(call.grid, (13, 11)) @ slow_concepts(call, nouns) for call in joint]
@@ -226,19 +226,19 @@ def test_concept_attention_is_the_loop_over_what_the_tap_saw(name: str, picture:
     assert readout.layer_weights() == {call.block: pytest.approx(1 / len(joint)) for call in joint}
 
 
-def test_concept_attention_of_some_blocks(picture: Make) -> None:
+def test_concept_attention_of_some_blocks(image: Make) -> None:
     pipeline = JOINT_BUILDERS["flux"]()
     blocks = Segmenter.from_pipeline(pipeline).backbone.blocks
-    readout, calls, _ = listened(pipeline, replace(CONCEPT_ATTENTION, cross=blocks[1:2]), picture())
+    readout, calls, _ = listened(pipeline, replace(CONCEPT_ATTENTION, cross=blocks[1:2]), image())
     (only,) = (call for call in calls if call.block == blocks[1])
     expected = bilinear_matrix(only.grid, (13, 11)) @ slow_concepts(only, readout.words.nouns)
     equal(readout.evidence().raw, expected.T.reshape(-1, 13, 11))
 
 
-def test_another_method_may_take_the_same_maps(picture: Make) -> None:
+def test_another_method_may_take_the_same_maps(image: Make) -> None:
     """Agreement of layers and refinement, on maps of the output space: a value like any other."""
     recipe = replace(CONCEPT_ATTENTION, layers="agreement", refine="from_model", order=1, rescale=("blur", "minmax"))
-    readout, calls, _ = listened(JOINT_BUILDERS["flux"](), recipe, picture())
+    readout, calls, _ = listened(JOINT_BUILDERS["flux"](), recipe, image())
     weights = readout.layer_weights()
     assert len(set(weights.values())) > 1
     joint = {call.block: call for call in calls if call.kind == "joint"}
@@ -254,9 +254,9 @@ def test_another_method_may_take_the_same_maps(picture: Make) -> None:
     assert readout.affinity.layers > 0
 
 
-def test_concept_attention_labels_a_picture(picture: Make) -> None:
+def test_concept_attention_labels_an_image(image: Make) -> None:
     segmenter = Segmenter.from_pipeline(JOINT_BUILDERS["flux"](), recipe="concept-attention", size=64)
-    result = segmenter(picture(), classes=["cat", "traffic light"], others=["sky"])
+    result = segmenter(image(), classes=["cat", "traffic light"], others=["sky"])
     assert (result.plan.recipe, result.plan.to_json()["maps"]) == ("concept-attention", "output-space")
     np.testing.assert_allclose(result.scores.grid.sum(0) + result.scores.support, 1, atol=1e-5)
     assert result.labels.shape == (96, 160)

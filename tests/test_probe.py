@@ -55,7 +55,7 @@ def columns(backbone: Backbone) -> tuple[Any, ...]:
     return found.classes, found.prompt
 
 
-def test_a_pipeline_that_makes_every_picture_as_large_is_not_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_that_makes_every_image_as_large_is_not_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = BUILDERS["hidream"]()
     hide(pipeline, monkeypatch)
     with pytest.raises(GocaError, match=r"HiDreamImagePipeline .* expects a latent of"):
@@ -63,10 +63,10 @@ def test_a_pipeline_that_makes_every_picture_as_large_is_not_found_again(monkeyp
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "hidream"])
-def test_a_family_whose_row_is_hidden_is_found_again(name: str, picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_whose_row_is_hidden_is_found_again(name: str, image: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = BUILDERS[name]()
     listed = Segmenter.from_pipeline(pipeline, size=64)
-    expected = listed(picture(96, 48), **ASK)
+    expected = listed(image(96, 48), **ASK)
     hide(pipeline, monkeypatch)
     row, plan = listed.backbone.family, listed.plan
     same = {key: getattr(plan, key) for key in ("heads", "layers", "cross", "reference", "refine", "order")}
@@ -84,7 +84,7 @@ def test_a_family_whose_row_is_hidden_is_found_again(name: str, picture: Make, m
         text.tokenizer for text in row.texts if getattr(pipeline, text.tokenizer, None) is not None
     ]
     assert columns(probed.backbone) == columns(listed.backbone)
-    result = probed(picture(96, 48), **ASK)
+    result = probed(image(96, 48), **ASK)
     np.testing.assert_array_equal(result.scores.grid, expected.scores.grid)
     np.testing.assert_array_equal(result.labels, expected.labels)
     assert result.plan.notes[0] == f"recognised by a probe: {found.found}"
@@ -96,8 +96,8 @@ def _layout(joint: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", RECOGNISED)
-def test_a_pipeline_that_nobody_has_listed_makes_masks(name: str, picture: Make) -> None:
-    results = segmenter(name)([picture(160, 96, 0), picture(160, 96, 1)], **ASK)
+def test_a_pipeline_that_nobody_has_listed_makes_masks(name: str, image: Make) -> None:
+    results = segmenter(name)([image(160, 96, 0), image(160, 96, 1)], **ASK)
     for result in results:
         assert result.labels.shape == (96, 160)
         assert result.mask("cat").shape == (96, 160)
@@ -136,10 +136,10 @@ def test_the_tap_changes_no_bit_of_it_and_a_noun_has_its_own_column(name: str, m
     assert torch.equal(plain, output)
 
 
-def test_one_that_was_saved_is_loaded_and_probed(picture: Make, tmp_path: Path) -> None:
-    expected = segmenter("bria")(picture(), **ASK)
+def test_one_that_was_saved_is_loaded_and_probed(image: Make, tmp_path: Path) -> None:
+    expected = segmenter("bria")(image(), **ASK)
     segmenter("bria").backbone.pipeline.save_pretrained(tmp_path)
-    found = Segmenter.from_pretrained(tmp_path, size=64)(picture(), **ASK)
+    found = Segmenter.from_pretrained(tmp_path, size=64)(image(), **ASK)
     np.testing.assert_allclose(found.scores.grid, expected.scores.grid, atol=2e-2)
 
 

@@ -67,7 +67,7 @@ def opened(name: str, root: Path, preset: str = "paper") -> Dataset:
 
 
 def toy(background: bool = False) -> Dataset:
-    """Three categories, one picture of eight pixels with every label and void."""
+    """Three categories, one image of eight pixels with every label and void."""
     truth = np.array([[0, 1, 2, 3], [1, 3, VOID, 0]], np.uint16)
     categories = (Category("cat", ("kitty",)), Category("grass"), Category("sky"))
     sample = Sample("one", Path("one.png"), truth.copy)

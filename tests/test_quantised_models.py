@@ -146,11 +146,11 @@ WAYS: dict[Callable[[Any, Path], None], tuple[float, float]] = {
 
 
 @cache
-def exact(name: str, picture: Make) -> tuple[Seen, np.ndarray]:
+def exact(name: str, image: Make) -> tuple[Seen, np.ndarray]:
     pipeline = BUILDERS[name]()
     seen = ask(pipeline)
     check(pipeline, seen)
-    return seen, masks(pipeline, picture)
+    return seen, masks(pipeline, image)
 
 
 # The rest on one that has both kinds of blocks with joint attention.
@@ -159,8 +159,8 @@ CASES = [(name, way) for name in NAMES for way in WAYS if name == "flux" or way 
 
 
 @pytest.mark.parametrize(("name", "way"), CASES, ids=lambda part: getattr(part, "__name__", part))
-def test_a_quantised_denoiser(name: str, way: Callable[[Any, Path], None], picture: Make, tmp_path: Path) -> None:
-    expected, scores = exact(name, picture)
+def test_a_quantised_denoiser(name: str, way: Callable[[Any, Path], None], image: Make, tmp_path: Path) -> None:
+    expected, scores = exact(name, image)
     pipeline = BUILDERS[name]()
     way(pipeline, tmp_path)
     seen = ask(pipeline)
@@ -171,7 +171,7 @@ def test_a_quantised_denoiser(name: str, way: Callable[[Any, Path], None], pictu
     backbone = Backbone(pipeline)
     assert (backbone.dtype, backbone.device) == ("float32", "cpu")
     before = state(pipeline)
-    found = masks(pipeline, picture)
+    found = masks(pipeline, image)
     assert state(pipeline) == before
     distance, likeness = WAYS[way]
     assert 0 < far(seen, expected) < distance
@@ -180,12 +180,12 @@ def test_a_quantised_denoiser(name: str, way: Callable[[Any, Path], None], pictu
 
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_a_folder_with_a_quantised_denoiser(
-    name: str, picture: Make, tmp_path: Path, goca: Callable[..., Outcome]
+    name: str, image: Make, tmp_path: Path, goca: Callable[..., Outcome]
 ) -> None:
     folder = tmp_path / "model"
     save_quantised(name, folder)
-    picture().save(tmp_path / "picture.png")
-    _, scores = exact(name, picture)
+    image().save(tmp_path / "image.png")
+    _, scores = exact(name, image)
     for asked, dtype in ((None, "float32"), ("bfloat16", "bfloat16")):
         pipeline = load(folder, None, asked, None, None)
         denoiser = Backbone(pipeline).denoiser
@@ -197,12 +197,12 @@ def test_a_folder_with_a_quantised_denoiser(
         # The weights were quantised from bfloat16 and still say so; what is computed with them is what was asked for.
         assert {str(call.q.dtype).removeprefix("torch.") for call in seen.calls} == {dtype}
         assert Segmenter.from_pipeline(pipeline).plan.dtype == dtype
-        found = masks(pipeline, picture)
+        found = masks(pipeline, image)
         assert np.corrcoef(found.ravel(), scores.ravel())[0, 1] > 0.99
     asked_for = ["--classes", "cat, grass", "--size", 64, "--out", tmp_path]
-    said = goca("segment", tmp_path / "picture.png", "--model", folder, *asked_for)
+    said = goca("segment", tmp_path / "image.png", "--model", folder, *asked_for)
     assert (said.code, said.err) == (0, "")
-    assert (tmp_path / "picture.labels.png").exists()
+    assert (tmp_path / "image.labels.png").exists()
 
 
 def save_quantised(name: str, folder: Path) -> None:
@@ -244,7 +244,7 @@ def test_bitsandbytes_has_to_be_there_and_needs_an_accelerator_to_load(sd15: Any
 @pytest.mark.parametrize("options", [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_denoiser_that_bitsandbytes_quantised_as_it_was_loaded(
-    name: str, options: dict[str, Any], picture: Make, tmp_path: Path
+    name: str, options: dict[str, Any], image: Make, tmp_path: Path
 ) -> None:
     from diffusers import BitsAndBytesConfig
 
@@ -259,7 +259,7 @@ def test_a_denoiser_that_bitsandbytes_quantised_as_it_was_loaded(
     pipeline.to("cuda")
     seen = ask(pipeline)
     check(pipeline, seen, rtol=0.05, atol=0.02 * max(float(part.abs().max()) for part in seen.alone.values()))
-    assert far(seen, exact(name, picture)[0]) < FOUR[0]
+    assert far(seen, exact(name, image)[0]) < FOUR[0]
 
 
 def test_a_bias_does_not_drown_the_weights_that_are_asked_for() -> None:

@@ -30,8 +30,8 @@ def test_a_cluster_agrees_with_one_process(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "cluster" / "run.json").read_text())
     assert found["metrics"] == json.loads(json.dumps(report.metrics()))
     assert found["sessions"][0]["crew"] == "ray local"
-    lines = (tmp_path / "cluster" / "pictures.jsonl").read_text().splitlines()
-    assert sorted(lines) == [picture.line() for picture in report.pictures]
+    lines = (tmp_path / "cluster" / "images.jsonl").read_text().splitlines()
+    assert sorted(lines) == [image.line() for image in report.images]
 
 
 def test_what_an_actor_cannot_do_is_one_line() -> None:

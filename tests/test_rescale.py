@@ -46,11 +46,11 @@ def slow_blur(maps: Tensor, edge: Callable[[int, int], int]) -> Tensor:
     bell = [[math.exp(-(y * y + x * x) / (2 * 1.1**2)) for x in range(-2, 3)] for y in range(-2, 3)]
     total = sum(map(sum, bell))
     out = torch.zeros(maps.shape, dtype=torch.float64)
-    for index, picture in enumerate(maps.tolist()):
+    for index, image in enumerate(maps.tolist()):
         for y in range(height):
             for x in range(width):
                 out[index, y, x] = sum(
-                    bell[dy + 2][dx + 2] / total * picture[edge(y + dy, height)][edge(x + dx, width)]
+                    bell[dy + 2][dx + 2] / total * image[edge(y + dy, height)][edge(x + dx, width)]
                     for dy in range(-2, 3)
                     for dx in range(-2, 3)
                 )
@@ -61,7 +61,7 @@ def slow_blur(maps: Tensor, edge: Callable[[int, int], int]) -> Tensor:
 
 
 def test_evidence_is_the_mean_of_a_noun_and_the_sum_of_all_content() -> None:
-    # Five tokens on a 1 x 2 picture: <sos>, "polar", "bear", a comma, "snow".
+    # Five tokens on a 1 x 2 image: <sos>, "polar", "bear", a comma, "snow".
     tokens = torch.tensor([[[8.0, 9.0]], [[1.0, 2.0]], [[3.0, 6.0]], [[7.0, 7.0]], [[5.0, 4.0]]])
     seen = token_mass(tokens, nouns=[[1, 2], [4]], content=[1, 2, 4])
     equal(seen.raw, [[[2.0, 4.0]], [[5.0, 4.0]]])
@@ -180,14 +180,14 @@ def test_published_rule_by_hand() -> None:
 
 
 @pytest.mark.parametrize("grid", NARROW, ids=str)
-def test_narrow_and_empty_pictures_come_through_the_longest_rule(grid: tuple[int, int]) -> None:
+def test_narrow_and_empty_images_come_through_the_longest_rule(grid: tuple[int, int]) -> None:
     longest = (share, blur, minmax, times_raw, blur, minmax)
     for tokens in (positive(11, *grid), torch.zeros(11, *grid)):
         maps = rescale(token_mass(tokens, nouns=[[2], [3, 5]], content=[2, 3, 5]), longest)
         assert maps.shape == (2, *grid)
         assert maps.isfinite().all()
         assert maps.min() >= 0
-        # What varies over the picture spans [0, 1]; what does not is 0.
+        # What varies over the image spans [0, 1]; what does not is 0.
         assert maps.amax((1, 2)).tolist() == pytest.approx([float(bool(tokens.any()) and grid != (1, 1))] * 2)
 
 

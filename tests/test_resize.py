@@ -79,8 +79,8 @@ def test_nearest_is_the_loop(grid_in: tuple[int, int], grid_out: tuple[int, int]
 @properties
 @given(st.tuples(st.integers(1, 128), st.integers(1, 19)), st.tuples(st.integers(1, 128), st.integers(1, 19)))
 def test_nearest_picks_what_interpolate_picks(grid_in: tuple[int, int], grid_out: tuple[int, int]) -> None:
-    picture = torch.arange(float(grid_in[0] * grid_in[1])).reshape(1, 1, *grid_in)
-    seen = F.interpolate(picture, grid_out, mode="nearest").flatten()
+    image = torch.arange(float(grid_in[0] * grid_in[1])).reshape(1, 1, *grid_in)
+    seen = F.interpolate(image, grid_out, mode="nearest").flatten()
     assert nearest_pixels(grid_in, grid_out).tolist() == seen.long().tolist()
 
 

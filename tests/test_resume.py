@@ -26,13 +26,13 @@ SIZES = [(48, 64), (72, 40), (64, 64), (40, 56), (80, 48), (56, 72)]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Callable[..., Image.Image]) -> Path:
-    """The working folder: three pictures in in/, six in many/."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Callable[..., Image.Image]) -> Path:
+    """The working folder: three images in in/, six in many/."""
     monkeypatch.chdir(tmp_path)
     for name, sizes in (("in", SIZES[:3]), ("many", SIZES)):
         Path(name).mkdir()
         for seed, size in enumerate(sizes):
-            picture(*size, seed).save(f"{name}/{'abcdef'[seed]}.png")
+            image(*size, seed).save(f"{name}/{'abcdef'[seed]}.png")
     return tmp_path
 
 
@@ -72,7 +72,7 @@ def test_only_the_rest_is_done_and_everything_is_told(goca: Goca, saved: list[st
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, saved) == (0, ["b"])
     assert again.out == whole.out
-    assert again.line() == "goca: 3 of 3 pictures are done, 2 of them kept from before\n"
+    assert again.line() == "goca: 3 of 3 images are done, 2 of them kept from before\n"
     assert content() == before
 
 
@@ -88,7 +88,7 @@ def test_nothing_is_left_to_do(goca: Goca, saved: list[str]) -> None:
 def test_a_first_run_may_resume_too(goca: Goca, saved: list[str]) -> None:
     done = goca("segment", "in", *ASK, "--resume")
     assert (done.code, saved) == (0, ["a", "b", "c"])
-    assert "3 of 3 pictures are done, 0 of them" in done.line()
+    assert "3 of 3 images are done, 0 of them" in done.line()
 
 
 def without_labels() -> None:
@@ -150,7 +150,7 @@ def test_what_is_not_whole_is_done_again(goca: Goca, saved: list[str], spoil: Ca
         assert labels.size == shown.size
 
 
-def test_a_picture_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -> None:
+def test_an_image_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 48), "red").save("in/b.png", exif=exif)
@@ -207,14 +207,14 @@ def test_where_it_ran_is_no_part_of_it(goca: Goca, saved: list[str]) -> None:
     assert saved == []
 
 
-def test_a_bad_picture_among_kept_ones_keeps_its_place(goca: Goca) -> None:
-    Path("in/ab.png").write_bytes(b"no picture")
+def test_a_bad_image_among_kept_ones_keeps_its_place(goca: Goca) -> None:
+    Path("in/ab.png").write_bytes(b"no image")
     first = goca("segment", "in", *ASK, "--json")
     (OUT / "c.json").unlink()
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, again.out) == (1, first.out)
-    assert "left out: in/ab.png is no picture" in again.err
-    assert "3 of 4 pictures are done, 2 of them kept from before" in again.err
+    assert "left out: in/ab.png is no image" in again.err
+    assert "3 of 4 images are done, 2 of them kept from before" in again.err
 
 
 def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
     code, err = interrupted(signal.SIGINT)
     stopped = set(OUT.glob("*.json"))
     assert code == 130
-    assert err == f"goca: stopped; {len(stopped)} of {len(SIZES)} pictures are done and whole\n"
+    assert err == f"goca: stopped; {len(stopped)} of {len(SIZES)} images are done and whole\n"
     assert killed < stopped < {OUT / f"{stem}.json" for stem in "abcdef"}
     assert {Path(name).suffix for name in content()} == {".png", ".json"}
     for path in stopped:

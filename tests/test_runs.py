@@ -1,4 +1,4 @@
-"""Runs killed and taken up again, refused, with pictures left out, by several processes: the figures stay the same."""
+"""Runs killed and taken up again, refused, with images left out, by several processes: the figures stay the same."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from goca.evaluation.config import Job, units
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.fingerprint import fingerprint
 from goca.evaluation.records import ImageRecord, count
-from goca.evaluation.run_folder import Run, read_pictures
+from goca.evaluation.run_folder import Run, read_images
 from goca.evaluation.runner import Crew, Watch, evaluate
 from goca.testing.tiny import UNET_BUILDERS
 
@@ -36,7 +36,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def lines(folder: Path) -> list[str]:
-    return (folder / "pictures.jsonl").read_text().splitlines()
+    return (folder / "images.jsonl").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_run_says_all_of_itself(whole: Path) -> None:
     assert told["settings"]["protocol"]["threshold"] == "fixed"
     assert told["settings"]["protocol"]["as_background"] == list(STUFF)
     metrics = told["metrics"]
-    assert metrics["pictures"] == 5
+    assert metrics["images"] == 5
     assert 0 < metrics["miou"] < 1
     assert metrics["miou"] == pytest.approx(np.mean(list(metrics["per_class"].values())))
     assert metrics["ci95"][0] <= metrics["miou"] <= metrics["ci95"][1]
@@ -88,7 +88,7 @@ def test_kill_and_resume(whole: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     process = subprocess.Popen([sys.executable, "-c", code, folder], env=environment)
     patience = time.monotonic() + 300
-    while not (folder / "pictures.jsonl").exists() or len(lines(folder)) < 2:
+    while not (folder / "images.jsonl").exists() or len(lines(folder)) < 2:
         assert process.poll() is None
         assert time.monotonic() < patience
         time.sleep(0.005)
@@ -97,7 +97,7 @@ def test_kill_and_resume(whole: Path, tmp_path: Path) -> None:
     assert facts(folder)["state"] == "running"
     before = lines(folder)
     report, _ = evaluate(SCENES, folder)
-    assert len(report.pictures) == 5
+    assert len(report.images) == 5
     assert facts(folder)["metrics"] == facts(whole)["metrics"]
     assert sorted(set(lines(folder))) == sorted(lines(whole))
     assert lines(folder)[: len(before)] == before
@@ -107,13 +107,13 @@ def test_kill_and_resume(whole: Path, tmp_path: Path) -> None:
 def test_killed_at_any_line_and_within_one(whole: Path, copied: Path, kept: int) -> None:
     written = lines(copied)
     torn = written[kept][: 7 + 13 * kept]
-    (copied / "pictures.jsonl").write_text("".join(f"{line}\n" for line in written[:kept]) + torn)
+    (copied / "images.jsonl").write_text("".join(f"{line}\n" for line in written[:kept]) + torn)
     told = facts(copied)
     for name in ("metrics", "left_out", "finished"):
         del told[name]
     (copied / "run.json").write_text(json.dumps(told | {"state": "running", "sessions": []}))
     done: list[int] = []
-    evaluate(SCENES, copied, watch=Watch(done=lambda pictures: done.append(len(pictures))))
+    evaluate(SCENES, copied, watch=Watch(done=lambda images: done.append(len(images))))
     # Units of two, two and one: those that are whole are not done again.
     assert sum(done) == 5 - kept // 2 * 2
     assert facts(copied)["metrics"] == facts(whole)["metrics"]
@@ -147,7 +147,7 @@ def test_killed_at_any_step_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def work(folder: Path) -> None:
         with Run(folder, {"seed": 7}, ["evaluate"]) as run:
-            run.add(picture for picture in done if picture.id not in run.pictures)
+            run.add(image for image in done if image.id not in run.images)
             run.finish({"metrics": {"miou": 0.5}}, {"confusion.png": b"drawn"}, "1 process")
 
     folder = tmp_path / "run"
@@ -158,9 +158,9 @@ def test_killed_at_any_step_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # run.json is there before the first line is.
     assert (folder / "run.json").exists() == (steps >= 2)
     work(folder)
-    assert {path.name for path in folder.iterdir()} == {"run.json", "pictures.jsonl", "confusion.png"}
+    assert {path.name for path in folder.iterdir()} == {"run.json", "images.jsonl", "confusion.png"}
     assert (facts(folder)["state"], facts(folder)["metrics"]) == ("finished", {"miou": 0.5})
-    assert read_pictures(folder) == done
+    assert read_images(folder) == done
 
 
 @pytest.mark.parametrize("steps", range(6))
@@ -208,7 +208,7 @@ def test_a_figure_that_is_no_number_is_not_written(copied: Path) -> None:
 def test_a_finished_run_is_only_printed(copied: Path) -> None:
     before = facts(copied)
     done: list[int] = []
-    report, _ = evaluate(SCENES, copied, watch=Watch(done=lambda pictures: done.append(1)), command=["again"])
+    report, _ = evaluate(SCENES, copied, watch=Watch(done=lambda images: done.append(1)), command=["again"])
     assert done == []
     assert report.metrics() == {**before["metrics"], "ci95": tuple(before["metrics"]["ci95"])} | {
         "fixed_threshold": report.metrics()["fixed_threshold"]
@@ -219,7 +219,7 @@ def test_a_finished_run_is_only_printed(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"limit": 4}, r"dataset\.pictures \(4, there 5\)"),
+        ({"limit": 4}, r"dataset\.images \(4, there 5\)"),
         ({"as_background": ("sky",)}, r"dataset\.categories"),
         ({"switches": ("void=background",)}, r"protocol\.name"),
         ({"recipe": "vanilla"}, r"plan\.recipe \(vanilla, there goca\)"),
@@ -231,25 +231,25 @@ def test_a_finished_run_is_only_printed(copied: Path) -> None:
 def test_a_run_of_something_else_is_refused(copied: Path, change: dict[str, Any], named: str) -> None:
     import torch
 
-    before = (copied / "run.json").read_bytes(), (copied / "pictures.jsonl").read_bytes()
+    before = (copied / "run.json").read_bytes(), (copied / "images.jsonl").read_bytes()
     try:
         with pytest.raises(GocaError, match=f"differs in .*{named}.*choose another --out"):
             evaluate(replace(SCENES, **change), copied)
     finally:
         torch.set_num_threads(1)
-    assert ((copied / "run.json").read_bytes(), (copied / "pictures.jsonl").read_bytes()) == before
+    assert ((copied / "run.json").read_bytes(), (copied / "images.jsonl").read_bytes()) == before
 
 
 def test_folders_that_are_no_runs(copied: Path, tmp_path: Path) -> None:
     settings = facts(copied)["settings"]
-    (copied / "pictures.jsonl").write_text('{"id": "000"}\n')
-    with pytest.raises(GocaError, match=r"pictures\.jsonl, line 1 is no picture"), Run(copied, settings):
+    (copied / "images.jsonl").write_text('{"id": "000"}\n')
+    with pytest.raises(GocaError, match=r"images\.jsonl, line 1 is no image"), Run(copied, settings):
         pass
     (copied / "run.json").write_text("[]")
     with pytest.raises(GocaError, match="not of a run of goca evaluate"), Run(copied, settings):
         pass
     (copied / "run.json").unlink()
-    with pytest.raises(GocaError, match=r"pictures\.jsonl but no run\.json"), Run(copied, settings):
+    with pytest.raises(GocaError, match=r"images\.jsonl but no run\.json"), Run(copied, settings):
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(GocaError, match="choose another --out"), Run(tmp_path / "file", settings):
@@ -261,7 +261,7 @@ def test_one_process_at_a_time(copied: Path) -> None:
     with Run(copied, settings), pytest.raises(GocaError, match="another process is at"), Run(copied, settings):
         pass
     with Run(copied, settings) as run:
-        assert len(run.pictures) == 5
+        assert len(run.images) == 5
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
@@ -286,12 +286,12 @@ def test_two_processes_agree_with_one(
     assert facts(folder)["sessions"][0]["crew"] == "2 processes"
 
 
-# ---- pictures that cannot be done
+# ---- images that cannot be done
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of four scenes with a sky, one class each left, the second picture broken."""
+def images(tmp_path: Path) -> Path:
+    """A folder of four scenes with a sky, one class each left, the second image broken."""
     root = tmp_path / "data"
     root.mkdir()
     chosen = [scene for scene in bundled.scenes() if {"sky", "grass"} <= set(scene.classes)][:4]
@@ -309,22 +309,22 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_broken_picture_is_left_out_and_tried_again(pictures: Path, tmp_path: Path) -> None:
-    job = Job("folder", pictures, batch=2, tagger="oracle")
+def test_a_broken_image_is_left_out_and_tried_again(images: Path, tmp_path: Path) -> None:
+    job = Job("folder", images, batch=2, tagger="oracle")
     report, _ = evaluate(job, tmp_path / "run")
-    assert [picture.id for picture in report.left_out] == ["1.jpg"]
+    assert [image.id for image in report.left_out] == ["1.jpg"]
     told = facts(tmp_path / "run")
-    assert told["metrics"]["pictures"] == 3
+    assert told["metrics"]["images"] == 3
     assert told["metrics"]["left_out"] == 1
     assert told["left_out"][0]["id"] == "1.jpg"
     assert "1.jpg cannot be read" in told["left_out"][0]["reason"]
-    shutil.copy(tmp_path / "good.jpg", pictures / "1.jpg")
+    shutil.copy(tmp_path / "good.jpg", images / "1.jpg")
     again, _ = evaluate(job, tmp_path / "run")
     fresh, _ = evaluate(job)
     assert again.left_out == ()
     assert again.metrics() == fresh.metrics()
-    assert again.pictures == fresh.pictures
-    assert {picture.id for picture in read_pictures(tmp_path / "run")} == {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
+    assert again.images == fresh.images
+    assert {image.id for image in read_images(tmp_path / "run")} == {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
 
 
 class Slow:
@@ -361,35 +361,35 @@ def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert slow.asked == ["000", "001", "002", "001"]
 
 
-def test_where_nothing_can_be_evaluated_the_reason_is_said(pictures: Path) -> None:
-    with pytest.raises(GocaError, match=r"no picture of folder could be evaluated.*xylophone"):
-        evaluate(Job("folder", pictures, tagger="given:grass, xylophone"))
+def test_where_nothing_can_be_evaluated_the_reason_is_said(images: Path) -> None:
+    with pytest.raises(GocaError, match=r"no image of folder could be evaluated.*xylophone"):
+        evaluate(Job("folder", images, tagger="given:grass, xylophone"))
 
 
-def test_ground_truth_that_is_all_void_has_no_figures(pictures: Path, tmp_path: Path) -> None:
+def test_ground_truth_that_is_all_void_has_no_figures(images: Path, tmp_path: Path) -> None:
     for index in range(4):
-        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(pictures / f"{index}.png")
-    job, folder = Job("folder", pictures, batch=3), tmp_path / "run"
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(images / f"{index}.png")
+    job, folder = Job("folder", images, batch=3), tmp_path / "run"
     for _ in range(2):
-        with pytest.raises(GocaError, match=r"^no labelled pixel in 4 pictures of folder"):
+        with pytest.raises(GocaError, match=r"^no labelled pixel in 4 images of folder"):
             evaluate(job, folder)
         assert facts(folder)["state"] == "running"
         assert "NaN" not in (folder / "run.json").read_text()
-    with pytest.raises(GocaError, match=r"^no labelled pixel in 4 pictures of folder"):
+    with pytest.raises(GocaError, match=r"^no labelled pixel in 4 images of folder"):
         evaluate(job)
     background = replace(job, switches=("void=background", "counted=and-background"))
     assert evaluate(background)[0].metrics()["per_class"] == {"background": 1}
 
 
-def test_what_a_worker_cannot_do_is_one_error(pictures: Path) -> None:
-    job = Job("folder", pictures, batch=2)
+def test_what_a_worker_cannot_do_is_one_error(images: Path) -> None:
+    job = Job("folder", images, batch=2)
     for name in ("1.jpg", "2.jpg"):
-        (pictures / name).unlink()
-        (pictures / name.replace("jpg", "png")).unlink()
+        (images / name).unlink()
+        (images / name.replace("jpg", "png")).unlink()
 
     def spoil(stage: str, total: int, done: int) -> None:
         if stage == "segmenting":
-            (pictures / "classes.txt").unlink()
+            (images / "classes.txt").unlink()
 
     with pytest.raises(GocaError, match=r"expected .*classes\.txt"):
         evaluate(job, crew=Crew(workers=2), watch=Watch(stage=spoil))
@@ -419,14 +419,14 @@ def test_counts_by_hand() -> None:
 
 
 def test_a_line_is_read_as_it_was_written() -> None:
-    for picture in (
+    for image in (
         ImageRecord("a/ü.png", "cat, grass", ("cat",), ("grass",), ("a note",), {"none": ((0, 1, 5),)}),
         ImageRecord("b", None, left_out="it is broken\nthere"),
         ImageRecord("c", "", counts={"fixed": (), "-0.4": ()}),
     ):
-        line = picture.line()
+        line = image.line()
         assert "\n" not in line
-        assert ImageRecord.read(line) == picture
+        assert ImageRecord.read(line) == image
     for broken in ("{}", "[]", "3", '{"id": "x"}', '{"id": "x", "counts": {"none": [[1, 2]]}}', '{"id"'):
         with pytest.raises(ValueError, match=r".+"):
             ImageRecord.read(broken)
@@ -446,7 +446,7 @@ def test_workers_end_with_the_process_that_leads(tmp_path: Path) -> None:
         "import multiprocessing, time\n"
         "from test_runs import SCENES\n"
         "from goca.evaluation.runner import Crew, Watch, evaluate\n"
-        "def done(pictures):\n"
+        "def done(images):\n"
         "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
@@ -480,17 +480,17 @@ def test_ctrl_c_leaves_whole_lines(tmp_path: Path) -> None:
     ask = [GOCA_SCRIPT, "evaluate", "scenes", "--limit", "90", "--batch", "1", "--out", folder]
     process = subprocess.Popen(ask, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     patience = time.monotonic() + 300
-    while not (folder / "pictures.jsonl").exists() or not lines(folder):
+    while not (folder / "images.jsonl").exists() or not lines(folder):
         assert process.poll() is None
         assert time.monotonic() < patience
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    done = len(read_pictures(folder))
+    done = len(read_images(folder))
     # One more may be written than was counted when it stopped.
     assert err in {
-        f"goca: stopped; {told} pictures are done; ask the same again to go on with {folder}\n"
+        f"goca: stopped; {told} images are done; ask the same again to go on with {folder}\n"
         for told in (done - 1, done)
     }
-    assert (folder / "pictures.jsonl").read_text().endswith("\n")
+    assert (folder / "images.jsonl").read_text().endswith("\n")

@@ -1,4 +1,4 @@
-"""The library end to end: pictures and names in, labelled masks out."""
+"""The library end to end: images and names in, labelled masks out."""
 
 import weakref
 from collections.abc import Callable
@@ -24,12 +24,12 @@ def bundled() -> Segmenter:
     return Segmenter.from_pretrained("bundled")
 
 
-def test_a_non_square_picture_in_a_batch_of_two(pipeline: Any, picture: Make) -> None:
+def test_a_non_square_image_in_a_batch_of_two(pipeline: Any, image: Make) -> None:
     segmenter = Segmenter.from_pipeline(pipeline, size=64, batch=2)
     calls: list[int] = []
     # The first layer: the pass ends with the last attention, before the denoiser does.
     pipeline.unet.conv_in.register_forward_hook(lambda module, args, output: calls.append(len(output)))
-    results = segmenter([picture(160, 96, 0), picture(160, 96, 1)], classes=["cat", "grass"], others=["sky"])
+    results = segmenter([image(160, 96, 0), image(160, 96, 1)], classes=["cat", "grass"], others=["sky"])
     assert calls == [2]
     for result in results:
         assert result.labels.shape == (96, 160)
@@ -44,9 +44,9 @@ def test_a_non_square_picture_in_a_batch_of_two(pipeline: Any, picture: Make) ->
         assert result.scores.at((96, 160)).shape == (2, 96, 160)
 
 
-def test_other_backgrounds_need_no_other_pass(bundled: Segmenter, picture: Make) -> None:
-    result = bundled(picture(), ["cat", "grass"], others=["sky"])
-    asked = [bundled(picture(), ["cat", "grass"], others=["sky"], background=one) for one in (0.6, 0.9, None)]
+def test_other_backgrounds_need_no_other_pass(bundled: Segmenter, image: Make) -> None:
+    result = bundled(image(), ["cat", "grass"], others=["sky"])
+    asked = [bundled(image(), ["cat", "grass"], others=["sky"], background=one) for one in (0.6, 0.9, None)]
     found = result.relabelled(
         [Background(offset, 0.0), Background(constant, 0.6), Background(constant, 0.9), Background(none)]
     )
@@ -57,16 +57,16 @@ def test_other_backgrounds_need_no_other_pass(bundled: Segmenter, picture: Make)
 
 
 @pytest.mark.parametrize("recipe", [GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND, DAAM])
-def test_every_recipe_on_every_kind(recipe: goca.Recipe, pipeline: Any, picture: Make) -> None:
-    result = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)(picture(), classes=["cat", "grass"])
+def test_every_recipe_on_every_kind(recipe: goca.Recipe, pipeline: Any, image: Make) -> None:
+    result = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)(image(), classes=["cat", "grass"])
     assert np.isfinite(result.scores.grid).all()
     assert result.plan.recipe in goca.RECIPES
 
 
-def test_only_the_layers_asked_for_take_part(sd15: Any, picture: Make) -> None:
+def test_only_the_layers_asked_for_take_part(sd15: Any, image: Make) -> None:
     def grid(*cross: str) -> np.ndarray:
         segmenter = Segmenter.from_pipeline(sd15, recipe=replace(GOCA, cross=cross), size=64)
-        return segmenter(picture(), classes=["cat", "dog"]).scores.grid
+        return segmenter(image(), classes=["cat", "dog"]).scores.grid
 
     every = Segmenter.from_pipeline(sd15).backbone.blocks
     assert np.array_equal(grid(), grid(*every))
@@ -75,39 +75,39 @@ def test_only_the_layers_asked_for_take_part(sd15: Any, picture: Make) -> None:
     assert np.abs(alone[0] - alone[1]).max() > 0.1
 
 
-def test_hand_picked_layers_where_the_model_has_them(sd15: Any, picture: Make) -> None:
+def test_hand_picked_layers_where_the_model_has_them(sd15: Any, image: Make) -> None:
     width = sd15.text_encoder.config.hidden_size
     thin = UNet2DConditionModel(
         sample_size=8, block_out_channels=(8,) * 4, norm_num_groups=4, attention_head_dim=2, cross_attention_dim=width
     )
     pipeline = type(sd15)(**{**sd15.components, "unet": thin.eval()}, requires_safety_checker=False)
-    result = Segmenter.from_pipeline(pipeline, recipe=FTTM, size=64)(picture(), classes=["cat", "dog"])
+    result = Segmenter.from_pipeline(pipeline, recipe=FTTM, size=64)(image(), classes=["cat", "dog"])
     assert np.isfinite(result.scores.grid).all()
     assert result.plan.recipe == "fttm"
 
 
-def test_a_picture_s_result_does_not_depend_on_its_company(bundled: Segmenter, picture: Make) -> None:
+def test_an_image_s_result_does_not_depend_on_its_company(bundled: Segmenter, image: Make) -> None:
     shapes = [(64, 64), (96, 64), (64, 64), (64, 200)]
-    pictures = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
-    together = bundled(pictures, classes=["cat", "grass"])
-    for one, result in zip(pictures, together, strict=True):
+    images = [image(*shape, seed) for seed, shape in enumerate(shapes)]
+    together = bundled(images, classes=["cat", "grass"])
+    for one, result in zip(images, together, strict=True):
         alone = bundled(one, classes=["cat", "grass"])
         assert (alone.labels != result.labels).mean() < 0.01
         np.testing.assert_allclose(alone.scores.grid, result.scores.grid, atol=1e-3)
 
 
-def test_the_same_seed_gives_the_same_result_and_another_another(sd15: Any, picture: Make) -> None:
+def test_the_same_seed_gives_the_same_result_and_another_another(sd15: Any, image: Make) -> None:
     first, again, other = (
-        Segmenter.from_pipeline(sd15, size=64, seed=seed)(picture(), classes=["cat", "dog"]).scores.grid
+        Segmenter.from_pipeline(sd15, size=64, seed=seed)(image(), classes=["cat", "dog"]).scores.grid
         for seed in (3, 3, 4)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_uncertainty_is_the_spread_over_looks(sd15: Any, picture: Make) -> None:
+def test_uncertainty_is_the_spread_over_looks(sd15: Any, image: Make) -> None:
     def ask(**overrides: Any) -> goca.Segmentation:
-        return Segmenter.from_pipeline(sd15, size=64, **overrides)(picture(96, 64), classes=["cat", "dog"])
+        return Segmenter.from_pipeline(sd15, size=64, **overrides)(image(96, 64), classes=["cat", "dog"])
 
     looks = ask(seeds=2)
     apart = np.abs(ask(seed=0).scores.grid - ask(seed=1).scores.grid) / 2
@@ -123,48 +123,48 @@ def test_uncertainty_is_the_spread_over_looks(sd15: Any, picture: Make) -> None:
     assert looks.to_json()["uncertainty"] == pytest.approx(float(looks.uncertainty.mean()))
 
 
-def test_one_look_has_no_uncertainty(sd15: Any, picture: Make) -> None:
-    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat", "dog"])
+def test_one_look_has_no_uncertainty(sd15: Any, image: Make) -> None:
+    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"])
     assert result.uncertainty is None
     assert result.scores.spread is None
     assert "uncertainty" not in result.to_json()
 
 
-def test_looks_are_averaged(sd15: Any, picture: Make) -> None:
+def test_looks_are_averaged(sd15: Any, image: Make) -> None:
     def grid(**overrides: Any) -> np.ndarray:
         segmenter = Segmenter.from_pipeline(sd15, size=64, **overrides)
-        return segmenter(picture(), classes=["cat", "dog"]).scores.grid
+        return segmenter(image(), classes=["cat", "dog"]).scores.grid
 
     seeds = (grid(seed=0) + grid(seed=1)) / 2
     np.testing.assert_allclose(grid(seeds=2), seeds, atol=1e-6)
     levels = (grid(noise=50) + grid(noise=300)) / 2
     np.testing.assert_allclose(grid(noise=(50, 300)), levels, atol=1e-6)
     mirrored = Segmenter.from_pipeline(sd15, size=64)(
-        picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT), classes=["cat", "dog"]
+        image().transpose(Image.Transpose.FLIP_LEFT_RIGHT), classes=["cat", "dog"]
     )
     flipped = (grid() + mirrored.scores.grid[..., ::-1]) / 2
     np.testing.assert_allclose(grid(flip=True), flipped, atol=1e-4)
 
 
-def test_one_noun_alone_gets_company(bundled: Segmenter, picture: Make) -> None:
-    result = bundled(picture(), classes=["cat"])
+def test_one_noun_alone_gets_company(bundled: Segmenter, image: Make) -> None:
+    result = bundled(image(), classes=["cat"])
     assert result.plan.captions == ("cat, grass, sky, road",)
     assert "one noun alone" in result.plan.notes[0]
     assert result.classes == ("cat",)
     assert set(np.unique(result.labels)) == {0, 1}
-    assert bundled(picture(), classes=["grass"]).plan.captions == ("grass, sky, road",)
+    assert bundled(image(), classes=["grass"]).plan.captions == ("grass, sky, road",)
 
 
-def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, picture: Make) -> None:
-    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat"], caption="a photo of a cat")
+def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, image: Make) -> None:
+    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat"], caption="a photo of a cat")
     assert result.plan.captions == ("a photo of a cat",)
     assert "no share" in result.plan.notes[0]
     assert result.scores.grid.max() == 1
 
 
-def test_background_rules(bundled: Segmenter, picture: Make) -> None:
+def test_background_rules(bundled: Segmenter, image: Make) -> None:
     def ask(background: Any, others: tuple[str, ...] = ()) -> goca.Segmentation:
-        return bundled(picture(), classes=["cat", "dog"], others=others, background=background)
+        return bundled(image(), classes=["cat", "dog"], others=others, background=background)
 
     assert ask("auto").plan.to_json()["background"] == {"rule": "constant", "threshold": 0.5}
     assert ask("auto", ("grass",)).plan.to_json()["background"] == {"rule": "offset", "threshold": 0.0}
@@ -175,24 +175,24 @@ def test_background_rules(bundled: Segmenter, picture: Make) -> None:
         with pytest.raises(GocaError, match="between 0 and 1"):
             ask(wrong)
     with pytest.raises(GocaError, match="name another class"):
-        bundled(picture(), classes=["cat"], background=None)
+        bundled(image(), classes=["cat"], background=None)
     low, high = ask(0.3), ask(0.7)
     assert ((high.labels > 0) <= (low.labels > 0)).all()
     scores = low.scores.at((96, 160))
     assert ((low.labels == 0) == (scores.max(0) <= 0.3)).mean() > 0.999
 
 
-def test_labels_are_the_argmax_of_the_scores_against_the_support(bundled: Segmenter, picture: Make) -> None:
-    result = bundled(picture(), classes=["cat", "grass"], others=["sky", "road"])
+def test_labels_are_the_argmax_of_the_scores_against_the_support(bundled: Segmenter, image: Make) -> None:
+    result = bundled(image(), classes=["cat", "grass"], others=["sky", "road"])
     assert result.scores.support is not None
     whole = np.concatenate([result.scores.support[None], result.scores.grid])
     upsampled = torch.nn.functional.interpolate(torch.from_numpy(whole)[None], (96, 160), mode="bilinear")[0]
     assert (upsampled.argmax(0).numpy() == result.labels).mean() > 0.999
 
 
-def test_many_classes_are_spread_over_prompts(sd15: Any, picture: Make) -> None:
+def test_many_classes_are_spread_over_prompts(sd15: Any, image: Make) -> None:
     names = [f"thing number {index}" for index in range(20)]
-    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=names, others=["sky"])
+    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=names, others=["sky"])
     assert len(result.plan.captions) > 1
     assert all(caption.endswith("sky") for caption in result.plan.captions)
     assert any("spread over" in note for note in result.plan.notes)
@@ -200,27 +200,27 @@ def test_many_classes_are_spread_over_prompts(sd15: Any, picture: Make) -> None:
     assert result.classes == tuple(names)
 
 
-def test_long_pictures_are_seen_through_windows(bundled: Segmenter, picture: Make) -> None:
-    result = bundled(picture(400, 40), classes=["cat", "grass"])
+def test_long_images_are_seen_through_windows(bundled: Segmenter, image: Make) -> None:
+    result = bundled(image(400, 40), classes=["cat", "grass"])
     assert result.labels.shape == (40, 400)
     assert any("windows" in note for note in result.plan.notes)
     assert result.scores.grid.shape[2] / result.scores.grid.shape[1] == pytest.approx(10, rel=0.1)
 
 
-def test_windows_on_demand(bundled: Segmenter, picture: Make) -> None:
+def test_windows_on_demand(bundled: Segmenter, image: Make) -> None:
     windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Options(window=True), batch=3)
-    result = windowed(picture(200, 150), classes=["cat", "grass"], others=["sky"])
+    result = windowed(image(200, 150), classes=["cat", "grass"], others=["sky"])
     assert result.labels.shape == (150, 200)
     assert result.scores.grid.shape == (2, 75, 100)
     assert result.scores.grid.max() <= 1
 
 
 def test_windows_keep_queries_and_keys_instead_of_matrices(
-    bundled: Segmenter, picture: Make, monkeypatch: pytest.MonkeyPatch
+    bundled: Segmenter, image: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Options(window=True), batch=3)
     asked: dict[str, Any] = {"classes": ["cat", "grass"], "others": ["sky"]}
-    lean = windowed(picture(200, 150), **asked)
+    lean = windowed(image(200, 150), **asked)
     dense: list[bool] = []
     original = goca.view.AttentionAggregator
 
@@ -229,32 +229,32 @@ def test_windows_keep_queries_and_keys_instead_of_matrices(
         return original(*args[:-1], True)
 
     monkeypatch.setattr(goca.view, "AttentionAggregator", whole)
-    kept = windowed(picture(200, 150), **asked)
+    kept = windowed(image(200, 150), **asked)
     assert dense == [False] * len(dense)
     assert len(dense) > 1
     np.testing.assert_allclose(lean.scores.grid, kept.scores.grid, atol=1e-4)
 
 
-def test_questions_may_differ_within_a_batch(bundled: Segmenter, picture: Make) -> None:
+def test_questions_may_differ_within_a_batch(bundled: Segmenter, image: Make) -> None:
     questions = [
-        SegmentationRequest(picture(64, 64), ["cat", "sky"]),
-        SegmentationRequest(picture(64, 64, 1), ["dog", "bus", "road"]),
+        SegmentationRequest(image(64, 64), ["cat", "sky"]),
+        SegmentationRequest(image(64, 64, 1), ["dog", "bus", "road"]),
     ]
     answers = list(bundled.stream(questions))
     assert [question for question, _ in answers] == questions
     assert [answer.classes for _, answer in answers] == [("cat", "sky"), ("dog", "bus", "road")]
 
 
-def test_a_bad_question_does_not_stop_the_stream(bundled: Segmenter, picture: Make) -> None:
+def test_a_bad_question_does_not_stop_the_stream(bundled: Segmenter, image: Make) -> None:
     bad: list[str] = []
-    questions = [SegmentationRequest(one, ["cat", "sky"]) for one in (picture(), "nowhere.png", picture(seed=1))]
+    questions = [SegmentationRequest(one, ["cat", "sky"]) for one in (image(), "nowhere.png", image(seed=1))]
     answers = list(bundled.stream(questions, on_error=lambda question, error: bad.append(str(error))))
     assert len(answers) == 2
     assert bad == ["no such file: nowhere.png"]
 
 
-def test_the_result_tells_its_story(bundled: Segmenter, picture: Make) -> None:
-    result = bundled(np.asarray(picture()), classes={"cat": [], "ground": ["grass", "sand"]}, background=None)
+def test_the_result_tells_its_story(bundled: Segmenter, image: Make) -> None:
+    result = bundled(np.asarray(image()), classes={"cat": [], "ground": ["grass", "sand"]}, background=None)
     assert result.classes == ("cat", "ground")
     assert result.plan.captions == ("cat, grass, sand",)
     assert sum(found.share for found in result.present.values()) == pytest.approx(1)
@@ -271,15 +271,13 @@ def test_the_result_tells_its_story(bundled: Segmenter, picture: Make) -> None:
     assert [entry["name"] for entry in told["classes"]] == ["cat", "ground"]
 
 
-def test_from_pretrained_reads_a_saved_folder(pipeline: Any, picture: Make, tmp_path: Any) -> None:
+def test_from_pretrained_reads_a_saved_folder(pipeline: Any, image: Make, tmp_path: Any) -> None:
     pipeline.save_pretrained(tmp_path / "model")
     loaded = Segmenter.from_pretrained(str(tmp_path / "model"), size=64)
     wrapped = Segmenter.from_pipeline(pipeline, size=64)
     asked = {"classes": ["cat", "grass"]}
     # Loaded weights lie elsewhere in memory, which moves the last bit of a product, and min-max enlarges it.
-    np.testing.assert_allclose(
-        loaded(picture(), **asked).scores.grid, wrapped(picture(), **asked).scores.grid, atol=0.02
-    )
+    np.testing.assert_allclose(loaded(image(), **asked).scores.grid, wrapped(image(), **asked).scores.grid, atol=0.02)
     assert loaded.plan.model == str(tmp_path / "model")
 
 
@@ -289,19 +287,19 @@ def test_what_a_recipe_asks_for_and_a_model_lacks_is_named(bundled: Segmenter) -
         Segmenter(bundled.backbone, recipe, goca.recipe.Options(), 1)
 
 
-def test_nan_weights_are_an_error(sd15: Any, picture: Make) -> None:
+def test_nan_weights_are_an_error(sd15: Any, image: Make) -> None:
     with torch.no_grad():
         sd15.unet.conv_in.weight.fill_(torch.nan)
     with pytest.raises(GocaError, match="not finite"):
-        Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat", "grass"])
+        Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "grass"])
 
 
-def test_a_new_method_is_a_value(sd15: Any, picture: Make) -> None:
+def test_a_new_method_is_a_value(sd15: Any, image: Make) -> None:
     def loudest(parts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return parts.abs().sum(-1)
 
     recipe = replace(GOCA, heads=loudest, order=0, background=Background(maximum, 0.25))
-    result = Segmenter.from_pipeline(sd15, recipe=recipe, size=64)(picture(), classes=["cat", "grass"])
+    result = Segmenter.from_pipeline(sd15, recipe=recipe, size=64)(image(), classes=["cat", "grass"])
     told = result.plan.to_json()
     assert (told["recipe"], told["heads"], told["order"]) == ("custom", "loudest", 0)
     assert told["origin"]["order"] == "recipe"
@@ -323,32 +321,32 @@ def test_a_recipe_may_be_named(sd15: Any) -> None:
         Segmenter.from_pipeline(sd15, recipe="best")
 
 
-def test_autocast_of_the_caller_s_and_default_types_do_not_matter(sd15: Any, picture: Make) -> None:
+def test_autocast_of_the_caller_s_and_default_types_do_not_matter(sd15: Any, image: Make) -> None:
     segmenter = Segmenter.from_pipeline(sd15, size=64)
-    plain = segmenter(picture(), classes=["cat", "dog"]).scores.grid
+    plain = segmenter(image(), classes=["cat", "dog"]).scores.grid
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = segmenter(picture(), classes=["cat", "dog"]).scores.grid
+        cast = segmenter(image(), classes=["cat", "dog"]).scores.grid
     np.testing.assert_allclose(cast, plain, atol=0.05)
 
 
-def test_running_out_of_memory_names_the_knobs(sd15: Any, picture: Make) -> None:
+def test_running_out_of_memory_names_the_knobs(sd15: Any, image: Make) -> None:
     def exhausted(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     sd15.unet.register_forward_pre_hook(exhausted)
     with pytest.raises(GocaError, match="batch 4 and size 64"):
-        Segmenter.from_pipeline(sd15, size=64)(picture(), classes=["cat", "dog"])
+        Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"])
 
 
-def test_a_class_alone_in_its_prompt_gets_company(sd15: Any, picture: Make) -> None:
+def test_a_class_alone_in_its_prompt_gets_company(sd15: Any, image: Make) -> None:
     names = ["very " * 14 + "cat", "quite " * 14 + "dog"]
-    result = Segmenter.from_pipeline(sd15, size=64)(picture(), classes=names)
+    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=names)
     assert len(result.plan.captions) == 2
     assert all(caption.endswith(", background") for caption in result.plan.captions)
     assert any("background added" in note for note in result.plan.notes)
 
 
-def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, picture: Make, monkeypatch: Any) -> None:
+def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, image: Make, monkeypatch: Any) -> None:
     made: list[weakref.ref[Any]] = []
     original = goca.segmenter.scores
 
@@ -359,5 +357,5 @@ def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, picture: Mak
 
     monkeypatch.setattr(goca.segmenter, "scores", counting)
     names = [f"thing number {index}" for index in range(30)]
-    result = Segmenter.from_pipeline(sd15, size=64, batch=1)(picture(), classes=names)
+    result = Segmenter.from_pipeline(sd15, size=64, batch=1)(image(), classes=names)
     assert len(made) == len(result.plan.captions) > 2

@@ -1,4 +1,4 @@
-"""Contact sheets: where the pictures and their captions stand."""
+"""Contact sheets: where the images and their captions stand."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def plain(colour: str, width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), colour)
 
 
-def test_pictures_stand_in_rows_and_columns_over_their_captions() -> None:
+def test_images_stand_in_rows_and_columns_over_their_captions() -> None:
     rows = [
         [Cell(plain("red", 100, 50), "a"), Cell(plain("lime", 50, 100), "b")],
         [Cell(plain("blue", 400, 200), "c", (255, 0, 255))],
@@ -31,14 +31,14 @@ def test_pictures_stand_in_rows_and_columns_over_their_captions() -> None:
     assert tuple(pixels[GAP, GAP + 100 + GAP]) == (0, 255, 0)
     second = GAP + 100 + LINE + GAP
     assert (pixels[second : second + 50, GAP : GAP + 100] == (0, 0, 255)).all()
-    # The rest of the second row is paper, and something is written under each picture.
+    # The rest of the second row is paper, and something is written under each image.
     assert (pixels[second:, GAP + 100 + GAP :] == 255).all()
     assert all((pixels[top : top + LINE, GAP : GAP + 60] < 200).any() for top in (GAP + 100, second + 50))
     assert tuple(pixels[second + 50 + LINE // 2, GAP + TYPE // 2]) == (255, 0, 255)
 
 
 @pytest.mark.parametrize(("width", "height"), [(5, 7), (300, 420)])
-def test_pictures_are_made_to_fit(width: int, height: int) -> None:
+def test_images_are_made_to_fit(width: int, height: int) -> None:
     sheet = contact_sheet([[Cell(plain("blue", width, height), "")]])
     assert sheet.size == (71 + 2 * GAP, 100 + LINE + 2 * GAP)
     assert (np.asarray(sheet)[GAP : GAP + 100, GAP : GAP + 71] == (0, 0, 255)).all()
@@ -54,6 +54,6 @@ def test_a_long_caption_is_cut_and_a_foreign_one_stands_as_a_mark() -> None:
     assert (written[:, GAP + 100 + GAP :] < 200).any()
 
 
-def test_no_picture_makes_no_sheet() -> None:
-    with pytest.raises(ValueError, match="needs a picture"):
+def test_no_image_makes_no_sheet() -> None:
+    with pytest.raises(ValueError, match="needs an image"):
         contact_sheet([[]])

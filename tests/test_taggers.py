@@ -1,4 +1,4 @@
-"""Who says what is in a picture: ground truth, lists, files, a local model, and the diffusion model itself."""
+"""Who says what is in an image: ground truth, lists, files, a local model, and the diffusion model itself."""
 
 import json
 import re
@@ -192,7 +192,7 @@ def test_agreement() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA of random weights, 28 px and four picture tokens."""
+    """A LLaVA of random weights, 28 px and four image tokens."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -220,7 +220,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     model = LlavaForConditionalGeneration(config)
-    # Of small random weights every picture looks the same.
+    # Of small random weights every image looks the same.
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(7)
@@ -265,7 +265,7 @@ def test_a_local_model(
     # The request is not part of the answer.
     assert all("so:" not in caption and "divided" not in caption for caption in captions)
     assert {entry.tagger for entry in read(path)} == {tagger.name}
-    # Who knows every picture loads no model.
+    # Who knows every image loads no model.
     again = local.Local(str(folder), path)
     monkeypatch.setattr(local.Local, "_loaded", property(lambda self: pytest.fail("loaded")))
     assert again.tag(photos[0], toy) == captions[0]
@@ -357,18 +357,18 @@ def scheduler(kind: str) -> Any:
 
 
 def test_what_a_denoiser_should_say() -> None:
-    picture = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(1))
-    noisy = add_noise(scheduler("epsilon"), picture, 1, seed=4)
-    noise = target(scheduler("epsilon"), picture, 1, seed=4)
-    assert torch.allclose(noisy, 0.8 * picture + 0.6 * noise, atol=1e-6)
+    image = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(1))
+    noisy = add_noise(scheduler("epsilon"), image, 1, seed=4)
+    noise = target(scheduler("epsilon"), image, 1, seed=4)
+    assert torch.allclose(noisy, 0.8 * image + 0.6 * noise, atol=1e-6)
     assert torch.equal(noise[0], noise[1])
-    velocity = target(scheduler("v_prediction"), picture, 1, seed=4)
-    assert torch.allclose(0.8 * noisy - 0.6 * velocity, picture, atol=1e-6)
-    assert torch.equal(target(scheduler("sample"), picture, 1, seed=4), picture)
+    velocity = target(scheduler("v_prediction"), image, 1, seed=4)
+    assert torch.allclose(0.8 * noisy - 0.6 * velocity, image, atol=1e-6)
+    assert torch.equal(target(scheduler("sample"), image, 1, seed=4), image)
     flow = scheduler("flow_prediction")
-    assert torch.allclose(add_noise(flow, picture, 300, 4) - 0.3 * target(flow, picture, 300, 4), picture, atol=1e-6)
+    assert torch.allclose(add_noise(flow, image, 300, 4) - 0.3 * target(flow, image, 300, 4), image, atol=1e-6)
     with pytest.raises(GocaError, match='"guess" is not supported'):
-        target(scheduler("guess"), picture, 1, seed=4)
+        target(scheduler("guess"), image, 1, seed=4)
 
 
 @pytest.mark.parametrize("layout", ["plain", "with a variance", "backwards"])
@@ -399,17 +399,17 @@ def test_errors_are_compared_place_by_place(layout: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("family", ["sd15", "pixart_sigma", "sd3"])
-def test_errors_of_real_layouts(family: str, picture: Any) -> None:
+def test_errors_of_real_layouts(family: str, image: Any) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS[family](), batch=2, size=64)
-    scores = ByError(levels=(300,)).scores(segmenter, picture(64, 96), ["cat", "dog", "sky"])
+    scores = ByError(levels=(300,)).scores(segmenter, image(64, 96), ["cat", "dog", "sky"])
     assert float(scores.sum()) == pytest.approx(1)
 
 
-def test_packed_answers_are_refused(picture: Any) -> None:
+def test_packed_answers_are_refused(image: Any) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS["flux"](), batch=2, size=64)
     with pytest.raises(GocaError, match="self:map"):
-        ByError(levels=(300,)).scores(segmenter, picture(), ["cat", "dog"])
-    scores = ByMap().scores(segmenter, picture(), ["cat", "dog"])
+        ByError(levels=(300,)).scores(segmenter, image(), ["cat", "dog"])
+    scores = ByMap().scores(segmenter, image(), ["cat", "dog"])
     assert scores.shape == (2,)
     assert bool((scores >= 0).all())
 

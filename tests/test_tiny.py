@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from goca.diffusion.loading import quiet
 from goca.testing.tiny import BUILDERS, JOINT_BUILDERS
 
-# What a call needs to make the size that it was asked for, and one picture, without guidance.
+# What a call needs to make the size that it was asked for, and one image, without guidance.
 BINNED = ("pixart_alpha", "pixart_alpha_1024", "pixart_sigma", "hunyuan_dit", "sana")
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"use_resolution_binning": False} for name in BINNED},
@@ -72,7 +72,7 @@ def test_the_same_weights_every_time_and_all_of_them_set(build: Callable[[], Any
     assert not any(part.training for module in modules(pipeline).values() for part in module.modules())
 
 
-def test_a_picture_of_two_different_sides(name: str, build: Callable[[], Any]) -> None:
+def test_an_image_of_two_different_sides(name: str, build: Callable[[], Any]) -> None:
     with quiet():
         pipeline = build()
         pipeline.set_progress_bar_config(disable=True)
@@ -88,7 +88,7 @@ def test_a_picture_of_two_different_sides(name: str, build: Callable[[], Any]) -
     assert latents.isfinite().all()
     height, width = (side // CELL.get(name, 2) for side in SIZE)
     if name == "hidream":
-        # It makes every picture about as large as 64 x 64.
+        # It makes every image about as large as 64 x 64.
         height, width = 26, 38
     assert latents.shape[1:] == (
         (height * width // 4, 16) if name in PACKED else (4, *(1,) * (latents.ndim - 4), height, width)

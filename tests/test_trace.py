@@ -58,9 +58,9 @@ def traced(pipe: Any) -> Trace:
     return tr
 
 
-def total(picture: TracedImage) -> Tensor:
-    assert isinstance(picture.collected.total, Tensor)
-    return picture.collected.total
+def total(image: TracedImage) -> Tensor:
+    assert isinstance(image.collected.total, Tensor)
+    return image.collected.total
 
 
 # --- what is collected
@@ -74,29 +74,29 @@ def test_one_step_is_what_a_readout_of_that_pass_says(pipe: Any) -> None:
         level = int(pipe.scheduler.timesteps[0])
         noisy = add_noise(pipe.scheduler, clean, level, seed=7)
         make(pipe, guidance_scale=1.0, latents=noisy)
-    picture = tr[0]
-    readout = AttentionAggregator(picture.collected.plan, NounTokens(PROMPT, (), (), ()), picture.collected.grid)
+    image = tr[0]
+    readout = AttentionAggregator(image.collected.plan, NounTokens(PROMPT, (), (), ()), image.collected.grid)
     backbone.forward(clean, [PROMPT], level, 7, lambda index, call: readout.add(call), {})
-    expected = readout.global_map()[list(picture.collected.columns)]
-    torch.testing.assert_close(total(picture), expected, rtol=1e-4, atol=1e-6)
-    assert picture.steps[0].layers == pytest.approx(readout.layer_weights(), rel=1e-4)
-    assert picture.steps[0].level == level
-    maps = torch.rand(2, *picture.collected.grid, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(picture.collected.affinity.apply(maps), readout.affinity.apply(maps))
+    expected = readout.global_map()[list(image.collected.columns)]
+    torch.testing.assert_close(total(image), expected, rtol=1e-4, atol=1e-6)
+    assert image.steps[0].layers == pytest.approx(readout.layer_weights(), rel=1e-4)
+    assert image.steps[0].level == level
+    maps = torch.rand(2, *image.collected.grid, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(image.collected.affinity.apply(maps), readout.affinity.apply(maps))
 
 
 def test_steps_are_averaged(pipe: Any, traced: Trace) -> None:
-    picture, parts = traced[0], []
+    image, parts = traced[0], []
     for number in range(3):
         with trace(pipe, steps=[number]) as tr:
             make(pipe)
         parts.append(tr[0])
         assert [step.step for step in tr.steps] == [number]
         assert tr.steps[0] == traced.steps[number]
-    torch.testing.assert_close(total(picture), sum(map(total, parts)))
-    maps = torch.rand(2, *picture.collected.grid, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(total(image), sum(map(total, parts)))
+    maps = torch.rand(2, *image.collected.grid, generator=torch.Generator().manual_seed(1))
     mean = torch.stack([part.collected.affinity.apply(maps) for part in parts]).mean(0)
-    torch.testing.assert_close(picture.collected.affinity.apply(maps), mean)
+    torch.testing.assert_close(image.collected.affinity.apply(maps), mean)
 
 
 def test_a_range_of_steps(pipe: Any) -> None:
@@ -139,26 +139,26 @@ def test_guidance_in_two_calls_by_the_same_prompt_is_one_pass_a_step() -> None:
     assert [step.step for step in tr.steps] == [0, 1, 2]
 
 
-def test_every_picture_of_every_prompt_has_its_own(pipe: Any) -> None:
+def test_every_image_of_every_prompt_has_its_own(pipe: Any) -> None:
     prompts = [PROMPT, "a dog under the sky"]
     seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
     with trace(pipe) as tr:
-        pictures = pipe(
+        generated = pipe(
             prompts, num_images_per_prompt=2, height=32, width=48, num_inference_steps=2, generator=seeds
         ).images
-    assert [picture.prompt for picture in tr.pictures] == [PROMPT, PROMPT, prompts[1], prompts[1]]
-    assert all(np.array_equal(one.image, image) for one, image in zip(tr.pictures, pictures, strict=True))
+    assert [traced_image.prompt for traced_image in tr.images] == [PROMPT, PROMPT, prompts[1], prompts[1]]
+    assert all(np.array_equal(one.image, expected) for one, expected in zip(tr.images, generated, strict=True))
     with trace(pipe) as alone:
         pipe(prompts[1], height=32, width=48, num_inference_steps=2, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(total(tr[3]), total(alone[0]), rtol=1e-2, atol=1e-4)
     assert not torch.allclose(total(tr[2]), total(alone[0]), rtol=1e-2, atol=1e-4)
 
 
-def test_a_second_call_adds_its_pictures(pipe: Any, traced: Trace) -> None:
+def test_a_second_call_adds_its_images(pipe: Any, traced: Trace) -> None:
     with trace(pipe) as tr:
         make(pipe, "a dog")
         make(pipe)
-    assert [picture.prompt for picture in tr.pictures] == ["a dog", PROMPT]
+    assert [image.prompt for image in tr.images] == ["a dog", PROMPT]
     assert torch.equal(total(tr[1]), total(traced[0]))
 
 
@@ -178,7 +178,7 @@ def test_a_call_that_fails_does_not_hide_the_next(
         # Were it the failed call's prompt that is read, it would be the negative one's.
         make(pipe, negative_prompt="a dog")
         make(pipe)
-    assert [picture.prompt for picture in tr.pictures] == [PROMPT, PROMPT]
+    assert [image.prompt for image in tr.images] == [PROMPT, PROMPT]
     assert torch.equal(total(tr[1]), total(traced[0]))
     assert [step.step for step in tr.steps] == [0, 1, 2]
 
@@ -189,7 +189,7 @@ def test_a_prompt_that_was_only_encoded_does_not_hide_the_next(pipe: Any, traced
         make(pipe)
         embedded, unwanted = pipe.encode_prompt(PROMPT, "cpu", 1, True)
         make(pipe, None, prompt_embeds=embedded, negative_prompt_embeds=unwanted)
-    assert [picture.prompt for picture in tr.pictures] == [PROMPT, PROMPT]
+    assert [image.prompt for image in tr.images] == [PROMPT, PROMPT]
     assert torch.equal(total(tr[0]), total(traced[0]))
     assert torch.equal(total(tr[1]), total(traced[0]))
 
@@ -214,7 +214,7 @@ def test_a_pass_that_attends_to_no_known_prompt_is_told(pipe: Any, traced: Trace
         tr.words()
 
 
-def test_what_cannot_be_summed_up_costs_no_picture(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_summed_up_costs_no_image(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise GocaError("no weights: do something else")
 
@@ -265,7 +265,7 @@ def test_memory_does_not_grow_with_the_steps(name: str) -> None:
     assert len(set(many[1][3:])) == 1
 
 
-# --- other pipelines that make pictures
+# --- other pipelines that make images
 
 
 def _inpainting(channels: int) -> Any:
@@ -276,7 +276,7 @@ def _inpainting(channels: int) -> Any:
     return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
 
 
-def _flux_from_picture() -> Any:
+def _flux_from_image() -> Any:
     return FluxImg2ImgPipeline(**BUILDERS["flux"]().components)
 
 
@@ -284,20 +284,20 @@ def _flux_from_picture() -> Any:
     ("build", "masked"),
     [
         (lambda: StableDiffusionImg2ImgPipeline(**sd15().components, requires_safety_checker=False), False),
-        (_flux_from_picture, False),
+        (_flux_from_image, False),
         (lambda: _inpainting(4), True),
         (lambda: _inpainting(9), True),
     ],
 )
-def test_pipelines_that_start_from_a_picture(build: Callable[[], Any], masked: bool, picture: Make) -> None:
+def test_pipelines_that_start_from_an_image(build: Callable[[], Any], masked: bool, image: Make) -> None:
     with quiet():
         pipeline = build()
         pipeline.set_progress_bar_config(disable=True)
-        given = {"image": picture(48, 32), **({"mask_image": picture(48, 32, 1).convert("L")} if masked else {})}
+        given = {"image": image(48, 32), **({"mask_image": image(48, 32, 1).convert("L")} if masked else {})}
 
         def draw() -> Tensor:
             options = {"num_inference_steps": 4, "strength": 0.5, **given}
-            if isinstance(pipeline, StableDiffusionImg2ImgPipeline):  # as large as its picture
+            if isinstance(pipeline, StableDiffusionImg2ImgPipeline):  # as large as its image
                 options |= {"height": None, "width": None}
             return make(pipeline, **options)
 
@@ -397,26 +397,26 @@ def test_everything_is_given_back_after_an_exception_at(
     assert torch.equal(total(again[0]), total(traced[0]))
 
 
-def test_inside_a_trace_a_pipeline_is_nobody_else_s(pipe: Any, picture: Make) -> None:
+def test_inside_a_trace_a_pipeline_is_nobody_else_s(pipe: Any, image: Make) -> None:
     segmenter = Segmenter.from_pipeline(pipe, size=64)
     before = state(pipe)
     with trace(pipe):
         with pytest.raises(GocaError, match="is being traced"), trace(pipe):
             pass
         with pytest.raises(GocaError, match="is being traced"):
-            segmenter(picture(), classes=["cat", "grass"])
+            segmenter(image(), classes=["cat", "grass"])
     assert state(pipe) == before
-    segmenter(picture(), classes=["cat", "grass"])
+    segmenter(image(), classes=["cat", "grass"])
 
 
 def test_what_another_thread_does_is_not_heard_and_a_segmenter_there_waits(
-    pipe: Any, traced: Trace, picture: Make
+    pipe: Any, traced: Trace, image: Make
 ) -> None:
     segmenter, done, begun = Segmenter.from_pipeline(pipe, size=64), [], threading.Event()
 
     def segment() -> None:
         begun.set()
-        segmenter(picture(), classes=["cat", "grass"])
+        segmenter(image(), classes=["cat", "grass"])
         done.append(True)
 
     beside, waiting = threading.Thread(target=make, args=(pipe, "a dog")), threading.Thread(target=segment)
@@ -452,20 +452,20 @@ def test_words_and_their_occurrences(traced: Trace) -> None:
 
 
 def test_a_map_is_the_recipe_s_share_of_what_all_words_take(traced: Trace) -> None:
-    picture = traced[0]
-    columns = {str(word): picture._spoken[word] for word in picture.words()}
-    place = {column: index for index, column in enumerate(picture.collected.columns)}
-    mean = total(picture) / 3
+    image = traced[0]
+    columns = {str(word): image._spoken[word] for word in image.words()}
+    place = {column: index for index, column in enumerate(image.collected.columns)}
+    mean = total(image) / 3
     whole = sum(mean[place[column]] for some in columns.values() for column in some)
     share = sum(mean[place[column]] for column in columns["grass"]) / len(columns["grass"]) / whole
-    plain = replace(picture.collected.plan, rescale=picture.collected.plan.rescale[:1])
-    shared = TracedImage(replace(picture.collected, plan=plain))
+    plain = replace(image.collected.plan, rescale=image.collected.plan.rescale[:1])
+    shared = TracedImage(replace(image.collected, plan=plain))
     np.testing.assert_allclose(shared.map("grass"), share.numpy(), rtol=1e-5)
     assert traced.map("grass").min() == 0
     assert traced.map("grass").max() == 1
 
 
-def test_heat_maps_and_masks_lie_on_the_picture(traced: Trace, picture: Make) -> None:
+def test_heat_maps_and_masks_lie_on_the_image(traced: Trace, image: Make) -> None:
     assert traced.heatmap("cat").size == (48, 32)
     assert traced.overlay("cat", "grass").width >= 48
     result = traced.segment(["cat", "grass"])
@@ -477,7 +477,7 @@ def test_heat_maps_and_masks_lie_on_the_picture(traced: Trace, picture: Make) ->
     assert result.plan.notes == ("traced over 3 of the sampler's steps",)
     assert traced.segment(["cat", "grass"], background=None).labels.min() == 1
     assert traced.segment(["cat", "grass"], background=1.0).labels.max() == 0
-    shown = picture(96, 64)
+    shown = image(96, 64)
     assert traced.segment(["cat"], others=["grass"], image=shown).labels.shape == (64, 96)
 
 
@@ -503,7 +503,7 @@ def test_daam_keeps_no_affinity(pipe: Any) -> None:
     assert tr.segment(["grass"]).labels.shape == (32, 48)
 
 
-def test_a_picture_that_was_not_decoded_is_grey(pipe: Any) -> None:
+def test_an_image_that_was_not_decoded_is_grey(pipe: Any) -> None:
     with trace(pipe) as tr:
         make(pipe, output_type="latent")
     assert tr[0].image.size == (48, 32)
@@ -511,11 +511,11 @@ def test_a_picture_that_was_not_decoded_is_grey(pipe: Any) -> None:
 
 
 def test_edges_that_the_pipeline_cuts_off_are_cut_off_the_maps(traced: Trace) -> None:
-    picture = TracedImage(traced[0].collected)
-    height, width = picture.collected.grid
-    picture.image = Image.new("RGB", (32, 32))  # the middle two thirds of 48 x 32
+    image = TracedImage(traced[0].collected)
+    height, width = image.collected.grid
+    image.image = Image.new("RGB", (32, 32))  # the middle two thirds of 48 x 32
     ramp = torch.arange(width).float().expand(1, height, width)
-    shown = picture._framed(ramp, picture.image)
+    shown = image._framed(ramp, image.image)
     assert shown.shape == (1, height, width)
     torch.testing.assert_close(shown[0, 0], (torch.arange(width) + 0.5) * 2 / 3 + width / 6 - 0.5)
 
@@ -531,7 +531,7 @@ def test_saved(pipe: Any, traced: Trace, tmp_path: Path) -> None:
     assert told["plan"]["recipe"] == "goca"
     with trace(pipe, steps=[0]) as tr:
         make(pipe, ["a dog", "a cat"])
-    assert {path.name for path in tr.save(tmp_path)} >= {"picture-1.dog.heatmap.png", "picture-2.json"}
+    assert {path.name for path in tr.save(tmp_path)} >= {"image-1.dog.heatmap.png", "image-2.json"}
 
 
 def test_words_that_are_too_long_for_a_file_s_name_are_cut(pipe: Any, tmp_path: Path) -> None:
@@ -585,9 +585,9 @@ def test_steps_in_any_collection(pipe: Any, steps: Any) -> None:
     assert [step.step for step in tr.steps] == [0, 1]
 
 
-def test_a_picture_that_there_is_not(traced: Trace) -> None:
+def test_an_image_that_there_is_not(traced: Trace) -> None:
     for index in (5, -2):
-        with pytest.raises(GocaError, match=r"there is no picture .*: 1 were traced, choose from 0 to 0"):
+        with pytest.raises(GocaError, match=r"there is no image .*: 1 were traced, choose from 0 to 0"):
             traced[index]
     assert traced[-1] is traced[0]
     assert list(traced) == [traced[0]]
@@ -612,7 +612,7 @@ def test_embeddings_have_no_words(pipe: Any) -> None:
     assert state(pipe) == before
 
 
-def test_pipelines_that_cannot_be_traced(picture: Make) -> None:
+def test_pipelines_that_cannot_be_traced(image: Make) -> None:
     with pytest.raises(GocaError, match="StableDiffusionPAGPipeline cannot be traced"):
         trace(StableDiffusionPAGPipeline(**sd15().components, requires_safety_checker=False))
     for lacking in ("image_processor", "prepare_latents"):
@@ -623,8 +623,8 @@ def test_pipelines_that_cannot_be_traced(picture: Make) -> None:
     with quiet():
         flux2 = BUILDERS["flux2"]()
         flux2.set_progress_bar_config(disable=True)
-        with pytest.raises(GocaError, match="another picture beside the one"), trace(flux2):
-            make(flux2, image=picture(64, 64))
+        with pytest.raises(GocaError, match="another image beside the one"), trace(flux2):
+            make(flux2, image=image(64, 64))
         wan = BUILDERS["wan"]()
         wan.set_progress_bar_config(disable=True)
         with pytest.raises(GocaError, match="num_frames=1"), trace(wan):

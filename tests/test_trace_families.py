@@ -1,4 +1,4 @@
-"""Every family traced while its stock pipeline generates: the same pictures, and the prompts' own attention."""
+"""Every family traced while its stock pipeline generates: the same images, and the prompts' own attention."""
 
 import inspect
 from typing import Any
@@ -26,7 +26,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def make(pipeline: Any, **options: Any) -> Tensor:
-    """The pictures of two prompts after two steps, guided away from two others where the pipeline can be."""
+    """The images of two prompts after two steps, guided away from two others where the pipeline can be."""
     known = inspect.signature(pipeline.__call__).parameters
     asked = {
         "height": 64,
@@ -38,7 +38,7 @@ def make(pipeline: Any, **options: Any) -> Tensor:
         "true_cfg_scale": 3.0,
         "use_resolution_binning": False,
         "output_type": "np",
-        # One for each picture, so that a picture does not depend on what is made beside it.
+        # One for each image, so that an image does not depend on what is made beside it.
         "generator": [torch.Generator().manual_seed(seed) for seed in range(2)],
         **options,
     }
@@ -46,7 +46,7 @@ def make(pipeline: Any, **options: Any) -> Tensor:
     return torch.as_tensor(pipeline(**{"prompt": list(PROMPTS), **given})[0])
 
 
-def test_the_same_pictures_and_the_prompts_own_attention(name: str) -> None:
+def test_the_same_images_and_the_prompts_own_attention(name: str) -> None:
     with quiet():
         pipeline = BUILDERS[name]()
         pipeline.set_progress_bar_config(disable=True)
@@ -57,11 +57,11 @@ def test_the_same_pictures_and_the_prompts_own_attention(name: str) -> None:
         with trace(pipeline, steps=[0]) as unguided:
             scale = OWN.get(name, 1.0)
             make(pipeline, guidance_scale=scale, true_cfg_scale=1.0, negative_prompt=None)
-    assert [picture.prompt for picture in tr.pictures] == PROMPTS
-    assert [list(map(str, picture.words())) for picture in tr.pictures] == [["cat", "on", "grass"], ["dog"]]
+    assert [image.prompt for image in tr.images] == PROMPTS
+    assert [list(map(str, image.words())) for image in tr.images] == [["cat", "on", "grass"], ["dog"]]
     shown = np.asarray(tr[1].image)
     np.testing.assert_allclose(shown / 255, plain[1].reshape(shown.shape), atol=0.51 / 255)
-    for one, other in zip(tr.pictures, unguided.pictures, strict=True):
+    for one, other in zip(tr.images, unguided.images, strict=True):
         torch.testing.assert_close(one.collected.total, other.collected.total, rtol=1e-3, atol=1e-5)
         assert float(one.collected.total.std()) > 0
         (step,) = one.steps
@@ -84,7 +84,7 @@ def test_a_shorter_prompt_in_a_batch_is_read_as_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
-def test_a_negative_prompt_may_be_another_picture_s_prompt(name: str) -> None:
+def test_a_negative_prompt_may_be_another_image_s_prompt(name: str) -> None:
     with quiet():
         pipeline = BUILDERS[name]()
         pipeline.set_progress_bar_config(disable=True)
@@ -94,23 +94,23 @@ def test_a_negative_prompt_may_be_another_picture_s_prompt(name: str) -> None:
         with trace(pipeline) as swapped:
             make(pipeline, negative_prompt=PROMPTS[::-1])
     for traced in (tr, swapped):
-        assert [picture.prompt for picture in traced.pictures] == PROMPTS
+        assert [image.prompt for image in traced.images] == PROMPTS
         assert [step.step for step in traced.steps] == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["pixart_sigma", "flux"])
-def test_two_pictures_of_each_of_two_prompts(name: str) -> None:
+def test_two_images_of_each_of_two_prompts(name: str) -> None:
     with quiet():
         pipeline = BUILDERS[name]()
         pipeline.set_progress_bar_config(disable=True)
         seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
         with trace(pipeline, steps=[0]) as tr:
-            pictures = make(pipeline, num_images_per_prompt=2, generator=seeds)
+            generated = make(pipeline, num_images_per_prompt=2, generator=seeds)
         with trace(pipeline, steps=[0]) as alone:
             seed = [torch.Generator().manual_seed(3)]
             make(pipeline, prompt=PROMPTS[1:], negative_prompt=NEGATIVE[1:], generator=seed)
-    assert [picture.prompt for picture in tr.pictures] == [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
-    for one, image in zip(tr.pictures, pictures, strict=True):
-        np.testing.assert_allclose(np.asarray(one.image) / 255, image, atol=0.51 / 255)
+    assert [traced_image.prompt for traced_image in tr.images] == [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    for one, expected in zip(tr.images, generated, strict=True):
+        np.testing.assert_allclose(np.asarray(one.image) / 255, expected, atol=0.51 / 255)
     torch.testing.assert_close(tr[3].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(tr[2].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)

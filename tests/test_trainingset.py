@@ -14,9 +14,9 @@ from goca.evaluation.datasets import open_dataset
 
 
 @pytest.fixture
-def found(bundled: Segmenter, picture: Any) -> Segmentation:
+def found(bundled: Segmenter, image: Any) -> Segmentation:
     """Of two classes, a mask of three bands: background, sky, cat."""
-    one = bundled(picture(64, 48), ["sky", "cat"])
+    one = bundled(image(64, 48), ["sky", "cat"])
     labels = np.repeat(np.array([0, 1, 2], np.uint16), 16)[:, None] * np.ones((1, 64), np.uint16)
     return replace(one, labels=labels)
 
@@ -24,7 +24,7 @@ def found(bundled: Segmenter, picture: Any) -> Segmentation:
 def test_it_is_a_folder_data_set(found: Segmentation, tmp_path: Path) -> None:
     made = TrainingSet(tmp_path / "made", ("cat", "grass", "sky"))
     assert made.add(found, "a cat\u00e9") == tmp_path / "made" / "0.png"
-    # A second session goes on, with a picture of other classes.
+    # A second session goes on, with an image of other classes.
     TrainingSet(str(tmp_path / "made"), ["cat", "grass", "sky"]).add(replace(found, classes=("grass", "cat")))
     data = open_dataset("folder", tmp_path / "made")
     assert [one.name for one in data.categories] == ["cat", "grass", "sky"]

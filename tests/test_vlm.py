@@ -36,7 +36,7 @@ def said(text: object, **more: object) -> bytes:
 
 
 def shown(question: dict[str, Any]) -> Image.Image:
-    """The picture of a question."""
+    """The image of a question."""
     url = question["messages"][0]["content"][1]["image_url"]["url"]
     return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
 
@@ -137,7 +137,7 @@ def pauses(vlm: VLM) -> list[float]:
     return vlm.endpoint.stop.pauses
 
 
-def test_a_picture_is_shown_and_its_caption_kept(server: Server, vlm: VLM, dataset: Dataset) -> None:
+def test_an_image_is_shown_and_its_caption_kept(server: Server, vlm: VLM, dataset: Dataset) -> None:
     server.answer = lambda number, question: (200, {}, said("<think>a cat?\nyes</think>\n Cat, (sky, cloud). \n"))
     assert vlm.tag(dataset.samples[2], dataset) == "Cat, (sky, cloud)."
     (asked,) = server.asked
@@ -145,9 +145,9 @@ def test_a_picture_is_shown_and_its_caption_kept(server: Server, vlm: VLM, datas
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert asked["model"] == "m-1"
     assert asked["temperature"] == 0
-    text, picture = asked["messages"][0]["content"]
+    text, image = asked["messages"][0]["content"]
     assert text == {"type": "text", "text": instruction(dataset)}
-    assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    assert image["image_url"]["url"].startswith("data:image/jpeg;base64,")
     assert shown(asked).size == (53, 39)
     assert abs(int(np.asarray(shown(asked)).mean()) - 80) < 3
     assert vlm.name == "vlm m-1"
@@ -155,7 +155,7 @@ def test_a_picture_is_shown_and_its_caption_kept(server: Server, vlm: VLM, datas
     assert (entry.dataset, entry.id, entry.tagger, entry.caption) == ("toy", "p2", "vlm m-1", "Cat, (sky, cloud).")
 
 
-def test_large_pictures_are_shown_smaller(server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path) -> None:
+def test_large_images_are_shown_smaller(server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path) -> None:
     Image.new("RGB", (2048, 512)).save(tmp_path / "wide.png")
     vlm.tag(Sample("wide", tmp_path / "wide.png", dataset.samples[0].truth), dataset)
     assert shown(server.asked[0]).size == (1024, 256)
@@ -169,7 +169,7 @@ def test_the_instruction(dataset: Dataset) -> None:
     assert "at most 35 words" in instruction(context)
 
 
-def test_many_pictures_go_together_and_none_is_asked_twice(
+def test_many_images_go_together_and_none_is_asked_twice(
     server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path
 ) -> None:
     def answer(number: int, question: dict[str, Any]) -> Answer:
@@ -255,7 +255,7 @@ def test_patience_ends(server: Server, vlm: VLM, dataset: Dataset, answer: Answe
         (said(None, refusal="I tell no\ntemperature."), 1, r"declined \(I tell no temperature\.\)"),
     ],
 )
-def test_a_model_that_will_not_speak_of_one_picture(
+def test_a_model_that_will_not_speak_of_one_image(
     body: bytes, attempts: int, reason: str, server: Server, vlm: VLM, dataset: Dataset
 ) -> None:
     server.answer = lambda number, question: (200, {}, body if shown(question).height == 37 + 2 else said("cat"))
@@ -272,7 +272,7 @@ def test_a_model_that_will_not_speak_of_one_picture(
     assert all(question["temperature"] == 0 for question in server.asked)
 
 
-def test_one_unreadable_picture_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
+def test_one_unreadable_image_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
     path = dataset.samples[3].image
     Image.effect_noise((59, 61), 50).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:700])
@@ -288,7 +288,7 @@ def test_one_unreadable_picture_does_not_stop_the_others(server: Server, vlm: VL
 def test_nothing_is_paid_for_what_cannot_be_kept(server: Server, dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     vlm = VLM("m", Endpoint(server.base), tmp_path / "file" / "captions.jsonl")
-    assert vlm.estimate(dataset.samples, dataset).pictures == 5
+    assert vlm.estimate(dataset.samples, dataset).images == 5
     with pytest.raises(GocaError, match="cannot write the captions"):
         prepare(vlm, dataset.samples, dataset)
     with pytest.raises(GocaError, match="cannot write the captions"):
@@ -347,14 +347,14 @@ def test_a_redirection_does_not_get_the_key(server: Server, vlm: VLM, dataset: D
     assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}", None]
 
 
-def test_one_declined_picture_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
+def test_one_declined_image_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
     def answer(number: int, question: dict[str, Any]) -> Answer:
-        return failed(400, "not such a picture") if shown(question).height == 37 + 2 else (200, {}, said("cat"))
+        return failed(400, "not such an image") if shown(question).height == 37 + 2 else (200, {}, said("cat"))
 
     server.answer = answer
     prepare(vlm, dataset.samples, dataset)
     assert len(read(vlm.path)) == 4
-    with pytest.raises(Declined, match="not such a picture"):
+    with pytest.raises(Declined, match="not such an image"):
         vlm.tag(dataset.samples[2], dataset)
     assert len(server.asked) == 5
 
@@ -372,20 +372,20 @@ def test_a_model_that_takes_no_temperature(server: Server, vlm: VLM, dataset: Da
 def test_an_estimate(server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path) -> None:
     words = -(-len(instruction(dataset)) // 4)
     told = vlm.estimate(dataset.samples, dataset)
-    # A picture of one tile: 85 + 170.
-    assert (told.pictures, told.read, told.written, told.cost) == (5, 5 * (words + 255), 5 * 40, None)
+    # An image of one tile: 85 + 170.
+    assert (told.images, told.read, told.written, told.cost) == (5, 5 * (words + 255), 5 * 40, None)
     assert "name prices" in str(told)
     vlm.tag(dataset.samples[0], dataset)
     vlm.prices = (3.0, 11.0)
     told = vlm.estimate(dataset.samples, dataset)
-    assert told.pictures == 4
+    assert told.images == 4
     assert told.cost == pytest.approx((4 * (words + 255) * 3 + 4 * 40 * 11) / 1e6)
     assert len(server.asked) == 1
     # 1500 x 2000 is shown as 768 x 1024: two by two tiles.
     Image.new("RGB", (1500, 2000)).save(tmp_path / "large.png")
     large = [Sample("large", tmp_path / "large.png", dataset.samples[0].truth)]
     assert vlm.estimate(large, dataset).read == words + 85 + 4 * 170
-    (tmp_path / "large.png").write_text("no picture")
+    (tmp_path / "large.png").write_text("no image")
     assert vlm.estimate(large, dataset) == Estimate(0, 0, 0, 0.0)
 
 
@@ -398,7 +398,7 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     ask = ("evaluate", "scenes", "--limit", "3", "--tagger", "vlm:m-1", "--out", run)
     told = goca(*ask, "--estimate")
     assert (told.code, told.err) == (0, "")
-    assert told.out.startswith("3 pictures, about ")
+    assert told.out.startswith("3 images, about ")
     assert told.out.endswith("name prices to see the cost\n")
     priced = json.loads(goca(*ask, "--estimate", "--prices", "1000000,0", "--json").out)
     assert priced["cost"] == priced["read"]
@@ -412,16 +412,16 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     assert not run.exists()
     done = goca(*ask, "--prices", "0,500000", "--json")
     assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out)["pictures"] == 3
+    assert json.loads(done.out)["images"] == 3
     assert len(server.asked) == 3
     shown = goca(*ask[:-1], tmp_path / "other", "--prices", "0,500000")
     assert (shown.code, shown.err) == (0, "")
     first = shown.out.splitlines()[0]
-    assert first.startswith("before the tagger is asked: 3 pictures, ")
+    assert first.startswith("before the tagger is asked: 3 images, ")
     assert first.endswith(f": about {priced['written'] / 2:.2f}")
     assert len(server.asked) == 6
     # All is known now.
-    assert json.loads(goca(*ask, "--estimate", "--json").out)["pictures"] == 0
+    assert json.loads(goca(*ask, "--estimate", "--json").out)["images"] == 0
     assert goca(*ask, "--json").err == ""
     assert len(server.asked) == 6
 
@@ -451,7 +451,7 @@ def test_where_and_who_come_from_the_environment(
     # Without a key one may see what it would take, and is told as soon as somebody would have to be asked.
     keyless = tagger_named("vlm:gpt", means)
     assert isinstance(keyless, VLM)
-    assert keyless.estimate(dataset.samples, dataset).pictures == 5
+    assert keyless.estimate(dataset.samples, dataset).images == 5
     monkeypatch.setattr("urllib.request.urlopen", lambda *unused, **more: pytest.fail("asked"))
     keyless.endpoint = replace(keyless.endpoint, stop=Hasty())
     for ask in (

@@ -104,7 +104,7 @@ def test_the_nearer_a_windows_middle_the_more_it_counts(down: bool) -> None:
 
 @properties
 @given(canvases, sides)
-def test_mirrored_windows_see_the_mirrored_picture(canvas: tuple[int, int], side: int) -> None:
+def test_mirrored_windows_see_the_mirrored_image(canvas: tuple[int, int], side: int) -> None:
     tiled = Windows.tiled(canvas, side)
     mirrored = tiled.mirrored()
     maps = numbers(2, *canvas)

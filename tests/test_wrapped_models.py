@@ -96,14 +96,14 @@ WAYS = [*product(NAMES, EVERYWHERE), *product(["flux"], ONCE)]
 
 
 @cache
-def exact(name: str, picture: Make) -> tuple[Seen, np.ndarray]:
+def exact(name: str, image: Make) -> tuple[Seen, np.ndarray]:
     pipeline = BUILDERS[name]()
-    return ask(pipeline), masks(pipeline, picture)
+    return ask(pipeline), masks(pipeline, image)
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS, ids=lambda part: getattr(part, "__name__", part))
-def test_an_offloaded_denoiser(name: str, way: Way, picture: Make, tmp_path: Path) -> None:
-    expected, scores = exact(name, picture)
+def test_an_offloaded_denoiser(name: str, way: Way, image: Make, tmp_path: Path) -> None:
+    expected, scores = exact(name, image)
     pipeline = BUILDERS[name]()
     way(pipeline, tmp_path)
     seen = ask(pipeline)
@@ -113,7 +113,7 @@ def test_an_offloaded_denoiser(name: str, way: Way, picture: Make, tmp_path: Pat
     # The same weights: only their memory's alignment may move a last bit.
     torch.testing.assert_close(seen.output, expected.output, rtol=1e-4, atol=1e-5)
     before = state(pipeline)
-    found = masks(pipeline, picture)
+    found = masks(pipeline, image)
     assert state(pipeline) == before
     # A projection that is asked for instead of read moves last bits, and min-max enlarges them.
     np.testing.assert_allclose(found, scores, atol=0.02)
@@ -134,8 +134,8 @@ ON_CUDA: dict[str, Callable[[Any], None]] = {
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="diffusers offloads to and streams from CUDA alone")
 @pytest.mark.parametrize("way", ON_CUDA)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pipeline_offloaded_from_cuda(name: str, way: str, picture: Make) -> None:
-    expected, _ = exact(name, picture)
+def test_a_pipeline_offloaded_from_cuda(name: str, way: str, image: Make) -> None:
+    expected, _ = exact(name, image)
     pipeline = BUILDERS[name]()
     ON_CUDA[way](pipeline)
     for _ in range(2):  # streams learn the order of layers in the first pass, and fetch ahead in the second
@@ -143,7 +143,7 @@ def test_a_pipeline_offloaded_from_cuda(name: str, way: str, picture: Make) -> N
         check(pipeline, seen)
         assert far(seen, expected) < 1e-3
     assert Backbone(pipeline).device.startswith("cuda")
-    masks(pipeline, picture)
+    masks(pipeline, image)
 
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out", "to_out.0", "to_qkv_mlp_proj", "proj_out")
@@ -175,41 +175,41 @@ def merged(name: str, adapted: Any, weights: dict[str, float]) -> Any:
     return pipeline
 
 
-def compare(pipeline: Any, expected: Any, picture: Make) -> None:
+def compare(pipeline: Any, expected: Any, image: Make) -> None:
     """The same as a pipeline with plain layers, maps and projections and masks."""
     seen, wanted = ask(pipeline), ask(expected)
     check(pipeline, seen)
     assert far(seen, wanted) < 1e-5
     for one, other in zip(seen.reads, wanted.reads, strict=True):
         torch.testing.assert_close(one.projection, other.projection, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(masks(pipeline, picture), masks(expected, picture), atol=0.02)
+    np.testing.assert_allclose(masks(pipeline, image), masks(expected, image), atol=0.02)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pixart_sigma"])
-def test_loras_active_weighted_fused_and_gone(name: str, picture: Make) -> None:
+def test_loras_active_weighted_fused_and_gone(name: str, image: Make) -> None:
     pipeline = BUILDERS[name]()
     denoiser = Backbone(pipeline).denoiser
     adapt(denoiser, "first", 1)
-    compare(pipeline, merged(name, denoiser, {"first": 1.0}), picture)
+    compare(pipeline, merged(name, denoiser, {"first": 1.0}), image)
     adapt(denoiser, "second", 2)
     denoiser.set_adapters(["first", "second"], [0.7, -0.3])
     both = merged(name, denoiser, {"first": 0.7, "second": -0.3})
     assert far(ask(both), ask(BUILDERS[name]())) > 1e-3
-    compare(pipeline, both, picture)
+    compare(pipeline, both, image)
     denoiser.fuse_lora()
-    compare(pipeline, both, picture)
+    compare(pipeline, both, image)
     denoiser.unfuse_lora()
     denoiser.disable_lora()
-    compare(pipeline, BUILDERS[name](), picture)
+    compare(pipeline, BUILDERS[name](), image)
     denoiser.enable_lora()
     denoiser.set_adapters("second")
-    compare(pipeline, merged(name, denoiser, {"second": 1.0}), picture)
+    compare(pipeline, merged(name, denoiser, {"second": 1.0}), image)
     denoiser.unload_lora()
-    compare(pipeline, BUILDERS[name](), picture)
+    compare(pipeline, BUILDERS[name](), image)
 
 
 @pytest.mark.parametrize("around", ["layers", "model"])
-def test_a_lora_of_peft_s_own(around: str, picture: Make) -> None:
+def test_a_lora_of_peft_s_own(around: str, image: Make) -> None:
     """PixArt has no loader of its own for them: peft puts them into the layers, or is a model around the denoiser."""
     peft = pytest.importorskip("peft")
     pipeline = BUILDERS["pixart_sigma"]()
@@ -222,11 +222,11 @@ def test_a_lora_of_peft_s_own(around: str, picture: Make) -> None:
         pipeline.transformer = peft.get_peft_model(denoiser, config)
     wanted = merged("pixart_sigma", Backbone(pipeline).denoiser, {"default": 1.0})
     assert far(ask(wanted), ask(BUILDERS["pixart_sigma"]())) > 1e-4
-    compare(pipeline, wanted, picture)
+    compare(pipeline, wanted, image)
     assert isinstance(pipeline.transformer, peft.PeftModel) == (around == "model")
 
 
-def test_a_lora_file_through_the_pipeline(sd15: Any, picture: Make, tmp_path: Path) -> None:
+def test_a_lora_file_through_the_pipeline(sd15: Any, image: Make, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     adapt(sd15.unet, "default", 1)
     layers = peft.get_peft_model_state_dict(sd15.unet)
@@ -235,18 +235,18 @@ def test_a_lora_file_through_the_pipeline(sd15: Any, picture: Make, tmp_path: Pa
     fresh.load_lora_weights(tmp_path)
     # A file without its alpha is read as if alpha were the rank.
     fresh.set_adapters("default_0", 5 / 3)
-    compare(fresh, merged("sd15", sd15.unet, {"default": 1.0}), picture)
+    compare(fresh, merged("sd15", sd15.unet, {"default": 1.0}), image)
     fresh.fuse_lora()
     fresh.unload_lora_weights()
     assert not any(hasattr(module, "lora_A") for module in fresh.unet.modules())
 
 
-def test_a_lora_on_an_offloaded_and_one_on_a_quantised_denoiser(picture: Make) -> None:
+def test_a_lora_on_an_offloaded_and_one_on_a_quantised_denoiser(image: Make) -> None:
     pipeline = BUILDERS["flux"]()
     adapt(pipeline.transformer, "default", 1)
     wanted = merged("flux", pipeline.transformer, {"default": 1.0})
     accelerate.cpu_offload(pipeline.transformer, CPU)
-    compare(pipeline, wanted, picture)
+    compare(pipeline, wanted, image)
     quantization = pytest.importorskip("torchao.quantization")
     pipeline = BUILDERS["flux"]()
     quantization.quantize_(pipeline.transformer, quantization.Int8WeightOnlyConfig())

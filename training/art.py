@@ -64,10 +64,10 @@ def _fetch_npm(package: str) -> Callable[[Path, Path], None]:
 
 
 def _members_we_use(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Texts, Fluent's pictures, Twemoji's 64 px pictures: not its sprite sheets, most of the weight."""
-    pictures = ("package/assets/", "package/img/twitter/64/")
+    """Texts, Fluent's images, Twemoji's 64 px images: not its sprite sheets, most of the weight."""
+    images = ("package/assets/", "package/img/twitter/64/")
     for member in tar:
-        if member.name.count("/") == 1 or member.name.startswith(pictures):
+        if member.name.count("/") == 1 or member.name.startswith(images):
             yield member
 
 
@@ -77,9 +77,9 @@ def _noto_reader(folder: Path) -> Callable[[str], Image.Image]:
 
     def draw(glyph: str) -> Image.Image:
         text = "".join(chr(int(point, 16)) for point in glyph.split("-"))
-        picture = Image.new("RGBA", (GLYPH_SIZE, GLYPH_SIZE))
-        ImageDraw.Draw(picture).text((8, 8), text, font=font, embedded_color=True)
-        return picture
+        image = Image.new("RGBA", (GLYPH_SIZE, GLYPH_SIZE))
+        ImageDraw.Draw(image).text((8, 8), text, font=font, embedded_color=True)
+        return image
 
     return draw
 
@@ -92,22 +92,22 @@ def _file_reader(subfolder: str, suffix: str) -> Callable[[Path], Callable[[str]
             candidates = [folder / subfolder / f"{name}{suffix}" for name in (stem, f"{stem}-fe0f")]
             found = next((path for path in candidates if path.exists()), None)
             if found is None:
-                raise FileNotFoundError(f"{folder.name} has no picture of {glyph}: looked for {candidates}")
-            picture = Image.open(found).convert("RGBA")
-            picture.thumbnail((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.LANCZOS)
-            return picture
+                raise FileNotFoundError(f"{folder.name} has no image of {glyph}: looked for {candidates}")
+            image = Image.open(found).convert("RGBA")
+            image.thumbnail((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.LANCZOS)
+            return image
 
         return draw
 
     return reader
 
 
-def _crop(picture: Image.Image) -> np.ndarray:
-    visible = picture.getchannel("A").point(lambda alpha: 255 if alpha > VISIBLE_ALPHA else 0)
+def _crop(image: Image.Image) -> np.ndarray:
+    visible = image.getchannel("A").point(lambda alpha: 255 if alpha > VISIBLE_ALPHA else 0)
     box = visible.getbbox()
     if box is None:
         raise ValueError("an empty glyph: the pack's font or file does not show this emoji")
-    return np.asarray(picture.crop(box))
+    return np.asarray(image.crop(box))
 
 
 _FETCHERS = {

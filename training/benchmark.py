@@ -29,11 +29,11 @@ def task(drawn: scenes.Scene, rng: np.random.Generator) -> Scene:
     for place, noun in enumerate(classes, start=1):
         labels[drawn.labels == LABEL[noun]] = place
     said = {"nouns": nouns, "sentences": captions.sentence(drawn.content, rng)}
-    return Scene(Image.fromarray(drawn.picture), labels, classes, said)
+    return Scene(Image.fromarray(drawn.image), labels, classes, said)
 
 
 def write(folder: Path, art_folder: Path) -> None:
-    """Pictures and indexed labels as PNG, and scenes.json: the classes and both captions of each."""
+    """Images and indexed labels as PNG, and scenes.json: the classes and both captions of each."""
     folder.mkdir(parents=True, exist_ok=True)
     art.fetch(art.HELD_OUT_PACK, art_folder)
     packs = [art.load(art.HELD_OUT_PACK, art_folder)]

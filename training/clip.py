@@ -2,7 +2,7 @@
 text encoder.
 
 The text half is transformers' CLIPTextModel as Stable Diffusion 2 uses it: causal, 77 positions, padded with
-a token of its own and without an attention mask. The picture half is the namer's tower, locked: its features
+a token of its own and without an attention mask. The image half is the namer's tower, locked: its features
 are computed once, so that a step costs the text half alone ("LiT", Zhai et al. 2022, section 3).
 
     python -m training.clip [--work FOLDER] [--steps N] [--resume]
@@ -31,12 +31,12 @@ WIDTH, LAYERS, HEADS = 128, 3, 4  # of the text half
 # Standard deviations of the first embeddings: a word outweighs its position and, at first, its context.
 TOKEN, POSITION = 1.0, 0.15
 SYNONYMS = 0.4  # share of nouns said by another word
-EVALUATED = 250  # held-out pictures among which a caption has to find its own
+EVALUATED = 250  # held-out images among which a caption has to find its own
 WEIGHTS, FEATURES = "clip.safetensors", "features.npy"
 
 
 class Clip(nn.Module):
-    """The text half, both halves' projections to one space, and the temperature; pictures come as features."""
+    """The text half, both halves' projections to one space, and the temperature; images come as features."""
 
     def __init__(self, tokenizer: CLIPTokenizer):
         super().__init__()
@@ -45,7 +45,7 @@ class Clip(nn.Module):
         nn.init.normal_(embeddings.token_embedding.weight, std=TOKEN)
         nn.init.normal_(embeddings.position_embedding.weight, std=POSITION)
         self.text_projection = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.picture_projection = nn.Linear(namer.CHANNELS[-1], WIDTH, bias=False)
+        self.image_projection = nn.Linear(namer.CHANNELS[-1], WIDTH, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def embed_texts(self, ids: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ class Clip(nn.Module):
         return F.normalize(self.text_projection(self.text(ids).pooler_output).float(), dim=-1)
 
     def embed_features(self, features: Tensor) -> Tensor:
-        """The tower's features of pictures [n, channels] to unit vectors [n, width]."""
-        return F.normalize(self.picture_projection(features).float(), dim=-1)
+        """The tower's features of images [n, channels] to unit vectors [n, width]."""
+        return F.normalize(self.image_projection(features).float(), dim=-1)
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -82,7 +82,7 @@ def load(work: Path) -> tuple[Clip, CLIPTokenizer]:
 
 
 class ClipTask:
-    """Captions and pictures find each other within the batch."""
+    """Captions and images find each other within the batch."""
 
     def __init__(self, work: Path, batch: int):
         self.tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -90,8 +90,8 @@ class ClipTask:
         self.batch = batch
         _, self.contents = scenes.read(work / "scenes/train")
         self.features = torch.from_numpy(np.load(work / "clip" / FEATURES))
-        pictures, self.held_out_contents = scenes.read(work / "scenes/held-out")
-        self.held_out = features(namer.load(work), pictures[:EVALUATED])
+        images, self.held_out_contents = scenes.read(work / "scenes/held-out")
+        self.held_out = features(namer.load(work), images[:EVALUATED])
 
     def tokens(self, contents: Sequence[Content], rng: np.random.Generator) -> Tensor:
         """One wording of each. Padded to the longest only: behind its end a causal text changes nothing."""
@@ -103,8 +103,8 @@ class ClipTask:
         contents = [self.contents[i] for i in chosen]
         with torch.autocast("cpu", torch.bfloat16):
             texts = self.model.embed_texts(self.tokens(contents, rng))
-        pictures = self.model.embed_features(self.features[chosen])
-        similarity = self.model.log_scale.clamp(max=math.log(100)).exp() * texts @ pictures.T
+        images = self.model.embed_features(self.features[chosen])
+        similarity = self.model.log_scale.clamp(max=math.log(100)).exp() * texts @ images.T
         own = torch.arange(self.batch)
         return {"loss": (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2}
 
@@ -115,8 +115,8 @@ class ClipTask:
         similarity = texts @ model.embed_features(self.held_out).T
         own = torch.arange(len(contents))
         return {
-            "text_finds_picture": (similarity.argmax(1) == own).float().mean().item(),
-            "picture_finds_text": (similarity.argmax(0) == own).float().mean().item(),
+            "text_finds_image": (similarity.argmax(1) == own).float().mean().item(),
+            "image_finds_text": (similarity.argmax(0) == own).float().mean().item(),
         }
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -125,18 +125,18 @@ class ClipTask:
 
 
 @torch.no_grad()
-def features(names: namer.Namer, pictures: np.ndarray, batch: int = 200) -> Tensor:
-    """What the namer's tower says of pictures [n, h, w, 3] uint8: [n, channels] float32."""
-    parts = [pictures[first : first + batch] for first in range(0, len(pictures), batch)]
+def features(names: namer.Namer, images: np.ndarray, batch: int = 200) -> Tensor:
+    """What the namer's tower says of images [n, h, w, 3] uint8: [n, channels] float32."""
+    parts = [images[first : first + batch] for first in range(0, len(images), batch)]
     with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat([names.picture(to_tensor(part)).float() for part in parts])
+        return torch.cat([names.image(to_tensor(part)).float() for part in parts])
 
 
 def write_features(work: Path) -> None:
-    """The features of every training picture: [picture, channels] float32."""
-    pictures, _ = scenes.read(work / "scenes/train")
+    """The features of every training image: [image, channels] float32."""
+    images, _ = scenes.read(work / "scenes/train")
     (work / "clip").mkdir(exist_ok=True)
-    np.save(work / "clip" / FEATURES, features(namer.load(work), pictures).numpy())
+    np.save(work / "clip" / FEATURES, features(namer.load(work), images).numpy())
 
 
 def main() -> None:

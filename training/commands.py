@@ -20,7 +20,7 @@ def training_command(description: str | None, steps: int, batch: int) -> argpars
     """The arguments of a training stage."""
     parser = command(description)
     parser.add_argument("--steps", type=int, default=steps, help="optimizer steps in all (%(default)s)")
-    parser.add_argument("--batch", type=int, default=batch, help="pictures a process and step (%(default)s)")
+    parser.add_argument("--batch", type=int, default=batch, help="images a process and step (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

@@ -1,4 +1,4 @@
-"""Stage gallery: a picture of what the pipeline paints. Of several paintings of a caption, the one is kept in
+"""Stage gallery: an image of what the pipeline paints. Of several paintings of a caption, the one is kept in
 which the namer is surest of every noun asked for.
 
     python -m training.gallery [--work FOLDER] [--tries 10] [--out samples.png]
@@ -30,7 +30,7 @@ SEED = 5000
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--tries", type=int, default=10, help="paintings of each caption (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the image (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pipeline, names = assemble(arguments.work), namer.load(arguments.work)
@@ -42,8 +42,8 @@ def main() -> None:
         kept.append(painted[int(sure.argmax())])
     side = kept[0].shape[0]
     rows = np.stack(kept).reshape(-1, COLUMNS, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * side, 3)
-    picture = Image.fromarray(rows)
-    picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.NEAREST).save(arguments.out)
+    image = Image.fromarray(rows)
+    image.resize((image.width * ENLARGED, image.height * ENLARGED), Image.Resampling.NEAREST).save(arguments.out)
 
 
 if __name__ == "__main__":

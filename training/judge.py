@@ -1,7 +1,7 @@
 """Stage judge: what the pipeline paints and how well it denoises; one JSON object and a sample sheet.
 
-What a picture shows is said by the namer, which learned on scenes and never saw a generated picture. Its
-answers on real held-out scenes say how far it can be trusted; answers for the next picture's caption say
+What an image shows is said by the namer, which learned on scenes and never saw a generated image. Its
+answers on real held-out scenes say how far it can be trusted; answers for the next image's caption say
 how often a noun is found by chance.
 
     python -m training.judge [--work FOLDER] [--percent 100] [--count 200]
@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 def paint(
     pipeline: StableDiffusionPipeline, captions: Sequence[str], seed: int, steps: int = STEPS, batch: int = 20
 ) -> np.ndarray:
-    """A picture per caption [n, h, w, 3] uint8; each has its own generator, so batches do not matter."""
+    """An image per caption [n, h, w, 3] uint8; each has its own generator, so batches do not matter."""
     parts = []
     for first in range(0, len(captions), batch):
         texts = list(captions[first : first + batch])
@@ -59,7 +59,7 @@ def paint(
 
 
 def found(said: Tensor, asked: Tensor) -> dict[str, float]:
-    """Share of asked nouns that are said to be shown, over pictures: all, things, stuff."""
+    """Share of asked nouns that are said to be shown, over images: all, things, stuff."""
     parts = {"all": slice(None), "things": slice(0, len(THINGS)), "stuff": slice(len(THINGS), None)}
     hits = said & asked
     return {name: (hits[:, part].sum() / asked[:, part].sum()).item() for name, part in parts.items()}
@@ -75,18 +75,18 @@ def found_by_noun(said: Tensor, asked: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def text_finds_picture(work: Path, captions: Sequence[str], pictures: np.ndarray) -> float:
-    """Share of captions whose own picture the CLIP finds most similar among all."""
+def text_finds_image(work: Path, captions: Sequence[str], images: np.ndarray) -> float:
+    """Share of captions whose own image the CLIP finds most similar among all."""
     model, tokenizer = clip.load(work)
     texts = model.embed_texts(tokenizer(list(captions), padding="longest", return_tensors="pt").input_ids)
-    embedded = model.embed_features(clip.features(namer.load(work), pictures))
+    embedded = model.embed_features(clip.features(namer.load(work), images))
     return ((texts @ embedded.T).argmax(1) == torch.arange(len(texts))).float().mean().item()
 
 
 @torch.no_grad()
-def forward_seconds(pipeline: StableDiffusionPipeline, caption: str, picture: np.ndarray) -> float:
+def forward_seconds(pipeline: StableDiffusionPipeline, caption: str, image: np.ndarray) -> float:
     """CPU seconds, once warm, of what a segmentation asks of the model: two encodings and one denoising."""
-    pixels = to_tensor(picture[None])
+    pixels = to_tensor(image[None])
 
     def once() -> None:
         text, _ = pipeline.encode_prompt(caption, "cpu", 1, False)
@@ -106,19 +106,19 @@ def judge(work: Path, percent: int, count: int) -> dict[str, object]:
     asked = namer.presence(contents[:count]) > 0
 
     seconds, painted = _cpu_seconds(lambda: paint(pipeline, captions, seed=0))
-    said, said_of_real = (namer.shown(names, to_tensor(pictures)) for pictures in (painted, real[:count]))
+    said, said_of_real = (namer.shown(names, to_tensor(images)) for images in (painted, real[:count]))
     sheet = paint(pipeline, SHEET, seed=1000).reshape(-1, COLUMNS, scenes.SIZE, scenes.SIZE, 3)
     rows = sheet.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * scenes.SIZE, 3)
     Image.fromarray(rows).save(snapshot(work / "unet", percent) / "samples.png")
     return {
         "percent": percent,
-        "pictures": count,
+        "images": count,
         "found": found(said, asked),
         "found_by_chance": found(said.roll(1, 0), asked),
         "found_on_real_scenes": found(said_of_real, asked),
         "found_by_noun": found_by_noun(said, asked),
-        "text_finds_picture": text_finds_picture(work, captions, painted),
-        "text_finds_real_picture": text_finds_picture(work, captions, real[:count]),
+        "text_finds_image": text_finds_image(work, captions, painted),
+        "text_finds_real_image": text_finds_image(work, captions, real[:count]),
         "held_out_loss": UnetTask(work, batch=1).held_out.losses(pipeline.unet),
         "cpu_seconds_a_painting": seconds / count,
         "cpu_seconds_a_forward": forward_seconds(pipeline, captions[0], real[0]),
@@ -134,7 +134,7 @@ def _cpu_seconds(run: Callable[[], Result]) -> tuple[float, Result]:
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--percent", type=int, default=100, choices=SNAPSHOTS, help="snapshot of the UNet")
-    parser.add_argument("--count", type=int, default=200, help="pictures painted (default %(default)s)")
+    parser.add_argument("--count", type=int, default=200, help="images painted (default %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = json.dumps(judge(arguments.work, arguments.percent, arguments.count), indent=2)

@@ -1,7 +1,7 @@
-"""Stage namer: a picture tower that says which of our nouns a picture shows.
+"""Stage namer: an image tower that says which of our nouns an image shows.
 
-It judges what the pipeline paints, and its tower is the picture half of the CLIP (see clip.py). It learns
-from real scenes only, half of them softened, since generated pictures are softer than scenes. A noun is
+It judges what the pipeline paints, and its tower is the image half of the CLIP (see clip.py). It learns
+from real scenes only, half of them softened, since generated images are softer than scenes. A noun is
 said to be shown above a threshold of its own, set on held-out scenes where precision and recall meet.
 
     python -m training.namer [--work FOLDER] [--steps N] [--resume]
@@ -41,8 +41,8 @@ class Residual(nn.Module):
         return x + self.branch(x)
 
 
-class PictureTower(nn.Module):
-    """Pictures [n, 3, 64, 64] to features [n, channels]."""
+class ImageTower(nn.Module):
+    """Images [n, 3, 64, 64] to features [n, channels]."""
 
     def __init__(self):
         super().__init__()
@@ -55,21 +55,21 @@ class PictureTower(nn.Module):
             ]
         self.stages = nn.Sequential(*stages, nn.GroupNorm(8, CHANNELS[-1]), nn.SiLU())
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.stages(pictures).mean((2, 3))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stages(images).mean((2, 3))
 
 
 class Namer(nn.Module):
-    """Pictures to one logit per noun, from which the noun's threshold is already taken."""
+    """Images to one logit per noun, from which the noun's threshold is already taken."""
 
     def __init__(self):
         super().__init__()
-        self.picture = PictureTower()
+        self.image = ImageTower()
         self.nouns = nn.Linear(CHANNELS[-1], len(NAMES))
         self.register_buffer("threshold", torch.zeros(len(NAMES)))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.nouns(self.picture(pictures)).float() - self.threshold
+    def forward(self, images: Tensor) -> Tensor:
+        return self.nouns(self.image(images)).float() - self.threshold
 
 
 def load(work: Path) -> Namer:
@@ -85,13 +85,13 @@ def presence(contents: Sequence[Content]) -> Tensor:
 
 
 @torch.no_grad()
-def shown(namer: Namer, pictures: Tensor) -> Tensor:
-    """Which nouns each picture shows [n, noun] bool."""
-    return torch.cat([namer(part) > 0 for part in pictures.split(50)])
+def shown(namer: Namer, images: Tensor) -> Tensor:
+    """Which nouns each image shows [n, noun] bool."""
+    return torch.cat([namer(part) > 0 for part in images.split(50)])
 
 
 def meeting_point(logits: Tensor, present: Tensor) -> Tensor:
-    """Per noun the logit that as many pictures exceed as show the noun: there precision equals recall."""
+    """Per noun the logit that as many images exceed as show the noun: there precision equals recall."""
     ordered = logits.sort(dim=0, descending=True).values
     counts = present.sum(0).long().clamp(1, len(ordered) - 1)
     above, below = (ordered.gather(0, (counts - shift)[None])[0] for shift in (1, 0))
@@ -104,19 +104,19 @@ class NamerTask:
     def __init__(self, work: Path, batch: int):
         self.model = Namer()
         self.batch = batch
-        self.pictures, contents = scenes.read(work / "scenes/train")
+        self.images, contents = scenes.read(work / "scenes/train")
         self.present = presence(contents)
-        pictures, contents = scenes.read(work / "scenes/held-out")
+        images, contents = scenes.read(work / "scenes/held-out")
         half = len(contents) // 2  # the judge asks for the first scenes; thresholds are set on others
-        self.held_out, self.held_out_present = to_tensor(pictures[half:]), presence(contents[half:])
+        self.held_out, self.held_out_present = to_tensor(images[half:]), presence(contents[half:])
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = np.sort(rng.integers(len(self.pictures), size=self.batch))
-        pictures = to_tensor(self.pictures[chosen])
+        chosen = np.sort(rng.integers(len(self.images), size=self.batch))
+        images = to_tensor(self.images[chosen])
         soft = torch.rand((self.batch, 1, 1, 1), generator=generator) < 0.5
-        pictures = torch.where(soft, F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False), pictures)
+        images = torch.where(soft, F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = self.model(pictures)
+            logits = self.model(images)
         weight = torch.tensor(4.0)
         return {"loss": F.binary_cross_entropy_with_logits(logits, self.present[chosen], pos_weight=weight)}
 

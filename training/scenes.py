@@ -21,7 +21,7 @@ from . import art, stuff
 from .commands import command
 from .nouns import LABEL, STUFF, THINGS
 
-SIZE = 64  # side of a finished picture
+SIZE = 64  # side of a finished image
 CANVAS = 2 * SIZE
 TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the scenes; held-out scenes have textures of their own too
 
@@ -56,9 +56,9 @@ class Content:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture [height, width, 3] uint8, its labels [height, width] uint8 (`nouns.LABEL`), its content."""
+    """An image [height, width, 3] uint8, its labels [height, width] uint8 (`nouns.LABEL`), its content."""
 
-    picture: np.ndarray
+    image: np.ndarray
     labels: np.ndarray
     content: Content
 
@@ -140,16 +140,16 @@ def _pick_things(rng: Rng) -> list[str]:
 
 def _vary(rng: Rng, glyph: np.ndarray, longest: float) -> np.ndarray:
     """The glyph at the size asked for: perhaps mirrored, turned a little, its colours shifted; float RGBA."""
-    picture = Image.fromarray(glyph)
-    scale = longest / max(picture.size)
-    picture = picture.resize(
-        (max(8, round(picture.width * scale)), max(8, round(picture.height * scale))),
+    image = Image.fromarray(glyph)
+    scale = longest / max(image.size)
+    image = image.resize(
+        (max(8, round(image.width * scale)), max(8, round(image.height * scale))),
         Image.Resampling.LANCZOS,
     )
     if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle = float(np.clip(rng.normal(0, 7), -18, 18))
-    turned = np.asarray(picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)).astype(np.float32)
+    turned = np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True)).astype(np.float32)
     turned[..., :3] = np.clip(turned[..., :3] * rng.uniform(0.85, 1.12) + rng.normal(0, 7, 3), 0, 255)
     return turned
 
@@ -186,25 +186,25 @@ def _render_range(job: tuple[int, range, Path]) -> tuple[np.ndarray, list[Conten
     packs = [art.load(name, art_folder) for name in art.TRAINING_PACKS]
     textures = make_textures(seed)
     scenes = [render(seed, index, packs, textures) for index in indices]
-    return np.stack([scene.picture for scene in scenes]), [scene.content for scene in scenes]
+    return np.stack([scene.image for scene in scenes]), [scene.content for scene in scenes]
 
 
 def write(folder: Path, seed: int, count: int, art_folder: Path, processes: int = 2) -> None:
-    """Render scenes 0 to count - 1 of `seed` to `folder`: pictures.npy and contents.jsonl."""
+    """Render scenes 0 to count - 1 of `seed` to `folder`: images.npy and contents.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(seed, range(first, min(first + CHUNK, count)), art_folder) for first in range(0, count, CHUNK)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         parts = list(pool.map(_render_range, jobs))
-    np.save(folder / "pictures.npy", np.concatenate([pictures for pictures, _ in parts]))
+    np.save(folder / "images.npy", np.concatenate([images for images, _ in parts]))
     lines = (json.dumps(asdict(content)) for _, contents in parts for content in contents)
     (folder / "contents.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def read(folder: Path) -> tuple[np.ndarray, list[Content]]:
-    """The pictures of `folder` [picture, height, width, 3], mapped from disk, and their contents."""
+    """The images of `folder` [image, height, width, 3], mapped from disk, and their contents."""
     rows = map(json.loads, (folder / "contents.jsonl").read_text().splitlines())
     contents = [Content(tuple(row["things"]), row["ground"], row["backdrop"]) for row in rows]
-    return np.load(folder / "pictures.npy", mmap_mode="r"), contents
+    return np.load(folder / "images.npy", mmap_mode="r"), contents
 
 
 def main() -> None:

@@ -24,16 +24,16 @@ from .commands import command
 from .nouns import NAMES
 from .tune import tuning_scenes
 
-Scores = list[dict[str, float]]  # of each picture: {candidate: score}
+Scores = list[dict[str, float]]  # of each image: {candidate: score}
 
 
 def best(scores: Scores, truth: list[set[str]]) -> tuple[float, Agreement]:
     """The threshold with the best F1, in the middle between two scores, and what it agrees on."""
-    levels = sorted({score for picture in scores for score in picture.values() if score > float("-inf")})
+    levels = sorted({score for image in scores for score in image.values() if score > float("-inf")})
     middles = [(low + high) / 2 for low, high in pairwise(levels)]
 
     def found(threshold: float) -> Agreement:
-        kept = ({name for name, score in picture.items() if score >= threshold} for picture in scores)
+        kept = ({name for name, score in image.items() if score >= threshold} for image in scores)
         return Agreement.of(zip(kept, truth, strict=True))
 
     return max(((threshold, found(threshold)) for threshold in middles), key=lambda pair: pair[1].f1)

@@ -89,7 +89,7 @@ class UnetTask:
         times: Tensor,
         captions: list[str],
     ) -> Tensor:
-        """Squared error of the predicted velocity, one number a picture."""
+        """Squared error of the predicted velocity, one number an image."""
         noisy = self.scheduler.add_noise(clean, noise, times)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(noisy, times, self.condition(captions)).sample
@@ -120,10 +120,10 @@ class HeldOut:
 
     def __init__(self, work: Path, task: UnetTask):
         self.task = task
-        pictures, contents = scenes.read(work / "scenes/held-out")
+        images, contents = scenes.read(work / "scenes/held-out")
         rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
         self.captions = [caption(content, rng) for content in contents[:EVALUATED]]
-        self.clean = encode(load_vae(work), to_tensor(pictures[:EVALUATED]))
+        self.clean = encode(load_vae(work), to_tensor(images[:EVALUATED]))
         self.noise = torch.randn(self.clean.shape, generator=generator)
         self.times = torch.linspace(20, 980, len(self.captions)).long()
 
@@ -152,9 +152,9 @@ def load_vae(work: Path) -> AutoencoderKL:
 
 
 def write_latents(work: Path, processes: int = 2, chunk: int = 2000) -> None:
-    """Encode every training picture once: [picture, channel, height, width] float16."""
-    pictures, _ = scenes.read(work / "scenes/train")
-    ranges = [range(first, min(first + chunk, len(pictures))) for first in range(0, len(pictures), chunk)]
+    """Encode every training image once: [image, channel, height, width] float16."""
+    images, _ = scenes.read(work / "scenes/train")
+    ranges = [range(first, min(first + chunk, len(images))) for first in range(0, len(images), chunk)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         latents = np.concatenate(list(pool.map(functools.partial(_encode_range, work), ranges)))
     (work / "unet").mkdir(exist_ok=True)
@@ -163,8 +163,8 @@ def write_latents(work: Path, processes: int = 2, chunk: int = 2000) -> None:
 
 def _encode_range(work: Path, indices: range) -> np.ndarray:
     torch.set_num_threads(1)
-    pictures, _ = scenes.read(work / "scenes/train")
-    return encode(load_vae(work), to_tensor(pictures[indices.start : indices.stop])).half().numpy()
+    images, _ = scenes.read(work / "scenes/train")
+    return encode(load_vae(work), to_tensor(images[indices.start : indices.stop])).half().numpy()
 
 
 def main() -> None:

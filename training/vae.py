@@ -1,4 +1,4 @@
-"""Stage vae: a factor-4 AutoencoderKL, 64 px pictures to 6 x 16 x 16 latents.
+"""Stage vae: a factor-4 AutoencoderKL, 64 px images to 6 x 16 x 16 latents.
 
 At the end the latents' mean and deviation are folded into the two 1 x 1 convolutions around the latent
 space, so that latents are centred, each channel has deviation 1, and `scaling_factor` is 1.
@@ -22,7 +22,7 @@ from .commands import make_plan, training_command
 from .loop import train
 
 LATENT_CHANNELS = 6
-EVALUATED, CALIBRATED = 200, 1000  # pictures that the PSNR and the folding look at
+EVALUATED, CALIBRATED = 200, 1000  # images that the PSNR and the folding look at
 
 
 def build() -> AutoencoderKL:
@@ -45,12 +45,12 @@ def build() -> AutoencoderKL:
     return vae
 
 
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """Pictures [n, h, w, 3] uint8 as [n, 3, h, w] float in -1 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float().div(127.5).sub(1)
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Images [n, h, w, 3] uint8 as [n, 3, h, w] float in -1 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div(127.5).sub(1)
 
 
-def to_pictures(tensor: Tensor) -> np.ndarray:
+def to_images(tensor: Tensor) -> np.ndarray:
     """The inverse of `to_tensor`, clamped."""
     return tensor.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
@@ -61,11 +61,11 @@ class VaeTask:
     def __init__(self, work: Path, batch: int):
         self.model = build()
         self.batch = batch
-        self.pictures, _ = scenes.read(work / "scenes/train")
+        self.images, _ = scenes.read(work / "scenes/train")
         self.held_out, _ = scenes.read(work / "scenes/held-out")
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        wanted = to_tensor(self.pictures[np.sort(rng.integers(len(self.pictures), size=self.batch))])
+        wanted = to_tensor(self.images[np.sort(rng.integers(len(self.images), size=self.batch))])
         with torch.autocast("cpu", torch.bfloat16):
             latent = self.model.encode(wanted).latent_dist
             got = self.model.decode(latent.sample(generator)).sample
@@ -84,35 +84,35 @@ class VaeTask:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model = copy.deepcopy(model)  # training goes on with latents as they are
-        fold_latent_scale(model, to_tensor(self.pictures[:CALIBRATED]))
+        fold_latent_scale(model, to_tensor(self.images[:CALIBRATED]))
         model.save_pretrained(folder)
         examples = to_tensor(self.held_out[:16])
-        pairs = np.concatenate([to_pictures(examples), to_pictures(reconstruct(model, examples))], axis=1)
+        pairs = np.concatenate([to_images(examples), to_images(reconstruct(model, examples))], axis=1)
         Image.fromarray(np.concatenate(list(pairs), axis=1)).save(folder / "reconstructions.png")
 
 
 def psnr(squared_error: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in decibels, of pictures that range from -1 to 1."""
+    """Peak signal-to-noise ratio in decibels, of images that range from -1 to 1."""
     return 10 * torch.log10(4 / squared_error)
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor, batch: int = 100) -> Tensor:
+def encode(vae: AutoencoderKL, images: Tensor, batch: int = 100) -> Tensor:
     """The latents' means, batch by batch."""
     with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat([vae.encode(part).latent_dist.mean.float() for part in pictures.split(batch)])
+        return torch.cat([vae.encode(part).latent_dist.mean.float() for part in images.split(batch)])
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """There and back again, by the latents' means, in float32."""
-    return torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in pictures.split(50)])
+    return torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in images.split(50)])
 
 
 @torch.no_grad()
-def fold_latent_scale(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Change `vae` in place: latents of `pictures` get mean 0 and deviation 1; what it decodes stays."""
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(100)])
+def fold_latent_scale(vae: AutoencoderKL, images: Tensor) -> None:
+    """Change `vae` in place: latents of `images` get mean 0 and deviation 1; what it decodes stays."""
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(100)])
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     into, out_of = vae.quant_conv, vae.post_quant_conv
     means, log_variances = slice(0, LATENT_CHANNELS), slice(LATENT_CHANNELS, None)

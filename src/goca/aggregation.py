@@ -1,6 +1,6 @@
 """AttentionAggregator: the only place where a plan meets attention.
 
-One readout listens to one denoiser pass over one window of a picture. Until the reference layer has run it keeps each
+One readout listens to one denoiser pass over one window of an image. Until the reference layer has run it keeps each
 layer's head-weighted map, queries and keys; from then on only sums: of the maps, by their layers' weights, and of the
 self-attention of the refinement layers.
 """
@@ -47,13 +47,13 @@ class PendingLayer(NamedTuple):
 class AttentionAggregator:
     """add(AttentionCall) while the denoiser runs; then `token_mass()` and `affinity`.
 
-    grid: the window's share of the common grid. alone: whether it is the picture's only window. heads: of each layer
+    grid: the window's share of the common grid. alone: whether it is the image's only window. heads: of each layer
     that reads the text, the heads' weights, averaged over pixels.
     """
 
     def __init__(self, plan: Plan, words: NounTokens, grid: Grid, alone: bool = True) -> None:
         self.plan, self.words, self.grid = plan, words, grid
-        # Where the windows of a picture wait for each other, a matrix for each would be too much.
+        # Where the windows of an image wait for each other, a matrix for each would be too much.
         self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
         self.weights: dict[str, float] = {}
         self.heads: dict[str, Float[Tensor, " head"]] = {}
@@ -201,7 +201,7 @@ class AttentionAggregator:
 
 @dataclass(frozen=True)
 class JoinedAffinity:
-    """The affinities of a picture's windows as one: each acts on its part of the maps, and the parts are joined."""
+    """The affinities of an image's windows as one: each acts on its part of the maps, and the parts are joined."""
 
     windows: Windows
     parts: Sequence[Affinity]
@@ -237,9 +237,9 @@ class Seen(Protocol):
 
 
 def scores(plan: Plan, windows: Windows, readouts: Sequence[Seen]) -> Maps:
-    """From the readouts of a picture's windows, all asked with one prompt, to refined class maps over the picture.
+    """From the readouts of an image's windows, all asked with one prompt, to refined class maps over the image.
 
-    Windows are joined before the maps are rescaled, so that classes compare over the whole picture.
+    Windows are joined before the maps are rescaled, so that classes compare over the whole image.
     """
     seen = [readout.token_mass() for readout in readouts]
     joined = TokenMass(

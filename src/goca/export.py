@@ -24,29 +24,29 @@ SCRATCH = ".goca-"  # how every scratch file's name starts
 Point = tuple[int, int]
 
 
-def png(picture: Image.Image) -> bytes:
-    """A picture as a PNG file holds it."""
+def png(image: Image.Image) -> bytes:
+    """An image as a PNG file holds it."""
     file = io.BytesIO()
-    picture.save(file, format="PNG", optimize=True)
+    image.save(file, format="PNG", optimize=True)
     return file.getvalue()
 
 
 def labels_png(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> bytes:
     """A PNG whose pixel values are the labels: 8 bits with the palette, or 16-bit grey above 255 classes."""
     if len(classes) <= MOST_INDEXED:
-        picture = Image.fromarray(labels.astype(np.uint8))
-        picture.putpalette(palette(len(classes)).tobytes())
+        image = Image.fromarray(labels.astype(np.uint8))
+        image.putpalette(palette(len(classes)).tobytes())
     else:
-        picture = Image.fromarray(labels)
-    return png(picture)
+        image = Image.fromarray(labels)
+    return png(image)
 
 
 def coco(
     labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], image_id: int, file_name: str
 ) -> dict[str, Any]:
-    """A COCO dataset of this one picture: one annotation, as compressed RLE, for each class that occurs.
+    """A COCO dataset of this one image: one annotation, as compressed RLE, for each class that occurs.
 
-    Category ids are the labels, from 1. Annotation ids are unique across pictures with the same classes and
+    Category ids are the labels, from 1. Annotation ids are unique across images with the same classes and
     different `image_id`. Boxes are x, y, width, height; areas are counts; both in pixels.
 
     Raises:
@@ -82,9 +82,9 @@ def coco(
 def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], file_name: str) -> dict[str, Any]:
     """A labelme file: for each class, one polygon around each of its connected regions.
 
-    Points are x, y in pixels from the picture's upper left corner, on the outlines of pixels: a polygon's
+    Points are x, y in pixels from the image's upper left corner, on the outlines of pixels: a polygon's
     area is its region's number of pixels. labelme knows no holes: a hole is joined to the outline by a seam
-    of no width. `file_name` is the picture's path from the folder that the file will lie in.
+    of no width. `file_name` is the image's path from the folder that the file will lie in.
     """
     height, width = labels.shape
     shapes: list[dict[str, Any]] = [

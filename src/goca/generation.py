@@ -1,4 +1,4 @@
-"""Pictures from a prompt, a seed each, and what the pipeline looked at while it painted them."""
+"""Images from a prompt, a seed each, and what the pipeline looked at while it painted them."""
 
 import inspect
 import math
@@ -28,7 +28,7 @@ into is are it its near next of off on onto or out outside over she some that th
 to toward towards under up upon was were which while who with
 """
 NO_THINGS = frozenset(_NO_THINGS.split())
-"""NounTokens of a sentence that name nothing to be seen."""
+"""Words of a sentence that name nothing to be seen."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Generated:
-    """A picture, the seed it came from, and, if it was asked for, the trace of how it came about."""
+    """An image, the seed it came from, and, if it was asked for, the trace of how it came about."""
 
     image: Image.Image
     seed: int
@@ -52,7 +52,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Explained:
-    """A picture's heat maps, by name, and what was labelled; left_out: names that the model was not told of."""
+    """An image's heat maps, by name, and what was labelled; left_out: names that the model was not told of."""
 
     generated: Generated
     heatmaps: dict[str, Image.Image]
@@ -69,9 +69,9 @@ def generate(
     begins: Callable[[int], None] = lambda steps: None,
     advances: Callable[[], None] = lambda: None,
 ) -> Iterator[Generated]:
-    """One picture for each seed: the same for the same seed, whatever else is asked for.
+    """One image for each seed: the same for the same seed, whatever else is asked for.
 
-    begins: called with the number of steps before a picture; advances: after each step. Raises GocaError for an empty
+    begins: called with the number of steps before an image; advances: after each step. Raises GocaError for an empty
     prompt, and for whatever the pipeline refuses.
     """
     if not asked.prompt.strip():
@@ -86,17 +86,17 @@ def generate(
                 made = pipeline(**options, generator=generator)
             except (ValueError, TypeError) as error:
                 raise GocaError(f"the pipeline refuses: {error}") from None
-        yield Generated(_picture(made), seed, traced[0] if traced is not None else None)
+        yield Generated(_image(made), seed, traced[0] if traced is not None else None)
 
 
 def explain(one: Generated) -> Explained:
-    """What a traced picture's names looked at: those of a prompt that is a list, or the words of a sentence that may
+    """What a traced image's names looked at: those of a prompt that is a list, or the words of a sentence that may
     name something.
 
-    Raises GocaError where the picture was not traced, or its prompt has no words.
+    Raises GocaError where the image was not traced, or its prompt has no words.
     """
     if one.traced is None:
-        raise GocaError("the picture was not traced: generate it with explain=True")
+        raise GocaError("the image was not traced: generate it with explain=True")
     heatmaps, left_out = {}, []
     for name in _names(one.traced):
         left_out.append(name)
@@ -109,7 +109,7 @@ def explain(one: Generated) -> Explained:
 
 
 def row(explained: Explained) -> list[Cell]:
-    """For a contact sheet: the picture, its masks, and the heat map of every name, marked with its mask's colour."""
+    """For a contact sheet: the image, its masks, and the heat map of every name, marked with its mask's colour."""
     masks = explained.masks
     named = zip(masks.classes, draw.palette(len(masks.classes))[1:], strict=True)
     return [
@@ -179,8 +179,8 @@ def _counted(items: Any, advances: Callable[[], None]) -> Iterator[Any]:
         advances()
 
 
-def _picture(made: Any) -> Image.Image:
-    """The one picture of a pipeline's answer; of a video's, the one frame."""
+def _image(made: Any) -> Image.Image:
+    """The one image of a pipeline's answer; of a video's, the one frame."""
     found = made.images if hasattr(made, "images") else made.frames
     while isinstance(found, list | tuple):
         found = found[0]

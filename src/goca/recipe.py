@@ -76,7 +76,7 @@ DAAM = replace(
     VANILLA, cross=(), rescale=("peak",), refine=(), order=0, background=Background(background.constant, 0.4)
 )
 """DAAM (Tang et al., ACL 2023, section 3): attention averaged over all heads and layers, each word's map over its peak,
-cut at 0.4. Here at one noise level of a real picture and resized bilinearly; over a sampler's steps in the original."""
+cut at 0.4. Here at one noise level of a real image and resized bilinearly; over a sampler's steps in the original."""
 FTTM = replace(
     VANILLA,
     cross=tuple(f"up_blocks.1.attentions.{index}.transformer_blocks.0" for index in range(3)),
@@ -97,7 +97,7 @@ noun more; and picks the threshold, from 0.30 to 0.74, on the evaluated split. W
 CONCEPT_ATTENTION = replace(VANILLA, maps="output-space", layers="plain-mean", cross=(), rescale=(), refine=(), order=0)
 """ConceptAttention's score (Helbling et al., ICML 2025, arXiv 2502.04320), for joint attention: which noun a pixel is
 most alike in what the attention gave them, softmax over nouns, averaged over layers. The original adds concept tokens
-that look at the picture without being looked at, and takes blocks 15 to 18 of Flux. Here, in one stock pass, the nouns
+that look at the image without being looked at, and takes blocks 15 to 18 of Flux. Here, in one stock pass, the nouns
 of the caption are the concepts, and all blocks take part unless `cross` names some."""
 
 RECIPES = {
@@ -125,8 +125,8 @@ class Options:
     """What the user sets for a run; None leaves it to the recipe and the checkpoint's settings.
 
     size: pixels a side. noise: one training timestep or several, whose maps are averaged. seed: of the first noise;
-    seeds: how many. flip: average with the mirrored picture. window: see the picture through overlapping windows.
-    edges: before pixels are labelled, scores are made to follow the picture's own edges (`goca.maths.edges`).
+    seeds: how many. flip: average with the mirrored image. window: see the image through overlapping windows.
+    edges: before pixels are labelled, scores are made to follow the image's own edges (`goca.maths.edges`).
     """
 
     size: int | None = None

@@ -1,4 +1,4 @@
-"""A question about one picture, and all that is settled before the model is asked: prompts, windows, background."""
+"""A question about one image, and all that is settled before the model is asked: prompts, windows, background."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ MUCH_FEWER = 0.8
 
 @dataclass(frozen=True)
 class SegmentationRequest:
-    """What is asked of one picture; `Segmenter.__call__` tells what each field may be."""
+    """What is asked of one image; `Segmenter.__call__` tells what each field may be."""
 
     image: ImageLike
     classes: Classes
@@ -34,7 +34,7 @@ class SegmentationRequest:
     caption: str | None = None
 
     def __post_init__(self) -> None:
-        # An iterator could be asked once only, and one question may be asked of many pictures.
+        # An iterator could be asked once only, and one question may be asked of many images.
         for name in ("classes", "others"):
             given = getattr(self, name)
             if isinstance(given, Iterator):
@@ -46,7 +46,7 @@ class PreparedImage:
     """A question made concrete.
 
     image: upright, RGB. prompts: the words of each prompt that the classes were spread over. size: (height, width) px
-    at which the model sees a window; grid: a window's share of the common grid. tiles: the picture under each window.
+    at which the model sees a window; grid: a window's share of the common grid. tiles: the image under each window.
     """
 
     image: Image.Image
@@ -65,7 +65,7 @@ class PreparedImage:
 
 
 def prepare(question: SegmentationRequest, plan: Plan, backbone: Backbone, prompts: EncodedPrompts) -> PreparedImage:
-    """Read the picture, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
+    """Read the image, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
     image = images.load(question.image)
     asked, notes = find_words(question, plan, backbone, prompts)
     background = background_of(question.background, plan, supported=bool(asked[0].others))
@@ -85,7 +85,7 @@ def find_words(
 ) -> tuple[tuple[NounTokens, ...], list[str]]:
     """The prompts that ask for the question's nouns, and notes on what had to be done for them.
 
-    Raises GocaError for nouns that cannot be asked for; the picture is not looked at.
+    Raises GocaError for nouns that cannot be asked for; the image is not looked at.
     """
     wanted, others = nouns(question.classes, question.others)
     check_rivals(question.background, wanted)
@@ -149,7 +149,7 @@ def background_of(asked: str | float | None, plan: Plan, supported: bool) -> Bac
 
 
 def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:
-    """Windows where they are wanted or the picture is long, unless a long one would take too many: it is seen whole."""
+    """Windows where they are wanted or the image is long, unless a long one would take too many: it is seen whole."""
     multiple = backbone.multiple
     if plan.window or images.needs_windows(image):
         side = max(multiple, multiple * round(min(plan.size, backbone.longest or plan.size) / multiple))
@@ -158,7 +158,7 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
             return windows, images.tiles(image, windows, side / plan.grid), (side, side)
         if plan.window:
             raise GocaError(
-                f"a picture of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
+                f"an image of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
                 "scale it down, cut it, or do without window (--window)"
             )
     size = images.fit(image, plan.size, multiple, backbone.most, backbone.longest)

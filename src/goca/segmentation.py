@@ -1,4 +1,4 @@
-"""Segmentation: what a picture was found to show."""
+"""Segmentation: what an image was found to show."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from goca.recipe import Plan
 
 
 class Presence(NamedTuple):
-    """How much of a class was found: its share of the picture's pixels (0 to 1), and its highest score (0 to 1)."""
+    """How much of a class was found: its share of the image's pixels (0 to 1), and its highest score (0 to 1)."""
 
     share: float
     peak: float
@@ -51,10 +51,10 @@ class ScoreMaps:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The result for one picture.
+    """The result for one image.
 
-    image: the picture, upright, RGB. classes: names in the order asked for. labels: (height, width) uint16 in the
-    picture's size; 0 is background, i is classes[i - 1]. scores: see `ScoreMaps`. plan: the plan that ran.
+    image: the image, upright, RGB. classes: names in the order asked for. labels: (height, width) uint16 in the
+    image's size; 0 is background, i is classes[i - 1]. scores: see `ScoreMaps`. plan: the plan that ran.
     """
 
     image: Image.Image
@@ -78,7 +78,7 @@ class Segmentation:
     @cached_property
     def uncertainty(self) -> Float32[np.ndarray, "height width"] | None:
         """How much the score of each pixel's class (of its best class, on the background) differs between looks: the
-        standard deviation over them, in the picture's size; None where there was one look only.
+        standard deviation over them, in the image's size; None where there was one look only.
         """
         if self.scores.spread is None:
             return None
@@ -101,11 +101,11 @@ class Segmentation:
             yield found.numpy().astype(np.uint16)
 
     def overlay(self) -> Image.Image:
-        """The picture under its coloured masks, with a legend."""
+        """The image under its coloured masks, with a legend."""
         return draw.overlay(self.image, self.labels, self.classes)
 
     def heatmap(self, name: str) -> Image.Image:
-        """The picture under the scores of one class, from dark (0) to bright (1)."""
+        """The image under the scores of one class, from dark (0) to bright (1)."""
         height, width = self.labels.shape
         return draw.heatmap(self.image, self.scores.at((height, width))[self._index(name)])
 
@@ -129,9 +129,7 @@ class Segmentation:
         uncertainty = {} if self.uncertainty is None else {"uncertainty": float(self.uncertainty.mean())}
         return {"height": height, "width": width, "classes": found, **uncertainty, "plan": self.plan.to_json()}
 
-    def save(
-        self, folder: str | Path, stem: str = "picture", facts: Mapping[str, Any] | None = None
-    ) -> tuple[Path, ...]:
+    def save(self, folder: str | Path, stem: str = "image", facts: Mapping[str, Any] | None = None) -> tuple[Path, ...]:
         """Write STEM.labels.png, STEM.overlay.png and, last, STEM.json into `folder`, each whole or not at all.
 
         facts: further entries for the JSON. Returns the paths. Raises GocaError where the folder cannot be written.

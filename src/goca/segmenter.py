@@ -1,4 +1,4 @@
-"""Segmenter: picture and class names in, labelled masks out, with a frozen text-to-image model."""
+"""Segmenter: image and class names in, labelled masks out, with a frozen text-to-image model."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +32,9 @@ OnError = Callable[[SegmentationRequest, GocaError], None]
 
 
 class Segmenter:
-    """A frozen text-to-image pipeline that labels pictures; nothing is trained.
+    """A frozen text-to-image pipeline that labels images; nothing is trained.
 
-    Make one with `from_pretrained` or `from_pipeline`. A picture takes one denoiser pass, and more only for windows,
+    Make one with `from_pretrained` or `from_pipeline`. An image takes one denoiser pass, and more only for windows,
     several prompts, noise levels or seeds, and flips. `batch` rows go through the denoiser at once.
     """
 
@@ -48,7 +48,7 @@ class Segmenter:
         if made.size > LARGEST * backbone.settings.size:
             raise GocaError(
                 f"size {made.size} is too large: {backbone.name} was trained at {backbone.settings.size} px a side, so "
-                f"give {LARGEST * backbone.settings.size} or less, or window (--window) for large pictures"
+                f"give {LARGEST * backbone.settings.size} or less, or window (--window) for large images"
             )
         self.plan = replace(made, device=backbone.device, dtype=backbone.dtype)
 
@@ -94,7 +94,7 @@ class Segmenter:
         background: str | float | None = AUTO,
         caption: str | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """Label a picture, or each of a list.
+        """Label an image, or each of a list.
 
         image: a path, a PIL image, or a (height, width, 3) uint8 array. classes: names, or {class: [synonyms]}.
         others: supporting nouns, which take part but get no label. background: "auto" (the recipe's rule), a float
@@ -113,7 +113,7 @@ class Segmenter:
         on_error: OnError | None = None,
         prompts: EncodedPrompts | None = None,
     ) -> Iterator[tuple[SegmentationRequest, Segmentation]]:
-        """Answer questions in their order, `batch` pictures at a time; a caption is encoded once in a stream.
+        """Answer questions in their order, `batch` images at a time; a caption is encoded once in a stream.
 
         on_error: called with a question that cannot be answered and the reason; the stream then goes on without it.
         Without on_error the reason is raised. prompts: captions encoded before, by `check`.
@@ -122,11 +122,11 @@ class Segmenter:
         pending = iter(questions)
         while chunk := list(islice(pending, self.batch)):
             asked = [(question, self._prepare(question, prompts, on_error)) for question in chunk]
-            ready = [(question, picture) for question, picture in asked if picture is not None]
+            ready = [(question, image) for question, image in asked if image is not None]
             with self._guarded():
-                looks = list(self._looks([picture for _, picture in ready], prompts))
-            for (question, picture), maps in zip(ready, zip(*looks, strict=True), strict=True):
-                yield question, self._settle(picture, mean(maps), spread(maps))
+                looks = list(self._looks([image for _, image in ready], prompts))
+            for (question, image), maps in zip(ready, zip(*looks, strict=True), strict=True):
+                yield question, self._settle(image, mean(maps), spread(maps))
 
     def check(
         self,
@@ -135,7 +135,7 @@ class Segmenter:
         caption: str | None = None,
         background: str | float | None = AUTO,
     ) -> EncodedPrompts:
-        """Raise GocaError if this model cannot be asked this, before any picture is read; the captions, encoded."""
+        """Raise GocaError if this model cannot be asked this, before any image is read; the captions, encoded."""
         prompts: EncodedPrompts = {}
         with self._guarded():
             find_words(SegmentationRequest("", classes, others, background, caption), self.plan, self.backbone, prompts)
@@ -168,20 +168,20 @@ class Segmenter:
             on_error(question, error)
             return None
 
-    def _looks(self, pictures: Sequence[PreparedImage], prompts: EncodedPrompts) -> Iterator[list[Maps]]:
-        """The maps of each picture, once for every side, noise level and seed."""
+    def _looks(self, images: Sequence[PreparedImage], prompts: EncodedPrompts) -> Iterator[list[Maps]]:
+        """The maps of each image, once for every side, noise level and seed."""
         for mirrored in (False, True) if self.plan.flip else (False,):
-            latents = [self._latents(picture, mirrored) for picture in pictures]
+            latents = [self._latents(image, mirrored) for image in images]
             for level, seed in product(self.plan.noise, self.plan.seeds):
                 views = [
-                    View.of(self.plan, picture, words, part, mirrored)
-                    for picture, part in zip(pictures, latents, strict=True)
-                    for words in picture.prompts
+                    View.of(self.plan, image, words, part, mirrored)
+                    for image, part in zip(images, latents, strict=True)
+                    for words in image.prompts
                 ]
                 maps = [one for part in self._batches(views) for one in self._maps(part, level, seed, prompts)]
                 yield [
-                    together([one for view, one in zip(views, maps, strict=True) if view.picture is picture], mirrored)
-                    for picture in pictures
+                    together([one for view, one in zip(views, maps, strict=True) if view.image is image], mirrored)
+                    for image in images
                 ]
 
     def _batches(self, views: Iterable[View]) -> Iterator[list[View]]:
@@ -216,29 +216,29 @@ class Segmenter:
             view.readouts.clear()  # their affinities are large, and this was all they were for
         return found
 
-    def _latents(self, picture: PreparedImage, mirrored: bool) -> Tensor:
-        """The encoding of every window of a picture."""
-        tiles = [ImageOps.mirror(tile) if mirrored else tile for tile in picture.tiles]
+    def _latents(self, image: PreparedImage, mirrored: bool) -> Tensor:
+        """The encoding of every window of an image."""
+        tiles = [ImageOps.mirror(tile) if mirrored else tile for tile in image.tiles]
         parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
-        return torch.cat([self.backbone.latents(part, picture.size) for part in parts])
+        return torch.cat([self.backbone.latents(part, image.size) for part in parts])
 
-    def _settle(self, picture: PreparedImage, maps: Maps, spread: Tensor | None) -> Segmentation:
+    def _settle(self, image: PreparedImage, maps: Maps, spread: Tensor | None) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
         if self.plan.edges:
-            pixels = torch.from_numpy(np.array(picture.image)).to(maps.classes.device)
-            labels = label_along_edges(maps.classes, maps.support, picture.background, pixels)
+            pixels = torch.from_numpy(np.array(image.image)).to(maps.classes.device)
+            labels = label_along_edges(maps.classes, maps.support, image.background, pixels)
         else:
-            size = (picture.image.height, picture.image.width)
-            labels = label(maps.classes, maps.support, picture.background, size)
+            size = (image.image.height, image.image.width)
+            labels = label(maps.classes, maps.support, image.background, size)
         ran = replace(
             self.plan,
-            background=picture.background,
-            captions=tuple(words.caption for words in picture.prompts),
-            notes=picture.notes,
+            background=image.background,
+            captions=tuple(words.caption for words in image.prompts),
+            notes=image.notes,
         )
         return Segmentation(
-            image=picture.image,
-            classes=picture.classes,
+            image=image.image,
+            classes=image.classes,
             labels=labels.cpu().numpy().astype(np.uint16),
             scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.support), _array(spread)),
             plan=ran,

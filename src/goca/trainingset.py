@@ -1,4 +1,4 @@
-"""A training set from segmentations: pictures, masks and prompts in a folder, as `goca evaluate folder` reads them."""
+"""A training set from segmentations: images, masks and prompts in a folder, as `goca evaluate folder` reads them."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ RESERVED = ("background", "void")
 class TrainingSet:
     """A folder of NUMBER.png, NUMBER.labels.png (indexed), prompts.jsonl and classes.txt.
 
-    classes: their ids in the masks are 1, 2, ... in this order; 0 is background. A folder that has pictures is gone on
+    classes: their ids in the masks are 1, 2, ... in this order; 0 is background. A folder that has images is gone on
     with, if its classes are the same. Raises GocaError for other classes, for no or odd ones, and for a folder that
     cannot be written.
     """
@@ -44,7 +44,7 @@ class TrainingSet:
         write_atomic({path: text.encode()})
 
     def add(self, found: Segmentation, prompt: str = "") -> Path:
-        """Write a picture with its mask, then its prompt as a line; the picture's path.
+        """Write an image with its mask, then its prompt as a line; the image's path.
 
         Raises GocaError for a class that the set does not have, and where the folder cannot be written.
         """
@@ -54,13 +54,13 @@ class TrainingSet:
         ids = np.array([0, *(list(self.classes).index(name) + 1 for name in found.classes)], np.uint16)
         folder = Path(self.folder)
         taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
-        picture = folder / f"{max(taken, default=-1) + 1}.png"
+        image = folder / f"{max(taken, default=-1) + 1}.png"
         mask = labels_png(ids[found.labels], self.classes)
-        # The picture last: where it is, its mask is.
-        write_atomic({picture.with_suffix(".labels.png"): mask, picture: png(found.image)})
+        # The image last: where it is, its mask is.
+        write_atomic({image.with_suffix(".labels.png"): mask, image: png(found.image)})
         try:
             with (folder / PROMPTS).open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"image": picture.name, "prompt": prompt}, ensure_ascii=False) + "\n")
+                lines.write(json.dumps({"image": image.name, "prompt": prompt}, ensure_ascii=False) + "\n")
         except OSError as error:
             raise GocaError(f"cannot write {folder / PROMPTS}: {error.strerror}; choose another folder") from None
-        return picture
+        return image

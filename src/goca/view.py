@@ -1,4 +1,4 @@
-"""A picture under one of its prompts, on its way through the denoiser; and the maps of several such views as one."""
+"""An image under one of its prompts, on its way through the denoiser; and the maps of several such views as one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from goca.text.token_spans import NounTokens
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a batch: a window of a picture under one of its prompts, and the readout that listens to it."""
+    """One row of a batch: a window of an image under one of its prompts, and the readout that listens to it."""
 
     latent: Tensor
     caption: str
@@ -26,40 +26,40 @@ class Row:
 
 @dataclass(frozen=True)
 class View:
-    """A picture under one of its prompts: the encodings of its windows, and the readouts that listen to them."""
+    """An image under one of its prompts: the encodings of its windows, and the readouts that listen to them."""
 
-    picture: PreparedImage
+    image: PreparedImage
     words: NounTokens
     latents: Tensor
     mirrored: bool
     readouts: list[AttentionAggregator]
 
     @classmethod
-    def of(cls, plan: Plan, picture: PreparedImage, words: NounTokens, latents: Tensor, mirrored: bool) -> "View":
+    def of(cls, plan: Plan, image: PreparedImage, words: NounTokens, latents: Tensor, mirrored: bool) -> "View":
         """A view with a fresh readout for every window."""
         alone = len(latents) == 1
         return cls(
-            picture, words, latents, mirrored, [AttentionAggregator(plan, words, picture.grid, alone) for _ in latents]
+            image, words, latents, mirrored, [AttentionAggregator(plan, words, image.grid, alone) for _ in latents]
         )
 
     @property
     def windows(self) -> Windows:
-        return self.picture.windows.mirrored() if self.mirrored else self.picture.windows
+        return self.image.windows.mirrored() if self.mirrored else self.image.windows
 
     def rows(self) -> Iterator[Row]:
         for latent, readout in zip(self.latents.split(1), self.readouts, strict=True):
-            yield Row(latent, self.words.caption, self.picture.size, readout)
+            yield Row(latent, self.words.caption, self.image.size, readout)
 
 
 def together(parts: Sequence[Maps], mirrored: bool) -> Maps:
-    """The maps of a picture's prompts, one after the other; their supporting maps are merged by maximum."""
+    """The maps of an image's prompts, one after the other; their supporting maps are merged by maximum."""
     supports = [part.support for part in parts if part.support is not None]
     maps = Maps(torch.cat([part.classes for part in parts]), torch.stack(supports).amax(0) if supports else None)
     return maps.mirrored() if mirrored else maps
 
 
 def mean(maps: Sequence[Maps]) -> Maps:
-    """Several looks at one picture, averaged."""
+    """Several looks at one image, averaged."""
     supports = [one.support for one in maps if one.support is not None]
     classes = torch.stack([one.classes for one in maps]).mean(0)
     return Maps(classes, torch.stack(supports).mean(0) if supports else None)

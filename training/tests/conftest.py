@@ -43,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, pack: Pack, textures: scenes.
     for name, count in (("train", 7), ("held-out", 5)):
         drawn = [scenes.render(3, index, [pack], textures) for index in range(count)]
         (folder / "scenes" / name).mkdir(parents=True)
-        np.save(folder / "scenes" / name / "pictures.npy", np.stack([scene.picture for scene in drawn]))
+        np.save(folder / "scenes" / name / "images.npy", np.stack([scene.image for scene in drawn]))
         lines = (json.dumps(asdict(scene.content)) for scene in drawn)
         (folder / "scenes" / name / "contents.jsonl").write_text("\n".join(lines))
     tokenizer.build().save_pretrained(folder / "tokenizer")

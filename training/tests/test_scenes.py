@@ -15,10 +15,10 @@ def drawn(pack: Pack, textures: scenes.Textures) -> list[scenes.Scene]:
 
 
 def test_a_disc_covers_what_its_label_says(drawn: list[scenes.Scene]) -> None:
-    """Labels of things are exactly where the picture is magenta, but for the antialiased edge."""
+    """Labels of things are exactly where the image is magenta, but for the antialiased edge."""
     things = [LABEL[thing.name] for thing in THINGS]
     for scene in drawn:
-        red, green, blue = scene.picture.astype(int).transpose(2, 0, 1)
+        red, green, blue = scene.image.astype(int).transpose(2, 0, 1)
         painted = np.minimum(red, blue) - green > 100
         labelled = np.isin(scene.labels, things)
         edge = np.zeros_like(labelled)
@@ -37,17 +37,17 @@ def test_a_lone_disc_has_the_size_asked_for(drawn: list[scenes.Scene]) -> None:
 
 def test_every_content_noun_is_visible_and_nothing_else(drawn: list[scenes.Scene]) -> None:
     for scene in drawn:
-        assert scene.picture.shape == (scenes.SIZE, scenes.SIZE, 3)
-        assert scene.picture.dtype == scene.labels.dtype == np.uint8
+        assert scene.image.shape == (scenes.SIZE, scenes.SIZE, 3)
+        assert scene.image.dtype == scene.labels.dtype == np.uint8
         assert {NAMES[label - 1] for label in np.unique(scene.labels)} == set(scene.content.nouns)
 
 
 def test_a_scene_is_a_function_of_its_seed_and_index(pack: Pack, textures: scenes.Textures) -> None:
     one, again, other = (scenes.render(11, index, [pack], textures) for index in (4, 4, 5))
-    assert np.array_equal(one.picture, again.picture)
+    assert np.array_equal(one.image, again.image)
     assert np.array_equal(one.labels, again.labels)
     assert one.content == again.content
-    assert not np.array_equal(one.picture, other.picture)
+    assert not np.array_equal(one.image, other.image)
 
 
 def test_labels_shrink_by_majority() -> None:

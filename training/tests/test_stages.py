@@ -32,18 +32,18 @@ def trained(work: Path) -> Path:
 def test_folding_leaves_the_decoder_alone_and_centres_the_latents(work: Path) -> None:
     torch.manual_seed(0)
     model = vae.build().eval().requires_grad_(False)
-    pictures = vae.to_tensor(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
-    before = vae.reconstruct(model, pictures)
-    vae.fold_latent_scale(model, pictures)
-    latents = model.encode(pictures).latent_dist.mean
+    images = vae.to_tensor(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
+    before = vae.reconstruct(model, images)
+    vae.fold_latent_scale(model, images)
+    latents = model.encode(images).latent_dist.mean
     assert latents.mean((0, 2, 3)).abs().max() < 1e-5
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(vae.LATENT_CHANNELS), atol=1e-4)
-    assert torch.allclose(vae.reconstruct(model, pictures), before, atol=1e-4)
+    assert torch.allclose(vae.reconstruct(model, images), before, atol=1e-4)
 
 
-def test_pictures_survive_the_way_to_tensors_and_back() -> None:
-    pictures = np.arange(2 * 5 * 7 * 3, dtype=np.uint8).reshape(2, 5, 7, 3)
-    assert np.array_equal(vae.to_pictures(vae.to_tensor(pictures)), pictures)
+def test_images_survive_the_way_to_tensors_and_back() -> None:
+    images = np.arange(2 * 5 * 7 * 3, dtype=np.uint8).reshape(2, 5, 7, 3)
+    assert np.array_equal(vae.to_images(vae.to_tensor(images)), images)
 
 
 def test_unet_step(trained: Path) -> None:
@@ -72,11 +72,11 @@ def test_the_pipeline_is_genuine_small_and_paints(trained: Path, tmp_path: Path)
     assert export.size(tmp_path) <= export.LARGEST
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pictures = judge.paint(pipeline, ["cat, grass", "two dogs on the sand"], seed=0, steps=2)
-    assert pictures.shape == (2, 64, 64, 3)
-    assert namer.shown(namer.load(trained), vae.to_tensor(pictures)).shape == (2, len(NAMES))
+    images = judge.paint(pipeline, ["cat, grass", "two dogs on the sand"], seed=0, steps=2)
+    assert images.shape == (2, 64, 64, 3)
+    assert namer.shown(namer.load(trained), vae.to_tensor(images)).shape == (2, len(NAMES))
     alone = judge.paint(pipeline, ["two dogs on the sand"], seed=1, steps=2)
-    assert np.abs(alone[0].astype(int) - pictures[1]).max() <= 1
+    assert np.abs(alone[0].astype(int) - images[1]).max() <= 1
 
 
 def test_thresholds_meet_where_as_many_are_said_as_shown() -> None:

@@ -24,11 +24,11 @@ Size = Annotated[
 ]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first noise.")]
 Seeds = Annotated[int, typer.Option(metavar="N", min=1, help="Average over so many noises.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.", show_default=False)]
+Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.", show_default=False)]
 Window = Annotated[
-    bool, typer.Option("--window", help="See large pictures at full scale, through windows.", show_default=False)
+    bool, typer.Option("--window", help="See large images at full scale, through windows.", show_default=False)
 ]
-Edges = Annotated[bool, typer.Option("--edges", help="Let scores follow the picture's own edges.", show_default=False)]
+Edges = Annotated[bool, typer.Option("--edges", help="Let scores follow the image's own edges.", show_default=False)]
 Device = Annotated[
     str | None,
     typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.  [default: the best there is]", show_default=False),
@@ -41,9 +41,9 @@ Dtype = Annotated[
         show_default=False,
     ),
 ]
-Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Pictures a forward pass.")]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images a forward pass.")]
 Limit = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Only the first so many pictures.", show_default=False)
+    int | None, typer.Option(metavar="N", min=1, help="Only the first so many images.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print a table for a document.", show_default=False)]

@@ -38,9 +38,9 @@ class Shown:
     def advance(self) -> None:
         self.bar.advance(self.task)
 
-    def done(self, pictures: "Sequence[ImageRecord]") -> None:
-        self.finished += len(pictures)
-        self.bar.advance(self.task, len(pictures))
+    def done(self, images: "Sequence[ImageRecord]") -> None:
+        self.finished += len(images)
+        self.bar.advance(self.task, len(images))
 
     def estimate(self, estimate: "Estimate") -> None:
         if not self.as_json:
@@ -49,7 +49,7 @@ class Shown:
 
 
 def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
-    """Score a recipe and print it; whether no picture was left out."""
+    """Score a recipe and print it; whether no image was left out."""
     from goca.diffusion.loading import without_bars
     from goca.evaluation import runner
 
@@ -62,18 +62,18 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
         except KeyboardInterrupt:
             bar.stop()
             again = f"; ask the same again to go on with {out}" if out is not None else ""
-            say(f"stopped; {shown.finished} pictures are done{again}")
+            say(f"stopped; {shown.finished} images are done{again}")
             raise typer.Exit(130) from None
     # Not before: where all are left out, there is one mistake to tell.
-    for picture in report.left_out:
-        say(f"left out: {picture.id}: {picture.left_out}")
+    for image in report.left_out:
+        say(f"left out: {image.id}: {image.left_out}")
     if as_json:
-        left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
+        left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
         print(
             json.dumps(
                 {
                     **report.metrics(),
-                    "left_out_pictures": left_out,
+                    "left_out_images": left_out,
                     "protocol": report.protocol.to_json(),
                     "plan": settings["plan"],
                 }
@@ -82,7 +82,7 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
     else:
         _print(report, out)
     if report.left_out:
-        say(f"{len(report.left_out)} of {len(report.pictures)} pictures were left out")
+        say(f"{len(report.left_out)} of {len(report.images)} images were left out")
     return not report.left_out
 
 
@@ -107,14 +107,14 @@ def _print(report: "Report", out: Path | None) -> None:
     page.print(
         f"mIoU {found['miou']:.3f} {_interval(found['ci95'])}, accuracy {found['pixel_accuracy']:.3f}, "
         f"frequency-weighted IoU {found['frequency_weighted_iou']:.3f}, {found['labels']} labels, "
-        f"{found['pictures']} pictures",
+        f"{found['images']} images",
         soft_wrap=True,
     )
     if "sweep" in found:
         fixed, oracle = found["fixed_threshold"], found["oracle_threshold"]
         page.print(
             f"fixed threshold: {fixed['miou']:.3f} {_interval(fixed['ci95'])}; oracle threshold "
-            f"{oracle['threshold']:+.1f}, picked on these pictures: {oracle['miou']:.3f}",
+            f"{oracle['threshold']:+.1f}, picked on these images: {oracle['miou']:.3f}",
             soft_wrap=True,
         )
     for line in report.protocol.lines():
@@ -135,9 +135,7 @@ def compare(folders: Sequence[Path], plot: Path | None, as_json: bool) -> None:
     if plot is not None:
         from goca.evaluation.plot import plot as draw
 
-        draw(
-            found, f"{protocol.dataset} {protocol.split}, {protocol.pictures} pictures, protocol {protocol.name}", plot
-        )
+        draw(found, f"{protocol.dataset} {protocol.split}, {protocol.images} images, protocol {protocol.name}", plot)
     if as_json:
         print(json.dumps(side_by_side.to_json(found, protocol)))
         return

@@ -1,4 +1,4 @@
-"""Inputs to outputs: which pictures were named, and where each one's results go."""
+"""Inputs to outputs: which images were named, and where each one's results go."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,14 @@ from tempfile import TemporaryFile
 from goca.errors import GocaError
 
 SUFFIXES = (".labels.png", ".overlay.png", ".json")
-"""What `Segmentation.save` puts behind a picture's stem."""
+"""What `Segmentation.save` puts behind an image's stem."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture, as the user named it, and the folder and stem of its results."""
+    """One image, as the user named it, and the folder and stem of its results."""
 
-    picture: Path
+    image: Path
     folder: Path
     stem: str
 
@@ -27,40 +27,40 @@ class Job:
 
 
 def jobs(inputs: Sequence[Path], out: Path) -> tuple[Job, ...]:
-    """The pictures among the inputs, folders searched, each with its place below `out`.
+    """The images among the inputs, folders searched, each with its place below `out`.
 
-    A place is the picture's path below the common parent of all inputs; a picture's parent is its folder, a
-    folder's is itself, so that a picture more or less in a folder moves no other one's results.
+    A place is the image's path below the common parent of all inputs; an image's parent is its folder, a
+    folder's is itself, so that an image more or less in a folder moves no other one's results.
     Nothing stays written.
 
     Raises:
-        GocaError: an input is not there, a folder has no pictures, results would overwrite each other or an
+        GocaError: an input is not there, a folder has no images, results would overwrite each other or an
             input, or `out` cannot be written.
     """
-    found = [(picture, root) for given in inputs for picture, root in _pictures(given)]
+    found = [(image, root) for given in inputs for image, root in _images(given)]
     parent = os.path.commonpath([_absolute(root) for _, root in found])
     planned = []
-    for picture, _ in found:
-        place = out / os.path.relpath(_absolute(picture.parent), parent)
-        planned.append(Job(picture, place, picture.stem))
+    for image, _ in found:
+        place = out / os.path.relpath(_absolute(image.parent), parent)
+        planned.append(Job(image, place, image.stem))
     _refuse_collisions(planned)
     for folder in dict.fromkeys(job.folder for job in planned):
         refuse_unwritable(folder)
     return tuple(planned)
 
 
-def _pictures(given: Path) -> Iterator[tuple[Path, Path]]:
-    """(picture, root) for what one input names."""
+def _images(given: Path) -> Iterator[tuple[Path, Path]]:
+    """(image, root) for what one input names."""
     # os.path, because a name that the system refuses is no reason for an OSError here.
     if os.path.isfile(given):  # noqa: PTH113
         yield given, given.parent
     elif os.path.isdir(given):  # noqa: PTH112
         found = _search(given)
         if not found:
-            raise GocaError(f"no pictures in {given}: name a folder that has some")
-        yield from ((picture, given) for picture in found)
+            raise GocaError(f"no images in {given}: name a folder that has some")
+        yield from ((image, given) for image in found)
     else:
-        raise GocaError(f"no picture or folder {given}: check the path")
+        raise GocaError(f"no image or folder {given}: check the path")
 
 
 def _search(folder: Path) -> list[Path]:
@@ -71,7 +71,7 @@ def _search(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in readable
-        # "._photo.jpg" is no picture, and a second run takes no results for pictures.
+        # "._photo.jpg" is no image, and a second run takes no results for images.
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and not path.name.endswith(SUFFIXES)
         and path.is_file()
@@ -79,12 +79,12 @@ def _search(folder: Path) -> list[Path]:
 
 
 def _refuse_collisions(planned: Sequence[Job]) -> None:
-    sources = {_absolute(job.picture): job for job in planned}
+    sources = {_absolute(job.image): job for job in planned}
     writers: dict[str, Job] = {}
     for job in planned:
         for target in map(_absolute, job.targets):
             if target in writers:
-                first, second = writers[target].picture, job.picture
+                first, second = writers[target].image, job.image
                 if _absolute(first) == _absolute(second):
                     raise GocaError(f"{first} and {second} are the same file: name it once")
                 raise GocaError(
@@ -92,8 +92,8 @@ def _refuse_collisions(planned: Sequence[Job]) -> None:
                     "rename one, or run them apart with another --out"
                 )
             if target in sources:
-                victim = sources[target].picture
-                raise GocaError(f"{job.picture} would overwrite {victim} with its results: choose another --out")
+                victim = sources[target].image
+                raise GocaError(f"{job.image} would overwrite {victim} with its results: choose another --out")
             writers[target] = job
 
 
@@ -114,5 +114,5 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def _absolute(path: Path) -> str:
-    """Without following links: two links to one picture are two pictures, with results of their own."""
+    """Without following links: two links to one image are two images, with results of their own."""
     return os.path.abspath(path)  # noqa: PTH100

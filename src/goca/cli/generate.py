@@ -19,8 +19,8 @@ def generate(
         float | None,
         typer.Option(metavar="S", help="Scale of the guidance.  [default: the model's]", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first picture.")] = 0,
-    count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures, of seeds that follow each other.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Images, of seeds that follow each other.")] = 1,
     size: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, max=8192, help="Pixels a side.  [default: the model's]", show_default=False),
@@ -37,15 +37,15 @@ def generate(
     recipe: Annotated[str, typer.Option(metavar="NAME", help="How --explain reads the attention.")] = "goca",
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print one line of JSON a picture, and nothing else.", show_default=False),
+        typer.Option("--json", help="Print one line of JSON an image, and nothing else.", show_default=False),
     ] = False,
     device: arguments.Device = None,
     dtype: arguments.Dtype = None,
     verbose: arguments.Verbose = False,
 ) -> None:
-    """Paint pictures from a prompt, and show what each word of it looked at.
+    """Paint images from a prompt, and show what each word of it looked at.
 
-    A picture comes from its seed alone: with and without --explain, alone or among others, it is the same.
+    An image comes from its seed alone: with and without --explain, alone or among others, it is the same.
     Files are named after prompt and seed; the same ones again replace them.
     """
     with console.session(verbose):

@@ -1,6 +1,6 @@
 """The `goca` command: options in, calls to the library, exit codes out.
 
-0: done. 2: the user's mistake, one line on stderr. 1: ours, or some of many pictures could not be read.
+0: done. 2: the user's mistake, one line on stderr. 1: ours, or some of many images could not be read.
 130: Ctrl-C.
 Whatever needs torch is imported inside the commands, so that `goca --help` need not wait for it.
 """
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def goca(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", show_default=False)] = False,
 ) -> None:
-    """Segment pictures by class names with a text-to-image diffusion model, untrained."""
+    """Segment images by class names with a text-to-image diffusion model, untrained."""
     if version:
         from importlib.metadata import version as version_of
 
@@ -63,7 +63,7 @@ def segment(
         typer.Argument(
             metavar="IMAGE|DIR",
             show_default=False,
-            help="Pictures, and folders to search for them; hidden ones and earlier results are left out.",
+            help="Images, and folders to search for them; hidden ones and earlier results are left out.",
         ),
     ],
     classes: Annotated[
@@ -116,7 +116,7 @@ def segment(
     ] = False,
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print one line of JSON a picture, and nothing else.", show_default=False),
+        typer.Option("--json", help="Print one line of JSON an image, and nothing else.", show_default=False),
     ] = False,
     device: arguments.Device = None,
     dtype: arguments.Dtype = None,
@@ -125,10 +125,10 @@ def segment(
     batch: arguments.Batch = 4,
     verbose: arguments.Verbose = False,
 ) -> None:
-    """Label the pixels of pictures with class names.
+    """Label the pixels of images with class names.
 
-    Each picture gets an indexed PNG of its own size, an overlay to look at and a JSON file. Below --out they
-    keep the pictures' paths under the common parent of what was named.
+    Each image gets an indexed PNG of its own size, an overlay to look at and a JSON file. Below --out they
+    keep the images' paths under the common parent of what was named.
     """
     with console.session(verbose):
         jobs = files.jobs(images, out)
@@ -168,7 +168,7 @@ def models(
         bool,
         typer.Option(
             "--check",
-            help="Segment a picture with a tiny random pipeline of every family.",
+            help="Segment an image with a tiny random pipeline of every family.",
             show_default=False,
         ),
     ] = False,

@@ -46,7 +46,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="TAGGER",
-            help="Who says which classes a picture shows: oracle, given:NOUNS, captions:FILE, vlm:MODEL, local:MODEL, "
+            help="Who says which classes an image shows: oracle, given:NOUNS, captions:FILE, vlm:MODEL, local:MODEL, "
             "self:error or self:map.  [default for scenes: oracle]",
             show_default=False,
         ),
@@ -99,7 +99,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Folder for pictures.jsonl, run.json and confusion.png; goes on with what it has.",
+            help="Folder for images.jsonl, run.json and confusion.png; goes on with what it has.",
             show_default=False,
         ),
     ] = None,
@@ -163,7 +163,7 @@ def compare(
     json: arguments.AsJson = False,
     verbose: arguments.Verbose = False,
 ) -> None:
-    """Rank runs of one protocol on the same pictures: mIoU, intervals, and paired differences to the first."""
+    """Rank runs of one protocol on the same images: mIoU, intervals, and paired differences to the first."""
     with console.session(verbose):
         from goca.cli import evaluation
 

@@ -114,7 +114,7 @@ def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:
 
 
 def check(builders: Mapping[str, Callable[[], Any]]) -> Iterator[Checked]:
-    """Segment a small picture with each pipeline; whatever goes wrong is the family's result."""
+    """Segment a small image with each pipeline; whatever goes wrong is the family's result."""
     for name, build in builders.items():
         start = time.perf_counter()
         try:
@@ -130,17 +130,17 @@ def check(builders: Mapping[str, Callable[[], Any]]) -> Iterator[Checked]:
 
 
 def _segment(pipeline: Any) -> None:
-    """Raise unless the pipeline yields finite scores and labels of the picture's size."""
+    """Raise unless the pipeline yields finite scores and labels of the image's size."""
     import numpy as np
 
     from goca.segmenter import Segmenter
 
     height, width = 96, 160
     ramp = np.mgrid[0:height, 0:width]
-    picture = np.stack([ramp[0] * 2, ramp[1], ramp.sum(0)], axis=-1).clip(0, 255).astype(np.uint8)
-    result = Segmenter.from_pipeline(pipeline, size=64)(picture, ["cat", "grass"])
+    image = np.stack([ramp[0] * 2, ramp[1], ramp.sum(0)], axis=-1).clip(0, 255).astype(np.uint8)
+    result = Segmenter.from_pipeline(pipeline, size=64)(image, ["cat", "grass"])
     if result.labels.shape != (height, width):
-        raise ValueError(f"labels of {result.labels.shape} for a picture of {(height, width)}")
+        raise ValueError(f"labels of {result.labels.shape} for an image of {(height, width)}")
     if not np.isfinite(result.scores.grid).all():
         raise ValueError("scores are not finite")
 

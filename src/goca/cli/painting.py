@@ -1,4 +1,4 @@
-"""`goca generate`: load a model once, paint a picture for each seed, write and print each as it is done."""
+"""`goca generate`: load a model once, paint an image for each seed, write and print each as it is done."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from goca.imaging.sheet import Cell, contact_sheet
 from goca.recipe import recipe_named
 
 ROWS = 20
-"""Pictures on a contact sheet."""
+"""Images on a contact sheet."""
 LONGEST = 80
 """Bytes of a file's name that come from the prompt, and as many from a name in it."""
 
@@ -36,14 +36,14 @@ class Files:
 
     @property
     def name(self) -> str:
-        return slug(self.prompt) or "picture"
+        return slug(self.prompt) or "image"
 
     def of(self, seed: int, *parts: str) -> Path:
         """NAME-SEED.PART.PART"""
         return self.folder / ".".join((f"{self.name}-{seed}", *parts))
 
     def sheet(self, seed: int) -> Path:
-        """NAME-FIRST-LAST.sheet.png: the contact sheet that a seed's picture is on."""
+        """NAME-FIRST-LAST.sheet.png: the contact sheet that a seed's image is on."""
         start = (seed - self.seeds[0]) // ROWS * ROWS
         part = self.seeds[start : start + ROWS]
         span = f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}"
@@ -79,7 +79,7 @@ def run(
     recipe: str,
     as_json: bool,
 ) -> None:
-    """Paint every picture. What is written stays, whatever happens later."""
+    """Paint every image. What is written stays, whatever happens later."""
     recipe_named(recipe)
     refuse_unwritable(files.folder)
     rows: list[list[Cell]] = []
@@ -110,15 +110,15 @@ def run(
                 with paused(bar):
                     _tell(one, explained, written, as_json)
     except KeyboardInterrupt:
-        say(f"stopped; {count} of {len(files.seeds)} pictures are done and whole")
+        say(f"stopped; {count} of {len(files.seeds)} images are done and whole")
         raise typer.Exit(130) from None
 
 
 def _save(files: Files, asked: Asked, explained: Explained) -> list[Path]:
-    """The files that explain a picture, all or none; the JSON last."""
+    """The files that explain an image, all or none; the JSON last."""
     masks, seed = explained.masks, explained.generated.seed
     named = slugs(explained.heatmaps)
-    paths = {files.of(seed, named[name], "heatmap.png"): png(picture) for name, picture in explained.heatmaps.items()}
+    paths = {files.of(seed, named[name], "heatmap.png"): png(image) for name, image in explained.heatmaps.items()}
     paths[files.of(seed, "labels.png")] = labels_png(masks.labels, masks.classes)
     paths[files.of(seed, "overlay.png")] = png(masks.overlay())
     paths[files.of(seed, "json")] = (json.dumps(_facts(asked, explained), indent=2, ensure_ascii=False) + "\n").encode()

@@ -16,7 +16,7 @@ RECIPES_HELP = f"{', '.join(RECIPES[:-1])} or {RECIPES[-1]}."
 
 @dataclass(frozen=True)
 class Asked:
-    """The question that every picture is asked; see `goca.SegmentationRequest`."""
+    """The question that every image is asked; see `goca.SegmentationRequest`."""
 
     classes: Sequence[str] | Mapping[str, Sequence[str]]
     others: Sequence[str]
@@ -125,6 +125,6 @@ def tagger(text: str | None, dataset: str) -> str:
     if dataset == "scenes":
         return "oracle"
     raise GocaError(
-        "who says which classes a picture shows? Give --tagger captions:FILE, vlm:MODEL, local:MODEL, self:map, "
+        "who says which classes an image shows? Give --tagger captions:FILE, vlm:MODEL, local:MODEL, self:map, "
         "self:error, given:NOUNS, or oracle, the ground truth, which flatters"
     )

@@ -33,7 +33,7 @@ def finished(jobs: Sequence[Job], asked: Facts, plan: Facts) -> dict[Job, Facts]
         if other:
             raise GocaError(
                 f"{job.targets[-1]} is of a run that differs in {', '.join(other[:3])}: choose another --out, or leave "
-                "out --resume to do every picture again"
+                "out --resume to do every image again"
             )
         kept[job] = facts
     sweep(target for job in jobs if job not in kept for target in job.targets)
@@ -47,25 +47,25 @@ def _settled(asked: Facts, plan: Facts) -> dict[str, Any]:
 
 
 def _result(job: Job) -> Facts | None:
-    """The JSON of a whole result of this job's picture; None where there is none."""
+    """The JSON of a whole result of this job's image; None where there is none."""
     try:
         if not all(target.stat().st_size for target in job.targets):
             return None
         facts = json.loads(job.targets[-1].read_bytes())
         told = isinstance(facts["asked"], dict) and isinstance(facts["plan"], dict)
-        return facts if told and _shows(facts, job.picture) else None
+        return facts if told and _shows(facts, job.image) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def _shows(facts: Facts, picture: Path) -> bool:
-    """Whether the result is as large as the picture, which may have been exchanged since."""
+def _shows(facts: Facts, image: Path) -> bool:
+    """Whether the result is as large as the image, which may have been exchanged since."""
     from PIL import Image
 
     try:
-        with Image.open(picture) as image:
-            # The file's sides are the picture's, or exchanged where the camera was held upright.
-            return sorted(image.size) == sorted((facts["height"], facts["width"]))
+        with Image.open(image) as opened:
+            # The file's sides are the image's, or exchanged where the camera was held upright.
+            return sorted(opened.size) == sorted((facts["height"], facts["width"]))
     except Exception:
-        # Pillow raises errors of every kind; done again, the picture gets its line.
+        # Pillow raises errors of every kind; done again, the image gets its line.
         return False

@@ -1,4 +1,4 @@
-"""`goca segment`: load a model once, label the pictures, write and print each as it is done."""
+"""`goca segment`: load a model once, label the images, write and print each as it is done."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,9 +39,9 @@ class Model:
 
 
 def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: bool) -> bool:
-    """Label every picture; whether all could be.
+    """Label every image; whether all could be.
 
-    A picture that cannot be read is named on stderr and left out; alone, it raises its GocaError. What is
+    An image that cannot be read is named on stderr and left out; alone, it raises its GocaError. What is
     written stays, whatever happens later. resume: what an earlier run finished is not done again.
     """
     kept: dict[Job, Facts] = {}
@@ -62,7 +62,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
                     say(f"left out: {error}" if name in str(error) else f"left out: {name}: {error}")
                 bar.advance(labelling)
 
-            rest = {str(job.picture): job for job in jobs if job not in kept}
+            rest = {str(job.image): job for job in jobs if job not in kept}
             untold = iter(jobs)
             for question, result in segmenter.stream(_questions(rest.values(), asked), leave_out, prompts):
                 job = rest[str(question.image)]
@@ -74,12 +74,12 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
                 bar.advance(labelling)
             _tell_kept(untold, kept, as_json)
     except KeyboardInterrupt:
-        say(f"stopped; {done} of {len(jobs)} pictures are done and whole")
+        say(f"stopped; {done} of {len(jobs)} images are done and whole")
         raise typer.Exit(130) from None
     if resume:
-        say(f"{done} of {len(jobs)} pictures are done, {len(kept)} of them kept from before")
+        say(f"{done} of {len(jobs)} images are done, {len(kept)} of them kept from before")
     elif done < len(jobs):
-        say(f"{done} of {len(jobs)} pictures are done")
+        say(f"{done} of {len(jobs)} images are done")
     return done == len(jobs)
 
 
@@ -108,7 +108,7 @@ def _questions(jobs: Iterable[Job], asked: Asked) -> "Iterator[SegmentationReque
     from goca.request import SegmentationRequest
 
     return (
-        SegmentationRequest(job.picture, asked.classes, asked.others, asked.background, asked.caption) for job in jobs
+        SegmentationRequest(job.image, asked.classes, asked.others, asked.background, asked.caption) for job in jobs
     )
 
 
@@ -121,7 +121,7 @@ def _tell_kept(jobs: Iterable[Job], kept: Mapping[Job, Facts], as_json: bool) ->
 
 def _print_json(job: Job, facts: Facts) -> None:
     print(
-        json.dumps({"image": str(job.picture), **facts, "files": [str(path) for path in job.targets]}),
+        json.dumps({"image": str(job.image), **facts, "files": [str(path) for path in job.targets]}),
         flush=True,
     )
 
@@ -140,7 +140,7 @@ def _tell(job: Job, result: "Segmentation", asked: Asked, as_json: bool) -> None
     if unlabelled:
         found.add_row("(background)", f"{unlabelled:.1%}", "")
     out = console()
-    out.print(str(job.picture), soft_wrap=True)
+    out.print(str(job.image), soft_wrap=True)
     out.print(found)
     for line in (*(f"note: {note}" for note in result.plan.notes), *map(str, job.targets), ""):
         out.print(line, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""One diffusers pipeline, stock and unpatched: what its attention does, and how to ask it about a picture."""
+"""One diffusers pipeline, stock and unpatched: what its attention does, and how to ask it about an image."""

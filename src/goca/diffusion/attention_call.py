@@ -12,7 +12,7 @@ from goca.maths import Grid
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention of one picture, as it was computed.
+    """One attention of one image, as it was computed.
 
     `block` is the path, inside the denoiser, of the transformer block that owns the attention; the self- and the
     cross-attention of a block share it. `q` and `output` (what the attention gave, by heads) are the pixels' alone; of
@@ -20,7 +20,7 @@ class AttentionCall:
     cross-attention, both in joint attention, where `text_output` is what the attention gave the text. `query` is what
     the module's `to_q` gave, before any norm and position encoding; None where it has none of its own. `mask` is
     additive. `projection` is the output projection by heads (bias left out), where text is read. `grid` is the
-    picture's grid of pixels in that layer.
+    image's grid of pixels in that layer.
     """
 
     block: str
@@ -50,8 +50,8 @@ class JointLayout:
     """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
 
     aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
-    to a multiple of so many. room: an attribute of the denoiser, to whose number the pixels of a picture that is not
-    square are padded. ragged: the pixels of a picture follow its own text at once, however long the other texts of the
+    to a multiple of so many. room: an attribute of the denoiser, to whose number the pixels of an image that is not
+    square are padded. ragged: the pixels of an image follow its own text at once, however long the other texts of the
     batch are; what is left of its row is masked.
     """
 
@@ -70,4 +70,4 @@ class JointLayout:
 
 
 Sink = Callable[[int, AttentionCall], None]
-"""Takes (index of the picture in the batch, its call)."""
+"""Takes (index of the image in the batch, its call)."""

@@ -26,12 +26,11 @@ class LastAttentionReached(Exception):  # noqa: N818 - a signal, not an error
 
 
 class AttentionHook(TorchFunctionMode):
-    """While it is entered, hands each attention of the denoiser to `sink`, picture by picture.
+    """While it is entered, hands each attention of the denoiser to `sink`, image by image.
 
     joint: the layout of joint attention, None where there is none. stand_in: self-attention is linear and has no map; a
-    block's raw queries stand in for the queries and keys of one. to_the_end: without it `LastAttentionReached` is raised behind the
-    last attention. Leaving the tap without an exception checks that
-    every attention module that ran was seen, once; hooks go in any case.
+    block's raw queries stand in for the queries and keys of one. to_the_end: without it `LastAttentionReached` is raised
+    behind the last attention. Leaving the hook without an exception checks that every attention module that ran was seen, once; hooks go in any case.
     """
 
     def __init__(
@@ -126,30 +125,30 @@ class AttentionHook(TorchFunctionMode):
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
         projection = None if text is None else output_projection(site, query)
         raw = self._query
-        for picture in range(query.shape[0]):
+        for index in range(query.shape[0]):
             if self.joint is not None and self.joint.ragged and mask is not None:
-                end = int(mask[picture].isfinite().sum(-1).max())
+                end = int(mask[index].isfinite().sum(-1).max())
                 rows = image = slice(end - grid[0] * grid[1], end)
                 text = slice(0, rows.start)
             own = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
             call = AttentionCall(
                 block=site.block,
-                q=query[picture, :, rows],
-                k=key[picture],
-                v=value[picture],
-                output=output[picture, :, rows],
-                text_output=None if text is None or image is None else output[picture, :, text],
-                query=raw[picture] if raw is not None and raw.shape[1] == grid[0] * grid[1] else None,
+                q=query[index, :, rows],
+                k=key[index],
+                v=value[index],
+                output=output[index, :, rows],
+                text_output=None if text is None or image is None else output[index, :, text],
+                query=raw[index] if raw is not None and raw.shape[1] == grid[0] * grid[1] else None,
                 text=text,
                 image=image,
-                mask=None if own is None else own[picture],
+                mask=None if own is None else own[index],
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
                 projection=projection,
                 grid=grid,
             )
-            self.sink(picture, call)
+            self.sink(index, call)
             if self.stand_in and call.query is not None:
-                self.sink(picture, _among_themselves(call, call.query))
+                self.sink(index, _among_themselves(call, call.query))
 
     def _layout(
         self, site: AttentionModule, queries: int, keys: int, reads_text: bool
@@ -162,7 +161,7 @@ class AttentionHook(TorchFunctionMode):
             return self._joint_layout(site, queries)
         if queries not in self.grids:
             raise GocaError(
-                f"attention of {site.block} has {queries} positions, which is no grid of this picture "
+                f"attention of {site.block} has {queries} positions, which is no grid of this image "
                 f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
             )
         whole = slice(0, keys)

@@ -1,7 +1,7 @@
-"""A loaded pipeline: one denoiser pass for (picture, caption, noise level), with everything given back afterwards.
+"""A loaded pipeline: one denoiser pass for (image, caption, noise level), with everything given back afterwards.
 
 The pipeline's own `__call__` builds every conditioning input (embeddings, size conditions, masks); it is stopped at the
-first denoiser call, whose noisy latent is replaced by the noised encoding of the picture. So nothing about a pipeline's
+first denoiser call, whose noisy latent is replaced by the noised encoding of the image. So nothing about a pipeline's
 conditioning is written a second time here.
 """
 
@@ -53,7 +53,7 @@ class Backbone:
             probe.confirm(self)
 
     def _check(self) -> None:
-        """Raise GocaError for a pipeline that cannot be asked about a picture of the user's."""
+        """Raise GocaError for a pipeline that cannot be asked about an image of the user's."""
         check_kind(self.pipeline, self.family)
         self.family.check(self.denoiser)
         vae = self.pipeline.vae.config
@@ -112,12 +112,12 @@ class Backbone:
 
     @property
     def multiple(self) -> int:
-        """Pictures are shown at multiples of so many pixels: whole patches, and what the pipeline asks for."""
+        """Images are shown at multiples of so many pixels: whole patches, and what the pipeline asks for."""
         return math.lcm(self.family.multiple, self.patch)
 
     @property
     def most(self) -> int | None:
-        """The most pixels that a picture which is not square may be shown with, where there is a limit."""
+        """The most pixels that an image which is not square may be shown with, where there is a limit."""
         joint = self.family.joint
         return None if joint is None or joint.room is None else getattr(self.denoiser, joint.room) * self.patch**2
 
@@ -180,15 +180,15 @@ class Backbone:
             if (tokens := prompt.texts.get(text.tokenizer)) is not None
         )
 
-    def latents(self, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "picture channel height width"]:
-        """The mode of the VAE's posterior, scaled for the denoiser, of pictures shown at `size` = (height, width)."""
+    def latents(self, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "image channel height width"]:
+        """The mode of the VAE's posterior, scaled for the denoiser, of images shown at `size` = (height, width)."""
         with borrowed(self.pipeline) as pipeline:
             return encode(pipeline, images, size)
 
     @torch.no_grad()
     def forward(
         self,
-        latents: Float[Tensor, "picture channel height width"],
+        latents: Float[Tensor, "image channel height width"],
         captions: Sequence[str],
         level: int,
         seed: int,
@@ -198,7 +198,7 @@ class Backbone:
     ) -> Tensor | list[Tensor] | None:
         """One denoiser pass at training timestep `level`, its attention handed to `sink`; the denoiser's output.
 
-        captions: one a picture; they may differ, if their encodings have one shape. to_the_end: without it the pass
+        captions: one an image; they may differ, if their encodings have one shape. to_the_end: without it the pass
         ends with the last attention, and there is no output.
         """
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
@@ -215,7 +215,7 @@ class Backbone:
                 return None
 
     def inputs(
-        self, pipeline: Any, noisy: Float[Tensor, "picture channel height width"], captions: Sequence[str], level: int
+        self, pipeline: Any, noisy: Float[Tensor, "image channel height width"], captions: Sequence[str], level: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the borrowed pipeline hands its denoiser, the latent replaced: (positional, named) arguments."""
         height, width = (side * self.cell for side in noisy.shape[-2:])

@@ -84,13 +84,13 @@ def replay(prompts: Sequence[EncodedPrompt]) -> Callable[..., Any]:
 def _join(parts: Sequence[Any]) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
-        # Positions of tokens are told once for a whole batch, and have no entry for a picture; layers of a language
-        # model may come before the pictures.
+        # Positions of tokens are told once for a whole batch, and have no entry for an image; layers of a language
+        # model may come before the images.
         batch = next((axis for axis in ((0, 1) if first.ndim == 4 else (0,)) if first.shape[axis] == 1), None)
         return first if batch is None else torch.cat(list(parts), batch)
     if isinstance(first, tuple):
         return tuple(_join(some) for some in zip(*parts, strict=True))
-    # A list has an entry for every picture already.
+    # A list has an entry for every image already.
     return [entry for part in parts for entry in part] if isinstance(first, list) else first
 
 

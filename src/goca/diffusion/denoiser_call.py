@@ -15,7 +15,7 @@ from goca.text.tokens import Tokens
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """The prompt of a picture, and what the tokenizers made of it that are attended to."""
+    """The prompt of an image, and what the tokenizers made of it that are attended to."""
 
     prompt: str
     texts: tuple[Tokens, ...]
@@ -27,7 +27,7 @@ class DenoiserCall:
 
     generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
     order make two passes a step. PNDM, which looks twice at its second level, makes n + 1, and they count as n + 1
-    steps. level: the timestep. latent: (height, width) in cells. prompts: of each picture.
+    steps. level: the timestep. latent: (height, width) in cells. prompts: of each image.
     """
 
     generation: int
@@ -45,7 +45,7 @@ class Observer(Protocol):
         """A pass attends to none of the prompts that were encoded."""
 
     def starts(self, one: DenoiserCall) -> Sink | None:
-        """A pass begins: whoever takes the attention of its pictures, or None to let it go by."""
+        """A pass begins: whoever takes the attention of its images, or None to let it go by."""
 
     def ends(self, one: DenoiserCall) -> None:
         """A pass whose attention was taken is complete."""
@@ -53,15 +53,15 @@ class Observer(Protocol):
     def breaks(self, one: DenoiserCall) -> None:
         """A pass whose attention was taken has failed."""
 
-    def shows(self, generation: int, pictures: Sequence[Image.Image]) -> None:
-        """The pipeline has made its pictures."""
+    def shows(self, generation: int, images: Sequence[Image.Image]) -> None:
+        """The pipeline has made its images."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """What latents were prepared for: how many pictures, 0 if unknown, and their (height, width) in pixels."""
+    """What latents were prepared for: how many images, 0 if unknown, and their (height, width) in pixels."""
 
-    pictures: int = 0
+    images: int = 0
     size: Grid | None = None
 
 
@@ -78,15 +78,15 @@ class Encoded:
     answers: list[list[Tensor]] = field(default_factory=list)
     texts: dict[str, list[Tokens]] = field(default_factory=dict)
 
-    def own(self, inputs: Sequence[Any], pictures: int) -> dict[int, int]:
+    def own(self, inputs: Sequence[Any], images: int) -> dict[int, int]:
         """{row of a denoiser call: its prompt}, of the rows into which the prompts' embeddings come in again.
 
-        All of them, one row for each picture and in their order: a negative prompt may be the same as another picture's
+        All of them, one row for each image and in their order: a negative prompt may be the same as another image's
         prompt. Where it is the same as the prompt, the last ones, as pipelines order them.
         """
         for texts in map(rows_of, inputs):
             for rows in filter(None, self.answers):
-                count = pictures or len(rows)
+                count = images or len(rows)
                 wanted = [rows[i * len(rows) // count] for i in range(count)]
                 for start in range(len(texts) - count, -1, -1):
                     if all(map(_equal, wanted, texts[start:])):

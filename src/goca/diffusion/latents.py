@@ -21,8 +21,8 @@ class FirstCall(Exception):  # noqa: N818 - a signal, not an error
 
 
 @torch.no_grad()
-def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "picture channel height width"]:
-    """The mode of the VAE's posterior, scaled for the denoiser, of pictures shown at `size` = (height, width)."""
+def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "image channel height width"]:
+    """The mode of the VAE's posterior, scaled for the denoiser, of images shown at `size` = (height, width)."""
     vae = pipeline.vae
     processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
     pixels = processor.preprocess(list(images), height=size[0], width=size[1])
@@ -48,7 +48,7 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
     return latent
 
 
-def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "picture channel height width"]:
+def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel height width"]:
     """The mode of a VAE's answer, on the scale that its denoiser works on."""
     vae = pipeline.vae
     latent = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
@@ -75,7 +75,7 @@ def sample_of(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[str | 
 
 
 def packed(pipeline: Any, noisy: Tensor, call: FirstCall) -> Tensor | list[Tensor]:
-    """The latent in the layout of the call's own: with a frame, picture by picture, or 2 x 2 cells in one, in a row."""
+    """The latent in the layout of the call's own: with a frame, image by image, or 2 x 2 cells in one, in a row."""
     _, old = sample_of(call.inputs, call.named)
     if isinstance(old, list):
         return [one.unsqueeze(1) for one in noisy]

@@ -24,7 +24,7 @@ _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 def load(
     name: str | Path, device: str | None, dtype: str | torch.dtype | None, revision: str | None, variant: str | None
 ) -> Any:
-    """A ready pipeline, without its safety checker (it only judges generated pictures).
+    """A ready pipeline, without its safety checker (it only judges generated images).
 
     device: the first of cuda, mps, cpu that is there; dtype: float32 on a CPU, else float16. A Hub id is fetched, a
     path never is. Raises GocaError, saying what to do, where there is no pipeline, none that goca reads, no network, or

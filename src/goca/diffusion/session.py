@@ -1,7 +1,7 @@
 """Listening to a pipeline while it generates: whose attention a denoiser call computes, and at which step.
 
 Nothing is assumed about how a pipeline guides: in one batch, in two calls, or not at all. What its `encode_prompt`
-answers is remembered, and a row of a denoiser call belongs to a picture where the prompt's own embedding comes in
+answers is remembered, and a row of a denoiser call belongs to an image where the prompt's own embedding comes in
 again. Every pipeline of the families encodes its prompt before the negative one, and answers with it first.
 """
 
@@ -31,7 +31,7 @@ from goca.maths import Grid
 
 
 class Generating(Backbone):
-    """A pipeline that is only listened to: it may start from a picture, and have any scheduler."""
+    """A pipeline that is only listened to: it may start from an image, and have any scheduler."""
 
     def _check(self) -> None:
         kind, pipeline = type(self.pipeline).__name__, self.pipeline
@@ -40,8 +40,8 @@ class Generating(Backbone):
         lacking |= not all(callable(getattr(pipeline, name, None)) for name in ("encode_prompt", "prepare_latents"))
         if lacking or "prompt" not in known or "pag_scale" in known:
             raise GocaError(
-                f"{kind} cannot be traced: goca listens to pipelines that make a picture from a prompt, from a "
-                "picture and a prompt, or inside a mask"
+                f"{kind} cannot be traced: goca listens to pipelines that make an image from a prompt, from a "
+                "image and a prompt, or inside a mask"
             )
         self.family.check(self.denoiser)
         check_tokenizers(pipeline, self.family)
@@ -131,7 +131,7 @@ class Listener:
     def _shows(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = show(*args, **kwargs)
         if self._now is not None:
-            self.hearer.shows(self._now.index, _pictures(answer))
+            self.hearer.shows(self._now.index, _images(answer))
         return answer
 
     def _starts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -160,8 +160,8 @@ class Listener:
         if sink is None:
             return
         family = self.backbone.family
-        pictures = {row: picture for picture, row in enumerate(own)}
-        tap = AttentionHook(module, family.grids(module, size), _only(pictures, sink), family.joint, family.stand_in)
+        images = {row: image for image, row in enumerate(own)}
+        tap = AttentionHook(module, family.grids(module, size), _only(images, sink), family.joint, family.stand_in)
         self._open = tap.__enter__(), one
 
     def _whose(self, inputs: Sequence[Any]) -> tuple[Encoded | None, dict[int, int]]:
@@ -174,7 +174,7 @@ class Listener:
         since = [*reversed(self._encoded)]
         since.sort(key=lambda one: one.prompts is None)
         for some in (present, since):
-            found = [(one, own) for one in some if (own := one.own(inputs, self._room.pictures))]
+            found = [(one, own) for one in some if (own := one.own(inputs, self._room.images))]
             if found:
                 return max(found, key=lambda one: max(one[1]))
         return None, {}
@@ -216,7 +216,7 @@ class Listener:
         return float(levels[min(skipped + now.passes, len(levels) - 1)])
 
     def _size(self, latent: Tensor, now: Generation) -> Grid:
-        """(height, width) in cells of what the denoiser is shown; GocaError where that is not one picture a row."""
+        """(height, width) in cells of what the denoiser is shown; GocaError where that is not one image a row."""
         if latent.ndim == 5 and latent.shape[2] != 1:
             raise GocaError(
                 f"a video of {latent.shape[2]} latent frames cannot be traced: make one frame, num_frames=1"
@@ -230,22 +230,22 @@ class Listener:
         height, width = (2 * (side // (2 * self.backbone.cell)) for side in now.room.size)
         if latent.shape[1] != height * width // 4:
             raise GocaError(
-                "the denoiser is shown another picture beside the one that it makes: such a call cannot be traced, "
-                "leave the other picture out"
+                "the denoiser is shown another image beside the one that it makes: such a call cannot be traced, "
+                "leave the other image out"
             )
         return height, width
 
 
 def _processor(pipeline: Any) -> Any:
-    """What makes pictures of what the VAE decodes, if the pipeline has it."""
+    """What makes images of what the VAE decodes, if the pipeline has it."""
     return getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
 
 
-def _only(pictures: Mapping[int, int], sink: Sink) -> Sink:
+def _only(images: Mapping[int, int], sink: Sink) -> Sink:
     def heard(row: int, call: AttentionCall) -> None:
-        if row in pictures:
+        if row in images:
             with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
-                sink(pictures[row], call)
+                sink(images[row], call)
 
     return heard
 
@@ -254,8 +254,8 @@ def _listed(prompt: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (prompt,) if isinstance(prompt, str) else None if prompt is None else tuple(prompt)
 
 
-def _pictures(answer: Any) -> list[Image.Image]:
-    """What a pipeline returns as pictures, or as videos of one frame; nothing for latents."""
+def _images(answer: Any) -> list[Image.Image]:
+    """What a pipeline returns as images, or as videos of one frame; nothing for latents."""
     if isinstance(answer, Tensor):
         answer = answer.float().cpu().numpy()
         answer = np.moveaxis(answer, -3, -1)

@@ -17,18 +17,18 @@ LEVELS = 1000
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Whether the model was trained on straight lines between picture and noise."""
+    """Whether the model was trained on straight lines between image and noise."""
     asked = getattr(scheduler.config, "prediction_type", None)
     return "FlowMatch" in type(scheduler).__name__ or asked == "flow_prediction"
 
 
 def add_noise(
-    scheduler: Any, latents: Float[Tensor, "picture channel height width"], level: int, seed: int
-) -> Float[Tensor, "picture channel height width"]:
+    scheduler: Any, latents: Float[Tensor, "image channel height width"], level: int, seed: int
+) -> Float[Tensor, "image channel height width"]:
     """sqrt(a) x + sqrt(1 - a) n with a = alphas_cumprod[level]: what any epsilon or v sampler's scaled input amounts
     to. For a flow model (1 - s) x + s n, with s = level / 1000.
 
-    Every picture gets the noise of `seed`, so that a result does not depend on what shares its batch. Raises GocaError
+    Every image gets the noise of `seed`, so that a result does not depend on what shares its batch. Raises GocaError
     for a level outside the scheduler's training timesteps.
     """
     steps = LEVELS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
@@ -42,11 +42,11 @@ def add_noise(
 
 
 def target(
-    scheduler: Any, latents: Float[Tensor, "picture channel height width"], level: int, seed: int
-) -> Float[Tensor, "picture channel height width"]:
-    """What a denoiser without fault would say of `add_noise`'s result: the noise, the velocity, or the picture.
+    scheduler: Any, latents: Float[Tensor, "image channel height width"], level: int, seed: int
+) -> Float[Tensor, "image channel height width"]:
+    """What a denoiser without fault would say of `add_noise`'s result: the noise, the velocity, or the image.
 
-    Some flow models give the velocity from noise to picture, which is this one's negative.
+    Some flow models give the velocity from noise to image, which is this one's negative.
     """
     noise = _noise(latents, seed).expand_as(latents)
     if is_flow(scheduler):
@@ -63,7 +63,7 @@ def target(
     return kinds[asked]
 
 
-def _noise(latents: Float[Tensor, "picture channel height width"], seed: int) -> Float[Tensor, "channel height width"]:
+def _noise(latents: Float[Tensor, "image channel height width"], seed: int) -> Float[Tensor, "channel height width"]:
     noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return noise.to(latents)
 
@@ -71,7 +71,7 @@ def _noise(latents: Float[Tensor, "picture channel height width"], seed: int) ->
 def pinned(scheduler: Any, level: int, odds: bool = False) -> Any:
     """A scheduler like this one whose only timestep, whatever it is asked for, is `level`.
 
-    odds: it counts noise against the picture.
+    odds: it counts noise against the image.
     """
     return _pinned_flow(scheduler, level, odds) if is_flow(scheduler) else _pinned(scheduler, level)
 

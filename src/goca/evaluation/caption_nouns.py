@@ -1,7 +1,7 @@
 """From a tagger's caption to a question: its nouns, and which of them are classes of the data set.
 
 A caption lists nouns; parts of one object stand in parentheses: "(person, clothes), grass". What becomes of a noun is a
-`Policy`, and a preset of the bench is a value of it. Nothing here looks at a picture.
+`Policy`, and a preset of the bench is a value of it. Nothing here looks at an image.
 """
 
 import re
@@ -111,7 +111,7 @@ class Policy:
 
     - suffix: nouns that are added behind every caption, as supporting nouns unless they are classes.
     - complete: ground-truth classes that the caption missed are added behind it.
-    - true_only: a noun becomes a class only if the class is in the picture's ground truth.
+    - true_only: a noun becomes a class only if the class is in the image's ground truth.
     - keep_parts: where a parenthesis names two classes or more, its further nouns stay, as supporting nouns; without
       it they are dropped.
     - synonyms: words for categories beside those of the data set; a category that the data set lacks is passed over.
@@ -196,7 +196,7 @@ def ask(
 ) -> Asked:
     """Make a question of a tagger's caption.
 
-    truth: names of the categories in the picture's ground truth; GocaError where the policy needs them and has none.
+    truth: names of the categories in the image's ground truth; GocaError where the policy needs them and has none.
     support: supporting nouns to add where one noun stands alone, whose share of itself says nothing
     (`segmenter.plan.support`).
     """

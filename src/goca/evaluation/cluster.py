@@ -25,7 +25,7 @@ MOST_BLOCKS = 1000
 def in_cluster(
     job: Job, protocol: Protocol, tasks: Sequence[Task], address: str, count: int | None
 ) -> Iterator[list[ImageRecord]]:
-    """The pictures of each task, as they are done.
+    """The images of each task, as they are done.
 
     address: of a cluster, "auto" for the one that this machine is part of, "local" to start one here. count: how many
     models; None for as many as the cluster has GPUs, or CPUs where it has none. Every machine needs goca, the model and
@@ -105,7 +105,7 @@ class Actor:
             error, found = "", []
             try:
                 known = {name: Said(*some) for name, some in json.loads(said).items()}
-                found = [picture.line() for picture in self._done(unit, known)]
+                found = [image.line() for image in self._done(unit, known)]
             except GocaError as mistake:
                 error = str(mistake)
             lines.append(found)

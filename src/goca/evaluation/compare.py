@@ -12,7 +12,7 @@ from goca.evaluation.fingerprint import differences
 from goca.evaluation.metrics import Interval, gain
 from goca.evaluation.protocol import Protocol
 from goca.evaluation.report import Report, in_order
-from goca.evaluation.run_folder import FACTS, PICTURES, read_facts, read_pictures
+from goca.evaluation.run_folder import FACTS, IMAGES, read_facts, read_images
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,28 @@ class Row:
 
 
 def load_run(folder: Path) -> Finished:
-    """Read a run back. Raises GocaError where it is none, is not finished, or lacks pictures."""
+    """Read a run back. Raises GocaError where it is none, is not finished, or lacks images."""
     facts = read_facts(folder)
     if facts is None:
         raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate wrote with --out")
     if facts.get("state") != "finished":
         raise GocaError(f"{folder} is not finished: run its goca evaluate again, which goes on where it stopped")
     settings = facts["settings"]
-    pictures = {picture.id: picture for picture in read_pictures(folder)}
+    images = {image.id: image for image in read_images(folder)}
     try:
         dataset, plan = settings["dataset"], settings["plan"]
-        report = Report(tuple(dataset["categories"]), _protocol(settings["protocol"]), tuple(pictures.values()))
+        report = Report(tuple(dataset["categories"]), _protocol(settings["protocol"]), tuple(images.values()))
         name = f"{plan['recipe']}, {Path(plan['model']).name}"
-        count, _ = int(dataset["pictures"]), dataset["listing"]
+        count, _ = int(dataset["images"]), dataset["listing"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GocaError(
             f"{folder / FACTS} does not say all that was asked ({type(error).__name__}: {error}): is it a folder that "
             "goca evaluate wrote?"
         ) from None
-    if len(pictures) < count:
-        has = f"{len(pictures)} of its {count} pictures"
+    if len(images) < count:
+        has = f"{len(images)} of its {count} images"
         raise GocaError(f"{folder} has only {has}: ask the same goca evaluate again to complete it")
-    counted = [picture.counts for picture in report.pictures if picture.counts is not None]
+    counted = [image.counts for image in report.images if image.counts is not None]
     most = len(report.names)
     strange = any(not counts.keys() >= {*report.protocol.labellings} for counts in counted) or any(
         not (0 <= true <= most and 0 <= found <= most and pixels > 0)
@@ -69,21 +69,21 @@ def load_run(folder: Path) -> Finished:
         for some in counts.values()
         for true, found, pixels in some
     )
-    if len(pictures) > count or strange:
-        raise GocaError(f"{folder / PICTURES} has lines of another run: restore it, or begin a new run")
+    if len(images) > count or strange:
+        raise GocaError(f"{folder / IMAGES} has lines of another run: restore it, or begin a new run")
     return Finished(folder, name, settings, report)
 
 
 def compare(runs: Sequence[Finished]) -> tuple[Row, ...]:
-    """A row for each run. Raises GocaError, naming what differs, unless they are of one protocol and its pictures."""
+    """A row for each run. Raises GocaError, naming what differs, unless they are of one protocol and its images."""
     first, *others = runs
     for run in others:
         _refuse_others(first, run)
-    ids = sorted(picture.id for picture in first.report.counted)
+    ids = sorted(image.id for image in first.report.counted)
     names, protocol = first.report.names, first.report.protocol
     tallies, rows = [], []
     for run in runs:
-        known = {picture.id: picture for picture in run.report.pictures}
+        known = {image.id: image for image in run.report.images}
         report = Report(names, protocol, in_order(ids, known))
         tallies.append(report.tally())
         score = report.score()
@@ -110,17 +110,17 @@ def _refuse_others(first: Finished, run: Finished) -> None:
         if other:
             raise GocaError(
                 f"{run.folder} and {first.folder} cannot be ranked, they differ in {'; '.join(other[:3])}: compare "
-                "runs of one protocol on the same pictures"
+                "runs of one protocol on the same images"
             )
-    # The listings are alike, but they are of pictures in the data set's order, and lines come as pictures were done.
-    there = [{picture.id for picture in one.report.pictures} for one in (first, run)]
+    # The listings are alike, but they are of images in the data set's order, and lines come as images were done.
+    there = [{image.id for image in one.report.images} for one in (first, run)]
     if there[0] != there[1]:
         odd = min(there[0] ^ there[1])
         raise GocaError(
-            f"{run.folder} and {first.folder} cannot be ranked, only one of them has {odd}, so that the {PICTURES} of "
+            f"{run.folder} and {first.folder} cannot be ranked, only one of them has {odd}, so that the {IMAGES} of "
             "one is of another run: restore it, or begin a new run"
         )
-    left_out = [{picture.id for picture in one.report.left_out} for one in (first, run)]
+    left_out = [{image.id for image in one.report.left_out} for one in (first, run)]
     if left_out[0] != left_out[1]:
         odd = min(left_out[0] ^ left_out[1])
         raise GocaError(

@@ -20,7 +20,7 @@ from goca.tagging import Means, tagger_named
 from goca.tagging.base import Prices, Tagger
 
 AHEAD = ("vlm", "local")
-"""Taggers that are asked for all pictures before the first is segmented, by one process."""
+"""Taggers that are asked for all images before the first is segmented, by one process."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Job:
     """What to evaluate, and how; names as the command line takes them.
 
     dataset, root, split: see `open_dataset`; split None leaves it to the protocol. as_background: categories that count
-    as background. limit: only the first so many pictures. protocol: the preset; switches: what differs from it, see
+    as background. limit: only the first so many images. protocol: the preset; switches: what differs from it, see
     `changed`. tagger: see `tagger_named`. captions: "nouns" or "sentences", which only scenes have. model, recipe,
-    device, dtype, overrides: see `Segmenter.from_pretrained`. batch: pictures of a unit of work, which go through the
+    device, dtype, overrides: see `Segmenter.from_pretrained`. batch: images of a unit of work, which go through the
     denoiser together. threads: of torch in each process, on a CPU. prices, together: see `Means`.
     """
 
@@ -54,7 +54,7 @@ class Job:
     together: int = 4
 
     def open(self) -> Dataset:
-        """The pictures to evaluate. Raises GocaError for what there is not."""
+        """The images to evaluate. Raises GocaError for what there is not."""
         check_captions(self.captions)
         if self.captions == SENTENCES and (self.dataset != "scenes" or self.tagger != "oracle" or self.as_background):
             raise GocaError('sentences are those of the scenes with their oracle tags: say captions "nouns"')
@@ -113,12 +113,12 @@ class Silent:
 
 
 def listing(dataset: Dataset) -> str:
-    """A fingerprint of which pictures a data set has, in their order."""
+    """A fingerprint of which images a data set has, in their order."""
     return blake2b("\n".join(sample.id for sample in dataset.samples).encode(), digest_size=8).hexdigest()
 
 
 def units(dataset: Dataset, batch: int) -> list[tuple[Sample, ...]]:
-    """The pictures in fixed groups, each of which is done as a whole: whoever does them, no batch is composed
+    """The images in fixed groups, each of which is done as a whole: whoever does them, no batch is composed
     otherwise, so that every figure is the same to the last digit.
     """
     return [dataset.samples[start : start + batch] for start in range(0, len(dataset.samples), batch)]

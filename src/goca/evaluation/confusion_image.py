@@ -1,4 +1,4 @@
-"""Where the pixels of each class went, as a picture that can still be read with 150 classes."""
+"""Where the pixels of each class went, as an image that can still be read with 150 classes."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,7 +15,7 @@ SWATCH = 10
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def confusion_picture(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> bytes:
+def confusion_image(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> bytes:
     """A PNG: a row for each label of the ground truth, the colours of its cells saying where its pixels went.
 
     A row is shares of that label's pixels, black for none and pale yellow for all. Labels that are neither there nor

@@ -1,4 +1,4 @@
-"""A segmenter against ground truth, a few pictures at a time: caption, question, labels, counts."""
+"""A segmenter against ground truth, a few images at a time: caption, question, labels, counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,24 +22,24 @@ from goca.text.token_spans import Noun
 
 
 class Said(NamedTuple):
-    """What a tagger said of a picture: its caption, or why it has none."""
+    """What a tagger said of an image: its caption, or why it has none."""
 
     caption: str = ""
     reason: str = ""
 
 
 class _Open(NamedTuple):
-    """A picture on its way: its ground truth as counted, what is asked of it, and what is to be written down of it."""
+    """An image on its way: its ground truth as counted, what is asked of it, and what is to be written down of it."""
 
     sample: Sample
     truth: Labels
     asked: Asked
-    picture: ImageRecord
+    image: ImageRecord
 
 
 @dataclass
 class Evaluator:
-    """Does units of work: a few pictures of a data set, which are one batch wherever and whenever they are done."""
+    """Does units of work: a few images of a data set, which are one batch wherever and whenever they are done."""
 
     segmenter: Segmenter
     dataset: Dataset
@@ -48,9 +48,9 @@ class Evaluator:
     _prompts: EncodedPrompts = field(default_factory=dict, repr=False)
 
     def unit(self, samples: Sequence[Sample], said: Mapping[str, Said]) -> list[ImageRecord]:
-        """Segment pictures and count, in their order; one that cannot be read, tagged or asked is left out.
+        """Segment images and count, in their order; one that cannot be read, tagged or asked is left out.
 
-        said: captions that are known already, by the pictures' ids.
+        said: captions that are known already, by the images' ids.
         """
         done: dict[str, ImageRecord] = {}
         opened: list[_Open] = []
@@ -73,8 +73,8 @@ class Evaluator:
                 done[one.sample.id] = self._settled(one, label)
 
         def leave_out(question: SegmentationRequest, error: GocaError) -> None:
-            sample, _, _, picture = asked[id(question)]
-            done[sample.id] = replace(picture, left_out=str(error))
+            sample, _, _, image = asked[id(question)]
+            done[sample.id] = replace(image, left_out=str(error))
 
         for question, result in self.segmenter.stream(questions, leave_out, self._prompts):
             one = asked[id(question)]
@@ -92,8 +92,8 @@ class Evaluator:
         names = [self.dataset.categories[label - 1].name for label in there]
         categories = self.protocol.categories(self.dataset.categories)
         asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.support)
-        picture = ImageRecord(sample.id, caption, tuple(asked.classes), asked.others, asked.notes)
-        return _Open(sample, truth, asked, picture)
+        image = ImageRecord(sample.id, caption, tuple(asked.classes), asked.others, asked.notes)
+        return _Open(sample, truth, asked, image)
 
     def _without_asking(self, asked: Asked) -> int | None:
         """The label of every pixel, where that is plain: no class was named, or one alone without a background."""
@@ -115,7 +115,7 @@ class Evaluator:
             return (replace(question, caption=None) if one.asked.caption == ", ".join(listed) else question), one
         # As the segmenter would write it: left to it, a list that is too long is spread over several prompts, in each
         # of which there has to be room for all supporting nouns.
-        others, picture = one.asked.others, one.picture
+        others, image = one.asked.others, one.image
         assert isinstance(question.classes, Mapping)
         words = {name: tuple(more) for name, more in question.classes.items()}
         while others and not all(self._fits((name, *more, *others)) for name, more in words.items()):
@@ -123,12 +123,12 @@ class Evaluator:
         for name in words:
             while words[name] and not self._fits((name, *words[name], *others)):
                 words[name] = words[name][:-1]
-        without = [*picture.others[len(others) :]]
+        without = [*image.others[len(others) :]]
         without += [word for name, more in question.classes.items() for word in more[len(words[name]) :]]
         if without:
             note = f"too long a caption for this model: without {', '.join(without)}"
-            picture = replace(picture, others=others, notes=(*picture.notes, note))
-        return replace(question, caption=None, classes=words, others=others), one._replace(picture=picture)
+            image = replace(image, others=others, notes=(*image.notes, note))
+        return replace(question, caption=None, classes=words, others=others), one._replace(image=image)
 
     def _fits(self, nouns: Sequence[str]) -> bool:
         """Whether one prompt holds so many nouns."""
@@ -141,12 +141,12 @@ class Evaluator:
 
     def _settled(self, one: _Open, label: int) -> ImageRecord:
         counts = self._count(one, np.full_like(one.truth, label))
-        return replace(one.picture, counts=dict.fromkeys(self.protocol.labellings, counts))
+        return replace(one.image, counts=dict.fromkeys(self.protocol.labellings, counts))
 
     def _counted(self, one: _Open, result: Segmentation) -> ImageRecord:
         if one.truth.shape != result.labels.shape:
             reason = f"{one.sample.image} and its ground truth differ in size: download or write them again"
-            return replace(one.picture, left_out=reason)
+            return replace(one.image, left_out=reason)
         place = self.protocol.found(np.array(self._labels(result.classes), np.uint16))
         first = NONE if self.protocol.threshold == NONE else FIXED
         counts = {first: self._count(one, place[result.labels])}
@@ -154,8 +154,8 @@ class Evaluator:
             names = self.protocol.labellings[1:]
             for name, labels in zip(names, result.relabelled(self.protocol.backgrounds), strict=True):
                 counts[name] = self._count(one, place[labels])
-        notes = tuple(dict.fromkeys((*one.picture.notes, *result.plan.notes)))
-        return replace(one.picture, counts=counts, notes=notes)
+        notes = tuple(dict.fromkeys((*one.image.notes, *result.plan.notes)))
+        return replace(one.image, counts=counts, notes=notes)
 
     def _count(self, one: _Open, found: Labels) -> Counts:
         return count(one.truth, found, len(self.dataset.categories) + 1)

@@ -25,7 +25,7 @@ def settings(job: Job, dataset: Dataset, protocol: Protocol, segmenter: Segmente
             "source": dataset.source,
             "categories": [one.name for one in dataset.categories],
             "words": blake2b(repr([one.synonyms for one in dataset.categories]).encode(), digest_size=8).hexdigest(),
-            "pictures": len(dataset.samples),
+            "images": len(dataset.samples),
             "listing": listing(dataset),
         },
         "protocol": protocol.to_json(),

@@ -1,8 +1,8 @@
-"""From pixel counts of each picture to scores over all of them, and how sure they are.
+"""From pixel counts of each image to scores over all of them, and how sure they are.
 
 Intersections and unions are summed over the whole data set, then divided. Intervals are percentile bootstraps over
-pictures; two methods are compared on the same resampled pictures. Counts are whole numbers, so no score depends on the
-order in which pictures were done.
+images; two methods are compared on the same resampled images. Counts are whole numbers, so no score depends on the
+order in which images were done.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 RESAMPLES = 2000
 HELD, PART = 2**22, 2**11
-"""What the bootstrap holds at once: how often pictures were drawn, so many numbers; the counts of so many pictures."""
+"""What the bootstrap holds at once: how often images were drawn, so many numbers; the counts of so many images."""
 Interval = tuple[float, float]
 
 
@@ -22,7 +22,7 @@ Interval = tuple[float, float]
 class Counting:
     """Which labels a mean is over, and what it makes of those that never occur.
 
-    background: label 0 is one of them. absent: a label that no picture's truth has counts 0; without it, it is left
+    background: label 0 is one of them. absent: a label that no image's truth has counts 0; without it, it is left
     out of the mean.
     """
 
@@ -32,18 +32,18 @@ class Counting:
 
 @dataclass(frozen=True)
 class Tally:
-    """Pixels of each picture, by label; all that scores need of confusion matrices.
+    """Pixels of each image, by label; all that scores need of confusion matrices.
 
     hit: of the label and found as it. truth: of the label. found: found as it. Label 0 is background.
     """
 
-    hit: Int[Tensor, "picture label"]
-    truth: Int[Tensor, "picture label"]
-    found: Int[Tensor, "picture label"]
+    hit: Int[Tensor, "image label"]
+    truth: Int[Tensor, "image label"]
+    found: Int[Tensor, "image label"]
 
     @classmethod
-    def of(cls, matrices: Int[Tensor, "picture label label"]) -> "Tally":
-        """From one confusion matrix a picture, truth first."""
+    def of(cls, matrices: Int[Tensor, "image label label"]) -> "Tally":
+        """From one confusion matrix an image, truth first."""
         return cls(matrices.diagonal(dim1=1, dim2=2), matrices.sum(2), matrices.sum(1))
 
 
@@ -87,7 +87,7 @@ def miou(tally: Tally, counting: Counting = Counting()) -> float:
 
 
 def gain(ours: Tally, theirs: Tally, counting: Counting = Counting()) -> tuple[float, Interval]:
-    """(difference of mIoU, its 95 % interval) of two runs over the same pictures, paired."""
+    """(difference of mIoU, its 95 % interval) of two runs over the same images, paired."""
     difference = miou(ours, counting) - miou(theirs, counting)
     return difference, interval(resampled_miou(ours, counting) - resampled_miou(theirs, counting))
 
@@ -97,18 +97,18 @@ def resampled_miou(
     counting: Counting = Counting(),
     seed: int = 0,
 ) -> Float[Tensor, " resample"]:
-    """mIoU of pictures drawn with replacement, again and again; the same draws for every run of as many pictures.
+    """mIoU of images drawn with replacement, again and again; the same draws for every run of as many images.
 
-    Needs some 50 MiB and a few numbers for each resample and label, however many pictures there are.
+    Needs some 50 MiB and a few numbers for each resample and label, however many images there are.
     """
     hit, truth, found = _resampled(tally, seed)
     return _counted(_ratios(hit, truth, found), truth, counting).nanmean(1)
 
 
 def _resampled(tally: Tally, seed: int) -> Float[Tensor, "kind resample label"]:
-    """hit, truth and found, summed over the pictures of each of `RESAMPLES` draws.
+    """hit, truth and found, summed over the images of each of `RESAMPLES` draws.
 
-    Only some resamples are drawn, and some pictures multiplied, at once, in memory that is used again. The draws are
+    Only some resamples are drawn, and some images multiplied, at once, in memory that is used again. The draws are
     the same, as one number is drawn after the other; so are the sums, as whole numbers in float64 are exact.
     """
     count, labels = tally.hit.shape
@@ -121,8 +121,8 @@ def _resampled(tally: Tally, seed: int) -> Float[Tensor, "kind resample label"]:
         for row in times:
             row.copy_(torch.randint(count, (count,), generator=generator).bincount(minlength=count))
         for total, counts in zip(some, (tally.hit, tally.truth, tally.found), strict=True):
-            for often, pictures in zip(times.split(PART, dim=1), counts.split(PART), strict=True):
-                total.addmm_(often, part[: len(pictures)].copy_(pictures))
+            for often, images in zip(times.split(PART, dim=1), counts.split(PART), strict=True):
+                total.addmm_(often, part[: len(images)].copy_(images))
     return sums
 
 
@@ -141,6 +141,6 @@ def _counted(ratio: Tensor, truth: Tensor, counting: Counting) -> Float[Tensor, 
 
 
 def interval(values: Float[Tensor, " resample"]) -> Interval:
-    """The 95 % percentile interval of resampled values; those that are NaN, of pictures without any label, left out."""
+    """The 95 % percentile interval of resampled values; those that are NaN, of images without any label, left out."""
     low, high = values.nanquantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high

@@ -8,7 +8,7 @@ from goca.evaluation.compare import Row
 
 
 def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Write a picture of the rows' mIoU, in the format of the path's suffix.
+    """Write an image of the rows' mIoU, in the format of the path's suffix.
 
     Raises GocaError where matplotlib is not installed or the file cannot be written.
     """
@@ -21,7 +21,7 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
         figure = Figure(figsize=(max(4.0, 1.1 * len(rows) + 1), 3.6), dpi=150, layout="constrained")
         axes = figure.subplots()
         heights = [100 * row.miou for row in rows]
-        # An interval of resampled pictures need not hold the score of all.
+        # An interval of resampled images need not hold the score of all.
         errors = [
             [max(0.0, 100 * (row.miou - row.ci95[0])) for row in rows],
             [max(0.0, 100 * (row.ci95[1] - row.miou)) for row in rows],

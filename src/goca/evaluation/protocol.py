@@ -34,21 +34,21 @@ class Protocol:
     """What a score is a score of.
 
     - name: the preset, and which of its switches were changed.
-    - dataset, split, pictures: what was segmented; pictures: how many, those left out included.
-    - tags: who said which classes a picture shows. nouns: what becomes of the nouns of a caption. captions: "nouns" or
+    - dataset, split, images: what was segmented; images: how many, those left out included.
+    - tags: who said which classes an image shows. nouns: what becomes of the nouns of a caption. captions: "nouns" or
       "sentences", how the classes are said to the model.
     - void: pixels without ground truth are "ignored", or taken for "background".
     - merged: (label, the label it counts as). as_background: categories that were made background.
-    - absent: labels that no picture has are "left out" of the mean or "count 0" in it.
+    - absent: labels that no image has are "left out" of the mean or "count 0" in it.
     - counted: the mean is over the "classes", or over "classes and background".
     - threshold: "none": every pixel gets a class. "fixed": the recipe's background rule. "oracle": the `offset`
-      background at the threshold from -0.4 to 0.4 that scores best on the evaluated pictures themselves.
+      background at the threshold from -0.4 to 0.4 that scores best on the evaluated images themselves.
     """
 
     name: str
     dataset: str
     split: str
-    pictures: int
+    images: int
     tags: str
     nouns: Policy
     void: str = IGNORED
@@ -65,7 +65,7 @@ class Protocol:
 
     @property
     def labellings(self) -> tuple[str, ...]:
-        """The names of the label maps that are counted for each picture."""
+        """The names of the label maps that are counted for each image."""
         return (NONE,) if self.threshold == NONE else (FIXED, *map(str, SWEEP))
 
     @property
@@ -123,12 +123,12 @@ def honest(dataset: Dataset, tags: str) -> Protocol:
     tagger, which is named. The background is one of the labels where the data set has it.
     """
     counted, threshold = (AND_BACKGROUND, FIXED) if dataset.background else (CLASSES, NONE)
-    pictures = len(dataset.samples)
+    images = len(dataset.samples)
     return Protocol(
         "honest",
         dataset.name,
         dataset.split,
-        pictures,
+        images,
         tags,
         caption_nouns.HONEST,
         counted=counted,

@@ -1,4 +1,4 @@
-"""What is written down of each picture: its caption, what was asked, and its confusion counts under each labelling."""
+"""What is written down of each image: its caption, what was asked, and its confusion counts under each labelling."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Labels = UInt16[np.ndarray, "height width"]
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One picture, done: or left out, and then why.
+    """One image, done: or left out, and then why.
 
     caption: what the tagger said. classes, others: what was asked for, in the prompt's order. notes: what the protocol
     and the model had to do. counts: of each labelling; void pixels are in none.
@@ -62,11 +62,11 @@ def count(truth: Labels, found: Labels, labels: int) -> Counts:
     return tuple(zip(rows.tolist(), columns.tolist(), pixels.tolist(), strict=True))
 
 
-def tally(pictures: Sequence[ImageRecord], labelling: str, labels: int) -> Tally:
-    """The counts of pictures that were not left out, by label, under one labelling."""
-    hit, truth, found = (np.zeros((len(pictures), labels), np.int64) for _ in range(3))
-    for index, picture in enumerate(pictures):
-        for true, said, pixels in (picture.counts or {})[labelling]:
+def tally(images: Sequence[ImageRecord], labelling: str, labels: int) -> Tally:
+    """The counts of images that were not left out, by label, under one labelling."""
+    hit, truth, found = (np.zeros((len(images), labels), np.int64) for _ in range(3))
+    for index, image in enumerate(images):
+        for true, said, pixels in (image.counts or {})[labelling]:
             truth[index, true] += pixels
             found[index, said] += pixels
             if true == said:
@@ -74,10 +74,10 @@ def tally(pictures: Sequence[ImageRecord], labelling: str, labels: int) -> Tally
     return Tally(*(torch.from_numpy(some) for some in (hit, truth, found)))
 
 
-def matrix(pictures: Sequence[ImageRecord], labelling: str, labels: int) -> Int64[np.ndarray, "label label"]:
-    """The confusion matrix of all pictures together, truth first."""
+def matrix(images: Sequence[ImageRecord], labelling: str, labels: int) -> Int64[np.ndarray, "label label"]:
+    """The confusion matrix of all images together, truth first."""
     out = np.zeros((labels, labels), np.int64)
-    for picture in pictures:
-        for true, said, pixels in (picture.counts or {})[labelling]:
+    for image in images:
+        for true, said, pixels in (image.counts or {})[labelling]:
             out[true, said] += pixels
     return out

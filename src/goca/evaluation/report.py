@@ -1,4 +1,4 @@
-"""The figures of a run, from what was written down of its pictures."""
+"""The figures of a run, from what was written down of its images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,43 +18,43 @@ from goca.evaluation.records import ImageRecord, matrix, tally
 class Report:
     """What a run found.
 
-    names: of labels 1, 2, ... pictures: in the data set's order, those that were left out included.
+    names: of labels 1, 2, ... images: in the data set's order, those that were left out included.
     """
 
     names: tuple[str, ...]
     protocol: Protocol
-    pictures: tuple[ImageRecord, ...]
+    images: tuple[ImageRecord, ...]
 
     @cached_property
     def counted(self) -> tuple[ImageRecord, ...]:
-        """The pictures that the figures are of. Raises GocaError where there is none, or none with a label to score."""
-        counted = tuple(picture for picture in self.pictures if picture.counts is not None)
+        """The images that the figures are of. Raises GocaError where there is none, or none with a label to score."""
+        counted = tuple(image for image in self.images if image.counts is not None)
         if not counted:
             first = f", the first because: {self.left_out[0].left_out}" if self.left_out else ""
-            raise GocaError(f"no picture of {self.protocol.dataset} could be evaluated{first}")
+            raise GocaError(f"no image of {self.protocol.dataset} could be evaluated{first}")
         self._refuse_unlabelled(counted)
         return counted
 
     def _refuse_unlabelled(self, counted: Sequence[ImageRecord]) -> None:
         """GocaError where every score would be of nothing, which is no number."""
         any_labelling = self.protocol.labellings[0]  # the truth is the same under each
-        labels = {true for picture in counted for true, *_ in (picture.counts or {})[any_labelling]}
-        where = f"{len(counted)} picture{'s' if len(counted) > 1 else ''} of {self.protocol.dataset}"
+        labels = {true for image in counted for true, *_ in (image.counts or {})[any_labelling]}
+        where = f"{len(counted)} image{'s' if len(counted) > 1 else ''} of {self.protocol.dataset}"
         if not labels:
             raise GocaError(
-                f"no labelled pixel in {where}, all of the ground truth is void: correct it, evaluate other pictures, "
+                f"no labelled pixel in {where}, all of the ground truth is void: correct it, evaluate other images, "
                 "or let void be background (--set void=background)"
             )
         counting = self.protocol.counting
         if labels == {0} and not (counting.background or counting.absent):
             raise GocaError(
                 f"no pixel of a class in {where}, all of the ground truth is background: correct it, evaluate other "
-                "pictures, or count the background too (--set counted=and-background)"
+                "images, or count the background too (--set counted=and-background)"
             )
 
     @property
     def left_out(self) -> tuple[ImageRecord, ...]:
-        return tuple(picture for picture in self.pictures if picture.counts is None)
+        return tuple(image for image in self.images if image.counts is None)
 
     @cached_property
     def labelling(self) -> str:
@@ -87,7 +87,7 @@ class Report:
         """The scores, 0 to 1; where there is a background, the fixed threshold and the oracle's side by side."""
         out: dict[str, Any] = {
             **asdict(self.score()),
-            "pictures": len(self.counted),
+            "images": len(self.counted),
             "left_out": len(self.left_out),
             "threshold": self.labelling,
         }
@@ -100,6 +100,6 @@ class Report:
         return out
 
 
-def in_order(ids: Sequence[str], pictures: Mapping[str, ImageRecord]) -> tuple[ImageRecord, ...]:
-    """The pictures in the data set's order, whatever order they were done in."""
-    return tuple(pictures[one] for one in ids)
+def in_order(ids: Sequence[str], images: Mapping[str, ImageRecord]) -> tuple[ImageRecord, ...]:
+    """The images in the data set's order, whatever order they were done in."""
+    return tuple(images[one] for one in ids)

@@ -1,4 +1,4 @@
-"""A run's folder: pictures.jsonl, one line a picture as it is done, and run.json, what the run is and what it found.
+"""A run's folder: images.jsonl, one line an image as it is done, and run.json, what the run is and what it found.
 
 A process may be killed at any moment: run.json is there before the first line and from then on, a torn last line is
 dropped when the run is taken up again, and what was done stays.
@@ -18,20 +18,20 @@ from goca.evaluation.fingerprint import differences
 from goca.evaluation.records import ImageRecord
 from goca.export import sweep, write_atomic
 
-PICTURES, FACTS = "pictures.jsonl", "run.json"
+IMAGES, FACTS = "images.jsonl", "run.json"
 
 
 @dataclass
 class Run:
     """A folder that one process writes, or, with folder None, nothing but the memory of one.
 
-    settings: what decides the figures; a folder of other settings is refused. pictures: by id, the last line of each.
+    settings: what decides the figures; a folder of other settings is refused. images: by id, the last line of each.
     """
 
     folder: Path | None
     settings: Mapping[str, Any]
     command: Sequence[str] = ()
-    pictures: dict[str, ImageRecord] = field(default_factory=dict)
+    images: dict[str, ImageRecord] = field(default_factory=dict)
     _facts: dict[str, Any] = field(default_factory=dict, repr=False)
     _file: int | None = field(default=None, repr=False)
 
@@ -54,9 +54,9 @@ class Run:
             self._facts = {key: before[key] for key in ("started", "sessions", "finished") if key in before}
         self._open()
         try:
-            if before is None and (self.folder / PICTURES).stat().st_size:
-                raise GocaError(f"{self.folder} has {PICTURES} but no {FACTS}: choose another --out")
-            self.pictures = {picture.id: picture for picture in read_pictures(self.folder, mend=True)}
+            if before is None and (self.folder / IMAGES).stat().st_size:
+                raise GocaError(f"{self.folder} has {IMAGES} but no {FACTS}: choose another --out")
+            self.images = {image.id: image for image in read_images(self.folder, mend=True)}
             sweep([self.folder / FACTS, self.folder / "confusion.png"])
             if "finished" not in self._facts:
                 self._write("running", self._facts)
@@ -68,12 +68,12 @@ class Run:
     def __exit__(self, *failed: object) -> None:
         self._close()
 
-    def add(self, pictures: Iterable[ImageRecord]) -> None:
-        """Write pictures down, each as one whole line."""
-        for picture in pictures:
-            self.pictures[picture.id] = picture
+    def add(self, images: Iterable[ImageRecord]) -> None:
+        """Write images down, each as one whole line."""
+        for image in images:
+            self.images[image.id] = image
             if self._file is not None:
-                self._append(picture.line().encode() + b"\n")
+                self._append(image.line().encode() + b"\n")
 
     def finish(self, found: Mapping[str, Any], files: Mapping[str, bytes], crew: str | None) -> None:
         """Write files beside the figures, and then these. crew: who did this session's part, None if nobody had to."""
@@ -96,7 +96,7 @@ class Run:
 
     def _open(self) -> None:
         assert self.folder is not None
-        path = self.folder / PICTURES
+        path = self.folder / IMAGES
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
@@ -119,7 +119,7 @@ class Run:
                 line = line[os.write(self._file, line) :]
         except OSError as error:
             raise GocaError(
-                f"cannot write {self.folder}/{PICTURES}: {error.strerror}; free some space and run the same again"
+                f"cannot write {self.folder}/{IMAGES}: {error.strerror}; free some space and run the same again"
             ) from None
 
     def _close(self) -> None:
@@ -144,12 +144,12 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def read_pictures(folder: Path, mend: bool = False) -> list[ImageRecord]:
+def read_images(folder: Path, mend: bool = False) -> list[ImageRecord]:
     """The lines of a run. A last line without an end was torn by a kill: it is passed over, and cut off to `mend`.
 
     Raises GocaError for a line that is none of a run.
     """
-    path = folder / PICTURES
+    path = folder / IMAGES
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -162,7 +162,7 @@ def read_pictures(folder: Path, mend: bool = False) -> list[ImageRecord]:
         try:
             out.append(ImageRecord.read(line))
         except ValueError as error:
-            raise GocaError(f"{path}, line {number} is no picture ({error}): restore it, or begin a new run") from None
+            raise GocaError(f"{path}, line {number} is no image ({error}): restore it, or begin a new run") from None
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from goca.errors import GocaError
 from goca.evaluation.cluster import in_cluster, reach
 from goca.evaluation.config import Job, units
-from goca.evaluation.confusion_image import confusion_picture
+from goca.evaluation.confusion_image import confusion_image
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import Evaluator, Said
 from goca.evaluation.fingerprint import settings
@@ -37,13 +37,13 @@ class Crew:
 
 @dataclass(frozen=True)
 class Watch:
-    """Called while a run goes on: with the stage and how many pictures it is over, and the pictures done with.
+    """Called while a run goes on: with the stage and how many images it is over, and the images done with.
 
     estimate: called with what a tagger that has to be paid will take, before it is asked.
     """
 
     stage: Callable[[str, int, int], None] = lambda name, total, done: None
-    done: Callable[[Sequence[ImageRecord]], None] = lambda pictures: None
+    done: Callable[[Sequence[ImageRecord]], None] = lambda images: None
     tagged: Callable[[], None] = lambda: None
     estimate: Callable[[Estimate], None] = lambda estimate: None
 
@@ -58,14 +58,14 @@ def evaluate(
     """Evaluate, or go on with what `out` has; the report, and the settings that it is of.
 
     out: the run's folder, None to write nothing. Raises GocaError for what cannot be done, and for a folder of another
-    run. Whatever stops it, each picture that is done is a whole line of `out`, and the same call goes on from there.
+    run. Whatever stops it, each image that is done is a whole line of `out`, and the same call goes on from there.
     """
     if crew.ray is not None:
         # Before a model is loaded for nothing.
         reach(crew.ray)
     dataset = job.open()
     if not dataset.samples:
-        raise GocaError(f"{dataset.name} has no picture to evaluate")
+        raise GocaError(f"{dataset.name} has no image to evaluate")
     # Whoever cannot be asked is refused before anything is loaded or written.
     early = job.tagger_for(None, _captions(out)) if job.tags_ahead else None
     if isinstance(early, Costing):
@@ -76,7 +76,7 @@ def evaluate(
     protocol = job.protocol_of(dataset, tagger.name)
     facts = settings(job, dataset, protocol, segmenter)
     with Run(out, facts, command) as run:
-        tasks = list(_open(dataset, job.batch, run.pictures))
+        tasks = list(_open(dataset, job.batch, run.images))
         if job.tags_ahead:
             tasks = _tagged(tagger, dataset, job.batch, tasks, watch)
         left = sum(len(units(dataset, job.batch)[task.unit]) for task in tasks)
@@ -87,17 +87,17 @@ def evaluate(
             # Each worker has a model of its own.
             del segmenter, tagger
             parts = _elsewhere(job, protocol, tasks, crew)
-        for pictures in parts:
-            run.add(pictures)
-            watch.done(pictures)
+        for images in parts:
+            run.add(images)
+            watch.done(images)
         names = tuple(one.name for one in dataset.categories)
-        report = Report(names, protocol, in_order([one.id for one in dataset.samples], run.pictures))
+        report = Report(names, protocol, in_order([one.id for one in dataset.samples], run.images))
         _finish(run, report, dataset, str(crew) if tasks else None)
     return report, facts
 
 
 def estimate(job: Job, out: Path | None = None) -> Estimate:
-    """What the job's tagger will take for the pictures that `out` has no captions of; no model is loaded or asked.
+    """What the job's tagger will take for the images that `out` has no captions of; no model is loaded or asked.
 
     Raises GocaError for a tagger that nobody has to pay, and as `evaluate` does.
     """
@@ -114,27 +114,27 @@ def _captions(out: Path | None) -> Path | None:
 
 
 def _finish(run: Run, report: Report, dataset: Dataset, crew: str | None) -> None:
-    """Write the figures and the confusion picture. crew: None where nothing was left to do."""
-    left_out = [{"id": picture.id, "reason": picture.left_out} for picture in report.left_out]
+    """Write the figures and the confusion image. crew: None where nothing was left to do."""
+    left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
     found = {"metrics": report.metrics(), "left_out": left_out}
-    files = {"confusion.png": confusion_picture(report, dataset.palette)} if run.folder is not None else {}
+    files = {"confusion.png": confusion_image(report, dataset.palette)} if run.folder is not None else {}
     run.finish(found, files, crew)
 
 
 def _open(dataset: Dataset, batch: int, done: Mapping[str, ImageRecord]) -> Iterator[Task]:
-    """The units of which a picture is missing or was left out, with the captions of those that were not.
+    """The units of which an image is missing or was left out, with the captions of those that were not.
 
     They are done again as a whole, and their later lines count: batches are always composed the same.
     """
     for index, samples in enumerate(units(dataset, batch)):
         known = [done[sample.id] for sample in samples if sample.id in done]
-        if len(known) < len(samples) or any(picture.counts is None for picture in known):
+        if len(known) < len(samples) or any(image.counts is None for image in known):
             said = {one.id: Said(one.caption) for one in known if one.caption is not None and not one.left_out}
             yield Task(index, said)
 
 
 def _tagged(tagger: Tagger, dataset: Dataset, batch: int, tasks: Sequence[Task], watch: Watch) -> list[Task]:
-    """The tasks with what the tagger says of their pictures, or why it says nothing."""
+    """The tasks with what the tagger says of their images, or why it says nothing."""
     groups = units(dataset, batch)
     missing = [sample for task in tasks for sample in groups[task.unit] if sample.id not in task.said]
     if missing and isinstance(tagger, Costing):

@@ -24,7 +24,7 @@ PATIENCE = 20
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work: its place among all, and what was said of its pictures."""
+    """A unit of work: its place among all, and what was said of its images."""
 
     unit: int
     said: Mapping[str, Said]
@@ -35,7 +35,7 @@ class WorkerError(Exception):
 
 
 def in_processes(job: Job, protocol: Protocol, tasks: Sequence[Task], count: int) -> Iterator[list[ImageRecord]]:
-    """The pictures of each task, as they are done, by `count` processes, each with a model of its own.
+    """The images of each task, as they are done, by `count` processes, each with a model of its own.
 
     They end with this process, whatever ends it. Raises GocaError for what a worker cannot do, or where one was killed.
     """

@@ -1,6 +1,6 @@
-"""Pictures of a result: label maps as coloured overlays with a legend, score maps as heat maps.
+"""Images of a result: label maps as coloured overlays with a legend, score maps as heat maps.
 
-Knows arrays and class names, nothing of models. Pictures returned are new and RGB; the input stays as it was.
+Knows arrays and class names, nothing of models. Images returned are new and RGB; the input stays as it was.
 """
 
 import math
@@ -21,8 +21,8 @@ CHOSEN = "#ff5a5f #2ec4b6 #ffb400 #4d7cfe #8ac926 #b15ef0 #ff8a3d #1fa2e0 #f15bb
 # Magma at nine equal steps: perceptually uniform, and readable in grey and by the colour-blind.
 MAGMA = "#000004 #1d1147 #51127c #822681 #b73779 #e75263 #fc8961 #fec488 #fcfdbf"
 
-MOST_MISSING = 20  # names; a list of 150 categories would bury the picture
-SHORTEST_LONG_SIDE = 384  # pixels: smaller pictures are enlarged, or no legend fits
+MOST_MISSING = 20  # names; a list of 150 categories would bury the image
+SHORTEST_LONG_SIDE = 384  # pixels: smaller images are enlarged, or no legend fits
 WORD_SPACE = "  "  # a single space of Pillow's font hardly shows in small type
 PAPER, INK, FAINT = "#ffffff", "#1f2328", "#6e7781"
 
@@ -39,23 +39,23 @@ def palette(classes: int) -> UInt8[np.ndarray, "colour 3"]:
 def overlay(
     image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], alpha: float = 0.5
 ) -> Image.Image:
-    """The picture with its regions coloured and outlined, and a legend below, or beside it if upright.
+    """The image with its regions coloured and outlined, and a legend below, or beside it if upright.
 
     Args:
-        image: the picture that was segmented, of the labels' size.
+        image: the image that was segmented, of the labels' size.
         labels: 0 for background, which stays as photographed, i for `classes[i - 1]`.
         classes: names; those that no pixel has are listed as not found, up to 20 of them.
         alpha: share of a region's colour, 0 to 1.
 
     Returns:
-        The picture in the upper left corner, in its own size, or in k times that for the smallest whole
+        The image in the upper left corner, in its own size, or in k times that for the smallest whole
         number k that makes its long side at least 384 px; then the legend, in the letters of Pillow's own
         font: accents are dropped, and a name in another script appears as "class i".
 
     Raises:
-        ValueError: picture and labels differ in size.
+        ValueError: image and labels differ in size.
     """
-    picture = painted(image, labels, len(classes), alpha)
+    painted_image = painted(image, labels, len(classes), alpha)
     colours = palette(len(classes))
     shares = np.bincount(labels.ravel(), minlength=len(classes) + 1) / labels.size
     names = {index: legible(name, f"class {index}") for index, name in enumerate(classes, start=1)}
@@ -65,31 +65,31 @@ def overlay(
         if shares[index]
     ]
     missing = [name for index, name in names.items() if not shares[index]]
-    return _with_legend(picture, found, _missing_items(missing))
+    return _with_legend(painted_image, found, _missing_items(missing))
 
 
 def painted(
     image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int, alpha: float = 0.5
 ) -> Image.Image:
     """`overlay` without its legend."""
-    picture = image.convert("RGB")
-    factor = math.ceil(SHORTEST_LONG_SIDE / max(picture.size))
+    canvas = image.convert("RGB")
+    factor = math.ceil(SHORTEST_LONG_SIDE / max(canvas.size))
     if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+        canvas = canvas.resize((canvas.width * factor, canvas.height * factor), Image.Resampling.BICUBIC)
         labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     paint = Image.fromarray(palette(classes)[labels])
-    picture.paste(Image.blend(picture, paint, alpha), mask=Image.fromarray(labels > 0))
-    thickness = max(1, round(max(picture.size) / 300))
-    picture.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
-    return picture
+    canvas.paste(Image.blend(canvas, paint, alpha), mask=Image.fromarray(labels > 0))
+    thickness = max(1, round(max(canvas.size) / 300))
+    canvas.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
+    return canvas
 
 
 def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Image.Image:
-    """The picture in grey under the scores in colour: black is 0, pale yellow 1.
+    """The image in grey under the scores in colour: black is 0, pale yellow 1.
 
     Args:
-        image: the picture that the scores belong to; the result has its size.
-        scores: in [0, 1], on any grid that covers the picture; interpolated bilinearly.
+        image: the image that the scores belong to; the result has its size.
+        scores: in [0, 1], on any grid that covers the image; interpolated bilinearly.
     """
     smooth = Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
     colours = Image.fromarray(magma(np.asarray(smooth)))
@@ -154,7 +154,7 @@ class _Legend:
         note = self.font.getlength(item.note) + self.size // 3 if item.note else 0
         return self._text_start(item) + math.ceil(self.font.getlength(item.text) + note)
 
-    def picture(self, height: int = 0) -> Image.Image:
+    def image(self, height: int = 0) -> Image.Image:
         self.new_line()
         height = max(height, self.y + 2 * self.margin)
         paper = Image.new("RGB", (self.room + 2 * self.margin, height), PAPER)
@@ -174,15 +174,15 @@ class _Legend:
         return round(1.4 * self.size) if item.colour else 0
 
 
-def _with_legend(picture: Image.Image, found: Sequence[_Item], missing: Sequence[_Item]) -> Image.Image:
+def _with_legend(image: Image.Image, found: Sequence[_Item], missing: Sequence[_Item]) -> Image.Image:
     # Set at twice the size and halved, for smooth corners and evenly spaced small type.
-    size = 2 * max(14, round(max(picture.size) / 42))
-    upright = picture.height > picture.width
-    width = 2 * picture.width
+    size = 2 * max(14, round(max(image.size) / 42))
+    upright = image.height > image.width
+    width = 2 * image.width
     if upright:
-        ruler = _Legend(2 * picture.height, size)
+        ruler = _Legend(2 * image.height, size)
         widest = max((ruler.width(item) for item in found), default=0)
-        width = min(max(widest, 10 * size), picture.height) + 2 * size
+        width = min(max(widest, 10 * size), image.height) + 2 * size
 
     legend = _Legend(width, size)
     for item in found:
@@ -191,10 +191,10 @@ def _with_legend(picture: Image.Image, found: Sequence[_Item], missing: Sequence
     for item in missing:
         legend.add(item)
 
-    panel = legend.picture(2 * picture.height if upright else 0).reduce(2)
-    corner = (picture.width, 0) if upright else (0, picture.height)
+    panel = legend.image(2 * image.height if upright else 0).reduce(2)
+    corner = (image.width, 0) if upright else (0, image.height)
     sheet = Image.new("RGB", (corner[0] + panel.width, corner[1] + panel.height), PAPER)
-    sheet.paste(picture)
+    sheet.paste(image)
     sheet.paste(panel, corner)
     return sheet
 

@@ -1,4 +1,4 @@
-"""Pictures in: read, turned upright, and fitted to the size that a model wants."""
+"""Images in: read, turned upright, and fitted to the size that a model wants."""
 
 import math
 import os
@@ -21,41 +21,40 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 """A path, a PIL image, or a (height, width, 3) uint8 array."""
 
 
-def load(picture: ImageLike) -> Image.Image:
-    """An RGB picture, EXIF rotation applied, transparency laid on white.
+def load(image: ImageLike) -> Image.Image:
+    """An RGB image, EXIF rotation applied, transparency laid on white.
 
-    Raises GocaError where there is no such file, it is no picture, it is broken, or a side is under 16 px.
+    Raises GocaError where there is no such file, it is no image, it is broken, or a side is under 16 px.
     """
-    name = "the picture"
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    name = "the image"
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise GocaError(
-                f"an array of shape {picture.shape} and type {picture.dtype} is no picture: "
-                "pass (height, width, 3) uint8"
+                f"an array of shape {image.shape} and type {image.dtype} is no image: pass (height, width, 3) uint8"
             )
-        picture, name = Image.fromarray(picture), "the array"
-    elif isinstance(picture, str | os.PathLike):
-        name = str(picture)
-    elif not isinstance(picture, Image.Image):
-        raise GocaError(f"{type(picture).__name__} is no picture: pass a path, a PIL image or a uint8 array")
-    upright = _decode(picture, name)
+        image, name = Image.fromarray(image), "the array"
+    elif isinstance(image, str | os.PathLike):
+        name = str(image)
+    elif not isinstance(image, Image.Image):
+        raise GocaError(f"{type(image).__name__} is no image: pass a path, a PIL image or a uint8 array")
+    upright = _decode(image, name)
     if min(upright.size) < SMALLEST:
         raise GocaError(f"{name} is {upright.width} x {upright.height} px: a side under {SMALLEST} px shows too little")
     return upright
 
 
-def _decode(picture: str | os.PathLike[str] | Image.Image, name: str) -> Image.Image:
+def _decode(image: str | os.PathLike[str] | Image.Image, name: str) -> Image.Image:
     """Upright and RGB. A PIL image is decoded only when it is first looked at, so it may turn out broken as well."""
     try:
-        # A picture that the user opened is the user's to close.
-        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as image:
-            return _rgb(ImageOps.exif_transpose(image))
+        # An image that the user opened is the user's to close.
+        with nullcontext(image) if isinstance(image, Image.Image) else Image.open(image) as opened:
+            return _rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise GocaError(f"no such file: {name}") from None
     except IsADirectoryError:
-        raise GocaError(f"{name} is a folder: name a picture") from None
+        raise GocaError(f"{name} is a folder: name an image") from None
     except UnidentifiedImageError:
-        raise GocaError(f"{name} is no picture that Pillow can read: convert it to PNG or JPEG") from None
+        raise GocaError(f"{name} is no image that Pillow can read: convert it to PNG or JPEG") from None
     except Image.DecompressionBombError:
         raise GocaError(f"{name} is too large to open safely: scale it down first") from None
     except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
@@ -77,9 +76,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, longest: int | None = None) -> Grid:
-    """(height, width) in pixels at which the model sees the picture: about size x size pixels in all, aspect kept.
+    """(height, width) in pixels at which the model sees the image: about size x size pixels in all, aspect kept.
 
-    most: no more pixels than these, unless it is square; longest: no more on a side. Raises GocaError for a picture so
+    most: no more pixels than these, unless it is square; longest: no more on a side. Raises GocaError for an image so
     long that, with a side of one multiple, it would be over four times that many, or over `most`.
     """
 
@@ -97,7 +96,7 @@ def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, l
     if longest is not None and max(height, width) > longest:
         height, width = scaled(longest / max(image.size), math.floor)
     if height * width > limit:
-        raise GocaError(f"a picture of {image.width} x {image.height} px is too long to be seen: cut it into parts")
+        raise GocaError(f"an image of {image.width} x {image.height} px is too long to be seen: cut it into parts")
     return height, width
 
 
@@ -108,12 +107,12 @@ def common_grid(latent: Grid, cells: int) -> Grid:
 
 
 def needs_windows(image: Image.Image) -> bool:
-    """Whether the picture is longer than 4:1, too long to be seen at once."""
+    """Whether the image is longer than 4:1, too long to be seen at once."""
     return max(image.size) > LONGEST_ASPECT * min(image.size)
 
 
 def windows(image: Image.Image, size: int, cells: int) -> Windows | None:
-    """Square windows of size x size px, cells x cells each, over the picture at its own scale, enlarged if smaller.
+    """Square windows of size x size px, cells x cells each, over the image at its own scale, enlarged if smaller.
 
     None where it would take more than 64 of them.
     """
@@ -125,7 +124,7 @@ def windows(image: Image.Image, size: int, cells: int) -> Windows | None:
 
 
 def tiles(image: Image.Image, windows: Windows, pixels: float) -> tuple[Image.Image, ...]:
-    """The picture under each window, at `pixels` a cell."""
+    """The image under each window, at `pixels` a cell."""
     height, width = (round(cells * pixels) for cells in windows.canvas)
     scaled = image.resize((width, height), Image.Resampling.LANCZOS)
     corners = [(box.left, box.top, box.left + box.width, box.top + box.height) for box in windows.boxes]

@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures on one page, each over its caption."""
+"""Contact sheets: many small images on one page, each over its caption."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ GAP = 12  # pixels between cells
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture and what is written under it, behind a square of a colour if it has one.
+    """An image and what is written under it, behind a square of a colour if it has one.
 
-    The picture is made as large as fits a square of `SIDE` pixels at once, so that a cell holds no more.
+    The image is made as large as fits a square of `SIDE` pixels at once, so that a cell holds no more.
     """
 
-    picture: Image.Image
+    image: Image.Image
     caption: str
     colour: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "picture", _fit(self.picture))
+        object.__setattr__(self, "image", _fit(self.image))
 
 
 def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     """Rows of cells; captions that are too long are cut. Raises ValueError where there is no cell."""
     columns = max((len(row) for row in rows), default=0)
     if not columns:
-        raise ValueError("a contact sheet needs a picture")
-    fitted = [[cell.picture for cell in row] for row in rows]
-    heights = [max((picture.height for picture in row), default=0) for row in fitted]
-    widths = [max(picture.width for picture in column if picture) for column in zip_longest(*fitted)]
+        raise ValueError("a contact sheet needs an image")
+    fitted = [[cell.image for cell in row] for row in rows]
+    heights = [max((image.height for image in row), default=0) for row in fitted]
+    widths = [max(image.width for image in column if image) for column in zip_longest(*fitted)]
     line = round(1.7 * TYPE)
     sheet = Image.new(
         "RGB",
@@ -43,20 +43,20 @@ def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
         PAPER,
     )
     top = GAP
-    for row, pictures, height in zip(rows, fitted, heights, strict=True):
+    for row, images, height in zip(rows, fitted, heights, strict=True):
         left = GAP
-        for cell, picture, width in zip(row, pictures, widths, strict=False):
-            sheet.paste(picture, (left, top))
+        for cell, image, width in zip(row, images, widths, strict=False):
+            sheet.paste(image, (left, top))
             sheet.paste(_caption(cell, width, line), (left, top + height))
             left += width + GAP
         top += height + line + GAP
     return sheet
 
 
-def _fit(picture: Image.Image) -> Image.Image:
-    longest = max(picture.size)
-    width, height = (max(1, round(edge * SIDE / longest)) for edge in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC if longest < SIDE else Image.Resampling.LANCZOS)
+def _fit(image: Image.Image) -> Image.Image:
+    longest = max(image.size)
+    width, height = (max(1, round(edge * SIDE / longest)) for edge in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC if longest < SIDE else Image.Resampling.LANCZOS)
 
 
 def _caption(cell: Cell, width: int, line: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Confusion matrices: a sum over pictures, so that shards add; every score is a function of the sum."""
+"""Confusion matrices: a sum over images, so that shards add; every score is a function of the sum."""
 
 import torch
 from jaxtyping import Float, Int, Integer

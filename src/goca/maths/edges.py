@@ -1,9 +1,9 @@
-"""Edge refinement: class scores that follow the picture's own edges, by a guided filter (He, Sun and Tang 2010).
+"""Edge refinement: class scores that follow the image's own edges, by a guided filter (He, Sun and Tang 2010).
 
 In the window round each pixel the scores are fitted by a linear function of the colours, slope . colour + offset; a
-pixel gets the mean of its windows' functions, at its own colour. Scores are as coarse as their grid, so on pictures of
+pixel gets the mean of its windows' functions, at its own colour. Scores are as coarse as their grid, so on images of
 many pixels the functions are fitted on a smaller copy and resized (the fast guided filter, He and Sun 2015). Window and
-epsilon were tried on one picture, examples/cat.png, and on no benchmark.
+epsilon were tried on one image, examples/cat.png, and on no benchmark.
 """
 
 import math
@@ -26,7 +26,7 @@ EPSILON = 1e-3
 
 
 def box(maps: Float[Tensor, "*channel height width"], radius: int) -> Float[Tensor, "*channel height width"]:
-    """The mean over the (2 radius + 1)^2 window round each pixel, as far as it is in the picture; by running sums."""
+    """The mean over the (2 radius + 1)^2 window round each pixel, as far as it is in the image; by running sums."""
     for axis in (-1, -2):
         size = maps.shape[axis]
         place = torch.arange(size, device=maps.device)
@@ -62,29 +62,29 @@ class GuidedFilter:
 
 
 class Edges:
-    """The edges of a picture, for scores on a grid over it. picture: RGB, any size."""
+    """The edges of an image, for scores on a grid over it. image: RGB, any size."""
 
-    def __init__(self, picture: UInt8[Tensor, "height width 3"], cells: Grid) -> None:
-        self.picture = picture
-        height, width, _ = picture.shape
+    def __init__(self, image: UInt8[Tensor, "height width 3"], cells: Grid) -> None:
+        self.image = image
+        height, width, _ = image.shape
         self.size = (height, width)
         cell = math.sqrt(height * width / math.prod(cells))
         shrunk = min(1.0, FINEST / cell)
         self.small = (max(1, round(height * shrunk)), max(1, round(width * shrunk)))
         radius = max(1, round(cell * shrunk))
-        # Area, so that every pixel of the picture is in the small one; a colour at a time, because pictures are large.
-        small = [F.interpolate(colour[None, None].float(), self.small, mode="area")[0] for colour in picture.unbind(-1)]
+        # Area, so that every pixel of the image is in the small one; a colour at a time, because images are large.
+        small = [F.interpolate(colour[None, None].float(), self.small, mode="area")[0] for colour in image.unbind(-1)]
         # Float64, in which running sums are exact enough for small variances; on the CPU where the device has none.
-        self.home = torch.device("cpu") if picture.device.type == "mps" else picture.device
+        self.home = torch.device("cpu") if image.device.type == "mps" else image.device
         self.filter = GuidedFilter(torch.cat(small).to(self.home).double() / 255, radius)
 
     def follow(self, scores: Float[Tensor, "h w"]) -> Float[Tensor, "height width"]:
-        """The scores at the picture's size, upsampled along its edges."""
+        """The scores at the image's size, upsampled along its edges."""
         slope, offset = self.filter.fit(resize(scores[None].to(self.home).double(), self.small)[0])
-        slope, offset = (part.float().to(self.picture.device) for part in (slope, offset[None]))
+        slope, offset = (part.float().to(self.image.device) for part in (slope, offset[None]))
         total = resize(offset, self.size)[0].clone()
         for colour in range(3):
-            total.addcmul_(resize(slope[[colour]], self.size)[0], self.picture[..., colour] / 255)
+            total.addcmul_(resize(slope[[colour]], self.size)[0], self.image[..., colour] / 255)
         return total
 
 
@@ -92,20 +92,20 @@ def label_along_edges(
     classes: Float[Tensor, "class h w"],
     support: Float[Tensor, "h w"] | None,
     background: Background,
-    picture: UInt8[Tensor, "height width 3"],
+    image: UInt8[Tensor, "height width 3"],
 ) -> Int[Tensor, "height width"]:
-    """`background.label`, of scores that follow the picture's edges."""
-    return next(labels_along_edges(classes, support, (background,), picture))
+    """`background.label`, of scores that follow the image's edges."""
+    return next(labels_along_edges(classes, support, (background,), image))
 
 
 def labels_along_edges(
     classes: Float[Tensor, "class h w"],
     support: Float[Tensor, "h w"] | None,
     backgrounds: Iterable[Background],
-    picture: UInt8[Tensor, "height width 3"],
+    image: UInt8[Tensor, "height width 3"],
 ) -> Iterator[Int[Tensor, "height width"]]:
-    """`background.labels`, of scores that follow the picture's edges; class by class, so that one is held at a time."""
-    edges = Edges(picture, (classes.shape[-2], classes.shape[-1]))
+    """`background.labels`, of scores that follow the image's edges; class by class, so that one is held at a time."""
+    edges = Edges(image, (classes.shape[-2], classes.shape[-1]))
     extra = classes.new_zeros(edges.size) if support is None else edges.follow(support)
     best = torch.full_like(extra, -torch.inf)
     winner = torch.zeros(edges.size, dtype=torch.long, device=classes.device)

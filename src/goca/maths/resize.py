@@ -1,7 +1,7 @@
 """Resizing as linear maps, so that it can be moved from one factor of a sum to the other.
 
 All rules are torch's `interpolate`: bilinear with `align_corners=False` and no antialiasing, and `nearest`. Bilinear
-resizing of a picture is separable, B = By (x) Bx, so B and its adjoint B^T are applied as two small products.
+resizing of an image is separable, B = By (x) Bx, so B and its adjoint B^T are applied as two small products.
 """
 
 import torch

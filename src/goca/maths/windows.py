@@ -1,4 +1,4 @@
-"""One picture seen through overlapping windows: where they lie on the canvas of cells, and how their maps join."""
+"""One image seen through overlapping windows: where they lie on the canvas of cells, and how their maps join."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Windows:
 
     @classmethod
     def whole(cls, canvas: Grid) -> "Windows":
-        """One window: the picture itself."""
+        """One window: the image itself."""
         return cls(canvas, (Box(0, 0, *canvas),))
 
     @classmethod
@@ -42,7 +42,7 @@ class Windows:
         return cls(canvas, tuple(Box(top, left, height, width) for top in tops for left in lefts))
 
     def mirrored(self) -> "Windows":
-        """The same windows over the picture with left and right exchanged."""
+        """The same windows over the image with left and right exchanged."""
         width = self.canvas[1]
         boxes = (Box(box.top, width - box.left - box.width, box.height, box.width) for box in self.boxes)
         return Windows(self.canvas, tuple(boxes))

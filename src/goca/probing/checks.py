@@ -51,7 +51,7 @@ class Probe:
         """All of them: the row, and the latent cells a side of a pixel, 0 where levels differ in that."""
         self.backbone.family = replace(self.backbone.family, cell=self._how_large_is_a_cell())
         self.step, self.plain = self._in_what_steps_do_sizes_go()
-        self.backbone.family = replace(self.backbone.family, odds=self._is_noise_counted_against_the_picture())
+        self.backbone.family = replace(self.backbone.family, odds=self._is_noise_counted_against_the_image())
         self.size = (3 * self.step, 5 * self.step)
         self.attentions = self.plain.attentions
         stand_in = self._is_some_attention_linear()
@@ -91,7 +91,7 @@ class Probe:
                     return step, look
         raise errors[len(MULTIPLES) - 1]  # at the guidance that others are asked at, and a size that hardly any refuses
 
-    def _is_noise_counted_against_the_picture(self) -> bool:
+    def _is_noise_counted_against_the_image(self) -> bool:
         """Whether a flow model is told s / (1 + s) where it was to be told s, or what is left of it, or thousandths."""
         told = self.plain.told
         if not self.backbone.family.flow or told is None:
@@ -252,7 +252,7 @@ class Probe:
                 columns = moved(word.plain.attentions[here].k, word.turned.attentions[here].k)
                 starts.append({column - before - word.place for column in columns})
                 ends.append(word.plain.prompt.length - len(word.plain.prompt.texts[name].ids))
-            # NounTokens may have met each other before: what moves beside the column is not in one place for all of them.
+            # Words may have met each other before: what moves beside the column is not in one place for all of them.
             fixed = set.intersection(*starts)
             if len(fixed) > 1:
                 raise GocaError(f"each token of its {name} has {len(fixed)} columns, from {sorted(fixed)}")

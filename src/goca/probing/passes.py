@@ -26,7 +26,7 @@ CAPTIONS = (
 )
 """Of three lengths: what is padded in front moves with them, and what is padded to a multiple has several."""
 LEVEL = 400
-"""The noise level of every pass: any at which picture and text both matter."""
+"""The noise level of every pass: any at which image and text both matter."""
 OPPOSITE = -3.0
 """What a vector is multiplied by: were it shifted or made longer, what normalises it would undo that."""
 TELLING = 1e-3
@@ -66,7 +66,7 @@ class Watch(AttentionHook):
     """A tap that expects no layout; `LastAttentionReached` is raised behind attention number `last`."""
 
     def __init__(self, denoiser: nn.Module, last: int | None) -> None:
-        super().__init__(denoiser, (), lambda picture, call: None)
+        super().__init__(denoiser, (), lambda image, call: None)
         self.last = last
         self.attentions: list[Attention] = []
 

@@ -33,7 +33,7 @@ PLAIN = {
     "use_pe": False,
     "skip_text_cleaning": True,
 }
-"""What a pipeline is told where it knows the word: to make one picture, of the size and the caption it was given."""
+"""What a pipeline is told where it knows the word: to make one image, of the size and the caption it was given."""
 _NO_DENOISER = ("vae", "text_encoder", "image_encoder", "safety_checker")
 
 
@@ -78,7 +78,7 @@ def recognise(backbone: Any) -> Family:
 
 
 def confirm(backbone: Any) -> None:
-    """Show the tap two pictures of another size, told all that was found; GocaError where it sees anything else."""
+    """Show the tap two images of another size, told all that was found; GocaError where it sees anything else."""
     calls: list[AttentionCall] = []
     prompts: dict[str, Any] = {}
     step = backbone.multiple // backbone.cell
@@ -86,7 +86,7 @@ def confirm(backbone: Any) -> None:
         2, channels(backbone.pipeline.vae), 4 * step, 3 * step, generator=torch.Generator().manual_seed(0)
     )
     with _refusing(backbone), quiet():
-        backbone.forward(noise, CAPTIONS[:1] * 2, LEVEL, 0, lambda picture, call: calls.append(call), prompts)
+        backbone.forward(noise, CAPTIONS[:1] * 2, LEVEL, 0, lambda image, call: calls.append(call), prompts)
         texts = {call.block: range(call.k.shape[1])[call.text] for call in calls if call.text is not None}
         for block in backbone.blocks:
             if block not in texts:

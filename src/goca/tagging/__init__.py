@@ -1,4 +1,4 @@
-"""Who says which classes a picture shows.
+"""Who says which classes an image shows.
 
 A tagger is named by a short text, `tagger_named`; whoever it is stands beside every score.
 """
@@ -23,7 +23,7 @@ class Means:
     """What some taggers need.
 
     captions: the .jsonl file in which vlm and local save what they say. prices: of vlm, see `Prices`. together: how
-    many questions vlm asks at a time. batch: pictures local shows at a time. segmenter: whose model is self.
+    many questions vlm asks at a time. batch: images local shows at a time. segmenter: whose model is self.
     """
 
     captions: Path | None = None
@@ -57,7 +57,7 @@ _FORMS = "vlm:MODEL, local:FOLDER_OR_ID, self:error and self:map"
 
 
 def prepare(tagger: Tagger, samples: "Sequence[Sample]", dataset: "Dataset", done: Done = lambda: None) -> None:
-    """Let a tagger that can tag many pictures at once do so; the others tag each when they are asked."""
+    """Let a tagger that can tag many images at once do so; the others tag each when they are asked."""
     if isinstance(tagger, Preparing):
         tagger.prepare(samples, dataset, done)
 

@@ -1,4 +1,4 @@
-"""What a tagger is to the bench: who says which nouns a picture shows."""
+"""What a tagger is to the bench: who says which nouns an image shows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Protocol, runtime_checkable
 from goca.evaluation.datasets.base import Dataset, Sample
 
 Done = Callable[[], None]
-"""Called once for every picture that is done with."""
+"""Called once for every image that is done with."""
 Prices = tuple[float, float]
 """For a million tokens, (read, written), in any currency."""
 
 
 @runtime_checkable
 class Tagger(Protocol):
-    """Says what is in a picture, as a list of nouns: "person, clothes, grass".
+    """Says what is in an image, as a list of nouns: "person, clothes, grass".
 
     name: what a score says of it, such as "oracle" or "vlm gpt-4o".
     """
@@ -23,21 +23,21 @@ class Tagger(Protocol):
     def name(self) -> str: ...
 
     def tag(self, sample: Sample, dataset: Dataset) -> str:
-        """The caption of one picture; parts of one object may stand in parentheses: "(person, clothes), grass".
+        """The caption of one image; parts of one object may stand in parentheses: "(person, clothes), grass".
 
-        Raises GocaError where the picture cannot be tagged.
+        Raises GocaError where the image cannot be tagged.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the pictures that were not tagged yet will take, about.
+    """What the images that were not tagged yet will take, about.
 
     read, written: tokens. cost: in the currency of the prices, None without prices.
     """
 
-    pictures: int
+    images: int
     read: int
     written: int
     cost: float | None
@@ -46,7 +46,7 @@ class Estimate:
         cost = "name prices to see the cost" if self.cost is None else f"about {self.cost:.2f}"
         if self.cost is not None and 0 < self.cost < 0.01:
             cost = "less than 0.01"
-        count = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
+        count = "1 image" if self.images == 1 else f"{self.images} images"
         return f"{count}, about {self.read:,} tokens to read and {self.written:,} to write: {cost}"
 
 
@@ -65,11 +65,11 @@ class Costing(Tagger, Protocol):
 
 @runtime_checkable
 class Preparing(Tagger, Protocol):
-    """A tagger that does many pictures faster than one after the other."""
+    """A tagger that does many images faster than one after the other."""
 
     def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Done) -> None:
-        """Tag pictures ahead, so that `tag` knows their captions.
+        """Tag images ahead, so that `tag` knows their captions.
 
-        Raises GocaError where it cannot go on; what is done is kept. A picture that alone is at fault is left to `tag`.
+        Raises GocaError where it cannot go on; what is done is kept. An image that alone is at fault is left to `tag`.
         """
         ...

@@ -15,7 +15,7 @@ from goca.evaluation.datasets.base import Dataset, Sample
 
 @dataclass(frozen=True)
 class Entry:
-    """The caption of one picture. dataset, tagger: whose it is and who said it, where the file tells."""
+    """The caption of one image. dataset, tagger: whose it is and who said it, where the file tells."""
 
     id: str
     caption: str
@@ -24,7 +24,7 @@ class Entry:
 
 
 def read(path: Path) -> tuple[Entry, ...]:
-    """The captions of a file, by its suffix; of a picture that occurs twice the last one counts to its readers.
+    """The captions of a file, by its suffix; of an image that occurs twice the last one counts to its readers.
 
     .jsonl: an object with "id" and "caption" on each line, "dataset" and "tagger" if known; a last line that a killed
     process left unfinished is passed over. .json: a list of such objects, or {id: caption}. .tsv: id, tab, caption.
@@ -95,7 +95,7 @@ def _parsed(line: bytes, where: str) -> Entry:
 def _entry(found: Any, where: str) -> Entry:
     told = {name: found.get(name, "") for name in Entry.__annotations__} if isinstance(found, dict) else {}
     if not told.get("id") or "caption" not in found or not all(isinstance(value, str) for value in told.values()):
-        raise GocaError(f"{where} is no caption: give each picture's id and its caption, both text")
+        raise GocaError(f"{where} is no caption: give each image's id and its caption, both text")
     return Entry(**told)
 
 

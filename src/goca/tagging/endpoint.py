@@ -117,7 +117,7 @@ class Endpoint:
         except (ValueError, LookupError, TypeError, AttributeError):
             raise _Again("its answer is no chat completion") from None
         if isinstance(refusal, str) and refusal.strip():
-            raise Refusal(f"{self.base} declined ({self._tell(refusal)}): leave the picture out, or ask another model")
+            raise Refusal(f"{self.base} declined ({self._tell(refusal)}): leave the image out, or ask another model")
         if not isinstance(text, str) or not text.strip():
             raise _Again("its answer is empty", kind=Refusal)
         return text

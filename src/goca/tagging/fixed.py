@@ -1,4 +1,4 @@
-"""One list for every picture."""
+"""One list for every image."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from goca.evaluation.datasets.base import Dataset, Sample
 
 @dataclass(frozen=True)
 class Given:
-    """The same caption for every picture; GocaError for one without a noun."""
+    """The same caption for every image; GocaError for one without a noun."""
 
     caption: str
 

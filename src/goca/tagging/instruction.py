@@ -9,11 +9,11 @@ USUAL_WORDS = 20
 
 
 def instruction(dataset: Dataset) -> str:
-    """The request for one picture's nouns, with the words of the data set's classes."""
+    """The request for one image's nouns, with the words of the data set's classes."""
     most = MOST_WORDS.get(dataset.name, USUAL_WORDS)
     known = ", ".join(one.name.lower() for one in dataset.categories)
     return (
-        "List what this picture shows, as nouns divided by commas. Name the foreground and the background: people, "
+        "List what this image shows, as nouns divided by commas. Name the foreground and the background: people, "
         "animals and objects, and also sky, ground, walls and the like. Use singular nouns, no verbs and no plurals, "
         f"none of them twice, and at most {most} words in all. Nouns that are parts of one object go into parentheses "
         "together, the object first, as in: (person, clothes), grass. Where one of the following words fits exactly, "

@@ -29,9 +29,9 @@ _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, Loo
 
 @dataclass
 class Local:
-    """Shows `model` every picture that `path` (.jsonl) lacks, `batch` at a time, and records each answer at once.
+    """Shows `model` every image that `path` (.jsonl) lacks, `batch` at a time, and records each answer at once.
 
-    model: a folder or a Hub id of an image-text model that follows instructions; it is loaded when the first picture
+    model: a folder or a Hub id of an image-text model that follows instructions; it is loaded when the first image
     needs it, from safetensors, and runs no code of its repository.
     """
 
@@ -54,7 +54,7 @@ class Local:
         return f"local {folder.absolute().name} ({_fingerprint(folder)})" if folder.is_dir() else f"local {self.model}"
 
     def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Done) -> None:
-        """Tag the pictures that are not recorded yet. See `Preparing`."""
+        """Tag the images that are not recorded yet. See `Preparing`."""
         missing = []
         for sample in samples:
             if self.record.get(sample, dataset) is None and _readable(sample):
@@ -81,12 +81,12 @@ class Local:
         processor, model = self._loaded
         content = [{"type": "image"}, {"type": "text", "text": request}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        pictures = [[images.load(sample.image)] for sample in samples]
+        loaded_images = [[images.load(sample.image)] for sample in samples]
         try:
             with quiet():
-                given = processor(images=pictures, text=[prompt] * len(pictures), padding=True, return_tensors="pt").to(
-                    model.device, model.dtype
-                )
+                given = processor(
+                    images=loaded_images, text=[prompt] * len(loaded_images), padding=True, return_tensors="pt"
+                ).to(model.device, model.dtype)
                 out = model.generate(**given, do_sample=False, max_new_tokens=MOST_TOKENS)
         except torch.OutOfMemoryError:
             raise GocaError(f"{self.model} does not fit the memory with batch {self.batch}: lower it") from None
@@ -139,7 +139,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _readable(sample: Sample) -> bool:
-    """Whether a batch can take the picture; `tag` tells what is wrong with one that it cannot."""
+    """Whether a batch can take the image; `tag` tells what is wrong with one that it cannot."""
     try:
         images.load(sample.image)
     except GocaError:

@@ -1,4 +1,4 @@
-"""How well a tagger does: what it said of pictures against what they show."""
+"""How well a tagger does: what it said of images against what they show."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Agreement:
-    """Classes said rightly, said, and true, summed over pictures; 0 where there is nothing to divide by."""
+    """Classes said rightly, said, and true, summed over images; 0 where there is nothing to divide by."""
 
     right: int
     said: int
@@ -14,7 +14,7 @@ class Agreement:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[Collection[str], Collection[str]]]) -> "Agreement":
-        """From (what was said, what is true) of each picture."""
+        """From (what was said, what is true) of each image."""
         sets = [(set(said), set(true)) for said, true in pairs]
         return cls(*(sum(map(len, some)) for some in zip(*((a & b, a, b) for a, b in sets), strict=True)))
 

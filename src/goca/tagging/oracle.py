@@ -1,4 +1,4 @@
-"""Ground truth as a tagger: the classes that a picture does show. What it flatters is said by its name."""
+"""Ground truth as a tagger: the classes that an image does show. What it flatters is said by its name."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from goca.evaluation.datasets.base import VOID, Dataset, Sample
 
 
 def true_classes(sample: Sample, dataset: Dataset) -> tuple[str, ...]:
-    """Names of the categories that occur in a picture's ground truth, in the data set's order."""
+    """Names of the categories that occur in an image's ground truth, in the data set's order."""
     labels = [int(label) for label in np.unique(sample.truth()) if label not in (0, VOID)]
     if labels and labels[-1] > len(dataset.categories):
         raise GocaError(

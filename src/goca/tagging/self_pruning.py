@@ -43,13 +43,13 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class ByError:
-    """Which candidate helps the model most to tell the noise from the picture, place by place.
+    """Which candidate helps the model most to tell the noise from the image, place by place.
 
     Each candidate is the prompt by itself, at several noise levels, each with one noise for all candidates. A
-    candidate's score is the share of the picture where the error, averaged over a window, falls most with it. The drop
-    over the whole picture says less: it forgets small things, and a prompt of one noun is wrong about all the others.
+    candidate's score is the share of the image where the error, averaged over a window, falls most with it. The drop
+    over the whole image says less: it forgets small things, and a prompt of one noun is wrong about all the others.
 
-    levels: training timesteps. window: its side, as a share of the picture's.
+    levels: training timesteps. window: its side, as a share of the image's.
     """
 
     levels: tuple[int, ...] = (400, 600, 800)
@@ -104,17 +104,17 @@ class ByError:
             raise GocaError(f'{backbone.name} packs its answer, which "self:error" does not read: use "self:map"')
         # What is behind the latent's channels is a variance.
         found = said[:, : right.shape[1]].to(right)
-        # Some flow models point from noise to picture.
+        # Some flow models point from noise to image.
         sign = -1.0 if backbone.family.flow and float((found * right).sum()) < 0 else 1.0
         return (sign * found - right).square().mean(1)
 
 
 @dataclass(frozen=True)
 class ByMap:
-    """How unevenly a candidate's share of the aggregated map is spread over the picture, before any min-max.
+    """How unevenly a candidate's share of the aggregated map is spread over the image, before any min-max.
 
     All candidates are one prompt. The lower half falls out and the rest is asked again, until `few` are left: a noun
-    that is not in the picture disturbs the others' shares. A candidate's score is its share's standard deviation.
+    that is not in the image disturbs the others' shares. A candidate's score is its share's standard deviation.
     """
 
     recipe: Recipe = GOCA_BALANCED
@@ -164,7 +164,7 @@ class SelfPruning:
         return write((one,) for one in self.pruned(images.load(sample.image), candidates))
 
     def pruned(self, image: Image.Image, candidates: Sequence[str]) -> tuple[str, ...]:
-        """Those of the candidates that the picture shows. Raises GocaError for a word that the model does not know."""
+        """Those of the candidates that the image shows. Raises GocaError for a word that the model does not know."""
         scores = self.scores(image, candidates)
         kept = scores >= min(self.judge.threshold, float(scores.max()))
         return tuple(one for one, keep in zip(candidates, kept.tolist(), strict=True) if keep)

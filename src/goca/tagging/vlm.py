@@ -20,19 +20,19 @@ from goca.tagging.endpoint import Declined, Endpoint, Refusal
 from goca.tagging.instruction import MOST_WORDS, USUAL_WORDS, caption_in, instruction
 
 LONGEST_SIDE = 1024
-"""Larger pictures are shown smaller: nouns can still be told, and it costs less."""
+"""Larger images are shown smaller: nouns can still be told, and it costs less."""
 TOKENS_A_LETTER, TOKENS_A_WORD = 1 / 4, 2
-TOKENS_A_PICTURE, TOKENS_A_TILE, TILE = 85, 170, 512
+TOKENS_A_IMAGE, TOKENS_A_TILE, TILE = 85, 170, 512
 """OpenAI's rule for its GPT-4 models; others count otherwise, most of them fewer."""
 
 
-class Unreadable(GocaError):  # noqa: N818 - of a picture, as `Declined` is of a question
-    """This one picture cannot be shown, and others may well be."""
+class Unreadable(GocaError):  # noqa: N818 - of an image, as `Declined` is of a question
+    """This one image cannot be shown, and others may well be."""
 
 
 @dataclass
 class VLM:
-    """Asks a server for every picture that `record` lacks, and records each answer at once.
+    """Asks a server for every image that `record` lacks, and records each answer at once.
 
     model: its name to the server. together: questions that are under way at a time. prices: see `Prices`.
     """
@@ -63,20 +63,20 @@ class VLM:
         self.endpoint.check()
 
     def estimate(self, samples: Sequence[Sample], dataset: Dataset) -> Estimate:
-        """See `Costing`: what the pictures that are not recorded yet will take."""
+        """See `Costing`: what the images that are not recorded yet will take."""
         open_ = [sample.image for sample in samples if self.record.get(sample, dataset) is None]
         # What cannot be read will not be sent.
-        pictures = [count for count in map(_tokens, open_) if count is not None]
+        token_counts = [count for count in map(_tokens, open_) if count is not None]
         words = math.ceil(len(instruction(dataset)) * TOKENS_A_LETTER)
-        read = words * len(pictures) + sum(pictures)
-        written = len(pictures) * TOKENS_A_WORD * MOST_WORDS.get(dataset.name, USUAL_WORDS)
+        read = words * len(token_counts) + sum(token_counts)
+        written = len(token_counts) * TOKENS_A_WORD * MOST_WORDS.get(dataset.name, USUAL_WORDS)
         cost = None
         if self.prices is not None:
             cost = sum(count * price for count, price in zip((read, written), self.prices, strict=True)) / 1e6
-        return Estimate(len(pictures), read, written, cost)
+        return Estimate(len(token_counts), read, written, cost)
 
     def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Done) -> None:
-        """Ask for the pictures that are not recorded yet, several at a time. See `Preparing`."""
+        """Ask for the images that are not recorded yet, several at a time. See `Preparing`."""
         stop = self.endpoint.stop
         causes: list[Exception] = []
         if any(self.record.get(sample, dataset) is None for sample in samples):
@@ -107,16 +107,16 @@ class VLM:
             raise causes[0]
 
     def tag(self, sample: Sample, dataset: Dataset) -> str:
-        """See `Tagger`; a picture that was declined or unreadable in `prepare` is not asked for again."""
+        """See `Tagger`; an image that was declined or unreadable in `prepare` is not asked for again."""
         known = self.record.get(sample, dataset)
         if known is not None:
             return known
         if (dataset.name, sample.id) in self._faults:
             raise self._faults[dataset.name, sample.id]
-        picture = {"type": "image_url", "image_url": {"url": _data_url(sample.image)}}
+        image = {"type": "image_url", "image_url": {"url": _data_url(sample.image)}}
         text = {"type": "text", "text": instruction(dataset)}
         self._begin()
-        caption = caption_in(self._ask([{"role": "user", "content": [text, picture]}]))
+        caption = caption_in(self._ask([{"role": "user", "content": [text, image]}]))
         self.record.add(sample, dataset, caption)
         return caption
 
@@ -148,11 +148,11 @@ def _data_url(path: Path) -> str:
 
 
 def _tokens(path: Path) -> int | None:
-    """Of one picture, None where it cannot be read; only its header is."""
+    """Of one image, None where it cannot be read; only its header is."""
     try:
         with Image.open(path) as image:
             width, height = image.size
     except OSError:
         return None
     scale = min(1.0, LONGEST_SIDE / max(width, height))
-    return TOKENS_A_PICTURE + TOKENS_A_TILE * math.prod(math.ceil(side * scale / TILE) for side in (width, height))
+    return TOKENS_A_IMAGE + TOKENS_A_TILE * math.prod(math.ceil(side * scale / TILE) for side in (width, height))

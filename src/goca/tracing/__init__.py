@@ -24,7 +24,7 @@ from goca.segmentation import Segmentation
 from goca.text.token_spans import Classes, Word
 from goca.tracing.collected import Planner, Step
 from goca.tracing.collector import Collector
-from goca.tracing.picture import TracedImage
+from goca.tracing.image import TracedImage
 
 __all__ = ["Step", "Trace", "TracedImage", "trace"]
 
@@ -32,7 +32,7 @@ __all__ = ["Step", "Trace", "TracedImage", "trace"]
 def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Any = None) -> "Trace":
     """Listen to a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
 
-    The pictures are those that the pipeline makes anyway, to the bit, where it runs PyTorch's own attention: attention
+    The images are those that the pipeline makes anyway, to the bit, where it runs PyTorch's own attention: attention
     slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline belongs to the
     block's thread until its end: segmenters in others wait.
 
@@ -40,7 +40,7 @@ def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Any = None) -> "Trace":
     of second order make two passes a step; PNDM makes one pass more than it has steps, and each counts as a step. Of a
     batch with guidance only the prompts' own branch is read. Raises GocaError for a pipeline that is not supported, and
     inside the block, from the pipeline's call, for one that cannot be traced. Where what was read cannot be summed up
-    there is a warning, and the picture all the same.
+    there is a warning, and the image all the same.
     """
     return Trace(pipe, recipe, steps)
 
@@ -48,8 +48,8 @@ def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Any = None) -> "Trace":
 class Trace:
     """What was read while a pipeline generated: see `trace`.
 
-    `pictures`, also by index, are in the pipeline's order, those of a second call behind the first's. What else can be
-    asked is asked of the first picture: see `TracedImage`.
+    `images`, also by index, are in the pipeline's order, those of a second call behind the first's. What else can be
+    asked is asked of the first image: see `TracedImage`.
     """
 
     def __init__(self, pipe: Any, recipe: Recipe | str, steps: Any) -> None:
@@ -67,25 +67,25 @@ class Trace:
         self._stack.__exit__(kind, error, trace)
 
     @property
-    def pictures(self) -> tuple[TracedImage, ...]:
-        """Every picture so far; GocaError where there is none, saying why."""
-        if not self._collector.pictures:
+    def images(self) -> tuple[TracedImage, ...]:
+        """Every image so far; GocaError where there is none, saying why."""
+        if not self._collector.images:
             raise GocaError(self._collector.reason())
-        return self._collector.pictures
+        return self._collector.images
 
     def __getitem__(self, index: int) -> TracedImage:
-        pictures = self.pictures
-        if not isinstance(index, Integral) or not -len(pictures) <= int(index) < len(pictures):
+        images = self.images
+        if not isinstance(index, Integral) or not -len(images) <= int(index) < len(images):
             raise GocaError(
-                f"there is no picture {index!r}: {len(pictures)} were traced, choose from 0 to {len(pictures) - 1}"
+                f"there is no image {index!r}: {len(images)} were traced, choose from 0 to {len(images) - 1}"
             )
-        return pictures[int(index)]
+        return images[int(index)]
 
     def __iter__(self) -> Iterator[TracedImage]:
-        return iter(self._collector.pictures)
+        return iter(self._collector.images)
 
     def __len__(self) -> int:
-        return len(self._collector.pictures)
+        return len(self._collector.images)
 
     def words(self) -> tuple[Word, ...]:
         """See `TracedImage.words`."""
@@ -119,11 +119,11 @@ class Trace:
         """See `TracedImage.steps`."""
         return self[0].steps
 
-    def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
-        """Every picture as `TracedImage.save` writes it; where there are several, as STEM-1, STEM-2 and so on."""
-        pictures = self.pictures
-        stems = [stem] if len(pictures) == 1 else [f"{stem}-{number}" for number in range(1, len(pictures) + 1)]
-        return tuple(path for picture, own in zip(pictures, stems, strict=True) for path in picture.save(folder, own))
+    def save(self, folder: str | Path, stem: str = "image") -> tuple[Path, ...]:
+        """Every image as `TracedImage.save` writes it; where there are several, as STEM-1, STEM-2 and so on."""
+        images = self.images
+        stems = [stem] if len(images) == 1 else [f"{stem}-{number}" for number in range(1, len(images) + 1)]
+        return tuple(path for image, own in zip(images, stems, strict=True) for path in image.save(folder, own))
 
 
 def _checked(steps: Any) -> Container[int] | None:

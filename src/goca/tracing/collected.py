@@ -54,9 +54,9 @@ class Step:
 
 @dataclass
 class Collected:
-    """What the passes for one picture said, summed up: nothing in it grows with their number but `steps`.
+    """What the passes for one image said, summed up: nothing in it grows with their number but `steps`.
 
-    size: (height, width) of the picture in pixels; grid: that of its maps. columns: the prompt's token columns, the
+    size: (height, width) of the image in pixels; grid: that of its maps. columns: the prompt's token columns, the
     only ones that are kept. total: the sum of the passes' maps of them. planner: for other recipes.
     """
 

@@ -12,7 +12,7 @@ from goca.diffusion.denoiser_call import DenoiserCall
 from goca.errors import GocaError
 from goca.recipe import Plan
 from goca.tracing.collected import Collected, Planner
-from goca.tracing.picture import TracedImage
+from goca.tracing.image import TracedImage
 
 
 @dataclass
@@ -30,16 +30,16 @@ class Collector:
     _failed: dict[int, str] = field(default_factory=dict)
 
     @property
-    def pictures(self) -> tuple[TracedImage, ...]:
+    def images(self) -> tuple[TracedImage, ...]:
         """Those of which a step was read."""
-        return tuple(one for pictures in self.generations.values() for one in pictures if one.steps)
+        return tuple(one for images in self.generations.values() for one in images if one.steps)
 
     def misses(self) -> None:
         """Remembered for `reason`."""
         self._missed = True
 
     def starts(self, one: DenoiserCall) -> Sink | None:
-        """A readout for each picture, where the step is wanted."""
+        """A readout for each image, where the step is wanted."""
         self._last = one.step
         if one.generation in self._failed or (self.steps is not None and one.step not in self.steps):
             return None
@@ -47,34 +47,34 @@ class Collector:
             self.generations[one.generation] = [
                 TracedImage(Collected.of(self.plan, self.planner, said, one.latent, self.cell)) for said in one.prompts
             ]
-        self._readouts = readouts = [picture.collected.readout() for picture in self.generations[one.generation]]
-        return lambda picture, call: readouts[picture].add(call)
+        self._readouts = readouts = [image.collected.readout() for image in self.generations[one.generation]]
+        return lambda image, call: readouts[image].add(call)
 
     def ends(self, one: DenoiserCall) -> None:
-        """Add what the readouts say to what there was; where they cannot, warn: the picture itself is still made."""
+        """Add what the readouts say to what there was; where they cannot, warn: the image itself is still made."""
         readouts, self._readouts = self._readouts, []
         try:
-            for picture, readout in zip(self.generations[one.generation], readouts, strict=True):
-                picture.collected.take(readout, one)
+            for image, readout in zip(self.generations[one.generation], readouts, strict=True):
+                image.collected.take(readout, one)
         except GocaError as error:
             self.breaks(one)
             self._failed[one.generation] = str(error)
             warnings.warn(f"nothing is traced of this call: {error}", stacklevel=2)
 
     def breaks(self, one: DenoiserCall) -> None:
-        """Forget the pictures of a generation that failed: half a step is in them."""
+        """Forget the images of a generation that failed: half a step is in them."""
         self._readouts = []
         del self.generations[one.generation]
 
     def shows(self, generation: int, images: Sequence[Image.Image]) -> None:
-        """The pictures themselves, where the pipeline decoded one for each latent."""
-        pictures = self.generations.get(generation, [])
-        if len(images) == len(pictures):
-            for picture, image in zip(pictures, images, strict=True):
-                picture.image = image.convert("RGB")
+        """The images themselves, where the pipeline decoded one for each latent."""
+        traced = self.generations.get(generation, [])
+        if len(images) == len(traced):
+            for traced_image, image in zip(traced, images, strict=True):
+                traced_image.image = image.convert("RGB")
 
     def reason(self) -> str:
-        """Why there is no picture."""
+        """Why there is no image."""
         if self._failed:
             return next(iter(self._failed.values()))
         if self._last is not None and self.steps is not None:

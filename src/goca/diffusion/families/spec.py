@@ -40,10 +40,10 @@ class Family:
     - stand_in: self-attention is linear, without a map; the affinity of the raw queries stands in for it.
     - flow: whether noise is a share of a straight line, and not a step of a chain.
     - feature: what the reference block is compared by: its raw queries, or its attention's output.
-    - options: what the pipeline's call is told besides; edits: it takes a picture too, but need not;
-      multiple: of how many pixels it wants a side to be a multiple; resizes: it makes every picture as large as its
+    - options: what the pipeline's call is told besides; edits: it takes an image too, but need not;
+      multiple: of how many pixels it wants a side to be a multiple; resizes: it makes every image as large as its
       `default_sample_size` says.
-    - odds: a flow model's sampler counts noise against the picture, s / (1 - s), and not as a share of both.
+    - odds: a flow model's sampler counts noise against the image, s / (1 - s), and not as a share of both.
     - found: what the probe found out, for a denoiser that nobody has listed; cell: pixels a side of a latent cell, 0
       where the pipeline's own figure is right.
     """

@@ -19,7 +19,7 @@ def check(transformer: Any) -> None:
 
 
 def size(transformer: Any, cell: int) -> int:
-    """The side in pixels of the pictures the transformer was trained on, from its configuration."""
+    """The side in pixels of the images the transformer was trained on, from its configuration."""
     side = transformer.config.sample_size
     return int(side if isinstance(side, int) else max(side)) * cell
 

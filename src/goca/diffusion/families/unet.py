@@ -21,13 +21,13 @@ UNREADABLE = {
     "mid_block_only_cross_attention": "it reads the text where others attend to themselves",
     "class_embed_type": "it wants a class label beside the text",
     "num_class_embeds": "it wants a class label beside the text",
-    "encoder_hid_dim_type": "it wants a picture beside the text; take an adapter off with pipe.unload_ip_adapter()",
+    "encoder_hid_dim_type": "it wants an image beside the text; take an adapter off with pipe.unload_ip_adapter()",
 }
 """Entries of a UNet's configuration that goca cannot serve, and why."""
 
 
 def check(unet: Any) -> None:
-    """Raise GocaError for a UNet that is told more than a picture and a text, or attends in another layout."""
+    """Raise GocaError for a UNet that is told more than an image and a text, or attends in another layout."""
     for name, reason in UNREADABLE.items():
         # As an attribute, because that is what an adapter changes.
         value = getattr(unet.config, name, None)
@@ -37,7 +37,7 @@ def check(unet: Any) -> None:
 
 
 def size(unet: Any, cell: int) -> int:
-    """The side in pixels of the pictures the UNet was trained on, from its configuration."""
+    """The side in pixels of the images the UNet was trained on, from its configuration."""
     side = unet.config.sample_size
     return int(side if isinstance(side, int) else max(side)) * cell
 

@@ -20,11 +20,11 @@ def open_ade20k(root: Path | None, split: str | None = None) -> Dataset:
     """
     chosen = choose(NAME, split, SPLITS)
     home = locate(NAME, root, ("", "ADEChallengeData2016"), ("images", "annotations"))
-    pictures, truths = home / "images" / chosen, home / "annotations" / chosen
-    ids = sorted(stems(pictures, ".jpg") | stems(truths, ".png"))
+    images, truths = home / "images" / chosen, home / "annotations" / chosen
+    ids = sorted(stems(images, ".jpg") | stems(truths, ".png"))
     if not ids:
-        raise GocaError(f"{NAME}: expected {pictures / 'ADE_*.jpg'}: download or unpack the rest")
-    entries = [(one, pictures / f"{one}.jpg", truths / f"{one}.png") for one in ids]
+        raise GocaError(f"{NAME}: expected {images / 'ADE_*.jpg'}: download or unpack the rest")
+    entries = [(one, images / f"{one}.jpg", truths / f"{one}.png") for one in ids]
     classes = rows("ade20k")
     # 0 is "other objects"; values above 150 occur in copies that keep more classes.
     labels = table({row.id: label for label, row in enumerate(classes, start=1)}, rest=VOID)

@@ -21,10 +21,10 @@ class Category:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a data set.
+    """One image of a data set.
 
-    id: unique in the data set, and the same on every machine. image: the picture's file. truth: reads the ground
-    truth, (height, width) uint16 in the picture's size: i is categories[i - 1], 0 is background, `VOID` says nothing.
+    id: unique in the data set, and the same on every machine. image: the image's file. truth: reads the ground
+    truth, (height, width) uint16 in the image's size: i is categories[i - 1], 0 is background, `VOID` says nothing.
     """
 
     id: str

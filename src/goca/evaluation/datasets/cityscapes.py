@@ -16,7 +16,7 @@ CITIES = {
     "strasbourg stuttgart tubingen ulm weimar zurich",
 }
 IDS = 34  # 0 to 33; a licence plate is -1, which 8 bits hold as 255
-PICTURES, TRUTHS = "leftImg8bit", "gtFine"
+IMAGES, TRUTHS = "leftImg8bit", "gtFine"
 
 
 def open_cityscapes(root: Path | None, split: str | None = None) -> Dataset:
@@ -25,16 +25,16 @@ def open_cityscapes(root: Path | None, split: str | None = None) -> Dataset:
     Raises GocaError naming the file that was expected where the root is another or incomplete.
     """
     chosen = choose(NAME, split, tuple(CITIES))
-    home = locate(NAME, root, ("cityscapes", ""), (PICTURES, TRUTHS))
+    home = locate(NAME, root, ("cityscapes", ""), (IMAGES, TRUTHS))
     entries = []
     for city in CITIES[chosen].split():
-        pictures, truths = home / PICTURES / chosen / city, home / TRUTHS / chosen / city
-        ids = stems(pictures, "_leftImg8bit.png") | stems(truths, "_gtFine_labelIds.png")
+        images, truths = home / IMAGES / chosen / city, home / TRUTHS / chosen / city
+        ids = stems(images, "_leftImg8bit.png") | stems(truths, "_gtFine_labelIds.png")
         if not ids:
-            expected = pictures / f"{city}_*_leftImg8bit.png"
+            expected = images / f"{city}_*_leftImg8bit.png"
             raise GocaError(f"{NAME}: expected {expected}: download or unpack the rest")
         entries += [
-            (one, pictures / f"{one}_leftImg8bit.png", truths / f"{one}_gtFine_labelIds.png") for one in sorted(ids)
+            (one, images / f"{one}_leftImg8bit.png", truths / f"{one}_gtFine_labelIds.png") for one in sorted(ids)
         ]
     classes = rows("cityscapes")
     ignored = dict.fromkeys((*range(IDS), 255), VOID)

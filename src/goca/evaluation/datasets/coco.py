@@ -24,9 +24,9 @@ LAST_THING = 90
 
 
 def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
-    """annotations/instances_SPLIT.json and the pictures in SPLIT or images/SPLIT.
+    """annotations/instances_SPLIT.json and the images in SPLIT or images/SPLIT.
 
-    Every picture that the file lists is a sample, without annotations too. Raises GocaError naming the file that was
+    Every image that the file lists is a sample, without annotations too. Raises GocaError naming the file that was
     expected where the root is another or incomplete, and where pycocotools is not installed.
     """
     chosen = choose(NAME, split, SPLITS)
@@ -38,25 +38,24 @@ def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
     path = home / "annotations" / f"instances_{chosen}.json"
     require(NAME, [path])
     known = index(path)
-    pictures = picture_folder(home, chosen)
-    paths = {number: pictures / entry.file_name for number, entry in sorted(known.pictures.items())}
+    images = image_folder(home, chosen)
+    paths = {number: images / entry.file_name for number, entry in sorted(known.images.items())}
     require(NAME, paths.values())
     classes = [row for row in rows("coco") if row.id <= LAST_THING]
     labels = {row.id: label for label, row in enumerate(classes, start=1)}
     samples = tuple(
-        Sample(picture.stem, picture, partial(_draw, known, number, picture, labels))
-        for number, picture in paths.items()
+        Sample(image.stem, image, partial(_draw, known, number, image, labels)) for number, image in paths.items()
     )
     return Dataset(NAME, chosen, categories(classes), samples, True, colours(classes))
 
 
-def picture_folder(home: Path, split: str) -> Path:
+def image_folder(home: Path, split: str) -> Path:
     return first_of([home / split, home / "images" / split])
 
 
-def _draw(known: Index, number: int, picture: Path, labels: Mapping[int, int]) -> Labels:
-    """The label map of one picture; GocaError where the file and the picture do not fit."""
-    entry = known.pictures[number]
+def _draw(known: Index, number: int, image: Path, labels: Mapping[int, int]) -> Labels:
+    """The label map of one image; GocaError where the file and the image do not fit."""
+    entry = known.images[number]
     layers: list[tuple[bool, int, int, int, UInt8[np.ndarray, "height width"]]] = []
     for annotation in known.annotations(number):
         category = annotation["category_id"]
@@ -67,14 +66,14 @@ def _draw(known: Index, number: int, picture: Path, labels: Mapping[int, int]) -
         except Exception as error:  # pycocotools raises errors of every kind on broken masks
             reason = str(error) or type(error).__name__
             raise GocaError(
-                f"{known.path}: annotation {annotation.get('id')} of {picture.name} cannot be drawn ({reason}): is the "
+                f"{known.path}: annotation {annotation.get('id')} of {image.name} cannot be drawn ({reason}): is the "
                 "file complete?"
             ) from None
         layers.append((not annotation.get("iscrowd"), -int(mask.sum()), len(layers), labels[category], mask))
     out = np.zeros((entry.height, entry.width), np.uint16)
     for *_, label, mask in sorted(layers, key=lambda layer: layer[:3]):
         out[mask > 0] = label
-    return of_size(known.path, picture, out)
+    return of_size(known.path, image, out)
 
 
 def _mask(segmentation: Any, height: int, width: int) -> UInt8[np.ndarray, "height width"]:
@@ -88,9 +87,9 @@ def _mask(segmentation: Any, height: int, width: int) -> UInt8[np.ndarray, "heig
             return np.zeros((height, width), np.uint8)
         return mask.decode(mask.merge(mask.frPyObjects(polygons, height, width)))
     if segmentation["size"] != [height, width]:
-        raise ValueError(f"its size is {segmentation['size']}, the picture's [{height}, {width}]")
+        raise ValueError(f"its size is {segmentation['size']}, the image's [{height}, {width}]")
     if isinstance(segmentation["counts"], list):
         if sum(segmentation["counts"]) != height * width:
-            raise ValueError("its runs do not add up to the picture")
+            raise ValueError("its runs do not add up to the image")
         segmentation = mask.frPyObjects(segmentation, height, width)
     return mask.decode(segmentation)

@@ -18,7 +18,7 @@ BLANK = " \t\n\r"
 
 @dataclass(frozen=True)
 class CocoImage:
-    """A picture as a COCO file lists it."""
+    """An image as a COCO file lists it."""
 
     file_name: str
     height: int
@@ -27,21 +27,21 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class Index:
-    """A COCO file: its pictures by id, its categories, and where each picture's annotations lie.
+    """A COCO file: its images by id, its categories, and where each image's annotations lie.
 
-    owners, starts, ends: the picture's id and the range of bytes of each annotation, sorted by picture.
+    owners, starts, ends: the image's id and the range of bytes of each annotation, sorted by image.
     """
 
     path: Path
-    pictures: dict[int, CocoImage]
+    images: dict[int, CocoImage]
     categories: tuple[dict[str, Any], ...]
     owners: Int64[np.ndarray, "annotation"]
     starts: Int64[np.ndarray, "annotation"]
     ends: Int64[np.ndarray, "annotation"]
 
-    def annotations(self, picture: int) -> list[dict[str, Any]]:
-        """A picture's annotations, read from the file."""
-        first, past = np.searchsorted(self.owners, [picture, picture + 1])
+    def annotations(self, image: int) -> list[dict[str, Any]]:
+        """An image's annotations, read from the file."""
+        first, past = np.searchsorted(self.owners, [image, image + 1])
         with self.path.open("rb") as file:
             return [self._read(file, int(self.starts[i]), int(self.ends[i])) for i in range(first, past)]
 
@@ -55,7 +55,7 @@ class Index:
 
 def index(path: Path) -> Index:
     """Read a COCO file once; GocaError where it is incomplete or of another kind."""
-    pictures: dict[int, CocoImage] = {}
+    images: dict[int, CocoImage] = {}
     categories: list[dict[str, Any]] = []
     owners, starts, ends = array("q"), array("q"), array("q")
     try:
@@ -68,18 +68,18 @@ def index(path: Path) -> Index:
                     ends.append(start + len(text))
                 elif key == "images":
                     entry = json.loads(text.encode("latin-1"))
-                    pictures[entry["id"]] = CocoImage(entry["file_name"], entry["height"], entry["width"])
+                    images[entry["id"]] = CocoImage(entry["file_name"], entry["height"], entry["width"])
                 elif key == "categories":
                     categories.append(json.loads(text.encode("latin-1")))
     except ValueError:
         raise GocaError(f"{path} is no complete JSON file: download it again") from None
     except (KeyError, TypeError):
-        pictures.clear()
-    if not pictures or not categories:
-        raise GocaError(f"{path} lists no pictures and categories as COCO does: is it this data set's?")
+        images.clear()
+    if not images or not categories:
+        raise GocaError(f"{path} lists no images and categories as COCO does: is it this data set's?")
     order = np.argsort(np.array(owners, np.int64), kind="stable")
     columns = (np.array(column, np.int64)[order] for column in (owners, starts, ends))
-    return Index(path, pictures, tuple(categories), *columns)
+    return Index(path, images, tuple(categories), *columns)
 
 
 def _elements(file: IO[bytes]) -> Iterator[tuple[str, int, str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
-from goca.evaluation.datasets.coco import SPLITS, picture_folder
+from goca.evaluation.datasets.coco import SPLITS, image_folder
 from goca.evaluation.datasets.coco_json import Index, index
 from goca.evaluation.datasets.files import choose, first_of, folder, paired, require, stems
 from goca.evaluation.datasets.labels import Labels, of_size, read_indexed, read_rgb, table
@@ -25,7 +25,7 @@ MERGES = ((15, 3), (16, 4))
 
 
 def open_coco_stuff_171(root: Path | None, split: str | None = None) -> Dataset:
-    """stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the pictures in SPLIT or images/SPLIT.
+    """stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the images in SPLIT or images/SPLIT.
 
     Raises GocaError naming the file that was expected where the root is another or incomplete.
     """
@@ -70,9 +70,9 @@ def _plain(names: set[str]) -> set[str]:
 
 
 def _of_maps(dataset: str, home: Path, split: str, maps: Path, labels: Mapping[int, int]) -> tuple[Sample, ...]:
-    pictures = picture_folder(home, split)
-    ids = sorted(_plain(stems(maps, ".png")) | stems(pictures, ".jpg"))
-    entries = [(one, pictures / f"{one}.jpg", maps / f"{one}.png") for one in ids]
+    images = image_folder(home, split)
+    ids = sorted(_plain(stems(maps, ".png")) | stems(images, ".jpg"))
+    entries = [(one, images / f"{one}.jpg", maps / f"{one}.png") for one in ids]
     # A map's values are the categories' ids less one.
     values = table({category - 1: label for category, label in labels.items()} | {UNLABELLED: VOID})
     return paired(dataset, entries, partial(read_indexed, labels=values))
@@ -89,18 +89,18 @@ def _of_panoptic(home: Path, split: str, groups: Mapping[str, int]) -> tuple[Sam
         if category.get("supercategory") not in groups:
             raise GocaError(f"{path}: category {category.get('id')} is in none of the 27 groups: is it COCO's?")
         labels[category["id"]] = groups[category["supercategory"]]
-    pictures, masks = picture_folder(home, split), first_of([path.with_suffix(""), home / path.stem])
+    images, masks = image_folder(home, split), first_of([path.with_suffix(""), home / path.stem])
     samples = []
-    for number, entry in sorted(known.pictures.items()):
-        picture = pictures / entry.file_name
-        mask = masks / f"{picture.stem}.png"
-        samples.append(Sample(picture.stem, picture, partial(_read_panoptic, known, number, mask, picture, labels)))
+    for number, entry in sorted(known.images.items()):
+        image = images / entry.file_name
+        mask = masks / f"{image.stem}.png"
+        samples.append(Sample(image.stem, image, partial(_read_panoptic, known, number, mask, image, labels)))
     require(COARSE, [sample.image for sample in samples])
     require(COARSE, [masks / f"{sample.id}.png" for sample in samples])
     return tuple(samples)
 
 
-def _read_panoptic(known: Index, number: int, mask: Path, picture: Path, labels: Mapping[int, int]) -> Labels:
+def _read_panoptic(known: Index, number: int, mask: Path, image: Path, labels: Mapping[int, int]) -> Labels:
     """Each colour is a segment's id, written as red + 256 green + 65536 blue; 0 is unlabelled."""
     segments = {0: VOID}
     for annotation in known.annotations(number):
@@ -114,7 +114,7 @@ def _read_panoptic(known: Index, number: int, mask: Path, picture: Path, labels:
     if strange:
         raise GocaError(f"{mask} has the segment {strange[0]}, which {known.path} has not: are they of one download?")
     out = np.array([segments[int(one)] for one in found], np.uint16)[inverse].reshape(ids.shape)
-    return of_size(mask, picture, out)
+    return of_size(mask, image, out)
 
 
 def _coarse() -> tuple[Category, ...]:

@@ -77,7 +77,7 @@ def _of_459(truths: Path) -> Table:
     return table(labels, len(labels))
 
 
-def _read_mat(path: Path, picture: Path, labels: Table) -> Labels:
+def _read_mat(path: Path, image: Path, labels: Table) -> Labels:
     from scipy.io import loadmat
 
     try:
@@ -85,4 +85,4 @@ def _read_mat(path: Path, picture: Path, labels: Table) -> Labels:
     except Exception as error:  # scipy raises errors of every kind on broken files
         reason = "no LabelMap in it" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise GocaError(f"{path} cannot be read ({reason}): is the file complete?") from None
-    return translate(path, picture, values, labels)
+    return translate(path, image, values, labels)

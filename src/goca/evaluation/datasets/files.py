@@ -11,7 +11,7 @@ from goca.errors import GocaError
 from goca.evaluation.datasets.base import Sample
 
 Read = Callable[[Path, Path], UInt16[ndarray, "height width"]]
-"""Reads a file of ground truth; its second argument is the picture that it belongs to."""
+"""Reads a file of ground truth; its second argument is the image that it belongs to."""
 
 
 def choose(dataset: str, split: str | None, splits: Sequence[str]) -> str:
@@ -56,7 +56,7 @@ def listed(dataset: str, path: Path) -> tuple[str, ...]:
         raise GocaError(f"{dataset}: expected {path}: download or unpack the rest, or choose another split")
     ids = dict.fromkeys(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     if not ids:
-        raise GocaError(f"{dataset}: {path} lists no picture: is the file complete?")
+        raise GocaError(f"{dataset}: {path} lists no image: is the file complete?")
     return tuple(ids)
 
 
@@ -84,6 +84,6 @@ def require(dataset: str, paths: Iterable[Path]) -> None:
 
 
 def paired(dataset: str, entries: Sequence[tuple[str, Path, Path]], read: Read) -> tuple[Sample, ...]:
-    """Samples from (id, picture, ground truth), all of which must be there."""
+    """Samples from (id, image, ground truth), all of which must be there."""
     require(dataset, (path for _, *paths in entries for path in paths))
-    return tuple(Sample(name, picture, partial(read, truth, picture)) for name, picture, truth in entries)
+    return tuple(Sample(name, image, partial(read, truth, image)) for name, image, truth in entries)

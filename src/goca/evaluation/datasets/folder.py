@@ -1,4 +1,4 @@
-"""A folder of one's own: pictures, for each an indexed PNG or a labelme file, and classes.txt."""
+"""A folder of one's own: images, for each an indexed PNG or a labelme file, and classes.txt."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from goca.text.token_spans import nouns
 
 NAME = "folder"
 SPLITS = ("all",)
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-OURS = (".labels.png", ".overlay.png")  # what `goca segment` writes beside a picture
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+OURS = (".labels.png", ".overlay.png")  # what `goca segment` writes beside an image
 SPECIAL = {"background": 0, "_background_": 0, "void": VOID, "ignore": VOID, "__ignore__": VOID}
 
 
@@ -32,51 +32,51 @@ class Classes:
 
 
 def open_folder(root: Path | None, split: str | None = None) -> Dataset:
-    """Pictures with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt; subfolders are searched.
+    """Images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt; subfolders are searched.
 
-    The ground truth lies beside the pictures, or in labels/ where they lie in images/. Raises GocaError where there is
-    no picture, classes.txt is missing or unclear, or a picture has no ground truth.
+    The ground truth lies beside the images, or in labels/ where they lie in images/. Raises GocaError where there is
+    no image, classes.txt is missing or unclear, or an image has no ground truth.
     """
     chosen = choose(NAME, split, SPLITS)
     home = folder(NAME, root)
     classes = read_classes(home / "classes.txt")
     apart = (home / "images").is_dir()
-    pictures = home / "images" if apart else home
+    images = home / "images" if apart else home
     truths = home / "labels" if apart else home
     files = sorted(path for path in home.rglob("*") if path.is_file() and not path.name.startswith("."))
     known = set(files)
     samples, missing = [], []
-    for picture in _pictures(files, pictures):
-        name = picture.relative_to(pictures)
+    for image in _images(files, images):
+        name = image.relative_to(images)
         places = [truths / name.with_suffix(ending) for ending in (".labels.png", ".png", ".json")]
-        truth = next((place for place in places if place in known and place != picture), None)
+        truth = next((place for place in places if place in known and place != image), None)
         if truth is None:
-            missing.append((picture, truths / name.with_suffix("")))
+            missing.append((image, truths / name.with_suffix("")))
             continue
         if truth.suffix == ".json":
             rest = 0 if classes.background else VOID
-            read = partial(read_labelme, truth, picture, classes.words, rest)
+            read = partial(read_labelme, truth, image, classes.words, rest)
         else:
-            read = partial(read_indexed, truth, picture, classes.labels)
-        samples.append(Sample(name.as_posix(), picture, read))
+            read = partial(read_indexed, truth, image, classes.labels)
+        samples.append(Sample(name.as_posix(), image, read))
     if missing:
-        (picture, expected), every = missing[0], len(missing) + len(samples)
+        (image, expected), every = missing[0], len(missing) + len(samples)
         raise GocaError(
-            f"{NAME}: {len(missing)} of {every} pictures have no ground truth, the first is {picture}: expected "
+            f"{NAME}: {len(missing)} of {every} images have no ground truth, the first is {image}: expected "
             f"{expected}.png, .labels.png or .json (labelme)"
         )
     if not samples:
-        raise GocaError(f"{NAME}: no pictures in {pictures}: put some there, or give another folder (--root)")
+        raise GocaError(f"{NAME}: no images in {images}: put some there, or give another folder (--root)")
     colours = palette(len(classes.categories))
     return Dataset(NAME, chosen, classes.categories, tuple(samples), classes.background, colours)
 
 
-def _pictures(files: Sequence[Path], home: Path) -> Iterator[Path]:
-    """Of the files, the pictures below home; a PNG beside a picture of its name is ground truth."""
-    others = {path.with_suffix("") for path in files if path.suffix.lower() in PICTURES and path.suffix != ".png"}
+def _images(files: Sequence[Path], home: Path) -> Iterator[Path]:
+    """Of the files, the images below home; a PNG beside an image of its name is ground truth."""
+    others = {path.with_suffix("") for path in files if path.suffix.lower() in IMAGES and path.suffix != ".png"}
     for path in files:
         truth = path.suffix == ".png" and (path.name.endswith(OURS) or path.with_suffix("") in others)
-        if path.is_relative_to(home) and path.suffix.lower() in PICTURES and not truth:
+        if path.is_relative_to(home) and path.suffix.lower() in IMAGES and not truth:
             yield path
 
 

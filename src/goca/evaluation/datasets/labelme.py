@@ -14,20 +14,20 @@ from goca.errors import GocaError
 from goca.evaluation.datasets.labels import Labels, compare, size_of
 
 
-def read_labelme(path: Path, picture: Path, labels: Mapping[str, int], rest: int) -> Labels:
+def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> Labels:
     """The label map of a labelme file; `rest` under no shape. labels: by name in lower case.
 
     A pixel is inside where its middle is, so that what `goca.export.labelme` wrote comes back exactly. Raises GocaError
-    where the file is broken, names no class of these, has a shape without area, or is of another picture's size.
+    where the file is broken, names no class of these, has a shape without area, or is of another image's size.
     """
-    height, width = size_of(picture)
+    height, width = size_of(image)
     try:
         file = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GocaError(f"{path} cannot be read ({error}): is the file complete?") from None
     if not isinstance(file, dict) or not isinstance(file.get("shapes"), list):
         raise GocaError(f"{path} has no list of shapes: it is no labelme file")
-    compare(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), picture, (height, width))
+    compare(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), image, (height, width))
     out = np.full((height, width), rest, np.uint16)
     for shape in file["shapes"]:
         name, corners = _polygon(path, shape)

@@ -1,4 +1,4 @@
-"""Label files to arrays: values to labels, sizes held against the picture, broken files named."""
+"""Label files to arrays: values to labels, sizes held against the image, broken files named."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,15 +28,15 @@ def table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN) -> Ta
     return out
 
 
-def read_indexed(path: Path, picture: Path, labels: Table) -> Labels:
+def read_indexed(path: Path, image: Path, labels: Table) -> Labels:
     """The labels of an indexed or grey PNG.
 
-    Raises GocaError where it is broken, not of the picture's size, or has a value that stands for no label.
+    Raises GocaError where it is broken, not of the image's size, or has a value that stands for no label.
     """
-    return translate(path, picture, _opened(path, _values), labels)
+    return translate(path, image, _opened(path, _values), labels)
 
 
-def translate(path: Path, picture: Path, values: Integer[np.ndarray, "height width"], labels: Table) -> Labels:
+def translate(path: Path, image: Path, values: Integer[np.ndarray, "height width"], labels: Table) -> Labels:
     """Labels from a file's values; GocaError as for `read_indexed`."""
     low, high = int(values.min()), int(values.max())
     if low >= 0 and high < len(labels):
@@ -46,25 +46,25 @@ def translate(path: Path, picture: Path, values: Integer[np.ndarray, "height wid
         strange = values[(values < 0) | (values >= len(labels))]
     if strange.size:
         raise GocaError(f"{path} has the value {strange[0]}, which no class has: is it this data set's?")
-    return of_size(path, picture, found)
+    return of_size(path, image, found)
 
 
-def of_size(path: Path, picture: Path, labels: Labels) -> Labels:
-    """The labels, if they are of the picture's size, upright; GocaError if not."""
-    compare(path, labels.shape, picture, size_of(picture))
+def of_size(path: Path, image: Path, labels: Labels) -> Labels:
+    """The labels, if they are of the image's size, upright; GocaError if not."""
+    compare(path, labels.shape, image, size_of(image))
     return labels
 
 
-def compare(path: Path, theirs: tuple[int, ...], picture: Path, size: tuple[int, int]) -> None:
-    """GocaError where the size (height, width) of a file's labels is not the picture's."""
+def compare(path: Path, theirs: tuple[int, ...], image: Path, size: tuple[int, int]) -> None:
+    """GocaError where the size (height, width) of a file's labels is not the image's."""
     if theirs != size:
-        sizes = f"{path} is {theirs[1]} x {theirs[0]} px and {picture} {size[1]} x {size[0]}"
+        sizes = f"{path} is {theirs[1]} x {theirs[0]} px and {image} {size[1]} x {size[0]}"
         raise GocaError(f"{sizes}: they do not belong together, download or write the one again that is wrong")
 
 
-def size_of(picture: Path) -> tuple[int, int]:
-    """(height, width) of a picture that is turned upright; nothing but its head is read."""
-    return _opened(picture, _upright)
+def size_of(image: Path) -> tuple[int, int]:
+    """(height, width) of an image that is turned upright; nothing but its head is read."""
+    return _opened(image, _upright)
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -98,7 +98,7 @@ def _opened(path: Path, read: Callable[[Image.Image], Read]) -> Read:
     except GocaError:
         raise
     except UnidentifiedImageError:
-        raise GocaError(f"{path} is no picture that Pillow can read: is the file complete?") from None
+        raise GocaError(f"{path} is no image that Pillow can read: is the file complete?") from None
     except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise GocaError(f"{path} cannot be read ({reason}): is the file complete?") from None

@@ -26,7 +26,7 @@ def open_scenes(root: Path | None = None, split: str | None = None) -> Dataset:
     samples = []
     for entry in entries:
         labels = table({value: names.index(name) + 1 for value, name in enumerate(entry["classes"], start=1)})
-        picture, truth = home / entry["image"], home / entry["labels"]
-        samples.append(Sample(picture.stem, picture, partial(read_indexed, truth, picture, labels)))
+        image, truth = home / entry["image"], home / entry["labels"]
+        samples.append(Sample(image.stem, image, partial(read_indexed, truth, image, labels)))
     categories = tuple(Category(name) for name in names)
     return Dataset(NAME, chosen, categories, tuple(samples), False, palette(len(names)))

@@ -1,9 +1,9 @@
 """A tiny random pipeline of every family, built from configurations: for tests and for `goca models --check`.
 
-They know no picture and no word. They have the shapes, modules and conditioning of the real ones, so that everything
+They know no image and no word. They have the shapes, modules and conditioning of the real ones, so that everything
 but the masks' meaning can be tried without a download.
 
-All make pictures of 64 x 64 px, and of other sizes, non-square ones included.
+All make images of 64 x 64 px, and of other sizes, non-square ones included.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ JOINT_BUILDERS: Mapping[str, Callable[[], Any]] = {
     "z_image": z_image,
     "hidream": hidream,
 }
-"""Transformers with one attention over text and picture together."""
+"""Transformers with one attention over text and image together."""
 
 BUILDERS: Mapping[str, Callable[[], Any]] = {**UNET_BUILDERS, **CROSS_BUILDERS, **JOINT_BUILDERS}
 """The families that goca reads."""

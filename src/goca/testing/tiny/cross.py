@@ -122,7 +122,7 @@ def sana() -> Any:
 
 @ready
 def wan() -> Any:
-    """Wan: text to video; one frame makes a picture."""
+    """Wan: text to video; one frame makes an image."""
     from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
     tokenizer = tokenizers.t5()

@@ -1,4 +1,4 @@
-"""Transformers with one attention over text and picture, the text from CLIP or T5, in HiDream from Llama too."""
+"""Transformers with one attention over text and image, the text from CLIP or T5, in HiDream from Llama too."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def flux_schnell() -> Any:
 
 @ready
 def chroma() -> Any:
-    """Chroma: Flux without CLIP, a small network in place of the modulations, a mask over text and picture."""
+    """Chroma: Flux without CLIP, a small network in place of the modulations, a mask over text and image."""
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
     tokenizer = tokenizers.t5()
@@ -48,13 +48,13 @@ def chroma() -> Any:
 
 @ready
 def sd3() -> Any:
-    """Stable Diffusion 3: three text encoders, the picture before the text."""
+    """Stable Diffusion 3: three text encoders, the image before the text."""
     return _stable_diffusion_3(qk_norm=None, dual_attention_layers=())
 
 
 @ready
 def sd35() -> Any:
-    """Stable Diffusion 3.5 medium: normed queries and keys, the first blocks look at the picture once more."""
+    """Stable Diffusion 3.5 medium: normed queries and keys, the first blocks look at the image once more."""
     return _stable_diffusion_3(qk_norm="rms_norm", dual_attention_layers=(0, 1))
 
 
@@ -88,7 +88,7 @@ def auraflow() -> Any:
 
 @ready
 def hidream() -> Any:
-    """HiDream-I1: T5, and for each block a layer of Llama; experts; every picture rescaled to the same area."""
+    """HiDream-I1: T5, and for each block a layer of Llama; experts; every image rescaled to the same area."""
     from diffusers import FlowMatchEulerDiscreteScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
     from transformers import LlamaConfig, LlamaForCausalLM
 

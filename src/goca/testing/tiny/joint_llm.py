@@ -1,4 +1,4 @@
-"""Transformers with one attention over text and picture, the text from a language model."""
+"""Transformers with one attention over text and image, the text from a language model."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def qwen_image() -> Any:
 
 @ready
 def cogview4() -> Any:
-    """CogView4: text and picture share their projections, the text is padded in front to a multiple of 16."""
+    """CogView4: text and image share their projections, the text is padded in front to a multiple of 16."""
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
     from transformers import GlmConfig, GlmModel
 
@@ -163,7 +163,7 @@ def lumina2() -> Any:
 
 @ready
 def z_image() -> Any:
-    """Z-Image: one stream, the picture before the text, both padded to multiples of 32 by learned tokens."""
+    """Z-Image: one stream, the image before the text, both padded to multiples of 32 by learned tokens."""
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen3Model
 

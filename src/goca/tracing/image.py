@@ -1,4 +1,4 @@
-"""A picture that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
+"""An image that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
 
 import json
 import math
@@ -34,16 +34,16 @@ from goca.text.token_spans import Classes, NounTokens, Word, nouns, occurrences,
 from goca.tracing.collected import Asked, Collected, Step
 
 GREY = (128, 128, 128)
-"""The canvas of a picture that was not decoded."""
+"""The canvas of an image that was not decoded."""
 
 LONGEST = 255
 """Bytes in a file's name."""
 
 
 class TracedImage:
-    """One picture that a traced pipeline made, and what the words of its prompt looked at.
+    """One image that a traced pipeline made, and what the words of its prompt looked at.
 
-    image: the picture as the pipeline returned it; grey where it returned latents. With `padding_mask_crop` it is the
+    image: the image as the pipeline returned it; grey where it returned latents. With `padding_mask_crop` it is the
     part that was painted anew, for that is what the denoiser saw, and not the whole that the pipeline pastes it into.
     """
 
@@ -68,7 +68,7 @@ class TracedImage:
     def words(self) -> tuple[Word, ...]:
         """The words of the prompt that have a map, in its order, stop words apart; a word may occur more than once.
 
-        NounTokens are told apart by what is no letter. Scripts that write no spaces, such as Chinese, Japanese or Thai, give
+        Words are told apart by what is no letter. Scripts that write no spaces, such as Chinese, Japanese or Thai, give
         one word for each clause; `map` finds the same clause only, so put spaces between the words of such a prompt.
         """
         return tuple(self._spoken)
@@ -92,7 +92,7 @@ class TracedImage:
         return self._framed(rescale(first, steps), self.image)[0].cpu().numpy()
 
     def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
-        """The picture under a word's map, from dark (0) to bright (1); see `map`."""
+        """The image under a word's map, from dark (0) to bright (1); see `map`."""
         return draw.heatmap(self.image, self.map(word, occurrence))
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class TracedImage:
         image: ImageLike | None = None,
         recipe: Recipe | str | None = None,
     ) -> Segmentation:
-        """Label the picture with words of its prompt; arguments are as in `Segmenter.__call__`.
+        """Label the image with words of its prompt; arguments are as in `Segmenter.__call__`.
 
         image: shown in the result instead of the pipeline's own. recipe: another way to rescale, refine and settle the
         background; it must weigh heads and layers as the recipe of the trace does. Raises GocaError for what is not in
@@ -132,7 +132,7 @@ class TracedImage:
         )
 
     def overlay(self, *classes: str) -> Image.Image:
-        """The picture under the coloured masks of some words, with a legend."""
+        """The image under the coloured masks of some words, with a legend."""
         return self.segment(classes).overlay()
 
     def to_json(self) -> dict[str, Any]:
@@ -146,16 +146,16 @@ class TracedImage:
             "plan": self._ran(None).to_json(),
         }
 
-    def save(self, folder: str | Path, stem: str = "picture") -> tuple[Path, ...]:
+    def save(self, folder: str | Path, stem: str = "image") -> tuple[Path, ...]:
         """Write STEM.png, STEM.WORD.heatmap.png for each word (the second "cat" is "cat-2") and, last, STEM.json; their
         paths. NounTokens that are too long for a file's name are cut.
 
         All are written, or none. Raises GocaError where the folder cannot be written.
         """
-        pictures = {f"{stem}.png": self.image}
+        drawn = {f"{stem}.png": self.image}
         for word in self.words():
-            pictures[_named(stem, str(word).replace("#", "-"))] = self.heatmap(word)
-        files = {Path(folder) / name: export.png(picture) for name, picture in pictures.items()}
+            drawn[_named(stem, str(word).replace("#", "-"))] = self.heatmap(word)
+        files = {Path(folder) / name: export.png(drawing) for name, drawing in drawn.items()}
         told = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         paths = {**files, Path(folder) / f"{stem}.json": told.encode()}
         export.write_atomic(paths)
@@ -220,7 +220,7 @@ class TracedImage:
         )
 
     def _framed(self, maps: Tensor, shown: Image.Image) -> Tensor:
-        """The part of the maps that the picture shows: a pipeline that works at sizes of its own cuts its edges off."""
+        """The part of the maps that the image shows: a pipeline that works at sizes of its own cuts its edges off."""
         height, width = self.collected.size
         scale = max(shown.height / height, shown.width / width)
         return centre(maps, (shown.height / (height * scale), shown.width / (width * scale)))
