@@ -80,7 +80,7 @@ def main() -> None:
         pipeline.unet(latent, torch.tensor(100), text)
 
     def segment() -> None:
-        segmenter(image, classes=CLASSES, others=["sky"])
+        segmenter(image, classes=CLASSES, background_classes=["sky"])
 
     runs: dict[str, list[tuple[float, float]]] = {"plain": [], "segment": []}
     for _ in range(options.rounds + 1):

@@ -123,7 +123,9 @@ def far(one: Seen, other: Seen) -> float:
 
 def masks(pipeline: Any, image: Callable[..., Image.Image]) -> np.ndarray:
     """The score maps of an image whose sides differ, after everything about them was checked."""
-    result = Segmenter.from_pipeline(pipeline, size=64)(image(), classes=["cat", "traffic light"], others=["sky"])
+    result = Segmenter.from_pipeline(pipeline, size=64)(
+        image(), classes=["cat", "traffic light"], background_classes=["sky"]
+    )
     assert result.labels.shape == (96, 160)
     assert result.scores.grid.shape[0] == 2
     assert np.isfinite(result.scores.grid).all()

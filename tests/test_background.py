@@ -16,11 +16,11 @@ def positive(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def slow_score(rule: object, threshold: float, support: float) -> float:
+def slow_score(rule: object, threshold: float, background_scores: float) -> float:
     if rule is offset:
-        return threshold + support
+        return threshold + background_scores
     if rule is maximum:
-        return max(threshold, support)
+        return max(threshold, background_scores)
     return threshold if rule is constant else -INF
 
 
@@ -46,10 +46,12 @@ def slow_upsample(maps: Tensor, size: tuple[int, int]) -> list[list[list[float]]
 
 
 def slow_label(
-    classes: Tensor, support: Tensor | None, background: Background, size: tuple[int, int]
+    classes: Tensor, background_scores: Tensor | None, background: Background, size: tuple[int, int]
 ) -> list[list[int]]:
     maps = slow_upsample(classes, size)
-    extra = slow_upsample(torch.zeros_like(classes[:1]) if support is None else support[None], size)[0]
+    extra = slow_upsample(
+        torch.zeros_like(classes[:1]) if background_scores is None else background_scores[None], size
+    )[0]
     out = []
     for y in range(size[0]):
         row = []
@@ -67,21 +69,21 @@ def slow_label(
 
 
 def test_rules_by_hand() -> None:
-    support = torch.tensor([[0.0, 0.25, 1.0]])
-    assert offset(0.5, support).tolist() == [[0.5, 0.75, 1.5]]
-    assert offset(-0.25, support).tolist() == [[-0.25, 0.0, 0.75]]
-    assert maximum(0.5, support).tolist() == [[0.5, 0.5, 1.0]]
-    assert maximum(0.125, support).tolist() == [[0.125, 0.25, 1.0]]
-    assert constant(0.5, support).tolist() == [[0.5, 0.5, 0.5]]
-    assert none(0.5, support).tolist() == [[-INF, -INF, -INF]]
+    background_scores = torch.tensor([[0.0, 0.25, 1.0]])
+    assert offset(0.5, background_scores).tolist() == [[0.5, 0.75, 1.5]]
+    assert offset(-0.25, background_scores).tolist() == [[-0.25, 0.0, 0.75]]
+    assert maximum(0.5, background_scores).tolist() == [[0.5, 0.5, 1.0]]
+    assert maximum(0.125, background_scores).tolist() == [[0.125, 0.25, 1.0]]
+    assert constant(0.5, background_scores).tolist() == [[0.5, 0.5, 0.5]]
+    assert none(0.5, background_scores).tolist() == [[-INF, -INF, -INF]]
     # What is given is left as it was.
-    assert support.tolist() == [[0.0, 0.25, 1.0]]
+    assert background_scores.tolist() == [[0.0, 0.25, 1.0]]
 
 
 def test_labels_by_hand() -> None:
     # Four pixels, two classes, one supporting map, nothing to upsample.
     classes = torch.tensor([[[0.9, 0.2, 0.4, 0.0]], [[0.1, 0.3, 0.6, 0.1]]])
-    support = torch.tensor([[0.5, 0.25, 0.5, 0.0]])
+    background_scores = torch.tensor([[0.5, 0.25, 0.5, 0.0]])
     by_hand = {
         offset: [[1, 0, 0, 0]],  # background 0.7, 0.45, 0.7, 0.2
         maximum: [[1, 2, 2, 0]],  # 0.5, 0.25, 0.5, 0.2
@@ -89,8 +91,8 @@ def test_labels_by_hand() -> None:
         none: [[1, 2, 2, 2]],
     }
     for rule, expected in by_hand.items():
-        assert label(classes, support, Background(rule, 0.2), (1, 4)).tolist() == expected
-    assert label(classes, support, Background(maximum, 0.5), (1, 4)).tolist() == [[1, 0, 2, 0]]
+        assert label(classes, background_scores, Background(rule, 0.2), (1, 4)).tolist() == expected
+    assert label(classes, background_scores, Background(maximum, 0.5), (1, 4)).tolist() == [[1, 0, 2, 0]]
     # Without supporting nouns their map is 0.
     assert label(classes, None, Background(offset, 0.2), (1, 4)).tolist() == [[1, 2, 2, 0]]
 
@@ -100,39 +102,41 @@ def test_labels_by_hand() -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize(("grid", "size"), SIZES, ids=str)
-@pytest.mark.parametrize("supported", [True, False], ids=["support", "alone"])
+@pytest.mark.parametrize("supported", [True, False], ids=["background_scores", "alone"])
 def test_label_is_the_loop(rule: object, grid: tuple[int, int], size: tuple[int, int], supported: bool) -> None:
-    classes, support = positive(3, *grid), positive(*grid, seed=1) if supported else None
+    classes, background_scores = positive(3, *grid), positive(*grid, seed=1) if supported else None
     background = Background(rule, 0.3)  # type: ignore[arg-type]
-    assert label(classes, support, background, size).tolist() == slow_label(classes, support, background, size)
+    assert label(classes, background_scores, background, size).tolist() == slow_label(
+        classes, background_scores, background, size
+    )
 
 
 def test_the_rule_is_applied_to_the_upsampled_map() -> None:
     # Half way between 0 and 1 the supporting map is 0.5; its maximum with 0.6, taken first, would be 0.8.
-    support = torch.tensor([[0.0, 1.0]])
+    background_scores = torch.tensor([[0.0, 1.0]])
     classes = torch.full((1, 1, 2), 0.7)
-    assert label(classes, support, Background(maximum, 0.6), (1, 3)).tolist() == [[1, 1, 0]]
+    assert label(classes, background_scores, Background(maximum, 0.6), (1, 3)).tolist() == [[1, 1, 0]]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("strip", [1, 2, 13, 96, 97, 1000])
 def test_strips_change_nothing(rule: object, strip: int) -> None:
-    classes, support = positive(3, 5, 7), positive(5, 7, seed=1)
+    classes, background_scores = positive(3, 5, 7), positive(5, 7, seed=1)
     background = Background(rule, 0.4)  # type: ignore[arg-type]
-    whole = label(classes, support, background, (97, 53), strip=97)
+    whole = label(classes, background_scores, background, (97, 53), strip=97)
     assert whole.shape == (97, 53)
     assert len(whole.unique()) >= 3
-    assert torch.equal(label(classes, support, background, (97, 53), strip=strip), whole)
+    assert torch.equal(label(classes, background_scores, background, (97, 53), strip=strip), whole)
 
 
-@pytest.mark.parametrize("supported", [True, False], ids=["support", "alone"])
+@pytest.mark.parametrize("supported", [True, False], ids=["background_scores", "alone"])
 def test_many_backgrounds_are_each_by_itself(supported: bool) -> None:
-    classes, support = positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
+    classes, background_scores = positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
     classes[1] = -INF
     backgrounds = [Background(rule, threshold) for rule in RULES for threshold in (-0.4, 0.0, 0.3, 0.7)]
-    found = list(labels(classes, support, backgrounds, (41, 37)))
+    found = list(labels(classes, background_scores, backgrounds, (41, 37)))
     for background, one in zip(backgrounds, found, strict=True):
-        assert torch.equal(one, label(classes, support, background, (41, 37)))
+        assert torch.equal(one, label(classes, background_scores, background, (41, 37)))
     assert len({tuple(one.flatten().tolist()) for one in found}) > 2
 
 
@@ -144,15 +148,15 @@ def test_many_backgrounds_are_each_by_itself(supported: bool) -> None:
 def test_an_absent_class_never_wins_and_disturbs_nobody(
     rule: object, grid: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    classes, support = positive(4, *grid), positive(*grid, seed=1)
+    classes, background_scores = positive(4, *grid), positive(*grid, seed=1)
     classes[1] = -INF
     classes[3] = -INF
     before = classes.clone()
     background = Background(rule, 0.2)  # type: ignore[arg-type]
-    labels = label(classes, support, background, size)
+    labels = label(classes, background_scores, background, size)
     assert set(labels.unique().tolist()) <= {0, 1, 3}
     # The others, asked alone, get the same pixels.
-    alone = label(classes[[0, 2]], support, background, size)
+    alone = label(classes[[0, 2]], background_scores, background, size)
     assert torch.equal(torch.tensor([0, 1, 3])[alone], labels)
     assert torch.equal(classes, before)
 

@@ -14,7 +14,7 @@ from goca import GOCA, GocaError, Segmentation, Segmenter
 from goca.recipe import Options
 
 Make = Callable[..., Image.Image]
-ASK: dict[str, Any] = {"classes": ["cat", "grass"], "others": ["sky"]}
+ASK: dict[str, Any] = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
 
 
 def upright(image: Image.Image, path: Path) -> None:
@@ -65,7 +65,7 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize(
-    ("classes", "others", "told"),
+    ("classes", "background_classes", "told"),
     [
         (None, (), "instead of None"),
         (7, (), "instead of 7"),

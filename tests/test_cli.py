@@ -26,7 +26,7 @@ from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
 
-ASK = ("--classes", "cat, grass", "--others", "sky")
+ASK = ("--classes", "cat, grass", "--background-classes", "sky")
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", "--classes-file", "in"), "--classes-file in"),
         (("photo.jpg", "--classes-file", "photo.jpg"), "UTF-8"),
         (("photo.jpg", "--classes", "cat, Cat"), "twice"),
-        (("photo.jpg", "--classes", "cat", "--others", "cat"), "twice"),
+        (("photo.jpg", "--classes", "cat", "--background-classes", "cat"), "twice"),
         (("nowhere.jpg", *ASK), "nowhere.jpg"),
         (("photo.jpg", "nowhere", *ASK), "nowhere"),
         (("empty", *ASK), "no images in empty"),

@@ -148,32 +148,32 @@ def test_a_border_moves_to_the_edge_beside_it(scale: int) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize("supported", [True, False], ids=["support", "alone"])
+@pytest.mark.parametrize("supported", [True, False], ids=["background_scores", "alone"])
 def test_labels_are_the_loop(rule: Any, supported: bool) -> None:
-    image, classes, support = colours(*SIZE), positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
+    image, classes, background_scores = colours(*SIZE), positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
     edges = Edges(image, (5, 7))
-    extra = torch.zeros(SIZE) if support is None else edges.follow(support)
+    extra = torch.zeros(SIZE) if background_scores is None else edges.follow(background_scores)
     scores = torch.stack([rule(0.3, extra), *map(edges.follow, classes)])
-    found = label_along_edges(classes, support, Background(rule, 0.3), image)
+    found = label_along_edges(classes, background_scores, Background(rule, 0.3), image)
     assert torch.equal(found, scores.argmax(0))
     assert len(found.unique()) >= 3
 
 
 def test_labels_without_any_edge_are_those_of_the_averaged_scores() -> None:
-    classes, support = positive(3, 5, 7), positive(5, 7, seed=1)
+    classes, background_scores = positive(3, 5, 7), positive(5, 7, seed=1)
     flat = torch.full((*SIZE, 3), 77, dtype=torch.uint8)
     smooth = [box(box((bilinear_matrix((5, 7), SIZE) @ one.double().flatten()).view(SIZE), 2), 2) for one in classes]
     expected = torch.stack(smooth).argmax(0) + 1
-    assert torch.equal(label_along_edges(classes, support, Background(none), flat), expected)
+    assert torch.equal(label_along_edges(classes, background_scores, Background(none), flat), expected)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_an_absent_class_never_wins_and_disturbs_nobody(rule: Any) -> None:
-    image, classes, support = colours(*SIZE), positive(4, 5, 7), positive(5, 7, seed=1)
+    image, classes, background_scores = colours(*SIZE), positive(4, 5, 7), positive(5, 7, seed=1)
     classes[1] = -INF
     classes[3] = -INF
-    labels = label_along_edges(classes, support, Background(rule, 0.2), image)
-    alone = label_along_edges(classes[[0, 2]], support, Background(rule, 0.2), image)
+    labels = label_along_edges(classes, background_scores, Background(rule, 0.2), image)
+    alone = label_along_edges(classes[[0, 2]], background_scores, Background(rule, 0.2), image)
     assert torch.equal(torch.tensor([0, 1, 3])[alone], labels)
 
 
@@ -198,7 +198,7 @@ def test_memory_does_not_grow_with_the_number_of_classes() -> None:
 
 
 def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
-    asked = {"classes": ["cat", "grass"], "others": ["sky"]}
+    asked = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
     wanted = Segmenter.from_pretrained("bundled", edges=True)
     plain, along = bundled(image(), **asked), wanted(image(), **asked)
     assert (plain.plan.to_json()["edges"], along.plan.to_json()["edges"]) == (False, True)
@@ -206,7 +206,7 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Call
     assert along.labels.shape == plain.labels.shape == (96, 160)
     expected = label_along_edges(
         torch.from_numpy(along.scores.grid),
-        torch.from_numpy(along.scores.support),
+        torch.from_numpy(along.scores.background_scores),
         Background(offset, 0.0),
         torch.from_numpy(np.array(image())),
     )

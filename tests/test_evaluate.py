@@ -277,8 +277,8 @@ def halves(scene: Scene) -> np.ndarray:
 def test_labels_are_counted_as_the_segmenter_gives_them(bundled: Segmenter, scene: Scene, photo: Path) -> None:
     truth = halves(scene)
     found, _ = counted(bundled, toy(truth, photo), "grass, cat, sky")
-    assert (found.classes, found.others) == (("grass", "cat"), ("sky",))
-    answer = bundled(photo, ["grass", "cat"], others=["sky"], background=None).labels
+    assert (found.classes, found.background_classes) == (("grass", "cat"), ("sky",))
+    answer = bundled(photo, ["grass", "cat"], background_classes=["sky"], background=None).labels
     swapped = np.array([0, 2, 1])[answer]
     for true, said, pixels in (found.counts or {})["none"]:
         assert pixels == int(((truth == true) & (swapped == said)).sum())
@@ -292,7 +292,7 @@ def test_a_background_is_counted_at_the_fixed_threshold_and_along_the_sweep(
     found, protocol = counted(bundled, toy(truth, photo, background=True), "kitty, grass", "threshold=oracle")
     assert "kitty" in found.left_out  # a word that this model was not trained on
     found, protocol = counted(bundled, toy(truth, photo, background=True), "cat, brick", "threshold=oracle")
-    result = bundled(photo, ["cat"], others=["brick"])
+    result = bundled(photo, ["cat"], background_classes=["brick"])
     maps = [result.labels, *result.relabelled(protocol.backgrounds)]
     for name, labels in zip(protocol.labellings, maps, strict=True):
         for true, said, pixels in (found.counts or {})[name]:
@@ -350,8 +350,8 @@ def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
     assert set(found.classes) == set(classes)
     assert any("spread over" in note for note in found.notes)
     # Supporting nouns are in every prompt; what does not fit beside the longest class is left out, and said.
-    kept = [noun for noun in mixed if noun in others][: len(found.others)]
-    assert list(found.others) == kept
+    kept = [noun for noun in mixed if noun in others][: len(found.background_classes)]
+    assert list(found.background_classes) == kept
     assert 0 < len(kept) < 9
     assert any(note.startswith("too long a caption for this model: without surrounding") for note in found.notes)
 
@@ -382,7 +382,7 @@ def test_a_class_that_the_caption_missed(bundled: Segmenter, scene: Scene, photo
     assert completed.classes == ("cat", "grass")
     assert completed.notes == ("from the ground truth: grass",)
     dataset = toy(np.where(halves(scene) == 2, 0, halves(scene)).astype(np.uint16), photo)
-    assert counted(bundled, dataset, "cat, grass", "true-only=yes")[0].others == ("grass",)
+    assert counted(bundled, dataset, "cat, grass", "true-only=yes")[0].background_classes == ("grass",)
 
 
 # ---- scenes

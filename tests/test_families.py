@@ -238,11 +238,11 @@ def test_masked_tokens_take_no_attention(asked: Asked) -> None:
 def test_a_batch_of_two_non_square_images(name: str, image: Callable[..., Image.Image]) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS[name](), size=64)
     images = [image(160, 96, 0), image(160, 96, 1)]
-    both = segmenter(images, classes=["cat", "traffic light"], others=["sky"])
+    both = segmenter(images, classes=["cat", "traffic light"], background_classes=["sky"])
     for one, result in zip(images, both, strict=True):
         assert result.labels.shape == (96, 160)
         assert np.isfinite(result.scores.grid).all()
-        alone = segmenter(one, classes=["cat", "traffic light"], others=["sky"])
+        alone = segmenter(one, classes=["cat", "traffic light"], background_classes=["sky"])
         np.testing.assert_allclose(alone.scores.grid, result.scores.grid, atol=ROUNDING)
 
 

@@ -124,7 +124,7 @@ def test_every_noun_of_a_question_has_columns_of_its_own(policy: Policy, caption
     if not asked.classes:
         return
     question = asked.question("photo.jpg")
-    wanted, others = nouns(question.classes, question.others)
+    wanted, others = nouns(question.classes, question.background_classes)
     found = words(asked.caption, [by_characters(normalize("NFC", asked.caption))], wanted, others, named=True)
     columns = [column for noun in found.nouns for column in noun]
     silent = {place for match in STOP.finditer(asked.caption) for place in range(*match.span())}
@@ -134,7 +134,7 @@ def test_every_noun_of_a_question_has_columns_of_its_own(policy: Policy, caption
 def test_honest() -> None:
     asked = ask("Sky, MEN, tvs, jet, buses, dog.", VOC)
     assert asked.classes == {"person": ("men",), "tvmonitor": ("tvs",), "aeroplane": ("jet",), "bus": ("buses",)}
-    assert asked.others == ("sky", "dog")
+    assert asked.background_classes == ("sky", "dog")
     assert asked.caption == "sky, men, tvs, jet, buses, dog"
     # Ground truth is not looked at, and words inside other nouns do not count.
     assert ask("sky, bus stop", VOC, truth={"bus", "person"}) == Asked({}, ("sky", "bus stop"), "sky, bus stop")
@@ -155,10 +155,10 @@ def test_parts_of_one_object() -> None:
     caption = "(clothes, man, hat), (leaf, tree), (bike, basket, bus)"
     honest = ask(caption, VOC)
     assert honest.classes == {"person": ("clothes", "man", "hat"), "bicycle": ("bike",), "bus": ("bus",)}
-    assert honest.others == ("leaf", "tree", "basket")
+    assert honest.background_classes == ("leaf", "tree", "basket")
     told = ask(caption, VOC, paper("cityscapes"), truth={"person", "bicycle", "bus"})
     assert told.classes == honest.classes
-    assert told.others == ("leaf", "tree")
+    assert told.background_classes == ("leaf", "tree")
     assert told.caption == "clothes, man, hat, leaf, tree, bike, bus"
     # Two words for one class are one class.
     assert ask("(man, woman, hat)", VOC).classes == {"person": ("man", "woman", "hat")}
@@ -189,7 +189,7 @@ def test_the_paper_takes_classes_from_the_ground_truth() -> None:
 def test_the_papers_data_sets(dataset: str, suffix: bool, complete: bool) -> None:
     asked = ask("sky, background" if suffix else "sky", VOC, paper(dataset), truth={"bus"})
     # The suffix is not said twice.
-    assert asked.others == (("sky", "background") if suffix else ("sky",))
+    assert asked.background_classes == (("sky", "background") if suffix else ("sky",))
     assert asked.classes == ({"bus": ("bus",)} if complete else {})
 
 
@@ -203,12 +203,12 @@ def test_the_switch_for_odd_synonyms() -> None:
 
 
 def test_a_lone_noun_gets_support() -> None:
-    asked = ask("jets", VOC, support=("background", "aeroplane", "jets", "sky"))
+    asked = ask("jets", VOC, background_classes=("background", "aeroplane", "jets", "sky"))
     assert asked.classes == {"aeroplane": ("jets",)}
-    assert asked.others == ("background", "sky")
+    assert asked.background_classes == ("background", "sky")
     assert asked.caption == "jets, background, sky"
     assert "background, sky added" in asked.notes[0]
-    assert ask("jets, bus", VOC, support=("background",)).others == ()
+    assert ask("jets, bus", VOC, background_classes=("background",)).background_classes == ()
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
@@ -240,7 +240,7 @@ def test_the_end_of_a_list() -> None:
     """ "A, b and c": two nouns where they are classes, one where they are one class or none."""
     classes = (Category("lamp"), Category("sky"), Category("salt and pepper"))
     assert ask("wall, lamp and the sky", classes).classes == {"lamp": ("lamp",), "sky": ("sky",)}
-    assert ask("wall, lamp and dog", classes).others == ("wall", "dog")
+    assert ask("wall, lamp and dog", classes).background_classes == ("wall", "dog")
     assert ask("lamp, sky and lamp", classes).caption == "lamp, sky"
     assert ask("salt and pepper, bread and butter", classes).classes == {"salt and pepper": ("salt and pepper",)}
-    assert ask("salt and pepper, bread and butter", classes).others == ("bread and butter",)
+    assert ask("salt and pepper, bread and butter", classes).background_classes == ("bread and butter",)

@@ -256,9 +256,9 @@ def test_another_method_may_take_the_same_maps(image: Make) -> None:
 
 def test_concept_attention_labels_an_image(image: Make) -> None:
     segmenter = Segmenter.from_pipeline(JOINT_BUILDERS["flux"](), recipe="concept-attention", size=64)
-    result = segmenter(image(), classes=["cat", "traffic light"], others=["sky"])
+    result = segmenter(image(), classes=["cat", "traffic light"], background_classes=["sky"])
     assert (result.plan.recipe, result.plan.to_json()["maps"]) == ("concept-attention", "output-space")
-    np.testing.assert_allclose(result.scores.grid.sum(0) + result.scores.support, 1, atol=1e-5)
+    np.testing.assert_allclose(result.scores.grid.sum(0) + result.scores.background, 1, atol=1e-5)
     assert result.labels.shape == (96, 160)
 
 

@@ -27,7 +27,7 @@ from goca.text.token_spans import Noun, words
 Make = Callable[..., Image.Image]
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
 CAPTION = "cat, traffic light, grass"
-ASK: dict[str, Any] = {"classes": ["cat", "grass"], "others": ["sky"]}
+ASK: dict[str, Any] = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
 RECOGNISED = {
     "bria": unlisted.bria,
     "ovis": unlisted.ovis,

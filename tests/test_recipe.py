@@ -127,7 +127,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
     assert (made.reference, made.refine) == (SD15.reference, SD15.refine)
     assert (made.order, made.noise, made.size, made.grid) == (2, (100,), 512, 64)
     assert (made.layers, made.rescale, made.background) == (GOCA.layers, GOCA.rescale, "auto")
-    assert made.support == ("background",)
+    assert made.background_classes == ("background",)
     assert (made.model, made.settings) == ("a model", SD15.origin)
     assert (made.seeds, made.flip, made.window, made.edges) == ((0,), False, False, False)
     assert made.maps == concepts.attention
@@ -280,7 +280,7 @@ def test_the_authors_settings(settings: CheckpointSettings, size: int, reference
     assert settings.reference == reference
     assert set(settings.refine) == refine
     assert len(settings.refine) == len(refine)
-    assert settings.support == ("background",)
+    assert settings.background_classes == ("background",)
     assert settings.nouns == ()
 
 
@@ -299,8 +299,8 @@ def test_reported_scores() -> None:
 
 def test_the_bundled_model_supports_with_nouns_that_it_knows() -> None:
     assert len(set(BUNDLED.nouns)) == len(BUNDLED.nouns) > 0
-    assert BUNDLED.support
-    assert set(BUNDLED.support) <= set(BUNDLED.nouns)
+    assert BUNDLED.background_classes
+    assert set(BUNDLED.background_classes) <= set(BUNDLED.nouns)
 
 
 # ---- recognising a checkpoint

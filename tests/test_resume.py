@@ -20,7 +20,7 @@ from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 
 Goca = Callable[..., Outcome]
-ASK = ("--classes", "cat, grass", "--others", "sky")
+ASK = ("--classes", "cat, grass", "--background-classes", "sky")
 OUT = Path("goca-out")
 SIZES = [(48, 64), (72, 40), (64, 64), (40, 56), (80, 48), (56, 72)]
 
@@ -163,11 +163,11 @@ def test_an_image_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -
 @pytest.mark.parametrize(
     ("arguments", "differs"),
     [
-        (("--classes", "cat, dog", "--others", "sky"), "classes"),
+        (("--classes", "cat, dog", "--background-classes", "sky"), "classes"),
         # The labels would change their meaning.
-        (("--classes", "grass, cat", "--others", "sky"), "classes"),
-        (("--classes", "cat, grass"), "others"),
-        (("--classes", "cat, grass", "--others", "sky, road"), "others"),
+        (("--classes", "grass, cat", "--background-classes", "sky"), "classes"),
+        (("--classes", "cat, grass"), "background_classes"),
+        (("--classes", "cat, grass", "--background-classes", "sky, road"), "background_classes"),
         ((*ASK, "--background", "0.3"), "background"),
         ((*ASK, "--caption", "cat, grass, sky"), "caption"),
         ((*ASK, "--recipe", "vanilla"), "recipe, heads, layers"),

@@ -29,7 +29,7 @@ def test_a_non_square_image_in_a_batch_of_two(pipeline: Any, image: Make) -> Non
     calls: list[int] = []
     # The first layer: the pass ends with the last attention, before the denoiser does.
     pipeline.unet.conv_in.register_forward_hook(lambda module, args, output: calls.append(len(output)))
-    results = segmenter([image(160, 96, 0), image(160, 96, 1)], classes=["cat", "grass"], others=["sky"])
+    results = segmenter([image(160, 96, 0), image(160, 96, 1)], classes=["cat", "grass"], background_classes=["sky"])
     assert calls == [2]
     for result in results:
         assert result.labels.shape == (96, 160)
@@ -45,8 +45,8 @@ def test_a_non_square_image_in_a_batch_of_two(pipeline: Any, image: Make) -> Non
 
 
 def test_other_backgrounds_need_no_other_pass(bundled: Segmenter, image: Make) -> None:
-    result = bundled(image(), ["cat", "grass"], others=["sky"])
-    asked = [bundled(image(), ["cat", "grass"], others=["sky"], background=one) for one in (0.6, 0.9, None)]
+    result = bundled(image(), ["cat", "grass"], background_classes=["sky"])
+    asked = [bundled(image(), ["cat", "grass"], background_classes=["sky"], background=one) for one in (0.6, 0.9, None)]
     found = result.relabelled(
         [Background(offset, 0.0), Background(constant, 0.6), Background(constant, 0.9), Background(none)]
     )
@@ -164,7 +164,7 @@ def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, image: Ma
 
 def test_background_rules(bundled: Segmenter, image: Make) -> None:
     def ask(background: Any, others: tuple[str, ...] = ()) -> goca.Segmentation:
-        return bundled(image(), classes=["cat", "dog"], others=others, background=background)
+        return bundled(image(), classes=["cat", "dog"], background_classes=others, background=background)
 
     assert ask("auto").plan.to_json()["background"] == {"rule": "constant", "threshold": 0.5}
     assert ask("auto", ("grass",)).plan.to_json()["background"] == {"rule": "offset", "threshold": 0.0}
@@ -183,16 +183,16 @@ def test_background_rules(bundled: Segmenter, image: Make) -> None:
 
 
 def test_labels_are_the_argmax_of_the_scores_against_the_support(bundled: Segmenter, image: Make) -> None:
-    result = bundled(image(), classes=["cat", "grass"], others=["sky", "road"])
-    assert result.scores.support is not None
-    whole = np.concatenate([result.scores.support[None], result.scores.grid])
+    result = bundled(image(), classes=["cat", "grass"], background_classes=["sky", "road"])
+    assert result.scores.background is not None
+    whole = np.concatenate([result.scores.background[None], result.scores.grid])
     upsampled = torch.nn.functional.interpolate(torch.from_numpy(whole)[None], (96, 160), mode="bilinear")[0]
     assert (upsampled.argmax(0).numpy() == result.labels).mean() > 0.999
 
 
 def test_many_classes_are_spread_over_prompts(sd15: Any, image: Make) -> None:
     names = [f"thing number {index}" for index in range(20)]
-    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=names, others=["sky"])
+    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=names, background_classes=["sky"])
     assert len(result.plan.captions) > 1
     assert all(caption.endswith("sky") for caption in result.plan.captions)
     assert any("spread over" in note for note in result.plan.notes)
@@ -209,7 +209,7 @@ def test_long_images_are_seen_through_windows(bundled: Segmenter, image: Make) -
 
 def test_windows_on_demand(bundled: Segmenter, image: Make) -> None:
     windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Options(window=True), batch=3)
-    result = windowed(image(200, 150), classes=["cat", "grass"], others=["sky"])
+    result = windowed(image(200, 150), classes=["cat", "grass"], background_classes=["sky"])
     assert result.labels.shape == (150, 200)
     assert result.scores.grid.shape == (2, 75, 100)
     assert result.scores.grid.max() <= 1
@@ -219,7 +219,7 @@ def test_windows_keep_queries_and_keys_instead_of_matrices(
     bundled: Segmenter, image: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Options(window=True), batch=3)
-    asked: dict[str, Any] = {"classes": ["cat", "grass"], "others": ["sky"]}
+    asked: dict[str, Any] = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
     lean = windowed(image(200, 150), **asked)
     dense: list[bool] = []
     original = goca.view.AttentionAggregator

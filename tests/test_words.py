@@ -162,7 +162,7 @@ def check_list(listed: list[str], cut: int, tokenizer: Callable[[], Any]) -> Non
     cut = min(max(cut, 1), len(listed))
     asked = Asked(listed[:cut], listed[cut:], tokenizer=tokenizer)
     assert len(asked.words.classes) == cut
-    assert len(asked.words.others) == len(listed) - cut
+    assert len(asked.words.background_classes) == len(listed) - cut
     columns = [column for noun in asked.words.nouns for column in noun]
     assert all(asked.words.nouns)
     # Strictly rising: disjoint, and in the order of the caption.
@@ -470,7 +470,7 @@ def test_a_repeat_behind_the_limit_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "others", "parts"),
+    ("classes", "background_classes", "parts"),
     [
         ([], [], ["no classes"]),
         ({}, ["sky"], ["no classes"]),

@@ -160,14 +160,14 @@ class AttentionAggregator:
         self._found(call.block, torch.cat(parts), call.grid)
 
     def _found(self, block: str, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
-        """A layer's map; it joins the others once the layer is weighed."""
+        """A layer's map; it joins the background_classes once the layer is weighed."""
         self._maps[block] = (layer_map, grid)
         self._grids[block] = grid
         if block in self.weights:
             self._weighed(block, self.weights[block])
 
     def _weighed(self, block: str, weight: float) -> None:
-        """A layer's weight; with its map it joins the others."""
+        """A layer's weight; with its map it joins the background_classes."""
         self.weights[block] = weight
         if block in self._maps:
             layer_map, grid = self._maps.pop(block)
@@ -195,7 +195,7 @@ class AttentionAggregator:
         return whole
 
     def token_mass(self) -> TokenMass:
-        """What the global map says of the nouns: classes first, then supporting nouns."""
+        """What the global map says of the nouns: classes first, then background classes."""
         return token_mass(self.global_map(), self.words.nouns, self.words.content, self.words.prompt)
 
 
@@ -213,14 +213,14 @@ class JoinedAffinity:
 
 @dataclass(frozen=True)
 class Maps:
-    """Refined scores on the common grid, each map in [0, 1]; support is None where there are no supporting nouns."""
+    """Refined scores on the common grid, each map in [0, 1]; background is None where there are no background classes."""
 
     classes: Float[Tensor, "class height width"]
-    support: Float[Tensor, "height width"] | None
+    background: Float[Tensor, "height width"] | None
 
     def mirrored(self) -> "Maps":
         """Left and right exchanged."""
-        return Maps(self.classes.flip(-1), None if self.support is None else self.support.flip(-1))
+        return Maps(self.classes.flip(-1), None if self.background is None else self.background.flip(-1))
 
 
 @runtime_checkable
@@ -252,9 +252,9 @@ def scores(plan: Plan, windows: Windows, readouts: Sequence[Seen]) -> Maps:
     steps = [step for step in plan.rescale if step is not share or len(words.nouns) > 1]
     maps = rescale(joined, steps)
     count = len(words.classes)
-    if words.others:
+    if words.background_classes:
         maps = torch.cat([maps[:count], maps[count:].amax(0, keepdim=True)])
     affinity = JoinedAffinity(windows, [readout.affinity for readout in readouts])
     if plan.order:
         maps = minmax(propagate(affinity, maps, plan.order))
-    return Maps(maps[:count], maps[count] if words.others else None)
+    return Maps(maps[:count], maps[count] if words.background_classes else None)

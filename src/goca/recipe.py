@@ -185,7 +185,7 @@ class Plan:
     refine: tuple[str, ...]
     order: int
     background: Background | str
-    support: tuple[str, ...]
+    background_classes: tuple[str, ...]
     origin: Mapping[str, str]
     device: str = ""
     dtype: str = ""
@@ -260,7 +260,7 @@ def plan(
         window=overrides.window,
         edges=overrides.edges,
         feature=settings.feature,
-        support=settings.support,
+        background_classes=settings.background_classes,
         origin=origin,
         **chosen,
     )

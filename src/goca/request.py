@@ -29,13 +29,13 @@ class SegmentationRequest:
 
     image: ImageLike
     classes: Classes
-    others: Sequence[str] = ()
+    background_classes: Sequence[str] = ()
     background: str | float | None = AUTO
     caption: str | None = None
 
     def __post_init__(self) -> None:
         # An iterator could be asked once only, and one question may be asked of many images.
-        for name in ("classes", "others"):
+        for name in ("classes", "background_classes"):
             given = getattr(self, name)
             if isinstance(given, Iterator):
                 object.__setattr__(self, name, tuple(given))
@@ -68,7 +68,7 @@ def prepare(question: SegmentationRequest, plan: Plan, backbone: Backbone, promp
     """Read the image, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
     image = images.load(question.image)
     asked, notes = find_words(question, plan, backbone, prompts)
-    background = background_of(question.background, plan, supported=bool(asked[0].others))
+    background = background_of(question.background, plan, has_background_classes=bool(asked[0].background_classes))
     windows, tiles, size = _windows(image, plan, backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
@@ -87,7 +87,7 @@ def find_words(
 
     Raises GocaError for nouns that cannot be asked for; the image is not looked at.
     """
-    wanted, others = nouns(question.classes, question.others)
+    wanted, background_classes = nouns(question.classes, question.background_classes)
     check_rivals(question.background, wanted)
     settings = backbone.settings
     notes: list[str] = []
@@ -96,34 +96,34 @@ def find_words(
     if backbone.family.stand_in:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
     if settings.nouns:
-        known = vocabulary(wanted + others, settings.nouns)
-        wanted, others = known[: len(wanted)], known[len(wanted) :]
+        known = vocabulary(wanted + background_classes, settings.nouns)
+        wanted, background_classes = known[: len(wanted)], known[len(wanted) :]
     if question.caption is not None:
         groups = [wanted]
     else:
-        groups = split(wanted, lambda group: backbone.fits((*group, *others)))
+        groups = split(wanted, lambda group: backbone.fits((*group, *background_classes)))
         if len(groups) > 1:
             notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
-        if not others and any(len(group) == 1 for group in groups):
-            support = _support(plan, wanted)
-            if support and all(backbone.fits((*group, *support)) for group in groups):
-                others = support
-                notes.append(f"one noun alone: {', '.join(noun.name for noun in others)} added as supporting nouns")
+        if not background_classes and any(len(group) == 1 for group in groups):
+            background_classes = _default_background_classes(plan, wanted)
+            if background_classes and all(backbone.fits((*group, *background_classes)) for group in groups):
+                background_classes = background_classes
+                notes.append(f"one noun alone: {', '.join(noun.name for noun in others)} added as background classes")
     asked = []
     for group in groups:
         given = question.caption
-        caption = caption_of((*group, *others)) if given is None else normalize("NFC", given)
+        caption = caption_of((*group, *background_classes)) if given is None else normalize("NFC", given)
         texts = backbone.texts(backbone.prompt(caption, prompts))
-        asked.append(words(caption, texts, group, others, named=given is not None))
+        asked.append(words(caption, texts, group, background_classes, named=given is not None))
     if any(len(one.nouns) == 1 for one in asked):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(asked), notes
 
 
-def _support(plan: Plan, wanted: Sequence[Noun]) -> tuple[Noun, ...]:
-    """The model's default supporting nouns, without those that are wanted."""
+def _default_background_classes(plan: Plan, wanted: Sequence[Noun]) -> tuple[Noun, ...]:
+    """The model's default background classes, without those that are wanted."""
     own = {form for noun in wanted for word in noun.words for form in forms(word)}
-    return tuple(Noun(name, (name,)) for name in plan.support if name not in own)
+    return tuple(Noun(name, (name,)) for name in plan.background_classes if name not in own)
 
 
 def check_rivals(background: str | float | None, wanted: Sequence[Noun]) -> None:
@@ -135,8 +135,8 @@ def check_rivals(background: str | float | None, wanted: Sequence[Noun]) -> None
         )
 
 
-def background_of(asked: str | float | None, plan: Plan, supported: bool) -> Background:
-    """The rule for what the user asked for; `supported`: whether there are supporting nouns."""
+def background_of(asked: str | float | None, plan: Plan, has_background_classes: bool) -> Background:
+    """The rule for what the user asked for; `has_background_classes`: whether there are background classes."""
     if asked is None:
         return Background(none)
     if isinstance(asked, Real) and not isinstance(asked, bool) and 0 <= asked <= 1:
@@ -145,7 +145,7 @@ def background_of(asked: str | float | None, plan: Plan, supported: bool) -> Bac
         raise GocaError(f'background {asked!r} is neither "auto", a threshold between 0 and 1, nor None')
     if isinstance(plan.background, Background):
         return plan.background
-    return Background(offset, 0.0) if supported else Background(constant, 0.5)
+    return Background(offset, 0.0) if has_background_classes else Background(constant, 0.5)
 
 
 def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:

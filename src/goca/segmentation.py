@@ -33,12 +33,12 @@ class Presence(NamedTuple):
 class ScoreMaps:
     """Scores on the common grid, after rescaling and refinement; where there is refinement each class is min-maxed.
 
-    grid: (class, height, width) float32 in [0, 1]. support: the supporting nouns' map, (height, width), or None.
+    grid: (class, height, width) float32 in [0, 1]. background: the supporting nouns' map, (height, width), or None.
     spread: the standard deviation of `grid` over several looks (noise levels, seeds, sides), or None for one look.
     """
 
     grid: Float32[np.ndarray, "class height width"]
-    support: Float32[np.ndarray, "height width"] | None
+    background: Float32[np.ndarray, "height width"] | None
     spread: Float32[np.ndarray, "class height width"] | None = None
 
     def at(self, size: tuple[int, int]) -> Float32[np.ndarray, "class height width"]:
@@ -91,12 +91,12 @@ class Segmentation:
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
         """The labels under each of some other backgrounds, from scores that are upsampled once; no pass is made."""
         classes = torch.from_numpy(self.scores.grid)
-        support = None if self.scores.support is None else torch.from_numpy(self.scores.support)
+        background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
         if self.plan.edges:
-            every = labels_along_edges(classes, support, backgrounds, torch.from_numpy(np.array(self.image)))
+            every = labels_along_edges(classes, background, backgrounds, torch.from_numpy(np.array(self.image)))
         else:
             height, width = self.labels.shape
-            every = labels(classes, support, backgrounds, (height, width))
+            every = labels(classes, background, backgrounds, (height, width))
         for found in every:
             yield found.numpy().astype(np.uint16)
 

@@ -80,32 +80,42 @@ class Segmenter:
 
     @overload
     def __call__(
-        self, image: ImageLike, classes: Classes, others: Sequence[str] = ..., background: Any = ..., caption: Any = ...
+        self,
+        image: ImageLike,
+        classes: Classes,
+        background_classes: Sequence[str] = ...,
+        background: Any = ...,
+        caption: Any = ...,
     ) -> Segmentation: ...
     @overload
     def __call__(
-        self, image: list[Any], classes: Classes, others: Sequence[str] = ..., background: Any = ..., caption: Any = ...
+        self,
+        image: list[Any],
+        classes: Classes,
+        background_classes: Sequence[str] = ...,
+        background: Any = ...,
+        caption: Any = ...,
     ) -> list[Segmentation]: ...
     def __call__(
         self,
         image: ImageLike | list[Any],
         classes: Classes,
-        others: Sequence[str] = (),
+        background_classes: Sequence[str] = (),
         background: str | float | None = AUTO,
         caption: str | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Label an image, or each of a list.
 
         image: a path, a PIL image, or a (height, width, 3) uint8 array. classes: names, or {class: [synonyms]}.
-        others: supporting nouns, which take part but get no label. background: "auto" (the recipe's rule), a float
+        background_classes: background classes, which take part but get no label. background: "auto" (the recipe's rule), a float
         (constant threshold on scores in [0, 1]), or None: every pixel gets a class. caption: the prompt, instead of the
         list of nouns; every noun must be in it. Raises GocaError for whatever of this cannot be done, saying why.
         """
         if isinstance(image, list):
-            asked = SegmentationRequest("", classes, others, background, caption)
+            asked = SegmentationRequest("", classes, background_classes, background, caption)
             questions = (replace(asked, image=one) for one in image)
             return [segmentation for _, segmentation in self.stream(questions)]
-        return next(self.stream([SegmentationRequest(image, classes, others, background, caption)]))[1]
+        return next(self.stream([SegmentationRequest(image, classes, background_classes, background, caption)]))[1]
 
     def stream(
         self,
@@ -131,14 +141,19 @@ class Segmenter:
     def check(
         self,
         classes: Classes,
-        others: Sequence[str] = (),
+        background_classes: Sequence[str] = (),
         caption: str | None = None,
         background: str | float | None = AUTO,
     ) -> EncodedPrompts:
         """Raise GocaError if this model cannot be asked this, before any image is read; the captions, encoded."""
         prompts: EncodedPrompts = {}
         with self._guarded():
-            find_words(SegmentationRequest("", classes, others, background, caption), self.plan, self.backbone, prompts)
+            find_words(
+                SegmentationRequest("", classes, background_classes, background, caption),
+                self.plan,
+                self.backbone,
+                prompts,
+            )
         return prompts
 
     @contextmanager
@@ -226,10 +241,10 @@ class Segmenter:
         """Upsample, settle the background, label; and write down the plan that ran."""
         if self.plan.edges:
             pixels = torch.from_numpy(np.array(image.image)).to(maps.classes.device)
-            labels = label_along_edges(maps.classes, maps.support, image.background, pixels)
+            labels = label_along_edges(maps.classes, maps.background, image.background, pixels)
         else:
             size = (image.image.height, image.image.width)
-            labels = label(maps.classes, maps.support, image.background, size)
+            labels = label(maps.classes, maps.background, image.background, size)
         ran = replace(
             self.plan,
             background=image.background,
@@ -240,7 +255,7 @@ class Segmenter:
             image=image.image,
             classes=image.classes,
             labels=labels.cpu().numpy().astype(np.uint16),
-            scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.support), _array(spread)),
+            scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.background), _array(spread)),
             plan=ran,
         )
 

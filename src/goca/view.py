@@ -52,17 +52,19 @@ class View:
 
 
 def together(parts: Sequence[Maps], mirrored: bool) -> Maps:
-    """The maps of an image's prompts, one after the other; their supporting maps are merged by maximum."""
-    supports = [part.support for part in parts if part.support is not None]
-    maps = Maps(torch.cat([part.classes for part in parts]), torch.stack(supports).amax(0) if supports else None)
+    """The maps of an image's prompts, one after the other; their background_nouns maps are merged by maximum."""
+    background_maps = [part.background for part in parts if part.background is not None]
+    maps = Maps(
+        torch.cat([part.classes for part in parts]), torch.stack(background_maps).amax(0) if background_maps else None
+    )
     return maps.mirrored() if mirrored else maps
 
 
 def mean(maps: Sequence[Maps]) -> Maps:
     """Several looks at one image, averaged."""
-    supports = [one.support for one in maps if one.support is not None]
+    background_maps = [one.background for one in maps if one.background is not None]
     classes = torch.stack([one.classes for one in maps]).mean(0)
-    return Maps(classes, torch.stack(supports).mean(0) if supports else None)
+    return Maps(classes, torch.stack(background_maps).mean(0) if background_maps else None)
 
 
 def spread(maps: Sequence[Maps]) -> Tensor | None:

@@ -77,9 +77,9 @@ def segment(
             help='The same, one a line: "class" or "class: synonym, synonym"; # starts a comment.',
         ),
     ] = None,
-    others: Annotated[
+    background_classes: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="Supporting nouns: they take part but get no label.", show_default=False),
+        typer.Option(metavar="NAMES", help="Background classes: they take part but get no label.", show_default=False),
     ] = "",
     background: Annotated[
         str,
@@ -134,7 +134,7 @@ def segment(
         jobs = files.jobs(images, out)
         asked = parsing.Asked(
             parsing.classes(classes, classes_file),
-            parsing.names(others),
+            parsing.names(background_classes),
             parsing.background(background),
             caption,
         )

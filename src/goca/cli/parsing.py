@@ -19,7 +19,7 @@ class Asked:
     """The question that every image is asked; see `goca.SegmentationRequest`."""
 
     classes: Sequence[str] | Mapping[str, Sequence[str]]
-    others: Sequence[str]
+    background_classes: Sequence[str]
     background: str | float | None
     caption: str | None
 
@@ -28,7 +28,7 @@ class Asked:
         synonyms = self.classes if isinstance(self.classes, Mapping) else dict.fromkeys(self.classes, ())
         return {
             "classes": [{"name": name, "synonyms": list(more)} for name, more in synonyms.items()],
-            "others": list(self.others),
+            "background_classes": list(self.background_classes),
             "background": self.background,
             "caption": self.caption,
         }

@@ -91,7 +91,7 @@ def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["
     from goca.text.token_spans import nouns
 
     recipe = recipe_named(model.recipe)
-    nouns(asked.classes, asked.others)
+    nouns(asked.classes, asked.background_classes)
     from goca.segmenter import Segmenter
 
     # A fetched model shows the hub's own progress, but nothing may stand beside JSON.
@@ -99,7 +99,7 @@ def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["
         segmenter = Segmenter.from_pretrained(
             model.name, recipe, model.device, model.dtype, batch=model.batch, **model.overrides
         )
-    prompts = segmenter.check(asked.classes, asked.others, asked.caption, asked.background)
+    prompts = segmenter.check(asked.classes, asked.background_classes, asked.caption, asked.background)
     bar.remove_task(loading)
     return segmenter, prompts
 
@@ -108,7 +108,8 @@ def _questions(jobs: Iterable[Job], asked: Asked) -> "Iterator[SegmentationReque
     from goca.request import SegmentationRequest
 
     return (
-        SegmentationRequest(job.image, asked.classes, asked.others, asked.background, asked.caption) for job in jobs
+        SegmentationRequest(job.image, asked.classes, asked.background_classes, asked.background, asked.caption)
+        for job in jobs
     )
 
 

@@ -32,7 +32,7 @@ class CheckpointSettings:
     layout: entries of the denoiser's configuration that recognise it. size: pixels a side; grid: cells a side of the
     common grid. noise: training timestep; to a flow model, thousandths. heads, layers, rescale, background: names of
     rules. reference, refine: blocks of the denoiser; feature: what the reference is compared by, its "query" or the
-    "output" of its attention; cross: those whose cross-attention takes part, () for all. support: nouns added when one
+    "output" of its attention; cross: those whose cross-attention takes part, () for all. background_classes: nouns added when one
     noun stands alone. nouns: the whole vocabulary, for a model that knows no other words. origin: where all this comes
     from.
     """
@@ -53,7 +53,7 @@ class CheckpointSettings:
     rescale: tuple[str, ...] = ("share", "blur", "minmax")
     background: str = "auto"
     grid: int = 64
-    support: tuple[str, ...] = ("background",)
+    background_classes: tuple[str, ...] = ("background",)
     nouns: tuple[str, ...] = ()
     scores: tuple[ReportedScore, ...] = field(default=())
 
@@ -203,7 +203,7 @@ BUNDLED = CheckpointSettings(
     refine=(_up(2, 0), _up(2, 1), _up(2, 2)),
     order=1,
     origin="chosen on 100 scenes in training art (python -m training.tune)",
-    support=("grass", "sky", "road"),
+    background_classes=("grass", "sky", "road"),
     nouns=tuple(_BUNDLED_NOUNS.split()),
 )
 # Where one layout says more than another, it comes first.

@@ -109,10 +109,10 @@ def _clean(noun: str) -> str:
 class Policy:
     """What becomes of the nouns of a caption.
 
-    - suffix: nouns that are added behind every caption, as supporting nouns unless they are classes.
+    - suffix: nouns that are added behind every caption, as background classes unless they are classes.
     - complete: ground-truth classes that the caption missed are added behind it.
     - true_only: a noun becomes a class only if the class is in the image's ground truth.
-    - keep_parts: where a parenthesis names two classes or more, its further nouns stay, as supporting nouns; without
+    - keep_parts: where a parenthesis names two classes or more, its further nouns stay, as background classes; without
       it they are dropped.
     - synonyms: words for categories beside those of the data set; a category that the data set lacks is passed over.
 
@@ -132,7 +132,7 @@ class Policy:
 
 
 HONEST = Policy("honest")
-"""A noun that names a category is that class, any other is a supporting noun, and nothing comes from ground truth."""
+"""A noun that names a category is that class, any other is a background class, and nothing comes from ground truth."""
 
 ODD_SYNONYMS = (Category("aeroplane", ("skyline",)), Category("person", ("woodpecker",)))
 """Odd synonyms of the released code, those that are known to us; the `paper` preset has a switch for them."""
@@ -166,12 +166,12 @@ _PAPER: Mapping[str, tuple[tuple[str, ...], bool]] = {
 class Asked:
     """A caption as something to ask a segmenter.
 
-    classes: {category: the caption's words for it}, in the caption's order. others: supporting nouns. caption: the
-    prompt, every noun of classes and others in the order they were said, and nothing else. notes: what the policy did.
+    classes: {category: the caption's words for it}, in the caption's order. background_classes: background classes. caption: the
+    prompt, every noun of classes and background_classes in the order they were said, and nothing else. notes: what the policy did.
     """
 
     classes: Mapping[str, tuple[str, ...]]
-    others: tuple[str, ...]
+    background_classes: tuple[str, ...]
     caption: str
     notes: tuple[str, ...] = ()
 
@@ -184,7 +184,7 @@ class Asked:
             raise GocaError(f'no class of the data set is in the caption "{self.caption}": every pixel is background')
         # A name is one of its own words to a segmenter; it need not be in the caption.
         wanted = {name: [one for one in said if key(one) != key(name)] for name, said in self.classes.items()}
-        return SegmentationRequest(image, wanted, self.others, background, self.caption)
+        return SegmentationRequest(image, wanted, self.background_classes, background, self.caption)
 
 
 def ask(
@@ -192,13 +192,13 @@ def ask(
     categories: tuple[Category, ...],
     policy: Policy = HONEST,
     truth: Collection[str] | None = None,
-    support: Sequence[str] = (),
+    background_classes: Sequence[str] = (),
 ) -> Asked:
     """Make a question of a tagger's caption.
 
     truth: names of the categories in the image's ground truth; GocaError where the policy needs them and has none.
-    support: supporting nouns to add where one noun stands alone, whose share of itself says nothing
-    (`segmenter.plan.support`).
+    background_classes: background classes to add where one noun stands alone, whose share of itself says nothing
+    (`segmenter.plan.background_classes`).
     """
     if policy.needs_truth and truth is None:
         raise GocaError(f'the "{policy.name}" policy looks at the ground truth: give its classes, or use "honest"')
@@ -221,16 +221,20 @@ def ask(
     said = list(_assigned(groups, class_of, policy.keep_parts))
     if len(said) == 1:
         (alone, name) = said[0]
-        extra = [one for one in support if key(one) != key(alone) and (name is None or names.get(key(one)) != name)]
+        extra = [
+            one
+            for one in background_classes
+            if key(one) != key(alone) and (name is None or names.get(key(one)) != name)
+        ]
         if extra:
-            notes.append(f"one noun alone: {', '.join(extra)} added as supporting nouns")
+            notes.append(f"one noun alone: {', '.join(extra)} added as background classes")
         said += [(one, None) for one in extra]
     classes: dict[str, tuple[str, ...]] = {}
     for noun, name in said:
         if name is not None:
             classes[name] = (*classes.get(name, ()), noun)
-    others = tuple(noun for noun, name in said if name is None)
-    return Asked(classes, others, ", ".join(noun for noun, _ in said), tuple(notes))
+    background_classes = tuple(noun for noun, name in said if name is None)
+    return Asked(classes, background_classes, ", ".join(noun for noun, _ in said), tuple(notes))
 
 
 def _halved(groups: Iterable[Group], names: Mapping[str, str]) -> Iterator[Group]:
@@ -252,7 +256,7 @@ def _halved(groups: Iterable[Group], names: Mapping[str, str]) -> Iterator[Group
 def _assigned(
     groups: Iterable[Group], class_of: Callable[[str], str | None], keep_parts: bool
 ) -> Iterator[tuple[str, str | None]]:
-    """(noun, its class, or None for a supporting noun), for every noun that stays."""
+    """(noun, its class, or None for a background class), for every noun that stays."""
     for group in groups:
         named = [(noun, class_of(noun)) for noun in group]
         found = tuple(dict.fromkeys(name for _, name in named if name is not None))

@@ -91,8 +91,8 @@ class Evaluator:
             )
         names = [self.dataset.categories[label - 1].name for label in there]
         categories = self.protocol.categories(self.dataset.categories)
-        asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.support)
-        image = ImageRecord(sample.id, caption, tuple(asked.classes), asked.others, asked.notes)
+        asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
+        image = ImageRecord(sample.id, caption, tuple(asked.classes), asked.background_classes, asked.notes)
         return _Open(sample, truth, asked, image)
 
     def _without_asking(self, asked: Asked) -> int | None:
@@ -110,25 +110,29 @@ class Evaluator:
         if self.protocol.captions == SENTENCES:
             assert isinstance(self.tagger, SceneOracle)  # `Job` refuses sentences of others
             return replace(question, caption=self.tagger.sentence(one.sample)), one
-        listed = (*one.asked.classes, *one.asked.others)
+        listed = (*one.asked.classes, *one.asked.background_classes)
         if self._fits(one.asked.caption.split(", ")):
             return (replace(question, caption=None) if one.asked.caption == ", ".join(listed) else question), one
         # As the segmenter would write it: left to it, a list that is too long is spread over several prompts, in each
-        # of which there has to be room for all supporting nouns.
-        others, image = one.asked.others, one.image
+        # of which there has to be room for all background classes.
+        background_classes, image = one.asked.background_classes, one.image
         assert isinstance(question.classes, Mapping)
         words = {name: tuple(more) for name, more in question.classes.items()}
-        while others and not all(self._fits((name, *more, *others)) for name, more in words.items()):
-            others = others[:-1]
+        while background_classes and not all(
+            self._fits((name, *more, *background_classes)) for name, more in words.items()
+        ):
+            background_classes = background_classes[:-1]
         for name in words:
-            while words[name] and not self._fits((name, *words[name], *others)):
+            while words[name] and not self._fits((name, *words[name], *background_classes)):
                 words[name] = words[name][:-1]
-        without = [*image.others[len(others) :]]
+        without = [*image.background_classes[len(background_classes) :]]
         without += [word for name, more in question.classes.items() for word in more[len(words[name]) :]]
         if without:
             note = f"too long a caption for this model: without {', '.join(without)}"
-            image = replace(image, others=others, notes=(*image.notes, note))
-        return replace(question, caption=None, classes=words, others=others), one._replace(image=image)
+            image = replace(image, background_classes=background_classes, notes=(*image.notes, note))
+        return replace(question, caption=None, classes=words, background_classes=background_classes), one._replace(
+            image=image
+        )
 
     def _fits(self, nouns: Sequence[str]) -> bool:
         """Whether one prompt holds so many nouns."""

@@ -20,14 +20,14 @@ Labels = UInt16[np.ndarray, "height width"]
 class ImageRecord:
     """One image, done: or left out, and then why.
 
-    caption: what the tagger said. classes, others: what was asked for, in the prompt's order. notes: what the protocol
+    caption: what the tagger said. classes, background_classes: what was asked for, in the prompt's order. notes: what the protocol
     and the model had to do. counts: of each labelling; void pixels are in none.
     """
 
     id: str
     caption: str | None = None
     classes: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    background_classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     counts: Mapping[str, Counts] | None = None
     left_out: str = ""
@@ -47,7 +47,7 @@ class ImageRecord:
                 counts = {name: tuple((int(a), int(b), int(n)) for a, b, n in some) for name, some in counts.items()}
             elif not told.get("left_out"):
                 raise ValueError("it was neither counted nor left out")
-            lists = {name: tuple(told.get(name, ())) for name in ("classes", "others", "notes")}
+            lists = {name: tuple(told.get(name, ())) for name in ("classes", "background_classes", "notes")}
             return cls(told["id"], told.get("caption"), **lists, counts=counts, left_out=told.get("left_out", ""))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None

@@ -12,27 +12,27 @@ from goca.maths import Grid
 from goca.maths.resize import bilinear
 
 BackgroundRule = Callable[[float, Float[Tensor, "*pixels"]], Float[Tensor, "*pixels"]]
-"""(threshold, supporting map) -> background score."""
+"""(threshold, background map) -> background score."""
 
 
-def offset(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
-    """threshold + supporting map (the authors' default)."""
-    return threshold + support
+def offset(threshold: float, background_scores: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """threshold + background map (the authors' default)."""
+    return threshold + background_scores
 
 
-def maximum(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
-    """max(threshold, supporting map)."""
-    return support.clamp(min=threshold)
+def maximum(threshold: float, background_scores: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """max(threshold, background map)."""
+    return background_scores.clamp(min=threshold)
 
 
-def constant(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+def constant(threshold: float, background_scores: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
     """The threshold alone."""
-    return torch.full_like(support, threshold)
+    return torch.full_like(background_scores, threshold)
 
 
-def none(threshold: float, support: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+def none(threshold: float, background_scores: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
     """No background: every pixel gets a class."""
-    return torch.full_like(support, -torch.inf)
+    return torch.full_like(background_scores, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,28 @@ class Background:
 
 def label(
     classes: Float[Tensor, "class h w"],
-    support: Float[Tensor, "h w"] | None,
+    background_scores: Float[Tensor, "h w"] | None,
     background: Background,
     size: Grid,
     strip: int = 64,
 ) -> Int[Tensor, "height width"]:
     """Upsample, settle the background, take the argmax: 0 = background, i = class i - 1. Strips bound the memory.
 
-    A class whose map is -inf cannot win; without support the supporting map is 0. Ties go to the background, then to
+    A class whose map is -inf cannot win; without background_scores the background map is 0. Ties go to the background, then to
     the first class.
     """
-    return next(labels(classes, support, (background,), size, strip))
+    return next(labels(classes, background_scores, (background,), size, strip))
 
 
 def labels(
     classes: Float[Tensor, "class h w"],
-    support: Float[Tensor, "h w"] | None,
+    background_scores: Float[Tensor, "h w"] | None,
     backgrounds: Iterable[Background],
     size: Grid,
     strip: int = 64,
 ) -> Iterator[Int[Tensor, "height width"]]:
     """What `label` says under each background; the maps are upsampled once, for which class is best needs none."""
-    extra = torch.zeros_like(classes[:1]) if support is None else support[None]
+    extra = torch.zeros_like(classes[:1]) if background_scores is None else background_scores[None]
     absent = classes.isneginf().flatten(1).all(1)
     maps = torch.cat([extra, classes])
     by, bx = (bilinear(cells, pixels, maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))

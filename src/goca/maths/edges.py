@@ -90,23 +90,23 @@ class Edges:
 
 def label_along_edges(
     classes: Float[Tensor, "class h w"],
-    support: Float[Tensor, "h w"] | None,
+    background_scores: Float[Tensor, "h w"] | None,
     background: Background,
     image: UInt8[Tensor, "height width 3"],
 ) -> Int[Tensor, "height width"]:
     """`background.label`, of scores that follow the image's edges."""
-    return next(labels_along_edges(classes, support, (background,), image))
+    return next(labels_along_edges(classes, background_scores, (background,), image))
 
 
 def labels_along_edges(
     classes: Float[Tensor, "class h w"],
-    support: Float[Tensor, "h w"] | None,
+    background_scores: Float[Tensor, "h w"] | None,
     backgrounds: Iterable[Background],
     image: UInt8[Tensor, "height width 3"],
 ) -> Iterator[Int[Tensor, "height width"]]:
     """`background.labels`, of scores that follow the image's edges; class by class, so that one is held at a time."""
     edges = Edges(image, (classes.shape[-2], classes.shape[-1]))
-    extra = classes.new_zeros(edges.size) if support is None else edges.follow(support)
+    extra = classes.new_zeros(edges.size) if background_scores is None else edges.follow(background_scores)
     best = torch.full_like(extra, -torch.inf)
     winner = torch.zeros(edges.size, dtype=torch.long, device=classes.device)
     for index, scores in enumerate(classes, start=1):

@@ -32,13 +32,13 @@ class Noun:
 class NounTokens:
     """The token columns of a caption's nouns.
 
-    classes, others: the columns of each noun, in the order asked for. content: the columns of all nouns together; no
+    classes, background_classes: the columns of each noun, in the order asked for. content: the columns of all nouns together; no
     special token, stop word or punctuation is in any of them. prompt: every column but those of special tokens.
     """
 
     caption: str
     classes: tuple[tuple[int, ...], ...]
-    others: tuple[tuple[int, ...], ...]
+    background_classes: tuple[tuple[int, ...], ...]
     prompt: tuple[int, ...]
 
     @property
@@ -50,37 +50,39 @@ class NounTokens:
         return tuple(sorted({column for columns in self.nouns for column in columns}))
 
 
-def nouns(classes: Classes, others: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
-    """Check what the user asked for; (classes, supporting nouns).
+def nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
+    """Check what the user asked for; (classes, background classes).
 
     Raises GocaError for an empty list, an empty or repeated name, a comma inside a name, anything but a list of names.
     """
-    for given in (classes, others):
+    for given in (classes, background_classes):
         if not _is_list(given):
-            raise GocaError(f'classes and others are lists of names: write ["cat", "grass"] instead of {given!r}')
+            raise GocaError(
+                f'classes and background_classes are lists of names: write ["cat", "grass"] instead of {given!r}'
+            )
     synonyms = classes.items() if isinstance(classes, Mapping) else [(name, ()) for name in classes]
     for name, more in synonyms:
         if not _is_list(more):
             listed = [more] if isinstance(more, str) else []
             raise GocaError(f'the synonyms of "{name}" are a list: write {json.dumps(listed)} instead of {more!r}')
     wanted = tuple(Noun(name, (name, *more)) for name, more in synonyms)
-    supporting = tuple(Noun(name, (name,)) for name in others)
+    background_nouns = tuple(Noun(name, (name,)) for name in others)
     if not wanted:
         raise GocaError('no classes: name at least one thing to look for, such as "cat"')
     seen: set[str] = set()
-    for noun in wanted + supporting:
+    for noun in wanted + background_nouns:
         for word in noun.words:
             if not isinstance(word, str) or not any(map(str.isalnum, word)):
                 raise GocaError(
-                    f"{word!r} is no name: every class, synonym and supporting noun needs a letter or digit"
+                    f"{word!r} is no name: every class, synonym and background class needs a letter or digit"
                 )
             if "," in word:
                 raise GocaError(f'"{word}" contains a comma: name each class by itself')
             key = plain(word)
             if key in seen:
-                raise GocaError(f'"{word}" is named twice: every class, synonym and supporting noun may appear once')
+                raise GocaError(f'"{word}" is named twice: every class, synonym and background class may appear once')
             seen.add(key)
-    return wanted, supporting
+    return wanted, background_nouns
 
 
 def _is_list(given: object) -> bool:
@@ -93,7 +95,7 @@ def caption_of(named: Sequence[Noun]) -> str:
 
 
 def words(
-    caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], others: Sequence[Noun], named: bool
+    caption: str, texts: Sequence[Tokens], classes: Sequence[Noun], background_classes: Sequence[Noun], named: bool
 ) -> NounTokens:
     """Find the nouns' token columns. `named`: the user wrote the caption, so a noun may be missing from it.
 
@@ -103,11 +105,11 @@ def words(
     the longer one owns it. Raises GocaError for a noun that is not in the caption, that stands behind the tokenizer's
     limit, or that consists of stop words.
     """
-    found: list[set[int]] = [set() for _ in (*classes, *others)]
+    found: list[set[int]] = [set() for _ in (*classes, *background_classes)]
     missing: dict[int, GocaError] = {}
     for tokens in texts:
-        spans = _spans(tokens.text, (*classes, *others))
-        for index, noun in enumerate((*classes, *others)):
+        spans = _spans(tokens.text, (*classes, *background_classes))
+        for index, noun in enumerate((*classes, *background_classes)):
             try:
                 found[index].update(tokens.start + place for place in _columns(tokens, noun, spans[index], named))
             except GocaError as error:

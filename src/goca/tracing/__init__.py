@@ -102,13 +102,13 @@ class Trace:
     def segment(
         self,
         classes: Classes,
-        others: Sequence[str] = (),
+        background_classes: Sequence[str] = (),
         background: str | float | None = AUTO,
         image: ImageLike | None = None,
         recipe: Recipe | str | None = None,
     ) -> Segmentation:
         """See `TracedImage.segment`."""
-        return self[0].segment(classes, others, background, image, recipe)
+        return self[0].segment(classes, background_classes, background, image, recipe)
 
     def overlay(self, *classes: str) -> Image.Image:
         """See `TracedImage.overlay`."""

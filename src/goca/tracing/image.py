@@ -83,12 +83,14 @@ class TracedImage:
         """
         columns = self._columns(*self._asked(word, occurrence))
         content = {column for some in self._spoken.values() for column in some} | set(columns)
-        others = (tuple(sorted(content - set(columns))),)
-        asked = NounTokens(self.prompt, (columns,), others if others[0] else (), self.collected.columns)
+        background_classes = (tuple(sorted(content - set(columns))),)
+        asked = NounTokens(
+            self.prompt, (columns,), background_classes if background_classes[0] else (), self.collected.columns
+        )
         seen = self.collected.token_mass(asked)
         first = TokenMass(seen.raw[:1], seen.content, seen.prompt)
         # With one word its share is 1 everywhere and says nothing.
-        steps = [step for step in self.collected.plan.rescale if step is not share or asked.others]
+        steps = [step for step in self.collected.plan.rescale if step is not share or asked.background_classes]
         return self._framed(rescale(first, steps), self.image)[0].cpu().numpy()
 
     def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
@@ -99,7 +101,7 @@ class TracedImage:
     def segment(
         self,
         classes: Classes,
-        others: Sequence[str] = (),
+        background_classes: Sequence[str] = (),
         background: str | float | None = AUTO,
         image: ImageLike | None = None,
         recipe: Recipe | str | None = None,
@@ -110,24 +112,24 @@ class TracedImage:
         background; it must weigh heads and layers as the recipe of the trace does. Raises GocaError for what is not in
         the prompt, listing its words, and for whatever else cannot be done.
         """
-        wanted, supporting = nouns(classes, others)
+        wanted, background_nouns = nouns(classes, background_classes)
         check_rivals(background, wanted)
-        for noun in (*wanted, *supporting):
+        for noun in (*wanted, *background_nouns):
             if not any(occurrences(word, self.collected.said.texts) for word in noun.words):
                 raise self._missing(noun.name)
-        asked = words(self.prompt, self.collected.said.texts, wanted, supporting, named=True)
+        asked = words(self.prompt, self.collected.said.texts, wanted, background_nouns, named=True)
         ran = self._ran(recipe)
         shown = self.image if image is None else images.load(image)
         maps = scores(ran, Windows.whole(self.collected.grid), [Asked(self.collected, asked)])
         grid = self._framed(maps.classes, shown)
-        support = None if maps.support is None else self._framed(maps.support[None], shown)[0]
-        rule = background_of(background, ran, supported=bool(supporting))
-        labels = label(grid, support, rule, (shown.height, shown.width))
+        background = None if maps.background is None else self._framed(maps.background[None], shown)[0]
+        rule = background_of(background, ran, has_background_classes=bool(background_nouns))
+        labels = label(grid, background, rule, (shown.height, shown.width))
         return Segmentation(
             image=shown,
             classes=tuple(classes),
             labels=labels.cpu().numpy().astype(np.uint16),
-            scores=ScoreMaps(grid.cpu().numpy(), None if support is None else support.cpu().numpy()),
+            scores=ScoreMaps(grid.cpu().numpy(), None if background is None else background.cpu().numpy()),
             plan=replace(ran, background=rule),
         )
 
