@@ -1,4 +1,4 @@
-"""(images, captions, noise level) -> one denoiser pass, with the pipeline given back as it was."""
+"""(images, captions, noise timestep) -> one denoiser pass, with the pipeline given back as it was."""
 
 import threading
 from collections.abc import Callable
@@ -203,15 +203,15 @@ def test_our_noise_is_what_euler_shows_its_model() -> None:
     latents = torch.randn(1, 4, 5, 7, generator=torch.Generator().manual_seed(3))
     noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(11))
     euler.set_timesteps(1000)
-    level = euler.timesteps[-101:-100]
-    theirs = euler.scale_model_input(euler.add_noise(latents, noise[None], level), level[0])
-    torch.testing.assert_close(add_noise(euler, latents, int(level), 11), theirs, rtol=1e-5, atol=1e-6)
+    timestep = euler.timesteps[-101:-100]
+    theirs = euler.scale_model_input(euler.add_noise(latents, noise[None], timestep), timestep[0])
+    torch.testing.assert_close(add_noise(euler, latents, int(timestep), 11), theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("level", [-1, 1000])
-def test_a_level_out_of_range_is_refused(level: int, sd15: Any) -> None:
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_a_level_out_of_range_is_refused(timestep: int, sd15: Any) -> None:
     with pytest.raises(GocaError, match="0 to 999"):
-        Backbone(sd15).forward(torch.zeros(1, 4, 8, 8), CAPTIONS[:1], level, 0, ignore, {})
+        Backbone(sd15).forward(torch.zeros(1, 4, 8, 8), CAPTIONS[:1], timestep, 0, ignore, {})
 
 
 def test_pipelines_that_cannot_be_read_are_refused_by_name(sd15: Any) -> None:

@@ -150,9 +150,9 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", *ASK, "--background", "sky"), "auto, none"),
         (("photo.jpg", *ASK, "--background", "1.5"), "from 0 to 1"),
         (("photo.jpg", *ASK, "--background", "nan"), "from 0 to 1"),
-        (("photo.jpg", *ASK, "--noise", "loud"), "100,50"),
-        (("photo.jpg", *ASK, "--noise", "100,-5"), "100,50"),
-        (("photo.jpg", *ASK, "--noise", ","), "100,50"),
+        (("photo.jpg", *ASK, "--timestep", "loud"), "100,50"),
+        (("photo.jpg", *ASK, "--timestep", "100,-5"), "100,50"),
+        (("photo.jpg", *ASK, "--timestep", ","), "100,50"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(goca, unloadable, folder, arguments, told):
@@ -267,11 +267,27 @@ def test_a_caption(goca, loaded):
 def test_options_reach_the_library(goca, loaded):
     assert goca("segment", "photo.jpg", *ASK).code == 0
     options = (
-        "--model m --recipe vanilla --device cpu --dtype bf16 --batch 3 --noise 100,50 --size 32 --seed 5 --seeds 2"
+        "--model m --recipe vanilla --device cpu --dtype bf16 --batch 3 --timestep 100,50 --size 32 --seed 5 --seeds 2"
     )
-    assert goca("segment", "photo.jpg", *ASK, *options.split(), "--flip", "--window", "--edges").code == 0
-    plain = {"noise": None, "size": None, "seed": 0, "seeds": 1, "flip": False, "window": False, "edges": False}
-    asked = {"noise": (100, 50), "size": 32, "seed": 5, "seeds": 2, "flip": True, "window": True, "edges": True}
+    assert goca("segment", "photo.jpg", *ASK, *options.split(), "--flip", "--window", "--refine-edges").code == 0
+    plain = {
+        "timestep": None,
+        "size": None,
+        "seed": 0,
+        "seeds": 1,
+        "flip": False,
+        "window": False,
+        "refine_edges": False,
+    }
+    asked = {
+        "timestep": (100, 50),
+        "size": 32,
+        "seed": 5,
+        "seeds": 2,
+        "flip": True,
+        "window": True,
+        "refine_edges": True,
+    }
     assert loaded == [
         (("bundled", GOCA, None, None), {"batch": 4, **plain}),
         (("m", VANILLA, "cpu", "bf16"), {"batch": 3, **asked}),
@@ -396,7 +412,7 @@ def test_models_as_json(goca):
     done = goca("models", "--json")
     assert (done.code, done.err) == (0, "")
     listed = {one["name"]: one for one in json.loads(done.out)["models"]}
-    assert {"repos", "size", "noise", "heads", "reference", "refine", "order", "scores"} <= set(listed["bundled"])
+    assert {"repos", "size", "timestep", "heads", "reference", "refine", "order", "scores"} <= set(listed["bundled"])
     scores = listed["Stable Diffusion 1.5"]["scores"]
     assert scores[0]["dataset"] == "VOC"
     assert scores[0]["miou"] == 60.7
@@ -476,7 +492,7 @@ def test_backgrounds(text, value):
 
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("100", (100,)), (" 100, 50 ", (100, 50))])
 def test_noise(text, value):
-    assert parsing.noise(text) == value
+    assert parsing.timestep(text) == value
 
 
 def test_the_document_of_the_families_is_what_the_table_prints(goca: Any) -> None:

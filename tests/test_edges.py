@@ -199,9 +199,9 @@ def test_memory_does_not_grow_with_the_number_of_classes() -> None:
 
 def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
     asked = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
-    wanted = Segmenter.from_pretrained("bundled", edges=True)
+    wanted = Segmenter.from_pretrained("bundled", refine_edges=True)
     plain, along = bundled(image(), **asked), wanted(image(), **asked)
-    assert (plain.plan.to_json()["edges"], along.plan.to_json()["edges"]) == (False, True)
+    assert (plain.plan.to_json()["refine_edges"], along.plan.to_json()["refine_edges"]) == (False, True)
     assert np.array_equal(plain.scores.grid, along.scores.grid)
     assert along.labels.shape == plain.labels.shape == (96, 160)
     expected = label_along_edges(
@@ -215,16 +215,16 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Call
 
 
 def test_edges_are_no_word() -> None:
-    with pytest.raises(GocaError, match="edges"):
+    with pytest.raises(GocaError, match="refine_edges"):
         Options.of(edges="guided")
 
 
 def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
-    segmenter = Segmenter.from_pretrained("bundled", edges=True)
+    segmenter = Segmenter.from_pretrained("bundled", refine_edges=True)
     backgrounds = [Background(constant, threshold) for threshold in (0.2, 0.6)]
     result = segmenter(image(), ["cat", "grass"], background=0.2)
     first, second = result.relabelled(backgrounds)
     assert np.array_equal(first, result.labels)
     assert np.array_equal(second, segmenter(image(), ["cat", "grass"], background=0.6).labels)
-    coarse = next(replace(result, plan=replace(result.plan, edges=False)).relabelled(backgrounds))
+    coarse = next(replace(result, plan=replace(result.plan, refine_edges=False)).relabelled(backgrounds))
     assert not np.array_equal(coarse, first)

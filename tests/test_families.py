@@ -31,7 +31,7 @@ from goca.text.token_spans import Noun, words
 CAPTION = "cat, traffic light, grass"
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
 SIZE = (64, 96)
-LEVEL = 100
+TIMESTEP = 100
 # Where the denoiser is told no timestep, but the share of noise, or that of the image.
 TOLD_THE_SHARE = ("flux", "flux_schnell", "flux2", "flux2_klein", "qwen_image", "chroma", "auraflow", "cosmos2")
 TOLD_WHAT_IS_LEFT = ("lumina2", "z_image")
@@ -60,7 +60,9 @@ class Asked:
 
     def ask(self, prompts: dict[str, EncodedPrompt]) -> tuple[Tensor, list[AttentionCall]]:
         calls: list[AttentionCall] = []
-        output = self.backbone.forward(self.latents, [CAPTION], LEVEL, 0, lambda _, call: calls.append(call), prompts)
+        output = self.backbone.forward(
+            self.latents, [CAPTION], TIMESTEP, 0, lambda _, call: calls.append(call), prompts
+        )
         return output, calls
 
     def moved(self, prompt: EncodedPrompt, other: EncodedPrompt) -> list[int]:
@@ -94,11 +96,11 @@ def test_the_output_is_bit_identical_without_the_tap(asked: Asked, monkeypatch: 
 
 def test_the_denoiser_is_told_the_noise_in_its_own_way(asked: Asked) -> None:
     with borrowed(asked.backbone.pipeline) as pipeline:
-        call = asked.backbone._first_call(pipeline, [CAPTION], SIZE, LEVEL)
+        call = asked.backbone._first_call(pipeline, [CAPTION], SIZE, TIMESTEP)
     named = {name: value for name, value in call.named.items() if name in ("timestep", "timesteps", "t")}
     told = next(iter(named.values()), None) if named else call.inputs[1]
-    expected = LEVEL / 1000 if asked.name in TOLD_THE_SHARE else LEVEL
-    expected = 1 - LEVEL / 1000 if asked.name in TOLD_WHAT_IS_LEFT else expected
+    expected = TIMESTEP / 1000 if asked.name in TOLD_THE_SHARE else TIMESTEP
+    expected = 1 - TIMESTEP / 1000 if asked.name in TOLD_WHAT_IS_LEFT else expected
     assert float(torch.as_tensor(told).flatten()[0]) == pytest.approx(expected)
 
 

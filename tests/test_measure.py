@@ -158,7 +158,7 @@ def test_ablate_as_a_table_for_a_document(goca: Goca) -> None:
         (("scenes", "--as-background", "unicorn"), 'no category "unicorn"'),
         (("scenes", "--tagger", "crystal-ball"), 'no tagger "crystal-ball"'),
         (("scenes", "--split", "test"), 'no split "test"'),
-        (("scenes", "--noise", "much"), 'no noise "much"'),
+        (("scenes", "--timestep", "much"), 'no noise "much"'),
         (("scenes", "--model", "nowhere"), 'no model "nowhere"'),
         (("scenes", "--workers", "0"), "--workers"),
     ],
@@ -180,6 +180,6 @@ def test_a_mended_caption_is_read_again(goca: Goca, tmp_path: Path) -> None:
 
 def test_edges_reach_every_threshold(goca: Goca) -> None:
     ask = ("evaluate", "scenes", "--limit", "3", "--as-background", "sky, grass, water, sand, road, snow", "--json")
-    plain, edges = (json.loads(goca(*ask, *more).out) for more in ((), ("--edges",)))
+    plain, edges = (json.loads(goca(*ask, *more).out) for more in ((), ("--refine-edges",)))
     assert [one["miou"] for one in plain["sweep"]] != [one["miou"] for one in edges["sweep"]]
     assert plain["fixed_threshold"]["miou"] != edges["fixed_threshold"]["miou"]

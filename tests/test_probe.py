@@ -70,7 +70,7 @@ def test_a_family_whose_row_is_hidden_is_found_again(name: str, image: Make, mon
     hide(pipeline, monkeypatch)
     row, plan = listed.backbone.family, listed.plan
     same = {key: getattr(plan, key) for key in ("heads", "layers", "cross", "reference", "refine", "order")}
-    probed = Segmenter.from_pipeline(pipeline, Recipe(**same, noise=plan.noise[0]), size=64)
+    probed = Segmenter.from_pipeline(pipeline, Recipe(**same, timestep=plan.timestep[0]), size=64)
     found = probed.backbone.family
     for fact in ("component", "flow", "stand_in", "edits", "feature", "odds"):
         assert getattr(found, fact) == getattr(row, fact), fact

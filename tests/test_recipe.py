@@ -77,7 +77,7 @@ def test_hand_picked_layers_are_refused_by_name_where_a_model_lacks_them() -> No
 def test_the_published_recipe() -> None:
     assert GOCA.layers == aggregate.agreement
     assert GOCA.rescale == (rescale.share, rescale.blur, rescale.minmax)
-    assert {GOCA.heads, GOCA.reference, GOCA.refine, GOCA.order, GOCA.noise} == {"from_model"}
+    assert {GOCA.heads, GOCA.reference, GOCA.refine, GOCA.order, GOCA.timestep} == {"from_model"}
     assert GOCA.background == "auto"
 
 
@@ -125,11 +125,11 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
     made = planned()
     assert made.heads == aggregate.output_share
     assert (made.reference, made.refine) == (SD15.reference, SD15.refine)
-    assert (made.order, made.noise, made.size, made.grid) == (2, (100,), 512, 64)
+    assert (made.order, made.timestep, made.size, made.grid) == (2, (100,), 512, 64)
     assert (made.layers, made.rescale, made.background) == (GOCA.layers, GOCA.rescale, "auto")
     assert made.background_classes == ("background",)
     assert (made.model, made.settings) == ("a model", SD15.origin)
-    assert (made.seeds, made.flip, made.window, made.edges) == ((0,), False, False, False)
+    assert (made.seeds, made.flip, made.window, made.refine_edges) == ((0,), False, False, False)
     assert made.maps == concepts.attention
     assert (made.captions, made.notes) == ((), ())
     assert made.origin == {
@@ -137,7 +137,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "reference": "settings",
         "refine": "settings",
         "order": "settings",
-        "noise": "settings",
+        "timestep": "settings",
         "size": "settings",
         "layers": "recipe",
         "rescale": "recipe",
@@ -149,21 +149,21 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
 
 def test_what_the_recipe_says_goes_before_the_settings() -> None:
     block = SD15.refine[1]
-    recipe = Recipe(heads="cosine", reference=block, refine=(block,), order=0, noise=7)
+    recipe = Recipe(heads="cosine", reference=block, refine=(block,), order=0, timestep=7)
     made = planned(recipe)
     assert made.heads == aggregate.cosine
-    assert (made.reference, made.refine, made.order, made.noise) == (block, (block,), 0, (7,))
-    assert {made.origin[name] for name in ("heads", "reference", "refine", "order", "noise")} == {"recipe"}
+    assert (made.reference, made.refine, made.order, made.timestep) == (block, (block,), 0, (7,))
+    assert {made.origin[name] for name in ("heads", "reference", "refine", "order", "timestep")} == {"recipe"}
     assert made.recipe == "custom"
 
 
 def test_what_the_user_says_goes_before_both() -> None:
-    made = planned(Recipe(noise=7), noise=(100, 50), size=96, seed=3, seeds=2, flip=True, edges=True)
-    assert (made.noise, made.size, made.seeds, made.flip, made.edges) == ((100, 50), 96, (3, 4), True, True)
-    assert (made.origin["noise"], made.origin["size"], made.origin["order"]) == ("user", "user", "settings")
+    made = planned(Recipe(timestep=7), timestep=(100, 50), size=96, seed=3, seeds=2, flip=True, refine_edges=True)
+    assert (made.timestep, made.size, made.seeds, made.flip, made.refine_edges) == ((100, 50), 96, (3, 4), True, True)
+    assert (made.origin["timestep"], made.origin["size"], made.origin["order"]) == ("user", "user", "settings")
     # Zero is a level like any other, not "unset".
-    assert planned(noise=0).noise == (0,)
-    assert planned(noise=0).origin["noise"] == "user"
+    assert planned(timestep=0).timestep == (0,)
+    assert planned(timestep=0).origin["timestep"] == "user"
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"size": -64}, {"seeds": 0}], ids=str)
@@ -207,7 +207,7 @@ def test_versions_are_those_installed() -> None:
 @pytest.mark.parametrize("settings", ZOO, ids=lambda settings: settings.name)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: CheckpointSettings) -> None:
-    made = replace(planned(recipe, settings, noise=(100, 50)), captions=("cat, sky",), notes=("a note",))
+    made = replace(planned(recipe, settings, timestep=(100, 50)), captions=("cat, sky",), notes=("a note",))
     plain = made.to_json()
     assert set(plain) == {item.name for item in fields(Plan)}
     # No tuple that would come back as a list, no key that would come back as a string.
@@ -215,13 +215,13 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert HEADS[plain["heads"]] == made.heads
     assert LAYERS[plain["layers"]] == made.layers
     assert MAPS[plain["maps"]] == made.maps
-    assert plain["edges"] is False
+    assert plain["refine_edges"] is False
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)
-    assert plain["noise"] == [100, 50]
+    assert plain["timestep"] == [100, 50]
     assert plain["captions"] == ["cat, sky"]
     assert plain["notes"] == ["a note"]
-    assert plain["origin"]["noise"] == "user"
+    assert plain["origin"]["timestep"] == "user"
     assert set(plain["versions"]) == {"goca", "torch", "diffusers", "transformers"}
 
 
@@ -275,7 +275,7 @@ TABLE = {
 
 @pytest.mark.parametrize(("settings", "size", "reference", "refine"), TABLE.values(), ids=TABLE)
 def test_the_authors_settings(settings: CheckpointSettings, size: int, reference: str, refine: set[str]) -> None:
-    assert (settings.size, settings.noise, settings.order, settings.grid) == (size, 100, 2, 64)
+    assert (settings.size, settings.timestep, settings.order, settings.grid) == (size, 100, 2, 64)
     assert HEADS[settings.heads] == aggregate.output_share
     assert settings.reference == reference
     assert set(settings.refine) == refine
@@ -357,6 +357,6 @@ def test_an_unlisted_checkpoint_goes_by_the_familys_rule() -> None:
     # The middle one of three on the second finest level with attention, and all of the finest.
     assert found.reference == "up_blocks.1.attentions.1.transformer_blocks.0"
     assert found.refine == tuple(f"up_blocks.2.attentions.{place}.transformer_blocks.0" for place in (0, 1))
-    assert (found.size, found.noise, found.order, found.grid) == (128, 100, 2, 64)
+    assert (found.size, found.timestep, found.order, found.grid) == (128, 100, 2, 64)
     assert UNET.rule in found.origin
     assert (found.scores, found.nouns) == ((), ())

@@ -171,7 +171,7 @@ def test_an_image_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -
         ((*ASK, "--background", "0.3"), "background"),
         ((*ASK, "--caption", "cat, grass, sky"), "caption"),
         ((*ASK, "--recipe", "vanilla"), "recipe, heads, layers"),
-        ((*ASK, "--noise", "50"), "noise"),
+        ((*ASK, "--timestep", "50"), "timestep"),
         ((*ASK, "--seeds", "2"), "seeds"),
         ((*ASK, "--size", "48"), "size"),
         ((*ASK, "--flip"), "flip"),

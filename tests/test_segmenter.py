@@ -137,8 +137,8 @@ def test_looks_are_averaged(sd15: Any, image: Make) -> None:
 
     seeds = (grid(seed=0) + grid(seed=1)) / 2
     np.testing.assert_allclose(grid(seeds=2), seeds, atol=1e-6)
-    levels = (grid(noise=50) + grid(noise=300)) / 2
-    np.testing.assert_allclose(grid(noise=(50, 300)), levels, atol=1e-6)
+    levels = (grid(timestep=50) + grid(timestep=300)) / 2
+    np.testing.assert_allclose(grid(timestep=(50, 300)), levels, atol=1e-6)
     mirrored = Segmenter.from_pipeline(sd15, size=64)(
         image().transpose(Image.Transpose.FLIP_LEFT_RIGHT), classes=["cat", "dog"]
     )
@@ -308,7 +308,12 @@ def test_a_new_method_is_a_value(sd15: Any, image: Make) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"noize": 3}, "noise, seed"), ({"noise": 10.5}, "whole"), ({"size": "64"}, "whole"), ({"seeds": 0}, "1 or more")],
+    [
+        ({"noize": 3}, "noise, seed"),
+        ({"timestep": 10.5}, "whole"),
+        ({"size": "64"}, "whole"),
+        ({"seeds": 0}, "1 or more"),
+    ],
 )
 def test_a_wrong_setting_is_an_error(setting: dict[str, Any], message: str, sd15: Any) -> None:
     with pytest.raises(GocaError, match=message):

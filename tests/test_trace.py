@@ -71,16 +71,16 @@ def test_one_step_is_what_a_readout_of_that_pass_says(pipe: Any) -> None:
     clean = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(5))
     with trace(pipe, steps=[0]) as tr:
         pipe.scheduler.set_timesteps(3)
-        level = int(pipe.scheduler.timesteps[0])
-        noisy = add_noise(pipe.scheduler, clean, level, seed=7)
+        timestep = int(pipe.scheduler.timesteps[0])
+        noisy = add_noise(pipe.scheduler, clean, timestep, seed=7)
         make(pipe, guidance_scale=1.0, latents=noisy)
     image = tr[0]
     readout = AttentionAggregator(image.collected.plan, NounTokens(PROMPT, (), (), ()), image.collected.grid)
-    backbone.forward(clean, [PROMPT], level, 7, lambda index, call: readout.add(call), {})
+    backbone.forward(clean, [PROMPT], timestep, 7, lambda index, call: readout.add(call), {})
     expected = readout.global_map()[list(image.collected.columns)]
     torch.testing.assert_close(total(image), expected, rtol=1e-4, atol=1e-6)
     assert image.steps[0].layers == pytest.approx(readout.layer_weights(), rel=1e-4)
-    assert image.steps[0].level == level
+    assert image.steps[0].timestep == timestep
     maps = torch.rand(2, *image.collected.grid, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(image.collected.affinity.apply(maps), readout.affinity.apply(maps))
 
@@ -103,7 +103,7 @@ def test_a_range_of_steps(pipe: Any) -> None:
     with trace(pipe, steps=range(1, 9, 2)) as tr:
         make(pipe, num_inference_steps=5)
     assert [step.step for step in tr.steps] == [1, 3]
-    assert tr.segment(["cat"]).plan.noise == tuple(round(step.level) for step in tr.steps)
+    assert tr.segment(["cat"]).plan.timestep == tuple(round(step.timestep) for step in tr.steps)
 
 
 def test_both_passes_of_a_second_order_sampler_are_one_step(pipe: Any) -> None:
@@ -113,11 +113,15 @@ def test_both_passes_of_a_second_order_sampler_are_one_step(pipe: Any) -> None:
         plain = make(pipe)
         with trace(pipe, steps=[1, 2]) as tr:
             assert torch.equal(make(pipe), plain)
-        levels = pipe.scheduler.timesteps.tolist()
+        timesteps = pipe.scheduler.timesteps.tolist()
     finally:
         pipe.scheduler = before
     # Three steps are five passes: the last has no second one.
-    assert [(step.step, step.level) for step in tr.steps] == [(1, levels[2]), (1, levels[3]), (2, levels[4])]
+    assert [(step.step, step.timestep) for step in tr.steps] == [
+        (1, timesteps[2]),
+        (1, timesteps[3]),
+        (2, timesteps[4]),
+    ]
 
 
 @pytest.mark.parametrize("negative", [PROMPT, "a dog"])
@@ -304,8 +308,8 @@ def test_pipelines_that_start_from_an_image(build: Callable[[], Any], masked: bo
         plain = draw()
         with trace(pipeline) as tr:
             assert torch.equal(draw(), plain)
-        levels = pipeline.scheduler.timesteps.tolist()
-    assert [(step.step, step.level) for step in tr.steps] == [(0, levels[-2]), (1, levels[-1])]
+        timesteps = pipeline.scheduler.timesteps.tolist()
+    assert [(step.step, step.timestep) for step in tr.steps] == [(0, timesteps[-2]), (1, timesteps[-1])]
     result = tr.segment(["cat", "grass"])
     assert result.labels.shape == (32, 48)
     assert result.image == tr[0].image
@@ -472,7 +476,7 @@ def test_heat_maps_and_masks_lie_on_the_image(traced: Trace, image: Make) -> Non
     assert result.image == traced[0].image
     assert result.labels.shape == (32, 48)
     assert result.plan.captions == (PROMPT,)
-    assert result.plan.noise == tuple(round(step.level) for step in traced.steps)
+    assert result.plan.timestep == tuple(round(step.timestep) for step in traced.steps)
     assert result.plan.seeds == ()
     assert result.plan.notes == ("traced over 3 of the sampler's steps",)
     assert traced.segment(["cat", "grass"], background=None).labels.min() == 1

@@ -69,9 +69,9 @@ def tune(tuner: Tuner) -> dict[str, object]:
     noise = max(NOISE, key=lambda level: tuner.score(everyone, noise=level, refine=tuple(finest), order=1))
     refine, order = max(
         ((refine, order) for refine in layers for order in ORDERS),
-        key=lambda pair: tuner.score(everyone, noise=noise, refine=pair[0], order=pair[1]),
+        key=lambda pair: tuner.score(everyone, timestep=noise, refine=pair[0], order=pair[1]),
     )
-    chosen = {"noise": noise, "refine": refine, "order": order}
+    chosen = {"timestep": noise, "refine": refine, "order": order}
     reference = max(candidates, key=lambda block: tuner.score(weighers, **chosen, reference=block))
     return {**chosen, "reference": reference}
 

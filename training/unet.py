@@ -124,7 +124,7 @@ class HeldOut:
         rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
         self.captions = [caption(content, rng) for content in contents[:EVALUATED]]
         self.clean = encode(load_vae(work), to_tensor(images[:EVALUATED]))
-        self.noise = torch.randn(self.clean.shape, generator=generator)
+        self.timestep = torch.randn(self.clean.shape, generator=generator)
         self.times = torch.linspace(20, 980, len(self.captions)).long()
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class HeldOut:
     def _mean_loss(self, model: nn.Module, captions: list[str]) -> float:
         parts = [slice(first, first + 50) for first in range(0, len(self.captions), 50)]
         errors = [
-            self.task.errors(model, self.clean[part], self.noise[part], self.times[part], captions[part])
+            self.task.errors(model, self.clean[part], self.timestep[part], self.times[part], captions[part])
             for part in parts
         ]
         return torch.cat(errors).mean().item()

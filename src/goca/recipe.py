@@ -43,7 +43,7 @@ class Recipe:
     reference: str = FROM_MODEL
     refine: tuple[str, ...] | str = FROM_MODEL
     order: int | str = FROM_MODEL
-    noise: int | str = FROM_MODEL
+    timestep: int | str = FROM_MODEL
     background: Background | str = AUTO
     maps: MapRule | str = attention
 
@@ -76,7 +76,7 @@ DAAM = replace(
     VANILLA, cross=(), rescale=("peak",), refine=(), order=0, background=Background(background.constant, 0.4)
 )
 """DAAM (Tang et al., ACL 2023, section 3): attention averaged over all heads and layers, each word's map over its peak,
-cut at 0.4. Here at one noise level of a real image and resized bilinearly; over a sampler's steps in the original."""
+cut at 0.4. Here at one timestep of a real image and resized bilinearly; over a sampler's steps in the original."""
 FTTM = replace(
     VANILLA,
     cross=tuple(f"up_blocks.1.attentions.{index}.transformer_blocks.0" for index in range(3)),
@@ -130,12 +130,12 @@ class Options:
     """
 
     size: int | None = None
-    noise: int | tuple[int, ...] | None = None
+    timestep: int | tuple[int, ...] | None = None
     seed: int = 0
     seeds: int = 1
     flip: bool = False
     window: bool = False
-    edges: bool = False
+    refine_edges: bool = False
 
     @classmethod
     def of(cls, **given: Any) -> "Options":
@@ -147,8 +147,8 @@ class Options:
             values = value if isinstance(value, tuple | list) else (value,)
             if not all(one is None or isinstance(one, Integral) for one in values):
                 raise GocaError(f"{name} {value!r} is not a whole number")
-        levels = given.get("noise")
-        return cls(**{**given, "noise": tuple(levels)} if isinstance(levels, list) else given)
+        levels = given.get("timestep")
+        return cls(**{**given, "timestep": tuple(levels)} if isinstance(levels, list) else given)
 
 
 @cache
@@ -170,11 +170,11 @@ class Plan:
     settings: str
     size: int
     grid: int
-    noise: tuple[int, ...]
+    timestep: tuple[int, ...]
     seeds: tuple[int, ...]
     flip: bool
     window: bool
-    edges: bool
+    refine_edges: bool
     heads: HeadRule
     layers: LayerRule
     maps: MapRule
@@ -231,14 +231,16 @@ def plan(
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
     chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
     chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
-    for name in ("size", "noise"):
+    for name in ("size", "timestep"):
         mine = getattr(overrides, name)
         chosen[name] = chosen.get(name, settings.size) if mine is None else mine
         origin[name] = origin.get(name, "settings") if mine is None else "user"
-    chosen["noise"] = (chosen["noise"],) if isinstance(chosen["noise"], Integral) else tuple(chosen["noise"])
-    if chosen["size"] < 1 or overrides.seeds < 1 or chosen["order"] < 0 or not chosen["noise"]:
+    chosen["timestep"] = (
+        (chosen["timestep"],) if isinstance(chosen["timestep"], Integral) else tuple(chosen["timestep"])
+    )
+    if chosen["size"] < 1 or overrides.seeds < 1 or chosen["order"] < 0 or not chosen["timestep"]:
         raise GocaError(
-            f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of noise levels "
+            f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of timesteps "
             f"({len(chosen['noise'])}) are 1 or more, order ({chosen['order']}) is 0 or more"
         )
     if chosen["maps"].score is not None and not joint:
@@ -258,7 +260,7 @@ def plan(
         seeds=tuple(range(overrides.seed, overrides.seed + overrides.seeds)),
         flip=overrides.flip,
         window=overrides.window,
-        edges=overrides.edges,
+        refine_edges=overrides.refine_edges,
         feature=settings.feature,
         background_classes=settings.background_classes,
         origin=origin,

@@ -92,7 +92,7 @@ class Segmentation:
         """The labels under each of some other backgrounds, from scores that are upsampled once; no pass is made."""
         classes = torch.from_numpy(self.scores.grid)
         background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
-        if self.plan.edges:
+        if self.plan.refine_edges:
             every = labels_along_edges(classes, background, backgrounds, torch.from_numpy(np.array(self.image)))
         else:
             height, width = self.labels.shape

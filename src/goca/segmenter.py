@@ -35,7 +35,7 @@ class Segmenter:
     """A frozen text-to-image pipeline that labels images; nothing is trained.
 
     Make one with `from_pretrained` or `from_pipeline`. An image takes one denoiser pass, and more only for windows,
-    several prompts, noise levels or seeds, and flips. `batch` rows go through the denoiser at once.
+    several prompts, noise timesteps or seeds, and flips. `batch` rows go through the denoiser at once.
     """
 
     def __init__(self, backbone: Backbone, recipe: Recipe | str, overrides: Options, batch: int) -> None:
@@ -184,16 +184,16 @@ class Segmenter:
             return None
 
     def _looks(self, images: Sequence[PreparedImage], prompts: EncodedPrompts) -> Iterator[list[Maps]]:
-        """The maps of each image, once for every side, noise level and seed."""
+        """The maps of each image, once for every side, noise timestep and seed."""
         for mirrored in (False, True) if self.plan.flip else (False,):
             latents = [self._latents(image, mirrored) for image in images]
-            for level, seed in product(self.plan.noise, self.plan.seeds):
+            for timestep, seed in product(self.plan.timestep, self.plan.seeds):
                 views = [
                     View.of(self.plan, image, words, part, mirrored)
                     for image, part in zip(images, latents, strict=True)
                     for words in image.prompts
                 ]
-                maps = [one for part in self._batches(views) for one in self._maps(part, level, seed, prompts)]
+                maps = [one for part in self._batches(views) for one in self._maps(part, timestep, seed, prompts)]
                 yield [
                     together([one for view, one in zip(views, maps, strict=True) if view.image is image], mirrored)
                     for image in images
@@ -210,7 +210,7 @@ class Segmenter:
         if part:
             yield part
 
-    def _maps(self, views: Sequence[View], level: int, seed: int, prompts: EncodedPrompts) -> list[Maps]:
+    def _maps(self, views: Sequence[View], timestep: int, seed: int, prompts: EncodedPrompts) -> list[Maps]:
         """Send the rows of some views through the denoiser, each listened to by its readout; a view's maps."""
         alike: dict[Any, list[Row]] = {}  # what can share a batch
         for row in (row for view in views for row in view.rows()):
@@ -220,7 +220,7 @@ class Segmenter:
                 self.backbone.forward(
                     torch.cat([row.latent for row in part]),
                     [row.caption for row in part],
-                    level,
+                    timestep,
                     seed,
                     lambda index, call, part=part: part[index].readout.add(call),  # type: ignore[misc]
                     prompts,
@@ -239,7 +239,7 @@ class Segmenter:
 
     def _settle(self, image: PreparedImage, maps: Maps, spread: Tensor | None) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
-        if self.plan.edges:
+        if self.plan.refine_edges:
             pixels = torch.from_numpy(np.array(image.image)).to(maps.classes.device)
             labels = label_along_edges(maps.classes, maps.background, image.background, pixels)
         else:

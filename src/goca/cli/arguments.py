@@ -10,7 +10,7 @@ Model = Annotated[
     str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.')
 ]
 Recipe = Annotated[str, typer.Option(metavar="NAME", help=parsing.RECIPES_HELP)]
-Noise = Annotated[
+Timestep = Annotated[
     str | None,
     typer.Option(
         metavar="T[,T...]",
@@ -28,7 +28,9 @@ Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored im
 Window = Annotated[
     bool, typer.Option("--window", help="See large images at full scale, through windows.", show_default=False)
 ]
-Edges = Annotated[bool, typer.Option("--edges", help="Let scores follow the image's own edges.", show_default=False)]
+RefineEdges = Annotated[
+    bool, typer.Option("--refine-edges", help="Let scores follow the image's own edges.", show_default=False)
+]
 Device = Annotated[
     str | None,
     typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.  [default: the best there is]", show_default=False),

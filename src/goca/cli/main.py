@@ -98,11 +98,11 @@ def segment(
     ] = None,
     model: arguments.Model = "bundled",
     recipe: arguments.Recipe = "goca",
-    noise: arguments.Noise = None,
+    timestep: arguments.Timestep = None,
     seeds: arguments.Seeds = 1,
     flip: arguments.Flip = False,
     window: arguments.Window = False,
-    edges: arguments.Edges = False,
+    refine_edges: arguments.RefineEdges = False,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where NAME.labels.png, NAME.overlay.png and NAME.json go.")
     ] = Path("goca-out"),
@@ -138,7 +138,7 @@ def segment(
             parsing.background(background),
             caption,
         )
-        levels = parsing.noise(noise)
+        timesteps = parsing.timestep(noise)
         from goca.cli.segment import Model, run
 
         chosen = Model(
@@ -148,13 +148,13 @@ def segment(
             dtype,
             batch,
             {
-                "noise": levels,
+                "timestep": timesteps,
                 "size": size,
                 "seed": seed,
                 "seeds": seeds,
                 "flip": flip,
                 "window": window,
-                "edges": edges,
+                "refine_edges": refine_edges,
             },
         )
         whole = run(jobs, asked, chosen, as_json=json, resume=resume)

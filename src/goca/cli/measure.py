@@ -67,13 +67,13 @@ def evaluate(
     captions: Captions = "nouns",
     model: arguments.Model = "bundled",
     recipe: arguments.Recipe = "goca",
-    noise: arguments.Noise = None,
+    timestep: arguments.Timestep = None,
     size: arguments.Size = None,
     seed: arguments.Seed = 0,
     seeds: arguments.Seeds = 1,
     flip: arguments.Flip = False,
     window: arguments.Window = False,
-    edges: arguments.Edges = False,
+    refine_edges: arguments.RefineEdges = False,
     device: arguments.Device = None,
     dtype: arguments.Dtype = None,
     batch: arguments.Batch = 8,
@@ -111,16 +111,16 @@ def evaluate(
     With --out, a run that was stopped or killed goes on when the same is asked again.
     """
     with console.session(verbose):
-        levels = parsing.noise(noise)
+        timesteps = parsing.timestep(noise)
         given = parsing.tagger(tagger, dataset)
         overrides = {
-            "noise": levels,
+            "timestep": timesteps,
             "size": size,
             "seed": seed,
             "seeds": seeds,
             "flip": flip,
             "window": window,
-            "edges": edges,
+            "refine_edges": refine_edges,
         }
         from goca.cli import evaluation
         from goca.evaluation.config import Job

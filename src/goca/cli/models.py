@@ -44,7 +44,7 @@ def listing(as_json: bool) -> bool:
             out.print(_table(known))
         for facts in ruled:
             rows = table("", facts["family"])
-            for name in ("repositories", "noise", "order", "settings"):
+            for name in ("repositories", "timestep", "order", "settings"):
                 value = facts[name]
                 rows.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
             out.print(rows)
@@ -56,7 +56,7 @@ def _ruled(family: "Family", repositories: Sequence[str]) -> dict[str, Any]:
     return {
         "family": family.name,
         "repositories": list(repositories),
-        "noise": family.noise,
+        "timestep": family.timestep,
         "order": family.order,
         "settings": f"{family.rule}; nobody has reported a score",
     }
@@ -81,7 +81,7 @@ def families() -> str:
             ", ".join(one.denoisers) + (f" in {', '.join(one.pipelines)}" if one.pipelines else ""),
             attention,
             ", ".join(_text(text) for text in one.texts),
-            f"share {one.noise / 1000:g}" if one.flow else f"timestep {one.noise}",
+            f"share {one.timestep / 1000:g}" if one.flow else f"timestep {one.timestep}",
             one.feature,
             one.rule,
         )
@@ -171,7 +171,7 @@ def _table(known: "CheckpointSettings") -> "Table":
     rows = table("", known.name)
     rows.add_row("repositories", "\n".join(known.repos))
     rows.add_row("size", f"{known.size} px a side")
-    rows.add_row("noise", f"timestep {known.noise}")
+    rows.add_row("timestep", f"timestep {known.timestep}")
     rows.add_row("heads", known.heads)
     rows.add_row("reference", known.reference)
     rows.add_row("refine", "\n".join(known.refine))

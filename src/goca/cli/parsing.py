@@ -87,8 +87,8 @@ def background(text: str) -> str | float | None:
     return threshold
 
 
-def noise(text: str | None) -> tuple[int, ...] | None:
-    """The timesteps of --noise. Raises GocaError for anything but whole numbers between commas."""
+def timesteps(text: str | None) -> tuple[int, ...] | None:
+    """The timesteps of --timestep. Raises GocaError for anything but whole numbers between commas."""
     if text is None:
         return None
     levels = names(text)

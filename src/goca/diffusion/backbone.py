@@ -1,4 +1,4 @@
-"""A loaded pipeline: one denoiser pass for (image, caption, noise level), with everything given back afterwards.
+"""A loaded pipeline: one denoiser pass for (image, caption, noise timestep), with everything given back afterwards.
 
 The pipeline's own `__call__` builds every conditioning input (embeddings, size conditions, masks); it is stopped at the
 first denoiser call, whose noisy latent is replaced by the noised encoding of the image. So nothing about a pipeline's
@@ -165,8 +165,8 @@ class Backbone:
         if caption not in prompts:
             side = self.multiple * max(1, self.settings.size // self.multiple)
             with borrowed(self.pipeline) as pipeline:
-                level = self.settings.noise
-                ask = partial(self._first_call, pipeline, [caption], (side, side), level)
+                timestep = self.settings.timestep
+                ask = partial(self._first_call, pipeline, [caption], (side, side), timestep)
                 prompts[caption] = listen(pipeline, caption, ask)
             if len(prompts) > MAX_PROMPTS:
                 del prompts[next(iter(prompts))]
@@ -190,13 +190,13 @@ class Backbone:
         self,
         latents: Float[Tensor, "image channel height width"],
         captions: Sequence[str],
-        level: int,
+        timestep: int,
         seed: int,
         sink: Sink,
         prompts: EncodedPrompts,
         to_the_end: bool = True,
     ) -> Tensor | list[Tensor] | None:
-        """One denoiser pass at training timestep `level`, its attention handed to `sink`; the denoiser's output.
+        """One denoiser pass at training timestep `timestep`, its attention handed to `sink`; the denoiser's output.
 
         captions: one an image; they may differ, if their encodings have one shape. to_the_end: without it the pass
         ends with the last attention, and there is no output.
@@ -204,9 +204,9 @@ class Backbone:
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
         encoded = [self.prompt(caption, prompts) for caption in captions]
         with borrowed(self.pipeline) as pipeline, native(self.denoiser):
-            noisy = add_noise(pipeline.scheduler, latents, level, seed)
+            noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
             object.__setattr__(pipeline, "encode_prompt", replay(encoded))
-            args, kwargs = self.inputs(pipeline, noisy, captions, level)
+            args, kwargs = self.inputs(pipeline, noisy, captions, timestep)
             whole = to_the_end or self.in_parts
             try:
                 with AttentionHook(self.denoiser, grids, sink, self.family.joint, self.family.stand_in, whole):
@@ -215,14 +215,14 @@ class Backbone:
                 return None
 
     def inputs(
-        self, pipeline: Any, noisy: Float[Tensor, "image channel height width"], captions: Sequence[str], level: int
+        self, pipeline: Any, noisy: Float[Tensor, "image channel height width"], captions: Sequence[str], timestep: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the borrowed pipeline hands its denoiser, the latent replaced: (positional, named) arguments."""
         height, width = (side * self.cell for side in noisy.shape[-2:])
-        call = self._first_call(pipeline, captions, (height, width), level)
+        call = self._first_call(pipeline, captions, (height, width), timestep)
         return with_sample(call, packed(pipeline, noisy, call))
 
-    def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, level: int) -> FirstCall:
+    def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int) -> FirstCall:
         """Run the pipeline until it calls its denoiser; the borrowed pipeline is changed freely here."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ class Backbone:
 
         changes = {
             self.family.component: self.denoiser,  # unwrapped: a call that is stopped is not worth compiling for
-            "scheduler": pinned(pipeline.scheduler, level, self.family.odds),
+            "scheduler": pinned(pipeline.scheduler, timestep, self.family.odds),
         }
         if self.family.resizes:
             # Its own arithmetic then gives back this size, and what is added keeps that from being rounded down.

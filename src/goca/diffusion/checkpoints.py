@@ -46,7 +46,7 @@ class CheckpointSettings:
     order: int
     origin: str
     feature: str = "query"
-    noise: int = 100
+    timestep: int = 100
     heads: str = "output-share"
     layers: str = "agreement"
     cross: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ HUNYUAN = CheckpointSettings(
     repos=("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", "Tencent-Hunyuan/HunyuanDiT-v1.1-Diffusers"),
     layout={"num_layers": 40, "num_attention_heads": 16, "attention_head_dim": 88},
     size=1024,
-    noise=81,
+    timestep=81,
     heads="mean",
     reference="blocks.25",
     refine=tuple(f"blocks.{index}" for index in range(20, 30)),
@@ -165,7 +165,7 @@ FLUX = CheckpointSettings(
     repos=("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"),
     layout={"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "joint_attention_dim": 4096},
     size=1024,
-    noise=407,
+    timestep=407,
     heads="mean",
     reference="single_transformer_blocks.8",
     feature="output",
@@ -198,7 +198,7 @@ BUNDLED = CheckpointSettings(
     layout={"block_out_channels": (64, 96, 112), "cross_attention_dim": 128, "in_channels": 6, "sample_size": 16},
     size=64,
     grid=32,
-    noise=300,
+    timestep=300,
     reference=_up(2, 1),
     refine=(_up(2, 0), _up(2, 1), _up(2, 2)),
     order=1,
@@ -257,7 +257,7 @@ def settings_for(denoiser: Any, family: Family, cell: int, blocks: Collection[st
         reference=reference,
         refine=refine,
         order=family.order,
-        noise=family.noise,
+        timestep=family.timestep,
         feature=family.feature,
         origin=f"no checkpoint known by this layout; {family.rule}",
     )

@@ -26,13 +26,13 @@ class DenoiserCall:
     """A denoiser call that attends to the prompts.
 
     generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
-    order make two passes a step. PNDM, which looks twice at its second level, makes n + 1, and they count as n + 1
-    steps. level: the timestep. latent: (height, width) in cells. prompts: of each image.
+    order make two passes a step. PNDM, which looks twice at its second timestep, makes n + 1, and they count as n + 1
+    steps. timestep: the timestep. latent: (height, width) in cells. prompts: of each image.
     """
 
     generation: int
     step: int
-    level: float
+    timestep: float
     latent: Grid
     prompts: tuple[PromptTokens, ...]
 

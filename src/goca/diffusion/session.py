@@ -151,11 +151,11 @@ class Listener:
             self._now, self._encoded = Generation(self._count, encoded, self._room), []
             self._count += 1
         now = self._now
-        step, level = now.passes // getattr(self.backbone.pipeline.scheduler, "order", 1), self._level(now)
+        step, timestep = now.passes // getattr(self.backbone.pipeline.scheduler, "order", 1), self._timestep(now)
         now.passed(latent, timestep)
         size = self._size(latent, now)
         said = self._said(now)
-        one = DenoiserCall(now.index, step, level, size, tuple(said[prompt] for prompt in own.values()))
+        one = DenoiserCall(now.index, step, timestep, size, tuple(said[prompt] for prompt in own.values()))
         sink = self.hearer.starts(one)
         if sink is None:
             return
@@ -209,11 +209,11 @@ class Listener:
             said.append(PromptTokens(prompt, self.backbone.texts(EncodedPrompt((encoded.answers[-1][0],), rows))))
         return said
 
-    def _level(self, now: Generation) -> float:
+    def _timestep(self, now: Generation) -> float:
         """The timestep of the pass to come, as the scheduler counts: a pipeline may begin behind its first ones."""
-        levels = self.backbone.pipeline.scheduler.timesteps
-        skipped = len(levels) - (getattr(self.backbone.pipeline, "_num_timesteps", None) or len(levels))
-        return float(levels[min(skipped + now.passes, len(levels) - 1)])
+        timesteps = self.backbone.pipeline.scheduler.timesteps
+        skipped = len(timesteps) - (getattr(self.backbone.pipeline, "_num_timesteps", None) or len(timesteps))
+        return float(timesteps[min(skipped + now.passes, len(timesteps) - 1)])
 
     def _size(self, latent: Tensor, now: Generation) -> Grid:
         """(height, width) in cells of what the denoiser is shown; GocaError where that is not one image a row."""

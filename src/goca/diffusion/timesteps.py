@@ -1,6 +1,6 @@
-"""The noise level of the one denoiser pass.
+"""The noise timestep of the one denoiser pass.
 
-Levels are training timesteps, 0 to 999. To a flow model, whose noise is a share from 0 to 1, they are thousandths.
+Timesteps are training timesteps, 0 to 999. To a flow model, whose noise is a share from 0 to 1, they are thousandths.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from goca.errors import GocaError
 
-LEVELS = 1000
+NUM_TRAIN_TIMESTEPS = 1000
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -23,26 +23,26 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def add_noise(
-    scheduler: Any, latents: Float[Tensor, "image channel height width"], level: int, seed: int
+    scheduler: Any, latents: Float[Tensor, "image channel height width"], timestep: int, seed: int
 ) -> Float[Tensor, "image channel height width"]:
-    """sqrt(a) x + sqrt(1 - a) n with a = alphas_cumprod[level]: what any epsilon or v sampler's scaled input amounts
-    to. For a flow model (1 - s) x + s n, with s = level / 1000.
+    """sqrt(a) x + sqrt(1 - a) n with a = alphas_cumprod[timestep]: what any epsilon or v sampler's scaled input amounts
+    to. For a flow model (1 - s) x + s n, with s = timestep / 1000.
 
     Every image gets the noise of `seed`, so that a result does not depend on what shares its batch. Raises GocaError
-    for a level outside the scheduler's training timesteps.
+    for a timestep outside the scheduler's training timesteps.
     """
-    steps = LEVELS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
-    if not 0 <= level < steps:
-        raise GocaError(f"noise {level} is out of range: this model was trained on timesteps 0 to {steps - 1}")
+    steps = NUM_TRAIN_TIMESTEPS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
+    if not 0 <= timestep < steps:
+        raise GocaError(f"noise {timestep} is out of range: this model was trained on timesteps 0 to {steps - 1}")
     noise = _noise(latents, seed)
     if is_flow(scheduler):
-        return (1 - level / LEVELS) * latents + level / LEVELS * noise
-    kept = scheduler.alphas_cumprod[level].to(latents)
+        return (1 - timestep / NUM_TRAIN_TIMESTEPS) * latents + timestep / NUM_TRAIN_TIMESTEPS * noise
+    kept = scheduler.alphas_cumprod[timestep].to(latents)
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
 def target(
-    scheduler: Any, latents: Float[Tensor, "image channel height width"], level: int, seed: int
+    scheduler: Any, latents: Float[Tensor, "image channel height width"], timestep: int, seed: int
 ) -> Float[Tensor, "image channel height width"]:
     """What a denoiser without fault would say of `add_noise`'s result: the noise, the velocity, or the image.
 
@@ -51,7 +51,7 @@ def target(
     noise = _noise(latents, seed).expand_as(latents)
     if is_flow(scheduler):
         return noise - latents
-    kept = scheduler.alphas_cumprod[level].to(latents)
+    kept = scheduler.alphas_cumprod[timestep].to(latents)
     kinds = {
         "epsilon": noise,
         "v_prediction": kept.sqrt() * noise - (1 - kept).sqrt() * latents,
@@ -68,18 +68,18 @@ def _noise(latents: Float[Tensor, "image channel height width"], seed: int) -> F
     return noise.to(latents)
 
 
-def pinned(scheduler: Any, level: int, odds: bool = False) -> Any:
-    """A scheduler like this one whose only timestep, whatever it is asked for, is `level`.
+def pinned(scheduler: Any, timestep: int, odds: bool = False) -> Any:
+    """A scheduler like this one whose only timestep, whatever it is asked for, is `timestep`.
 
     odds: it counts noise against the image.
     """
-    return _pinned_flow(scheduler, level, odds) if is_flow(scheduler) else _pinned(scheduler, level)
+    return _pinned_flow(scheduler, timestep, odds) if is_flow(scheduler) else _pinned(scheduler, timestep)
 
 
-def _pinned(scheduler: Any, level: int) -> Any:
+def _pinned(scheduler: Any, timestep: int) -> Any:
     class Pinned(type(scheduler)):  # type: ignore[misc]
         def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **unused: Any) -> None:
-            self.timesteps = torch.tensor([level], device=device)
+            self.timesteps = torch.tensor([timestep], device=device)
             self.num_inference_steps = 1
 
         def scale_model_input(self, sample: Tensor, *unused: Any) -> Tensor:
@@ -90,10 +90,10 @@ def _pinned(scheduler: Any, level: int) -> Any:
     return out
 
 
-def _pinned_flow(scheduler: Any, level: int, odds: bool) -> Any:
+def _pinned_flow(scheduler: Any, timestep: int, odds: bool) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    share = level / LEVELS
+    share = timestep / NUM_TRAIN_TIMESTEPS
 
     class Pinned(FlowMatchEulerDiscreteScheduler):
         # Pipelines look at the signature before they hand over sigmas of their own or a shift.

@@ -14,10 +14,10 @@ from PIL import Image
 from goca.diffusion.attention_call import JointLayout
 from goca.diffusion.families import unet
 from goca.diffusion.families.spec import Family, TextInput
-from goca.diffusion.timesteps import LEVELS
+from goca.diffusion.timesteps import NUM_TRAIN_TIMESTEPS
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.probing.passes import CAPTIONS, LEVEL, Asking, Look, encoder_of, moved
+from goca.probing.passes import CAPTIONS, TIMESTEP, Asking, Look, encoder_of, moved
 
 TOLD_EXACTLY = 1e-2
 """Half precision rounds a timestep by less than this part of it."""
@@ -36,7 +36,7 @@ class Word:
 
 
 def is_unet(denoiser: Any) -> bool:
-    """Whether a denoiser has levels, each half as fine as the one before."""
+    """Whether a denoiser has timesteps, each half as fine as the one before."""
     return hasattr(denoiser, "up_blocks") and hasattr(denoiser.config, "block_out_channels")
 
 
@@ -48,7 +48,7 @@ class Probe:
         self.heard = {name for name in self.backbone.pipeline.components if encoder_of(self.backbone.pipeline, name)}
 
     def answers(self) -> tuple[Family, int]:
-        """All of them: the row, and the latent cells a side of a pixel, 0 where levels differ in that."""
+        """All of them: the row, and the latent cells a side of a pixel, 0 where timesteps differ in that."""
         self.backbone.family = replace(self.backbone.family, cell=self._how_large_is_a_cell())
         self.step, self.plain = self._in_what_steps_do_sizes_go()
         self.backbone.family = replace(self.backbone.family, odds=self._is_noise_counted_against_the_image())
@@ -96,12 +96,12 @@ class Probe:
         told = self.plain.told
         if not self.backbone.family.flow or told is None:
             return False
-        share = LEVEL / LEVELS
-        usual = {share, 1 - share, LEVEL, LEVELS - LEVEL}
+        share = TIMESTEP / NUM_TRAIN_TIMESTEPS
+        usual = {share, 1 - share, TIMESTEP, NUM_TRAIN_TIMESTEPS - TIMESTEP}
         if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in usual):
             return False
         odds = share / (1 + share)
-        if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in (odds, odds * LEVELS)):
+        if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in (odds, odds * NUM_TRAIN_TIMESTEPS)):
             return True
         raise GocaError(f"its pipeline tells it a noise of {told:g} where {share:g} of the latent is noise")
 
@@ -150,7 +150,7 @@ class Probe:
         return bool(moved(one.k, self.far[self.here].k))
 
     def _how_do_pixels_stand(self) -> tuple[int, int]:
-        """The first pixel's position, and the latent cells a side of a pixel (0: as many as the levels have)."""
+        """The first pixel's position, and the latent cells a side of a pixel (0: as many as the timesteps have)."""
         one = self.attentions[self.here]
         corners = [
             self.asking.look(self.size, CAPTIONS[0], cell=cell, last=self.here).attentions
@@ -218,8 +218,8 @@ class Probe:
     def _is_all_else_alike(self, first: int) -> None:
         """Whether each attention is one of a grid's pixels, to themselves or to a text that its module was handed."""
         pixels, columns = len(self.attentions[self.here].q), len(self.attentions[self.here].k)
-        levels = unet.grids(self.backbone.denoiser, self.size) if is_unet(self.backbone.denoiser) else ()
-        counts = {prod(grid) for grid in levels} or {pixels}
+        timesteps = unet.grids(self.backbone.denoiser, self.size) if is_unet(self.backbone.denoiser) else ()
+        counts = {prod(grid) for grid in timesteps} or {pixels}
         if first:
             raise GocaError(f"{first} positions stand before its pixels, which look at the text alone")
         for one in self.attentions:

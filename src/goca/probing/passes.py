@@ -25,8 +25,8 @@ CAPTIONS = (
     "plant, chair, sofa, train, bottle, bicycle, river, sand, snow, rock, cloud, door, window, bridge, flower, bread",
 )
 """Of three lengths: what is padded in front moves with them, and what is padded to a multiple has several."""
-LEVEL = 400
-"""The noise level of every pass: any at which image and text both matter."""
+TIMESTEP = 400
+"""The noise timestep of every pass: any at which image and text both matter."""
 OPPOSITE = -3.0
 """What a vector is multiplied by: were it shifted or made longer, what normalises it would undo that."""
 TELLING = 1e-3
@@ -135,7 +135,7 @@ class Asking:
         return Look(tuple(watch.attentions), watch.silent, prompt, _timestep(args, kwargs))
 
     def _inputs(self, calls: list[Any], pipeline: Any, noise: Tensor, caption: str) -> None:
-        calls.append(self.backbone.inputs(pipeline, noise, [caption], LEVEL))
+        calls.append(self.backbone.inputs(pipeline, noise, [caption], TIMESTEP))
 
 
 def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:

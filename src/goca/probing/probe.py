@@ -21,7 +21,7 @@ from goca.diffusion.loading import quiet
 from goca.diffusion.timesteps import is_flow
 from goca.errors import GocaError
 from goca.probing.checks import Probe, is_unet
-from goca.probing.passes import CAPTIONS, LEVEL, Asking, encoder_of
+from goca.probing.passes import CAPTIONS, TIMESTEP, Asking, encoder_of
 
 PLAIN = {
     "num_frames": 1,
@@ -86,7 +86,7 @@ def confirm(backbone: Any) -> None:
         2, channels(backbone.pipeline.vae), 4 * step, 3 * step, generator=torch.Generator().manual_seed(0)
     )
     with _refusing(backbone), quiet():
-        backbone.forward(noise, CAPTIONS[:1] * 2, LEVEL, 0, lambda image, call: calls.append(call), prompts)
+        backbone.forward(noise, CAPTIONS[:1] * 2, TIMESTEP, 0, lambda image, call: calls.append(call), prompts)
         texts = {call.block: range(call.k.shape[1])[call.text] for call in calls if call.text is not None}
         for block in backbone.blocks:
             if block not in texts:
@@ -150,15 +150,15 @@ def _row(family: Family, cells: int) -> Family:
         kind = f"joint attention, text {'before' if joint.text_first else 'behind'} the pixels"
         choose = transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56), aside=joint.aside)
         family = replace(family, default_layers=choose, rule="Flux's settings in proportion to the depth")
-        family = replace(family, noise=407 if family.flow else noise, feature="output")
+        family = replace(family, timestep=407 if family.flow else noise, feature="output")
     elif cells:
         kind = "cross-attention"
         choose = transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27), aside=())
         family = replace(family, default_layers=choose, rule="PixArt's settings in proportion to the depth")
-        family = replace(family, noise=noise, order=2 if family.flow else 5)
+        family = replace(family, timestep=noise, order=2 if family.flow else 5)
     else:
-        kind = "cross-attention at every level"
-        family = replace(family, noise=noise)
+        kind = "cross-attention at every timestep"
+        family = replace(family, timestep=noise)
     if cells:
         family = replace(family, grids=transformer.every(cells))
         kind += f" of {cells} x {cells} cells" if joint else f", pixels of {cells} x {cells} cells"

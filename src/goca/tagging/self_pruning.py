@@ -45,14 +45,14 @@ class Judge(Protocol):
 class ByError:
     """Which candidate helps the model most to tell the noise from the image, place by place.
 
-    Each candidate is the prompt by itself, at several noise levels, each with one noise for all candidates. A
+    Each candidate is the prompt by itself, at several noise timesteps, each with one noise for all candidates. A
     candidate's score is the share of the image where the error, averaged over a window, falls most with it. The drop
     over the whole image says less: it forgets small things, and a prompt of one noun is wrong about all the others.
 
-    levels: training timesteps. window: its side, as a share of the image's.
+    timesteps: training timesteps. window: its side, as a share of the image's.
     """
 
-    levels: tuple[int, ...] = (400, 600, 800)
+    timesteps: tuple[int, ...] = (400, 600, 800)
     window: float = 0.3
     threshold: float = 0.115
     name: str = "error"
@@ -68,10 +68,10 @@ class ByError:
             alike.setdefault(backbone.prompt(name, prompts).shape, []).append(index)
         parts = [some[start : start + batch] for some in alike.values() for start in range(0, len(some), batch)]
         looks = []
-        # Every level with a noise of its own: what the noise happens to hide at one, it does not hide at all.
-        for seed, level in enumerate(self.levels):
+        # Every timestep with a noise of its own: what the noise happens to hide at one, it does not hide at all.
+        for seed, timestep in enumerate(self.timesteps):
             named = ([candidates[index] for index in part] for part in parts)
-            squares = [self._squares(backbone, latents, part, level, seed, prompts) for part in named]
+            squares = [self._squares(backbone, latents, part, timestep, seed, prompts) for part in named]
             looks.append(self._near(torch.cat(squares)))
         best = torch.stack(looks).sum(0).argmin(0).flatten()
         scores = torch.zeros(len(candidates))
@@ -81,7 +81,7 @@ class ByError:
         return scores
 
     def _near(self, squares: Float[Tensor, "candidate height width"]) -> Float[Tensor, "candidate height width"]:
-        """Means over windows, in units of the mean over all, so that every noise level counts the same."""
+        """Means over windows, in units of the mean over all, so that every noise timestep counts the same."""
         kernel = [max(1, round(side * self.window)) // 2 * 2 + 1 for side in squares.shape[-2:]]
         padding = [side // 2 for side in kernel]
         near = F.avg_pool2d(squares[:, None], kernel, stride=1, padding=padding, count_include_pad=False)[:, 0]
@@ -92,14 +92,14 @@ class ByError:
         backbone: Backbone,
         latents: Float[Tensor, "1 channel height width"],
         captions: Sequence[str],
-        level: int,
+        timestep: int,
         seed: int,
         prompts: EncodedPrompts,
     ) -> Float[Tensor, "candidate height width"]:
         """The denoiser's squared error under each caption, the mean over channels."""
-        right = target(backbone.pipeline.scheduler, latents, level, seed)
+        right = target(backbone.pipeline.scheduler, latents, timestep, seed)
         many = latents.expand(len(captions), -1, -1, -1)
-        said: Any = backbone.forward(many, captions, level, seed, lambda index, call: None, prompts)
+        said: Any = backbone.forward(many, captions, timestep, seed, lambda index, call: None, prompts)
         if not isinstance(said, Tensor) or said.ndim != 4 or said.shape[-2:] != right.shape[-2:]:
             raise GocaError(f'{backbone.name} packs its answer, which "self:error" does not read: use "self:map"')
         # What is behind the latent's channels is a variance.

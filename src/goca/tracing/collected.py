@@ -42,12 +42,12 @@ class Planner:
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass weighed. step: the sampler's, from 0. level: its timestep. layers: {block: weight}, summing to 1.
+    """What one pass weighed. step: the sampler's, from 0. timestep: its timestep. layers: {block: weight}, summing to 1.
     heads: {block: the weight of each head}, averaged over pixels, summing to 1 in a block.
     """
 
     step: int
-    level: float
+    timestep: float
     layers: dict[str, float]
     heads: dict[str, tuple[float, ...]]
 
@@ -90,7 +90,7 @@ class Collected:
         hidden = max(0, max(self.columns, default=-1) + 1 - len(whole))
         self.total = self.total + F.pad(whole, (0, 0, 0, 0, 0, hidden))[list(self.columns)]
         heads = {block: tuple(weights.tolist()) for block, weights in readout.heads.items()}
-        self.steps.append(Step(one.step, one.level, readout.layer_weights(), heads))
+        self.steps.append(Step(one.step, one.timestep, readout.layer_weights(), heads))
 
     def token_mass(self, asked: NounTokens) -> TokenMass:
         """What the mean of the passes says of the nouns."""

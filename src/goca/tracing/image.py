@@ -197,7 +197,7 @@ class TracedImage:
         steps = collected.steps
         made = replace(
             collected.plan,
-            noise=tuple(round(step.level) for step in steps),
+            noise=tuple(round(step.timestep) for step in steps),
             size=round(math.sqrt(collected.size[0] * collected.size[1])),
             captions=(self.prompt,),
             notes=(*collected.plan.notes, f"traced over {len({step.step for step in steps})} of the sampler's steps"),

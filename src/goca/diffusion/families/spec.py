@@ -56,7 +56,7 @@ class Family:
     grids: Callable[[Any, Grid], tuple[Grid, ...]]
     default_layers: Callable[[Any], tuple[str, tuple[str, ...]]]
     rule: str
-    noise: int = 100
+    timestep: int = 100
     order: int = 2
     texts: tuple[TextInput, ...] = (TextInput("tokenizer"), TextInput("tokenizer_2"))
     flow: bool = False
