@@ -111,14 +111,14 @@ def test_uncertainty_is_the_spread_over_looks(sd15: Any, image: Make) -> None:
 
     looks = ask(seeds=2)
     apart = np.abs(ask(seed=0).scores.grid - ask(seed=1).scores.grid) / 2
-    np.testing.assert_allclose(looks.scores.spread, apart, atol=1e-6)
+    np.testing.assert_allclose(looks.scores.ensemble_std, apart, atol=1e-6)
     assert looks.uncertainty is not None
     assert looks.uncertainty.shape == looks.labels.shape
     row, column = 5, 7
     size = looks.labels.shape
     label = int(looks.labels[row, column])
     best = label - 1 if label else looks.scores.at(size)[:, row, column].argmax()
-    wide = resize(torch.from_numpy(looks.scores.spread), size)
+    wide = resize(torch.from_numpy(looks.scores.ensemble_std), size)
     assert looks.uncertainty[row, column] == pytest.approx(float(wide[best, row, column]))
     assert looks.to_json()["uncertainty"] == pytest.approx(float(looks.uncertainty.mean()))
 
@@ -126,7 +126,7 @@ def test_uncertainty_is_the_spread_over_looks(sd15: Any, image: Make) -> None:
 def test_one_look_has_no_uncertainty(sd15: Any, image: Make) -> None:
     result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"])
     assert result.uncertainty is None
-    assert result.scores.spread is None
+    assert result.scores.ensemble_std is None
     assert "uncertainty" not in result.to_json()
 
 

@@ -34,12 +34,12 @@ class ScoreMaps:
     """Scores on the common grid, after rescaling and refinement; where there is refinement each class is min-maxed.
 
     grid: (class, height, width) float32 in [0, 1]. background: the supporting nouns' map, (height, width), or None.
-    spread: the standard deviation of `grid` over several looks (noise levels, seeds, sides), or None for one look.
+    ensemble_std: the standard deviation of `grid` over several passes (noise levels, seeds, sides), or None for one pass.
     """
 
     grid: Float32[np.ndarray, "class height width"]
     background: Float32[np.ndarray, "height width"] | None
-    spread: Float32[np.ndarray, "class height width"] | None = None
+    ensemble_std: Float32[np.ndarray, "class height width"] | None = None
 
     def at(self, size: tuple[int, int]) -> Float32[np.ndarray, "class height width"]:
         """The class maps, bilinearly resized to `size` = (height, width) pixels; GocaError for what is no size."""
@@ -77,13 +77,13 @@ class Segmentation:
 
     @cached_property
     def uncertainty(self) -> Float32[np.ndarray, "height width"] | None:
-        """How much the score of each pixel's class (of its best class, on the background) differs between looks: the
-        standard deviation over them, in the image's size; None where there was one look only.
+        """How much the score of each pixel's class (of its best class, on the background) differs between passes: the
+        standard deviation over them, in the image's size; None where there was one pass only.
         """
-        if self.scores.spread is None:
+        if self.scores.ensemble_std is None:
             return None
         height, width = self.labels.shape
-        wide = resize(torch.from_numpy(self.scores.spread), (height, width)).numpy()
+        wide = resize(torch.from_numpy(self.scores.ensemble_std), (height, width)).numpy()
         best = self.scores.at((height, width)).argmax(0)
         shown = np.where(self.labels > 0, self.labels.astype(np.int64) - 1, best)
         return np.take_along_axis(wide, shown[None], 0)[0]
@@ -118,7 +118,7 @@ class Segmentation:
         return export.labelme(self.labels, self.classes, file_name)
 
     def to_json(self) -> dict[str, Any]:
-        """Classes, their ids in `labels`, shares of pixels and peak scores; the plan; over several looks, the mean
+        """Classes, their ids in `labels`, shares of pixels and peak scores; the plan; over several passes, the mean
         uncertainty.
         """
         found = [

@@ -67,6 +67,6 @@ def mean(maps: Sequence[Maps]) -> Maps:
     return Maps(classes, torch.stack(background_maps).mean(0) if background_maps else None)
 
 
-def spread(maps: Sequence[Maps]) -> Tensor | None:
-    """The standard deviation of each class score over several looks [class, height, width]; None for a single look."""
+def ensemble_std(maps: Sequence[Maps]) -> Tensor | None:
+    """The standard deviation of each class score over several passes [class, height, width]; None for a single pass."""
     return torch.stack([one.classes for one in maps]).std(0, correction=0) if len(maps) > 1 else None
