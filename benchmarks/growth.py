@@ -52,7 +52,7 @@ def measure(pipeline: Any, size: int, count: int) -> Row:
     segmenter = Segmenter.from_pipeline(pipeline, size=size)
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     image, classes = Image.fromarray(noise), names(count)
-    latent = torch.zeros(1, pipeline.unet.config.in_channels, *(size // segmenter.backbone.cell,) * 2)
+    latent = torch.zeros(1, pipeline.unet.config.in_channels, *(size // segmenter.backbone.vae_scale_factor,) * 2)
     text = torch.zeros(1, 77, pipeline.unet.config.cross_attention_dim)
     passes: list[int] = []
     # The first layer: a segmentation ends with the last attention, before the denoiser does.

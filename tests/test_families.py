@@ -18,7 +18,7 @@ from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.attention_modules import AttentionModule, attention_modules
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import EncodedPrompt
-from goca.diffusion.exclusive import borrowed
+from goca.diffusion.exclusive import restoring
 from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.maths.aggregate import head_weights, output_share
@@ -95,7 +95,7 @@ def test_the_output_is_bit_identical_without_the_tap(asked: Asked, monkeypatch: 
 
 
 def test_the_denoiser_is_told_the_noise_in_its_own_way(asked: Asked) -> None:
-    with borrowed(asked.backbone.pipeline) as pipeline:
+    with restoring(asked.backbone.pipeline) as pipeline:
         call = asked.backbone._first_call(pipeline, [CAPTION], SIZE, TIMESTEP)
     named = {name: value for name, value in call.named.items() if name in ("timestep", "timesteps", "t")}
     told = next(iter(named.values()), None) if named else call.inputs[1]
@@ -118,7 +118,7 @@ def test_a_record_rebuilds_its_module_s_output(asked: Asked) -> None:
     plain: set[str] = set()
     rebuilt: set[str] = set()
     for call in asked.calls:
-        if call.kind == "self" and asked.backbone.family.stand_in:
+        if call.kind == "self" and asked.backbone.family.linear_self_attention:
             continue  # nothing in the model computes this one
         attention = probabilities(call.q, call.k, call.scale, call.mask)
         torch.testing.assert_close(attention @ call.v, call.output, rtol=1e-4, atol=1e-5)
@@ -281,7 +281,7 @@ def test_no_image_is_shown_beyond_the_model_s_positions(
 ) -> None:
     pipeline = BUILDERS[name]()
     segmenter = Segmenter.from_pipeline(pipeline, size=128)
-    longest = segmenter.backbone.longest
+    longest = segmenter.backbone.max_side
     assert longest is not None
     shown: list[tuple[int, int]] = []
     latents = segmenter.backbone.latents

@@ -72,13 +72,13 @@ def test_a_family_whose_row_is_hidden_is_found_again(name: str, image: Make, mon
     same = {key: getattr(plan, key) for key in ("heads", "layers", "cross", "reference", "refine", "order")}
     probed = Segmenter.from_pipeline(pipeline, Recipe(**same, timestep=plan.timestep[0]), size=64)
     found = probed.backbone.family
-    for fact in ("component", "flow", "stand_in", "edits", "feature", "odds"):
+    for fact in ("component", "flow", "linear_self_attention", "optional_image_input", "feature", "edm_sigmas"):
         assert getattr(found, fact) == getattr(row, fact), fact
     assert _layout(found.joint) == _layout(row.joint)
     for latent in ((24, 40), (16, 56)):
         assert found.grids(probed.backbone.denoiser, latent) == row.grids(listed.backbone.denoiser, latent)
     assert probed.backbone.blocks == listed.backbone.blocks
-    assert probed.backbone.cell == listed.backbone.cell
+    assert probed.backbone.vae_scale_factor == listed.backbone.vae_scale_factor
     # A listed row may name a tokenizer that a pipeline of its family does not have.
     assert [text.tokenizer for text in found.texts] == [
         text.tokenizer for text in row.texts if getattr(pipeline, text.tokenizer, None) is not None
@@ -92,7 +92,7 @@ def test_a_family_whose_row_is_hidden_is_found_again(name: str, image: Make, mon
 
 
 def _layout(joint: Any) -> Any:
-    return joint and (joint.text_first, joint.multiple, set(joint.aside) or set())
+    return joint and (joint.text_first, joint.multiple, set(joint.unimodal_blocks) or set())
 
 
 @pytest.mark.parametrize("name", RECOGNISED)
@@ -147,11 +147,11 @@ def test_what_pads_its_text_to_a_fixed_length_says_how_many_tokens_it_keeps() ->
     pipeline = unlisted.longcat()
     pipeline.tokenizer_max_length = 83
     (text,) = Backbone(pipeline).family.texts
-    assert text.most == 83
+    assert text.max_tokens == 83
     # Where the call has a `max_sequence_length`, that is what counts.
     (text,) = segmenter("bria").backbone.family.texts
-    assert text.limited
-    assert text.most is None
+    assert text.respects_max_sequence_length
+    assert text.max_tokens is None
 
 
 def test_a_listed_pipeline_is_not_probed(sd15: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,7 +339,7 @@ def test_an_offloaded_pipeline_under_autocast() -> None:
     assert total(tr[0]).dtype == torch.float32
 
 
-# --- what is borrowed
+# --- what is restoring
 
 
 def state(pipeline: Any) -> dict[str, Any]:

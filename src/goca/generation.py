@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from goca.diffusion.exclusive import shadowed
+from goca.diffusion.exclusive import patched
 from goca.errors import GocaError
 from goca.imaging import draw
 from goca.imaging.sheet import Cell
@@ -170,7 +170,7 @@ def _watched(
         begins(len(iterable) if total is None else total)
         return Bar() if iterable is None else _counted(iterable, advances)
 
-    return shadowed(pipeline, "progress_bar", progress_bar)
+    return patched(pipeline, "progress_bar", progress_bar)
 
 
 def _counted(items: Any, advances: Callable[[], None]) -> Iterator[Any]:

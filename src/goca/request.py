@@ -93,7 +93,7 @@ def find_words(
     notes: list[str] = []
     if backbone.family.found:
         notes.append(f"recognised by a probe: {backbone.family.found}")
-    if backbone.family.stand_in:
+    if backbone.family.linear_self_attention:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
     if settings.nouns:
         known = vocabulary(wanted + background_classes, settings.nouns)
@@ -150,9 +150,9 @@ def background_of(asked: str | float | None, plan: Plan, has_background_classes:
 
 def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:
     """Windows where they are wanted or the image is long, unless a long one would take too many: it is seen whole."""
-    multiple = backbone.multiple
+    multiple = backbone.size_multiple
     if plan.window or images.needs_windows(image):
-        side = max(multiple, multiple * round(min(plan.size, backbone.longest or plan.size) / multiple))
+        side = max(multiple, multiple * round(min(plan.size, backbone.max_side or plan.size) / multiple))
         windows = images.windows(image, side, plan.grid)
         if windows is not None:
             return windows, images.tiles(image, windows, side / plan.grid), (side, side)
@@ -161,6 +161,6 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
                 f"an image of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
                 "scale it down, cut it, or do without window (--window)"
             )
-    size = images.fit(image, plan.size, multiple, backbone.most, backbone.longest)
-    grid = images.common_grid((size[0] // backbone.cell, size[1] // backbone.cell), plan.grid)
+    size = images.fit(image, plan.size, multiple, backbone.max_pixels, backbone.max_side)
+    grid = images.common_grid((size[0] // backbone.vae_scale_factor, size[1] // backbone.vae_scale_factor), plan.grid)
     return Windows.whole(grid), (image,), size

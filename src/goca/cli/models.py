@@ -74,7 +74,7 @@ def families() -> str:
         attention = "cross-attention"
         if one.joint is not None:
             attention = f"joint, text {'before' if one.joint.text_first else 'behind'} the pixels"
-        elif one.stand_in:
+        elif one.linear_self_attention:
             attention = "cross-attention; its dense features stand in for linear self-attention"
         facts = (
             one.name,
@@ -90,7 +90,7 @@ def families() -> str:
 
 
 def _text(text: "TextInput") -> str:
-    if text.from_end:
+    if text.right_aligned:
         return f"`{text.tokenizer}`, ending at the last column"
     return f"`{text.tokenizer}`" + (f" from column {text.start}" if text.start else "")
 

@@ -49,23 +49,23 @@ class AttentionCall:
 class JointLayout:
     """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
 
-    aside: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
-    to a multiple of so many. room: an attribute of the denoiser, to whose number the pixels of an image that is not
-    square are padded. ragged: the pixels of an image follow its own text at once, however long the other texts of the
+    unimodal_blocks: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
+    to a multiple of so many. pad_to_attr: an attribute of the denoiser, to whose number the pixels of an image that is not
+    square are padded. packed_text: the pixels of an image follow its own text at once, however long the other texts of the
     batch are; what is left of its row is masked.
     """
 
     text_first: bool
-    aside: tuple[str, ...] = ()
+    unimodal_blocks: tuple[str, ...] = ()
     multiple: int = 1
-    room: str | None = None
-    ragged: bool = False
+    pad_to_attr: str | None = None
+    packed_text: bool = False
 
     def padded(self, denoiser: nn.Module, grid: Grid) -> int:
         """How many positions the pixels of a grid take."""
         pixels = grid[0] * grid[1]
-        if self.room is not None and grid[0] != grid[1]:
-            return int(getattr(denoiser, self.room))
+        if self.pad_to_attr is not None and grid[0] != grid[1]:
+            return int(getattr(denoiser, self.pad_to_attr))
         return -(-pixels // self.multiple) * self.multiple
 
 

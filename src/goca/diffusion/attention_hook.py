@@ -28,7 +28,7 @@ class LastAttentionReached(Exception):  # noqa: N818 - a signal, not an error
 class AttentionHook(TorchFunctionMode):
     """While it is entered, hands each attention of the denoiser to `sink`, image by image.
 
-    joint: the layout of joint attention, None where there is none. stand_in: self-attention is linear and has no map; a
+    joint: the layout of joint attention, None where there is none. linear_self_attention: self-attention is linear and has no map; a
     block's raw queries stand in for the queries and keys of one. to_the_end: without it `LastAttentionReached` is raised
     behind the last attention. Leaving the hook without an exception checks that every attention module that ran was seen, once; hooks go in any case.
     """
@@ -39,14 +39,14 @@ class AttentionHook(TorchFunctionMode):
         grids: Sequence[Grid],
         sink: Sink,
         joint: JointLayout | None = None,
-        stand_in: bool = False,
+        linear_self_attention: bool = False,
         to_the_end: bool = True,
     ) -> None:
         super().__init__()
         self.denoiser, self.attention_modules = denoiser, attention_modules(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
-        self.joint, self.stand_in, self.to_the_end = joint, stand_in, to_the_end
+        self.joint, self.linear_self_attention, self.to_the_end = joint, linear_self_attention, to_the_end
         self._running: list[tuple[AttentionModule, bool]] = []
         self._calls: dict[AttentionModule, int] = {}
         self._query: Tensor | None = None
@@ -126,7 +126,7 @@ class AttentionHook(TorchFunctionMode):
         projection = None if text is None else output_projection(site, query)
         raw = self._query
         for index in range(query.shape[0]):
-            if self.joint is not None and self.joint.ragged and mask is not None:
+            if self.joint is not None and self.joint.packed_text and mask is not None:
                 end = int(mask[index].isfinite().sum(-1).max())
                 rows = image = slice(end - grid[0] * grid[1], end)
                 text = slice(0, rows.start)
@@ -147,7 +147,7 @@ class AttentionHook(TorchFunctionMode):
                 grid=grid,
             )
             self.sink(index, call)
-            if self.stand_in and call.query is not None:
+            if self.linear_self_attention and call.query is not None:
                 self.sink(index, _among_themselves(call, call.query))
 
     def _layout(
@@ -170,7 +170,7 @@ class AttentionHook(TorchFunctionMode):
     def _joint_layout(self, site: AttentionModule, positions: int) -> tuple[slice, slice, slice, Grid] | None:
         assert self.joint is not None
         ((pixels, grid),) = self.grids.items()
-        if positions <= pixels or site.block.startswith(self.joint.aside):
+        if positions <= pixels or site.block.startswith(self.joint.unimodal_blocks):
             return None
         padded = self.joint.padded(self.denoiser, grid)
         others = positions - padded
@@ -180,7 +180,7 @@ class AttentionHook(TorchFunctionMode):
 
     def _silent(self, site: AttentionModule) -> bool:
         """Whether an attention is linear, and so none that can be seen."""
-        return self.stand_in and "Linear" in type(getattr(site.module, "processor", None)).__name__
+        return self.linear_self_attention and "Linear" in type(getattr(site.module, "processor", None)).__name__
 
     def _check(self) -> None:
         for site, count in self._calls.items():

@@ -22,7 +22,7 @@ from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
 from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.checkpoints import CheckpointSettings, settings_for
 from goca.diffusion.conditioning import MAX_PROMPTS, EncodedPrompt, EncodedPrompts, listen, replay
-from goca.diffusion.exclusive import borrowed
+from goca.diffusion.exclusive import restoring
 from goca.diffusion.families import bare, check_kind, family_of
 from goca.diffusion.latents import FirstCall, encode, packed, with_sample
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
@@ -48,7 +48,7 @@ class Backbone:
         self._check()
         if listed is None:
             self.family = probe.recognise(self)
-        self.settings = settings_for(self.denoiser, self.family, self.cell, self.blocks)
+        self.settings = settings_for(self.denoiser, self.family, self.vae_scale_factor, self.blocks)
         if listed is None:
             probe.confirm(self)
 
@@ -97,57 +97,61 @@ class Backbone:
         return str(kind).removeprefix("torch.")
 
     @property
-    def cell(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels a side of one latent cell."""
-        if self.family.cell:
-            return self.family.cell
+        if self.family.vae_scale_factor:
+            return self.family.vae_scale_factor
         names = ("vae_scale_factor", "vae_scale_factor_spatial")
         return int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
 
     @property
-    def patch(self) -> int:
+    def patch_px(self) -> int:
         """Pixels a side of the finest patch that attends."""
         patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
-        return self.cell * 64 // patches
+        return self.vae_scale_factor * 64 // patches
 
     @property
-    def multiple(self) -> int:
+    def size_multiple(self) -> int:
         """Images are shown at multiples of so many pixels: whole patches, and what the pipeline asks for."""
-        return math.lcm(self.family.multiple, self.patch)
+        return math.lcm(self.family.size_multiple, self.patch_px)
 
     @property
-    def most(self) -> int | None:
+    def max_pixels(self) -> int | None:
         """The most pixels that an image which is not square may be shown with, where there is a limit."""
         joint = self.family.joint
-        return None if joint is None or joint.room is None else getattr(self.denoiser, joint.room) * self.patch**2
+        return (
+            None
+            if joint is None or joint.pad_to_attr is None
+            else getattr(self.denoiser, joint.pad_to_attr) * self.patch_px**2
+        )
 
     @property
-    def longest(self) -> int | None:
+    def max_side(self) -> int | None:
         """The most pixels a side that it has positions for, where there is a limit."""
-        patches = self.family.reach(self.denoiser)
-        return None if patches is None else patches * self.patch
+        patches = self.family.max_grid(self.denoiser)
+        return None if patches is None else patches * self.patch_px
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """The denoiser's blocks that attend to the text."""
-        aside = self.family.joint.aside if self.family.joint else ()
+        unimodal_blocks = self.family.joint.unimodal_blocks if self.family.joint else ()
         blocks = dict.fromkeys(site.block for site in attention_modules(self.denoiser))
-        return tuple(block for block in blocks if not block.startswith(aside))
+        return tuple(block for block in blocks if not block.startswith(unimodal_blocks))
 
     def fits(self, named: Sequence[Noun]) -> bool:
         """Whether the nouns' caption fits a tokenizer whose tokens are attended to."""
-        with borrowed(self.pipeline) as pipeline:
+        with restoring(self.pipeline) as pipeline:
             for text in self.family.texts:
                 tokenizer = getattr(pipeline, text.tokenizer, None)
                 encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
                 if tokenizer is None or encoder is None:
                     continue
                 most = tokenizer.model_max_length
-                if text.limited:
+                if text.respects_max_sequence_length:
                     limit = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
                     most = min(most, limit) - self._template.get(text.tokenizer, 0)
-                if text.most is not None:
-                    most = min(most, text.most - self._template.get(text.tokenizer, 0))
+                if text.max_tokens is not None:
+                    most = min(most, text.max_tokens - self._template.get(text.tokenizer, 0))
                 if len(tokenizer(caption_of(named), verbose=False).input_ids) <= most:
                     return True
         return False
@@ -163,8 +167,8 @@ class Backbone:
     def prompt(self, caption: str, prompts: EncodedPrompts) -> EncodedPrompt:
         """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
         if caption not in prompts:
-            side = self.multiple * max(1, self.settings.size // self.multiple)
-            with borrowed(self.pipeline) as pipeline:
+            side = self.size_multiple * max(1, self.settings.size // self.size_multiple)
+            with restoring(self.pipeline) as pipeline:
                 timestep = self.settings.timestep
                 ask = partial(self._first_call, pipeline, [caption], (side, side), timestep)
                 prompts[caption] = listen(pipeline, caption, ask)
@@ -175,14 +179,14 @@ class Backbone:
     def texts(self, prompt: EncodedPrompt) -> tuple[Tokens, ...]:
         """The tokens of a caption that the denoiser attends to, with their columns."""
         return tuple(
-            replace(tokens, start=prompt.length - len(tokens.offsets) if text.from_end else text.start)
+            replace(tokens, start=prompt.length - len(tokens.offsets) if text.right_aligned else text.start)
             for text in self.family.texts
             if (tokens := prompt.texts.get(text.tokenizer)) is not None
         )
 
     def latents(self, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "image channel height width"]:
         """The mode of the VAE's posterior, scaled for the denoiser, of images shown at `size` = (height, width)."""
-        with borrowed(self.pipeline) as pipeline:
+        with restoring(self.pipeline) as pipeline:
             return encode(pipeline, images, size)
 
     @torch.no_grad()
@@ -203,13 +207,15 @@ class Backbone:
         """
         grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
         encoded = [self.prompt(caption, prompts) for caption in captions]
-        with borrowed(self.pipeline) as pipeline, native(self.denoiser):
+        with restoring(self.pipeline) as pipeline, native(self.denoiser):
             noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
             object.__setattr__(pipeline, "encode_prompt", replay(encoded))
             args, kwargs = self.inputs(pipeline, noisy, captions, timestep)
             whole = to_the_end or self.in_parts
             try:
-                with AttentionHook(self.denoiser, grids, sink, self.family.joint, self.family.stand_in, whole):
+                with AttentionHook(
+                    self.denoiser, grids, sink, self.family.joint, self.family.linear_self_attention, whole
+                ):
                     return self.denoiser(*args, **kwargs)[0]
             except LastAttentionReached:
                 return None
@@ -217,24 +223,24 @@ class Backbone:
     def inputs(
         self, pipeline: Any, noisy: Float[Tensor, "image channel height width"], captions: Sequence[str], timestep: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the borrowed pipeline hands its denoiser, the latent replaced: (positional, named) arguments."""
-        height, width = (side * self.cell for side in noisy.shape[-2:])
+        """What the restoring pipeline hands its denoiser, the latent replaced: (positional, named) arguments."""
+        height, width = (side * self.vae_scale_factor for side in noisy.shape[-2:])
         call = self._first_call(pipeline, captions, (height, width), timestep)
         return with_sample(call, packed(pipeline, noisy, call))
 
     def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int) -> FirstCall:
-        """Run the pipeline until it calls its denoiser; the borrowed pipeline is changed freely here."""
+        """Run the pipeline until it calls its denoiser; the restoring pipeline is changed freely here."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise FirstCall(args, kwargs)
 
         changes = {
             self.family.component: self.denoiser,  # unwrapped: a call that is stopped is not worth compiling for
-            "scheduler": pinned(pipeline.scheduler, timestep, self.family.odds),
+            "scheduler": pinned(pipeline.scheduler, timestep, self.family.edm_sigmas),
         }
-        if self.family.resizes:
+        if self.family.fixed_area:
             # Its own arithmetic then gives back this size, and what is added keeps that from being rounded down.
-            changes["default_sample_size"] = math.sqrt(size[0] * size[1]) / self.cell * (1 + 1e-9)
+            changes["default_sample_size"] = math.sqrt(size[0] * size[1]) / self.vae_scale_factor * (1 + 1e-9)
         for name, value in changes.items():
             # DiffusionPipeline.__setattr__ would write the configuration as well.
             object.__setattr__(pipeline, name, value)

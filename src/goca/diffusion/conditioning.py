@@ -49,7 +49,7 @@ def tokenizers(pipeline: Any) -> tuple[str, ...]:
 
 @torch.no_grad()
 def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> EncodedPrompt:
-    """Have a borrowed pipeline encode a caption while its tokenizers and its `encode_prompt` are listened to.
+    """Have a restoring pipeline encode a caption while its tokenizers and its `encode_prompt` are listened to.
 
     ask: makes the pipeline encode it. Raises GocaError where no tokenizer tells character offsets.
     """

@@ -17,7 +17,7 @@ _LENT: "WeakSet[Any]" = WeakSet()
 
 
 @contextmanager
-def alone(pipeline: Any, lend: bool = False) -> Iterator[None]:
+def exclusive(pipeline: Any, lend: bool = False) -> Iterator[None]:
     """The pipeline for one thread; others wait. lend: for the user to call, and until then for nobody else.
 
     Raises GocaError inside another one that lends it.
@@ -37,9 +37,9 @@ def alone(pipeline: Any, lend: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def borrowed(pipeline: Any) -> Iterator[Any]:
+def restoring(pipeline: Any) -> Iterator[Any]:
     """The pipeline, for one call at a time; every attribute of it is put back in the end."""
-    with alone(pipeline):
+    with exclusive(pipeline):
         attributes = vars(pipeline)
         before = dict(attributes)
         try:
@@ -51,7 +51,7 @@ def borrowed(pipeline: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def shadowed(target: Any, name: str, value: Any) -> Iterator[None]:
+def patched(target: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of an object, replaced; whatever the user puts in its place meanwhile stays."""
     attributes = vars(target)
     before = {name: attributes[name]} if name in attributes else {}

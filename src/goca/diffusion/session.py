@@ -23,7 +23,7 @@ from goca.diffusion.attention_modules import native
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import EncodedPrompt, Recorder, tokenizers
 from goca.diffusion.denoiser_call import DenoiserCall, Encoded, Generation, Observer, PromptTokens, Room, rows_of
-from goca.diffusion.exclusive import alone, shadowed
+from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.families import check_tokenizers
 from goca.diffusion.latents import sample_of
 from goca.errors import GocaError
@@ -63,23 +63,23 @@ class Listener:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Everything that is borrowed is given back; calls from other threads go by unheard."""
+        """Everything that is restoring is given back; calls from other threads go by unheard."""
         pipeline, denoiser = self.backbone.pipeline, self.backbone.denoiser
         self._thread = get_ident()
         self._tokenizers = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
         processor = _processor(pipeline)
         show = "postprocess" if getattr(pipeline, "image_processor", None) is processor else "postprocess_video"
         with ExitStack() as stack:
-            stack.enter_context(alone(pipeline, lend=True))
+            stack.enter_context(exclusive(pipeline, lend=True))
             stack.enter_context(native(denoiser))
             for target, name, heard in (
                 (pipeline, "encode_prompt", self._encodes),
                 (pipeline, "prepare_latents", self._prepares),
                 (processor, show, self._shows),
             ):
-                stack.enter_context(shadowed(target, name, self._around(getattr(target, name), heard)))
+                stack.enter_context(patched(target, name, self._around(getattr(target, name), heard)))
             for name, recorder in self._tokenizers.items():
-                stack.enter_context(shadowed(pipeline, name, recorder))
+                stack.enter_context(patched(pipeline, name, recorder))
             stack.callback(self._forget)
             stack.callback(self._close, complete=False)
             stack.callback(denoiser.register_forward_pre_hook(self._starts, with_kwargs=True).remove)
@@ -161,7 +161,9 @@ class Listener:
             return
         family = self.backbone.family
         images = {row: image for image, row in enumerate(own)}
-        tap = AttentionHook(module, family.grids(module, size), _only(images, sink), family.joint, family.stand_in)
+        tap = AttentionHook(
+            module, family.grids(module, size), _only(images, sink), family.joint, family.linear_self_attention
+        )
         self._open = tap.__enter__(), one
 
     def _whose(self, inputs: Sequence[Any]) -> tuple[Encoded | None, dict[int, int]]:
@@ -227,7 +229,7 @@ class Listener:
             raise GocaError(
                 "the denoiser's latents are packed and for an unknown size: call the pipeline, which prepares them"
             )
-        height, width = (2 * (side // (2 * self.backbone.cell)) for side in now.room.size)
+        height, width = (2 * (side // (2 * self.backbone.vae_scale_factor)) for side in now.room.size)
         if latent.shape[1] != height * width // 4:
             raise GocaError(
                 "the denoiser is shown another image beside the one that it makes: such a call cannot be traced, "

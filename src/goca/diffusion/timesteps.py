@@ -68,12 +68,12 @@ def _noise(latents: Float[Tensor, "image channel height width"], seed: int) -> F
     return noise.to(latents)
 
 
-def pinned(scheduler: Any, timestep: int, odds: bool = False) -> Any:
+def pinned(scheduler: Any, timestep: int, edm_sigmas: bool = False) -> Any:
     """A scheduler like this one whose only timestep, whatever it is asked for, is `timestep`.
 
-    odds: it counts noise against the image.
+    edm_sigmas: it counts noise against the image.
     """
-    return _pinned_flow(scheduler, timestep, odds) if is_flow(scheduler) else _pinned(scheduler, timestep)
+    return _pinned_flow(scheduler, timestep, edm_sigmas) if is_flow(scheduler) else _pinned(scheduler, timestep)
 
 
 def _pinned(scheduler: Any, timestep: int) -> Any:
@@ -90,7 +90,7 @@ def _pinned(scheduler: Any, timestep: int) -> Any:
     return out
 
 
-def _pinned_flow(scheduler: Any, timestep: int, odds: bool) -> Any:
+def _pinned_flow(scheduler: Any, timestep: int, edm_sigmas: bool) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     share = timestep / NUM_TRAIN_TIMESTEPS
@@ -105,7 +105,7 @@ def _pinned_flow(scheduler: Any, timestep: int, odds: bool) -> Any:
             mu: float | None = None,
             timesteps: Any = None,
         ) -> None:
-            self.sigmas = torch.tensor([share / (1 - share) if odds else share, 0.0], device=device)
+            self.sigmas = torch.tensor([share / (1 - share) if edm_sigmas else share, 0.0], device=device)
             self.timesteps = torch.tensor([share], device=device) * self.config.num_train_timesteps
             self.num_inference_steps = 1
             self._step_index = self._begin_index = None

@@ -51,10 +51,10 @@ class Probe:
         """All of them: the row, and the latent cells a side of a pixel, 0 where timesteps differ in that."""
         self.backbone.family = replace(self.backbone.family, cell=self._how_large_is_a_cell())
         self.step, self.plain = self._in_what_steps_do_sizes_go()
-        self.backbone.family = replace(self.backbone.family, odds=self._is_noise_counted_against_the_image())
+        self.backbone.family = replace(self.backbone.family, edm_sigmas=self._is_noise_counted_against_the_image())
         self.size = (3 * self.step, 5 * self.step)
         self.attentions = self.plain.attentions
-        stand_in = self._is_some_attention_linear()
+        linear_self_attention = self._is_some_attention_linear()
         self.far = self.asking.look(self.size, CAPTIONS[0], cell=(self.size[0] - 1, self.size[1] - 1)).attentions
         self.here = self._where_do_pixels_read_words()
         first, cells = self._how_do_pixels_stand()
@@ -62,7 +62,9 @@ class Probe:
         if joint is None:
             self._is_all_else_alike(first)
         texts = self._which_columns_are_the_words(joint, self._pixels(self.size, cells, joint.multiple) if joint else 0)
-        return replace(self.backbone.family, texts=texts, joint=joint, stand_in=stand_in), cells
+        return replace(
+            self.backbone.family, texts=texts, joint=joint, linear_self_attention=linear_self_attention
+        ), cells
 
     def _how_large_is_a_cell(self) -> int:
         """Pixels a side: some pipelines count what they pack."""
@@ -81,7 +83,7 @@ class Probe:
         for more in guidances:
             self.backbone.family = replace(guessed, options={**guessed.options, **more})
             for multiple in MULTIPLES:
-                step = lcm(multiple, 2 * self.backbone.cell) // self.backbone.cell
+                step = lcm(multiple, 2 * self.backbone.vae_scale_factor) // self.backbone.vae_scale_factor
                 try:
                     look = self.asking.look((3 * step, 5 * step), CAPTIONS[0])
                 except Exception as error:  # others' code: whatever it raises is an answer
@@ -100,8 +102,8 @@ class Probe:
         usual = {share, 1 - share, TIMESTEP, NUM_TRAIN_TIMESTEPS - TIMESTEP}
         if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in usual):
             return False
-        odds = share / (1 + share)
-        if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in (odds, odds * NUM_TRAIN_TIMESTEPS)):
+        edm_sigmas = share / (1 + share)
+        if any(isclose(told, one, rel_tol=TOLD_EXACTLY) for one in (edm_sigmas, edm_sigmas * NUM_TRAIN_TIMESTEPS)):
             return True
         raise GocaError(f"its pipeline tells it a noise of {told:g} where {share:g} of the latent is noise")
 
@@ -244,7 +246,7 @@ class Probe:
         words = [word for look, caption, third in asked for word in self._turned(look, caption, third, here)]
         before = 0 if joint is None or joint.text_first else pixels
         widths = {len(look.attentions[here].k) - pixels for look in plain}
-        limited = self.backbone.family.texts[0].limited
+        limited = self.backbone.family.texts[0].respects_max_sequence_length
         texts: list[TextInput] = []
         for name in dict.fromkeys(word.tokenizer for word in words):
             starts, ends = [], []
@@ -259,9 +261,9 @@ class Probe:
             if fixed:
                 (start,) = fixed
                 most = min(widths) - start if len(widths) == 1 and not limited else None
-                texts.append(TextInput(name, start=start, limited=limited, most=most))
+                texts.append(TextInput(name, start=start, respects_max_sequence_length=limited, most=most))
             elif all(end in found for end, found in zip(ends, starts, strict=True)):
-                texts.append(TextInput(name, from_end=True, limited=limited))
+                texts.append(TextInput(name, right_aligned=True, respects_max_sequence_length=limited))
             elif any(starts):
                 raise GocaError(
                     f"its text columns cannot be told: in captions of several lengths the first token of its {name} "

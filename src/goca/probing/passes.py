@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
 from goca.diffusion.attention_modules import AttentionModule, native
 from goca.diffusion.conditioning import EncodedPrompt, listen
-from goca.diffusion.exclusive import borrowed
+from goca.diffusion.exclusive import restoring
 from goca.maths import Grid
 from goca.text.tokens import Tokens
 
@@ -123,7 +123,7 @@ class Asking:
         if cell is not None:
             noise[..., cell[0], cell[1]] *= OPPOSITE
         backbone = self.backbone
-        with borrowed(backbone.pipeline) as pipeline, native(backbone.denoiser):
+        with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser):
             calls: list[Any] = []
             ask = partial(self._inputs, calls, pipeline, noise, caption)
             turned = nullcontext() if token is None else opposite(encoder_of(pipeline, token[0]), *token[1:])

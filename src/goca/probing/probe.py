@@ -64,10 +64,10 @@ def guess(pipeline: Any) -> Family:
         grids=unet.grids if is_unet(denoiser) else transformer.every(1),
         default_layers=unet.default_layers,
         rule=unet.RULE,
-        texts=tuple(TextInput(name, limited=limited) for name in tokenizers),
+        texts=tuple(TextInput(name, respects_max_sequence_length=limited) for name in tokenizers),
         flow=is_flow(pipeline.scheduler),
         options=options,
-        edits=known.get("image", "") is None,
+        optional_image_input=known.get("image", "") is None,
     )
 
 
@@ -81,7 +81,7 @@ def confirm(backbone: Any) -> None:
     """Show the tap two images of another size, told all that was found; GocaError where it sees anything else."""
     calls: list[AttentionCall] = []
     prompts: dict[str, Any] = {}
-    step = backbone.multiple // backbone.cell
+    step = backbone.size_multiple // backbone.vae_scale_factor
     noise = torch.randn(
         2, channels(backbone.pipeline.vae), 4 * step, 3 * step, generator=torch.Generator().manual_seed(0)
     )
@@ -145,15 +145,19 @@ def _refusing(backbone: Any) -> Iterator[None]:
 def _row(family: Family, cells: int) -> Family:
     """The row, with what no question can settle, layers and noise, as its nearest of kin has it."""
     joint, noise = family.joint, 150 if family.flow else 100
-    texts = [f"{one.tokenizer} {'at the end' if one.from_end else f'from column {one.start}'}" for one in family.texts]
+    texts = [
+        f"{one.tokenizer} {'at the end' if one.right_aligned else f'from column {one.start}'}" for one in family.texts
+    ]
     if joint is not None:
         kind = f"joint attention, text {'before' if joint.text_first else 'behind'} the pixels"
-        choose = transformer.layers_by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56), aside=joint.aside)
+        choose = transformer.layers_by_depth(
+            27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56), unimodal_blocks=joint.unimodal_blocks
+        )
         family = replace(family, default_layers=choose, rule="Flux's settings in proportion to the depth")
         family = replace(family, timestep=407 if family.flow else noise, feature="output")
     elif cells:
         kind = "cross-attention"
-        choose = transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27), aside=())
+        choose = transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27), unimodal_blocks=())
         family = replace(family, default_layers=choose, rule="PixArt's settings in proportion to the depth")
         family = replace(family, timestep=noise, order=2 if family.flow else 5)
     else:

@@ -61,7 +61,7 @@ class ByError:
         self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]
     ) -> Float[Tensor, " candidate"]:
         backbone, batch = segmenter.backbone, segmenter.batch
-        latents = backbone.latents([image], images.fit(image, segmenter.plan.size, backbone.multiple))
+        latents = backbone.latents([image], images.fit(image, segmenter.plan.size, backbone.size_multiple))
         prompts: EncodedPrompts = {}
         alike: dict[Any, list[int]] = {}  # what can share a batch
         for index, name in enumerate(candidates):

@@ -55,7 +55,7 @@ class Trace:
     def __init__(self, pipe: Any, recipe: Recipe | str, steps: Any) -> None:
         backbone = Generating(pipe)
         planner = Planner(backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
-        self._collector = Collector(planner, planner.plan(recipe), backbone.cell, _checked(steps))
+        self._collector = Collector(planner, planner.plan(recipe), backbone.vae_scale_factor, _checked(steps))
         self._listener = Listener(backbone, self._collector)
         self._stack = ExitStack()
 

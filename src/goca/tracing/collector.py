@@ -45,7 +45,8 @@ class Collector:
             return None
         if one.generation not in self.generations:
             self.generations[one.generation] = [
-                TracedImage(Collected.of(self.plan, self.planner, said, one.latent, self.cell)) for said in one.prompts
+                TracedImage(Collected.of(self.plan, self.planner, said, one.latent, self.vae_scale_factor))
+                for said in one.prompts
             ]
         self._readouts = readouts = [image.collected.readout() for image in self.generations[one.generation]]
         return lambda image, call: readouts[image].add(call)

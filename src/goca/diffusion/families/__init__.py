@@ -30,7 +30,7 @@ _PIXART = Family(
     default_layers=transformer.layers_by_depth(13 / 27, (10 / 27, 17 / 27)),
     rule="PixArt's settings in proportion to the depth",
     order=5,
-    texts=(TextInput("tokenizer", limited=True),),
+    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
     options={"use_resolution_binning": False, "clean_caption": False},
 )
 _FLUX = Family(
@@ -45,12 +45,12 @@ _FLUX = Family(
     timestep=407,
     flow=True,
     # The other tokenizer is for a pooled embedding.
-    texts=(TextInput("tokenizer_2", limited=True),),
+    texts=(TextInput("tokenizer_2", respects_max_sequence_length=True),),
     joint=JointLayout(text_first=True),
     feature="output",
 )
-_ALONE = (TextInput("tokenizer", limited=True),)
-_AT_THE_END = (TextInput("tokenizer", from_end=True, limited=True),)
+_ALONE = (TextInput("tokenizer", respects_max_sequence_length=True),)
+_AT_THE_END = (TextInput("tokenizer", right_aligned=True, respects_max_sequence_length=True),)
 
 # What a row does not say is as in the family that it comes from. One of a pipeline's own comes before its denoiser's.
 FAMILIES = (
@@ -75,8 +75,8 @@ FAMILIES = (
         timestep=150,
         order=2,
         flow=True,
-        stand_in=True,
-        multiple=32,
+        linear_self_attention=True,
+        size_multiple=32,
         texts=_AT_THE_END,  # of its instruction only the end is kept
         options={**_PIXART.options, "complex_human_instruction": None},
     ),
@@ -98,8 +98,8 @@ FAMILIES = (
         timestep=150,
         order=2,
         flow=True,
-        odds=True,
-        reach=transformer.largest_frame,
+        edm_sigmas=True,
+        max_grid=transformer.largest_frame,
         options={},
     ),
     _FLUX,
@@ -109,12 +109,16 @@ FAMILIES = (
         name="sd3",
         denoisers=("SD3Transformer2DModel",),
         size=transformer.size,
-        reach=transformer.rows_of_table,
+        max_grid=transformer.rows_of_table,
         grids=transformer.grid,
-        texts=(TextInput("tokenizer"), TextInput("tokenizer_2"), TextInput("tokenizer_3", start=77, limited=True)),
+        texts=(
+            TextInput("tokenizer"),
+            TextInput("tokenizer_2"),
+            TextInput("tokenizer_3", start=77, respects_max_sequence_length=True),
+        ),
         joint=JointLayout(text_first=False),
     ),
-    replace(_FLUX, name="flux2", denoisers=("Flux2Transformer2DModel",), texts=_ALONE, edits=True),
+    replace(_FLUX, name="flux2", denoisers=("Flux2Transformer2DModel",), texts=_ALONE, optional_image_input=True),
     replace(
         _FLUX,
         name="qwen-image",
@@ -126,9 +130,9 @@ FAMILIES = (
         _FLUX,
         name="auraflow",
         denoisers=("AuraFlowTransformer2DModel",),
-        reach=transformer.root_of_table,
+        max_grid=transformer.root_of_table,
         grids=transformer.grid,
-        texts=(TextInput("tokenizer", start=8, limited=True),),
+        texts=(TextInput("tokenizer", start=8, respects_max_sequence_length=True),),
     ),
     replace(
         _FLUX,
@@ -136,7 +140,7 @@ FAMILIES = (
         denoisers=("CogView4Transformer2DModel",),
         grids=transformer.grid,
         texts=_AT_THE_END,
-        multiple=16,
+        size_multiple=16,
     ),
     replace(
         _FLUX,
@@ -144,15 +148,15 @@ FAMILIES = (
         denoisers=("Lumina2Transformer2DModel",),
         grids=transformer.grid,
         texts=_ALONE,
-        joint=JointLayout(text_first=True, aside=transformer.REFINERS, ragged=True),
+        joint=JointLayout(text_first=True, unimodal_blocks=transformer.REFINERS, packed_text=True),
     ),
     replace(
         _FLUX,
         name="z-image",
         denoisers=("ZImageTransformer2DModel",),
         texts=_ALONE,
-        reach=transformer.lengths_of_axes,
-        joint=JointLayout(text_first=False, aside=transformer.REFINERS, multiple=32),
+        max_grid=transformer.lengths_of_axes,
+        joint=JointLayout(text_first=False, unimodal_blocks=transformer.REFINERS, multiple=32),
         options={"guidance_scale": 0.0},
     ),
     replace(
@@ -162,11 +166,11 @@ FAMILIES = (
         grids=transformer.grid,
         # Llama says each word twice: its last layer does, and the layer that belongs to the block.
         texts=tuple(
-            TextInput(tokenizer, start=start, limited=True)
+            TextInput(tokenizer, start=start, respects_max_sequence_length=True)
             for tokenizer, start in (("tokenizer_3", 0), ("tokenizer_4", 128), ("tokenizer_4", 256))
         ),
-        joint=JointLayout(text_first=False, room="max_seq"),
-        resizes=True,
+        joint=JointLayout(text_first=False, pad_to_attr="max_seq"),
+        fixed_area=True,
     ),
 )
 
@@ -201,7 +205,7 @@ def check_kind(pipeline: Any, family: Family) -> None:
     if getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None)):
         raise GocaError(f"{kind} has no VAE or no text encoder: goca reads latent text-to-image pipelines")
     known = inspect.signature(pipeline.__call__).parameters
-    others = {"mask_image", "pag_scale"} if family.edits else {"image", "mask_image", "pag_scale"}
+    others = {"mask_image", "pag_scale"} if family.optional_image_input else {"image", "mask_image", "pag_scale"}
     if "height" not in known or others & known.keys():
         raise GocaError(
             f"{kind} is no plain text-to-image pipeline: load the checkpoint as one, for instance with "
@@ -224,7 +228,7 @@ def check_tokenizers(pipeline: Any, family: Family) -> None:
         # A tokenizer folder with files missing loads as an almost empty vocabulary, or without a limit.
         if tokenizer is None or model is None:
             continue
-        unlimited = not text.limited and tokenizer.model_max_length > 10**6
+        unlimited = not text.respects_max_sequence_length and tokenizer.model_max_length > 10**6
         words = getattr(model.config, "text_config", model.config)
         known = getattr(words, "vocab_size", None) or words.padded_vocab_size
         if len(tokenizer if hasattr(tokenizer, "__len__") else tokenizer.tokenizer) < known // 2 or unlimited:

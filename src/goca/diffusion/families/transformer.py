@@ -72,14 +72,16 @@ def every(cells: int) -> Any:
     return lambda transformer, latent: ((latent[0] // cells, latent[1] // cells),)
 
 
-def layers_by_depth(reference: float, *refine: tuple[float, float], aside: tuple[str, ...] = REFINERS) -> Any:
+def layers_by_depth(reference: float, *refine: tuple[float, float], unimodal_blocks: tuple[str, ...] = REFINERS) -> Any:
     """(reference block, refinement blocks) at these shares of the depth; `refine`: from and to, both included.
 
-    aside: blocks that do not count, by the beginnings of their paths.
+    unimodal_blocks: blocks that do not count, by the beginnings of their paths.
     """
 
     def choose(transformer: Any) -> tuple[str, tuple[str, ...]]:
-        blocks = list(dict.fromkeys(s.block for s in attention_modules(transformer) if not s.block.startswith(aside)))
+        blocks = list(
+            dict.fromkeys(s.block for s in attention_modules(transformer) if not s.block.startswith(unimodal_blocks))
+        )
         last = len(blocks) - 1
         places = sorted({place for a, b in refine for place in range(round(a * last), round(b * last) + 1)})
         return blocks[round(reference * last)], tuple(blocks[place] for place in places)
