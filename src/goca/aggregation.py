@@ -160,14 +160,14 @@ class AttentionAggregator:
         self._found(call.block, torch.cat(parts), call.grid)
 
     def _found(self, block: str, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
-        """A layer's map; it joins the background_classes once the layer is weighed."""
+        """A layer's map; it joins the others once the layer is weighed."""
         self._maps[block] = (layer_map, grid)
         self._grids[block] = grid
         if block in self.weights:
             self._weighed(block, self.weights[block])
 
     def _weighed(self, block: str, weight: float) -> None:
-        """A layer's weight; with its map it joins the background_classes."""
+        """A layer's weight; with its map it joins the others."""
         self.weights[block] = weight
         if block in self._maps:
             layer_map, grid = self._maps.pop(block)

@@ -21,7 +21,7 @@ from goca.text.spelling import forms
 from goca.tracing import TracedImage, trace
 
 LONGEST_NAME = 4
-"""NounTokens of a name in a list; with a longer part the prompt is taken for a sentence."""
+"""Words of a name in a list; with a longer part the prompt is taken for a sentence."""
 _NO_THINGS = """
 about above across after around as at behind below beneath beside between by down for from front he her his in inside
 into is are it its near next of off on onto or out outside over she some that their them these they this those through

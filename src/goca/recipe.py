@@ -23,7 +23,7 @@ from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, n
 FROM_MODEL = "from_model"
 """A field with this value takes what the checkpoint's settings say."""
 AUTO = "auto"
-"""Background rule: offset 0 where there are supporting nouns, else constant 0.5."""
+"""Background rule: offset 0 where there are background classes, else constant 0.5."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Recipe:
 
     heads, layers: how heads and layers are weighed. rescale: steps from raw class scores to class maps. cross: the
     blocks whose cross-attention takes part, () for all. reference: the block whose dense feature the layers are
-    compared with. refine: blocks whose self-attention refines. order: how often. noise: training timestep of the one
+    compared with. refine: blocks whose self-attention refines. order: how often. timestep: training timestep of the one
     forward pass. background: a `Background`, or "auto". maps: what a layer's map is made of.
     """
 
@@ -124,9 +124,9 @@ def recipe_named(name: str) -> Recipe:
 class Options:
     """What the user sets for a run; None leaves it to the recipe and the checkpoint's settings.
 
-    size: pixels a side. noise: one training timestep or several, whose maps are averaged. seed: of the first noise;
+    size: pixels a side. timestep: one training timestep or several, whose maps are averaged. seed: of the first noise;
     seeds: how many. flip: average with the mirrored image. window: see the image through overlapping windows.
-    edges: before pixels are labelled, scores are made to follow the image's own edges (`goca.maths.edges`).
+    refine_edges: before pixels are labelled, scores are made to follow the image's own edges (`goca.maths.edges`).
     """
 
     size: int | None = None
@@ -147,8 +147,8 @@ class Options:
             values = value if isinstance(value, tuple | list) else (value,)
             if not all(one is None or isinstance(one, Integral) for one in values):
                 raise GocaError(f"{name} {value!r} is not a whole number")
-        levels = given.get("timestep")
-        return cls(**{**given, "timestep": tuple(levels)} if isinstance(levels, list) else given)
+        timesteps = given.get("timestep")
+        return cls(**{**given, "timestep": tuple(timesteps)} if isinstance(timesteps, list) else given)
 
 
 @cache
@@ -241,7 +241,7 @@ def plan(
     if chosen["size"] < 1 or overrides.seeds < 1 or chosen["order"] < 0 or not chosen["timestep"]:
         raise GocaError(
             f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of timesteps "
-            f"({len(chosen['noise'])}) are 1 or more, order ({chosen['order']}) is 0 or more"
+            f"({len(chosen['timestep'])}) are 1 or more, order ({chosen['order']}) is 0 or more"
         )
     if chosen["maps"].score is not None and not joint:
         raise GocaError(

@@ -105,10 +105,11 @@ def find_words(
         if len(groups) > 1:
             notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
         if not background_classes and any(len(group) == 1 for group in groups):
-            background_classes = _default_background_classes(plan, wanted)
-            if background_classes and all(backbone.fits((*group, *background_classes)) for group in groups):
-                background_classes = background_classes
-                notes.append(f"one noun alone: {', '.join(noun.name for noun in others)} added as background classes")
+            defaults = _default_background_classes(plan, wanted)
+            if defaults and all(backbone.fits((*group, *defaults)) for group in groups):
+                background_classes = defaults
+                names = ", ".join(noun.name for noun in defaults)
+                notes.append(f"one noun alone: {names} added as background classes")
     asked = []
     for group in groups:
         given = question.caption

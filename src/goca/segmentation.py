@@ -33,8 +33,8 @@ class Presence(NamedTuple):
 class ScoreMaps:
     """Scores on the common grid, after rescaling and refinement; where there is refinement each class is min-maxed.
 
-    grid: (class, height, width) float32 in [0, 1]. background: the supporting nouns' map, (height, width), or None.
-    ensemble_std: the standard deviation of `grid` over several passes (noise levels, seeds, sides), or None for one pass.
+    grid: (class, height, width) float32 in [0, 1]. background: the background classes' map, (height, width), or None.
+    ensemble_std: the standard deviation of `grid` over several passes (timesteps, seeds, sides), or None for one pass.
     """
 
     grid: Float32[np.ndarray, "class height width"]

@@ -24,7 +24,7 @@ from goca.recipe import AUTO, GOCA, Options, Recipe, plan, recipe_named
 from goca.request import PreparedImage, SegmentationRequest, find_words, prepare
 from goca.segmentation import ScoreMaps, Segmentation
 from goca.text.token_spans import Classes
-from goca.view import Row, View, mean, spread, together
+from goca.view import Row, View, ensemble_std, mean, together
 
 LARGEST = 4
 """How many times the side that a model was trained at it may be shown: attention grows with the fourth power of it."""
@@ -35,7 +35,7 @@ class Segmenter:
     """A frozen text-to-image pipeline that labels images; nothing is trained.
 
     Make one with `from_pretrained` or `from_pipeline`. An image takes one denoiser pass, and more only for windows,
-    several prompts, noise timesteps or seeds, and flips. `batch` rows go through the denoiser at once.
+    several prompts, timesteps or seeds, and flips. `batch` rows go through the denoiser at once.
     """
 
     def __init__(self, backbone: Backbone, recipe: Recipe | str, overrides: Options, batch: int) -> None:
@@ -107,7 +107,7 @@ class Segmenter:
         """Label an image, or each of a list.
 
         image: a path, a PIL image, or a (height, width, 3) uint8 array. classes: names, or {class: [synonyms]}.
-        background_classes: background classes, which take part but get no label. background: "auto" (the recipe's rule), a float
+        background_classes: nouns that take part but get no label. background: "auto" (the recipe's rule), a float
         (constant threshold on scores in [0, 1]), or None: every pixel gets a class. caption: the prompt, instead of the
         list of nouns; every noun must be in it. Raises GocaError for whatever of this cannot be done, saying why.
         """
@@ -136,7 +136,7 @@ class Segmenter:
             with self._guarded():
                 looks = list(self._looks([image for _, image in ready], prompts))
             for (question, image), maps in zip(ready, zip(*looks, strict=True), strict=True):
-                yield question, self._settle(image, mean(maps), spread(maps))
+                yield question, self._settle(image, mean(maps), ensemble_std(maps))
 
     def check(
         self,
@@ -184,7 +184,7 @@ class Segmenter:
             return None
 
     def _looks(self, images: Sequence[PreparedImage], prompts: EncodedPrompts) -> Iterator[list[Maps]]:
-        """The maps of each image, once for every side, noise timestep and seed."""
+        """The maps of each image, once for every side, timestep and seed."""
         for mirrored in (False, True) if self.plan.flip else (False,):
             latents = [self._latents(image, mirrored) for image in images]
             for timestep, seed in product(self.plan.timestep, self.plan.seeds):
@@ -237,7 +237,7 @@ class Segmenter:
         parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
         return torch.cat([self.backbone.latents(part, image.size) for part in parts])
 
-    def _settle(self, image: PreparedImage, maps: Maps, spread: Tensor | None) -> Segmentation:
+    def _settle(self, image: PreparedImage, maps: Maps, std: Tensor | None) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
         if self.plan.refine_edges:
             pixels = torch.from_numpy(np.array(image.image)).to(maps.classes.device)
@@ -255,7 +255,7 @@ class Segmenter:
             image=image.image,
             classes=image.classes,
             labels=labels.cpu().numpy().astype(np.uint16),
-            scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.background), _array(spread)),
+            scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.background), _array(std)),
             plan=ran,
         )
 

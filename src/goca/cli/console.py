@@ -28,6 +28,11 @@ def say(text: str) -> None:
     print("goca:", " ".join(text.splitlines()), file=sys.stderr, flush=True)
 
 
+def described(error: GocaError) -> str:
+    """The error's message, and the flag that its hint stands for."""
+    return str(error) if error.hint is None else f"{error} (--{error.hint.replace('_', '-')})"
+
+
 @contextmanager
 def session(verbose: bool) -> Iterator[None]:
     """What a command runs in: libraries are silent unless verbose, exceptions are a line and an exit code."""
@@ -35,7 +40,7 @@ def session(verbose: bool) -> Iterator[None]:
         with nullcontext() if verbose else _silence():
             yield
     except GocaError as error:
-        say(str(error))
+        say(described(error))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         say("stopped")

@@ -138,7 +138,7 @@ def segment(
             parsing.background(background),
             caption,
         )
-        timesteps = parsing.timestep(noise)
+        timesteps = parsing.timesteps(timestep)
         from goca.cli.segment import Model, run
 
         chosen = Model(

@@ -111,7 +111,7 @@ def evaluate(
     With --out, a run that was stopped or killed goes on when the same is asked again.
     """
     with console.session(verbose):
-        timesteps = parsing.timestep(noise)
+        timesteps = parsing.timesteps(timestep)
         given = parsing.tagger(tagger, dataset)
         overrides = {
             "timestep": timesteps,

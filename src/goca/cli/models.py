@@ -67,7 +67,7 @@ def families() -> str:
     from goca.diffusion.families import FAMILIES
 
     lines = [
-        "| family | denoisers | attention | text | noise | reference | layers of a checkpoint that nobody has set |",
+        "| family | denoisers | attention | text | timestep | reference | layers of a checkpoint that nobody has set |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in FAMILIES:

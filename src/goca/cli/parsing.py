@@ -93,7 +93,7 @@ def timesteps(text: str | None) -> tuple[int, ...] | None:
         return None
     levels = names(text)
     if not levels or not all(re.fullmatch(r"[0-9]{1,9}", level) for level in levels):
-        raise GocaError(f'no noise "{text}": give a training timestep such as 100, or several: 100,50')
+        raise GocaError(f'no timestep "{text}": give a training timestep such as 100, or several: 100,50')
     return tuple(int(level) for level in levels)
 
 

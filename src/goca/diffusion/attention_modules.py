@@ -70,7 +70,7 @@ EQUIVALENT = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 
 @contextmanager
 def native(denoiser: nn.Module) -> Iterator[None]:
-    """For one call: attention slicing, xformers and compiled graphs step unimodal_blocks for PyTorch's own attention."""
+    """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     hidden = [site.module for site in attention_modules(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]

@@ -1,4 +1,4 @@
-"""A loaded pipeline: one denoiser pass for (image, caption, noise timestep), with everything given back afterwards.
+"""A loaded pipeline: one denoiser pass for (image, caption, timestep), with everything given back afterwards.
 
 The pipeline's own `__call__` builds every conditioning input (embeddings, size conditions, masks); it is stopped at the
 first denoiser call, whose noisy latent is replaced by the noised encoding of the image. So nothing about a pipeline's
@@ -200,7 +200,7 @@ class Backbone:
         prompts: EncodedPrompts,
         to_the_end: bool = True,
     ) -> Tensor | list[Tensor] | None:
-        """One denoiser pass at training timestep `timestep`, its attention handed to `sink`; the denoiser's output.
+        """One denoiser pass at training `timestep`, its attention handed to `sink`; the denoiser's output.
 
         captions: one an image; they may differ, if their encodings have one shape. to_the_end: without it the pass
         ends with the last attention, and there is no output.

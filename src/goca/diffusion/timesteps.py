@@ -1,4 +1,4 @@
-"""The noise timestep of the one denoiser pass.
+"""The timestep of the one denoiser pass.
 
 Timesteps are training timesteps, 0 to 999. To a flow model, whose noise is a share from 0 to 1, they are thousandths.
 """

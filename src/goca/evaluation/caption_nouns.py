@@ -166,7 +166,7 @@ _PAPER: Mapping[str, tuple[tuple[str, ...], bool]] = {
 class Asked:
     """A caption as something to ask a segmenter.
 
-    classes: {category: the caption's words for it}, in the caption's order. background_classes: background classes. caption: the
+    classes: {category: the caption's words for it}, in the caption's order. background_classes: those of no class. caption: the
     prompt, every noun of classes and background_classes in the order they were said, and nothing else. notes: what the policy did.
     """
 

@@ -1,4 +1,4 @@
-"""The scenes benchmark: what a segmenter scores on the scenes that ship with the package, or on background_classes like them.
+"""The scenes benchmark: what a segmenter scores on the scenes that ship with the package, or on others like them.
 
 Every class of a scene is named (tags from the ground truth), every pixel has a class and gets one, nothing is void.
 """
@@ -71,7 +71,7 @@ def evaluate_scenes(
     scenes: Iterable[Scene] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Segment scenes and count; `done` is called after each. scenes: those that ship, unless background_classes are given.
+    """Segment scenes and count; `done` is called after each. scenes: those that ship, unless others are given.
 
     Raises GocaError for an unknown style of captions.
     """

@@ -36,7 +36,7 @@ class Word:
 
 
 def is_unet(denoiser: Any) -> bool:
-    """Whether a denoiser has timesteps, each half as fine as the one before."""
+    """Whether a denoiser has levels, each half as fine as the one before."""
     return hasattr(denoiser, "up_blocks") and hasattr(denoiser.config, "block_out_channels")
 
 
@@ -48,7 +48,7 @@ class Probe:
         self.heard = {name for name in self.backbone.pipeline.components if encoder_of(self.backbone.pipeline, name)}
 
     def answers(self) -> tuple[Family, int]:
-        """All of them: the row, and the latent cells a side of a pixel, 0 where timesteps differ in that."""
+        """All of them: the row, and the latent cells a side of a pixel, 0 where levels differ in that."""
         self.backbone.family = replace(self.backbone.family, cell=self._how_large_is_a_cell())
         self.step, self.plain = self._in_what_steps_do_sizes_go()
         self.backbone.family = replace(self.backbone.family, edm_sigmas=self._is_noise_counted_against_the_image())
@@ -152,7 +152,7 @@ class Probe:
         return bool(moved(one.k, self.far[self.here].k))
 
     def _how_do_pixels_stand(self) -> tuple[int, int]:
-        """The first pixel's position, and the latent cells a side of a pixel (0: as many as the timesteps have)."""
+        """The first pixel's position, and the latent cells a side of a pixel (0: as many as the levels have)."""
         one = self.attentions[self.here]
         corners = [
             self.asking.look(self.size, CAPTIONS[0], cell=cell, last=self.here).attentions
@@ -261,7 +261,7 @@ class Probe:
             if fixed:
                 (start,) = fixed
                 most = min(widths) - start if len(widths) == 1 and not limited else None
-                texts.append(TextInput(name, start=start, respects_max_sequence_length=limited, most=most))
+                texts.append(TextInput(name, start=start, respects_max_sequence_length=limited, max_tokens=most))
             elif all(end in found for end, found in zip(ends, starts, strict=True)):
                 texts.append(TextInput(name, right_aligned=True, respects_max_sequence_length=limited))
             elif any(starts):

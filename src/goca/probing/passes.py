@@ -26,7 +26,7 @@ CAPTIONS = (
 )
 """Of three lengths: what is padded in front moves with them, and what is padded to a multiple has several."""
 TIMESTEP = 400
-"""The noise timestep of every pass: any at which image and text both matter."""
+"""The timestep of every pass: any at which image and text both matter."""
 OPPOSITE = -3.0
 """What a vector is multiplied by: were it shifted or made longer, what normalises it would undo that."""
 TELLING = 1e-3

@@ -45,7 +45,7 @@ class Judge(Protocol):
 class ByError:
     """Which candidate helps the model most to tell the noise from the image, place by place.
 
-    Each candidate is the prompt by itself, at several noise timesteps, each with one noise for all candidates. A
+    Each candidate is the prompt by itself, at several timesteps, each with one noise for all candidates. A
     candidate's score is the share of the image where the error, averaged over a window, falls most with it. The drop
     over the whole image says less: it forgets small things, and a prompt of one noun is wrong about all the others.
 
@@ -81,7 +81,7 @@ class ByError:
         return scores
 
     def _near(self, squares: Float[Tensor, "candidate height width"]) -> Float[Tensor, "candidate height width"]:
-        """Means over windows, in units of the mean over all, so that every noise timestep counts the same."""
+        """Means over windows, in units of the mean over all, so that every timestep counts the same."""
         kernel = [max(1, round(side * self.window)) // 2 * 2 + 1 for side in squares.shape[-2:]]
         padding = [side // 2 for side in kernel]
         near = F.avg_pool2d(squares[:, None], kernel, stride=1, padding=padding, count_include_pad=False)[:, 0]

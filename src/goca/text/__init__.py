@@ -1,1 +1,1 @@
-"""NounTokens in a prompt: spelling, plurals, and the tokens that stand for them."""
+"""Words in a prompt: spelling, plurals, and the tokens that stand for them."""

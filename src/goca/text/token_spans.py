@@ -43,7 +43,7 @@ class NounTokens:
 
     @property
     def nouns(self) -> tuple[tuple[int, ...], ...]:
-        return self.classes + self.others
+        return self.classes + self.background_classes
 
     @property
     def content(self) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ def nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tuple[tup
             listed = [more] if isinstance(more, str) else []
             raise GocaError(f'the synonyms of "{name}" are a list: write {json.dumps(listed)} instead of {more!r}')
     wanted = tuple(Noun(name, (name, *more)) for name, more in synonyms)
-    background_nouns = tuple(Noun(name, (name,)) for name in others)
+    background_nouns = tuple(Noun(name, (name,)) for name in background_classes)
     if not wanted:
         raise GocaError('no classes: name at least one thing to look for, such as "cat"')
     seen: set[str] = set()

@@ -42,7 +42,7 @@ class Planner:
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass weighed. step: the sampler's, from 0. timestep: its timestep. layers: {block: weight}, summing to 1.
+    """What one pass weighed. step: the sampler's, from 0. layers: {block: weight}, summing to 1.
     heads: {block: the weight of each head}, averaged over pixels, summing to 1 in a block.
     """
 

@@ -17,11 +17,11 @@ from goca.tracing.image import TracedImage
 
 @dataclass
 class Collector:
-    """steps: those of the sampler to collect, None for all. cell: pixels a side of a latent's cell."""
+    """steps: those of the sampler to collect, None for all. vae_scale_factor: pixels a side of a latent's cell."""
 
     planner: Planner
     plan: Plan
-    cell: int
+    vae_scale_factor: int
     steps: Container[int] | None
     generations: dict[int, list[TracedImage]] = field(default_factory=dict)
     _readouts: list[AttentionAggregator] = field(default_factory=list)

@@ -122,14 +122,16 @@ class TracedImage:
         shown = self.image if image is None else images.load(image)
         maps = scores(ran, Windows.whole(self.collected.grid), [Asked(self.collected, asked)])
         grid = self._framed(maps.classes, shown)
-        background = None if maps.background is None else self._framed(maps.background[None], shown)[0]
+        background_scores = None if maps.background is None else self._framed(maps.background[None], shown)[0]
         rule = background_of(background, ran, has_background_classes=bool(background_nouns))
-        labels = label(grid, background, rule, (shown.height, shown.width))
+        labels = label(grid, background_scores, rule, (shown.height, shown.width))
         return Segmentation(
             image=shown,
             classes=tuple(classes),
             labels=labels.cpu().numpy().astype(np.uint16),
-            scores=ScoreMaps(grid.cpu().numpy(), None if background is None else background.cpu().numpy()),
+            scores=ScoreMaps(
+                grid.cpu().numpy(), None if background_scores is None else background_scores.cpu().numpy()
+            ),
             plan=replace(ran, background=rule),
         )
 
@@ -197,7 +199,7 @@ class TracedImage:
         steps = collected.steps
         made = replace(
             collected.plan,
-            noise=tuple(round(step.timestep) for step in steps),
+            timestep=tuple(round(step.timestep) for step in steps),
             size=round(math.sqrt(collected.size[0] * collected.size[1])),
             captions=(self.prompt,),
             notes=(*collected.plan.notes, f"traced over {len({step.step for step in steps})} of the sampler's steps"),

@@ -153,7 +153,7 @@ def cosmos2() -> Any:
     from diffusers.models.transformers import transformer_cosmos
 
     if not hasattr(transformer_cosmos, "transforms"):
-        # The transformer fixed_area a mask with it, and only says so when it runs.
+        # The transformer resizes a mask with it, and only says so when it runs.
         raise ImportError('Cosmos needs torchvision: pip install "goca[cosmos]"', name="torchvision")
     tokenizer = tokenizers.t5()
     transformer = CosmosTransformer3DModel(
