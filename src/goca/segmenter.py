@@ -1,6 +1,6 @@
 """Segmenter: image and class names in, labelled masks out, with a frozen text-to-image model."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, product
@@ -28,7 +28,6 @@ from goca.view import Row, View, ensemble_std, mean, together
 
 LARGEST = 4
 """How many times the side that a model was trained at it may be shown: attention grows with the fourth power of it."""
-OnError = Callable[[SegmentationRequest, GocaError], None]
 
 
 class Segmenter:
@@ -112,31 +111,37 @@ class Segmenter:
         list of nouns; every noun must be in it. Raises GocaError for whatever of this cannot be done, saying why.
         """
         if isinstance(image, list):
-            asked = SegmentationRequest("", classes, background_classes, background, caption)
-            questions = (replace(asked, image=one) for one in image)
-            return [segmentation for _, segmentation in self.stream(questions)]
-        return next(self.stream([SegmentationRequest(image, classes, background_classes, background, caption)]))[1]
+            template = SegmentationRequest("", classes, background_classes, background, caption)
+            return [_result(outcome) for _, outcome in self.stream(replace(template, image=item) for item in image)]
+        request = SegmentationRequest(image, classes, background_classes, background, caption)
+        return _result(next(self.stream([request]))[1])
 
     def stream(
-        self,
-        questions: Iterable[SegmentationRequest],
-        on_error: OnError | None = None,
-        prompts: EncodedPrompts | None = None,
-    ) -> Iterator[tuple[SegmentationRequest, Segmentation]]:
-        """Answer questions in their order, `batch` images at a time; a caption is encoded once in a stream.
+        self, requests: Iterable[SegmentationRequest], prompts: EncodedPrompts | None = None
+    ) -> Iterator[tuple[SegmentationRequest, Segmentation | GocaError]]:
+        """Segment requests in their order, `batch` images at a time; a caption is encoded once in a stream.
 
-        on_error: called with a question that cannot be answered and the reason; the stream then goes on without it.
-        Without on_error the reason is raised. prompts: captions encoded before, by `check`.
+        Args:
+            requests: what to segment; read `batch` at a time.
+            prompts: captions encoded before, by `check`.
+
+        Yields:
+            Each request with its segmentation, or with the error that says why it has none.
         """
         prompts = {} if prompts is None else prompts
-        pending = iter(questions)
+        pending = iter(requests)
         while chunk := list(islice(pending, self.batch)):
-            asked = [(question, self._prepare(question, prompts, on_error)) for question in chunk]
-            ready = [(question, image) for question, image in asked if image is not None]
+            prepared = [self._prepare(request, prompts) for request in chunk]
+            images = [image for image in prepared if not isinstance(image, GocaError)]
             with self._guarded():
-                looks = list(self._looks([image for _, image in ready], prompts))
-            for (question, image), maps in zip(ready, zip(*looks, strict=True), strict=True):
-                yield question, self._settle(image, mean(maps), ensemble_std(maps))
+                looks = list(self._looks(images, prompts))
+            maps = zip(*looks, strict=True)
+            for request, image in zip(chunk, prepared, strict=True):
+                if isinstance(image, GocaError):
+                    yield request, image
+                else:
+                    passes = next(maps)
+                    yield request, self._settle(image, mean(passes), ensemble_std(passes))
 
     def check(
         self,
@@ -171,17 +176,12 @@ class Segmenter:
                 ) from None
             raise
 
-    def _prepare(
-        self, question: SegmentationRequest, prompts: EncodedPrompts, on_error: OnError | None
-    ) -> PreparedImage | None:
+    def _prepare(self, request: SegmentationRequest, prompts: EncodedPrompts) -> PreparedImage | GocaError:
         try:
             with self._guarded():
-                return prepare(question, self.plan, self.backbone, prompts)
+                return prepare(request, self.plan, self.backbone, prompts)
         except GocaError as error:
-            if on_error is None:
-                raise
-            on_error(question, error)
-            return None
+            return error
 
     def _looks(self, images: Sequence[PreparedImage], prompts: EncodedPrompts) -> Iterator[list[Maps]]:
         """The maps of each image, once for every side, timestep and seed."""
@@ -258,6 +258,12 @@ class Segmenter:
             scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.background), _array(std)),
             plan=ran,
         )
+
+
+def _result(outcome: Segmentation | GocaError) -> Segmentation:
+    if isinstance(outcome, GocaError):
+        raise outcome
+    return outcome
 
 
 def _array(maps: Tensor | None) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from goca.cli.console import console, paused, progress, say, table
+from goca.cli.console import console, described, paused, progress, say, table
 from goca.cli.files import Job
 from goca.cli.parsing import Asked
 from goca.cli.resume import Facts, finished
@@ -54,23 +54,23 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
             done = len(kept)
             labelling = bar.add_task("labelling", total=len(jobs), completed=done)
 
-            def leave_out(question: "SegmentationRequest", error: GocaError) -> None:
-                if len(jobs) == 1:
-                    raise error
-                name = str(question.image)
-                with paused(bar):
-                    say(f"left out: {error}" if name in str(error) else f"left out: {name}: {error}")
-                bar.advance(labelling)
-
             rest = {str(job.image): job for job in jobs if job not in kept}
             untold = iter(jobs)
-            for question, result in segmenter.stream(_questions(rest.values(), asked), leave_out, prompts):
-                job = rest[str(question.image)]
-                result.save(job.folder, job.stem, {"asked": asked.to_json()})
+            for request, outcome in segmenter.stream(_questions(rest.values(), asked), prompts):
+                job = rest[str(request.image)]
+                if isinstance(outcome, GocaError):
+                    if len(jobs) == 1:
+                        raise outcome
+                    name, reason = str(request.image), described(outcome)
+                    with paused(bar):
+                        say(f"left out: {reason}" if name in reason else f"left out: {name}: {reason}")
+                    bar.advance(labelling)
+                    continue
+                outcome.save(job.folder, job.stem, {"asked": asked.to_json()})
                 done += 1
                 with paused(bar):
                     _tell_kept(takewhile(partial(ne, job), untold), kept, as_json)
-                    _tell(job, result, asked, as_json)
+                    _tell(job, outcome, asked, as_json)
                 bar.advance(labelling)
             _tell_kept(untold, kept, as_json)
     except KeyboardInterrupt:

@@ -61,24 +61,19 @@ class Evaluator:
                 opened.append(self._open(sample, caption))
             except GocaError as error:
                 done[sample.id] = ImageRecord(sample.id, caption, left_out=str(error))
-        asked: dict[int, _Open] = {}
-        questions: list[SegmentationRequest] = []
-        for one in opened:
-            label = self._without_asking(one.asked)
+        pending: list[tuple[SegmentationRequest, _Open]] = []
+        for opened_image in opened:
+            label = self._without_asking(opened_image.asked)
             if label is None:
-                question, one = self._question(one)
-                questions.append(question)
-                asked[id(question)] = one
+                pending.append(self._question(opened_image))
             else:
-                done[one.sample.id] = self._settled(one, label)
-
-        def leave_out(question: SegmentationRequest, error: GocaError) -> None:
-            sample, _, _, image = asked[id(question)]
-            done[sample.id] = replace(image, left_out=str(error))
-
-        for question, result in self.segmenter.stream(questions, leave_out, self._prompts):
-            one = asked[id(question)]
-            done[one.sample.id] = self._counted(one, result)
+                done[opened_image.sample.id] = self._settled(opened_image, label)
+        outcomes = self.segmenter.stream((request for request, _ in pending), self._prompts)
+        for (_, opened_image), (_, outcome) in zip(pending, outcomes, strict=True):
+            if isinstance(outcome, GocaError):
+                done[opened_image.sample.id] = replace(opened_image.image, left_out=str(outcome))
+            else:
+                done[opened_image.sample.id] = self._counted(opened_image, outcome)
         return [done[sample.id] for sample in samples]
 
     def _open(self, sample: Sample, caption: str) -> _Open:

@@ -81,6 +81,8 @@ def evaluate_scenes(
     questions = [_question(scene, captions) for scene in asked]
     matrices = []
     for scene, (_, result) in zip(asked, segmenter.stream(questions), strict=True):
+        if isinstance(result, GocaError):
+            raise result
         place = torch.tensor([0, *(names.index(name) + 1 for name in scene.classes)])
         truth, found = (place[torch.from_numpy(labels.astype("int64"))] for labels in (scene.labels, result.labels))
         matrices.append(confusion(truth, found, len(names) + 1))

@@ -19,7 +19,6 @@ from goca.evaluation.caption_nouns import write
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.imaging import images
 from goca.recipe import GOCA_BALANCED, Options, Recipe
-from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
 from goca.text.token_spans import nouns, vocabulary
 
@@ -129,9 +128,8 @@ class ByMap:
         asker = Segmenter(segmenter.backbone, shares, Options(size=segmenter.plan.size), segmenter.batch)
         left = list(range(len(candidates)))
         while True:
-            asked = SegmentationRequest(image, [candidates[index] for index in left], background=0.5)
-            ((_, found),) = asker.stream([asked])
-            spread = torch.from_numpy(found.scores.grid).std((1, 2), correction=0)
+            result = asker(image, [candidates[index] for index in left], background=0.5)
+            spread = torch.from_numpy(result.scores.grid).std((1, 2), correction=0)
             if len(left) <= self.few:
                 break
             kept = spread.topk(max(self.few, ceil(len(left) / 2))).indices.sort().values
