@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.attention_modules import AttentionModule, attention_modules
 from goca.diffusion.backbone import Backbone
-from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
+from goca.maths.heads import head_weights, output_share
 from goca.segmenter import Segmenter
 
 CAPTION = "cat, traffic light, grass"

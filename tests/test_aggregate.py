@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from maths_steps import global_map, layer_weight
 from torch import Tensor
+from maths_steps import global_map, layer_weight
 from yardsticks import (
     Allocations,
     Grid,
@@ -16,18 +18,13 @@ from yardsticks import (
     resized_affinity,
 )
 
-from goca.maths import aggregate
 from goca.maths import attention as attention_module
-from goca.maths.aggregate import (
-    LayerRule,
-    LayerWeigher,
-    Reference,
-    RunningMap,
-    global_map,
-    head_map,
-    head_weights,
-)
+from goca.maths import heads as head_rules
+from goca.maths import layers as layer_rules
 from goca.maths.attention import affinity_blocks, probabilities
+from goca.maths.fusion import WeightedSum
+from goca.maths.heads import head_map, head_weights
+from goca.maths.layers import LayerRule, LayerWeigher, Reference
 
 PIXELS, HEADS, DIM, MODEL, TOKENS = 35, 3, 5, 13, 17
 SCALE = 0.4
@@ -109,7 +106,7 @@ def slow_head_weights(rule: str, parts: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("rule", RULES)
 def test_head_weights_are_the_loop(rule: str) -> None:
     parts, weight = numbers(PIXELS, HEADS, DIM), numbers(HEADS, DIM, MODEL, seed=1)
-    ours = head_weights(getattr(aggregate, rule), parts, weight)
+    ours = head_weights(getattr(head_rules, rule), parts, weight)
     # Shares of both signs may sum to almost nothing, and then all weights are huge: compare proportions.
     slow = slow_head_weights(rule, parts, weight)
     equal(ours / ours.abs().amax(-1, keepdim=True), slow / slow.abs().amax(-1, keepdim=True), atol=1e-4)
@@ -130,14 +127,14 @@ def test_head_weights_by_hand(rule: str, by_hand: list[float]) -> None:
     # The heads write (2, 0), (-1, 0) and (0, 1); the output is (1, 1).
     parts = torch.tensor([[[2.0], [-1.0], [1.0]]])
     weight = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
-    equal(head_weights(getattr(aggregate, rule), parts, weight), torch.tensor([by_hand]))
+    equal(head_weights(getattr(head_rules, rule), parts, weight), torch.tensor([by_hand]))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_silent_heads_weigh_equally(rule: str) -> None:
     parts = torch.zeros(2, HEADS, DIM)
     parts[1] = numbers(HEADS, DIM)
-    ours = head_weights(getattr(aggregate, rule), parts, numbers(HEADS, DIM, MODEL, seed=1))
+    ours = head_weights(getattr(head_rules, rule), parts, numbers(HEADS, DIM, MODEL, seed=1))
     equal(ours[0], torch.full((HEADS,), 1 / HEADS))
     assert ours.isfinite().all()
 
@@ -145,13 +142,13 @@ def test_silent_heads_weigh_equally(rule: str) -> None:
 @pytest.mark.parametrize("rule", ["output_share", "output_share_clamped", "cosine"])
 def test_heads_that_cancel_weigh_equally(rule: str) -> None:
     parts, weight = torch.tensor([[[2.0], [-1.0], [-1.0]]]), torch.ones(HEADS, 1, 2)
-    equal(head_weights(getattr(aggregate, rule), parts, weight), torch.full((1, HEADS), 1 / HEADS))
+    equal(head_weights(getattr(head_rules, rule), parts, weight), torch.full((1, HEADS), 1 / HEADS))
 
 
 def test_one_silent_head_among_others_has_cosine_0() -> None:
     parts = torch.tensor([[[3.0], [0.0], [3.0]]])
     weight = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
-    equal(head_weights(aggregate.cosine, parts, weight), torch.tensor([[0.5, 0.0, 0.5]]))
+    equal(head_weights(head_rules.cosine, parts, weight), torch.tensor([[0.5, 0.0, 0.5]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -160,7 +157,7 @@ def test_half_precision_accumulates_in_float32(rule: str, dtype: torch.dtype) ->
     # 100 x 100 x 35 is infinite in float16, and 1e-4 is out of bfloat16's sight.
     parts = (100 * numbers(PIXELS, HEADS, DIM)).to(dtype)
     weight = (10 * numbers(HEADS, DIM, MODEL, seed=1)).to(dtype)
-    ours = head_weights(getattr(aggregate, rule), parts, weight)
+    ours = head_weights(getattr(head_rules, rule), parts, weight)
     assert ours.dtype == torch.float32
     slow = slow_head_weights(rule, parts, weight)
     equal(ours / ours.abs().amax(-1, keepdim=True), slow / slow.abs().amax(-1, keepdim=True), atol=1e-4)
@@ -182,7 +179,7 @@ def test_head_rules_never_hold_pixel_by_head_by_model(rule: str) -> None:
     pixels, heads, dim, model = 211, 7, 5, 37
     parts, weight = numbers(pixels, heads, dim), numbers(heads, dim, model, seed=1)
     with Allocations() as seen:
-        head_weights(getattr(aggregate, rule), parts, weight)
+        head_weights(getattr(head_rules, rule), parts, weight)
     assert seen.largest <= pixels * max(heads * dim, model)
 
 
@@ -242,7 +239,7 @@ def test_reference_of_half_precision_is_float32(feature: Tensor, dtype: torch.dt
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("rule", LAYER_RULES)
 def test_layer_weights_are_the_loop(feature: Tensor, reference: Reference, rule: str, grid: Grid) -> None:
-    ours = aggregate.layer_weight(getattr(aggregate, rule), reference, *layer(grid), SCALE, grid)
+    ours = layer_weight(getattr(layer_rules, rule), reference, *layer(grid), SCALE, grid)
     assert ours == pytest.approx(slow_layer_weight(rule, *slow_affinities(feature, grid)), rel=1e-4)
 
 
@@ -260,7 +257,7 @@ def test_layer_weights_are_the_loop(feature: Tensor, reference: Reference, rule:
 def test_layer_weights_of_even_attention_by_hand(rule: str, by_hand: float) -> None:
     even = torch.zeros(HEADS, 6, DIM)
     reference = Reference(torch.zeros(24, MODEL), (4, 6))
-    ours = aggregate.layer_weight(getattr(aggregate, rule), reference, even, even, SCALE, (2, 3))
+    ours = layer_weight(getattr(layer_rules, rule), reference, even, even, SCALE, (2, 3))
     assert ours == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -270,8 +267,8 @@ def test_published_agreement_favours_coarse_grids_as_the_method_says() -> None:
     for grid, row_sum in {(16, 24): 1 / 4, (8, 12): 1, (4, 6): 4, (2, 3): 16}.items():
         even = torch.zeros(1, grid[0] * grid[1], 1)
         weights = [
-            aggregate.layer_weight(rule, reference, even, even, 1.0, grid)
-            for rule in (aggregate.agreement, aggregate.balanced_agreement)
+            layer_weight(rule, reference, even, even, 1.0, grid)
+            for rule in (layer_rules.agreement, layer_rules.balanced_agreement)
         ]
         assert weights == pytest.approx([row_sum, 1], rel=1e-5)
 
@@ -280,13 +277,13 @@ def test_equal_layers_need_no_affinity(reference: Reference, monkeypatch: pytest
     def refuse(*args: object) -> None:
         raise AssertionError("an affinity was computed")
 
-    monkeypatch.setattr(aggregate, "affinity_blocks", refuse)
-    assert aggregate.layer_weight(aggregate.mean_layers, reference, *layer((3, 11)), SCALE, (3, 11)) == 1
+    monkeypatch.setattr(layer_rules, "affinity_blocks", refuse)
+    assert layer_weight(layer_rules.mean_layers, reference, *layer((3, 11)), SCALE, (3, 11)) == 1
 
 
 def test_negative_weights_become_0(reference: Reference) -> None:
     against = LayerRule(lambda r, s: -(r * s).sum()[None], bilinear=True)
-    assert aggregate.layer_weight(against, reference, *layer((3, 11)), SCALE, (3, 11)) == 0
+    assert layer_weight(against, reference, *layer((3, 11)), SCALE, (3, 11)) == 0
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -299,7 +296,7 @@ def test_pulled_is_the_matrix_product(
     assert reference.picked(grid)[0].tolist() == rows
     equal(reference.pulled(grid, slice(0, len(rows))), slow[rows])
     # Where matrices are too large to keep, rows are computed when asked for.
-    monkeypatch.setattr(aggregate, "DENSE_PIXELS", 4)
+    monkeypatch.setattr(layer_rules, "DENSE_PIXELS", 4)
     streamed = Reference(feature, REFERENCE)
     halves = [slice(0, len(rows) // 2), slice(len(rows) // 2, len(rows))]
     equal(torch.cat([streamed.pulled(grid, half) for half in halves]), slow[rows])
@@ -308,22 +305,22 @@ def test_pulled_is_the_matrix_product(
 
 def test_pulled_is_computed_once_for_each_grid(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = []
-    original = aggregate.resize_keys_adjoint
+    original = layer_rules.resize_keys_adjoint
 
     def counting(rows: Tensor, *grids: Grid) -> Tensor:
         moved.extend([grids[0]] * (len(rows) == PIXELS))
         return original(rows, *grids)
 
-    monkeypatch.setattr(aggregate, "resize_keys_adjoint", counting)
+    monkeypatch.setattr(layer_rules, "resize_keys_adjoint", counting)
     for seed, grid in enumerate([(3, 11), (11, 13), (3, 11), (11, 13), (3, 11)]):
-        aggregate.layer_weight(aggregate.agreement, reference, *layer(grid, seed), SCALE, grid)
+        layer_weight(layer_rules.agreement, reference, *layer(grid, seed), SCALE, grid)
     assert moved == [(3, 11), (11, 13)]
 
 
 @pytest.mark.parametrize("rule", LAYER_RULES)
 @pytest.mark.parametrize("grid", [(2, 3), (3, 11), (11, 13)], ids=str)
 def test_order_and_size_of_blocks_do_not_matter(reference: Reference, rule: str, grid: Grid) -> None:
-    chosen = getattr(aggregate, rule)
+    chosen = getattr(layer_rules, rule)
     rows = torch.tensor(picked_rows(grid))
     ((_, affinity),) = affinity_blocks(*layer(grid), SCALE, rows)
     weights = []
@@ -336,7 +333,7 @@ def test_order_and_size_of_blocks_do_not_matter(reference: Reference, rule: str,
                 weigher.add(block, affinity[block])
             weights.append(weigher.value())
     assert weights == pytest.approx([weights[0]] * 6, rel=1e-5)
-    assert weights[0] == pytest.approx(aggregate.layer_weight(chosen, reference, *layer(grid), SCALE, grid), rel=1e-5)
+    assert weights[0] == pytest.approx(layer_weight(chosen, reference, *layer(grid), SCALE, grid), rel=1e-5)
 
 
 @pytest.mark.parametrize("rule", LAYER_RULES)
@@ -346,12 +343,12 @@ def test_block_elements_do_not_matter(reference: Reference, rule: str, monkeypat
     def counted(r: Tensor, s: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return getattr(aggregate, rule).statistics(r, s)
+        return getattr(layer_rules, rule).statistics(r, s)
 
-    chosen = replace(getattr(aggregate, rule), statistics=counted)
-    once = aggregate.layer_weight(chosen, reference, *layer((11, 13)), SCALE, (11, 13))
+    chosen = replace(getattr(layer_rules, rule), statistics=counted)
+    once = layer_weight(chosen, reference, *layer((11, 13)), SCALE, (11, 13))
     monkeypatch.setitem(attention_module.BLOCK_ELEMENTS, "cpu", 1)
-    assert aggregate.layer_weight(chosen, reference, *layer((11, 13)), SCALE, (11, 13)) == pytest.approx(once, rel=1e-5)
+    assert layer_weight(chosen, reference, *layer((11, 13)), SCALE, (11, 13)) == pytest.approx(once, rel=1e-5)
     # The reference was complete before; 35 rows of the layer came once whole and once as 16, 16 and 3.
     assert calls == 1 + 3
 
@@ -359,15 +356,15 @@ def test_block_elements_do_not_matter(reference: Reference, rule: str, monkeypat
 def test_many_pixels_take_the_shorter_way_to_the_same_shares() -> None:
     dims = 5
     parts, weight = numbers(HEADS * dims + 1, HEADS, dims), numbers(HEADS, dims, MODEL, seed=4)
-    few = torch.cat([aggregate.output_share(part, weight) for part in parts.split(7)])
-    torch.testing.assert_close(aggregate.output_share(parts, weight), few, rtol=1e-4, atol=1e-4)
+    few = torch.cat([head_rules.output_share(part, weight) for part in parts.split(7)])
+    torch.testing.assert_close(head_rules.output_share(parts, weight), few, rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_rows_that_nearest_picks_are_seen(reference: Reference) -> None:
     count = LayerRule(lambda r, s: torch.tensor([float(len(s))]), bilinear=True)
-    assert aggregate.layer_weight(count, reference, *layer((11, 13)), SCALE, (11, 13)) == PIXELS
+    assert layer_weight(count, reference, *layer((11, 13)), SCALE, (11, 13)) == PIXELS
     # 2 x 7 on 5 x 7: both rows and all columns; nothing else is there to see.
-    assert aggregate.layer_weight(count, reference, *layer((2, 7)), SCALE, (2, 7)) == 14
+    assert layer_weight(count, reference, *layer((2, 7)), SCALE, (2, 7)) == 14
 
 
 @pytest.mark.parametrize("rule", LAYER_RULES)
@@ -378,9 +375,9 @@ def test_a_finer_layer_never_holds_its_whole_affinity(
     grid, pixels = (11, 13), 143
     q, k = layer(grid)
     with Allocations() as seen:
-        aggregate.layer_weight(getattr(aggregate, rule), reference, q, k, SCALE, grid)
+        layer_weight(getattr(layer_rules, rule), reference, q, k, SCALE, grid)
     block, pulled = 16 * pixels, PIXELS * pixels  # one head's
-    assert seen.largest == (pulled if getattr(aggregate, rule).bilinear else block) < pixels * pixels
+    assert seen.largest == (pulled if getattr(layer_rules, rule).bilinear else block) < pixels * pixels
 
 
 def test_a_reference_keeps_one_matrix_and_no_head_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,10 +393,10 @@ def test_one_row_without_mass_does_not_silence_a_balanced_layer(reference: Refer
     # Four times finer: bilinear resizing looks at pixels 1 and 2 of four, and row 0 looks at pixel 0 alone.
     grid = (20, 28)
     q, k = torch.zeros(1, 560, 560), torch.eye(560)[None]
-    even = aggregate.layer_weight(aggregate.balanced_agreement, reference, q, k, 1.0, grid)
+    even = layer_weight(layer_rules.balanced_agreement, reference, q, k, 1.0, grid)
     assert even == pytest.approx(1, rel=1e-3)
     q[0, 0, 0] = 200
-    sharp = aggregate.layer_weight(aggregate.balanced_agreement, reference, q, k, 1.0, grid)
+    sharp = layer_weight(layer_rules.balanced_agreement, reference, q, k, 1.0, grid)
     assert sharp == pytest.approx(even, rel=2 / PIXELS)
 
 
@@ -450,7 +447,7 @@ def test_layers_that_all_weigh_nothing_weigh_the_same() -> None:
 
 def test_a_running_map_leaves_its_layers_as_they_were() -> None:
     layer = torch.tensor([[3.0, 1.0]])
-    total = RunningMap((1, 1))
+    total = WeightedSum((1, 1))
     for weight in (0.0, 1.0, 2.0):
         total.add(weight, layer, (1, 1))
     equal(total.value(), torch.tensor([[[0.75]], [[0.25]]]))

@@ -21,8 +21,8 @@ from goca.diffusion.conditioning import EncodedPrompt
 from goca.diffusion.exclusive import restoring
 from goca.diffusion.loading import load
 from goca.errors import GocaError
-from goca.maths.aggregate import head_weights, output_share
 from goca.maths.attention import probabilities
+from goca.maths.heads import head_weights, output_share
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS

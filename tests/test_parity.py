@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from maths_steps import global_map, layer_weight
 from torch import Tensor
 
-from goca.maths import aggregate, rescale
+from goca.maths import heads, layers, rescale
 from goca.maths.attention import probabilities
 from goca.maths.refine import Affinity, propagate
 
@@ -18,17 +19,17 @@ FOLDER = Path(os.environ.get("GOCA_PARITY_DIR", Path(__file__).parent / "parity"
 FILES = sorted(FOLDER.glob("*.npz"))
 
 HEADS = {
-    "average": aggregate.mean_heads,
-    "dot-product w/o clamp": aggregate.output_share,
-    "dot-product": aggregate.output_share_clamped,
-    "l2-norm": aggregate.l2_norm,
-    "cosine": aggregate.cosine,
+    "average": heads.mean_heads,
+    "dot-product w/o clamp": heads.output_share,
+    "dot-product": heads.output_share_clamped,
+    "l2-norm": heads.l2_norm,
+    "cosine": heads.cosine,
 }
 LAYERS = {
-    "vanilla": aggregate.mean_layers,
-    "dot-product similarity": aggregate.agreement,
-    "iou-like": aggregate.iou_like,
-    "mse": aggregate.inverse_distance,
+    "vanilla": layers.mean_layers,
+    "dot-product similarity": layers.agreement,
+    "iou-like": layers.iou_like,
+    "mse": layers.inverse_distance,
 }
 STEPS = {
     "raw": (),
@@ -72,8 +73,8 @@ class Case:
             attention = probabilities(q, k, self.scale)
             parts = (attention @ v).transpose(0, 1)
             per_head = weight.T.reshape(q.shape[0], q.shape[-1], -1)
-            weights = aggregate.head_weights(HEADS[self.meta["head_method"]], parts, per_head)
-            out.append((weights, aggregate.head_map(weights, attention)))
+            weights = heads.head_weights(HEADS[self.meta["head_method"]], parts, per_head)
+            out.append((weights, heads.head_map(weights, attention)))
         return out
 
     @cached_property
@@ -81,17 +82,17 @@ class Case:
         chosen = self.meta["reference_layer"]
         (q,) = self.layer(chosen, "cross_q")
         feature = q.transpose(0, 1).flatten(1)
-        reference = aggregate.Reference(feature, self.grids[chosen])
+        reference = layers.Reference(feature, self.grids[chosen])
         rule = LAYERS[self.meta["layer_method"]]
         return torch.tensor([
-            aggregate.layer_weight(rule, reference, *self.layer(index, "self_q", "self_k"), self.scale, grid)
+            layer_weight(rule, reference, *self.layer(index, "self_q", "self_k"), self.scale, grid)
             for index, grid in enumerate(self.grids)
         ])  # fmt: skip
 
     @cached_property
     def global_map(self) -> Tensor:
         maps = [layer_map for _, layer_map in self.heads]
-        return aggregate.global_map(zip(self.layer_weights.tolist(), maps, self.grids, strict=True), self.grid)
+        return global_map(zip(self.layer_weights.tolist(), maps, self.grids, strict=True), self.grid)
 
     @cached_property
     def class_maps(self) -> Tensor:

@@ -16,10 +16,10 @@ from goca import CONCEPT_ATTENTION, DIFFSEGMENTER, RECIPES, GocaError, Recipe, S
 from goca.aggregation import AttentionAggregator
 from goca.cli import parsing
 from goca.diffusion.attention_call import AttentionCall
-from goca.maths import aggregate, concepts, gather
+from goca.maths import concepts, heads, layers
 from goca.maths.background import Background, constant
 from goca.maths.concepts import concept_shares
-from goca.maths.gather import MeansByGrid, RunningMean
+from goca.maths.fusion import PerResolutionMean, WeightedMean
 from goca.testing.tiny import JOINT_BUILDERS, UNET_BUILDERS
 from goca.text.token_spans import Noun, words
 
@@ -47,7 +47,7 @@ def stretched(maps: Tensor) -> Tensor:
 
 
 def test_a_running_mean_is_no_share_of_the_tokens() -> None:
-    mean = RunningMean((1, 2))
+    mean = WeightedMean((1, 2))
     mean.add(1.0, torch.tensor([[0.5, -3.0], [0.5, 1.0]]), (1, 2))
     mean.add(3.0, torch.tensor([[0.25, 1.0]]), (1, 1))
     # (0.5 + 3 x 0.25) / 4; (-3 + 3) / 4 and (1 + 3) / 4: neither clamped nor normalised.
@@ -55,22 +55,22 @@ def test_a_running_mean_is_no_share_of_the_tokens() -> None:
 
 
 def test_grids_are_weighed_by_hand() -> None:
-    means = MeansByGrid((1, 8), WEIGHTS)
+    means = PerResolutionMean((1, 8), WEIGHTS)
     means.add(1.0, torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 8.0]]).T, (1, 8))
     means.add(1.0, torch.tensor([[2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]).T, (1, 8))
     # The mean of the two, (1, ..., 1, 5), is (0, ..., 0, 1) from 0 to 1. One cell for eight, 2.8 times coarser a side,
     # goes to the weight of 2 halvings; it is constant, and so 0.
     means.add(1.0, torch.tensor([[3.0]]), (1, 1))
     equal(means.value(), torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1 / 0.6]]]))
-    assert means.share((1, 8)) == pytest.approx(0.05)
-    assert means.share((1, 1)) == pytest.approx(0.5)
+    assert means.effective_weight((1, 8)) == pytest.approx(0.05)
+    assert means.effective_weight((1, 1)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("common", [(13, 11), (5, 7)], ids=str)
 def test_grids_are_weighed_as_the_loop_does(common: Grid) -> None:
     grids = {(13, 11): {(13, 11): 0.1, (7, 5): 0.1, (3, 2): 0.5}, (5, 7): {(13, 11): 0.1, (5, 7): 0.1, (2, 2): 0.5}}
     layers = [(grid, numbers(grid[0] * grid[1], TOKENS, seed=seed)) for seed, grid in enumerate([*grids[common]] * 2)]
-    ours = MeansByGrid(common, WEIGHTS)
+    ours = PerResolutionMean(common, WEIGHTS)
     for grid, maps in layers:
         ours.add(1.0, maps, grid)
     expected = torch.zeros(common[0] * common[1], TOKENS, dtype=torch.float64)
@@ -84,13 +84,13 @@ def test_grids_are_weighed_as_the_loop_does(common: Grid) -> None:
     ("side", "weight"), [(128, 0.1), (64, 0.1), (32, 0.1), (24, 0.1), (22, 0.5), (16, 0.5), (8, 0.3), (4, 0.3)]
 )
 def test_the_weights_are_those_of_the_original_at_512_px(side: int, weight: float) -> None:
-    means = gather.by_resolution.gather((64, 64))
+    means = layers.by_resolution.fusion((64, 64))
     means.add(1.0, torch.ones(side * side, 1), (side, side))
-    assert means.share((side, side)) == weight
+    assert means.effective_weight((side, side)) == weight
 
 
 def test_not_a_number_is_not_hidden() -> None:
-    means = MeansByGrid((2, 3), WEIGHTS)
+    means = PerResolutionMean((2, 3), WEIGHTS)
     means.add(1.0, torch.full((6, 1), torch.nan), (2, 3))
     assert means.value().isnan().all()
 
@@ -153,7 +153,7 @@ def test_other_attention_gives_the_text_nothing(sd15: Any, image: Make) -> None:
 
 
 def test_diffsegmenter_is_a_value() -> None:
-    assert (DIFFSEGMENTER.heads, DIFFSEGMENTER.layers) == (aggregate.mean_heads, gather.by_resolution)
+    assert (DIFFSEGMENTER.heads, DIFFSEGMENTER.layers) == (heads.mean_heads, layers.by_resolution)
     assert (DIFFSEGMENTER.cross, DIFFSEGMENTER.rescale, DIFFSEGMENTER.order) == ((), (), 1)
     assert DIFFSEGMENTER.background == Background(constant, 0.5)
     assert DIFFSEGMENTER.maps == concepts.attention
@@ -219,7 +219,7 @@ def test_concept_attention_is_the_loop_over_what_the_tap_saw(name: str, image: M
     nouns = readout.words.nouns
     layers = [bilinear_matrix(call.grid, (13, 11)) @ slow_concepts(call, nouns) for call in joint]
     expected = torch.stack(layers).mean(0).T.reshape(len(nouns), 13, 11)
-    found = readout.evidence().raw
+    found = readout.token_mass().raw
     equal(found, expected)
     equal(found.sum(0), torch.ones(13, 11))
     assert float((found - found.mean((1, 2), keepdim=True)).abs().max()) > 0
@@ -232,7 +232,7 @@ def test_concept_attention_of_some_blocks(image: Make) -> None:
     readout, calls, _ = listened(pipeline, replace(CONCEPT_ATTENTION, cross=blocks[1:2]), image())
     (only,) = (call for call in calls if call.block == blocks[1])
     expected = bilinear_matrix(only.grid, (13, 11)) @ slow_concepts(only, readout.words.nouns)
-    equal(readout.evidence().raw, expected.T.reshape(-1, 13, 11))
+    equal(readout.token_mass().raw, expected.T.reshape(-1, 13, 11))
 
 
 def test_another_method_may_take_the_same_maps(image: Make) -> None:
@@ -246,11 +246,11 @@ def test_another_method_may_take_the_same_maps(image: Make) -> None:
         weight * bilinear_matrix(joint[block].grid, (13, 11)) @ slow_concepts(joint[block], readout.words.nouns)
         for block, weight in weights.items()
     ]
-    # A `RunningMap` has the tokens of a pixel sum to 1: a noun of two tokens counts twice.
+    # A `WeightedSum` has the tokens of a pixel sum to 1: a noun of two tokens counts twice.
     summed = torch.stack(layers).sum(0)
     tokens = torch.tensor([len(columns) for columns in readout.words.nouns])
     expected = summed / (summed * tokens).sum(1, keepdim=True)
-    equal(readout.evidence().raw, expected.T.reshape(-1, 13, 11))
+    equal(readout.token_mass().raw, expected.T.reshape(-1, 13, 11))
     assert readout.affinity.layers > 0
 
 

@@ -11,7 +11,7 @@ import torch
 from goca.diffusion.checkpoints import BUNDLED, SD15, SD21, SDXL, ZOO, CheckpointSettings, settings_for
 from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
-from goca.maths import aggregate, background, concepts, rescale
+from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
 from goca.recipe import (
@@ -63,7 +63,7 @@ def test_the_recipes_are_values_of_each_other() -> None:
 
 def test_daam_averages_and_cuts_at_a_share_of_the_peak() -> None:
     made = planned(DAAM)
-    assert (made.heads, made.layers) == (aggregate.mean_heads, aggregate.mean_layers)
+    assert (made.heads, made.layers) == (heads.mean_heads, layers.mean_layers)
     assert (made.rescale, made.cross, made.refine, made.order) == ((rescale.peak,), (), (), 0)
     assert made.background == Background(background.constant, 0.4)
 
@@ -75,7 +75,7 @@ def test_hand_picked_layers_are_refused_by_name_where_a_model_lacks_them() -> No
 
 
 def test_the_published_recipe() -> None:
-    assert GOCA.layers == aggregate.agreement
+    assert GOCA.layers == layers.agreement
     assert GOCA.rescale == (rescale.share, rescale.blur, rescale.minmax)
     assert {GOCA.heads, GOCA.reference, GOCA.refine, GOCA.order, GOCA.timestep} == {"from_model"}
     assert GOCA.background == "auto"
@@ -83,7 +83,7 @@ def test_the_published_recipe() -> None:
 
 def test_names_and_the_rules_themselves_are_one() -> None:
     named = Recipe(heads="cosine", layers="iou-like", rescale=("share", "peak"))
-    assert named == Recipe(aggregate.cosine, aggregate.iou_like, (rescale.share, rescale.peak))
+    assert named == Recipe(heads.cosine, layers.iou_like, (rescale.share, rescale.peak))
 
 
 def test_a_recipe_stays_as_it_is() -> None:
@@ -123,7 +123,7 @@ def test_recipes_by_name() -> None:
 
 def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
     made = planned()
-    assert made.heads == aggregate.output_share
+    assert made.heads == heads.output_share
     assert (made.reference, made.refine) == (SD15.reference, SD15.refine)
     assert (made.order, made.timestep, made.size, made.grid) == (2, (100,), 512, 64)
     assert (made.layers, made.rescale, made.background) == (GOCA.layers, GOCA.rescale, "auto")
@@ -151,7 +151,7 @@ def test_what_the_recipe_says_goes_before_the_settings() -> None:
     block = SD15.refine[1]
     recipe = Recipe(heads="cosine", reference=block, refine=(block,), order=0, timestep=7)
     made = planned(recipe)
-    assert made.heads == aggregate.cosine
+    assert made.heads == heads.cosine
     assert (made.reference, made.refine, made.order, made.timestep) == (block, (block,), 0, (7,))
     assert {made.origin[name] for name in ("heads", "reference", "refine", "order", "timestep")} == {"recipe"}
     assert made.recipe == "custom"
@@ -276,7 +276,7 @@ TABLE = {
 @pytest.mark.parametrize(("settings", "size", "reference", "refine"), TABLE.values(), ids=TABLE)
 def test_the_authors_settings(settings: CheckpointSettings, size: int, reference: str, refine: set[str]) -> None:
     assert (settings.size, settings.timestep, settings.order, settings.grid) == (size, 100, 2, 64)
-    assert HEADS[settings.heads] == aggregate.output_share
+    assert HEADS[settings.heads] == heads.output_share
     assert settings.reference == reference
     assert set(settings.refine) == refine
     assert len(settings.refine) == len(refine)

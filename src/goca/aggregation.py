@@ -17,8 +17,9 @@ from torch import Tensor
 from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.maths.aggregate import LayerWeigher, Reference, head_map, head_weights
 from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
+from goca.maths.heads import head_map, head_weights
+from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity, propagate
 from goca.maths.rescale import TokenMass, minmax, rescale, share, token_mass
 from goca.maths.windows import Windows
@@ -57,7 +58,7 @@ class AttentionAggregator:
         self.affinity = Affinity(grid) if alone else Affinity(grid, largest=0)
         self.weights: dict[str, float] = {}
         self.heads: dict[str, Float[Tensor, " head"]] = {}
-        self._total = plan.layers.gather(grid)
+        self._total = plan.layers.fusion(grid)
         self._grids: dict[str, Grid] = {}  # of the layers that have a map
         self._read: set[str] = set()
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers that are not weighed yet
@@ -176,7 +177,7 @@ class AttentionAggregator:
     def layer_weights(self) -> dict[str, float]:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
         having = [(block, weight) for block, weight in self.weights.items() if block in self._grids]
-        raw = {block: weight * self._total.share(self._grids[block]) for block, weight in having}
+        raw = {block: weight * self._total.effective_weight(self._grids[block]) for block, weight in having}
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from goca.diffusion.checkpoints import CheckpointSettings
 from goca.errors import GocaError
-from goca.maths import aggregate, background, rescale
-from goca.maths.aggregate import HeadRule, LayerRule
+from goca.maths import background, layers, rescale
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule, attention
+from goca.maths.heads import HeadRule
+from goca.maths.layers import LayerRule
 from goca.maths.rescale import Step
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
 
@@ -37,7 +38,7 @@ class Recipe:
     """
 
     heads: HeadRule | str = FROM_MODEL
-    layers: LayerRule | str = aggregate.agreement
+    layers: LayerRule | str = layers.agreement
     rescale: tuple[Step | str, ...] | str = (rescale.share, rescale.blur, rescale.minmax)
     cross: tuple[str, ...] | str = FROM_MODEL
     reference: str = FROM_MODEL

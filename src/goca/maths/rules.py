@@ -4,23 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from goca.errors import GocaError
-from goca.maths import aggregate, background, concepts, gather, rescale
+from goca.maths import background, concepts, heads, layers, rescale
 
-HEADS: dict[str, aggregate.HeadRule] = {
-    "mean": aggregate.mean_heads,
-    "output-share": aggregate.output_share,
-    "output-share-clamped": aggregate.output_share_clamped,
-    "l2-norm": aggregate.l2_norm,
-    "cosine": aggregate.cosine,
+HEADS: dict[str, heads.HeadRule] = {
+    "mean": heads.mean_heads,
+    "output-share": heads.output_share,
+    "output-share-clamped": heads.output_share_clamped,
+    "l2-norm": heads.l2_norm,
+    "cosine": heads.cosine,
 }
-LAYERS: dict[str, aggregate.LayerRule] = {
-    "mean": aggregate.mean_layers,
-    "agreement": aggregate.agreement,
-    "balanced-agreement": aggregate.balanced_agreement,
-    "iou-like": aggregate.iou_like,
-    "inverse-distance": aggregate.inverse_distance,
-    "plain-mean": gather.plain_mean,
-    "by-resolution": gather.by_resolution,
+LAYERS: dict[str, layers.LayerRule] = {
+    "mean": layers.mean_layers,
+    "agreement": layers.agreement,
+    "balanced-agreement": layers.balanced_agreement,
+    "iou-like": layers.iou_like,
+    "inverse-distance": layers.inverse_distance,
+    "plain-mean": layers.plain_mean,
+    "by-resolution": layers.by_resolution,
 }
 MAPS: dict[str, concepts.MapRule] = {
     "attention": concepts.attention,

@@ -1,0 +1,80 @@
+"""Head-wise weights (paper, gap 1a): how the heads of a layer become one map of pixels against tokens.
+
+Heads are weighed pixel by pixel, by how much of their layer's output they made there. A rule is a function; a new rule
+is a new function, and nothing here knows the names of rules.
+"""
+
+from collections.abc import Callable
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+HeadRule = Callable[[Float[Tensor, "pixel head dim"], Float[Tensor, "head dim model"]], Float[Tensor, "pixel head"]]
+"""(head outputs z_h, output projection W_h) -> a weight for each head at each pixel, up to normalisation over heads."""
+
+
+def mean_heads(
+    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
+) -> Float[Tensor, "pixel head"]:
+    """Every head weighs the same (DAAM and other averaging segmentors)."""
+    return torch.ones_like(parts[..., 0])
+
+
+def output_share(
+    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
+) -> Float[Tensor, "pixel head"]:
+    """<z_h W_h, o>: how much of the layer's output o = sum_h z_h W_h the head made (paper, head-wise weights).
+
+    <z_h W_h, o> = <z_h, o W_h^T>, so one projection back replaces a tensor of pixel x head x model. May be negative.
+    Where pixels outnumber channels, there and back at once is the shorter way: o W_h^T = sum_g z_g (W_g W_h^T).
+    """
+    heads, dims, _ = weight.shape
+    if len(parts) > heads * dims:
+        gram = einsum(weight, weight, "head dim model, other back model -> head dim other back")
+        back = einsum(parts, gram, "pixel head dim, head dim other back -> pixel other back")
+    else:
+        output = einsum(parts, weight, "pixel head dim, head dim model -> pixel model")
+        back = einsum(output, weight, "pixel model, head dim model -> pixel head dim")
+    return (parts * back).sum(-1)
+
+
+def output_share_clamped(
+    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
+) -> Float[Tensor, "pixel head"]:
+    """`output_share`, negative shares set to 0."""
+    return output_share(parts, weight).clamp(min=0)
+
+
+def l2_norm(
+    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
+) -> Float[Tensor, "pixel head"]:
+    """|z_h W_h|, through the Gram matrix W_h W_h^T of each head."""
+    gram = einsum(weight, weight, "head dim model, head other model -> head dim other")
+    squared = einsum(parts, gram, parts, "pixel head dim, head dim other, pixel head other -> pixel head")
+    return squared.clamp(min=0).sqrt()
+
+
+def cosine(
+    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
+) -> Float[Tensor, "pixel head"]:
+    """cos(z_h W_h, o), up to |o|, which all heads of a pixel share. May be negative."""
+    length = l2_norm(parts, weight)
+    return torch.where(length > 0, output_share(parts, weight) / length, 0.0)
+
+
+def head_weights(
+    rule: HeadRule, parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
+) -> Float[Tensor, "pixel head"]:
+    """The rule's weights over their sum: they sum to 1 over heads; equal where the sum is 0."""
+    raw = rule(parts.float(), weight.float())
+    total = raw.sum(-1, keepdim=True)
+    return torch.where(total == 0, 1 / raw.shape[-1], raw / total)
+
+
+def head_map(
+    weights: Float[Tensor, "pixel head"], attention: Float[Tensor, "head pixel token"]
+) -> Float[Tensor, "pixel token"]:
+    """The layer's map: sum_h w_h(pixel) A_h(pixel, token)."""
+    return einsum(weights, attention, "pixel head, head pixel token -> pixel token")
