@@ -7,7 +7,6 @@ import pytest
 import torch
 from maths_steps import global_map, layer_weight
 from torch import Tensor
-from maths_steps import global_map, layer_weight
 from yardsticks import (
     Allocations,
     Grid,

@@ -13,13 +13,19 @@ from yardsticks import Allocations, bilinear_matrix
 
 from goca.errors import GocaError
 from goca.maths.background import Background, constant, label, maximum, none, offset
-from goca.maths.edges import EPSILON, Edges, GuidedFilter, box, label_along_edges
+from goca.maths.edges import EPSILON, Edges, GuidedFilter, box
 from goca.recipe import Options
 from goca.segmenter import Segmenter
 
 RULES = [offset, maximum, constant, none]
 SIZE = (11, 13)
 INF = float("inf")
+
+
+def label_along_edges(
+    classes: Tensor, background_scores: Tensor | None, background: Background, image: Tensor
+) -> Tensor:
+    return label(classes, background_scores, background, (image.shape[0], image.shape[1]), guide=image)
 
 
 def positive(*shape: int, seed: int = 0) -> Tensor:
@@ -206,7 +212,7 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Call
     assert along.labels.shape == plain.labels.shape == (96, 160)
     expected = label_along_edges(
         torch.from_numpy(along.scores.grid),
-        torch.from_numpy(along.scores.background_scores),
+        torch.from_numpy(along.scores.background),
         Background(offset, 0.0),
         torch.from_numpy(np.array(image())),
     )

@@ -17,7 +17,6 @@ from goca import export
 from goca.errors import GocaError
 from goca.imaging import draw
 from goca.maths.background import Background, labels
-from goca.maths.edges import labels_along_edges
 from goca.maths.resize import resize
 from goca.recipe import Plan
 
@@ -92,13 +91,10 @@ class Segmentation:
         """The labels under each of some other backgrounds, from scores that are upsampled once; no pass is made."""
         classes = torch.from_numpy(self.scores.grid)
         background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
-        if self.plan.refine_edges:
-            every = labels_along_edges(classes, background, backgrounds, torch.from_numpy(np.array(self.image)))
-        else:
-            height, width = self.labels.shape
-            every = labels(classes, background, backgrounds, (height, width))
-        for found in every:
-            yield found.numpy().astype(np.uint16)
+        height, width = self.labels.shape
+        guide = torch.from_numpy(np.array(self.image)) if self.plan.refine_edges else None
+        for relabelled in labels(classes, background, backgrounds, (height, width), guide):
+            yield relabelled.numpy().astype(np.uint16)
 
     def overlay(self) -> Image.Image:
         """The image under its coloured masks, with a legend."""

@@ -19,7 +19,6 @@ from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.imaging.images import ImageLike
 from goca.maths.background import label
-from goca.maths.edges import label_along_edges
 from goca.recipe import AUTO, GOCA, Options, Recipe, plan, recipe_named
 from goca.request import PreparedImage, SegmentationRequest, find_words, prepare
 from goca.segmentation import ScoreMaps, Segmentation
@@ -239,12 +238,9 @@ class Segmenter:
 
     def _settle(self, image: PreparedImage, maps: Maps, std: Tensor | None) -> Segmentation:
         """Upsample, settle the background, label; and write down the plan that ran."""
-        if self.plan.refine_edges:
-            pixels = torch.from_numpy(np.array(image.image)).to(maps.classes.device)
-            labels = label_along_edges(maps.classes, maps.background, image.background, pixels)
-        else:
-            size = (image.image.height, image.image.width)
-            labels = label(maps.classes, maps.background, image.background, size)
+        guide = torch.from_numpy(np.array(image.image)).to(maps.classes.device) if self.plan.refine_edges else None
+        size = (image.image.height, image.image.width)
+        labels = label(maps.classes, maps.background, image.background, size, guide)
         ran = replace(
             self.plan,
             background=image.background,

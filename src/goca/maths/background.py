@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from goca.maths import Grid
+from goca.maths.edges import Edges
 from goca.maths.resize import bilinear
 
 BackgroundRule = Callable[[float, Float[Tensor, "*pixels"]], Float[Tensor, "*pixels"]]
@@ -48,14 +49,10 @@ def label(
     background_scores: Float[Tensor, "h w"] | None,
     background: Background,
     size: Grid,
-    strip: int = 64,
+    guide: UInt8[Tensor, "height width 3"] | None = None,
 ) -> Int[Tensor, "height width"]:
-    """Upsample, settle the background, take the argmax: 0 = background, i = class i - 1. Strips bound the memory.
-
-    A class whose map is -inf cannot win; without background_scores the background map is 0. Ties go to the background, then to
-    the first class.
-    """
-    return next(labels(classes, background_scores, (background,), size, strip))
+    """Upsample, settle the background, take the argmax; see `labels`."""
+    return next(labels(classes, background_scores, (background,), size, guide))
 
 
 def labels(
@@ -63,21 +60,61 @@ def labels(
     background_scores: Float[Tensor, "h w"] | None,
     backgrounds: Iterable[Background],
     size: Grid,
+    guide: UInt8[Tensor, "height width 3"] | None = None,
     strip: int = 64,
 ) -> Iterator[Int[Tensor, "height width"]]:
-    """What `label` says under each background; the maps are upsampled once, for which class is best needs none."""
-    extra = torch.zeros_like(classes[:1]) if background_scores is None else background_scores[None]
+    """Labels under each of several backgrounds, from scores that are upsampled once.
+
+    Args:
+        classes: scores on the common grid; a class whose map is -inf cannot win.
+        background_scores: what the background classes score; None counts as 0.
+        backgrounds: the rules to label by.
+        size: (height, width) in pixels of the labels.
+        guide: the image, RGB, whose edges the upsampled scores follow; without it they are resized bilinearly.
+        strip: rows that are upsampled at once without a guide, which bounds the memory.
+
+    Yields:
+        0 for background, i for class i - 1. Ties go to the background, then to the first class.
+    """
     absent = classes.isneginf().flatten(1).all(1)
-    maps = torch.cat([extra, classes])
+    if guide is None:
+        extra, best, winner = _upsampled(classes, background_scores, absent, size, strip)
+    else:
+        extra, best, winner = _along_edges(classes, background_scores, absent, guide)
+    for background in backgrounds:
+        lost = background.rule(background.threshold, extra) >= best
+        yield torch.where(lost, 0, winner + 1)
+
+
+def _upsampled(
+    classes: Tensor, background_scores: Tensor | None, absent: Tensor, size: Grid, strip: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(background scores, best score, best class) at `size`, some rows at a time."""
+    extra = torch.zeros_like(classes[0]) if background_scores is None else background_scores
+    maps = torch.cat([extra[None], classes])
     by, bx = (bilinear(cells, pixels, maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
     wide = einsum(maps, bx, "channel h w, width w -> channel h width")
-    found = []
+    parts = []
     for rows in by.split(strip):
         scores = einsum(wide, rows, "channel h width, height h -> channel height width")
-        # Said again: on the way 0 times -inf became nan.
+        # In the products 0 * -inf gave NaN.
         scores[1:][absent] = -torch.inf
-        found.append((scores[0], *scores[1:].max(0)))
-    supports, best, winner = (torch.cat(parts) for parts in zip(*found, strict=True))
-    for background in backgrounds:
-        lost = background.rule(background.threshold, supports) >= best
-        yield torch.where(lost, 0, winner + 1)
+        parts.append((scores[0], *scores[1:].max(0)))
+    extra, best, winner = (torch.cat(part) for part in zip(*parts, strict=True))
+    return extra, best, winner
+
+
+def _along_edges(
+    classes: Tensor, background_scores: Tensor | None, absent: Tensor, guide: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(background scores, best score, best class) at the guide's size, one class at a time."""
+    edges = Edges(guide, (classes.shape[-2], classes.shape[-1]))
+    extra = classes.new_zeros(edges.size) if background_scores is None else edges.follow(background_scores)
+    best = torch.full_like(extra, -torch.inf)
+    winner = torch.full(edges.size, -1, dtype=torch.long, device=classes.device)
+    for index in (~absent).nonzero().flatten().tolist():
+        scores = edges.follow(classes[index])
+        better = scores > best
+        winner[better] = index
+        best = torch.where(better, scores, best)
+    return extra, best, winner

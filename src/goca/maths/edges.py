@@ -7,16 +7,14 @@ epsilon were tried on one image, examples/cat.png, and on no benchmark.
 """
 
 import math
-from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from goca.maths import Grid
-from goca.maths.background import Background
 from goca.maths.resize import resize
 
 FINEST = 8
@@ -44,7 +42,7 @@ class GuidedFilter:
     def __init__(self, guide: Float[Tensor, "colour height width"], radius: int, epsilon: float = EPSILON) -> None:
         self.guide, self.radius = guide, radius
         self.mean = box(guide, radius)
-        rows = [[box(one * other, radius) for other in guide] for one in guide]
+        rows = [[box(first * second, radius) for second in guide] for first in guide]
         squares = rearrange(torch.stack([torch.stack(row) for row in rows]), "i j h w -> h w i j")
         mean = rearrange(self.mean, "colour h w -> h w colour")
         ridge = epsilon * torch.eye(len(guide), dtype=guide.dtype, device=guide.device)
@@ -62,7 +60,12 @@ class GuidedFilter:
 
 
 class Edges:
-    """The edges of an image, for scores on a grid over it. image: RGB, any size."""
+    """The edges of an image, for scores on a grid over it.
+
+    Args:
+        image: RGB, any size.
+        cells: the grid of the scores.
+    """
 
     def __init__(self, image: UInt8[Tensor, "height width 3"], cells: Grid) -> None:
         self.image = image
@@ -86,36 +89,3 @@ class Edges:
         for colour in range(3):
             total.addcmul_(resize(slope[[colour]], self.size)[0], self.image[..., colour] / 255)
         return total
-
-
-def label_along_edges(
-    classes: Float[Tensor, "class h w"],
-    background_scores: Float[Tensor, "h w"] | None,
-    background: Background,
-    image: UInt8[Tensor, "height width 3"],
-) -> Int[Tensor, "height width"]:
-    """`background.label`, of scores that follow the image's edges."""
-    return next(labels_along_edges(classes, background_scores, (background,), image))
-
-
-def labels_along_edges(
-    classes: Float[Tensor, "class h w"],
-    background_scores: Float[Tensor, "h w"] | None,
-    backgrounds: Iterable[Background],
-    image: UInt8[Tensor, "height width 3"],
-) -> Iterator[Int[Tensor, "height width"]]:
-    """`background.labels`, of scores that follow the image's edges; class by class, so that one is held at a time."""
-    edges = Edges(image, (classes.shape[-2], classes.shape[-1]))
-    extra = classes.new_zeros(edges.size) if background_scores is None else edges.follow(background_scores)
-    best = torch.full_like(extra, -torch.inf)
-    winner = torch.zeros(edges.size, dtype=torch.long, device=classes.device)
-    for index, scores in enumerate(classes, start=1):
-        if bool(scores.isneginf().all()):
-            continue
-        found = edges.follow(scores)
-        better = found > best
-        winner[better] = index
-        best = torch.where(better, found, best)
-    for background in backgrounds:
-        lost = background.rule(background.threshold, extra) >= best
-        yield torch.where(lost, 0, winner)
