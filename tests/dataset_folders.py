@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from scipy.io import savemat
 
 from goca.evaluation.datasets.base import VOID
-from goca.export import labelme
+from goca.exports.labelme import labelme
 
 Truths = dict[str, dict[str, np.ndarray]]
 Size = tuple[int, int]

@@ -23,7 +23,7 @@ from goca.evaluation.datasets.base import VOID, Dataset
 from goca.evaluation.datasets.coco_stuff import MERGES
 from goca.evaluation.datasets.labelme import fill
 from goca.evaluation.datasets.names import categories, rows, voc_colours
-from goca.export import labelme
+from goca.exports.labelme import labelme
 from goca.imaging.draw import palette
 from goca.text.token_spans import nouns
 

@@ -11,7 +11,10 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from goca.errors import GocaError
-from goca.export import coco, labelme, labels_png
+from goca.exports import EXPORTERS
+from goca.exports.coco import coco
+from goca.exports.labelme import labelme
+from goca.exports.labels_png import labels_png
 from goca.imaging.draw import palette
 
 CLASSES = ("cat", "grass", "sky")
@@ -127,3 +130,25 @@ class TestLabelme:
             assert not drawn[region].any()
             drawn[region] = 1 + CLASSES.index(shape["label"])
         np.testing.assert_array_equal(drawn, labels)
+
+
+class TestFormats:
+    def test_every_format_is_a_file_that_its_own_reader_reads(self, bundled, image, tmp_path):
+        result = bundled(image(), ["cat", "grass"])
+        paths = result.save(tmp_path, "photo", formats=tuple(EXPORTERS), file_name="photo.jpg")
+        assert [path.name for path in paths] == [f"photo{exporter.suffix}" for exporter in EXPORTERS.values()]
+        content = {name: path.read_bytes() for name, path in zip(EXPORTERS, paths, strict=True)}
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content["labels"]))), result.labels)
+        assert Image.open(io.BytesIO(content["overlay"])).width >= 160
+        assert json.loads(content["coco"])["images"][0]["file_name"] == "photo.jpg"
+        assert json.loads(content["labelme"])["imagePath"] == "photo.jpg"
+        assert json.loads(content["json"])["plan"]["recipe"] == "goca"
+
+    def test_the_json_is_written_last_whatever_the_order(self, bundled, image, tmp_path):
+        paths = bundled(image(), ["cat", "grass"]).save(tmp_path, formats=("json", "labels"))
+        assert [path.name for path in paths] == ["image.labels.png", "image.json"]
+
+    def test_an_unknown_format_writes_nothing(self, bundled, image, tmp_path):
+        with pytest.raises(GocaError, match='no format "gif": choose from labels, overlay'):
+            bundled(image(), ["cat", "grass"]).save(tmp_path, formats=("labels", "gif"))
+        assert not list(tmp_path.iterdir())

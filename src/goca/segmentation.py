@@ -1,6 +1,5 @@
 """Segmentation: what an image was found to show."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float32, UInt16
 from PIL import Image
 
-from goca import export
 from goca.errors import GocaError
+from goca.exports import DEFAULT_FORMATS, EXPORTERS, ExportContext
+from goca.exports.coco import coco
+from goca.exports.labelme import labelme
 from goca.imaging import draw
 from goca.maths.background import Background, labels
 from goca.maths.resize import resize
@@ -108,11 +109,11 @@ class Segmentation:
 
     def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
         """The masks as COCO images, annotations (RLE) and categories; needs the extra `goca[export]`."""
-        return export.coco(self.labels, self.classes, image_id, file_name)
+        return coco(self.labels, self.classes, image_id, file_name)
 
     def to_labelme(self, file_name: str) -> dict[str, Any]:
         """The masks as labelme polygons, to correct by hand."""
-        return export.labelme(self.labels, self.classes, file_name)
+        return labelme(self.labels, self.classes, file_name)
 
     def to_json(self) -> dict[str, Any]:
         """Classes, their ids in `labels`, shares of pixels and peak scores; the plan; over several passes, the mean
@@ -126,19 +127,40 @@ class Segmentation:
         uncertainty = {} if self.uncertainty is None else {"uncertainty": float(self.uncertainty.mean())}
         return {"height": height, "width": width, "classes": found, **uncertainty, "plan": self.plan.to_json()}
 
-    def save(self, folder: str | Path, stem: str = "image", facts: Mapping[str, Any] | None = None) -> tuple[Path, ...]:
-        """Write STEM.labels.png, STEM.overlay.png and, last, STEM.json into `folder`, each whole or not at all.
+    def save(
+        self,
+        folder: str | Path,
+        stem: str = "image",
+        formats: Sequence[str] = DEFAULT_FORMATS,
+        facts: Mapping[str, Any] | None = None,
+        file_name: str | None = None,
+    ) -> tuple[Path, ...]:
+        """Write STEM.labels.png, STEM.overlay.png and STEM.json into a folder, each whole or not at all.
 
-        facts: further entries for the JSON. Returns the paths. Raises GocaError where the folder cannot be written.
+        Args:
+            folder: made if it is missing.
+            stem: how the files' names start.
+            formats: names of `goca.exports.EXPORTERS`.
+            facts: further entries for the JSON.
+            file_name: the image's path from the folder, for formats that name it; default: STEM.png.
+
+        Returns:
+            The paths, the JSON's last: where it is, the others are.
+
+        Raises:
+            GocaError: a format is unknown, or the folder cannot be written.
         """
+        for name in formats:
+            if name not in EXPORTERS:
+                raise GocaError(f'no format "{name}": choose from {", ".join(EXPORTERS)}', "format")
+        context = ExportContext(file_name=file_name or f"{stem}.png", facts=facts or {})
         files = {
-            ".labels.png": export.labels_png(self.labels, self.classes),
-            ".overlay.png": export.png(self.overlay()),
-            ".json": (json.dumps({**self.to_json(), **(facts or {})}, indent=2, ensure_ascii=False) + "\n").encode(),
+            Path(folder) / f"{stem}{exporter.suffix}": exporter.write(self, context)
+            for name, exporter in EXPORTERS.items()
+            if name in formats
         }
-        paths = {Path(folder) / f"{stem}{suffix}": content for suffix, content in files.items()}
-        write_atomic(paths)
-        return tuple(paths)
+        write_atomic(files)
+        return tuple(files)
 
     def _index(self, name: str) -> int:
         if name not in self.classes:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.export import labels_png, png
+from goca.exports.labels_png import labels_png
+from goca.imaging.draw import png
 from goca.segmentation import Segmentation
 from goca.storage.atomic import write_atomic
 from goca.text.token_spans import nouns

@@ -66,7 +66,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
                         say(f"left out: {reason}" if name in reason else f"left out: {name}: {reason}")
                     bar.advance(labelling)
                     continue
-                outcome.save(job.folder, job.stem, {"asked": asked.to_json()})
+                outcome.save(job.folder, job.stem, facts={"asked": asked.to_json()})
                 done += 1
                 with paused(bar):
                     _tell_kept(takewhile(partial(ne, job), untold), kept, as_json)

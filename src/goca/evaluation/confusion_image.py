@@ -5,8 +5,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from goca.evaluation.report import Report
-from goca.export import png
-from goca.imaging.draw import FAINT, INK, PAPER, legible, magma
+from goca.imaging.draw import FAINT, INK, PAPER, legible, magma, png
 
 LARGEST, SMALLEST = 40, 14
 """Pixels a side of a cell: few classes get large ones, and below the smallest a name would not fit beside its row."""

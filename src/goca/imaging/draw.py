@@ -3,6 +3,7 @@
 Knows arrays and class names, nothing of models. Images returned are new and RGB; the input stays as it was.
 """
 
+import io
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -25,6 +26,13 @@ MOST_MISSING = 20  # names; a list of 150 categories would bury the image
 SHORTEST_LONG_SIDE = 384  # pixels: smaller images are enlarged, or no legend fits
 WORD_SPACE = "  "  # a single space of Pillow's font hardly shows in small type
 PAPER, INK, FAINT = "#ffffff", "#1f2328", "#6e7781"
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as a PNG file holds it."""
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
 
 
 def palette(classes: int) -> UInt8[np.ndarray, "colour 3"]:

@@ -18,7 +18,6 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from goca import export
 from goca.aggregation import scores
 from goca.errors import GocaError
 from goca.imaging import draw, images
@@ -160,7 +159,7 @@ class TracedImage:
         drawn = {f"{stem}.png": self.image}
         for word in self.words():
             drawn[_named(stem, str(word).replace("#", "-"))] = self.heatmap(word)
-        files = {Path(folder) / name: export.png(drawing) for name, drawing in drawn.items()}
+        files = {Path(folder) / name: draw.png(drawing) for name, drawing in drawn.items()}
         told = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         paths = {**files, Path(folder) / f"{stem}.json": told.encode()}
         write_atomic(paths)

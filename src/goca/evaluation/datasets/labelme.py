@@ -17,7 +17,7 @@ from goca.evaluation.datasets.labels import Labels, compare, size_of
 def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> Labels:
     """The label map of a labelme file; `rest` under no shape. labels: by name in lower case.
 
-    A pixel is inside where its middle is, so that what `goca.export.labelme` wrote comes back exactly. Raises GocaError
+    A pixel is inside where its middle is, so that what `goca.exports.labelme` wrote comes back exactly. Raises GocaError
     where the file is broken, names no class of these, has a shape without area, or is of another image's size.
     """
     height, width = size_of(image)

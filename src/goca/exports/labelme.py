@@ -1,84 +1,29 @@
-"""Label maps in the formats of others: label PNG, COCO, labelme."""
+"""labelme: polygons to correct by hand."""
 
 import bisect
-import io
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int8, UInt16
-from PIL import Image
 
-from goca.errors import GocaError
-from goca.imaging.draw import palette
-
-MOST_INDEXED = 255  # classes that 8 bits hold next to the background
+from goca.exports.base import Exportable, ExportContext, occurring
 
 Point = tuple[int, int]
-
-
-def png(image: Image.Image) -> bytes:
-    """An image as a PNG file holds it."""
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return file.getvalue()
-
-
-def labels_png(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> bytes:
-    """A PNG whose pixel values are the labels: 8 bits with the palette, or 16-bit grey above 255 classes."""
-    if len(classes) <= MOST_INDEXED:
-        image = Image.fromarray(labels.astype(np.uint8))
-        image.putpalette(palette(len(classes)).tobytes())
-    else:
-        image = Image.fromarray(labels)
-    return png(image)
-
-
-def coco(
-    labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], image_id: int, file_name: str
-) -> dict[str, Any]:
-    """A COCO dataset of this one image: one annotation, as compressed RLE, for each class that occurs.
-
-    Category ids are the labels, from 1. Annotation ids are unique across images with the same classes and
-    different `image_id`. Boxes are x, y, width, height; areas are counts; both in pixels.
-
-    Raises:
-        GocaError: pycocotools is not installed.
-    """
-    try:
-        from pycocotools import mask as rle
-    except ImportError:
-        raise GocaError('COCO export needs pycocotools: pip install "goca[export]"') from None
-
-    height, width = labels.shape
-    annotations = []
-    for category_id in _present(labels, classes):
-        segmentation = rle.encode(np.asfortranarray(labels == category_id, dtype=np.uint8))
-        annotations.append(
-            {
-                "id": image_id * (len(classes) + 1) + category_id,
-                "image_id": image_id,
-                "category_id": category_id,
-                "segmentation": {"size": [height, width], "counts": segmentation["counts"].decode("ascii")},
-                "area": int(rle.area(segmentation)),
-                "bbox": rle.toBbox(segmentation).tolist(),
-                "iscrowd": 0,
-            }
-        )
-    return {
-        "images": [{"id": image_id, "file_name": file_name, "height": height, "width": width}],
-        "annotations": annotations,
-        "categories": [{"id": index, "name": name} for index, name in enumerate(classes, start=1)],
-    }
 
 
 def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], file_name: str) -> dict[str, Any]:
     """A labelme file: for each class, one polygon around each of its connected regions.
 
-    Points are x, y in pixels from the image's upper left corner, on the outlines of pixels: a polygon's
-    area is its region's number of pixels. labelme knows no holes: a hole is joined to the outline by a seam
-    of no width. `file_name` is the image's path from the folder that the file will lie in.
+    Points are x, y in pixels from the image's upper left corner, on the outlines of pixels: a polygon's area is its
+    region's number of pixels. labelme knows no holes: a hole is joined to the outline by a seam of no width.
+
+    Args:
+        labels: 0 for background, i for `classes[i - 1]`.
+        classes: names.
+        file_name: the image's path from the folder that the file will lie in.
     """
     height, width = labels.shape
     shapes: list[dict[str, Any]] = [
@@ -91,7 +36,7 @@ def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], 
             "flags": {},
             "mask": None,
         }
-        for index in _present(labels, classes)
+        for index in occurring(labels, classes)
         for polygon in _polygons(labels == index)
     ]
     return {
@@ -105,9 +50,9 @@ def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], 
     }
 
 
-def _present(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> list[int]:
-    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)
-    return [index for index in range(1, len(classes) + 1) if counts[index]]
+def write(result: Exportable, context: ExportContext) -> bytes:
+    """`labelme` as a file."""
+    return json.dumps(labelme(result.labels, result.classes, context.file_name), ensure_ascii=False).encode()
 
 
 def _polygons(mask: Bool[np.ndarray, "height width"]) -> list[list[Point]]:

@@ -1,0 +1,67 @@
+"""What an export format is, and what it reads."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, UInt16
+from PIL import Image
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """The part of `goca.segmentation.ScoreMaps` that formats read."""
+
+    @property
+    def grid(self) -> Float32[np.ndarray, "class height width"]: ...
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """The part of `goca.Segmentation` that formats read."""
+
+    @property
+    def image(self) -> Image.Image: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> UInt16[np.ndarray, "height width"]: ...
+    @property
+    def scores(self) -> Scores: ...
+    def overlay(self) -> Image.Image: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportContext:
+    """What a file says beside the segmentation.
+
+    Attributes:
+        file_name: the image's path from the folder that the file will lie in.
+        image_id: the image's number, for formats that want one.
+        facts: further entries for the JSON.
+    """
+
+    file_name: str = "image.png"
+    image_id: int = 1
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """An export format.
+
+    Attributes:
+        suffix: what follows the image's stem in the name of the file.
+        write: the file's content.
+    """
+
+    suffix: str
+    write: Callable[[Exportable, ExportContext], bytes]
+
+
+def occurring(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> list[int]:
+    """The labels of the classes that a pixel has."""
+    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)
+    return [index for index in range(1, len(classes) + 1) if counts[index]]

@@ -1,0 +1,27 @@
+"""Labels as an indexed PNG of the image's size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt16
+from PIL import Image
+
+from goca.exports.base import Exportable, ExportContext
+from goca.imaging.draw import palette, png
+
+MAX_INDEXED = 255  # classes that 8 bits hold next to the background
+
+
+def labels_png(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> bytes:
+    """A PNG whose pixel values are the labels: 8 bits with the palette, or 16-bit grey above 255 classes."""
+    if len(classes) <= MAX_INDEXED:
+        image = Image.fromarray(labels.astype(np.uint8))
+        image.putpalette(palette(len(classes)).tobytes())
+    else:
+        image = Image.fromarray(labels)
+    return png(image)
+
+
+def write(result: Exportable, context: ExportContext) -> bytes:
+    """`labels_png` of a result."""
+    return labels_png(result.labels, result.classes)
