@@ -24,7 +24,7 @@ from goca.evaluation.datasets.coco_stuff import MERGES
 from goca.evaluation.datasets.labelme import fill
 from goca.evaluation.datasets.names import categories, rows, voc_colours
 from goca.exports.labelme import labelme
-from goca.imaging.draw import palette
+from goca.imaging.palette import palette
 from goca.text.token_spans import nouns
 
 Make = Callable[[Path], Truths]

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from goca.imaging.draw import heatmap, overlay, palette
+from goca.imaging.draw import heatmap, overlay
+from goca.imaging.palette import palette
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MAGMA_MIDDLE = (183, 55, 121)  # #b73779

@@ -28,7 +28,7 @@ from goca.evaluation.records import ImageRecord, tally
 from goca.evaluation.report import Report
 from goca.evaluation.runner import evaluate
 from goca.evaluation.scenes import evaluate_scenes
-from goca.imaging.draw import magma, palette
+from goca.imaging.palette import magma, palette
 from goca.maths.confusion import confusion, mean_iou
 from goca.tagging.fixed import Given
 

@@ -15,7 +15,7 @@ from goca.exports import EXPORTERS
 from goca.exports.coco import coco
 from goca.exports.labelme import labelme
 from goca.exports.labels_png import labels_png
-from goca.imaging.draw import palette
+from goca.imaging.palette import palette
 
 CLASSES = ("cat", "grass", "sky")
 # 5 x 7: a cat with a hole of grass and one of background, a pixel of sky in a corner.

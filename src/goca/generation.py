@@ -14,6 +14,7 @@ from PIL import Image
 from goca.diffusion.exclusive import patched
 from goca.errors import GocaError
 from goca.imaging import draw
+from goca.imaging.palette import palette
 from goca.imaging.sheet import Cell
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
@@ -111,7 +112,7 @@ def explain(one: Generated) -> Explained:
 def row(explained: Explained) -> list[Cell]:
     """For a contact sheet: the image, its masks, and the heat map of every name, marked with its mask's colour."""
     masks = explained.masks
-    named = zip(masks.classes, draw.palette(len(masks.classes))[1:], strict=True)
+    named = zip(masks.classes, palette(len(masks.classes))[1:], strict=True)
     return [
         Cell(explained.generated.image, f"seed {explained.generated.seed}"),
         Cell(draw.painted(masks.image, masks.labels, len(masks.classes)), "masks"),

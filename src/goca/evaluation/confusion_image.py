@@ -5,7 +5,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from goca.evaluation.report import Report
-from goca.imaging.draw import FAINT, INK, PAPER, legible, magma, png
+from goca.imaging.draw import png
+from goca.imaging.legend import FAINT, INK, PAPER, legible
+from goca.imaging.palette import magma
 
 LARGEST, SMALLEST = 40, 14
 """Pixels a side of a cell: few classes get large ones, and below the smallest a name would not fit beside its row."""

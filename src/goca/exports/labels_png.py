@@ -7,7 +7,8 @@ from jaxtyping import UInt16
 from PIL import Image
 
 from goca.exports.base import Exportable, ExportContext
-from goca.imaging.draw import palette, png
+from goca.imaging.draw import png
+from goca.imaging.palette import palette
 
 MAX_INDEXED = 255  # classes that 8 bits hold next to the background
 

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from PIL import Image, ImageDraw, ImageFont
 
-from goca.imaging.draw import INK, PAPER, legible
+from goca.imaging.legend import INK, PAPER, legible
 
 SIDE = 224  # pixels
 TYPE = 13  # pixels

@@ -16,7 +16,7 @@ from goca.evaluation.datasets.coco_json import Index, index
 from goca.evaluation.datasets.files import choose, first_of, folder, paired, require, stems
 from goca.evaluation.datasets.labels import Labels, of_size, read_indexed, read_rgb, table
 from goca.evaluation.datasets.names import categories, colours, rows
-from goca.imaging.draw import palette
+from goca.imaging.palette import palette
 
 FINE, COARSE = "coco-stuff-171", "coco-stuff-27"
 UNLABELLED = 255

@@ -11,7 +11,7 @@ from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.evaluation.datasets.files import choose, folder
 from goca.evaluation.datasets.labelme import read_labelme
 from goca.evaluation.datasets.labels import Table, read_indexed, table
-from goca.imaging.draw import palette
+from goca.imaging.palette import palette
 from goca.text.token_spans import nouns
 
 NAME = "folder"

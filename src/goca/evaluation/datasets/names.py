@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from goca.evaluation.datasets.base import Category
-from goca.imaging.draw import palette
+from goca.imaging.palette import palette
 
 
 @dataclass(frozen=True)

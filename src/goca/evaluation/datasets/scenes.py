@@ -9,7 +9,7 @@ from goca.errors import GocaError
 from goca.evaluation.datasets.base import Category, Dataset, Sample
 from goca.evaluation.datasets.files import choose
 from goca.evaluation.datasets.labels import read_indexed, table
-from goca.imaging.draw import palette
+from goca.imaging.palette import palette
 
 NAME = "scenes"
 SPLITS = ("all",)

@@ -1,0 +1,120 @@
+"""A legend below an image, or beside it if it is upright."""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image, ImageDraw, ImageFont
+
+MAX_MISSING = 20  # names; a list of 150 categories would bury the image
+WORD_SPACE = "  "  # a single space of Pillow's font hardly shows in small type
+PAPER, INK, FAINT = "#ffffff", "#1f2328", "#6e7781"
+
+
+@dataclass(frozen=True)
+class LegendItem:
+    """One word of the legend: a class that occurs, with its colour, or one that does not."""
+
+    text: str
+    note: str = ""
+    colour: tuple[int, ...] | None = None
+
+
+class Legend:
+    """Items set in lines of a given width, as text is. Lengths in pixels, in proportion to the type size."""
+
+    def __init__(self, width: int, size: int) -> None:
+        self.size, self.margin, self.line = size, size, round(1.7 * size)
+        self.room = width - 2 * self.margin
+        self.font = ImageFont.load_default(size)
+        self.x, self.y = 0, 0
+        self.placed: list[tuple[int, int, LegendItem]] = []
+
+    def add(self, item: LegendItem) -> None:
+        while self.width(item) > self.room and len(item.text) > 2:
+            item = replace(item, text=item.text[:-2] + "…")
+        width = self.width(item)
+        if self.x + width > self.room:
+            self.new_line()
+        self.placed.append((self.margin + self.x, self.margin + self.y, item))
+        self.x += width + (self.size if item.colour else self.size // 3)
+
+    def new_line(self) -> None:
+        if self.x:
+            self.x, self.y = 0, self.y + self.line
+
+    def width(self, item: LegendItem) -> int:
+        note = self.font.getlength(item.note) + self.size // 3 if item.note else 0
+        return self._text_start(item) + math.ceil(self.font.getlength(item.text) + note)
+
+    def image(self, height: int = 0) -> Image.Image:
+        self.new_line()
+        height = max(height, self.y + 2 * self.margin)
+        paper = Image.new("RGB", (self.room + 2 * self.margin, height), PAPER)
+        draw = ImageDraw.Draw(paper)
+        for x, y, item in self.placed:
+            middle = y + self.line // 2
+            if item.colour:
+                swatch = (x, middle - self.size // 2, x + self.size, middle + self.size // 2)
+                draw.rounded_rectangle(swatch, radius=self.size // 4, fill=item.colour)
+            x += self._text_start(item)
+            draw.text((x, middle), item.text, INK if item.colour else FAINT, self.font, anchor="lm")
+            x += math.ceil(self.font.getlength(item.text)) + self.size // 3
+            draw.text((x, middle), item.note, FAINT, self.font, anchor="lm")
+        return paper
+
+    def _text_start(self, item: LegendItem) -> int:
+        return round(1.4 * self.size) if item.colour else 0
+
+
+def with_legend(image: Image.Image, present: Sequence[LegendItem], missing: Sequence[LegendItem]) -> Image.Image:
+    """The image with a legend of the classes that occur, then of those that do not."""
+    # Set at twice the size and halved, for smooth corners and evenly spaced small type.
+    size = 2 * max(14, round(max(image.size) / 42))
+    upright = image.height > image.width
+    width = 2 * image.width
+    if upright:
+        ruler = Legend(2 * image.height, size)
+        widest = max((ruler.width(item) for item in present), default=0)
+        width = min(max(widest, 10 * size), image.height) + 2 * size
+
+    legend = Legend(width, size)
+    for item in present:
+        legend.add(item)
+    legend.new_line()
+    for item in missing:
+        legend.add(item)
+
+    panel = legend.image(2 * image.height if upright else 0).reduce(2)
+    corner = (image.width, 0) if upright else (0, image.height)
+    sheet = Image.new("RGB", (corner[0] + panel.width, corner[1] + panel.height), PAPER)
+    sheet.paste(image)
+    sheet.paste(panel, corner)
+    return sheet
+
+
+def percent(share: float) -> str:
+    """A share of pixels as a legend says it."""
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
+
+
+def missing_items(names: Sequence[str]) -> list[LegendItem]:
+    """The end of a legend: the classes that no pixel has."""
+    if not names:
+        return []
+    shown = names[:MAX_MISSING]
+    if len(names) > len(shown):
+        shown = [*shown, WORD_SPACE.join(("and", str(len(names) - len(shown)), "more"))]
+    return [
+        LegendItem(WORD_SPACE.join(("not", "found:"))),
+        *(LegendItem(f"{name},") for name in shown[:-1]),
+        LegendItem(shown[-1]),
+    ]
+
+
+def legible(name: str, instead: str = "?") -> str:
+    """The name as the built-in font can write it, which has no accents; `instead`, if it has letters beyond ASCII."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    words = plain if plain.isascii() else instead
+    return WORD_SPACE.join(words.split())
