@@ -25,7 +25,7 @@ from goca.evaluation.datasets.labelme import fill
 from goca.evaluation.datasets.names import categories, rows, voc_colours
 from goca.exports.labelme import labelme
 from goca.imaging.palette import palette
-from goca.text.token_spans import nouns
+from goca.text.nouns import parse_nouns
 
 Make = Callable[[Path], Truths]
 
@@ -78,7 +78,7 @@ def test_every_split_is_read(
         assert dataset.palette.dtype == np.uint8
         assert not dataset.palette[0].any()
         # Every name and synonym can be asked for, and belongs to one class.
-        nouns({category.name: category.synonyms for category in dataset.categories})
+        parse_nouns({category.name: category.synonyms for category in dataset.categories})
 
 
 @layouts

@@ -26,7 +26,8 @@ from goca.maths.heads import head_weights, output_share
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
-from goca.text.token_spans import Noun, words
+from goca.text.nouns import Noun
+from goca.text.token_spans import find_noun_tokens
 
 CAPTION = "cat, traffic light, grass"
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
@@ -180,7 +181,7 @@ def test_head_weights_sum_to_one(asked: Asked) -> None:
 def test_a_text_embedding_is_where_its_column_is_said_to_be(asked: Asked) -> None:
     prompt = asked.prompts[CAPTION]
     texts = asked.backbone.texts(prompt)
-    found = words(CAPTION, texts, NOUNS, (), named=False)
+    found = find_noun_tokens(CAPTION, texts, NOUNS, (), named=False)
     column = found.classes[1][0]
     start = 8 if asked.name == "auraflow" else 0  # registers, which are in no embedding
     if asked.name.startswith("hunyuan"):
@@ -214,7 +215,7 @@ def nudged(prompt: EncodedPrompt, answer: int, place: int, part: int = 0) -> Enc
 
 def test_words_are_found_through_the_pipeline_s_own_tokenizers(asked: Asked) -> None:
     texts = asked.backbone.texts(asked.prompts[CAPTION])
-    found = words(CAPTION, texts, NOUNS, (), named=False)
+    found = find_noun_tokens(CAPTION, texts, NOUNS, (), named=False)
     for noun, columns in zip(NOUNS, found.classes, strict=True):
         said = ""
         for tokens in texts:

@@ -11,8 +11,9 @@ from goca import GocaError, Segmenter
 from goca.evaluation.caption_nouns import HONEST, Asked, Policy, ask, key, paper, parse, write
 from goca.evaluation.datasets.base import Category
 from goca.request import find_words
+from goca.text.nouns import parse_nouns
 from goca.text.spelling import STOP
-from goca.text.token_spans import nouns, words
+from goca.text.token_spans import find_noun_tokens
 from goca.text.tokens import Tokens
 
 VOC = (
@@ -124,8 +125,10 @@ def test_every_noun_of_a_question_has_columns_of_its_own(policy: Policy, caption
     if not asked.classes:
         return
     question = asked.question("photo.jpg")
-    wanted, others = nouns(question.classes, question.background_classes)
-    found = words(asked.caption, [by_characters(normalize("NFC", asked.caption))], wanted, others, named=True)
+    wanted, others = parse_nouns(question.classes, question.background_classes)
+    found = find_noun_tokens(
+        asked.caption, [by_characters(normalize("NFC", asked.caption))], wanted, others, named=True
+    )
     columns = [column for noun in found.nouns for column in noun]
     silent = {place for match in STOP.finditer(asked.caption) for place in range(*match.span())}
     assert sorted(columns) == [place for place in range(len(asked.caption)) if place not in silent]

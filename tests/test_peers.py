@@ -21,7 +21,8 @@ from goca.maths.background import Background, constant
 from goca.maths.concepts import concept_shares
 from goca.maths.fusion import PerResolutionMean, WeightedMean
 from goca.testing.tiny import JOINT_BUILDERS, UNET_BUILDERS
-from goca.text.token_spans import Noun, words
+from goca.text.nouns import Noun
+from goca.text.token_spans import find_noun_tokens
 
 TOKENS = 5
 WEIGHTS = (0.1, 0.1, 0.5, 0.3)
@@ -119,7 +120,9 @@ def listened(
     segmenter = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)
     backbone, prompts = segmenter.backbone, {}
     caption = "cat, traffic light, grass"
-    found = words(caption, backbone.texts(backbone.prompt(caption, prompts)), NOUNS[:2], NOUNS[2:], named=False)
+    found = find_noun_tokens(
+        caption, backbone.texts(backbone.prompt(caption, prompts)), NOUNS[:2], NOUNS[2:], named=False
+    )
     readout, calls = AttentionAggregator(segmenter.plan, found, grid), []
 
     def sink(_: int, call: AttentionCall) -> None:

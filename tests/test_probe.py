@@ -22,7 +22,8 @@ from goca.diffusion.backbone import Backbone
 from goca.probing import probe
 from goca.probing.passes import moved
 from goca.testing.tiny import BUILDERS
-from goca.text.token_spans import Noun, words
+from goca.text.nouns import Noun
+from goca.text.token_spans import find_noun_tokens
 
 Make = Callable[..., Image.Image]
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
@@ -51,7 +52,7 @@ def hide(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def columns(backbone: Backbone) -> tuple[Any, ...]:
     """The columns of the nouns, and of everything in the caption."""
-    found = words(CAPTION, backbone.texts(backbone.prompt(CAPTION, {})), NOUNS, (), named=False)
+    found = find_noun_tokens(CAPTION, backbone.texts(backbone.prompt(CAPTION, {})), NOUNS, (), named=False)
     return found.classes, found.prompt
 
 

@@ -17,20 +17,10 @@ import goca.bundled
 from goca.diffusion.checkpoints import BUNDLED
 from goca.errors import GocaError
 from goca.text import token_spans as module
+from goca.text.nouns import Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts
 from goca.text.plurals import plurals, singulars
 from goca.text.spelling import forms
-from goca.text.token_spans import (
-    Noun,
-    NounTokens,
-    Word,
-    caption_of,
-    nouns,
-    occurrences,
-    split,
-    spoken,
-    vocabulary,
-    words,
-)
+from goca.text.token_spans import NounTokens, Word, find_noun_tokens, prompt_words, token_indices_of
 from goca.text.tokens import Tokens, tokens_of
 
 STOP = {"a", "an", "the", "and"}
@@ -66,12 +56,12 @@ class Asked:
         tokenizer: Callable[[], Any] = bundled,
         limit: int = 1000,
     ) -> None:
-        wanted, supporting = nouns(classes, others)
+        wanted, supporting = parse_nouns(classes, others)
         self.caption = caption_of((*wanted, *supporting)) if caption is None else caption
         batch = tokenizer()(self.caption, padding="max_length", truncation=True, max_length=limit, verbose=False)
         self.tokenizer, self.encoding = tokenizer(), batch.encodings[0]
         tokens = tokens_of(self.caption, self.encoding)
-        self.words: NounTokens = words(self.caption, [tokens], wanted, supporting, named=caption is not None)
+        self.words: NounTokens = find_noun_tokens(self.caption, [tokens], wanted, supporting, named=caption is not None)
 
     def says(self, columns: Sequence[int]) -> str:
         """What the tokens of these columns decode to, without the gaps between words."""
@@ -102,7 +92,7 @@ def test_words_with_accents_in_either_form(form: Any) -> None:
     text = unicodedata.normalize(
         form, "\u0130stanbul caf\xe9 no\xebl, \u0939\u093f\u0928\u094d\u0926\u0940 caf\xe9 cafe"
     )
-    found = spoken([whole(text)])
+    found = prompt_words([whole(text)])
     names = ["istanbul", "caf\xe9", "no\xebl", "\u0939\u093f\u0928\u094d\u0926\u0940", "caf\xe9#2", "cafe"]
     assert list(map(str, found)) == names
     first = len(unicodedata.normalize(form, "\u0130stanbul "))
@@ -110,18 +100,18 @@ def test_words_with_accents_in_either_form(form: Any) -> None:
     assert found[Word("caf\xe9")] == tuple(range(3 + first, 3 + first + len(coffee)))
     for asked in ("NFC", "NFD"):
         for word, columns in found.items():
-            said = occurrences(unicodedata.normalize(asked, word.name), [whole(text)])  # type: ignore[arg-type]
+            said = token_indices_of(unicodedata.normalize(asked, word.name), [whole(text)])  # type: ignore[arg-type]
             assert said[word.occurrence - 1] == columns
-    assert len(occurrences("cafe", [whole(text)])) == 1
-    assert occurrences("\u0130stanbul".lower(), [whole(text)]) == [found[Word("istanbul")]]
+    assert len(token_indices_of("cafe", [whole(text)])) == 1
+    assert token_indices_of("\u0130stanbul".lower(), [whole(text)]) == [found[Word("istanbul")]]
 
 
 def test_letters_that_composition_replaces_are_found() -> None:
     # A compatibility ideograph, and a Hebrew letter that is always taken apart.
     for text in ("\uf900", "\ufb2a"):
-        ((word, columns),) = spoken([whole(text)]).items()
+        ((word, columns),) = prompt_words([whole(text)]).items()
         assert columns == (3,)
-        assert occurrences(word.name, [whole(text)]) == [columns]
+        assert token_indices_of(word.name, [whole(text)]) == [columns]
 
 
 # ---- any list of names, any tokenizer
@@ -367,7 +357,9 @@ def test_a_space_handed_out_with_a_piece() -> None:
     text = "bow and arrow, the ant"
     ends = [3, 7, 9, 13, 14, 18, 21, 22]
     tokens = Tokens(text, tuple(zip([0, *ends[:-1]], ends, strict=True)), (False,) * 8)
-    found = words(text, [tokens], (Noun("bow and arrow", ("bow and arrow",)), Noun("ant", ("ant",))), (), True)
+    found = find_noun_tokens(
+        text, [tokens], (Noun("bow and arrow", ("bow and arrow",)), Noun("ant", ("ant",))), (), True
+    )
     assert found.classes == ((0, 2, 3), (6, 7))
 
 
@@ -375,7 +367,7 @@ def test_a_lone_space_and_joined_marks_are_no_content() -> None:
     # A space of its own, as T5 has it, and the two last marks as one token.
     text = "U.S.B., dog"
     offsets = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 7), (7, 8), (8, 11))
-    found = words(
+    found = find_noun_tokens(
         text, [Tokens(text, offsets, (False,) * 8)], (Noun("U.S.B.", ("U.S.B.",)), Noun("dog", ("dog",))), (), False
     )
     assert found.classes == ((0, 2, 4), (7,))
@@ -385,7 +377,7 @@ def test_a_special_token_is_no_content_wherever_it_claims_to_stand() -> None:
     # Some tokenizers give a special token the range of the text, or of the word that it follows.
     text = "cat, dog"
     offsets = ((0, 8), (0, 3), (3, 4), (5, 8), (5, 8))
-    found = words(
+    found = find_noun_tokens(
         text,
         [Tokens(text, offsets, (True, False, False, False, True))],
         (Noun("cat", ("cat",)),),
@@ -498,7 +490,7 @@ def test_a_repeat_behind_the_limit_does_not_matter() -> None:
 )
 def test_refused_lists(classes: Any, others: Any, parts: list[str]) -> None:
     with pytest.raises(GocaError) as error:
-        nouns(classes, others)
+        parse_nouns(classes, others)
     refused(error, *parts)
 
 
@@ -517,7 +509,7 @@ def test_what_is_no_string_is_no_name(name: Any) -> None:
 
 
 def test_names_stay_as_they_were_written() -> None:
-    wanted, others = nouns({"Traffic_Light": ["semaphore"]}, ["Sky"])
+    wanted, others = parse_nouns({"Traffic_Light": ["semaphore"]}, ["Sky"])
     assert wanted == (Noun("Traffic_Light", ("Traffic_Light", "semaphore")),)
     assert others == (Noun("Sky", ("Sky",)),)
     assert caption_of(wanted + others) == "Traffic Light, semaphore, Sky"
@@ -533,7 +525,7 @@ def many(count: int) -> list[Noun]:
 @properties
 @given(st.integers(1, 40), st.integers(1, 12))
 def test_split_takes_the_fewest_groups_of_equal_sizes(count: int, most: int) -> None:
-    groups = split(many(count), lambda group: len(group) <= most)
+    groups = split_over_prompts(many(count), lambda group: len(group) <= most)
     assert [noun for group in groups for noun in group] == many(count)
     sizes = [len(group) for group in groups]
     assert len(sizes) == -(-count // most)
@@ -549,7 +541,7 @@ def test_split_of_names_of_different_lengths(lengths: list[int], limit: int) -> 
     def fits(group: Sequence[Noun]) -> bool:
         return sum(cost[noun] for noun in group) <= limit
 
-    groups = split(wanted, fits)
+    groups = split_over_prompts(wanted, fits)
     assert [noun for group in groups for noun in group] == wanted
     assert all(fits(group) for group in groups)
     assert max(map(len, groups)) - min(map(len, groups)) <= 1
@@ -559,7 +551,7 @@ def test_split_of_names_of_different_lengths(lengths: list[int], limit: int) -> 
 
 def test_a_class_too_long_for_any_prompt_is_named() -> None:
     with pytest.raises(GocaError) as error:
-        split(many(5), lambda group: all(noun.name != "n3" for noun in group) and len(group) < 3)
+        split_over_prompts(many(5), lambda group: all(noun.name != "n3" for noun in group) and len(group) < 3)
     refused(error, '"n3"', "limit")
 
 
@@ -567,20 +559,20 @@ def test_a_class_too_long_for_any_prompt_is_named() -> None:
 
 
 def test_vocabulary_finds_the_models_own_words() -> None:
-    asked, _ = nouns({"Cats": [], "pet": ["parrot", "dogs", "Dog's"], "Buses": ["butterflies"]})
-    assert vocabulary(asked, KNOWN) == (
+    asked, _ = parse_nouns({"Cats": [], "pet": ["parrot", "dogs", "Dog's"], "Buses": ["butterflies"]})
+    assert in_vocabulary(asked, KNOWN) == (
         Noun("Cats", ("cat",)),
         Noun("pet", ("dog",)),
         Noun("Buses", ("bus", "butterfly")),
     )
-    assert vocabulary(nouns(["GLASSES", "grass"])[0], KNOWN) == (
+    assert in_vocabulary(parse_nouns(["GLASSES", "grass"])[0], KNOWN) == (
         Noun("GLASSES", ("glass",)),
         Noun("grass", ("grass",)),
     )
-    assert vocabulary((), KNOWN) == ()
+    assert in_vocabulary((), KNOWN) == ()
     # A word that the model knows as it is goes before one that it would be the plural of.
     for known in (("glass", "glasses"), ("glasses", "glass")):
-        assert vocabulary(nouns(["glasses"])[0], known) == (Noun("glasses", ("glasses",)),)
+        assert in_vocabulary(parse_nouns(["glasses"])[0], known) == (Noun("glasses", ("glasses",)),)
 
 
 def test_no_form_of_a_name_is_empty() -> None:
@@ -589,20 +581,20 @@ def test_no_form_of_a_name_is_empty() -> None:
 
 def test_the_bundled_vocabulary_is_its_own_and_knows_its_plurals() -> None:
     known = BUNDLED.nouns
-    assert vocabulary(nouns(known)[0], known) == tuple(Noun(word, (word,)) for word in known)
+    assert in_vocabulary(parse_nouns(known)[0], known) == tuple(Noun(word, (word,)) for word in known)
     for name, word in (("Cats", "cat"), ("cows", "cow"), ("buses", "bus"), ("butterflies", "butterfly")):
-        assert vocabulary(nouns([name])[0], known) == (Noun(name, (word,)),)
+        assert in_vocabulary(parse_nouns([name])[0], known) == (Noun(name, (word,)),)
 
 
 def test_vocabulary_names_its_words_for_another() -> None:
     with pytest.raises(GocaError) as error:
-        vocabulary(nouns({"cat": [], "parrot": ["macaw"]})[0], KNOWN)
+        in_vocabulary(parse_nouns({"cat": [], "parrot": ["macaw"]})[0], KNOWN)
     refused(error, '"parrot"', ", ".join(KNOWN), "--model", "real checkpoint")
 
 
 def test_two_names_for_one_known_word_are_refused() -> None:
     with pytest.raises(GocaError) as error:
-        vocabulary(nouns(["cat", "Cats"])[0], KNOWN)
+        in_vocabulary(parse_nouns(["cat", "Cats"])[0], KNOWN)
     refused(error, '"cat"', '"Cats"')
 
 
@@ -611,5 +603,5 @@ def test_two_nouns_of_one_word_in_a_caption_are_refused() -> None:
     text = "cat, cat"
     tokens = tokens_of(text, bundled()(text).encodings[0])
     with pytest.raises(GocaError) as error:
-        words(text, [tokens], (Noun("cat", ("cat",)),), (Noun("Cats", ("cat",)),), named=False)
+        find_noun_tokens(text, [tokens], (Noun("cat", ("cat",)),), (Noun("Cats", ("cat",)),), named=False)
     refused(error, '"Cats"', "another name")

@@ -16,8 +16,9 @@ from goca.maths import Grid
 from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.recipe import AUTO, Plan
+from goca.text.nouns import Classes, Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts
 from goca.text.spelling import forms
-from goca.text.token_spans import Classes, Noun, NounTokens, caption_of, nouns, split, vocabulary, words
+from goca.text.token_spans import NounTokens, find_noun_tokens
 
 MUCH_FEWER = 0.8
 """The part of the pixels asked for below which a result says so."""
@@ -87,7 +88,7 @@ def find_words(
 
     Raises GocaError for nouns that cannot be asked for; the image is not looked at.
     """
-    wanted, background_classes = nouns(question.classes, question.background_classes)
+    wanted, background_classes = parse_nouns(question.classes, question.background_classes)
     check_rivals(question.background, wanted)
     settings = backbone.settings
     notes: list[str] = []
@@ -96,12 +97,12 @@ def find_words(
     if backbone.family.linear_self_attention:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
     if settings.nouns:
-        known = vocabulary(wanted + background_classes, settings.nouns)
+        known = in_vocabulary(wanted + background_classes, settings.nouns)
         wanted, background_classes = known[: len(wanted)], known[len(wanted) :]
     if question.caption is not None:
         groups = [wanted]
     else:
-        groups = split(wanted, lambda group: backbone.fits((*group, *background_classes)))
+        groups = split_over_prompts(wanted, lambda group: backbone.fits((*group, *background_classes)))
         if len(groups) > 1:
             notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
         if not background_classes and any(len(group) == 1 for group in groups):
@@ -115,7 +116,7 @@ def find_words(
         given = question.caption
         caption = caption_of((*group, *background_classes)) if given is None else normalize("NFC", given)
         texts = backbone.texts(backbone.prompt(caption, prompts))
-        asked.append(words(caption, texts, group, background_classes, named=given is not None))
+        asked.append(find_noun_tokens(caption, texts, group, background_classes, named=given is not None))
     if any(len(one.nouns) == 1 for one in asked):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(asked), notes

@@ -22,7 +22,7 @@ from goca.maths.background import label
 from goca.recipe import AUTO, GOCA, Options, Recipe, plan, recipe_named
 from goca.request import PreparedImage, SegmentationRequest, find_words, prepare
 from goca.segmentation import ScoreMaps, Segmentation
-from goca.text.token_spans import Classes
+from goca.text.nouns import Classes
 from goca.view import Row, View, ensemble_std, mean, together
 
 LARGEST = 4

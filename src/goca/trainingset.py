@@ -12,7 +12,7 @@ from goca.exports.labels_png import labels_png
 from goca.imaging.draw import png
 from goca.segmentation import Segmentation
 from goca.storage.atomic import write_atomic
-from goca.text.token_spans import nouns
+from goca.text.nouns import parse_nouns
 
 CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"
 RESERVED = ("background", "void")
@@ -32,7 +32,7 @@ class TrainingSet:
     classes: Sequence[str]
 
     def __post_init__(self) -> None:
-        nouns(self.classes)
+        parse_nouns(self.classes)
         for name in self.classes:
             if name.strip().lower() in RESERVED or len(name.splitlines()) > 1:
                 raise GocaError(f"{name!r} cannot be a class of a folder: name it otherwise, in one line")

@@ -88,10 +88,10 @@ def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["
     loading = bar.add_task(f"loading {model.name}", total=None)
     from goca.diffusion.loading import without_bars
     from goca.recipe import recipe_named
-    from goca.text.token_spans import nouns
+    from goca.text.nouns import parse_nouns
 
     recipe = recipe_named(model.recipe)
-    nouns(asked.classes, asked.background_classes)
+    parse_nouns(asked.classes, asked.background_classes)
     from goca.segmenter import Segmenter
 
     # A fetched model shows the hub's own progress, but nothing may stand beside JSON.

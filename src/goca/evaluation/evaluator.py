@@ -18,7 +18,7 @@ from goca.request import SegmentationRequest
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 from goca.tagging.base import Tagger
-from goca.text.token_spans import Noun
+from goca.text.nouns import Noun
 
 
 class Said(NamedTuple):

@@ -20,7 +20,7 @@ from goca.evaluation.datasets.base import Dataset, Sample
 from goca.imaging import images
 from goca.recipe import GOCA_BALANCED, Options, Recipe
 from goca.segmenter import Segmenter
-from goca.text.token_spans import nouns, vocabulary
+from goca.text.nouns import in_vocabulary, parse_nouns
 
 
 @runtime_checkable
@@ -169,8 +169,8 @@ class SelfPruning:
 
     def scores(self, image: Image.Image, candidates: Sequence[str]) -> Float[Tensor, " candidate"]:
         """What the judge says of each candidate."""
-        wanted, _ = nouns(candidates)
+        wanted, _ = parse_nouns(candidates)
         known = self.segmenter.backbone.settings.nouns
         if known:
-            vocabulary(wanted, known)
+            in_vocabulary(wanted, known)
         return self.judge.scores(self.segmenter, image, candidates).cpu()

@@ -21,7 +21,8 @@ from goca.errors import GocaError
 from goca.imaging.images import ImageLike
 from goca.recipe import AUTO, GOCA, Recipe
 from goca.segmentation import Segmentation
-from goca.text.token_spans import Classes, Word
+from goca.text.nouns import Classes
+from goca.text.token_spans import Word
 from goca.tracing.collected import Planner, Step
 from goca.tracing.collector import Collector
 from goca.tracing.image import TracedImage

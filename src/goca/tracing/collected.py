@@ -15,7 +15,7 @@ from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, token_mass
 from goca.recipe import Options, Plan, Recipe, plan, recipe_named
-from goca.text.token_spans import NounTokens, words
+from goca.text.token_spans import NounTokens, find_noun_tokens
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Collected:
     def of(cls, plan: Plan, planner: Planner, said: PromptTokens, latent: Grid, cell: int) -> "Collected":
         """Nothing yet. latent: (height, width) in cells of `cell` pixels."""
         grid = images.common_grid(latent, plan.grid)
-        columns = words(said.prompt, said.texts, (), (), named=True).prompt
+        columns = find_noun_tokens(said.prompt, said.texts, (), (), named=True).prompt
         return cls(plan, planner, said, (latent[0] * cell, latent[1] * cell), grid, columns, Affinity(grid))
 
     def readout(self) -> AttentionAggregator:

@@ -30,7 +30,8 @@ from goca.recipe import AUTO, Plan, Recipe
 from goca.request import background_of, check_rivals
 from goca.segmentation import ScoreMaps, Segmentation
 from goca.storage.atomic import write_atomic
-from goca.text.token_spans import Classes, NounTokens, Word, nouns, occurrences, spoken, words
+from goca.text.nouns import Classes, parse_nouns
+from goca.text.token_spans import NounTokens, Word, find_noun_tokens, prompt_words, token_indices_of
 from goca.tracing.collected import Asked, Collected, Step
 
 GREY = (128, 128, 128)
@@ -63,7 +64,7 @@ class TracedImage:
 
     @cached_property
     def _spoken(self) -> dict[Word, tuple[int, ...]]:
-        return spoken(self.collected.said.texts)
+        return prompt_words(self.collected.said.texts)
 
     def words(self) -> tuple[Word, ...]:
         """The words of the prompt that have a map, in its order, stop words apart; a word may occur more than once.
@@ -112,12 +113,12 @@ class TracedImage:
         background; it must weigh heads and layers as the recipe of the trace does. Raises GocaError for what is not in
         the prompt, listing its words, and for whatever else cannot be done.
         """
-        wanted, background_nouns = nouns(classes, background_classes)
+        wanted, background_nouns = parse_nouns(classes, background_classes)
         check_rivals(background, wanted)
         for noun in (*wanted, *background_nouns):
-            if not any(occurrences(word, self.collected.said.texts) for word in noun.words):
+            if not any(token_indices_of(word, self.collected.said.texts) for word in noun.words):
                 raise self._missing(noun.name)
-        asked = words(self.prompt, self.collected.said.texts, wanted, background_nouns, named=True)
+        asked = find_noun_tokens(self.prompt, self.collected.said.texts, wanted, background_nouns, named=True)
         ran = self._ran(recipe)
         shown = self.image if image is None else images.load(image)
         maps = scores(ran, Windows.whole(self.collected.grid), [Asked(self.collected, asked)])
@@ -175,12 +176,12 @@ class TracedImage:
         if not isinstance(word, str):
             raise GocaError(f'{word!r} is no word: give one of the prompt, such as "{next(iter(self.words()), "cat")}"')
         numbered = re.fullmatch(r"(.+)#([0-9]{1,9})", word, re.DOTALL)
-        if numbered is None or chosen is not None or occurrences(word, self.collected.said.texts):
+        if numbered is None or chosen is not None or token_indices_of(word, self.collected.said.texts):
             return word, chosen
         return numbered[1], int(numbered[2])
 
     def _columns(self, name: str, occurrence: int | None) -> tuple[int, ...]:
-        found = [columns for columns in occurrences(name, self.collected.said.texts) if columns]
+        found = [columns for columns in token_indices_of(name, self.collected.said.texts) if columns]
         if not found:
             raise self._missing(name)
         if occurrence is None:

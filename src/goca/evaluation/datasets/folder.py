@@ -12,7 +12,7 @@ from goca.evaluation.datasets.files import choose, folder
 from goca.evaluation.datasets.labelme import read_labelme
 from goca.evaluation.datasets.labels import Table, read_indexed, table
 from goca.imaging.palette import palette
-from goca.text.token_spans import nouns
+from goca.text.nouns import parse_nouns
 
 NAME = "folder"
 SPLITS = ("all",)
@@ -115,6 +115,6 @@ def read_classes(path: Path) -> Classes:
         if value in labels or value > VOID:
             raise GocaError(f"{path} gives {value} to two classes, or it is above {VOID}: give each its own value")
         labels[value] = label
-    nouns({category.name: category.synonyms for category in categories})
+    parse_nouns({category.name: category.synonyms for category in categories})
     labels = {0: 0, 255: VOID, VOID: VOID} | labels
     return Classes(tuple(categories), table(labels, VOID + 1), words, 0 in labels.values())
