@@ -24,6 +24,8 @@ from goca.probing.passes import moved
 from goca.testing.tiny import BUILDERS
 from goca.text.token_spans import Noun, words
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Image.Image]
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
 CAPTION = "cat, traffic light, grass"
