@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it builds. Needed beforehand: Python 3.11+, make, git.
 #   make demo     segments an image with the bundled model and shows the result
-#   make test     the tests, on two processes
-#   make check    what CI runs: lint, types, imports, test, compat
+#   make test     the tests without the slow ones, on two processes
+#   make check    what CI runs: lint, types, imports, compat, every test
 # TORCH_INDEX names a wheel index to look for torch in besides the default one, for a build that fits the machine:
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -36,12 +36,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# SELECT picks tests; `make check` clears it.
+SELECT ?= -m "not slow"
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(SELECT)
 
-check: setup lint types imports
-	$(MAKE) test
-	$(MAKE) compat
+check: setup lint types imports compat
+	$(MAKE) test SELECT=
 
 lint: setup
 	$(BIN)/ruff check .

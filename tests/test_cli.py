@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import GOCA_SCRIPT
+from faults import full_disk
 from PIL import Image
 
 from goca.cli import models, parsing
@@ -71,6 +72,7 @@ def written() -> list[str]:
 # --- The script itself
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_needs_none_of_the_heavy_libraries():
     code = (
         "import sys; from goca.cli.main import main; main(['--help']); main(['segment', '--help']);"
@@ -84,6 +86,7 @@ def test_help_is_quick_and_needs_none_of_the_heavy_libraries():
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.5
 
 
+@pytest.mark.slow
 def test_the_installed_script_segments_and_prints_json_alone():
     done = subprocess.run([GOCA_SCRIPT, "segment", "in", *ASK, "--json"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -331,12 +334,10 @@ def test_ctrl_c_keeps_what_is_done(goca, loaded, monkeypatch):
     assert written() == [f"goca-out/in/a{suffix}" for suffix in (".json", ".labels.png", ".overlay.png")]
 
 
-def test_a_full_disk_stops_the_run_in_one_line(goca, loaded, monkeypatch):
-    def full(self: Path, content: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert "free some space" in goca("segment", "photo.jpg", *ASK).mistake()
+def test_a_full_disk_stops_the_run_in_one_line(goca, loaded):
+    with full_disk():
+        done = goca("segment", "photo.jpg", *ASK)
+    assert "free some space" in done.mistake()
 
 
 @pytest.fixture
@@ -360,6 +361,7 @@ def test_the_unexpected_has_a_traceback_with_v(goca, boom):
     assert "explode" in done.err
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_gets_no_traceback():
     """As in `goca models | head -1`."""
     reading, writing = os.pipe()
@@ -429,6 +431,7 @@ def test_every_family_has_a_checkpoint_of_its_own():
     assert not set_by_somebody & BY_RULE.keys()
 
 
+@pytest.mark.slow
 def test_every_family_works(goca):
     done = goca("models", "--check", "--json")
     assert (done.code, done.err) == (0, "")

@@ -39,6 +39,7 @@ def edited(runs: Path, name: str, change: Callable[[dict[str, Any]], None]) -> P
     return folder
 
 
+@pytest.mark.slow
 def test_a_table_of_paired_differences(goca: Goca, runs: Path, tmp_path: Path) -> None:
     plot = tmp_path / "new" / "runs.png"
     told = goca("compare", runs / "vanilla", runs / "goca", "--json", "--plot", plot)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from goca import GocaError
+from goca import GocaError, Segmenter
 from goca.cli import painting as generate_module
 from goca.diffusion.loading import quiet
 from goca.generation import Asked, explain, generate
@@ -144,17 +144,18 @@ def test_a_progress_bar_of_the_user_s_own_is_given_back() -> None:
     assert pipeline.progress_bar is own
 
 
-def test_ctrl_c_leaves_whole_images(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[int] = []
-    tell = generate_module._tell
+def test_ctrl_c_leaves_whole_images(goca: Any, bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    scheduler = type(bundled.backbone.pipeline.scheduler)
+    begin = scheduler.set_timesteps
 
-    def stop(one: Any, *rest: Any) -> None:
-        shown.append(one.seed)
-        tell(one, *rest)
-        if len(shown) == 2:
+    def stop(self: Any, *given: Any, **options: Any) -> None:
+        begun.append(1)
+        if len(begun) == 3:
             raise KeyboardInterrupt
+        begin(self, *given, **options)
 
-    monkeypatch.setattr(generate_module, "_tell", stop)
+    monkeypatch.setattr(scheduler, "set_timesteps", stop)
     done = goca("generate", PROMPT, *FEW, "--count", "5", "--explain")
     assert done.code == 130
     assert done.err == "goca: stopped; 2 of 5 images are done and whole\n"
@@ -209,6 +210,7 @@ def test_an_image_that_was_not_traced_explains_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["heatmap.py", "training_set.py"])
+@pytest.mark.slow
 def test_the_examples_run(name: str, tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "examples" / name
     run = subprocess.run(

@@ -20,6 +20,9 @@ from dataset_folders import (
     make_voc,
 )
 
+from goca.evaluation.ablate import Ablation, Row
+from goca.evaluation.config import Job
+from goca.evaluation.protocol import honest
 from goca.testing.tiny import UNET_BUILDERS
 
 Goca = Callable[..., Outcome]
@@ -47,7 +50,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("made", SETS)
+@pytest.mark.parametrize(
+    "made", [pytest.param(made, marks=[pytest.mark.slow] * (made in ("cityscapes", "ade20k"))) for made in SETS]
+)
 def test_every_data_set_under_both_protocols(goca: Goca, made: str, tiny: Path, tmp_path: Path) -> None:
     name, make, labels = SETS[made]
     make(tmp_path)
@@ -87,6 +92,7 @@ def test_evaluate_prints_one_object(goca: Goca) -> None:
     assert told["plan"]["recipe"] == "goca"
 
 
+@pytest.mark.slow
 def test_evaluate_prints_all_of_the_protocol(goca: Goca, tmp_path: Path) -> None:
     ask = ("evaluate", "scenes", "--limit", "2", "--as-background", "sky, grass", "--set", "void=background")
     found = goca(*ask, "--set", "absent=zero", "--out", tmp_path / "run")
@@ -127,6 +133,7 @@ def test_an_image_that_is_left_out_is_named(goca: Goca, tmp_path: Path) -> None:
     assert told["protocol"]["tags"].startswith("captions said.json ")
 
 
+@pytest.mark.slow
 def test_ablate_prints_every_part(goca: Goca) -> None:
     found = goca("ablate", "scenes", "--limit", "2", "--json")
     assert (found.code, found.err) == (0, "")
@@ -136,12 +143,24 @@ def test_ablate_prints_every_part(goca: Goca) -> None:
     assert told["protocol"]["images"] == 2
 
 
+@pytest.mark.slow
 def test_ablate_as_a_table_for_a_document(goca: Goca) -> None:
-    found = goca("ablate", "scenes", "--limit", "2", "--markdown")
+    found = goca("ablate", "scenes", "--limit", "1", "--markdown")
     assert found.code == 0
     lines = found.out.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "44.3 / 51.1" in lines[2]
+
+
+def test_the_table_of_an_ablation_by_hand() -> None:
+    first = Row("vanilla", 0.5, (0.25, 0.75), 0.625, 0.0, (0.0, 0.0), (44.3, 51.1))
+    second = Row("heads", 0.4375, (0.125, 0.5), 0.75, -0.0625, (-0.25, 0.125), None)
+    protocol = honest(Job("scenes", limit=2).open(), "oracle")
+    _, _, *rows = Ablation((first, second), protocol).to_markdown().splitlines()
+    assert rows == [
+        "| vanilla | 50.0% [25.0%, 75.0%] | 62.5% |  | 44.3 / 51.1 |",
+        "| heads | 43.8% [12.5%, 50.0%] | 75.0% | -6.2% [-25.0%, 12.5%] |  |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 def test_one_wrong_number_fails_its_own_stage_and_no_other(tmp_path: Path) -> None:
     # One run sees all: the unharmed case beside one copy for each wrong number; the tests' ids say which.
     folder = tmp_path / "cases"

@@ -25,6 +25,8 @@ from goca.testing.tiny import BUILDERS
 from goca.text.nouns import Noun
 from goca.text.token_spans import find_noun_tokens
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Image.Image]
 NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
 CAPTION = "cat, traffic light, grass"

@@ -16,6 +16,7 @@ from goca.evaluation.runner import Crew, evaluate
 from goca.evaluation.workers import Task
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 
 JOB = Job("scenes", limit=5, batch=2)
 

@@ -134,6 +134,14 @@ def test_minmax_by_hand() -> None:
     equal(minmax(maps), by_hand)
 
 
+def test_minmax_stretches_a_faint_map_and_not_rounding() -> None:
+    faint = torch.tensor([[[0.8, 0.8004, 0.8001]]])
+    equal(minmax(faint), [[[0.0, 1.0, 0.25]]], atol=1e-3)
+    # 0.8 and the next number that float32 has: that is rounding, and no map.
+    rounding = torch.tensor([[[0.8, 0.8 + 6e-8, 0.8]]])
+    assert minmax(rounding).tolist() == [[[0.0, 0.0, 0.0]]]
+
+
 def test_peak_by_hand() -> None:
     maps = torch.tensor([[[-1.0, 0.0, 4.0]], [[4.0, 4.0, 4.0]], [[0.0, 0.0, 0.0]], [[-2.0, -1.0, 0.0]]])
     equal(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from yardsticks import bilinear_axis, bilinear_matrix, nearest_matrix
 
-from goca.maths.resize import bilinear, nearest_pixels, resize, resize_keys, resize_keys_adjoint
+from goca.maths.resize import bilinear, centre, nearest_pixels, resize, resize_keys, resize_keys_adjoint
 
 # Up, down, up on one axis and down on the other, a multiple, one cell wide, onto itself.
 PAIRS = [
@@ -151,3 +151,14 @@ def test_resizing_is_linear_and_stays_in_range(grid_in: tuple[int, int], grid_ou
     equal(resize(2 * one - 3 * other, grid_out), 2 * resize(one, grid_out) - 3 * resize(other, grid_out), atol=1e-12)
     assert one.min() - 1e-12 <= resize(one, grid_out).min()
     assert resize(one, grid_out).max() <= one.max() + 1e-12
+
+
+@pytest.mark.parametrize(("share", "cut"), [(1.0, False), (0.9, False), (0.85, True), (0.5, True)])
+def test_the_middle_is_cut_out_where_half_a_cell_or_more_goes_at_an_edge(share: float, cut: bool) -> None:
+    # Of 8 cells 0.9 leaves out 0.4 at either edge, 0.85 leaves out 0.6.
+    ramp = torch.arange(8.0).expand(3, 5, 8)
+    middle = (torch.arange(8) + 0.5) * share + 8 * (1 - share) / 2 - 0.5
+    expected = middle if cut else torch.arange(8.0)
+    equal(centre(ramp, (1.0, share)), expected.expand(3, 5, 8), atol=1e-5)
+    tall = ramp.transpose(1, 2)
+    equal(centre(tall, (share, 1.0)), expected[:, None].expand(3, 8, 5), atol=1e-5)

@@ -1,6 +1,5 @@
 """`goca segment --resume`: after any end of a run, a second one does the rest and nothing else."""
 
-import errno
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import GOCA_SCRIPT, Outcome
+from faults import KilledError, full_disk, killed_after
 from PIL import Image
 
 from goca.cli.files import SUFFIXES
@@ -217,24 +217,13 @@ def test_a_bad_image_among_kept_ones_keeps_its_place(goca: Goca) -> None:
     assert "3 of 4 images are done, 2 of them kept from before" in again.err
 
 
-def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca) -> None:
     goca("segment", "in", *ASK)
     whole = content()
     for path in OUT.iterdir():
         path.unlink()
-    written: list[Path] = []
-
-    def fill(self: Path, data: bytes) -> int:
-        written.append(self)
-        room = len(data) if len(written) < 6 else 3
-        with self.open("wb") as file:
-            file.write(data[:room])
-        if room < len(data):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return room
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", fill)
+    # Three files an image: those of the first, and two of the second.
+    with full_disk(room=5):
         stopped = goca("segment", "in", *ASK)
     assert stopped.code == 2
     assert "b.json: No space left on device; free some space" in stopped.line()
@@ -243,20 +232,11 @@ def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca, monkeypatch:
     assert content() == whole
 
 
-class KilledError(BaseException):
-    """Nothing catches it, as nothing catches kill -9."""
-
-
-def test_pieces_of_a_killed_run_are_swept_and_those_of_others_stay(goca: Goca, monkeypatch: Any) -> None:
-    def die(*args: Any, **options: Any) -> None:
-        raise KilledError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", die)
-        patched.setattr(Path, "unlink", die)
-        with pytest.raises(KilledError):
-            goca("segment", "in", *ASK)
-    assert len(content()) == 3
+def test_pieces_of_a_killed_run_are_swept_and_those_of_others_stay(goca: Goca) -> None:
+    with killed_after(3), pytest.raises(KilledError):
+        goca("segment", "in", *ASK)
+    assert content()
+    assert all(Path(name).name.startswith(".goca-") for name in content())
     other = OUT / ".goca-0123456789abcdef-another"
     other.touch()
     assert goca("segment", "in", *ASK, "--resume").code == 0
@@ -286,6 +266,7 @@ def interrupted(how: signal.Signals) -> tuple[int, str]:
     return process.returncode, err.decode()
 
 
+@pytest.mark.slow
 def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
     whole = goca("segment", "many", *ASK, "--batch", "1", "--json")
     files = content()

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 from goca import GocaError, Segmenter
 from goca import bundled as data
 from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.imaging.images import fit
 from goca.tagging import Means, Preparing, Tagger, local, prepare, tagger_named
 from goca.tagging.captions import Captions, Entry, Record, read
 from goca.tagging.multilabel import Agreement
@@ -193,7 +195,7 @@ def test_agreement() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA of random weights, 28 px and four image tokens."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     torch.manual_seed(0)
@@ -248,9 +250,14 @@ def test_a_local_model(
     path = tmp_path / "captions.jsonl"
     tagger = tagger_named(f"local:{folder}", Means(captions=path, batch=2))
     assert re.fullmatch(r"local llava \([0-9a-f]{8}\)", tagger.name)
-    batches = []
-    shown = tagger._captions
-    monkeypatch.setattr(tagger, "_captions", lambda part, request: batches.append(len(part)) or shown(part, request))
+    batches: list[int] = []
+    answer = LlavaForConditionalGeneration.generate
+
+    def generate(self: Any, **given: Any) -> torch.Tensor:
+        batches.append(len(given["input_ids"]))
+        return answer(self, **given)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate)
     done: list[int] = []
     photos[3].image.write_text("broken")
     first = tagger.tag(photos[1], toy)
@@ -265,10 +272,10 @@ def test_a_local_model(
     # The request is not part of the answer.
     assert all("so:" not in caption and "divided" not in caption for caption in captions)
     assert {entry.tagger for entry in read(path)} == {tagger.name}
-    # Who knows every image loads no model.
-    again = local.Local(str(folder), path)
-    monkeypatch.setattr(local.Local, "_loaded", property(lambda self: pytest.fail("loaded")))
-    assert again.tag(photos[0], toy) == captions[0]
+    # Who knows every image asks no model.
+    asked = len(batches)
+    assert local.Local(str(folder), path).tag(photos[0], toy) == captions[0]
+    assert len(batches) == asked
     assert Captions(path).tag(photos[0], toy) == captions[0]
 
 
@@ -304,11 +311,11 @@ def test_a_local_model_is_named_by_its_files(
 
 
 def test_captions_that_cannot_be_kept_are_not_made(
-    photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(local.Local, "_loaded", property(lambda self: pytest.fail("loaded")))
-    tagger = local.Local("someone/llava", tmp_path / "file" / "captions.jsonl")
+    tagger = local.Local(str(folder), tmp_path / "file" / "captions.jsonl")
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", lambda *unused, **given: pytest.fail("asked"))
     with pytest.raises(GocaError, match="cannot write the captions"):
         prepare(tagger, photos, dataset(*photos))
 
@@ -322,11 +329,18 @@ def test_alone_or_in_a_batch(folder: Path, photos: tuple[Sample, ...], tmp_path:
     assert [alone.tag(one, toy) for one in photos] == [together.tag(one, toy) for one in photos]
 
 
-def test_answers_begin_behind_the_prompt() -> None:
-    prompt = torch.tensor([5, 3])
-    assert local._behind(torch.tensor([5, 3, 7]), prompt).tolist() == [7]
-    assert local._behind(torch.tensor([9, 3, 7]), prompt).tolist() == [9, 3, 7]
-    assert local._behind(torch.tensor([5]), prompt).tolist() == [5]
+def test_answers_may_come_with_the_prompt_or_without(
+    folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "MOST_TOKENS", 7)
+    toy, answer = dataset(*photos), LlavaForConditionalGeneration.generate
+    whole = [local.Local(str(folder), tmp_path / "a.jsonl").tag(one, toy) for one in photos[:2]]
+
+    def generate(self: Any, **given: Any) -> torch.Tensor:
+        return answer(self, **given)[:, given["input_ids"].shape[1] :]
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate)
+    assert [local.Local(str(folder), tmp_path / "b.jsonl").tag(one, toy) for one in photos[:2]] == whole
 
 
 def test_models_that_cannot_be_local(folder: Path, photos: tuple[Sample, ...], tmp_path: Path) -> None:
@@ -372,30 +386,43 @@ def test_what_a_denoiser_should_say() -> None:
 
 
 @pytest.mark.parametrize("layout", ["plain", "with a variance", "backwards"])
-def test_errors_are_compared_place_by_place(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_compared_place_by_place(layout: str) -> None:
     """A denoiser that knows cats on the left quarter and skies on the rest, and is wrong by 1 elsewhere."""
-    segmenter = Segmenter.from_pipeline(BUILDERS["sd3"](), batch=2, size=64)
-    backbone = segmenter.backbone
-    told = []
+    pipeline, names = BUILDERS["sd3"](), ["dog", "clouds", "cat"]
+    segmenter, image = Segmenter.from_pipeline(pipeline, batch=2, size=64), Image.new("RGB", (64, 32))
+    with torch.no_grad():
+        embedded = {
+            name: pipeline.encode_prompt(name, name, name, do_classifier_free_guidance=False)[0] for name in names
+        }
+    clean: list[torch.Tensor] = []
+    told: list[tuple[int, torch.Tensor]] = []
 
-    def forward(latents: Any, captions: Sequence[str], level: int, seed: int, *unused: Any) -> torch.Tensor:
-        told.append((level, seed, len(captions)))
-        right = target(backbone.pipeline.scheduler, latents, level, seed)
-        wrong = torch.ones(len(captions), 1, 8, 16)
-        for row, caption in zip(wrong, captions, strict=True):
-            row[..., :4] -= float(caption == "cat")
-            row[..., 4:] -= float(caption == "clouds")
+    def answer(module: Any, args: Any, given: dict[str, Any], output: Any) -> Any:
+        noisy, level = given["hidden_states"], int(given["timestep"].flatten()[0])
+        right = (noisy - clean[0]) / (level / 1000)
+        told.extend((level, row) for row in right + clean[0])
+        wrong = torch.ones_like(noisy)
+        quarter = noisy.shape[-1] // 4
+        for row, text in zip(wrong, given["encoder_hidden_states"], strict=True):
+            (caption,) = (name for name, known in embedded.items() if torch.allclose(known[0], text, atol=1e-5))
+            row[..., :quarter] -= float(caption == "cat")
+            row[..., quarter:] -= float(caption == "clouds")
         said = right + wrong
-        return {"plain": said, "with a variance": torch.cat([said, said + 9], 1), "backwards": -said}[layout]
+        return ({"plain": said, "with a variance": torch.cat([said, said + 9], 1), "backwards": -said}[layout],)
 
-    monkeypatch.setattr(backbone, "forward", forward)
-    monkeypatch.setattr(backbone, "latents", lambda images, size: torch.zeros(1, 4, 8, 16))
     judge = ByError(levels=(500, 900), window=0.0)
-    # Captions of another length wait for a batch of their own.
-    monkeypatch.setattr(backbone, "prompt", lambda caption, prompts: SimpleNamespace(shape=len(caption)))
-    scores = judge.scores(segmenter, Image.new("RGB", (64, 32)), ["dog", "clouds", "cat"])
+    size = fit(image, 64, segmenter.backbone.size_multiple)
+    clean.append(segmenter.backbone.latents([image], size))
+    handle = pipeline.transformer.register_forward_hook(answer, with_kwargs=True)
+    scores = judge.scores(segmenter, image, names)
+    handle.remove()
     assert scores.tolist() == [0, 0.75, 0.25]
-    assert told == [(500, 0, 2), (500, 0, 1), (900, 1, 2), (900, 1, 1)]
+    # At each level all candidates have one noise, and it is not that of the other level.
+    assert [level for level, _ in told] == [500] * 3 + [900] * 3
+    first, second = told[0][1], told[3][1]
+    for level, noise in told:
+        torch.testing.assert_close(noise, first if level == 500 else second, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(first, second, atol=0.1)
 
 
 @pytest.mark.parametrize("family", ["sd15", "pixart_sigma", "sd3"])

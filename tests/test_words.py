@@ -106,6 +106,16 @@ def test_words_with_accents_in_either_form(form: Any) -> None:
     assert token_indices_of("\u0130stanbul".lower(), [whole(text)]) == [found[Word("istanbul")]]
 
 
+def test_a_word_is_found_as_it_is_written_before_it_is_found_in_another_number() -> None:
+    text = "a cat and cats"
+    places = [(match.start(), match.end()) for match in re.finditer(r"\w+", text)]
+    tokens = Tokens(text, tuple(places), (False,) * len(places))
+    assert occurrences("cat", [tokens]) == [(1,)]
+    assert occurrences("cats", [tokens]) == [(3,)]
+    # Where it is not written so, another number stands for it.
+    assert occurrences("dog", [Tokens("dogs", ((0, 4),), (False,))]) == [(0,)]
+
+
 def test_letters_that_composition_replaces_are_found() -> None:
     # A compatibility ideograph, and a Hebrew letter that is always taken apart.
     for text in ("\uf900", "\ufb2a"):

@@ -185,6 +185,7 @@ def compare(pipeline: Any, expected: Any, image: Make) -> None:
     np.testing.assert_allclose(masks(pipeline, image), masks(expected, image), atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pixart_sigma"])
 def test_loras_active_weighted_fused_and_gone(name: str, image: Make) -> None:
     pipeline = BUILDERS[name]()
