@@ -71,12 +71,12 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
         (7, (), "instead of 7"),
         (["cat"], None, "instead of None"),
         ({"cat": None}, (), 'synonyms of "cat" are a list: write [] instead of None'),
-        (["cat", None], (), "None is no name"),
+        (["cat", None], (), "None is not a name"),
     ],
 )
-def test_a_question_that_is_none(classes: Any, others: Any, told: str, bundled: Segmenter, image: Make) -> None:
+def test_a_question_that_is_none(classes: Any, background_classes: Any, told: str, bundled: Segmenter, image: Make) -> None:
     with pytest.raises(GocaError) as caught:
-        bundled(image(), classes, others)
+        bundled(image(), classes, background_classes)
     assert told in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 import goca.bundled
 from goca.diffusion.checkpoints import BUNDLED
 from goca.errors import GocaError
-from goca.text import token_spans as module
+from goca.text import nouns as module
 from goca.text.nouns import Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts
 from goca.text.plurals import plurals, singulars
 from goca.text.spelling import forms
@@ -110,10 +110,10 @@ def test_a_word_is_found_as_it_is_written_before_it_is_found_in_another_number()
     text = "a cat and cats"
     places = [(match.start(), match.end()) for match in re.finditer(r"\w+", text)]
     tokens = Tokens(text, tuple(places), (False,) * len(places))
-    assert occurrences("cat", [tokens]) == [(1,)]
-    assert occurrences("cats", [tokens]) == [(3,)]
+    assert token_indices_of("cat", [tokens]) == [(1,)]
+    assert token_indices_of("cats", [tokens]) == [(3,)]
     # Where it is not written so, another number stands for it.
-    assert occurrences("dog", [Tokens("dogs", ((0, 4),), (False,))]) == [(0,)]
+    assert token_indices_of("dog", [Tokens("dogs", ((0, 4),), (False,))]) == [(0,)]
 
 
 def test_letters_that_composition_replaces_are_found() -> None:
@@ -230,7 +230,7 @@ def test_a_noun_that_is_cut_off_is_named_or_nothing_is_cut(listed: list[str], li
     try:
         assert Asked(listed, tokenizer=trained, limit=limit).words.classes == whole
     except GocaError as error:
-        named = re.match(rf'"(.+)" stands behind the tokenizer\'s limit of {limit} tokens', str(error))
+        named = re.match(rf'"(.+)" is cut off by the tokenizer\'s limit of {limit} tokens', str(error))
         assert named
         assert [" ".join(name.split()) for name in listed].index(named[1]) in (safe - 1, safe)
     else:
@@ -498,9 +498,9 @@ def test_a_repeat_behind_the_limit_does_not_matter() -> None:
     ],
     ids=str,
 )
-def test_refused_lists(classes: Any, others: Any, parts: list[str]) -> None:
+def test_refused_lists(classes: Any, background_classes: Any, parts: list[str]) -> None:
     with pytest.raises(GocaError) as error:
-        parse_nouns(classes, others)
+        parse_nouns(classes, background_classes)
     refused(error, *parts)
 
 
@@ -514,8 +514,8 @@ def test_what_is_no_string_is_no_name(name: Any) -> None:
     spec.loader.exec_module(unchecked)
     for classes, others in ([["cat", name], []], [["cat"], [name]]):
         with pytest.raises(GocaError) as error:
-            unchecked.nouns(classes, others)
-        refused(error, repr(name), "no name")
+            unchecked.parse_nouns(classes, others)
+        refused(error, repr(name), "not a name")
 
 
 def test_names_stay_as_they_were_written() -> None:
@@ -599,7 +599,7 @@ def test_the_bundled_vocabulary_is_its_own_and_knows_its_plurals() -> None:
 def test_vocabulary_names_its_words_for_another() -> None:
     with pytest.raises(GocaError) as error:
         in_vocabulary(parse_nouns({"cat": [], "parrot": ["macaw"]})[0], KNOWN)
-    refused(error, '"parrot"', ", ".join(KNOWN), "--model", "real checkpoint")
+    refused(error, '"parrot"', ", ".join(KNOWN), "real checkpoint")
 
 
 def test_two_names_for_one_known_word_are_refused() -> None:

@@ -38,15 +38,12 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
             raise GocaError(
                 f'classes and background_classes are lists of names: write ["cat", "grass"] instead of {names!r}'
             )
-    by_class = classes if isinstance(classes, Mapping) else dict.fromkeys(classes, ())
-    if not isinstance(classes, Mapping) and len(by_class) < len(tuple(classes)):
-        repeated = next(name for index, name in enumerate(classes) if name in tuple(classes)[:index])
-        raise _named_twice(repeated)
-    for name, synonyms in by_class.items():
+    with_synonyms = classes.items() if isinstance(classes, Mapping) else [(name, ()) for name in classes]
+    for name, synonyms in with_synonyms:
         if not _is_list(synonyms):
             listed = [synonyms] if isinstance(synonyms, str) else []
             raise GocaError(f'the synonyms of "{name}" are a list: write {json.dumps(listed)} instead of {synonyms!r}')
-    class_nouns = tuple(Noun(name, (name, *synonyms)) for name, synonyms in by_class.items())
+    class_nouns = tuple(Noun(name, (name, *synonyms)) for name, synonyms in with_synonyms)
     background_nouns = tuple(Noun(name, (name,)) for name in background_classes)
     if not class_nouns:
         raise GocaError('no classes: name at least one thing to look for, such as "cat"')
@@ -59,13 +56,9 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
         if "," in word:
             raise GocaError(f'"{word}" contains a comma: name each class by itself')
         if plain(word) in keys:
-            raise _named_twice(word)
+            raise GocaError(f'"{word}" is named twice: every class, synonym and background class may appear once')
         keys.add(plain(word))
     return class_nouns, background_nouns
-
-
-def _named_twice(word: str) -> GocaError:
-    return GocaError(f'"{word}" is named twice: every class, synonym and background class may appear once')
 
 
 def _is_list(names: object) -> bool:

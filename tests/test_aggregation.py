@@ -1,4 +1,4 @@
-"""A readout of one pass: which feature layers are compared by, which layers count, and what is refused."""
+"""An aggregator of one pass: which feature layers are compared by, which layers count, and what is refused."""
 
 from dataclasses import replace
 from functools import cache
@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from asking import CAPTION, SIZE, Seen, ask
-from goca.maths.aggregate import Reference, layer_weight
+from maths_steps import layer_weight
 from torch import Tensor
 
 from goca import GOCA, GocaError, Recipe, Segmenter
 from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall
+from goca.maths.layers import Reference
 from goca.testing.tiny import BUILDERS
 from goca.text.nouns import Noun
 from goca.text.token_spans import find_noun_tokens
