@@ -302,7 +302,7 @@ def test_a_background_is_counted_at_the_fixed_threshold_and_along_the_sweep(
 
 def test_what_need_not_be_asked(bundled: Segmenter, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = toy(halves(scene))
-    monkeypatch.setattr(Segmenter, "_looks", None)
+    monkeypatch.setattr(Segmenter, "attend", None)
     alone, _ = counted(bundled, dataset, "sky, cat")
     assert (alone.counts or {})["none"] == ((0, 1, 64), (1, 1, 31 * 64), (2, 1, 31 * 64))
     nothing, protocol = counted(bundled, dataset, "sky, sand", "threshold=fixed")

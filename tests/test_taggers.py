@@ -15,6 +15,7 @@ from PIL import Image
 
 from goca import GocaError, Segmenter
 from goca import bundled as data
+from goca.diffusion.backbone import BackboneSession
 from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.tagging import Means, Preparing, Tagger, local, prepare, tagger_named
@@ -378,7 +379,7 @@ def test_errors_are_compared_place_by_place(layout: str, monkeypatch: pytest.Mon
     backbone = segmenter.backbone
     told = []
 
-    def forward(latents: Any, captions: Sequence[str], level: int, seed: int, *unused: Any) -> torch.Tensor:
+    def forward(session: Any, latents: Any, captions: Sequence[str], level: int, seed: int, sink: Any) -> torch.Tensor:
         told.append((level, seed, len(captions)))
         right = target(backbone.pipeline.scheduler, latents, level, seed)
         wrong = torch.ones(len(captions), 1, 8, 16)
@@ -388,11 +389,11 @@ def test_errors_are_compared_place_by_place(layout: str, monkeypatch: pytest.Mon
         said = right + wrong
         return {"plain": said, "with a variance": torch.cat([said, said + 9], 1), "backwards": -said}[layout]
 
-    monkeypatch.setattr(backbone, "forward", forward)
+    monkeypatch.setattr(BackboneSession, "forward", forward)
     monkeypatch.setattr(backbone, "latents", lambda images, size: torch.zeros(1, 4, 8, 16))
     judge = ByError(levels=(500, 900), window=0.0)
     # Captions of another length wait for a batch of their own.
-    monkeypatch.setattr(backbone, "prompt", lambda caption, prompts: SimpleNamespace(shape=len(caption)))
+    monkeypatch.setattr(BackboneSession, "prompt", lambda session, caption: SimpleNamespace(shape=len(caption)))
     scores = judge.scores(segmenter, Image.new("RGB", (64, 32)), ["dog", "clouds", "cat"])
     assert scores.tolist() == [0, 0.75, 0.25]
     assert told == [(500, 0, 2), (500, 0, 1), (900, 1, 2), (900, 1, 1)]

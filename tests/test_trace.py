@@ -76,7 +76,7 @@ def test_one_step_is_what_a_readout_of_that_pass_says(pipe: Any) -> None:
         make(pipe, guidance_scale=1.0, latents=noisy)
     image = tr[0]
     readout = AttentionAggregator(image.collected.plan, NounTokens(PROMPT, (), (), ()), image.collected.grid)
-    backbone.forward(clean, [PROMPT], timestep, 7, lambda index, call: readout.add(call), {})
+    backbone.session().forward(clean, [PROMPT], timestep, 7, lambda index, call: readout.add(call))
     expected = readout.global_map()[list(image.collected.columns)]
     torch.testing.assert_close(total(image), expected, rtol=1e-4, atol=1e-6)
     assert image.steps[0].layers == pytest.approx(readout.layer_weights(), rel=1e-4)
