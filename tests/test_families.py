@@ -272,7 +272,7 @@ def test_what_a_pipeline_sets_on_its_tokenizer_counts_and_is_given_back() -> Non
     assert pipeline.tokenizer.padding_side == "left"
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_TRANSFORMER if Backbone(BUILDERS[name]()).longest is not None])
+@pytest.mark.parametrize("name", [name for name in WITH_TRANSFORMER if Backbone(BUILDERS[name]()).max_side is not None])
 @pytest.mark.parametrize("size", [(250, 64), (64, 250), (97, 97)])
 def test_no_image_is_shown_beyond_the_model_s_positions(
     name: str, size: tuple[int, int], image: Callable[..., Image.Image]

@@ -235,9 +235,10 @@ def test_windows_keep_queries_and_keys_instead_of_matrices(bundled: Segmenter, i
         known = {id(tensor) for tensor in alive(torch.Tensor)}
         with torch.no_grad():
             (attention,) = segmenter.attend([prepared], [latents], 100, 0, session)
+            attention.token_mass()
         assert len(attention.aggregators) == len(prepared.tiles)
         kept = [tensor for tensor in alive(torch.Tensor) if id(tensor) not in known and tensor.ndim == 2]
-        return sum(tensor.shape[0] == tensor.shape[1] >= 16 * 16 for tensor in kept)
+        return sum(tensor.shape[0] == tensor.shape[1] >= 200 for tensor in kept)
 
     assert matrices(window=False) == 1
     assert matrices(window=True) == 0
@@ -411,3 +412,11 @@ def test_a_check_reads_no_image_and_encodes_for_the_stream(sd15: Any, image: Mak
     assert len(encodings) == encoded
     with pytest.raises(GocaError, match="named twice"):
         segmenter.check(["cat", "cat"])
+
+
+def test_images_of_different_shapes_with_different_numbers_of_windows(bundled: Segmenter, image: Make) -> None:
+    windowed = Segmenter(bundled.backbone, options=Options(window=True), batch=3)
+    shapes = [(64, 64), (100, 64), (64, 110)]
+    results = windowed([image(*shape) for shape in shapes], classes=["cat", "grass"])
+    assert [result.labels.shape for result in results] == [(height, width) for width, height in shapes]
+    assert [any("windows" in note for note in result.plan.notes) for result in results] == [False, True, True]

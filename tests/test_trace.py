@@ -570,7 +570,7 @@ def test_a_word_that_is_not_in_the_prompt(traced: Trace) -> None:
     for name in (5, None, ["cat"]):
         with pytest.raises(GocaError, match=r'is no word: give one of the prompt, such as "cat"$'):
             traced[0]._asked(name, None)
-    with pytest.raises(GocaError, match="every pixel would be it"):
+    with pytest.raises(GocaError, match="every pixel would be labelled"):
         traced.segment(["cat"], background=None)
 
 

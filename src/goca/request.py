@@ -144,12 +144,12 @@ def find_tokens(
                 background_classes = defaults
                 names = ", ".join(noun.name for noun in defaults)
                 notes.append(f"one noun alone: {names} added as background classes")
+    written = None if request.caption is None else normalize("NFC", request.caption)
     prompts = []
     for group in groups:
-        written = request.caption is not None
-        caption = normalize("NFC", request.caption) if written else caption_of((*group, *background_classes))
+        caption = caption_of((*group, *background_classes)) if written is None else written
         texts = backbone.texts(session.prompt(caption))
-        prompts.append(words(caption, texts, group, background_classes, named=written))
+        prompts.append(words(caption, texts, group, background_classes, named=written is not None))
     if any(len(tokens.nouns) == 1 for tokens in prompts):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(prompts), notes
@@ -205,12 +205,12 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
     return Windows.whole(grid), (image,), size
 
 
-PromptedImage = tuple[PreparedImage, NounTokens, Float[Tensor, "window channel height width"]]
+PromptedImage = tuple[PreparedImage, NounTokens, Float[Tensor, "_window _channel _height _width"]]
 """An image, the nouns' tokens of one of its prompts, and its encoded windows."""
 
 
 def batched_by_windows(
-    prepared: Sequence[PreparedImage], latents: Sequence[Float[Tensor, "window channel height width"]], batch: int
+    prepared: Sequence[PreparedImage], latents: Sequence[Float[Tensor, "_window _channel _height _width"]], batch: int
 ) -> Iterator[list[PromptedImage]]:
     """Every image under every prompt, in lists of at most `batch` windows; an image's windows stay together."""
     prompted: list[PromptedImage] = []

@@ -102,7 +102,7 @@ class Segmenter(PlannedModel):
     def attend(
         self,
         images: Sequence[PreparedImage],
-        latents: Sequence[Float[Tensor, "window channel height width"]],
+        latents: Sequence[Float[Tensor, "_window _channel _height _width"]],
         timestep: int,
         seed: int,
         session: BackboneSession,
