@@ -72,7 +72,7 @@ def ask(pipeline: Any) -> Seen:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
     handles = [backbone.denoiser.register_forward_hook(enter, with_kwargs=True)]
     handles += [layer.register_forward_hook(keep(block)) for block, layer in layers.items()]
-    output = backbone.forward(backbone.latents([image], SIZE), [CAPTION], TIMESTEP, 0, sink, {})
+    output = backbone.session().forward(backbone.latents([image], SIZE), [CAPTION], TIMESTEP, 0, sink)
     for handle in handles:
         handle.remove()
     ((args, kwargs),) = inputs

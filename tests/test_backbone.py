@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.backbone import Backbone
+from goca.diffusion.backbone import MAX_PROMPTS, Backbone, BatchItem
 from goca.diffusion.timesteps import add_noise
 from goca.errors import GocaError
 
@@ -67,7 +68,7 @@ def test_one_pass_on_the_exact_noisy_latent(pipeline: Any, image: Make) -> None:
     backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
     latents = backbone.latents([image(seed=0), image(seed=1)], SIZE)
     assert latents.shape == (2, 4, 32, 48)
-    output = backbone.forward(latents, CAPTIONS, 100, 7, ignore, {})
+    output = backbone.session().forward(latents, CAPTIONS, 100, 7, ignore)
     assert len(spy.calls) == 1
     (sample, timestep), kwargs = spy.calls[0]
     assert int(timestep) == 100
@@ -88,7 +89,7 @@ def test_size_conditions_of_sdxl_are_the_pipeline_s_own(image: Make) -> None:
 
     pipeline = sdxl()
     backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
-    backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    backbone.session().forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore)
     conditions = spy.calls[0][1]["added_cond_kwargs"]
     assert conditions["time_ids"].tolist() == [[64.0, 96.0, 0.0, 0.0, 64.0, 96.0]]
     assert conditions["text_embeds"].shape == (1, 32)
@@ -96,7 +97,7 @@ def test_size_conditions_of_sdxl_are_the_pipeline_s_own(image: Make) -> None:
 
 def test_a_pass_with_the_tap_equals_one_without(pipeline: Any, image: Make) -> None:
     backbone, spy = Backbone(pipeline), Spy(pipeline.unet)
-    output = backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    output = backbone.session().forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore)
     args, kwargs = spy.calls[0]
     with torch.no_grad():
         assert torch.equal(pipeline.unet(*args, **kwargs)[0], output)
@@ -106,7 +107,7 @@ def test_everything_is_given_back(pipeline: Any, image: Make) -> None:
     warm(pipeline)
     before = state(pipeline)
     backbone = Backbone(pipeline)
-    backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore, {})
+    backbone.session().forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, ignore)
     assert state(pipeline) == before
 
 
@@ -136,26 +137,29 @@ def test_everything_is_given_back_after_an_exception_at(stage: str, sd15: Any, i
     before = state(sd15)
     backbone = Backbone(sd15)
     with pytest.raises(BoomError):
-        backbone.forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, sink, {})
+        backbone.session().forward(backbone.latents([image()], SIZE), CAPTIONS[:1], 100, 0, sink)
     assert state(sd15) == before
 
 
 def test_a_caption_is_encoded_once_however_many_images_share_it(pipeline: Any, image: Make) -> None:
     backbone, spy = Backbone(pipeline), Spy(pipeline.text_encoder)
-    prompts: dict[str, Any] = {}
+    session = backbone.session()
     latents = backbone.latents([image(seed=seed) for seed in range(3)], SIZE)
     for _ in range(2):
-        backbone.forward(latents, [CAPTIONS[0]] * 3, 100, 0, ignore, prompts)
-    backbone.forward(backbone.latents([image()], (32, 32)), CAPTIONS[:1], 50, 0, ignore, prompts)
+        session.forward(latents, [CAPTIONS[0]] * 3, 100, 0, ignore)
+    session.forward(backbone.latents([image()], (32, 32)), CAPTIONS[:1], 50, 0, ignore)
     assert len(spy.calls) == 1
+    # The user may have exchanged the text encoder in between.
+    backbone.session().forward(latents, [CAPTIONS[0]] * 3, 100, 0, ignore)
+    assert len(spy.calls) == 2
 
 
 def test_an_image_does_not_depend_on_its_batch(pipeline: Any, image: Make) -> None:
     backbone = Backbone(pipeline)
     latents = backbone.latents([image(seed=0), image(seed=1)], SIZE)
-    together = backbone.forward(latents, CAPTIONS, 100, 0, ignore, {})
+    together = backbone.session().forward(latents, CAPTIONS, 100, 0, ignore)
     for index in range(2):
-        alone = backbone.forward(latents[index : index + 1], CAPTIONS[index : index + 1], 100, 0, ignore, {})
+        alone = backbone.session().forward(latents[index : index + 1], CAPTIONS[index : index + 1], 100, 0, ignore)
         torch.testing.assert_close(alone[0], together[index], rtol=1e-4, atol=1e-5)
 
 
@@ -166,7 +170,7 @@ def test_half_precision(pipeline: Any, dtype: torch.dtype, image: Make) -> None:
     pipeline.to(dtype=dtype)
     latents = backbone.latents([image()], SIZE)
     torch.testing.assert_close(latents, exact, rtol=0.05, atol=0.02)
-    output = backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
+    output = backbone.session().forward(latents, CAPTIONS[:1], 100, 0, ignore)
     assert output.dtype == dtype
     assert bool(torch.isfinite(output).all())
     assert pipeline.vae.dtype == dtype
@@ -193,9 +197,9 @@ SAMPLERS = [DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, UniPCMultistep
 def test_any_sampler_sees_the_same_latent(sampler: Any, sd15: Any, image: Make) -> None:
     reference = Backbone(sd15)
     latents = reference.latents([image()], SIZE)
-    expected = reference.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
+    expected = reference.session().forward(latents, CAPTIONS[:1], 100, 0, ignore)
     sd15.scheduler = sampler.from_config(sd15.scheduler.config)
-    assert torch.equal(Backbone(sd15).forward(latents, CAPTIONS[:1], 100, 0, ignore, {}), expected)
+    assert torch.equal(Backbone(sd15).session().forward(latents, CAPTIONS[:1], 100, 0, ignore), expected)
 
 
 def test_our_noise_is_what_euler_shows_its_model() -> None:
@@ -211,7 +215,7 @@ def test_our_noise_is_what_euler_shows_its_model() -> None:
 @pytest.mark.parametrize("timestep", [-1, 1000])
 def test_a_level_out_of_range_is_refused(timestep: int, sd15: Any) -> None:
     with pytest.raises(GocaError, match="0 to 999"):
-        Backbone(sd15).forward(torch.zeros(1, 4, 8, 8), CAPTIONS[:1], timestep, 0, ignore, {})
+        Backbone(sd15).session().forward(torch.zeros(1, 4, 8, 8), CAPTIONS[:1], timestep, 0, ignore)
 
 
 def test_pipelines_that_cannot_be_read_are_refused_by_name(sd15: Any) -> None:
@@ -228,18 +232,42 @@ def test_pipelines_that_cannot_be_read_are_refused_by_name(sd15: Any) -> None:
         Backbone(object())
 
 
+def test_a_constructor_runs_nothing(pipeline: Any) -> None:
+    spies = [Spy(part) for part in (pipeline.unet, pipeline.vae.encoder, pipeline.text_encoder)]
+    Backbone(pipeline)
+    assert [spy.calls for spy in spies] == [[], [], []]
+
+
+def unlisted(pipeline: Any) -> Any:
+    """The pipeline with a denoiser that differs by its class's name alone."""
+    pipeline.unet.__class__ = type("FutureUNet", (type(pipeline.unet),), {})
+    return pipeline
+
+
+def test_an_unlisted_denoiser_is_refused_and_may_be_given_a_family(sd15: Any, image: Make) -> None:
+    listed = Backbone(sd15)
+    latents = listed.latents([image()], SIZE)
+    expected = listed.session().forward(latents, CAPTIONS[:1], 100, 0, ignore)
+    with pytest.raises(GocaError, match=r"StableDiffusionPipeline is not supported.* probe") as refusal:
+        Backbone(unlisted(sd15))
+    assert refusal.value.hint == "probe"
+    backbone = Backbone(sd15, "mine", family=listed.family)
+    assert backbone.name == "mine"
+    assert torch.equal(backbone.session().forward(latents, CAPTIONS[:1], 100, 0, ignore), expected)
+
+
 @pytest.mark.parametrize("compile_it", [lambda unet: torch.compile(unet, backend="eager"), None])
 def test_a_compiled_denoiser(compile_it: Any, sd15: Any, image: Make) -> None:
     backbone = Backbone(sd15)
     latents = backbone.latents([image()], SIZE)
-    expected = backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {})
+    expected = backbone.session().forward(latents, CAPTIONS[:1], 100, 0, ignore)
     if compile_it is None:
         sd15.unet.compile(backend="eager")
     else:
         sd15.unet = compile_it(sd15.unet)
     seen: list[str] = []
     before = state(sd15)
-    output = Backbone(sd15).forward(latents, CAPTIONS[:1], 100, 0, lambda _, call: seen.append(call.block), {})
+    output = Backbone(sd15).session().forward(latents, CAPTIONS[:1], 100, 0, lambda _, call: seen.append(call.block))
     assert torch.equal(output, expected)
     assert len(seen) == 2 * len(backbone.blocks)
     assert state(sd15) == before
@@ -250,12 +278,12 @@ def test_two_threads_share_one_pipeline(pipeline: Any, image: Make) -> None:
     before = state(pipeline)
     backbones = [Backbone(pipeline), Backbone(pipeline)]
     latents = backbones[0].latents([image()], SIZE)
-    expected = [backbones[0].forward(latents, [caption], 100, 0, ignore, {}) for caption in CAPTIONS]
+    expected = [backbones[0].session().forward(latents, [caption], 100, 0, ignore) for caption in CAPTIONS]
     wrong: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(4):
-            output = backbones[index].forward(latents, [CAPTIONS[index]], 100, 0, ignore, {})
+            output = backbones[index].session().forward(latents, [CAPTIONS[index]], 100, 0, ignore)
             if not torch.equal(output, expected[index]):
                 wrong.append(index)
 
@@ -273,17 +301,60 @@ def test_a_pass_may_end_with_the_last_attention(pipeline: Any, image: Make) -> N
     latents = backbone.latents([image()], SIZE)
     ends: list[str] = []
     pipeline.unet.conv_out.register_forward_hook(lambda *_: ends.append("conv_out"))
-    seen: dict[bool, list[AttentionCall]] = {True: [], False: []}
+    seen: dict[bool, list[AttentionCall]] = {False: [], True: []}
     outputs = [
-        backbone.forward(latents, CAPTIONS[:1], 100, 0, lambda _, call, to=seen[end]: to.append(call), {}, end)
-        for end in (True, False)
+        backbone.session().forward(
+            latents, CAPTIONS[:1], 100, 0, lambda _, call, to=seen[early]: to.append(call), early
+        )
+        for early in (False, True)
     ]
     assert outputs[0] is not None
     assert outputs[1] is None
     assert ends == ["conv_out"]
-    for whole, short in zip(seen[True], seen[False], strict=True):
+    for whole, short in zip(seen[False], seen[True], strict=True):
         assert (whole.block, whole.kind) == (short.block, short.kind)
         assert torch.equal(whole.q, short.q)
     # Parts that are moved to and fro have to be put back, so there the pass is whole.
     pipeline.unet.mid_block._hf_hook = object()
-    assert backbone.forward(latents, CAPTIONS[:1], 100, 0, ignore, {}, False) is not None
+    assert backbone.session().forward(latents, CAPTIONS[:1], 100, 0, ignore, stop_early=True) is not None
+
+
+def test_a_run_groups_what_can_share_a_pass(sd15: Any, image: Make) -> None:
+    backbone, batches = Backbone(sd15), list[int]()
+    sd15.unet.conv_in.register_forward_hook(lambda module, args, output: batches.append(len(output)))
+    seen: dict[int, list[AttentionCall]] = {}
+
+    def item(index: int, size: tuple[int, int], caption: str, timestep: int = 100, seed: int = 0) -> BatchItem:
+        sink = seen.setdefault(index, []).append
+        return BatchItem(backbone.latents([image(seed=index)], size), size, caption, timestep, seed, sink)
+
+    wide, tall = (64, 96), (96, 64)
+    items = [
+        item(0, wide, CAPTIONS[0]),
+        item(1, tall, CAPTIONS[0]),
+        item(2, wide, CAPTIONS[1]),
+        item(3, wide, CAPTIONS[0]),
+        item(4, wide, CAPTIONS[0], timestep=50),
+        item(5, wide, CAPTIONS[0], seed=1),
+    ]
+    backbone.session().run(items, batch=2)
+    assert batches == [2, 1, 1, 1, 1]
+    # Each row's attention goes to its own sink, as if it had been alone.
+    for index, row in enumerate(items):
+        alone: list[AttentionCall] = []
+        backbone.session().run([replace(row, sink=alone.append)], batch=1)
+        assert [call.block for call in seen[index]] == [call.block for call in alone]
+        for ours, theirs in zip(seen[index], alone, strict=True):
+            torch.testing.assert_close(ours.q, theirs.q, rtol=1e-4, atol=1e-5)
+
+
+def test_a_session_keeps_the_last_captions(sd15: Any) -> None:
+    spy, session = Spy(sd15.text_encoder), Backbone(sd15).session()
+    captions = [f"thing number {index}" for index in range(MAX_PROMPTS + 1)]
+    for caption in captions:
+        session.prompt(caption)
+    encoded = len(spy.calls)
+    session.prompt(captions[-1])
+    assert len(spy.calls) == encoded == len(captions)
+    session.prompt(captions[0])
+    assert len(spy.calls) == encoded + 1

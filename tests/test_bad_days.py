@@ -1,4 +1,4 @@
-"""Odd images, odd questions and two askers at once, through the whole library."""
+"""Odd images, odd requests and two threads at once, through the whole library."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jaxtyping import config
 from PIL import Image
 
 from goca import GOCA, GocaError, Segmentation, Segmenter
-from goca.recipe import Options
+from goca.plan import Options
 
 Make = Callable[..., Image.Image]
 ASK: dict[str, Any] = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
@@ -53,8 +53,9 @@ def test_12000_by_40_is_seen_whole(bundled: Segmenter) -> None:
     height, width = result.scores.grid.shape[1:]
     assert width / height == pytest.approx(1112 / 8, rel=0.2)
     windowed = Segmenter(bundled.backbone, GOCA, Options(window=True), 4)
-    with pytest.raises(GocaError, match=r"12000 x 40 px would take more than 64 windows.*without window \(--window\)"):
+    with pytest.raises(GocaError, match=r"12000 x 40 px would take more than 64 windows.*without window") as caught:
         windowed(strip, **ASK)
+    assert caught.value.hint == "window"
 
 
 @pytest.fixture
@@ -74,7 +75,9 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
         (["cat", None], (), "None is not a name"),
     ],
 )
-def test_a_question_that_is_none(classes: Any, background_classes: Any, told: str, bundled: Segmenter, image: Make) -> None:
+def test_a_request_that_is_none(
+    classes: Any, background_classes: Any, told: str, bundled: Segmenter, image: Make
+) -> None:
     with pytest.raises(GocaError) as caught:
         bundled(image(), classes, background_classes)
     assert told in str(caught.value)
@@ -88,7 +91,7 @@ def result(bundled: Segmenter) -> Segmentation:
 @pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize("size", [(0, 5), (5, -1), (5,), (5, 5, 5), (2.5, 5), 5, None], ids=str)
 def test_scores_at_no_size(size: Any, result: Segmentation) -> None:
-    with pytest.raises(GocaError, match="is no size: give"):
+    with pytest.raises(GocaError, match="is not a size: give"):
         result.scores.at(size)
 
 
@@ -102,7 +105,7 @@ def test_two_threads_ask_one_pipeline(sd15: Any, image: Make) -> None:
     segmenters = [Segmenter.from_pipeline(sd15, size=64), Segmenter.from_pipeline(sd15, recipe="vanilla", size=64)]
     asked = [["cat", "grass"], ["dog", "sky", "traffic light"]]
     images = [image(seed=seed) for seed in range(2)]
-    alone = [one(images, names) for one, names in zip(segmenters, asked, strict=True)]
+    alone = [segmenter(images, names) for segmenter, names in zip(segmenters, asked, strict=True)]
     together: list[Any] = [None, None]
 
     def ask(index: int) -> None:
@@ -114,7 +117,18 @@ def test_two_threads_ask_one_pipeline(sd15: Any, image: Make) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        for found, expected in zip(together, alone, strict=True):
-            for one, other in zip(found, expected, strict=True):
-                assert np.array_equal(one.labels, other.labels)
-                np.testing.assert_array_equal(one.scores.grid, other.scores.grid)
+        for results, expected in zip(together, alone, strict=True):
+            for result, other in zip(results, expected, strict=True):
+                assert np.array_equal(result.labels, other.labels)
+                np.testing.assert_array_equal(result.scores.grid, other.scores.grid)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize(
+    "setting", [{"timestep": 10.5}, {"timestep": (50, 2.5)}, {"size": "64"}, {"seeds": 1.5}], ids=str
+)
+def test_a_setting_that_is_not_a_whole_number(setting: dict[str, Any], sd15: Any) -> None:
+    (name,) = setting
+    with pytest.raises(GocaError, match="not a whole number") as caught:
+        Segmenter.from_pipeline(sd15, **setting)
+    assert caught.value.hint == name

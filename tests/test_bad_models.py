@@ -69,7 +69,7 @@ def test_a_pipeline_that_wants_an_image_to_start_from(sd15: Any) -> None:
 
 @pytest.mark.parametrize("name", ["", "nothing/here/at/all", "./nowhere", "one-word"])
 def test_a_name_of_nothing(name: str) -> None:
-    with pytest.raises(GocaError, match=r"no model|no diffusers pipeline"):
+    with pytest.raises(GocaError, match=r"no model|not a diffusers pipeline"):
         Segmenter.from_pretrained(name)
 
 
@@ -90,7 +90,7 @@ def test_an_offloaded_denoiser(sd15: Any, image: Make) -> None:
 @pytest.mark.parametrize(
     ("index", "kind"),
     [
-        ({"_class_name": "BriaPipeline", "transformer": ["diffusers", "BriaTransformer2DModel"]}, "BriaPipeline"),
+        ({"_class_name": "FuturePipeline", "transformer": ["diffusers", "FutureTransformer2DModel"]}, "FuturePipeline"),
         ({"_class_name": "StableCascadePriorPipeline", "prior": ["diffusers", "Prior"]}, "StableCascadePriorPipeline"),
     ],
 )
@@ -180,8 +180,9 @@ def test_out_of_memory_names_the_knobs(part: str, error: Exception, sd15: Any, i
         raise error
 
     (sd15.vae.encoder if part == "vae" else sd15.unet).register_forward_pre_hook(exhausted)
-    with pytest.raises(GocaError, match=r'batch 3 and size 64: lower one of them, or load .* "float16" \(--dtype\)'):
+    with pytest.raises(GocaError, match=r'batch 3 and size 64: lower one of them, or load .* "float16"') as caught:
         Segmenter.from_pipeline(sd15, size=64, batch=3)(image(), **ASK)
+    assert caught.value.hint == "dtype"
 
 
 def test_a_model_that_does_not_fit_its_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +190,25 @@ def test_a_model_that_does_not_fit_its_device(folder: Path, monkeypatch: pytest.
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(DiffusionPipeline, "to", exhausted)
-    with pytest.raises(GocaError, match=r'does not fit cpu: load it with dtype "float16" \(--dtype\)'):
+    with pytest.raises(GocaError, match='does not fit cpu: load it with dtype "float16"') as caught:
         Segmenter.from_pretrained(folder, device="cpu")
+    assert caught.value.hint == "dtype"
+
+
+def test_a_whole_pipeline_of_no_listed_family_is_refused_before_its_weights_are_read(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["unet"][1] = "FutureUNet"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(GocaError, match="StableDiffusionPipeline is not supported") as caught:
+        Segmenter.from_pretrained(folder)
+    assert caught.value.hint == "probe"
 
 
 def test_a_size_far_beyond_what_it_was_trained_at(sd15: Any) -> None:
     assert Segmenter.from_pipeline(sd15, size=256).plan.size == 256
-    with pytest.raises(GocaError, match=r"size 257 is too large: .* trained at 64 px a side, so give 256 or less"):
+    with pytest.raises(
+        GocaError, match=r"size 257 is too large: .* trained at 64 px a side, so give 256 or less"
+    ) as caught:
         Segmenter.from_pipeline(sd15, size=257)
+    assert caught.value.hint == "window"

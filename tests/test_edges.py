@@ -11,10 +11,8 @@ from PIL import Image
 from torch import Tensor
 from yardsticks import Allocations, bilinear_matrix
 
-from goca.errors import GocaError
 from goca.maths.background import Background, constant, label, maximum, none, offset
-from goca.maths.edges import EPSILON, Edges, GuidedFilter, box
-from goca.recipe import Options
+from goca.maths.edges import EPSILON, Edges, GuidedFilter, box, label_along_edges
 from goca.segmenter import Segmenter
 
 RULES = [offset, maximum, constant, none]
@@ -218,11 +216,6 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Call
     )
     assert np.array_equal(along.labels, expected.numpy())
     assert not np.array_equal(along.labels, plain.labels)
-
-
-def test_edges_are_no_word() -> None:
-    with pytest.raises(GocaError, match="refine_edges"):
-        Options.of(edges="guided")
 
 
 def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:

@@ -113,31 +113,29 @@ class Raw(TorchFunctionMode):
         return output
 
 
-def listened(
+def aggregated(
     pipeline: Any, recipe: Recipe, image: Image.Image, grid: Grid = (13, 11)
 ) -> tuple[AttentionAggregator, list[AttentionCall], list[Tensor]]:
-    """A readout that has listened to one pass, what the tap told, and what every attention gave."""
+    """The aggregator of one pass, what the hook reported, and what every attention returned."""
     segmenter = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)
-    backbone, prompts = segmenter.backbone, {}
+    session = segmenter.backbone.session()
     caption = "cat, traffic light, grass"
-    found = find_noun_tokens(
-        caption, backbone.texts(backbone.prompt(caption, prompts)), NOUNS[:2], NOUNS[2:], named=False
-    )
-    readout, calls = AttentionAggregator(segmenter.plan, found, grid), []
+    found = words(caption, session.backbone.texts(session.prompt(caption)), NOUNS[:2], NOUNS[2:], named=False)
+    aggregator, calls = AttentionAggregator(segmenter.plan, found, grid), []
 
     def sink(_: int, call: AttentionCall) -> None:
         calls.append(call)
-        readout.add(call)
+        aggregator.add(call)
 
-    latents = backbone.latents([image], (64, 64))
+    latents = session.backbone.latents([image], (64, 64))
     with torch.no_grad(), Raw() as raw:
-        backbone.forward(latents, [caption], 100, 0, sink, prompts)
-    return readout, calls, raw.outputs
+        session.forward(latents, [caption], 100, 0, sink)
+    return aggregator, calls, raw.outputs
 
 
 @pytest.mark.parametrize(("name", "text_first"), [("flux", True), ("sd3", False)])
 def test_the_texts_output_is_the_rest_of_what_joint_attention_gave(name: str, text_first: bool, image: Make) -> None:
-    _, calls, outputs = listened(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, image())
+    _, calls, outputs = aggregated(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, image())
     joint = [call for call in calls if call.kind == "joint"]
     whole = [(call.text_output, call.output) if text_first else (call.output, call.text_output) for call in joint]
     seen = [output[0] for output in outputs if output.shape[0] == 1]
@@ -147,7 +145,7 @@ def test_the_texts_output_is_the_rest_of_what_joint_attention_gave(name: str, te
 
 
 def test_other_attention_gives_the_text_nothing(sd15: Any, image: Make) -> None:
-    _, calls, _ = listened(sd15, DIFFSEGMENTER, image())
+    _, calls, _ = aggregated(sd15, DIFFSEGMENTER, image())
     assert {call.kind for call in calls} == {"self", "cross"}
     assert all(call.text_output is None for call in calls)
 
@@ -164,7 +162,7 @@ def test_diffsegmenter_is_a_value() -> None:
 
 def test_diffsegmenter_is_the_loop_over_what_the_tap_saw(sd15: Any, image: Make) -> None:
     common = (67, 61)
-    readout, calls, _ = listened(sd15, DIFFSEGMENTER, image(), common)
+    aggregator, calls, _ = aggregated(sd15, DIFFSEGMENTER, image(), common)
     grids: dict[Grid, list[Tensor]] = {}
     for call in calls:
         if call.kind == "cross":
@@ -177,8 +175,8 @@ def test_diffsegmenter_is_the_loop_over_what_the_tap_saw(sd15: Any, image: Make)
         weights[grid] * stretched(bilinear_matrix(grid, common) @ torch.stack(maps).mean(0))
         for grid, maps in grids.items()
     ) / sum(weights.values())
-    equal(readout.global_map(), expected.T.reshape(-1, *common), atol=1e-3)  # almost flat maps, stretched
-    told = readout.layer_weights()
+    equal(aggregator.global_map(), expected.T.reshape(-1, *common), atol=1e-3)  # almost flat maps, stretched
+    told = aggregator.layer_weights()
     cross = [call for call in calls if call.kind == "cross"]
     assert set(told) == {call.block for call in cross}
     for call in cross:
@@ -217,44 +215,44 @@ def slow_concepts(call: AttentionCall, nouns: tuple[tuple[int, ...], ...]) -> Te
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "z_image", "qwen_image", "hidream"])
 def test_concept_attention_is_the_loop_over_what_the_tap_saw(name: str, image: Make) -> None:
-    readout, calls, _ = listened(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, image())
+    aggregator, calls, _ = aggregated(JOINT_BUILDERS[name](), CONCEPT_ATTENTION, image())
     joint = [call for call in calls if call.kind == "joint"]
-    nouns = readout.words.nouns
+    nouns = aggregator.tokens.nouns
     layers = [bilinear_matrix(call.grid, (13, 11)) @ slow_concepts(call, nouns) for call in joint]
     expected = torch.stack(layers).mean(0).T.reshape(len(nouns), 13, 11)
-    found = readout.token_mass().raw
+    found = aggregator.token_mass().raw
     equal(found, expected)
     equal(found.sum(0), torch.ones(13, 11))
     assert float((found - found.mean((1, 2), keepdim=True)).abs().max()) > 0
-    assert readout.layer_weights() == {call.block: pytest.approx(1 / len(joint)) for call in joint}
+    assert aggregator.layer_weights() == {call.block: pytest.approx(1 / len(joint)) for call in joint}
 
 
 def test_concept_attention_of_some_blocks(image: Make) -> None:
     pipeline = JOINT_BUILDERS["flux"]()
     blocks = Segmenter.from_pipeline(pipeline).backbone.blocks
-    readout, calls, _ = listened(pipeline, replace(CONCEPT_ATTENTION, cross=blocks[1:2]), image())
+    aggregator, calls, _ = aggregated(pipeline, replace(CONCEPT_ATTENTION, cross=blocks[1:2]), image())
     (only,) = (call for call in calls if call.block == blocks[1])
-    expected = bilinear_matrix(only.grid, (13, 11)) @ slow_concepts(only, readout.words.nouns)
-    equal(readout.token_mass().raw, expected.T.reshape(-1, 13, 11))
+    expected = bilinear_matrix(only.grid, (13, 11)) @ slow_concepts(only, aggregator.tokens.nouns)
+    equal(aggregator.token_mass().raw, expected.T.reshape(-1, 13, 11))
 
 
 def test_another_method_may_take_the_same_maps(image: Make) -> None:
     """Agreement of layers and refinement, on maps of the output space: a value like any other."""
     recipe = replace(CONCEPT_ATTENTION, layers="agreement", refine="from_model", order=1, rescale=("blur", "minmax"))
-    readout, calls, _ = listened(JOINT_BUILDERS["flux"](), recipe, image())
-    weights = readout.layer_weights()
+    aggregator, calls, _ = aggregated(JOINT_BUILDERS["flux"](), recipe, image())
+    weights = aggregator.layer_weights()
     assert len(set(weights.values())) > 1
     joint = {call.block: call for call in calls if call.kind == "joint"}
     layers = [
-        weight * bilinear_matrix(joint[block].grid, (13, 11)) @ slow_concepts(joint[block], readout.words.nouns)
+        weight * bilinear_matrix(joint[block].grid, (13, 11)) @ slow_concepts(joint[block], aggregator.tokens.nouns)
         for block, weight in weights.items()
     ]
     # A `WeightedSum` has the tokens of a pixel sum to 1: a noun of two tokens counts twice.
     summed = torch.stack(layers).sum(0)
-    tokens = torch.tensor([len(columns) for columns in readout.words.nouns])
+    tokens = torch.tensor([len(columns) for columns in aggregator.tokens.nouns])
     expected = summed / (summed * tokens).sum(1, keepdim=True)
-    equal(readout.token_mass().raw, expected.T.reshape(-1, 13, 11))
-    assert readout.affinity.layers > 0
+    equal(aggregator.token_mass().raw, expected.T.reshape(-1, 13, 11))
+    assert aggregator.affinity.layers > 0
 
 
 def test_concept_attention_labels_an_image(image: Make) -> None:

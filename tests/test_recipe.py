@@ -14,6 +14,7 @@ from goca.errors import GocaError
 from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
+from goca.plan import Options, Plan, plan
 from goca.recipe import (
     CONCEPT_ATTENTION,
     DAAM,
@@ -24,10 +25,7 @@ from goca.recipe import (
     GOCA_COMPOUND,
     RECIPES,
     VANILLA,
-    Options,
-    Plan,
     Recipe,
-    plan,
     recipe_named,
 )
 
@@ -144,6 +142,10 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "cross": "settings",
         "background": "recipe",
         "maps": "recipe",
+        "seeds": "default",
+        "flip": "default",
+        "window": "default",
+        "refine_edges": "default",
     }
 
 
@@ -160,10 +162,24 @@ def test_what_the_recipe_says_goes_before_the_settings() -> None:
 def test_what_the_user_says_goes_before_both() -> None:
     made = planned(Recipe(timestep=7), timestep=(100, 50), size=96, seed=3, seeds=2, flip=True, refine_edges=True)
     assert (made.timestep, made.size, made.seeds, made.flip, made.refine_edges) == ((100, 50), 96, (3, 4), True, True)
-    assert (made.origin["timestep"], made.origin["size"], made.origin["order"]) == ("user", "user", "settings")
-    # Zero is a level like any other, not "unset".
+    assert {name for name, origin in made.origin.items() if origin == "user"} == {
+        "timestep",
+        "size",
+        "seeds",
+        "flip",
+        "refine_edges",
+    }
+    assert made.num_passes == 2 * 2 * 2
+    # Zero is a timestep like any other, not "unset".
     assert planned(timestep=0).timestep == (0,)
     assert planned(timestep=0).origin["timestep"] == "user"
+    assert [planned(**{name: True}).origin[name] for name in ("flip", "window", "refine_edges")] == ["user"] * 3
+    assert planned(seed=3).origin["seeds"] == "user"
+
+
+def test_a_plan_says_in_one_line_what_it_is() -> None:
+    assert repr(planned(VANILLA, size=96)) == "Plan(vanilla on a model, 96 px, timestep (100,))"
+    assert repr(planned(seeds=3, flip=True)) == "Plan(goca on a model, 512 px, timestep (100,), 6 passes)"
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"size": -64}, {"seeds": 0}], ids=str)

@@ -15,7 +15,7 @@ from faults import KilledError, full_disk, killed_after
 from PIL import Image
 
 from goca.cli.files import SUFFIXES
-from goca.recipe import Options
+from goca.plan import Options
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 
@@ -40,8 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Callable[...,
 def loaded(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled model is loaded once, and set up as each command asks."""
 
-    def from_pretrained(name: str, recipe: Any, device: Any, dtype: Any, batch: int, **overrides: Any) -> Segmenter:
-        return Segmenter(bundled.backbone, recipe, Options.of(**overrides), batch)
+    def from_pretrained(name: str, recipe: Any, *, device: Any, dtype: Any, batch: int, **options: Any) -> Segmenter:
+        return Segmenter(bundled.backbone, recipe, Options(**options), batch)
 
     monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
 

@@ -1,5 +1,7 @@
 """The library end to end: images and names in, labelled masks out."""
 
+import gc
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -15,7 +17,10 @@ from yardsticks import newcomers
 import goca
 from goca import FTTM, GOCA, VANILLA, GocaError, SegmentationRequest, Segmenter
 from goca.maths.background import Background, constant, maximum, none, offset
+from goca.maths.refine import Affinity
 from goca.maths.resize import resize
+from goca.plan import Options
+from goca.request import PreparedImage
 
 Make = Callable[..., Image.Image]
 
@@ -42,27 +47,24 @@ def test_a_non_square_image_in_a_batch_of_two(pipeline: Any, image: Make) -> Non
 
 def test_other_backgrounds_need_no_other_pass(bundled: Segmenter, image: Make) -> None:
     result = bundled(image(), ["cat", "grass"], background_classes=["sky"])
-    asked = [bundled(image(), ["cat", "grass"], background_classes=["sky"], background=one) for one in (0.6, 0.9, None)]
-    found = result.relabelled(
+    others = [
+        bundled(image(), ["cat", "grass"], background_classes=["sky"], background=background)
+        for background in (0.6, 0.9, None)
+    ]
+    relabelled = result.relabelled(
         [Background(offset, 0.0), Background(constant, 0.6), Background(constant, 0.9), Background(none)]
     )
-    for labels, expected in zip(found, [result, *asked], strict=True):
+    for labels, expected in zip(relabelled, [result, *others], strict=True):
         assert labels.dtype == np.uint16
         assert np.array_equal(labels, expected.labels)
-    assert len({one.labels.tobytes() for one in (result, *asked)}) == 4
+    assert len({segmentation.labels.tobytes() for segmentation in (result, *others)}) == 4
 
 
-def test_every_recipe_on_every_kind_has_scores_of_its_own(pipeline: Any, image: Make) -> None:
-    grids: dict[str, np.ndarray] = {}
-    for name in ("goca", "vanilla", "goca-balanced", "goca-compound", "daam"):
-        result = Segmenter.from_pipeline(pipeline, recipe=name, size=64)(image(), classes=["cat", "grass"])
-        assert result.plan.recipe == name
-        grids[name] = result.scores.grid
-        assert np.isfinite(grids[name]).all()
-        assert grids[name].min() >= 0
-        assert grids[name].max() == pytest.approx(1)
-    for one, other in combinations(grids, 2):
-        assert np.abs(grids[one] - grids[other]).max() > 1e-3, (one, other)
+@pytest.mark.parametrize("recipe", [GOCA, VANILLA, GOCA_BALANCED, GOCA_COMPOUND, DAAM])
+def test_every_recipe_on_every_kind(recipe: goca.Recipe, pipeline: Any, image: Make) -> None:
+    result = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)(image(), classes=["cat", "grass"])
+    assert np.isfinite(result.scores.grid).all()
+    assert goca.RECIPES[result.plan.recipe] == recipe
 
 
 def test_only_the_layers_asked_for_take_part(sd15: Any, image: Make) -> None:
@@ -92,8 +94,8 @@ def test_an_image_s_result_does_not_depend_on_its_company(bundled: Segmenter, im
     shapes = [(64, 64), (96, 64), (64, 64), (64, 200)]
     images = [image(*shape, seed) for seed, shape in enumerate(shapes)]
     together = bundled(images, classes=["cat", "grass"])
-    for one, result in zip(images, together, strict=True):
-        alone = bundled(one, classes=["cat", "grass"])
+    for shown, result in zip(images, together, strict=True):
+        alone = bundled(shown, classes=["cat", "grass"])
         assert (alone.labels != result.labels).mean() < 0.01
         np.testing.assert_allclose(alone.scores.grid, result.scores.grid, atol=1e-3)
 
@@ -107,40 +109,40 @@ def test_the_same_seed_gives_the_same_result_and_another_another(sd15: Any, imag
     assert not np.array_equal(first, other)
 
 
-def test_uncertainty_is_the_spread_over_looks(sd15: Any, image: Make) -> None:
-    def ask(**overrides: Any) -> goca.Segmentation:
-        return Segmenter.from_pipeline(sd15, size=64, **overrides)(image(96, 64), classes=["cat", "dog"])
+def test_uncertainty_is_the_standard_deviation_over_passes(sd15: Any, image: Make) -> None:
+    def segmented(**options: Any) -> goca.Segmentation:
+        return Segmenter.from_pipeline(sd15, size=64, **options)(image(96, 64), classes=["cat", "dog"])
 
-    looks = ask(seeds=2)
-    apart = np.abs(ask(seed=0).scores.grid - ask(seed=1).scores.grid) / 2
-    np.testing.assert_allclose(looks.scores.ensemble_std, apart, atol=1e-6)
-    assert looks.uncertainty is not None
-    assert looks.uncertainty.shape == looks.labels.shape
+    result = segmented(seeds=2)
+    apart = np.abs(segmented(seed=0).scores.grid - segmented(seed=1).scores.grid) / 2
+    np.testing.assert_allclose(result.scores.ensemble_std, apart, atol=1e-6)
+    assert result.uncertainty is not None
+    assert result.uncertainty.shape == result.labels.shape
     row, column = 5, 7
-    size = looks.labels.shape
-    label = int(looks.labels[row, column])
-    best = label - 1 if label else looks.scores.at(size)[:, row, column].argmax()
-    wide = resize(torch.from_numpy(looks.scores.ensemble_std), size)
-    assert looks.uncertainty[row, column] == pytest.approx(float(wide[best, row, column]))
-    assert looks.to_json()["uncertainty"] == pytest.approx(float(looks.uncertainty.mean()))
+    size = result.labels.shape
+    label = int(result.labels[row, column])
+    best = label - 1 if label else result.scores.at(size)[:, row, column].argmax()
+    wide = resize(torch.from_numpy(result.scores.ensemble_std), size)
+    assert result.uncertainty[row, column] == pytest.approx(float(wide[best, row, column]))
+    assert result.to_json()["uncertainty"] == pytest.approx(float(result.uncertainty.mean()))
 
 
-def test_one_look_has_no_uncertainty(sd15: Any, image: Make) -> None:
+def test_a_single_pass_has_no_uncertainty(sd15: Any, image: Make) -> None:
     result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"])
     assert result.uncertainty is None
     assert result.scores.ensemble_std is None
     assert "uncertainty" not in result.to_json()
 
 
-def test_looks_are_averaged(sd15: Any, image: Make) -> None:
-    def grid(**overrides: Any) -> np.ndarray:
-        segmenter = Segmenter.from_pipeline(sd15, size=64, **overrides)
+def test_passes_are_averaged(sd15: Any, image: Make) -> None:
+    def grid(**options: Any) -> np.ndarray:
+        segmenter = Segmenter.from_pipeline(sd15, size=64, **options)
         return segmenter(image(), classes=["cat", "dog"]).scores.grid
 
     seeds = (grid(seed=0) + grid(seed=1)) / 2
     np.testing.assert_allclose(grid(seeds=2), seeds, atol=1e-6)
-    levels = (grid(timestep=50) + grid(timestep=300)) / 2
-    np.testing.assert_allclose(grid(timestep=(50, 300)), levels, atol=1e-6)
+    timesteps = (grid(timestep=50) + grid(timestep=300)) / 2
+    np.testing.assert_allclose(grid(timestep=(50, 300)), timesteps, atol=1e-6)
     mirrored = Segmenter.from_pipeline(sd15, size=64)(
         image().transpose(Image.Transpose.FLIP_LEFT_RIGHT), classes=["cat", "dog"]
     )
@@ -165,19 +167,21 @@ def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, image: Ma
 
 
 def test_background_rules(bundled: Segmenter, image: Make) -> None:
-    def ask(background: Any, others: tuple[str, ...] = ()) -> goca.Segmentation:
-        return bundled(image(), classes=["cat", "dog"], background_classes=others, background=background)
+    def ask(background: Any, background_classes: tuple[str, ...] = ()) -> goca.Segmentation:
+        return bundled(image(), classes=["cat", "dog"], background_classes=background_classes, background=background)
 
     assert ask("auto").plan.to_json()["background"] == {"rule": "constant", "threshold": 0.5}
     assert ask("auto", ("grass",)).plan.to_json()["background"] == {"rule": "offset", "threshold": 0.0}
     assert (ask(None).labels > 0).all()
+    assert np.array_equal(ask("none").labels, ask(None).labels)
     # No score exceeds 1, and a tie goes to the background.
     assert (ask(1.0).labels == 0).all()
     for wrong in (-0.1, 7.0, float("nan"), "most"):
         with pytest.raises(GocaError, match="between 0 and 1"):
             ask(wrong)
-    with pytest.raises(GocaError, match="name another class"):
-        bundled(image(), classes=["cat"], background=None)
+    for nothing in (None, "none"):
+        with pytest.raises(GocaError, match="name another class"):
+            bundled(image(), classes=["cat"], background=nothing)
     low, high = ask(0.3), ask(0.7)
     assert ((high.labels > 0) <= (low.labels > 0)).all()
     scores = low.scores.at((96, 160))
@@ -210,51 +214,51 @@ def test_long_images_are_seen_through_windows(bundled: Segmenter, image: Make) -
 
 
 def test_windows_on_demand(bundled: Segmenter, image: Make) -> None:
-    windowed = Segmenter(bundled.backbone, GOCA, goca.recipe.Options(window=True), batch=3)
+    windowed = Segmenter(bundled.backbone, GOCA, Options(window=True), batch=3)
     result = windowed(image(200, 150), classes=["cat", "grass"], background_classes=["sky"])
     assert result.labels.shape == (150, 200)
     assert result.scores.grid.shape == (2, 75, 100)
     assert result.scores.grid.max() <= 1
 
 
-def growth(unet: Any, work: Callable[[], Any]) -> tuple[list[int], int]:
-    """How many bytes of tensors more there are at each pass of a UNet than at the one before; cells of its latents."""
-    seen: list[int] = []
-    cells: list[int] = []
-
-    def look(module: Any, args: Any) -> None:
-        seen.append(held())
-        cells.append(args[0].shape[-2] * args[0].shape[-1])
-
-    handle = unet.conv_in.register_forward_pre_hook(look)
-    try:
-        with newcomers() as held:
-            work()
-    finally:
-        handle.remove()
-    return [later - earlier for earlier, later in pairwise(seen)], cells[0]
+def alive(kind: type) -> list[Any]:
+    gc.collect()
+    return [thing for thing in gc.get_objects() if type(thing) is kind]
 
 
-def test_windows_that_wait_for_each_other_keep_no_matrix_of_their_cells(sd15: Any, image: Make) -> None:
-    windowed = Segmenter.from_pipeline(sd15, size=96, window=True, batch=1)
-    more, cells = growth(sd15.unet, lambda: windowed(image(), classes=["cat", "grass"], background_classes=["sky"]))
-    assert more
-    assert max(more) < 4 * cells**2
+def test_windows_keep_queries_and_keys_instead_of_matrices(bundled: Segmenter, image: Make) -> None:
+    """A matrix of all pixels with all for each of many windows would be too much memory; one for an image is not."""
+
+    def matrices(window: bool) -> int:
+        segmenter, session = Segmenter(bundled.backbone, options=Options(window=window)), bundled.backbone.session()
+        prepared = segmenter.prepare(SegmentationRequest(image(200, 150), ["cat", "sky"]), session)
+        assert isinstance(prepared, PreparedImage)
+        latents = segmenter.backbone.latents(prepared.tiles, prepared.size)
+        known = {id(tensor) for tensor in alive(torch.Tensor)}
+        with torch.no_grad():
+            (attention,) = segmenter.attend([prepared], [latents], 100, 0, session)
+            attention.token_mass()
+        assert len(attention.aggregators) == len(prepared.tiles)
+        kept = [tensor for tensor in alive(torch.Tensor) if id(tensor) not in known and tensor.ndim == 2]
+        return sum(tensor.shape[0] == tensor.shape[1] >= 200 for tensor in kept)
+
+    assert matrices(window=False) == 1
+    assert matrices(window=True) == 0
 
 
-def test_questions_may_differ_within_a_batch(bundled: Segmenter, image: Make) -> None:
-    questions = [
+def test_requests_may_differ_within_a_batch(bundled: Segmenter, image: Make) -> None:
+    requests = [
         SegmentationRequest(image(64, 64), ["cat", "sky"]),
         SegmentationRequest(image(64, 64, 1), ["dog", "bus", "road"]),
     ]
-    answers = list(bundled.stream(questions))
-    assert [question for question, _ in answers] == questions
-    assert [answer.classes for _, answer in answers] == [("cat", "sky"), ("dog", "bus", "road")]
+    results = list(bundled.stream(requests))
+    assert [request for request, _ in results] == requests
+    assert [result.classes for _, result in results] == [("cat", "sky"), ("dog", "bus", "road")]
 
 
-def test_a_bad_question_does_not_stop_the_stream(bundled: Segmenter, image: Make) -> None:
-    questions = [SegmentationRequest(one, ["cat", "sky"]) for one in (image(), "nowhere.png", image(seed=1))]
-    first, error, last = (outcome for _, outcome in bundled.stream(questions))
+def test_a_bad_request_does_not_stop_the_stream(bundled: Segmenter, image: Make) -> None:
+    requests = [SegmentationRequest(shown, ["cat", "sky"]) for shown in (image(), "nowhere.png", image(seed=1))]
+    first, error, last = (outcome for _, outcome in bundled.stream(requests))
     assert isinstance(first, goca.Segmentation)
     assert isinstance(error, GocaError)
     assert str(error) == "no such file: nowhere.png"
@@ -265,34 +269,59 @@ def test_the_result_tells_its_story(bundled: Segmenter, image: Make) -> None:
     result = bundled(np.asarray(image()), classes={"cat": [], "ground": ["grass", "sand"]}, background=None)
     assert result.classes == ("cat", "ground")
     assert result.plan.captions == ("cat, grass, sand",)
-    assert sum(found.share for found in result.present.values()) == pytest.approx(1)
+    assert sum(presence.share for presence in result.present.values()) == pytest.approx(1)
     assert np.array_equal(result.mask("ground"), result.labels == 2)
+    assert np.array_equal(result["ground"], result.mask("ground"))
     with pytest.raises(GocaError, match="cat, ground"):
-        result.mask("sand")
+        result["sand"]
     assert result.heatmap("cat").size == result.image.size
     assert {shape["label"] for shape in result.to_labelme("photo.jpg")["shapes"]} == {"cat", "ground"}
-    areas = {one["category_id"]: one["area"] for one in result.to_coco(7, "photo.jpg")["annotations"]}
+    areas = {entry["category_id"]: entry["area"] for entry in result.to_coco(7, "photo.jpg")["annotations"]}
     assert areas == {index: int((result.labels == index).sum()) for index in (1, 2)}
-    told = result.to_json()
-    assert told["plan"]["seeds"] == [0]
-    assert told["plan"]["versions"]["goca"] == goca.recipe.version("goca")
-    assert [entry["name"] for entry in told["classes"]] == ["cat", "ground"]
+    facts = result.to_json()
+    assert facts["plan"]["seeds"] == [0]
+    assert facts["plan"]["versions"]["goca"] == goca.__version__
+    assert [entry["name"] for entry in facts["classes"]] == ["cat", "ground"]
+
+
+def test_a_result_says_what_the_user_chose(bundled: Segmenter, image: Make) -> None:
+    def by_user(**request: Any) -> set[str]:
+        origin = bundled(image(), classes=["cat", "grass"], **request).plan.origin
+        return {name for name, source in origin.items() if source == "user"}
+
+    assert by_user() == set()
+    assert by_user(background=0.5) == by_user(background=None) == {"background"}
+
+
+def test_a_result_is_pickled_whole(bundled: Segmenter, image: Make) -> None:
+    result = bundled(image(), classes=["cat", "grass"], background_classes=["sky"])
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy.plan == result.plan
+    assert copy.image.tobytes() == result.image.tobytes()
+    assert np.array_equal(copy["cat"], result["cat"])
+    assert np.array_equal(copy.scores.grid, result.scores.grid)
+
+
+def test_results_and_segmenters_are_shown_in_a_line(bundled: Segmenter, image: Make) -> None:
+    assert repr(bundled) == "Segmenter(Plan(goca on bundled, 64 px, timestep (300,)), float32 on cpu, batch 4)"
+    result = bundled(image(160, 96), classes=["cat", "grass"], background=1.0)
+    assert repr(result) == "Segmentation(160 x 96 px: cat 0%, grass 0%; Plan(goca on bundled, 64 px, timestep (300,)))"
 
 
 def test_from_pretrained_reads_a_saved_folder(pipeline: Any, image: Make, tmp_path: Any) -> None:
     pipeline.save_pretrained(tmp_path / "model")
     loaded = Segmenter.from_pretrained(str(tmp_path / "model"), size=64)
     wrapped = Segmenter.from_pipeline(pipeline, size=64)
-    asked = {"classes": ["cat", "grass"]}
+    classes = ["cat", "grass"]
     # Loaded weights lie elsewhere in memory, which moves the last bit of a product, and min-max enlarges it.
-    np.testing.assert_allclose(loaded(image(), **asked).scores.grid, wrapped(image(), **asked).scores.grid, atol=0.02)
+    np.testing.assert_allclose(loaded(image(), classes).scores.grid, wrapped(image(), classes).scores.grid, atol=0.02)
     assert loaded.plan.model == str(tmp_path / "model")
 
 
 def test_what_a_recipe_asks_for_and_a_model_lacks_is_named(bundled: Segmenter) -> None:
     recipe = replace(GOCA, reference="up_blocks.9.attentions.0.transformer_blocks.0")
     with pytest.raises(GocaError, match=r"custom.*up_blocks\.9"):
-        Segmenter(bundled.backbone, recipe, goca.recipe.Options(), 1)
+        Segmenter(bundled.backbone, recipe, Options(), 1)
 
 
 def test_nan_weights_are_an_error(sd15: Any, image: Make) -> None:
@@ -308,24 +337,16 @@ def test_a_new_method_is_a_value(sd15: Any, image: Make) -> None:
 
     recipe = replace(GOCA, heads=loudest, order=0, background=Background(maximum, 0.25))
     result = Segmenter.from_pipeline(sd15, recipe=recipe, size=64)(image(), classes=["cat", "grass"])
-    told = result.plan.to_json()
-    assert (told["recipe"], told["heads"], told["order"]) == ("custom", "loudest", 0)
-    assert told["origin"]["order"] == "recipe"
-    assert told["background"] == {"rule": "max", "threshold": 0.25}
+    plan = result.plan.to_json()
+    assert (plan["recipe"], plan["heads"], plan["order"]) == ("custom", "loudest", 0)
+    assert plan["origin"]["order"] == "recipe"
+    assert plan["background"] == {"rule": "max", "threshold": 0.25}
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"noize": 3}, "noise, seed"),
-        ({"timestep": 10.5}, "whole"),
-        ({"size": "64"}, "whole"),
-        ({"seeds": 0}, "1 or more"),
-    ],
-)
-def test_a_wrong_setting_is_an_error(setting: dict[str, Any], message: str, sd15: Any) -> None:
-    with pytest.raises(GocaError, match=message):
-        Segmenter.from_pipeline(sd15, **setting)
+def test_a_count_below_1_is_an_error(sd15: Any) -> None:
+    for setting in ({"seeds": 0}, {"batch": 0}):
+        with pytest.raises(GocaError, match="1 or more"):
+            Segmenter.from_pipeline(sd15, **setting)
 
 
 def test_a_recipe_may_be_named(sd15: Any) -> None:
@@ -342,7 +363,7 @@ def test_autocast_of_the_caller_s_and_default_types_do_not_matter(sd15: Any, ima
     np.testing.assert_allclose(cast, plain, atol=0.05)
 
 
-def test_running_out_of_memory_names_the_knobs(sd15: Any, image: Make) -> None:
+def test_running_out_of_memory_names_the_settings(sd15: Any, image: Make) -> None:
     def exhausted(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -360,9 +381,44 @@ def test_a_class_alone_in_its_prompt_gets_company(sd15: Any, image: Make) -> Non
 
 
 def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, image: Make) -> None:
-    segmenter = Segmenter.from_pipeline(sd15, size=64, batch=1)
-    names = [f"thing {index}" for index in range(30)]
-    more, cells = growth(sd15.unet, lambda: segmenter(image(), classes=names))
-    assert len(more) >= 2
-    # What a prompt says of its classes is kept, and no matrix of how cells look at each other.
-    assert max(more) < 4 * cells**2
+    """When a pass begins, the attention of the passes before is gone."""
+    kept: list[int] = []
+    sd15.unet.conv_in.register_forward_hook(
+        lambda *_: kept.append(sum(affinity.layers > 0 for affinity in alive(Affinity)))
+    )
+    names = [f"thing number {index}" for index in range(30)]
+    result = Segmenter.from_pipeline(sd15, size=64, batch=1)(image(), classes=names)
+    assert kept == [0] * len(result.plan.captions)
+    assert len(kept) > 2
+
+
+def test_what_a_user_loads_between_two_calls_counts(sd15: Any, image: Make) -> None:
+    """As a LoRA of the text encoder does: no encoded caption outlives a call."""
+    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    before = segmenter(image(), classes=["cat", "dog"]).scores.grid
+    with torch.no_grad():
+        for weight in sd15.text_encoder.parameters():
+            weight *= 1.5
+    changed = segmenter(image(), classes=["cat", "dog"]).scores.grid
+    assert not np.array_equal(before, changed)
+    assert np.array_equal(changed, Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"]).scores.grid)
+
+
+def test_a_check_reads_no_image_and_encodes_for_the_stream(sd15: Any, image: Make) -> None:
+    segmenter, encodings = Segmenter.from_pipeline(sd15, size=64), list[int]()
+    sd15.text_encoder.register_forward_hook(lambda *_: encodings.append(1))
+    session = segmenter.check(["cat", "dog"])
+    encoded = len(encodings)
+    ((_, result),) = segmenter.stream([SegmentationRequest(image(), ["cat", "dog"])], session)
+    assert isinstance(result, goca.Segmentation)
+    assert len(encodings) == encoded
+    with pytest.raises(GocaError, match="named twice"):
+        segmenter.check(["cat", "cat"])
+
+
+def test_images_of_different_shapes_with_different_numbers_of_windows(bundled: Segmenter, image: Make) -> None:
+    windowed = Segmenter(bundled.backbone, options=Options(window=True), batch=3)
+    shapes = [(64, 64), (100, 64), (64, 110)]
+    results = windowed([image(*shape) for shape in shapes], classes=["cat", "grass"])
+    assert [result.labels.shape for result in results] == [(height, width) for width, height in shapes]
+    assert [any("windows" in note for note in result.plan.notes) for result in results] == [False, True, True]

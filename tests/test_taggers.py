@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration
 
 from goca import GocaError, Segmenter
 from goca import bundled as data
+from goca.diffusion.backbone import BackboneSession
 from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.imaging.images import fit
@@ -397,25 +398,22 @@ def test_errors_are_compared_place_by_place(layout: str) -> None:
     clean: list[torch.Tensor] = []
     told: list[tuple[int, torch.Tensor]] = []
 
-    def answer(module: Any, args: Any, given: dict[str, Any], output: Any) -> Any:
-        noisy, level = given["hidden_states"], int(given["timestep"].flatten()[0])
-        right = (noisy - clean[0]) / (level / 1000)
-        told.extend((level, row) for row in right + clean[0])
-        wrong = torch.ones_like(noisy)
-        quarter = noisy.shape[-1] // 4
-        for row, text in zip(wrong, given["encoder_hidden_states"], strict=True):
-            (caption,) = (name for name, known in embedded.items() if torch.allclose(known[0], text, atol=1e-5))
-            row[..., :quarter] -= float(caption == "cat")
-            row[..., quarter:] -= float(caption == "clouds")
+    def forward(session: Any, latents: Any, captions: Sequence[str], level: int, seed: int, sink: Any) -> torch.Tensor:
+        told.append((level, seed, len(captions)))
+        right = target(backbone.pipeline.scheduler, latents, level, seed)
+        wrong = torch.ones(len(captions), 1, 8, 16)
+        for row, caption in zip(wrong, captions, strict=True):
+            row[..., :4] -= float(caption == "cat")
+            row[..., 4:] -= float(caption == "clouds")
         said = right + wrong
         return ({"plain": said, "with a variance": torch.cat([said, said + 9], 1), "backwards": -said}[layout],)
 
+    monkeypatch.setattr(BackboneSession, "forward", forward)
+    monkeypatch.setattr(backbone, "latents", lambda images, size: torch.zeros(1, 4, 8, 16))
     judge = ByError(levels=(500, 900), window=0.0)
-    size = fit(image, 64, segmenter.backbone.size_multiple)
-    clean.append(segmenter.backbone.latents([image], size))
-    handle = pipeline.transformer.register_forward_hook(answer, with_kwargs=True)
-    scores = judge.scores(segmenter, image, names)
-    handle.remove()
+    # Captions of another length wait for a batch of their own.
+    monkeypatch.setattr(BackboneSession, "prompt", lambda session, caption: SimpleNamespace(shape=len(caption)))
+    scores = judge.scores(segmenter, Image.new("RGB", (64, 32)), ["dog", "clouds", "cat"])
     assert scores.tolist() == [0, 0.75, 0.25]
     # At each level all candidates have one noise, and it is not that of the other level.
     assert [level for level, _ in told] == [500] * 3 + [900] * 3

@@ -81,10 +81,15 @@ def test_one_step_is_what_a_segmenter_sees_in_that_pass(pipe: Any, image: Make, 
     expected = segmenter(image, classes=["cat", "grass"], caption=PROMPT, background=0.5)
     with trace(pipe, recipe=recipe, steps=[0]) as tr:
         make(pipe, guidance_scale=1.0, latents=noisy)
-    result = tr.segment(["cat", "grass"], background=0.5)
-    np.testing.assert_allclose(result.scores.grid, expected.scores.grid, rtol=1e-4, atol=atol)
-    assert result.plan.timestep == expected.plan.timestep == (timestep,)
-    assert tr.steps[0].timestep == timestep
+    image = tr[0]
+    readout = AttentionAggregator(image.collected.plan, NounTokens(PROMPT, (), (), ()), image.collected.grid)
+    backbone.session().forward(clean, [PROMPT], timestep, 7, lambda index, call: readout.add(call))
+    expected = readout.global_map()[list(image.collected.columns)]
+    torch.testing.assert_close(total(image), expected, rtol=1e-4, atol=1e-6)
+    assert image.steps[0].layers == pytest.approx(readout.layer_weights(), rel=1e-4)
+    assert image.steps[0].timestep == timestep
+    maps = torch.rand(2, *image.collected.grid, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(image.collected.affinity.apply(maps), readout.affinity.apply(maps))
 
 
 def test_steps_are_averaged(pipe: Any) -> None:
@@ -656,7 +661,13 @@ def test_a_word_that_is_not_in_the_prompt(traced: Trace) -> None:
         traced.map("cat#3")
     with pytest.raises(GocaError, match='does not say "dog"'):
         traced.map("dog#1")
-    with pytest.raises(GocaError, match="every pixel would be it"):
+    for given in ("1", True, 1.5):
+        with pytest.raises(GocaError, match=r"^occurrence .* is no number: give one from 1, or leave it out for all$"):
+            traced[0]._asked("cat", given)
+    for name in (5, None, ["cat"]):
+        with pytest.raises(GocaError, match=r'is no word: give one of the prompt, such as "cat"$'):
+            traced[0]._asked(name, None)
+    with pytest.raises(GocaError, match="every pixel would be labelled"):
         traced.segment(["cat"], background=None)
 
 

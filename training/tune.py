@@ -20,7 +20,8 @@ from goca.bundled import Scene
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.loading import load
 from goca.evaluation.scenes import evaluate_scenes
-from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Options, Recipe
+from goca.plan import Options
+from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Recipe
 from goca.segmenter import Segmenter
 
 from . import art, scenes

@@ -1,17 +1,11 @@
-"""A recipe names the rules; a plan is a recipe made concrete for one checkpoint.
+"""Recipes: the rules of a method, as values.
 
-A method is a value: `VANILLA` is `GOCA` with three fields replaced, and so is any ablation or new idea. Fields take the
-rules themselves (functions of `goca.maths`) or their names.
+`VANILLA` is `GOCA` with three fields replaced, and so is any ablation or new idea. Fields take the rules themselves
+(functions of `goca.maths`) or their names.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from importlib.metadata import version
-from numbers import Integral
-from typing import Any
+from dataclasses import dataclass, replace
 
-from goca.diffusion.checkpoints import CheckpointSettings
 from goca.errors import GocaError
 from goca.maths import background, layers, rescale
 from goca.maths.background import Background
@@ -19,22 +13,34 @@ from goca.maths.concepts import MapRule, attention
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
 from goca.maths.rescale import Step
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
+from goca.maths.rules import HEADS, LAYERS, MAPS, STEPS, named
 
 FROM_MODEL = "from_model"
-"""A field with this value takes what the checkpoint's settings say."""
+"""A field with this value is taken from the checkpoint's settings."""
 AUTO = "auto"
 """Background rule: offset 0 where there are background classes, else constant 0.5."""
+NO_BACKGROUND = "none"
+"""A background of a request, like None: every pixel gets a class."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The rules of a method; see `goca.maths.rules` for the named ones.
+    """The rules of a method; `goca.maths.rules` has the named ones. "from_model" takes the checkpoint's settings.
 
-    heads, layers: how heads and layers are weighed. rescale: steps from raw class scores to class maps. cross: the
-    blocks whose cross-attention takes part, () for all. reference: the block whose dense feature the layers are
-    compared with. refine: blocks whose self-attention refines. order: how often. timestep: training timestep of the one
-    forward pass. background: a `Background`, or "auto". maps: what a layer's map is made of.
+    Attributes:
+        heads: how the heads of a layer are weighed.
+        layers: how layers are weighed and summed.
+        rescale: steps from raw class scores to class maps.
+        cross: blocks whose cross-attention takes part; () for all.
+        reference: the block whose dense feature the layers are compared with.
+        refine: blocks whose self-attention refines.
+        order: how often it is applied, 0 or more.
+        timestep: of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
+        background: a `Background`, or "auto".
+        maps: what a layer's map is made of.
+
+    Raises:
+        GocaError: for the name of an unknown rule.
     """
 
     heads: HeadRule | str = FROM_MODEL
@@ -49,9 +55,9 @@ class Recipe:
     maps: MapRule | str = attention
 
     def __post_init__(self) -> None:
-        for name, known, what in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
+        for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
             if getattr(self, name) != FROM_MODEL:
-                object.__setattr__(self, name, named(getattr(self, name), known, what))
+                object.__setattr__(self, name, named(getattr(self, name), rules, kind))
         object.__setattr__(self, "maps", named(self.maps, MAPS, "map rule"))
         if self.rescale != FROM_MODEL:
             if isinstance(self.rescale, str):
@@ -64,15 +70,15 @@ class Recipe:
 GOCA = Recipe()
 """Auto aggregation and per-pixel rescaling as published (Meng et al., CVPR 2026)."""
 VANILLA = replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax"))
-"""The averaging segmentors' way: equal heads, equal layers, no shares. Nothing else differs from `GOCA`."""
+"""The baseline of averaging segmentors: equal heads, equal layers, no shares; all else is as in `GOCA`."""
 GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
-"""`GOCA` whose resized affinities sum to 1 a row again before layers are weighed, so that no grid is favoured."""
+"""`GOCA`, but rows of resized affinities sum to 1 again before layers are weighed, so that no grid is favoured."""
 GOCA_COMPOUND = replace(
     GOCA,
     rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),
     background=Background(background.maximum, 0.4),
 )
-"""The longer rescaling and the `max` background that a later report found better on SD 1.5 (a hypothesis here)."""
+"""The longer rescaling and the "max" background that a later report found better on SD 1.5 (not verified here)."""
 DAAM = replace(
     VANILLA, cross=(), rescale=("peak",), refine=(), order=0, background=Background(background.constant, 0.4)
 )
@@ -93,13 +99,13 @@ DIFFSEGMENTER = replace(
 """DiffSegmenter's aggregation (Wang et al. 2023, arXiv 2309.02773, and its code): the layers of a grid averaged, each
 token's map of it min-maxed, the grids weighed 0.3, 0.5, 0.1, 0.1 from coarse to fine; the sum multiplied once by
 self-attention and min-maxed. The original multiplies by all self-attention of the finest grid, of which the settings of
-SD 1.5 take three layers of five; asks for each class in a prompt of its own that a captioner writes, and weighs its
-noun more; and picks the threshold, from 0.30 to 0.74, on the evaluated split. Windows are min-maxed each by itself."""
+SD 1.5 take three layers of five; gives each class a prompt of its own, written by a captioner, and weighs its noun
+more; and picks the threshold, from 0.30 to 0.74, on the evaluated split. Each window is min-maxed by itself."""
 CONCEPT_ATTENTION = replace(VANILLA, maps="output-space", layers="plain-mean", cross=(), rescale=(), refine=(), order=0)
-"""ConceptAttention's score (Helbling et al., ICML 2025, arXiv 2502.04320), for joint attention: which noun a pixel is
-most alike in what the attention gave them, softmax over nouns, averaged over layers. The original adds concept tokens
-that look at the image without being looked at, and takes blocks 15 to 18 of Flux. Here, in one stock pass, the nouns
-of the caption are the concepts, and all blocks take part unless `cross` names some."""
+"""ConceptAttention's score (Helbling et al., ICML 2025, arXiv 2502.04320), for joint attention: the similarity of the
+attention outputs of pixels and nouns, softmax over nouns, averaged over layers. The original adds concept tokens that
+attend to the image without being attended to, and takes blocks 15 to 18 of Flux. Here, in one stock pass, the nouns of
+the caption are the concepts, and all blocks take part unless `cross` names some."""
 
 RECIPES = {
     "goca": GOCA,
@@ -114,162 +120,8 @@ RECIPES = {
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe of that name; GocaError, with the names there are, for any other."""
-    plain = name.lower().replace("_", "-")
-    if plain not in RECIPES:
-        raise GocaError(f'no recipe "{name}": there are {", ".join(RECIPES)}')
-    return RECIPES[plain]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user sets for a run; None leaves it to the recipe and the checkpoint's settings.
-
-    size: pixels a side. timestep: one training timestep or several, whose maps are averaged. seed: of the first noise;
-    seeds: how many. flip: average with the mirrored image. window: see the image through overlapping windows.
-    refine_edges: before pixels are labelled, scores are made to follow the image's own edges (`goca.maths.edges`).
-    """
-
-    size: int | None = None
-    timestep: int | tuple[int, ...] | None = None
-    seed: int = 0
-    seeds: int = 1
-    flip: bool = False
-    window: bool = False
-    refine_edges: bool = False
-
-    @classmethod
-    def of(cls, **given: Any) -> "Options":
-        """From keyword arguments; GocaError for one that there is not, and for a number that is not whole."""
-        known = [item.name for item in fields(cls)]
-        for name, value in given.items():
-            if name not in known:
-                raise GocaError(f'no setting "{name}": there are {", ".join(known)}')
-            values = value if isinstance(value, tuple | list) else (value,)
-            if not all(one is None or isinstance(one, Integral) for one in values):
-                raise GocaError(f"{name} {value!r} is not a whole number")
-        timesteps = given.get("timestep")
-        return cls(**{**given, "timestep": tuple(timesteps)} if isinstance(timesteps, list) else given)
-
-
-@cache
-def versions() -> Mapping[str, str]:
-    """Versions of the packages that decide a result."""
-    return {name: version(name) for name in ("goca", "torch", "diffusers", "transformers")}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every choice of a run, made concrete, with where it came from; what a result prints as its provenance.
-
-    origin: {field: "recipe", "settings" or "user"}. device, dtype: what the pipeline ran on and in. captions and notes
-    are filled in by the run itself: the prompts used, and what had to differ from the recipe.
-    """
-
-    recipe: str
-    model: str
-    settings: str
-    size: int
-    grid: int
-    timestep: tuple[int, ...]
-    seeds: tuple[int, ...]
-    flip: bool
-    window: bool
-    refine_edges: bool
-    heads: HeadRule
-    layers: LayerRule
-    maps: MapRule
-    cross: tuple[str, ...]
-    rescale: tuple[Step, ...]
-    reference: str
-    feature: str
-    refine: tuple[str, ...]
-    order: int
-    background: Background | str
-    background_classes: tuple[str, ...]
-    origin: Mapping[str, str]
-    device: str = ""
-    dtype: str = ""
-    captions: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=versions)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain numbers, strings, lists and dicts."""
-        names: dict[str, Any] = {
-            "heads": name_of(self.heads, HEADS),
-            "layers": name_of(self.layers, LAYERS),
-            "maps": name_of(self.maps, MAPS),
-            "rescale": [name_of(step, STEPS) for step in self.rescale],
-            "background": self.background
-            if isinstance(self.background, str)
-            else {"rule": name_of(self.background.rule, BACKGROUNDS), "threshold": self.background.threshold},
-        }
-        return {item.name: names.get(item.name, _jsonable(getattr(self, item.name))) for item in fields(self)}
-
-
-def plan(
-    recipe: Recipe,
-    settings: CheckpointSettings,
-    blocks: Sequence[str],
-    model: str,
-    overrides: Options,
-    joint: bool = False,
-) -> Plan:
-    """Make every field of the recipe concrete.
-
-    blocks: the denoiser's blocks that have attention. joint: whether text and pixels share it. Raises GocaError where
-    the recipe names a block that is not among them or needs joint attention that there is not, or an override is out of
-    range.
-    """
-    chosen: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for item in fields(Recipe):
-        asked = getattr(recipe, item.name)
-        from_model = isinstance(asked, str) and asked == FROM_MODEL
-        chosen[item.name] = getattr(settings, item.name) if from_model else asked
-        origin[item.name] = "settings" if from_model else "recipe"
-    chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
-    chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
-    chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
-    for name in ("size", "timestep"):
-        mine = getattr(overrides, name)
-        chosen[name] = chosen.get(name, settings.size) if mine is None else mine
-        origin[name] = origin.get(name, "settings") if mine is None else "user"
-    chosen["timestep"] = (
-        (chosen["timestep"],) if isinstance(chosen["timestep"], Integral) else tuple(chosen["timestep"])
-    )
-    if chosen["size"] < 1 or overrides.seeds < 1 or chosen["order"] < 0 or not chosen["timestep"]:
-        raise GocaError(
-            f"size ({chosen['size']}), seeds ({overrides.seeds}) and the number of timesteps "
-            f"({len(chosen['timestep'])}) are 1 or more, order ({chosen['order']}) is 0 or more"
-        )
-    if chosen["maps"].score is not None and not joint:
-        raise GocaError(
-            f'recipe "{name_of(recipe, RECIPES)}" needs joint attention, which {model} lacks: choose another recipe'
-        )
-    missing = [block for block in (chosen["reference"], *chosen["refine"], *chosen["cross"]) if block not in blocks]
-    if missing:
-        raise GocaError(
-            f'recipe "{name_of(recipe, RECIPES)}" needs block {missing[0]}, which {model} lacks: name one it has'
-        )
-    return Plan(
-        recipe=name_of(recipe, RECIPES),
-        model=model,
-        settings=settings.origin,
-        grid=settings.grid,
-        seeds=tuple(range(overrides.seed, overrides.seed + overrides.seeds)),
-        flip=overrides.flip,
-        window=overrides.window,
-        refine_edges=overrides.refine_edges,
-        feature=settings.feature,
-        background_classes=settings.background_classes,
-        origin=origin,
-        **chosen,
-    )
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    """Look up a recipe, whatever the case, with "-" or "_". Raises GocaError, listing the names, for an unknown one."""
+    key = name.lower().replace("_", "-")
+    if key not in RECIPES:
+        raise GocaError(f'no recipe "{name}": there are {", ".join(RECIPES)}', hint="recipe")
+    return RECIPES[key]

@@ -1,32 +1,42 @@
-"""A question about one image, and all that is settled before the model is asked: prompts, windows, background."""
+"""A request about one image, and all that is settled before the denoiser runs: prompts, windows, background."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from unicodedata import normalize
 
-from PIL import Image
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
 
-from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import EncodedPrompts
+from goca.diffusion.backbone import Backbone, BackboneSession
 from goca.errors import GocaError
 from goca.imaging import images
 from goca.imaging.images import ImageLike
 from goca.maths import Grid
 from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
-from goca.recipe import AUTO, Plan
-from goca.text.nouns import Classes, Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts
+from goca.plan import Plan
+from goca.recipe import AUTO, NO_BACKGROUND
 from goca.text.spelling import forms
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
 MUCH_FEWER = 0.8
-"""The part of the pixels asked for below which a result says so."""
+"""A result notes when the model sees less than this share of the pixels that the plan asks for."""
 
 
 @dataclass(frozen=True)
 class SegmentationRequest:
-    """What is asked of one image; `Segmenter.__call__` tells what each field may be."""
+    """What is asked of one image.
+
+    Args:
+        image: a path, a PIL image, or a (height, width, 3) uint8 array.
+        classes: names, or {class: [synonyms]}.
+        background_classes: nouns that take part in the prompt; their pixels become background.
+        background: "auto" (the recipe's rule), a constant threshold on scores in [0, 1], or "none" or None: every pixel
+            gets a class.
+        caption: the prompt, instead of the list of nouns; every noun must be in it.
+    """
 
     image: ImageLike
     classes: Classes
@@ -35,116 +45,142 @@ class SegmentationRequest:
     caption: str | None = None
 
     def __post_init__(self) -> None:
-        # An iterator could be asked once only, and one question may be asked of many images.
+        # An iterator could be read only once, and a request may be repeated for many images.
         for name in ("classes", "background_classes"):
-            given = getattr(self, name)
-            if isinstance(given, Iterator):
-                object.__setattr__(self, name, tuple(given))
+            names = getattr(self, name)
+            if isinstance(names, Iterator):
+                object.__setattr__(self, name, tuple(names))
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A question made concrete.
+    """A request made concrete.
 
-    image: upright, RGB. prompts: the words of each prompt that the classes were spread over. size: (height, width) px
-    at which the model sees a window; grid: a window's share of the common grid. tiles: the image under each window.
+    Attributes:
+        image: upright, RGB.
+        classes: their names.
+        prompts: the nouns' tokens in each prompt that the classes were spread over.
+        background: the rule for pixels of no class.
+        background_by_user: whether the user chose it.
+        windows: where the windows lie on the common grid.
+        tiles: the image under each window.
+        size: (height, width) in pixels at which the model sees a window.
+        notes: what had to differ from the recipe.
     """
 
     image: Image.Image
     classes: tuple[str, ...]
     prompts: tuple[NounTokens, ...]
     background: Background
+    background_by_user: bool
     windows: Windows
     tiles: tuple[Image.Image, ...]
     size: Grid
     notes: tuple[str, ...]
 
     @property
-    def grid(self) -> Grid:
-        box = self.windows.boxes[0]
-        return box.height, box.width
+    def captions(self) -> tuple[str, ...]:
+        """The prompts as text."""
+        return tuple(tokens.caption for tokens in self.prompts)
+
+    def mirrored(self) -> "PreparedImage":
+        """The windows over the image with left and right exchanged."""
+        return replace(self, windows=self.windows.mirrored(), tiles=tuple(map(ImageOps.mirror, self.tiles)))
 
 
-def prepare(question: SegmentationRequest, plan: Plan, backbone: Backbone, prompts: EncodedPrompts) -> PreparedImage:
-    """Read the image, find the words, choose windows and background. Raises GocaError for what cannot be asked."""
-    image = images.load(question.image)
-    asked, notes = find_words(question, plan, backbone, prompts)
-    background = background_of(question.background, plan, has_background_classes=bool(asked[0].background_classes))
-    windows, tiles, size = _windows(image, plan, backbone)
+def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) -> PreparedImage:
+    """Read the image, find the nouns' tokens, choose windows and background.
+
+    Raises:
+        GocaError: for an image that cannot be read, or nouns that cannot be asked for.
+    """
+    image = images.load(request.image)
+    prompts, notes = find_tokens(request, plan, session)
+    background = background_of(request.background, plan, has_background_classes=bool(prompts[0].background_classes))
+    windows, tiles, size = _windows(image, plan, session.backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
     elif images.needs_windows(image):
         notes.append(f"too long for {images.MOST_WINDOWS} windows: seen whole, at {size[1]} x {size[0]} px")
     elif size[0] * size[1] < MUCH_FEWER * plan.size**2:
-        notes.append(f"seen at {size[1]} x {size[0]} px: this model has no positions for more")
-    classes = tuple(question.classes)
-    return PreparedImage(image, classes, asked, background, windows, tiles, size, tuple(notes))
+        notes.append(f"processed at {size[1]} x {size[0]} px, the most that this model's position embedding allows")
+    return PreparedImage(
+        image=image,
+        classes=tuple(request.classes),
+        prompts=prompts,
+        background=background,
+        background_by_user=request.background != AUTO,
+        windows=windows,
+        tiles=tiles,
+        size=size,
+        notes=tuple(notes),
+    )
 
 
-def find_words(
-    question: SegmentationRequest, plan: Plan, backbone: Backbone, prompts: EncodedPrompts
+def find_tokens(
+    request: SegmentationRequest, plan: Plan, session: BackboneSession
 ) -> tuple[tuple[NounTokens, ...], list[str]]:
-    """The prompts that ask for the question's nouns, and notes on what had to be done for them.
+    """The tokens of the request's nouns in each prompt, and notes on what had to be done; no image is read.
 
-    Raises GocaError for nouns that cannot be asked for; the image is not looked at.
+    Raises:
+        GocaError: for nouns that cannot be asked for.
     """
-    wanted, background_classes = parse_nouns(question.classes, question.background_classes)
-    check_rivals(question.background, wanted)
-    settings = backbone.settings
-    notes: list[str] = []
-    if backbone.family.found:
-        notes.append(f"recognised by a probe: {backbone.family.found}")
+    classes, background_classes = nouns(request.classes, request.background_classes)
+    check_rivals(request.background, classes)
+    backbone, notes = session.backbone, list[str]()
     if backbone.family.linear_self_attention:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
-    if settings.nouns:
-        known = in_vocabulary(wanted + background_classes, settings.nouns)
-        wanted, background_classes = known[: len(wanted)], known[len(wanted) :]
-    if question.caption is not None:
-        groups = [wanted]
-    else:
-        groups = split_over_prompts(wanted, lambda group: backbone.fits((*group, *background_classes)))
+    if backbone.settings.nouns:
+        spelled = vocabulary(classes + background_classes, backbone.settings.nouns)
+        classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
+    groups = [classes]
+    if request.caption is None:
+        groups = split(classes, lambda group: backbone.fits((*group, *background_classes)))
         if len(groups) > 1:
-            notes.append(f"{len(wanted)} classes do not fit one prompt: spread over {len(groups)}")
+            notes.append(f"{len(classes)} classes do not fit one prompt: spread over {len(groups)}")
         if not background_classes and any(len(group) == 1 for group in groups):
-            defaults = _default_background_classes(plan, wanted)
+            defaults = _default_background_classes(plan, classes)
             if defaults and all(backbone.fits((*group, *defaults)) for group in groups):
                 background_classes = defaults
                 names = ", ".join(noun.name for noun in defaults)
                 notes.append(f"one noun alone: {names} added as background classes")
-    asked = []
+    written = None if request.caption is None else normalize("NFC", request.caption)
+    prompts = []
     for group in groups:
-        given = question.caption
-        caption = caption_of((*group, *background_classes)) if given is None else normalize("NFC", given)
-        texts = backbone.texts(backbone.prompt(caption, prompts))
-        asked.append(find_noun_tokens(caption, texts, group, background_classes, named=given is not None))
-    if any(len(one.nouns) == 1 for one in asked):
+        caption = caption_of((*group, *background_classes)) if written is None else written
+        texts = backbone.texts(session.prompt(caption))
+        prompts.append(words(caption, texts, group, background_classes, named=written is not None))
+    if any(len(tokens.nouns) == 1 for tokens in prompts):
         notes.append("one noun alone in a prompt: no share is taken")
-    return tuple(asked), notes
+    return tuple(prompts), notes
 
 
-def _default_background_classes(plan: Plan, wanted: Sequence[Noun]) -> tuple[Noun, ...]:
+def _default_background_classes(plan: Plan, classes: Sequence[Noun]) -> tuple[Noun, ...]:
     """The model's default background classes, without those that are wanted."""
-    own = {form for noun in wanted for word in noun.words for form in forms(word)}
-    return tuple(Noun(name, (name,)) for name in plan.background_classes if name not in own)
+    wanted = {form for noun in classes for word in noun.words for form in forms(word)}
+    return tuple(Noun(name, (name,)) for name in plan.background_classes if name not in wanted)
 
 
-def check_rivals(background: str | float | None, wanted: Sequence[Noun]) -> None:
+def check_rivals(background: str | float | None, classes: Sequence[Noun]) -> None:
     """Raise GocaError where one class alone would be everywhere."""
-    if background is None and len(wanted) == 1:
+    if background in (None, NO_BACKGROUND) and len(classes) == 1:
         raise GocaError(
-            f'with "{wanted[0].name}" alone and no background, every pixel would be it: name another class, or leave '
-            'the background at "auto"'
+            f'with one class and no background every pixel would be labelled "{classes[0].name}": name another class, '
+            'or leave the background at "auto"',
+            hint="background",
         )
 
 
-def background_of(asked: str | float | None, plan: Plan, has_background_classes: bool) -> Background:
-    """The rule for what the user asked for; `has_background_classes`: whether there are background classes."""
-    if asked is None:
+def background_of(background: str | float | None, plan: Plan, has_background_classes: bool) -> Background:
+    """The rule for the background that a request asks for. Raises GocaError for one that there is not."""
+    if background in (None, NO_BACKGROUND):
         return Background(none)
-    if isinstance(asked, Real) and not isinstance(asked, bool) and 0 <= asked <= 1:
-        return Background(constant, float(asked))
-    if asked != AUTO:
-        raise GocaError(f'background {asked!r} is neither "auto", a threshold between 0 and 1, nor None')
+    if isinstance(background, Real) and not isinstance(background, bool) and 0 <= background <= 1:
+        return Background(constant, float(background))
+    if background != AUTO:
+        raise GocaError(
+            f'background {background!r} is none of "auto", "none" and a threshold between 0 and 1', hint="background"
+        )
     if isinstance(plan.background, Background):
         return plan.background
     return Background(offset, 0.0) if has_background_classes else Background(constant, 0.5)
@@ -161,8 +197,28 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
         if plan.window:
             raise GocaError(
                 f"an image of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
-                "scale it down, cut it, or do without window (--window)"
+                "scale it down, cut it, or do without window",
+                hint="window",
             )
     size = images.fit(image, plan.size, multiple, backbone.max_pixels, backbone.max_side)
     grid = images.common_grid((size[0] // backbone.vae_scale_factor, size[1] // backbone.vae_scale_factor), plan.grid)
     return Windows.whole(grid), (image,), size
+
+
+PromptedImage = tuple[PreparedImage, NounTokens, Float[Tensor, "_window _channel _height _width"]]
+"""An image, the nouns' tokens of one of its prompts, and its encoded windows."""
+
+
+def batched_by_windows(
+    prepared: Sequence[PreparedImage], latents: Sequence[Float[Tensor, "_window _channel _height _width"]], batch: int
+) -> Iterator[list[PromptedImage]]:
+    """Every image under every prompt, in lists of at most `batch` windows; an image's windows stay together."""
+    prompted: list[PromptedImage] = []
+    for image, encoded in zip(prepared, latents, strict=True):
+        for tokens in image.prompts:
+            if prompted and sum(len(windows) for *_, windows in prompted) + len(encoded) > batch:
+                yield prompted
+                prompted = []
+            prompted.append((image, tokens, encoded))
+    if prompted:
+        yield prompted

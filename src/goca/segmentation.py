@@ -1,4 +1,4 @@
-"""Segmentation: what an image was found to show."""
+"""The result for one image: labels, scores, masks, and what is drawn or written of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt16
 from PIL import Image
+from torch import Tensor
 
+from goca import export
+from goca.class_maps import ClassMaps
 from goca.errors import GocaError
 from goca.exports import DEFAULT_FORMATS, EXPORTERS, ExportContext
 from goca.exports.coco import coco
@@ -19,12 +22,11 @@ from goca.exports.labelme import labelme
 from goca.imaging import draw
 from goca.maths.background import Background, labels
 from goca.maths.resize import resize
-from goca.recipe import Plan
-from goca.storage.atomic import write_atomic
+from goca.plan import Plan
 
 
 class Presence(NamedTuple):
-    """How much of a class was found: its share of the image's pixels (0 to 1), and its highest score (0 to 1)."""
+    """How much of an image a class takes: its share of the pixels, 0 to 1, and its highest score, 0 to 1."""
 
     share: float
     peak: float
@@ -34,28 +36,45 @@ class Presence(NamedTuple):
 class ScoreMaps:
     """Scores on the common grid, after rescaling and refinement; where there is refinement each class is min-maxed.
 
-    grid: (class, height, width) float32 in [0, 1]. background: the background classes' map, (height, width), or None.
-    ensemble_std: the standard deviation of `grid` over several passes (timesteps, seeds, sides), or None for one pass.
+    Attributes:
+        grid: (class, height, width) float32 in [0, 1].
+        background: the background classes' map, (height, width), or None.
+        ensemble_std: the standard deviation of `grid` over several passes, or None for a single pass.
     """
 
     grid: Float32[np.ndarray, "class height width"]
     background: Float32[np.ndarray, "height width"] | None
     ensemble_std: Float32[np.ndarray, "class height width"] | None = None
 
+    @classmethod
+    def of(cls, maps: ClassMaps, ensemble_std: Tensor | None = None) -> "ScoreMaps":
+        """The same maps as arrays."""
+        background = None if maps.background is None else maps.background.cpu().numpy()
+        std = None if ensemble_std is None else ensemble_std.cpu().numpy()
+        return cls(maps.classes.cpu().numpy(), background, std)
+
     def at(self, size: tuple[int, int]) -> Float32[np.ndarray, "class height width"]:
-        """The class maps, bilinearly resized to `size` = (height, width) pixels; GocaError for what is no size."""
+        """The class maps, bilinearly resized to `size` = (height, width) in pixels.
+
+        Raises:
+            GocaError: for anything else than two whole numbers of 1 or more.
+        """
         sides = tuple(size) if isinstance(size, Sequence) else ()
         if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
-            raise GocaError(f"{size!r} is no size: give (height, width) in pixels, each 1 or more")
+            raise GocaError(f"{size!r} is not a size: give (height, width) in pixels, each 1 or more")
         return resize(torch.from_numpy(self.grid), size).numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segmentation:
     """The result for one image.
 
-    image: the image, upright, RGB. classes: names in the order asked for. labels: (height, width) uint16 in the
-    image's size; 0 is background, i is classes[i - 1]. scores: see `ScoreMaps`. plan: the plan that ran.
+    Attributes:
+        image: upright, RGB.
+        classes: names, in the order of the request.
+        labels: (height, width) uint16 in the image's size; 0 is background, i is `classes[i - 1]`.
+        scores: see `ScoreMaps`.
+        plan: the plan as it ran.
     """
 
     image: Image.Image
@@ -64,13 +83,21 @@ class Segmentation:
     scores: ScoreMaps
     plan: Plan
 
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name} {presence.share:.0%}" for name, presence in self.present.items())
+        return f"Segmentation({self.image.width} x {self.image.height} px: {shares}; {self.plan!r})"
+
     def mask(self, name: str) -> Bool[np.ndarray, "height width"]:
-        """The pixels of one class; GocaError, listing the classes, for a name that was not asked for."""
+        """The pixels of one class. Raises GocaError, listing the classes, for another name."""
         return self.labels == self._index(name) + 1
+
+    def __getitem__(self, name: str) -> Bool[np.ndarray, "height width"]:
+        """The mask of a class, as `mask` gives it."""
+        return self.mask(name)
 
     @cached_property
     def present(self) -> Mapping[str, Presence]:
-        """{class: (share of pixels, peak score)}, for every class asked for."""
+        """{class: (share of pixels, highest score)}, for every class."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)[1:] / self.labels.size
         peaks = self.scores.grid.max((1, 2))
         triples = zip(self.classes, counts, peaks, strict=True)
@@ -78,8 +105,9 @@ class Segmentation:
 
     @cached_property
     def uncertainty(self) -> Float32[np.ndarray, "height width"] | None:
-        """How much the score of each pixel's class (of its best class, on the background) differs between passes: the
-        standard deviation over them, in the image's size; None where there was one pass only.
+        """How much the score of each pixel's class differs between passes; None for a single pass.
+
+        The standard deviation over the passes, bilinear in the image's size; on the background of the best class.
         """
         if self.scores.ensemble_std is None:
             return None
@@ -90,20 +118,17 @@ class Segmentation:
         return np.take_along_axis(wide, shown[None], 0)[0]
 
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
-        """The labels under each of some other backgrounds, from scores that are upsampled once; no pass is made."""
-        classes = torch.from_numpy(self.scores.grid)
+        """The labels under each of some other backgrounds, without another pass; the scores are upsampled once."""
         background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
-        height, width = self.labels.shape
-        guide = torch.from_numpy(np.array(self.image)) if self.plan.refine_edges else None
-        for relabelled in labels(classes, background, backgrounds, (height, width), guide):
-            yield relabelled.numpy().astype(np.uint16)
+        maps = ClassMaps(torch.from_numpy(self.scores.grid), background)
+        return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges)
 
     def overlay(self) -> Image.Image:
         """The image under its coloured masks, with a legend."""
         return draw.overlay(self.image, self.labels, self.classes)
 
     def heatmap(self, name: str) -> Image.Image:
-        """The image under the scores of one class, from dark (0) to bright (1)."""
+        """The scores of one class over the image, from dark (0) to bright (1)."""
         height, width = self.labels.shape
         return draw.heatmap(self.image, self.scores.at((height, width))[self._index(name)])
 
@@ -112,43 +137,32 @@ class Segmentation:
         return coco(self.labels, self.classes, image_id, file_name)
 
     def to_labelme(self, file_name: str) -> dict[str, Any]:
-        """The masks as labelme polygons, to correct by hand."""
-        return labelme(self.labels, self.classes, file_name)
+        """The masks as labelme polygons, for correction by hand."""
+        return export.labelme(self.labels, self.classes, file_name)
 
     def to_json(self) -> dict[str, Any]:
-        """Classes, their ids in `labels`, shares of pixels and peak scores; the plan; over several passes, the mean
-        uncertainty.
-        """
-        found = [
+        """Classes with their ids in `labels`, shares and highest scores; the plan; over several passes, uncertainty."""
+        classes = [
             {"id": index, "name": name, "share": self.present[name].share, "peak": self.present[name].peak}
             for index, name in enumerate(self.classes, start=1)
         ]
         height, width = self.labels.shape
         uncertainty = {} if self.uncertainty is None else {"uncertainty": float(self.uncertainty.mean())}
-        return {"height": height, "width": width, "classes": found, **uncertainty, "plan": self.plan.to_json()}
+        return {"height": height, "width": width, "classes": classes, **uncertainty, "plan": self.plan.to_json()}
 
-    def save(
-        self,
-        folder: str | Path,
-        stem: str = "image",
-        formats: Sequence[str] = DEFAULT_FORMATS,
-        facts: Mapping[str, Any] | None = None,
-        file_name: str | None = None,
-    ) -> tuple[Path, ...]:
-        """Write STEM.labels.png, STEM.overlay.png and STEM.json into a folder, each whole or not at all.
+    def save(self, folder: str | Path, stem: str = "image", facts: Mapping[str, Any] | None = None) -> tuple[Path, ...]:
+        """Write STEM.labels.png, STEM.overlay.png and, last, STEM.json, each whole or not at all.
 
         Args:
-            folder: made if it is missing.
-            stem: how the files' names start.
-            formats: names of `goca.exports.EXPORTERS`.
+            folder: where to; it is made if it does not exist.
+            stem: what the files' names begin with.
             facts: further entries for the JSON.
-            file_name: the image's path from the folder, for formats that name it; default: STEM.png.
 
         Returns:
-            The paths, the JSON's last: where it is, the others are.
+            The paths.
 
         Raises:
-            GocaError: a format is unknown, or the folder cannot be written.
+            GocaError: where the folder cannot be written.
         """
         for name in formats:
             if name not in EXPORTERS:
@@ -164,5 +178,21 @@ class Segmentation:
 
     def _index(self, name: str) -> int:
         if name not in self.classes:
-            raise GocaError(f'"{name}" was not asked for: the classes are {", ".join(self.classes)}')
+            raise GocaError(f'"{name}" is not a class of this result: there are {", ".join(self.classes)}')
         return self.classes.index(name)
+
+
+def label_pixels(
+    maps: ClassMaps, backgrounds: Iterable[Background], image: Image.Image, refine_edges: bool
+) -> Iterator[UInt16[np.ndarray, "height width"]]:
+    """The labels under each background: maps upsampled to the image once, background settled, argmax.
+
+    refine_edges: upsample along the image's edges instead of bilinearly.
+    """
+    if refine_edges:
+        pixels = torch.from_numpy(np.array(image)).to(maps.classes.device)
+        each = labels_along_edges(maps.classes, maps.background, backgrounds, pixels)
+    else:
+        each = labels(maps.classes, maps.background, backgrounds, (image.height, image.width))
+    for labelled in each:
+        yield labelled.cpu().numpy().astype(np.uint16)

@@ -1,80 +1,35 @@
-"""Segmenter: image and class names in, labelled masks out, with a frozen text-to-image model."""
+"""The method: images and class names in, labelled masks out, with a frozen text-to-image model.
+
+GoCA, generative scaling of cross-attention: Meng et al., "Making Training-Free Diffusion Segmentors Scale with the
+Generative Power", CVPR 2026 (arXiv 2603.06178). Its steps are `prepare`, `attend` (auto aggregation, gaps 1a and 1b),
+`class_scores` (per-pixel rescaling, gap 2, and refinement) and `label`.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, product
-from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-import torch
-from PIL import ImageOps
+from jaxtyping import Float
 from torch import Tensor
 
-from goca.aggregation import Maps, scores
-from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import EncodedPrompts
-from goca.diffusion.loading import load
+from goca.aggregation import ImageAttention
+from goca.class_maps import ClassMaps, ensemble_std, joined, mean, refined, rescaled
+from goca.diffusion.backbone import BackboneSession, BatchItem
 from goca.errors import GocaError
 from goca.imaging.images import ImageLike
-from goca.maths.background import label
-from goca.recipe import AUTO, GOCA, Options, Recipe, plan, recipe_named
-from goca.request import PreparedImage, SegmentationRequest, find_words, prepare
-from goca.segmentation import ScoreMaps, Segmentation
-from goca.text.nouns import Classes
-from goca.view import Row, View, ensemble_std, mean, together
-
-LARGEST = 4
-"""How many times the side that a model was trained at it may be shown: attention grows with the fourth power of it."""
+from goca.planned_model import PlannedModel
+from goca.recipe import AUTO
+from goca.request import PreparedImage, SegmentationRequest, batched_by_windows, prepare
+from goca.segmentation import ScoreMaps, Segmentation, label_pixels
+from goca.text.token_spans import Classes
 
 
-class Segmenter:
-    """A frozen text-to-image pipeline that labels images; nothing is trained.
+class Segmenter(PlannedModel):
+    """A frozen text-to-image pipeline that labels images; made by `from_pretrained` or `from_pipeline`.
 
-    Make one with `from_pretrained` or `from_pipeline`. An image takes one denoiser pass, and more only for windows,
-    several prompts, timesteps or seeds, and flips. `batch` rows go through the denoiser at once.
+    An image takes one denoiser pass, and more only for windows, several prompts, timesteps or seeds, and flips.
     """
-
-    def __init__(self, backbone: Backbone, recipe: Recipe | str, overrides: Options, batch: int) -> None:
-        recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
-        if batch < 1:
-            raise GocaError(f"batch {batch} is too small: give 1 or more")
-        self.backbone, self.batch = backbone, batch
-        joint = backbone.family.joint is not None
-        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, overrides, joint)
-        if made.size > LARGEST * backbone.settings.size:
-            raise GocaError(
-                f"size {made.size} is too large: {backbone.name} was trained at {backbone.settings.size} px a side, so "
-                f"give {LARGEST * backbone.settings.size} or less, or window (--window) for large images"
-            )
-        self.plan = replace(made, device=backbone.device, dtype=backbone.dtype)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "bundled",
-        recipe: Recipe | str = GOCA,
-        device: str | None = None,
-        dtype: str | torch.dtype | None = None,
-        revision: str | None = None,
-        variant: str | None = None,
-        batch: int = 4,
-        **overrides: Any,
-    ) -> "Segmenter":
-        """Load "bundled", a local diffusers folder or a Hub id.
-
-        recipe: a `Recipe` or its name. overrides: fields of `recipe.Options`. Raises GocaError for what cannot be
-        loaded.
-        """
-        pipeline = load(name, device, dtype, revision, variant)
-        known_as = "@".join(str(part) for part in (name, revision, variant) if part is not None)
-        return cls(Backbone(pipeline, known_as), recipe, Options.of(**overrides), batch)
-
-    @classmethod
-    def from_pipeline(cls, pipe: Any, recipe: Recipe | str = GOCA, batch: int = 4, **overrides: Any) -> "Segmenter":
-        """Wrap a loaded pipeline; it stays as it is, and is used by one call at a time."""
-        return cls(Backbone(pipe), recipe, Options.of(**overrides), batch)
 
     @overload
     def __call__(
@@ -82,8 +37,8 @@ class Segmenter:
         image: ImageLike,
         classes: Classes,
         background_classes: Sequence[str] = ...,
-        background: Any = ...,
-        caption: Any = ...,
+        background: str | float | None = ...,
+        caption: str | None = ...,
     ) -> Segmentation: ...
     @overload
     def __call__(
@@ -91,8 +46,8 @@ class Segmenter:
         image: list[Any],
         classes: Classes,
         background_classes: Sequence[str] = ...,
-        background: Any = ...,
-        caption: Any = ...,
+        background: str | float | None = ...,
+        caption: str | None = ...,
     ) -> list[Segmentation]: ...
     def __call__(
         self,
@@ -102,165 +57,102 @@ class Segmenter:
         background: str | float | None = AUTO,
         caption: str | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """Label an image, or each of a list.
+        """Label an image, or each of a list; the arguments are those of `SegmentationRequest`.
 
-        image: a path, a PIL image, or a (height, width, 3) uint8 array. classes: names, or {class: [synonyms]}.
-        background_classes: nouns that take part but get no label. background: "auto" (the recipe's rule), a float
-        (constant threshold on scores in [0, 1]), or None: every pixel gets a class. caption: the prompt, instead of the
-        list of nouns; every noun must be in it. Raises GocaError for whatever of this cannot be done, saying why.
+        Raises:
+            GocaError: for an image that cannot be read, or classes that this model cannot be asked for.
         """
-        if isinstance(image, list):
-            template = SegmentationRequest("", classes, background_classes, background, caption)
-            return [_result(outcome) for _, outcome in self.stream(replace(template, image=item) for item in image)]
-        request = SegmentationRequest(image, classes, background_classes, background, caption)
-        return _result(next(self.stream([request]))[1])
+        images = image if isinstance(image, list) else [image]
+        template = SegmentationRequest("", classes, background_classes, background, caption)
+        results = []
+        for _, outcome in self.stream(replace(template, image=item) for item in images):
+            if isinstance(outcome, GocaError):
+                raise outcome
+            results.append(outcome)
+        return results if isinstance(image, list) else results[0]
 
     def stream(
-        self, requests: Iterable[SegmentationRequest], prompts: EncodedPrompts | None = None
+        self, requests: Iterable[SegmentationRequest], session: BackboneSession | None = None
     ) -> Iterator[tuple[SegmentationRequest, Segmentation | GocaError]]:
-        """Segment requests in their order, `batch` images at a time; a caption is encoded once in a stream.
+        """Segment requests in their order, `batch` images at a time; each caption is encoded once.
 
         Args:
             requests: what to segment; read `batch` at a time.
-            prompts: captions encoded before, by `check`.
+            session: where encoded captions are looked up and kept; by default a fresh one.
 
         Yields:
             Each request with its segmentation, or with the error that says why it has none.
         """
-        prompts = {} if prompts is None else prompts
+        session = session or self.backbone.session()
         pending = iter(requests)
         while chunk := list(islice(pending, self.batch)):
-            prepared = [self._prepare(request, prompts) for request in chunk]
-            images = [image for image in prepared if not isinstance(image, GocaError)]
-            with self._guarded():
-                looks = list(self._looks(images, prompts))
-            maps = zip(*looks, strict=True)
+            prepared = [self.prepare(request, session) for request in chunk]
+            passes = self._passes([image for image in prepared if isinstance(image, PreparedImage)], session)
             for request, image in zip(chunk, prepared, strict=True):
-                if isinstance(image, GocaError):
-                    yield request, image
-                else:
-                    passes = next(maps)
-                    yield request, self._settle(image, mean(passes), ensemble_std(passes))
+                yield request, image if isinstance(image, GocaError) else self.label(image, next(passes))
 
-    def check(
-        self,
-        classes: Classes,
-        background_classes: Sequence[str] = (),
-        caption: str | None = None,
-        background: str | float | None = AUTO,
-    ) -> EncodedPrompts:
-        """Raise GocaError if this model cannot be asked this, before any image is read; the captions, encoded."""
-        prompts: EncodedPrompts = {}
-        with self._guarded():
-            find_words(
-                SegmentationRequest("", classes, background_classes, background, caption),
-                self.plan,
-                self.backbone,
-                prompts,
-            )
-        return prompts
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Without gradients and without the caller's autocast; out of memory says which knob to turn."""
+    def prepare(self, request: SegmentationRequest, session: BackboneSession) -> PreparedImage | GocaError:
+        """The upright image, its windows, prompts that list the nouns, and the background; or why it has none."""
         try:
-            with torch.no_grad(), torch.autocast(torch.device(self.backbone.device).type, enabled=False):
-                yield
-        except (MemoryError, RuntimeError) as error:
-            # On a CPU torch raises a plain RuntimeError.
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-                raise GocaError(
-                    f"out of memory with batch {self.batch} and size {self.plan.size}: lower one of them, "
-                    'or load the model with dtype "float16" (--dtype)'
-                ) from None
-            raise
-
-    def _prepare(self, request: SegmentationRequest, prompts: EncodedPrompts) -> PreparedImage | GocaError:
-        try:
-            with self._guarded():
-                return prepare(request, self.plan, self.backbone, prompts)
+            with self.inference():
+                return prepare(request, self.plan, session)
         except GocaError as error:
             return error
 
-    def _looks(self, images: Sequence[PreparedImage], prompts: EncodedPrompts) -> Iterator[list[Maps]]:
-        """The maps of each image, once for every side, timestep and seed."""
-        for mirrored in (False, True) if self.plan.flip else (False,):
-            latents = [self._latents(image, mirrored) for image in images]
-            for timestep, seed in product(self.plan.timestep, self.plan.seeds):
-                views = [
-                    View.of(self.plan, image, words, part, mirrored)
-                    for image, part in zip(images, latents, strict=True)
-                    for words in image.prompts
-                ]
-                maps = [one for part in self._batches(views) for one in self._maps(part, timestep, seed, prompts)]
-                yield [
-                    together([one for view, one in zip(views, maps, strict=True) if view.image is image], mirrored)
-                    for image in images
-                ]
+    def attend(
+        self,
+        images: Sequence[PreparedImage],
+        latents: Sequence[Float[Tensor, "_window _channel _height _width"]],
+        timestep: int,
+        seed: int,
+        session: BackboneSession,
+    ) -> Iterator[ImageAttention]:
+        """Auto aggregation: one denoiser pass, whose attention is summed while it runs, for each image and prompt.
 
-    def _batches(self, views: Iterable[View]) -> Iterator[list[View]]:
-        """Views whose rows fill a batch; a view is never divided, because its windows are joined."""
-        part: list[View] = []
-        for view in views:
-            if part and sum(len(one.readouts) for one in (*part, view)) > self.batch:
-                yield part
-                part = []
-            part.append(view)
-        if part:
-            yield part
+        - Gap 1a, heads: the map of a layer is sum_h w_h(i) A_h(i, :), with w_h(i) = <z_h W_h, o>(i) / |o(i)|^2, the
+          share of head h in the layer's output at pixel i (`plan.heads`).
+        - Gap 1b, layers: the global map is the sum of the layers' maps, each weighed by sum_ij R_ij S'_ij, the
+          agreement of its self-attention S' with the affinity R of the reference layer (`plan.layers`).
+        """
+        for prompted in batched_by_windows(images, latents, self.batch):
+            attention = [ImageAttention.of(self.plan, image.windows, tokens) for image, tokens, _ in prompted]
+            items = (
+                BatchItem(latent, image.size, tokens.caption, timestep, seed, aggregator.add)
+                for (image, tokens, windows), sums in zip(prompted, attention, strict=True)
+                for latent, aggregator in zip(windows.split(1), sums.aggregators, strict=True)
+            )
+            session.run(items, self.batch)
+            while attention:  # affinities are large: none is kept here once it is handed on
+                yield attention.pop(0)
 
-    def _maps(self, views: Sequence[View], timestep: int, seed: int, prompts: EncodedPrompts) -> list[Maps]:
-        """Send the rows of some views through the denoiser, each listened to by its readout; a view's maps."""
-        alike: dict[Any, list[Row]] = {}  # what can share a batch
-        for row in (row for view in views for row in view.rows()):
-            alike.setdefault((row.size, self.backbone.prompt(row.caption, prompts).shape), []).append(row)
-        for rows in alike.values():
-            for part in (rows[start : start + self.batch] for start in range(0, len(rows), self.batch)):
-                self.backbone.forward(
-                    torch.cat([row.latent for row in part]),
-                    [row.caption for row in part],
-                    timestep,
-                    seed,
-                    lambda index, call, part=part: part[index].readout.add(call),  # type: ignore[misc]
-                    prompts,
-                    to_the_end=False,
-                )
-        found = [scores(self.plan, view.windows, view.readouts) for view in views]
-        for view in views:
-            view.readouts.clear()  # their affinities are large, and this was all they were for
-        return found
+    def class_scores(self, attention: ImageAttention) -> ClassMaps:
+        """Per-pixel rescaling and refinement: maps in [0, 1] on the common grid, for one image under one prompt.
 
-    def _latents(self, image: PreparedImage, mirrored: bool) -> Tensor:
-        """The encoding of every window of an image."""
-        tiles = [ImageOps.mirror(tile) if mirrored else tile for tile in image.tiles]
-        parts = (tiles[start : start + self.batch] for start in range(0, len(tiles), self.batch))
-        return torch.cat([self.backbone.latents(part, image.size) for part in parts])
+        - Gap 2: a class's mean over its tokens, divided at every pixel by the sum over all content tokens; blurred;
+          min-maxed (`plan.rescale`). Background classes are merged by maximum before refinement.
+        - Refinement: scores <- S^k scores, S the mean self-attention of a few layers (`plan.refine`, `plan.order`).
+        """
+        maps = rescaled(self.plan, attention.token_mass(), attention.tokens)
+        return refined(self.plan, attention.affinity, maps, attention.tokens)
 
-    def _settle(self, image: PreparedImage, maps: Maps, std: Tensor | None) -> Segmentation:
-        """Upsample, settle the background, label; and write down the plan that ran."""
-        guide = torch.from_numpy(np.array(image.image)).to(maps.classes.device) if self.plan.refine_edges else None
-        size = (image.image.height, image.image.width)
-        labels = label(maps.classes, maps.background, image.background, size, guide)
-        ran = replace(
-            self.plan,
-            background=image.background,
-            captions=tuple(words.caption for words in image.prompts),
-            notes=image.notes,
-        )
-        return Segmentation(
-            image=image.image,
-            classes=image.classes,
-            labels=labels.cpu().numpy().astype(np.uint16),
-            scores=ScoreMaps(maps.classes.cpu().numpy(), _array(maps.background), _array(std)),
-            plan=ran,
-        )
+    def label(self, image: PreparedImage, passes: Sequence[ClassMaps]) -> Segmentation:
+        """Average the passes, upsample to the image's size, and take the argmax of the background and the classes."""
+        with self.inference():
+            maps, std = mean(passes), ensemble_std(passes)
+            (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges)
+        ran = self.plan.as_run(image.background, image.background_by_user, image.captions, image.notes)
+        return Segmentation(image.image, image.classes, labels, ScoreMaps.of(maps, std), ran)
 
-
-def _result(outcome: Segmentation | GocaError) -> Segmentation:
-    if isinstance(outcome, GocaError):
-        raise outcome
-    return outcome
-
-
-def _array(maps: Tensor | None) -> np.ndarray | None:
-    return None if maps is None else maps.cpu().numpy()
+    def _passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]:
+        """For each image, its class maps in every pass: as it is, then mirrored; at each timestep, with each seed."""
+        passes: list[list[ClassMaps]] = []
+        with self.inference():
+            for flip in (False, True) if self.plan.flip else (False,):
+                views = [image.mirrored() if flip else image for image in images]
+                latents = [self.backbone.latents(view.tiles, view.size, self.batch) for view in views]
+                for timestep, seed in product(self.plan.timestep, self.plan.seeds):
+                    # Unlike a loop's variable, `map` lets go of an image's attention before the next is computed.
+                    maps = map(self.class_scores, self.attend(views, latents, timestep, seed, session))
+                    merged = [joined(list(islice(maps, len(view.prompts)))) for view in views]
+                    passes.append([each.mirrored() for each in merged] if flip else merged)
+        return zip(*passes, strict=True)

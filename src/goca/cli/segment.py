@@ -20,7 +20,7 @@ from goca.errors import GocaError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from goca.diffusion.conditioning import EncodedPrompts
+    from goca.diffusion.backbone import BackboneSession
     from goca.request import SegmentationRequest
     from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
@@ -48,7 +48,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
     done = 0
     try:
         with progress(hidden=as_json) as bar:
-            segmenter, prompts = _load(model, asked, bar, as_json)
+            segmenter, session = _load(model, asked, bar, as_json)
             if resume:
                 kept = finished(jobs, asked.to_json(), segmenter.plan.to_json())
             done = len(kept)
@@ -56,7 +56,7 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
 
             rest = {str(job.image): job for job in jobs if job not in kept}
             untold = iter(jobs)
-            for request, outcome in segmenter.stream(_questions(rest.values(), asked), prompts):
+            for request, outcome in segmenter.stream(_questions(rest.values(), asked), session):
                 job = rest[str(request.image)]
                 if isinstance(outcome, GocaError):
                     if len(jobs) == 1:
@@ -83,8 +83,8 @@ def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: 
     return done == len(jobs)
 
 
-def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["Segmenter", "EncodedPrompts"]:
-    """The model, and the question's captions encoded. Raises GocaError for what cannot be loaded or asked."""
+def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["Segmenter", "BackboneSession"]:
+    """The model, and a session with the captions encoded. Raises GocaError for what cannot be loaded or asked."""
     loading = bar.add_task(f"loading {model.name}", total=None)
     from goca.diffusion.loading import without_bars
     from goca.recipe import recipe_named
@@ -97,11 +97,11 @@ def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["
     # A fetched model shows the hub's own progress, but nothing may stand beside JSON.
     with without_bars() if as_json else nullcontext():
         segmenter = Segmenter.from_pretrained(
-            model.name, recipe, model.device, model.dtype, batch=model.batch, **model.overrides
+            model.name, recipe, device=model.device, dtype=model.dtype, batch=model.batch, **model.overrides
         )
-    prompts = segmenter.check(asked.classes, asked.background_classes, asked.caption, asked.background)
+    session = segmenter.check(asked.classes, asked.background_classes, asked.caption, asked.background)
     bar.remove_task(loading)
-    return segmenter, prompts
+    return segmenter, session
 
 
 def _questions(jobs: Iterable[Job], asked: Asked) -> "Iterator[SegmentationRequest]":

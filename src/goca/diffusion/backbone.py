@@ -1,4 +1,4 @@
-"""A loaded pipeline: one denoiser pass for (image, caption, timestep), with everything given back afterwards.
+"""A loaded pipeline, and denoiser passes at (latent, caption, timestep) that leave the pipeline as it was.
 
 The pipeline's own `__call__` builds every conditioning input (embeddings, size conditions, masks); it is stopped at the
 first denoiser call, whose noisy latent is replaced by the noised encoding of the image. So nothing about a pipeline's
@@ -7,8 +7,8 @@ conditioning is written a second time here.
 
 import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,43 +17,48 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from goca.diffusion.attention_call import Sink
+from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
 from goca.diffusion.attention_modules import attention_modules, native
-from goca.diffusion.checkpoints import CheckpointSettings, settings_for
-from goca.diffusion.conditioning import MAX_PROMPTS, EncodedPrompt, EncodedPrompts, listen, replay
+from goca.diffusion.checkpoints import settings_for
+from goca.diffusion.conditioning import EncodedPrompt, first_call, record_prompt, replay
 from goca.diffusion.exclusive import restoring
-from goca.diffusion.families import bare, check_kind, family_of
-from goca.diffusion.latents import FirstCall, encode, packed, with_sample
+from goca.diffusion.families import bare, check_kind, family_of, unsupported
+from goca.diffusion.families.spec import Family, TextInput
+from goca.diffusion.latents import encode, packed, with_sample
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.probing import probe
-from goca.text.nouns import Noun, caption_of
+from goca.text.token_spans import Noun, caption_of
 from goca.text.tokens import Tokens
 
+MAX_PROMPTS = 64
+"""How many encoded captions a session keeps; beyond that the oldest goes."""
 
-@dataclass
+
 class Backbone:
-    """A stock diffusers pipeline and what is known of it."""
+    """A stock diffusers pipeline and the facts about it; no pass is run to establish them.
 
-    pipeline: Any
-    name: str = ""
-    settings: CheckpointSettings = field(init=False)
+    Args:
+        pipeline: a loaded text-to-image pipeline.
+        name: what messages and plans call it; by default the pipeline's `name_or_path`.
+        family: the facts of its denoiser, where no listed family has it.
 
-    def __post_init__(self) -> None:
-        listed = family_of(self.pipeline)
-        self.family = listed or probe.guess(self.pipeline)
-        self.name = self.name or str(getattr(self.pipeline, "name_or_path", None) or type(self.pipeline).__name__)
+    Raises:
+        GocaError: for a denoiser that no family lists, and for a pipeline that cannot segment an image.
+    """
+
+    def __init__(self, pipeline: Any, name: str = "", family: Family | None = None) -> None:
+        family = family or family_of(pipeline)
+        if family is None:
+            raise unsupported(type(pipeline).__name__)
+        self.pipeline, self.family = pipeline, family
+        self.name = name or str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
         self._check()
-        if listed is None:
-            self.family = probe.recognise(self)
-        self.settings = settings_for(self.denoiser, self.family, self.vae_scale_factor, self.blocks)
-        if listed is None:
-            probe.confirm(self)
+        self.settings = settings_for(self.denoiser, family, self.vae_scale_factor, self.blocks)
 
     def _check(self) -> None:
-        """Raise GocaError for a pipeline that cannot be asked about an image of the user's."""
+        """Raise GocaError for a pipeline that cannot segment a user's image."""
         check_kind(self.pipeline, self.family)
         self.family.check(self.denoiser)
         vae = self.pipeline.vae.config
@@ -73,25 +78,25 @@ class Backbone:
 
     @property
     def denoiser(self) -> Any:
-        """The denoiser itself; a compiled one is unwrapped."""
+        """The denoiser, unwrapped where it is compiled."""
         return bare(getattr(self.pipeline, self.family.component))
 
     @property
     def in_parts(self) -> bool:
-        """Whether the denoiser is moved about in parts, so that it has to come to its end to be put back."""
+        """Whether the denoiser is offloaded in parts: a pass that stops early would leave them on the device."""
         return any(_is_moved(module) for module in self.denoiser.modules())
 
     @property
     def device(self) -> str:
-        """Where the pipeline runs."""
+        """The device that the pipeline runs on, such as "cuda:0"."""
         return str(self.pipeline._execution_device)
 
     @property
     def dtype(self) -> str:
-        """What the denoiser computes in, such as "float32"."""
+        """The type that the denoiser computes in, such as "float32"."""
         denoiser = self.denoiser
         floating = [p for p in denoiser.parameters() if p.is_floating_point()]
-        # A quantised weight keeps the dtype that it had before, which says nothing of what is computed with it.
+        # A quantised weight reports the dtype that it had before, not the one it is computed with.
         plain = [p for p in floating if type(p.data) is Tensor]
         kind = plain[0].dtype if plain and plain[0] is not floating[0] else denoiser.dtype
         return str(kind).removeprefix("torch.")
@@ -112,22 +117,20 @@ class Backbone:
 
     @property
     def size_multiple(self) -> int:
-        """Images are shown at multiples of so many pixels: whole patches, and what the pipeline asks for."""
+        """Both sides of an image are multiples of this many pixels: whole patches, and what the pipeline requires."""
         return math.lcm(self.family.size_multiple, self.patch_px)
 
     @property
     def max_pixels(self) -> int | None:
-        """The most pixels that an image which is not square may be shown with, where there is a limit."""
+        """The most pixels of an image that is not square; None without a limit."""
         joint = self.family.joint
-        return (
-            None
-            if joint is None or joint.pad_to_attr is None
-            else getattr(self.denoiser, joint.pad_to_attr) * self.patch_px**2
-        )
+        if joint is None or joint.pad_to_attr is None:
+            return None
+        return getattr(self.denoiser, joint.pad_to_attr) * self.patch_px**2
 
     @property
     def max_side(self) -> int | None:
-        """The most pixels a side that it has positions for, where there is a limit."""
+        """The longest side in pixels for which there are position embeddings; None without a limit."""
         patches = self.family.max_grid(self.denoiser)
         return None if patches is None else patches * self.patch_px
 
@@ -138,102 +141,73 @@ class Backbone:
         blocks = dict.fromkeys(site.block for site in attention_modules(self.denoiser))
         return tuple(block for block in blocks if not block.startswith(unimodal_blocks))
 
-    def fits(self, named: Sequence[Noun]) -> bool:
-        """Whether the nouns' caption fits a tokenizer whose tokens are attended to."""
+    def fits(self, nouns: Sequence[Noun]) -> bool:
+        """Whether the caption that lists the nouns fits one of the tokenizers whose tokens are attended to."""
+        caption = caption_of(nouns)
         with restoring(self.pipeline) as pipeline:
-            for text in self.family.texts:
-                tokenizer = getattr(pipeline, text.tokenizer, None)
-                encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
-                if tokenizer is None or encoder is None:
-                    continue
-                most = tokenizer.model_max_length
-                if text.respects_max_sequence_length:
-                    limit = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
-                    most = min(most, limit) - self._template.get(text.tokenizer, 0)
-                if text.max_tokens is not None:
-                    most = min(most, text.max_tokens - self._template.get(text.tokenizer, 0))
-                if len(tokenizer(caption_of(named), verbose=False).input_ids) <= most:
-                    return True
-        return False
+            return any(self._fits(pipeline, text, caption) for text in self.family.texts)
+
+    def _fits(self, pipeline: Any, text: TextInput, caption: str) -> bool:
+        tokenizer = getattr(pipeline, text.tokenizer, None)
+        encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
+        if tokenizer is None or encoder is None:
+            return False
+        limit = tokenizer.model_max_length
+        template = self._template.get(text.tokenizer, 0)
+        if text.respects_max_sequence_length:
+            default = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
+            limit = min(limit, default) - template
+        if text.max_tokens is not None:
+            limit = min(limit, text.max_tokens - template)
+        return len(tokenizer(caption, verbose=False).input_ids) <= limit
 
     @cached_property
     def _template(self) -> dict[str, int]:
-        """How many tokens a pipeline puts around a caption, by the tokenizer's name."""
-        bare, with_it = "cat", self.prompt("cat", {}).texts
-        counts = {name: sum(b > a for a, b in tokens.offsets) for name, tokens in with_it.items()}
-        own = {name: len(getattr(self.pipeline, name)(bare, verbose=False).input_ids) for name in counts}
-        return {name: max(0, count - own[name]) for name, count in counts.items()}
-
-    def prompt(self, caption: str, prompts: EncodedPrompts) -> EncodedPrompt:
-        """Encode a caption, or find it in `prompts`, from which the oldest goes where there are many."""
-        if caption not in prompts:
-            side = self.size_multiple * max(1, self.settings.size // self.size_multiple)
-            with restoring(self.pipeline) as pipeline:
-                timestep = self.settings.timestep
-                ask = partial(self._first_call, pipeline, [caption], (side, side), timestep)
-                prompts[caption] = listen(pipeline, caption, ask)
-            if len(prompts) > MAX_PROMPTS:
-                del prompts[next(iter(prompts))]
-        return prompts[caption]
+        """{tokenizer: how many tokens the pipeline puts around a caption}."""
+        texts = self.session().prompt("cat").texts
+        with_template = {name: sum(end > start for start, end in tokens.offsets) for name, tokens in texts.items()}
+        alone = {name: len(getattr(self.pipeline, name)("cat", verbose=False).input_ids) for name in texts}
+        return {name: max(0, with_template[name] - alone[name]) for name in texts}
 
     def texts(self, prompt: EncodedPrompt) -> tuple[Tokens, ...]:
-        """The tokens of a caption that the denoiser attends to, with their columns."""
+        """The tokens of a caption that the denoiser attends to, each tokenizer's with its first column."""
         return tuple(
             replace(tokens, start=prompt.length - len(tokens.offsets) if text.right_aligned else text.start)
             for text in self.family.texts
             if (tokens := prompt.texts.get(text.tokenizer)) is not None
         )
 
-    def latents(self, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "image channel height width"]:
-        """The mode of the VAE's posterior, scaled for the denoiser, of images shown at `size` = (height, width)."""
-        with restoring(self.pipeline) as pipeline:
-            return encode(pipeline, images, size)
+    def latents(
+        self, images: Sequence[Image.Image], size: Grid, batch: int | None = None
+    ) -> Float[Tensor, "image channel height width"]:
+        """Images as the VAE encodes them, scaled for the denoiser.
 
-    @torch.no_grad()
-    def forward(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        captions: Sequence[str],
-        timestep: int,
-        seed: int,
-        sink: Sink,
-        prompts: EncodedPrompts,
-        to_the_end: bool = True,
-    ) -> Tensor | list[Tensor] | None:
-        """One denoiser pass at training `timestep`, its attention handed to `sink`; the denoiser's output.
+        Args:
+            images: RGB images of any size; they are resized.
+            size: (height, width) in pixels at which the VAE sees them.
+            batch: images in one pass of the VAE; by default all.
 
-        captions: one an image; they may differ, if their encodings have one shape. to_the_end: without it the pass
-        ends with the last attention, and there is no output.
+        Raises:
+            GocaError: where the encoding is not finite.
         """
-        grids = self.family.grids(self.denoiser, (latents.shape[-2], latents.shape[-1]))
-        encoded = [self.prompt(caption, prompts) for caption in captions]
-        with restoring(self.pipeline) as pipeline, native(self.denoiser):
-            noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
-            object.__setattr__(pipeline, "encode_prompt", replay(encoded))
-            args, kwargs = self.inputs(pipeline, noisy, captions, timestep)
-            whole = to_the_end or self.in_parts
-            try:
-                with AttentionHook(
-                    self.denoiser, grids, sink, self.family.joint, self.family.linear_self_attention, whole
-                ):
-                    return self.denoiser(*args, **kwargs)[0]
-            except LastAttentionReached:
-                return None
+        step = batch or len(images)
+        with restoring(self.pipeline) as pipeline:
+            return torch.cat(
+                [encode(pipeline, images[start : start + step], size) for start in range(0, len(images), step)]
+            )
 
     def inputs(
         self, pipeline: Any, noisy: Float[Tensor, "image channel height width"], captions: Sequence[str], timestep: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the restoring pipeline hands its denoiser, the latent replaced: (positional, named) arguments."""
+        """(positional, named) arguments of the denoiser for a noisy latent; `pipeline` comes from `restoring`."""
         height, width = (side * self.vae_scale_factor for side in noisy.shape[-2:])
-        call = self._first_call(pipeline, captions, (height, width), timestep)
-        return with_sample(call, packed(pipeline, noisy, call))
+        args, kwargs = self.first_call(pipeline, captions, (height, width), timestep)
+        return with_sample(args, kwargs, packed(pipeline, noisy, args, kwargs))
 
-    def _first_call(self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int) -> FirstCall:
-        """Run the pipeline until it calls its denoiser; the restoring pipeline is changed freely here."""
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise FirstCall(args, kwargs)
-
+    def first_call(
+        self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the pipeline first hands its denoiser for captions and a size in pixels; it comes from `restoring`."""
         changes = {
             self.family.component: self.denoiser,  # unwrapped: a call that is stopped is not worth compiling for
             "scheduler": pinned(pipeline.scheduler, timestep, self.family.edm_sigmas),
@@ -245,26 +219,129 @@ class Backbone:
             # DiffusionPipeline.__setattr__ would write the configuration as well.
             object.__setattr__(pipeline, name, value)
         pipeline.set_progress_bar_config(disable=True)
-        options = {
-            "height": size[0],
-            "width": size[1],
-            "num_inference_steps": 1,
-            "guidance_scale": 1.0,
-            "output_type": "latent",
-            # Without one, the latent that is thrown away would move the global random state.
-            "generator": torch.Generator().manual_seed(0),
-            **self.family.options,
-        }
-        known = inspect.signature(pipeline.__call__).parameters
-        handle = self.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            pipeline(prompt=list(captions), **{key: value for key, value in options.items() if key in known})
-        except FirstCall as call:
-            # Its traceback would keep every tensor of the pipeline's frames alive.
-            return call.with_traceback(None)
-        finally:
-            handle.remove()
-        raise GocaError(f"{self.name} never called its denoiser: this pipeline is not supported")
+        call = first_call(pipeline, self.denoiser, captions, size, self.family.options)
+        if call is None:
+            raise GocaError(f"{self.name} never called its denoiser: this pipeline is not supported")
+        return call
+
+    def session(self) -> "BackboneSession":
+        """A fresh session, for one stream of requests."""
+        return BackboneSession(self)
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """One row of a denoiser pass.
+
+    Args:
+        latent: the encoded image, (1, channel, height, width).
+        size: (height, width) in pixels that the latent stands for.
+        caption: the prompt.
+        timestep: training timestep, 0 to 999; for a flow model, thousandths.
+        seed: of the noise.
+        sink: takes each attention of this row.
+    """
+
+    latent: Float[Tensor, "1 channel height width"]
+    size: Grid
+    caption: str
+    timestep: int
+    seed: int
+    sink: Callable[[AttentionCall], None]
+
+
+class BackboneSession:
+    """The denoiser passes of one stream of requests; each caption is encoded once.
+
+    The user may load a LoRA or exchange a text encoder between two streams, so encoded captions end with the session.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self._prompts: dict[str, EncodedPrompt] = {}
+
+    def prompt(self, caption: str) -> EncodedPrompt:
+        """The encoded caption. Raises GocaError where the tokenizer reports no character offsets."""
+        if caption not in self._prompts:
+            backbone = self.backbone
+            side = backbone.size_multiple * max(1, backbone.settings.size // backbone.size_multiple)
+            with restoring(backbone.pipeline) as pipeline:
+                encode_it = partial(backbone.first_call, pipeline, [caption], (side, side), backbone.settings.timestep)
+                self._prompts[caption] = record_prompt(pipeline, caption, encode_it)
+            if len(self._prompts) > MAX_PROMPTS:
+                del self._prompts[next(iter(self._prompts))]
+        return self._prompts[caption]
+
+    @torch.no_grad()
+    def forward(
+        self,
+        latents: Float[Tensor, "image channel height width"],
+        captions: Sequence[str],
+        timestep: int,
+        seed: int,
+        sink: Sink,
+        stop_early: bool = False,
+    ) -> Tensor | list[Tensor] | None:
+        """One denoiser pass over a batch.
+
+        Args:
+            latents: encoded images, without noise.
+            captions: one for each image; their encodings have one shape.
+            timestep: training timestep, 0 to 999; for a flow model, thousandths.
+            seed: of the noise, which is the same for every image.
+            sink: takes (row, attention call) for each attention of each row.
+            stop_early: end the pass with the last attention, where the denoiser allows it.
+
+        Returns:
+            The denoiser's output; None where the pass ended early.
+
+        Raises:
+            GocaError: for a timestep out of range, or a denoiser whose attention cannot be read.
+        """
+        backbone = self.backbone
+        grids = backbone.family.grids(backbone.denoiser, (latents.shape[-2], latents.shape[-1]))
+        prompts = [self.prompt(caption) for caption in captions]
+        with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser):
+            noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
+            object.__setattr__(pipeline, "encode_prompt", replay(prompts))
+            args, kwargs = backbone.inputs(pipeline, noisy, captions, timestep)
+            hook = AttentionHook(
+                backbone.denoiser,
+                grids,
+                sink,
+                backbone.family.joint,
+                backbone.family.linear_self_attention,
+                to_the_end=not stop_early or backbone.in_parts,
+            )
+            try:
+                with hook:
+                    return backbone.denoiser(*args, **kwargs)[0]
+            except LastAttentionReached:
+                return None
+
+    def run(self, items: Iterable[BatchItem], batch: int) -> None:
+        """Send every item through the denoiser, at most `batch` in one pass; attention goes to the items' sinks.
+
+        Items share a pass where size, timestep, seed and the shape of their encoded captions agree. A pass ends with
+        the last attention.
+        """
+        alike: dict[Hashable, list[BatchItem]] = {}
+        for item in items:
+            key = (item.size, item.timestep, item.seed, self.prompt(item.caption).shape)
+            alike.setdefault(key, []).append(item)
+        for group in alike.values():
+            for start in range(0, len(group), batch):
+                self._pass(group[start : start + batch])
+
+    def _pass(self, items: Sequence[BatchItem]) -> None:
+        self.forward(
+            torch.cat([item.latent for item in items]),
+            [item.caption for item in items],
+            items[0].timestep,
+            items[0].seed,
+            lambda row, call: items[row].sink(call),
+            stop_early=True,
+        )
 
 
 def _is_moved(module: nn.Module) -> bool:

@@ -1,13 +1,15 @@
-"""A caption, encoded by the pipeline itself, with what its tokenizers made of it."""
+"""Conditioning as the pipeline itself makes it: encoded captions, their tokens, and the arguments of its denoiser."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from goca.errors import GocaError
+from goca.maths import Grid
 from goca.text.tokens import Tokens, tokens_by_decoding, tokens_of
 
 
@@ -15,8 +17,9 @@ from goca.text.tokens import Tokens, tokens_by_decoding, tokens_of
 class EncodedPrompt:
     """An encoded caption.
 
-    encoded: what the pipeline's `encode_prompt` returned, call after call. texts: what each of its tokenizers, by its
-    name in the pipeline, made of the caption.
+    Attributes:
+        encoded: what the pipeline's `encode_prompt` returned, call after call.
+        texts: {tokenizer: the caption's tokens}, by the tokenizers' names in the pipeline.
     """
 
     encoded: tuple[Any, ...]
@@ -24,21 +27,65 @@ class EncodedPrompt:
 
     @property
     def shape(self) -> Any:
-        """The shapes of everything encoded: prompts of one shape can share a batch."""
+        """The shapes of everything encoded; captions of one shape can share a batch."""
         return _shape(self.encoded)
 
     @property
     def length(self) -> int:
-        """How many tokens were encoded."""
+        """The number of encoded tokens, padding included."""
         first = self.encoded[0]
         while not isinstance(first, Tensor):
             first = first[0]
         return first.shape[-2]
 
 
-EncodedPrompts = dict[str, EncodedPrompt]
-"""Captions encoded so far in one run, the last `MAX_PROMPTS` of them."""
-MAX_PROMPTS = 64
+class FirstCall(Exception):  # noqa: N818 - a signal, not an error
+    """Carries the arguments of a pipeline's first denoiser call out of the pipeline."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.call = args, kwargs
+
+
+def first_call(
+    pipeline: Any, denoiser: nn.Module, captions: Sequence[str], size: Grid, options: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Run a pipeline until it calls its denoiser.
+
+    Args:
+        pipeline: as `restoring` lends it, with a scheduler whose only timestep is the one wanted.
+        denoiser: the module to stop at.
+        captions: the prompts of the batch.
+        size: (height, width) in pixels.
+        options: further arguments of the pipeline's call, as its family sets them.
+
+    Returns:
+        The denoiser's (positional, named) arguments; None where the pipeline never called it.
+    """
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise FirstCall(args, kwargs)
+
+    wanted = {
+        "height": size[0],
+        "width": size[1],
+        "num_inference_steps": 1,
+        "guidance_scale": 1.0,
+        "output_type": "latent",
+        # Without one, the latent that is thrown away would move the global random state.
+        "generator": torch.Generator().manual_seed(0),
+        **options,
+    }
+    parameters = inspect.signature(pipeline.__call__).parameters
+    handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        pipeline(prompt=list(captions), **{name: value for name, value in wanted.items() if name in parameters})
+    except FirstCall as signal:
+        # Nothing of the exception is kept: its traceback holds every tensor of the pipeline's frames.
+        return signal.call
+    finally:
+        handle.remove()
+    return None
 
 
 def tokenizers(pipeline: Any) -> tuple[str, ...]:
@@ -48,10 +95,16 @@ def tokenizers(pipeline: Any) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> EncodedPrompt:
-    """Have a restoring pipeline encode a caption while its tokenizers and its `encode_prompt` are listened to.
+def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) -> EncodedPrompt:
+    """Record what a pipeline's tokenizers and its `encode_prompt` return while it encodes a caption.
 
-    ask: makes the pipeline encode it. Raises GocaError where no tokenizer tells character offsets.
+    Args:
+        pipeline: as `restoring` lends it.
+        caption: the prompt.
+        encode_it: makes the pipeline encode the caption.
+
+    Raises:
+        GocaError: where no tokenizer reports character offsets.
     """
     names = tokenizers(pipeline)
     recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in names}
@@ -65,32 +118,32 @@ def listen(pipeline: Any, caption: str, ask: Callable[[], object]) -> EncodedPro
         # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.
         object.__setattr__(pipeline, name, value)
     try:
-        ask()
+        encode_it()
     finally:
         for recorder in recorders.values():
-            recorder.give_back()
+            recorder.restore()
     texts = {name: recorder.rows[0] for name, recorder in recorders.items() if recorder.rows}
     if not texts:
-        raise GocaError("the tokenizer tells no character offsets: load the pipeline with its fast tokenizer")
+        raise GocaError("the tokenizer reports no character offsets: load the pipeline with its fast tokenizer")
     return EncodedPrompt(tuple(encoded), texts)
 
 
 def replay(prompts: Sequence[EncodedPrompt]) -> Callable[..., Any]:
-    """An `encode_prompt` that answers, call after call, with what was encoded for these captions, as one batch."""
-    answers = iter([_join(parts) for parts in zip(*(prompt.encoded for prompt in prompts), strict=True)])
-    return lambda *args, **kwargs: next(answers)
+    """An `encode_prompt` that returns, call after call, what was encoded for these captions, as one batch."""
+    results = iter([_join(parts) for parts in zip(*(prompt.encoded for prompt in prompts), strict=True)])
+    return lambda *args, **kwargs: next(results)
 
 
 def _join(parts: Sequence[Any]) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
-        # Positions of tokens are told once for a whole batch, and have no entry for an image; layers of a language
-        # model may come before the images.
+        # Token positions are one tensor for the whole batch; the layers of a language model may come before the batch
+        # axis.
         batch = next((axis for axis in ((0, 1) if first.ndim == 4 else (0,)) if first.shape[axis] == 1), None)
         return first if batch is None else torch.cat(list(parts), batch)
     if isinstance(first, tuple):
-        return tuple(_join(some) for some in zip(*parts, strict=True))
-    # A list has an entry for every image already.
+        return tuple(_join(entries) for entries in zip(*parts, strict=True))
+    # A list has an entry for each image.
     return [entry for part in parts for entry in part] if isinstance(first, list) else first
 
 
@@ -101,20 +154,22 @@ def _shape(encoded: Any) -> Any:
 
 
 class Recorder:
-    """Stands in for a tokenizer and remembers what it first makes of each caption; all else is the tokenizer's.
+    """Stands in for a tokenizer and records the first tokens of each caption; all else is the tokenizer's.
 
-    captions: those to come, in their order; the pipeline may give them in a template, in one call or one by one. rows:
-    the tokens of each, as far as they came.
+    Attributes:
+        captions: the captions to come, in their order; the pipeline may wrap them in a template, and tokenise them in
+            one call or one by one.
+        rows: the tokens of each caption that has come.
     """
 
-    _OWN = ("_tokenizer", "_before", "captions", "rows")
+    _FIELDS = ("_tokenizer", "_before", "captions", "rows")
 
     def __init__(self, tokenizer: Any, captions: Sequence[str] = ()) -> None:
         self._tokenizer, self._before = tokenizer, {}  # type: ignore[var-annotated]
         self.expect(captions)
 
     def expect(self, captions: Sequence[str]) -> None:
-        """Begin anew, with other captions."""
+        """Start again with other captions."""
         self.captions, self.rows = tuple(captions), list[Tokens]()
 
     def __getattr__(self, name: str) -> Any:
@@ -122,14 +177,14 @@ class Recorder:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Some pipelines set their tokenizer's padding side, for good.
-        if name in self._OWN:
+        if name in self._FIELDS:
             object.__setattr__(self, name, value)
         else:
             self._before.setdefault(name, getattr(self._tokenizer, name))
             setattr(self._tokenizer, name, value)
 
-    def give_back(self) -> None:
-        """Put back what the pipeline set on its tokenizer."""
+    def restore(self) -> None:
+        """Put back the attributes that the pipeline set on its tokenizer."""
         for name, value in self._before.items():
             setattr(self._tokenizer, name, value)
 
@@ -137,7 +192,7 @@ class Recorder:
         return len(self._tokenizer)
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        # Pipelines tokenise twice, the second time only to see what was cut off: there the warning is noise.
+        # Pipelines tokenise twice, the second time only to see what was cut off; its warning is noise.
         encoding = self._tokenizer(text, *args, **{"verbose": False, **kwargs})
         if len(self.rows) < len(self.captions):
             self._record([text] if isinstance(text, str) else list(text), encoding)
@@ -150,10 +205,10 @@ class Recorder:
                 self.rows.append(tokens_of(text, entry, caption))
         elif "input_ids" in encoding:
             for ids, caption in zip(encoding["input_ids"], captions, strict=False):
-                self.rows.append(tokens_by_decoding(self._tokenizer, [int(one) for one in ids], caption))
+                self.rows.append(tokens_by_decoding(self._tokenizer, [int(token) for token in ids], caption))
 
     def apply_chat_template(self, messages: Any, *args: Any, tokenize: bool = True, **kwargs: Any) -> Any:
-        """In two steps, so that the tokens of the template's text are seen."""
+        """Apply the template first and tokenise its text then, so that the tokens are recorded."""
         if not tokenize:
             return self._tokenizer.apply_chat_template(messages, *args, tokenize=False, **kwargs)
         counting = {"return_dict", "return_tensors", "padding", "truncation", "max_length"}

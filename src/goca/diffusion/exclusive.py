@@ -1,4 +1,4 @@
-"""What belongs to the user, for a while: a pipeline for one thread, and its attributes as we need them."""
+"""Borrowing a pipeline that belongs to the user: exclusive access, restored attributes, patched attributes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from goca.errors import GocaError
 
-# One lock a pipeline, whoever wraps it and how often: two segmenters may share one loaded pipeline.
+# One lock for each pipeline: two segmenters may share it.
 _LOCKS: "WeakKeyDictionary[Any, RLock]" = WeakKeyDictionary()
 
 _LOCKS_LOCK = RLock()
@@ -18,15 +18,20 @@ _LENT: "WeakSet[Any]" = WeakSet()
 
 @contextmanager
 def exclusive(pipeline: Any, lend: bool = False) -> Iterator[None]:
-    """The pipeline for one thread; others wait. lend: for the user to call, and until then for nobody else.
+    """Exclusive access to a pipeline for this thread; others wait.
 
-    Raises GocaError inside another one that lends it.
+    Args:
+        pipeline: the user's pipeline.
+        lend: the user, not goca, will call the pipeline meanwhile.
+
+    Raises:
+        GocaError: inside a block that lends the pipeline to the user.
     """
     with _LOCKS_LOCK:
         lock = _LOCKS.setdefault(pipeline, RLock())
     with lock:
         if pipeline in _LENT:
-            raise GocaError("this pipeline is being traced: ask again behind the `with` block")
+            raise GocaError("this pipeline is being traced: use it after the `with` block")
         try:
             if lend:
                 _LENT.add(pipeline)
@@ -38,7 +43,7 @@ def exclusive(pipeline: Any, lend: bool = False) -> Iterator[None]:
 
 @contextmanager
 def restoring(pipeline: Any) -> Iterator[Any]:
-    """The pipeline, for one call at a time; every attribute of it is put back in the end."""
+    """Exclusive access to a pipeline, whose attributes are restored at the end."""
     with exclusive(pipeline):
         attributes = vars(pipeline)
         before = dict(attributes)
@@ -52,7 +57,7 @@ def restoring(pipeline: Any) -> Iterator[Any]:
 
 @contextmanager
 def patched(target: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of an object, replaced; whatever the user puts in its place meanwhile stays."""
+    """Replace an attribute of an object for a while; what the user sets there meanwhile stays."""
     attributes = vars(target)
     before = {name: attributes[name]} if name in attributes else {}
     # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.

@@ -12,17 +12,18 @@ from goca.errors import GocaError
 from goca.maths import Grid
 
 
-class FirstCall(Exception):  # noqa: N818 - a signal, not an error
-    """Carries the pipeline's first call of its denoiser out of the pipeline."""
-
-    def __init__(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        super().__init__()
-        self.inputs, self.named = inputs, named
-
-
 @torch.no_grad()
 def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "image channel height width"]:
-    """The mode of the VAE's posterior, scaled for the denoiser, of images shown at `size` = (height, width)."""
+    """The mode of the VAE's posterior, scaled for the denoiser.
+
+    Args:
+        pipeline: as `restoring` lends it.
+        images: RGB images of any size; they are resized.
+        size: (height, width) in pixels at which the VAE sees them.
+
+    Raises:
+        GocaError: where the encoding is not finite.
+    """
     vae = pipeline.vae
     processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
     pixels = processor.preprocess(list(images), height=size[0], width=size[1])
@@ -42,43 +43,45 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
     latent = _standardised(pipeline, encoded)
     if not bool(torch.isfinite(latent).all()):
         raise GocaError(
-            'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16" (--dtype), or check its '
-            "weights"
+            'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16", or check its weights',
+            hint="dtype",
         )
     return latent
 
 
 def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel height width"]:
-    """The mode of a VAE's answer, on the scale that its denoiser works on."""
+    """The mode of the encoded posterior, on the scale that the denoiser works on."""
     vae = pipeline.vae
     latent = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
     if latent.ndim == 5:  # one frame
         latent = latent[:, :, 0]
-    if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 cells
+    if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 patches
         mean, variance = (getattr(vae.bn, f"running_{name}").float().view(1, -1, 1, 1) for name in ("mean", "var"))
         deviation = (variance + vae.config.batch_norm_eps).sqrt()
         return pipeline._unpatchify_latents((pipeline._patchify_latents(latent) - mean) / deviation)
     mean, deviation = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
     factor = getattr(vae.config, "scaling_factor", None) or 1.0
     if mean is not None and deviation is not None:
-        centre, spread = (torch.tensor(values).to(latent).view(1, -1, 1, 1) for values in (mean, deviation))
-        return (latent - centre) / spread * factor
+        centre, scale = (torch.tensor(values).to(latent).view(1, -1, 1, 1) for values in (mean, deviation))
+        return (latent - centre) / scale * factor
     return (latent - (getattr(vae.config, "shift_factor", None) or 0.0)) * factor
 
 
-def sample_of(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[str | None, Any]:
+def sample_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:
     """The noisy latent of a denoiser call: (its keyword, or None for the first positional argument; the latent)."""
     for key in ("sample", "hidden_states"):
-        if key in named:
-            return key, named[key]
-    return None, inputs[0]
+        if key in kwargs:
+            return key, kwargs[key]
+    return None, args[0]
 
 
-def packed(pipeline: Any, noisy: Tensor, call: FirstCall) -> Tensor | list[Tensor]:
-    """The latent in the layout of the call's own: with a frame, image by image, or 2 x 2 cells in one, in a row."""
-    _, old = sample_of(call.inputs, call.named)
+def packed(
+    pipeline: Any, noisy: Float[Tensor, "image channel height width"], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Tensor | list[Tensor]:
+    """A latent in the layout of a denoiser call's own: with a frame, as a list, or as a row of 2 x 2 patches."""
+    _, old = sample_of(args, kwargs)
     if isinstance(old, list):
-        return [one.unsqueeze(1) for one in noisy]
+        return [image.unsqueeze(1) for image in noisy]
     if old.ndim == 5:
         return noisy.unsqueeze(2)
     if old.ndim == 4:
@@ -88,13 +91,15 @@ def packed(pipeline: Any, noisy: Tensor, call: FirstCall) -> Tensor | list[Tenso
     return pipeline._pack_latents(noisy, *noisy.shape)
 
 
-def with_sample(call: FirstCall, noisy: Tensor | list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The denoiser call with its noisy latent replaced by ours."""
-    key, old = sample_of(call.inputs, call.named)
-    olds, news = (part if isinstance(part, list) else [part] for part in (old, noisy))
-    shapes = [[tuple(one.shape) for one in part] for part in (olds, news)]
+def with_sample(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], noisy: Tensor | list[Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a denoiser call, their noisy latent replaced by another of its shape."""
+    key, old = sample_of(args, kwargs)
+    before, after = (part if isinstance(part, list) else [part] for part in (old, noisy))
+    shapes = [[tuple(latent.shape) for latent in part] for part in (before, after)]
     if shapes[0] != shapes[1]:
         raise GocaError(f"the denoiser expects a latent of {shapes[0]}, not {shapes[1]}: please report this")
-    as_before = [one.to(before) for one, before in zip(news, olds, strict=True)]
-    new = as_before if isinstance(old, list) else as_before[0]
-    return (call.inputs, {**call.named, key: new}) if key else ((new, *call.inputs[1:]), call.named)
+    cast = [latent.to(like) for latent, like in zip(after, before, strict=True)]
+    new = cast if isinstance(old, list) else cast[0]
+    return (args, {**kwargs, key: new}) if key else ((new, *args[1:]), dict(kwargs))

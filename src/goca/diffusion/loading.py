@@ -17,25 +17,40 @@ from goca.errors import GocaError
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError, SafetensorError)
 PARTS = (("vae",), ("text_encoder",), ("tokenizer",), ("transformer", "unet"))
-"""What a text-to-image pipeline is made of, by the names of its parts: one of each."""
+"""The parts of a text-to-image pipeline, by their names: one of each."""
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def load(
-    name: str | Path, device: str | None, dtype: str | torch.dtype | None, revision: str | None, variant: str | None
+    name: str | Path,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    unlisted: bool = False,
 ) -> Any:
     """A ready pipeline, without its safety checker (it only judges generated images).
 
-    device: the first of cuda, mps, cpu that is there; dtype: float32 on a CPU, else float16. A Hub id is fetched, a
-    path never is. Raises GocaError, saying what to do, where there is no pipeline, none that goca reads, no network, or
-    a revision is named of a local folder, which has none.
+    Args:
+        name: "bundled", a diffusers folder, which is never fetched, or a Hub id, which is.
+        device: such as "cuda:1"; by default the first of cuda, mps and cpu that this machine has.
+        dtype: "float32", "float16" or "bfloat16"; by default float32 on a CPU, else float16.
+        revision: branch, tag or commit of a Hub id.
+        variant: of the weight files, such as "fp16".
+        unlisted: load a denoiser that no family lists as well, to probe it.
+
+    Raises:
+        GocaError: where there is no such pipeline, goca cannot read it, its weights are not complete safetensors, it
+            does not fit the device, or the network fails.
     """
-    place = _device(device)
-    kind = _dtype(dtype, place)
-    where = bundled.pipeline() if str(name) == "bundled" else name
-    local = Path(where).is_dir()
-    if local and not (Path(where) / "model_index.json").is_file():
-        raise GocaError(f"{where} is no diffusers pipeline: it has no model_index.json; save one with save_pretrained")
+    target = _device(device)
+    weights = _dtype(dtype, target)
+    source = bundled.pipeline() if str(name) == "bundled" else name
+    local = Path(source).is_dir()
+    if local and not (Path(source) / "model_index.json").is_file():
+        raise GocaError(
+            f"{source} is not a diffusers pipeline: it has no model_index.json; save one with save_pretrained"
+        )
     if not local and (isinstance(name, Path) or str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
         raise GocaError(f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name')
     if local and revision is not None:
@@ -43,27 +58,26 @@ def load(
     try:
         # A local folder loads in silence; what is fetched shows the libraries' own progress.
         with quiet() if local else nullcontext():
-            return _from_pretrained(where, kind, revision, variant, local).to(place)
+            return _from_pretrained(source, weights, revision, variant, local, unlisted).to(target)
     except torch.OutOfMemoryError:
         raise GocaError(
-            f'{name} does not fit {place}: load it with dtype "float16" (--dtype) or device "cpu" (--device)'
+            f'{name} does not fit {target}: load it with dtype "float16" or device "cpu"', hint="dtype"
         ) from None
 
 
 def _from_pretrained(
-    where: str | Path, dtype: torch.dtype, revision: str | None, variant: str | None, local: bool
+    source: str | Path, dtype: torch.dtype, revision: str | None, variant: str | None, local: bool, unlisted: bool
 ) -> Any:
     import diffusers
 
     options: dict[str, Any] = {"revision": revision, "local_files_only": local}
     try:
-        index = diffusers.DiffusionPipeline.load_config(where, **options)
+        index = diffusers.DiffusionPipeline.load_config(source, **options)
         kind = str(index.get("_class_name"))
         classes = {name: part[-1] for name, part in index.items() if isinstance(part, list | tuple) and part}
         if not any(set(classes.values()).intersection(family.denoisers) for family in FAMILIES):
-            # What nobody has listed is probed once it is loaded, if there is all that a probe needs.
             missing = [" or ".join(names) for names in PARTS if not any(map(classes.get, names))]
-            if missing:
+            if missing or not unlisted:
                 raise unsupported(kind, missing)
         for part in ("safety_checker", "feature_extractor", "image_encoder"):
             if part in index:
@@ -71,32 +85,34 @@ def _from_pretrained(
         if "requires_safety_checker" in index:
             options["requires_safety_checker"] = False
         return diffusers.DiffusionPipeline.from_pretrained(
-            where, torch_dtype=dtype, variant=variant, use_safetensors=True, **options
+            source, torch_dtype=dtype, variant=variant, use_safetensors=True, **options
         )
     except (GocaError, torch.OutOfMemoryError):
         raise
     except _UNLOADABLE as error:
         # diffusers and the hub client raise many kinds for a folder or id they cannot load, often over many lines.
         reason = " ".join(str(error).split())[:200]
-        hint = "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
+        advice = "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
         if isinstance(error, ImportError):
-            hint = "install what it needs"
-        raise GocaError(f"cannot load {where}: {hint} ({type(error).__name__}: {reason})") from None
+            advice = "install what it needs"
+        raise GocaError(f"cannot load {source}: {advice} ({type(error).__name__}: {reason})") from None
 
 
 def _device(device: str | None) -> torch.device:
     if device is None:
         backends = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True))
-        return torch.device(next(name for name, there in backends if there))
+        return torch.device(next(name for name, available in backends if available))
     try:
-        place = torch.device(device)
+        target = torch.device(device)
     except RuntimeError:
-        raise GocaError(f'no device "{device}": give cpu, cuda, cuda:1 or mps') from None
-    if place.type not in ("cpu", "cuda", "mps") or (place.type == "mps" and not torch.backends.mps.is_available()):
-        raise GocaError(f'no device "{device}" on this machine: give cpu, cuda, cuda:1 or mps')
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise GocaError(f'no device "{device}" on this machine: {torch.cuda.device_count()} CUDA devices found')
-    return place
+        raise GocaError(f'no device "{device}": give cpu, cuda, cuda:1 or mps', hint="device") from None
+    if target.type not in ("cpu", "cuda", "mps") or (target.type == "mps" and not torch.backends.mps.is_available()):
+        raise GocaError(f'no device "{device}" on this machine: give cpu, cuda, cuda:1 or mps', hint="device")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise GocaError(
+            f'no device "{device}" on this machine: {torch.cuda.device_count()} CUDA devices found', hint="device"
+        )
+    return target
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -106,14 +122,14 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
         return torch.float32 if device.type == "cpu" else torch.float16
     name = _SHORT.get(dtype, dtype)
     if name not in DTYPES:
-        raise GocaError(f'no dtype "{dtype}": give {", ".join(DTYPES)}')
+        raise GocaError(f'no dtype "{dtype}": give {", ".join(DTYPES)}', hint="dtype")
     return DTYPES[name]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what diffusers and transformers say while a pipeline is loaded; errors still raise."""
-    # The bars first: that imports the libraries, which set their loggers' levels when they are imported.
+    """Silence the logs and bars of diffusers and transformers while a pipeline is loaded; errors still raise."""
+    # The bars first: that imports the libraries, which set their loggers' levels on import.
     with without_bars(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]

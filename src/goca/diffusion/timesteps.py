@@ -1,6 +1,6 @@
-"""The timestep of the one denoiser pass.
+"""The timestep of a denoiser pass: noise added for it, and schedulers that have no other.
 
-Timesteps are training timesteps, 0 to 999. To a flow model, whose noise is a share from 0 to 1, they are thousandths.
+Timesteps are training timesteps, 0 to 999; for a flow model, whose sigma goes from 0 to 1, thousandths of sigma.
 """
 
 import inspect
@@ -18,22 +18,27 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 def is_flow(scheduler: Any) -> bool:
     """Whether the model was trained on straight lines between image and noise."""
-    asked = getattr(scheduler.config, "prediction_type", None)
-    return "FlowMatch" in type(scheduler).__name__ or asked == "flow_prediction"
+    prediction = getattr(scheduler.config, "prediction_type", None)
+    return "FlowMatch" in type(scheduler).__name__ or prediction == "flow_prediction"
 
 
 def add_noise(
     scheduler: Any, latents: Float[Tensor, "image channel height width"], timestep: int, seed: int
 ) -> Float[Tensor, "image channel height width"]:
-    """sqrt(a) x + sqrt(1 - a) n with a = alphas_cumprod[timestep]: what any epsilon or v sampler's scaled input amounts
-    to. For a flow model (1 - s) x + s n, with s = timestep / 1000.
+    """Latents with the noise of a timestep, as any sampler's scaled input would have it.
 
-    Every image gets the noise of `seed`, so that a result does not depend on what shares its batch. Raises GocaError
-    for a timestep outside the scheduler's training timesteps.
+    sqrt(a) x + sqrt(1 - a) n with a = alphas_cumprod[timestep]; for a flow model (1 - s) x + s n with
+    s = timestep / 1000. Every image gets the noise of `seed`, so that a result does not depend on its batch.
+
+    Raises:
+        GocaError: for a timestep outside the scheduler's training timesteps.
     """
     steps = NUM_TRAIN_TIMESTEPS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
     if not 0 <= timestep < steps:
-        raise GocaError(f"noise {timestep} is out of range: this model was trained on timesteps 0 to {steps - 1}")
+        raise GocaError(
+            f"timestep {timestep} is out of range: this model was trained on timesteps 0 to {steps - 1}",
+            hint="timestep",
+        )
     noise = _noise(latents, seed)
     if is_flow(scheduler):
         return (1 - timestep / NUM_TRAIN_TIMESTEPS) * latents + timestep / NUM_TRAIN_TIMESTEPS * noise
@@ -44,9 +49,12 @@ def add_noise(
 def target(
     scheduler: Any, latents: Float[Tensor, "image channel height width"], timestep: int, seed: int
 ) -> Float[Tensor, "image channel height width"]:
-    """What a denoiser without fault would say of `add_noise`'s result: the noise, the velocity, or the image.
+    """What a perfect denoiser would predict from `add_noise`'s result: the noise, the velocity, or the image.
 
-    Some flow models give the velocity from noise to image, which is this one's negative.
+    Some flow models predict the velocity from noise to image, the negative of this one.
+
+    Raises:
+        GocaError: for a scheduler whose prediction type is unknown.
     """
     noise = _noise(latents, seed).expand_as(latents)
     if is_flow(scheduler):
@@ -57,10 +65,10 @@ def target(
         "v_prediction": kept.sqrt() * noise - (1 - kept).sqrt() * latents,
         "sample": latents,
     }
-    asked = scheduler.config.prediction_type
-    if asked not in kinds:
-        raise GocaError(f'a model that predicts "{asked}" is not supported: there are {", ".join(kinds)}')
-    return kinds[asked]
+    prediction = scheduler.config.prediction_type
+    if prediction not in kinds:
+        raise GocaError(f'a model that predicts "{prediction}" is not supported: there are {", ".join(kinds)}')
+    return kinds[prediction]
 
 
 def _noise(latents: Float[Tensor, "image channel height width"], seed: int) -> Float[Tensor, "channel height width"]:
@@ -69,9 +77,9 @@ def _noise(latents: Float[Tensor, "image channel height width"], seed: int) -> F
 
 
 def pinned(scheduler: Any, timestep: int, edm_sigmas: bool = False) -> Any:
-    """A scheduler like this one whose only timestep, whatever it is asked for, is `timestep`.
+    """A scheduler like this one whose only timestep is `timestep`, however many steps a pipeline sets.
 
-    edm_sigmas: it counts noise against the image.
+    edm_sigmas: its sigmas are EDM's, sigma / (1 - sigma).
     """
     return _pinned_flow(scheduler, timestep, edm_sigmas) if is_flow(scheduler) else _pinned(scheduler, timestep)
 
@@ -93,10 +101,10 @@ def _pinned(scheduler: Any, timestep: int) -> Any:
 def _pinned_flow(scheduler: Any, timestep: int, edm_sigmas: bool) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    share = timestep / NUM_TRAIN_TIMESTEPS
+    sigma = timestep / NUM_TRAIN_TIMESTEPS
 
     class Pinned(FlowMatchEulerDiscreteScheduler):
-        # Pipelines look at the signature before they hand over sigmas of their own or a shift.
+        # Pipelines look at the signature before they pass sigmas of their own or a shift.
         def set_timesteps(
             self,
             num_inference_steps: int | None = None,
@@ -105,17 +113,17 @@ def _pinned_flow(scheduler: Any, timestep: int, edm_sigmas: bool) -> Any:
             mu: float | None = None,
             timesteps: Any = None,
         ) -> None:
-            self.sigmas = torch.tensor([share / (1 - share) if edm_sigmas else share, 0.0], device=device)
-            self.timesteps = torch.tensor([share], device=device) * self.config.num_train_timesteps
+            self.sigmas = torch.tensor([sigma / (1 - sigma) if edm_sigmas else sigma, 0.0], device=device)
+            self.timesteps = torch.tensor([sigma], device=device) * self.config.num_train_timesteps
             self.num_inference_steps = 1
             self._step_index = self._begin_index = None
 
         def scale_model_input(self, sample: Tensor, *unused: Any) -> Tensor:
-            # Bria's pipeline asks for it of anything but the very class.
+            # Bria's pipeline calls it on every scheduler but FlowMatchEulerDiscreteScheduler itself.
             return sample
 
-    known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
-    out = Pinned(**{name: value for name, value in scheduler.config.items() if name in known})
+    parameters = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
+    out = Pinned(**{name: value for name, value in scheduler.config.items() if name in parameters})
     # Cosmos writes more into its scheduler's configuration, and reads it there.
-    out.register_to_config(**{name: value for name, value in scheduler.config.items() if name not in known})
+    out.register_to_config(**{name: value for name, value in scheduler.config.items() if name not in parameters})
     return out

@@ -9,7 +9,8 @@ from goca.diffusion.backbone import Backbone
 from goca.evaluation.metrics import Interval, gain
 from goca.evaluation.protocol import Protocol
 from goca.evaluation.scenes import Evaluation, evaluate_scenes
-from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Options, Recipe
+from goca.plan import Options
+from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Recipe
 from goca.segmenter import Segmenter
 
 

@@ -73,7 +73,7 @@ class Job:
         """The model, loaded; on a CPU, torch is set to `threads` threads from then on."""
         recipe = recipe_named(self.recipe)
         loaded = Segmenter.from_pretrained(
-            self.model, recipe, self.device, self.dtype, batch=self.batch, **self.overrides
+            self.model, recipe, device=self.device, dtype=self.dtype, batch=self.batch, **self.overrides
         )
         if torch.device(loaded.backbone.device).type == "cpu":
             torch.set_num_threads(self.threads)

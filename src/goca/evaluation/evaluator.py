@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from goca.diffusion.conditioning import EncodedPrompts
+from goca.diffusion.backbone import BackboneSession
 from goca.errors import GocaError
 from goca.evaluation.caption_nouns import Asked, ask
 from goca.evaluation.datasets.base import VOID, Dataset, Sample
@@ -45,7 +45,11 @@ class Evaluator:
     dataset: Dataset
     tagger: Tagger
     protocol: Protocol
-    _prompts: EncodedPrompts = field(default_factory=dict, repr=False)
+    _session: BackboneSession = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Captions recur from unit to unit.
+        self._session = self.segmenter.backbone.session()
 
     def unit(self, samples: Sequence[Sample], said: Mapping[str, Said]) -> list[ImageRecord]:
         """Segment images and count, in their order; one that cannot be read, tagged or asked is left out.
@@ -68,7 +72,7 @@ class Evaluator:
                 pending.append(self._question(opened_image))
             else:
                 done[opened_image.sample.id] = self._settled(opened_image, label)
-        outcomes = self.segmenter.stream((request for request, _ in pending), self._prompts)
+        outcomes = self.segmenter.stream((request for request, _ in pending), self._session)
         for (_, opened_image), (_, outcome) in zip(pending, outcomes, strict=True):
             if isinstance(outcome, GocaError):
                 done[opened_image.sample.id] = replace(opened_image.image, left_out=str(outcome))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
 from goca.diffusion.attention_modules import AttentionModule, native
-from goca.diffusion.conditioning import EncodedPrompt, listen
+from goca.diffusion.conditioning import EncodedPrompt, record_prompt
 from goca.diffusion.exclusive import restoring
 from goca.maths import Grid
 from goca.text.tokens import Tokens
@@ -128,7 +128,7 @@ class Asking:
             ask = partial(self._inputs, calls, pipeline, noise, caption)
             turned = nullcontext() if token is None else opposite(encoder_of(pipeline, token[0]), *token[1:])
             with turned:
-                prompt = listen(pipeline, caption, ask)
+                prompt = record_prompt(pipeline, caption, ask)
             args, kwargs = calls[0]
             with suppress(LastAttentionReached), Watch(backbone.denoiser, None if backbone.in_parts else last) as watch:
                 backbone.denoiser(*args, **kwargs)

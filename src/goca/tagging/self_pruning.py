@@ -11,14 +11,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from goca.diffusion.backbone import Backbone
-from goca.diffusion.conditioning import EncodedPrompts
+from goca.diffusion.backbone import BackboneSession
 from goca.diffusion.timesteps import target
 from goca.errors import GocaError
 from goca.evaluation.caption_nouns import write
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.imaging import images
-from goca.recipe import GOCA_BALANCED, Options, Recipe
+from goca.plan import Options
+from goca.recipe import GOCA_BALANCED, Recipe
 from goca.segmenter import Segmenter
 from goca.text.nouns import in_vocabulary, parse_nouns
 
@@ -61,16 +61,16 @@ class ByError:
     ) -> Float[Tensor, " candidate"]:
         backbone, batch = segmenter.backbone, segmenter.batch
         latents = backbone.latents([image], images.fit(image, segmenter.plan.size, backbone.size_multiple))
-        prompts: EncodedPrompts = {}
+        session = backbone.session()
         alike: dict[Any, list[int]] = {}  # what can share a batch
         for index, name in enumerate(candidates):
-            alike.setdefault(backbone.prompt(name, prompts).shape, []).append(index)
+            alike.setdefault(session.prompt(name).shape, []).append(index)
         parts = [some[start : start + batch] for some in alike.values() for start in range(0, len(some), batch)]
         looks = []
         # Every timestep with a noise of its own: what the noise happens to hide at one, it does not hide at all.
         for seed, timestep in enumerate(self.timesteps):
             named = ([candidates[index] for index in part] for part in parts)
-            squares = [self._squares(backbone, latents, part, timestep, seed, prompts) for part in named]
+            squares = [self._squares(session, latents, part, timestep, seed) for part in named]
             looks.append(self._near(torch.cat(squares)))
         best = torch.stack(looks).sum(0).argmin(0).flatten()
         scores = torch.zeros(len(candidates))
@@ -88,17 +88,17 @@ class ByError:
 
     def _squares(
         self,
-        backbone: Backbone,
+        session: BackboneSession,
         latents: Float[Tensor, "1 channel height width"],
         captions: Sequence[str],
         timestep: int,
         seed: int,
-        prompts: EncodedPrompts,
     ) -> Float[Tensor, "candidate height width"]:
         """The denoiser's squared error under each caption, the mean over channels."""
+        backbone = session.backbone
         right = target(backbone.pipeline.scheduler, latents, timestep, seed)
         many = latents.expand(len(captions), -1, -1, -1)
-        said: Any = backbone.forward(many, captions, timestep, seed, lambda index, call: None, prompts)
+        said: Any = session.forward(many, captions, timestep, seed, lambda index, call: None)
         if not isinstance(said, Tensor) or said.ndim != 4 or said.shape[-2:] != right.shape[-2:]:
             raise GocaError(f'{backbone.name} packs its answer, which "self:error" does not read: use "self:map"')
         # What is behind the latent's channels is a variance.

@@ -14,8 +14,9 @@ from goca.imaging import images
 from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, token_mass
-from goca.recipe import Options, Plan, Recipe, plan, recipe_named
-from goca.text.token_spans import NounTokens, find_noun_tokens
+from goca.plan import Options, Plan, plan
+from goca.recipe import Recipe, recipe_named
+from goca.text.token_spans import NounTokens, words
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,3 @@ class Collected:
         place = {column: index for index, column in enumerate(self.columns)}
         of = [[place[column] for column in columns] for columns in (*asked.nouns, asked.content, asked.prompt)]
         return token_mass(self.total / len(self.steps), of[:-2], of[-2], of[-1])
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question to what was collected, as a readout would be asked."""
-
-    collected: Collected
-    words: NounTokens
-
-    @property
-    def affinity(self) -> Affinity:
-        return self.collected.affinity
-
-    def token_mass(self) -> TokenMass:
-        return self.collected.token_mass(self.words)

@@ -10,7 +10,7 @@ from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import Sink
 from goca.diffusion.denoiser_call import DenoiserCall
 from goca.errors import GocaError
-from goca.recipe import Plan
+from goca.plan import Plan
 from goca.tracing.collected import Collected, Planner
 from goca.tracing.image import TracedImage
 

@@ -18,21 +18,19 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from goca.aggregation import scores
+from goca import export
+from goca.class_maps import ClassMaps, refined, rescaled
 from goca.errors import GocaError
 from goca.imaging import draw, images
 from goca.imaging.images import ImageLike
-from goca.maths.background import label
 from goca.maths.rescale import TokenMass, rescale, share
 from goca.maths.resize import centre
-from goca.maths.windows import Windows
-from goca.recipe import AUTO, Plan, Recipe
+from goca.plan import Plan
+from goca.recipe import AUTO, Recipe
 from goca.request import background_of, check_rivals
-from goca.segmentation import ScoreMaps, Segmentation
-from goca.storage.atomic import write_atomic
-from goca.text.nouns import Classes, parse_nouns
-from goca.text.token_spans import NounTokens, Word, find_noun_tokens, prompt_words, token_indices_of
-from goca.tracing.collected import Asked, Collected, Step
+from goca.segmentation import ScoreMaps, Segmentation, label_pixels
+from goca.text.token_spans import Classes, NounTokens, Word, nouns, occurrences, spoken, words
+from goca.tracing.collected import Collected, Step
 
 GREY = (128, 128, 128)
 """The canvas of an image that was not decoded."""
@@ -121,19 +119,18 @@ class TracedImage:
         asked = find_noun_tokens(self.prompt, self.collected.said.texts, wanted, background_nouns, named=True)
         ran = self._ran(recipe)
         shown = self.image if image is None else images.load(image)
-        maps = scores(ran, Windows.whole(self.collected.grid), [Asked(self.collected, asked)])
-        grid = self._framed(maps.classes, shown)
-        background_scores = None if maps.background is None else self._framed(maps.background[None], shown)[0]
+        collected = self.collected
+        maps = refined(ran, collected.affinity, rescaled(ran, collected.token_mass(asked), asked), asked)
+        background_map = None if maps.background is None else self._framed(maps.background[None], shown)[0]
+        framed = ClassMaps(self._framed(maps.classes, shown), background_map)
         rule = background_of(background, ran, has_background_classes=bool(background_nouns))
-        labels = label(grid, background_scores, rule, (shown.height, shown.width))
+        (labels,) = label_pixels(framed, [rule], shown, refine_edges=False)
         return Segmentation(
             image=shown,
             classes=tuple(classes),
-            labels=labels.cpu().numpy().astype(np.uint16),
-            scores=ScoreMaps(
-                grid.cpu().numpy(), None if background_scores is None else background_scores.cpu().numpy()
-            ),
-            plan=replace(ran, background=rule),
+            labels=labels,
+            scores=ScoreMaps.of(framed),
+            plan=ran.as_run(rule, background != AUTO, ran.captions, ran.notes),
         )
 
     def overlay(self, *classes: str) -> Image.Image:

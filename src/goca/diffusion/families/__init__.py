@@ -190,12 +190,18 @@ def bare(denoiser: Any) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def unsupported(pipeline_class: str, missing: Sequence[str]) -> GocaError:
-    """The error for a pipeline of no known family that lacks parts, so that it is of no use to probe it."""
+def unsupported(pipeline_class: str, missing: Sequence[str] = ()) -> GocaError:
+    """The error for a pipeline of no listed family; missing: the parts that it lacks, so that no probe can help."""
     known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.denoisers))
+    if missing:
+        return GocaError(
+            f"{pipeline_class} is not supported: goca reads latent text-to-image pipelines, and this one has no "
+            f"{', no '.join(missing)}; load one that has, such as those built on {known}"
+        )
     return GocaError(
-        f"{pipeline_class} is not supported: goca reads latent text-to-image pipelines, and this one has no "
-        f"{', no '.join(missing)}; load one that has, such as those built on {known}"
+        f"{pipeline_class} is not supported: goca reads pipelines built on {known}; for another denoiser let "
+        "goca models probe it, and pass the family that it prints",
+        hint="probe",
     )
 
 

@@ -1,0 +1,22 @@
+from .errors import GocaError as GocaError
+from .maths.background import Background as Background
+from .plan import Plan as Plan
+from .recipe import CONCEPT_ATTENTION as CONCEPT_ATTENTION
+from .recipe import DAAM as DAAM
+from .recipe import DIFFSEGMENTER as DIFFSEGMENTER
+from .recipe import FTTM as FTTM
+from .recipe import GOCA as GOCA
+from .recipe import GOCA_BALANCED as GOCA_BALANCED
+from .recipe import GOCA_COMPOUND as GOCA_COMPOUND
+from .recipe import RECIPES as RECIPES
+from .recipe import VANILLA as VANILLA
+from .recipe import Recipe as Recipe
+from .request import SegmentationRequest as SegmentationRequest
+from .segmentation import Presence as Presence
+from .segmentation import ScoreMaps as ScoreMaps
+from .segmentation import Segmentation as Segmentation
+from .segmenter import Segmenter as Segmenter
+from .tracing import trace as trace
+from .trainingset import TrainingSet as TrainingSet
+
+__version__: str

@@ -1,0 +1,31 @@
+"""How our own computations around a denoiser run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from goca.errors import GocaError
+
+
+@contextmanager
+def inference(device: str, batch: int, size: int) -> Iterator[None]:
+    """Without gradients and without the caller's autocast; running out of memory is an error that says what to do.
+
+    Args:
+        device: the one that is computed on, such as "cuda:0".
+        batch: images in a pass; for the message.
+        size: pixels a side; for the message.
+    """
+    try:
+        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise GocaError(
+                f"out of memory with batch {batch} and size {size}: lower one of them, or load the model with dtype "
+                '"float16"',
+                hint="dtype",
+            ) from None
+        raise

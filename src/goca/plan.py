@@ -1,0 +1,204 @@
+"""A plan: a recipe made concrete for one checkpoint and the user's settings, with where each choice came from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from importlib.metadata import version
+from numbers import Integral
+from typing import Any
+
+from goca.diffusion.checkpoints import CheckpointSettings
+from goca.errors import GocaError
+from goca.maths.aggregate import HeadRule, LayerRule
+from goca.maths.background import Background
+from goca.maths.concepts import MapRule
+from goca.maths.rescale import Step
+from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
+from goca.recipe import FROM_MODEL, RECIPES, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user sets for a run; `Segmenter.from_pretrained` describes each field.
+
+    Raises:
+        GocaError: for a number that is not whole.
+    """
+
+    size: int | None = None
+    timestep: int | Sequence[int] | None = None
+    seed: int = 0
+    seeds: int = 1
+    flip: bool = False
+    window: bool = False
+    refine_edges: bool = False
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+            if not all(number is None or isinstance(number, Integral) for number in numbers):
+                raise GocaError(f"{item.name} {value!r} is not a whole number", hint=item.name)
+
+    def set_by_user(self) -> frozenset[str]:
+        """The fields of a plan that differ from the defaults because the user said so."""
+        changed = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
+        return frozenset("seeds" if name == "seed" else name for name in changed)
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """{package: version}, of the packages that decide a result."""
+    return {name: version(name) for name in ("goca", "torch", "diffusers", "transformers")}
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """Every choice of a run, made concrete; a result carries it as its provenance.
+
+    Attributes:
+        recipe, model, settings: names of the recipe and the model, and where the checkpoint's settings come from.
+        size: about size x size pixels are shown to the model.
+        grid: about grid x grid cells make the common grid.
+        timestep, seeds: each timestep is combined with each seed.
+        feature: what the reference is compared by, its "query" or its attention's "output".
+        background_classes: nouns added where one noun stands alone.
+        origin: {field: "recipe", "settings", "user" or "default"}.
+        device, dtype: what the pipeline ran on and in.
+        captions, notes: of the run itself: the prompts used, and what had to differ from the recipe.
+    """
+
+    recipe: str
+    model: str
+    settings: str
+    size: int
+    grid: int
+    timestep: tuple[int, ...]
+    seeds: tuple[int, ...]
+    flip: bool
+    window: bool
+    refine_edges: bool
+    heads: HeadRule
+    layers: LayerRule
+    maps: MapRule
+    cross: tuple[str, ...]
+    rescale: tuple[Step, ...]
+    reference: str
+    feature: str
+    refine: tuple[str, ...]
+    order: int
+    background: Background | str
+    background_classes: tuple[str, ...]
+    origin: Mapping[str, str]
+    device: str = ""
+    dtype: str = ""
+    captions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def __repr__(self) -> str:
+        passes = f", {self.num_passes} passes" if self.num_passes > 1 else ""
+        return f"Plan({self.recipe} on {self.model}, {self.size} px, timestep {self.timestep}{passes})"
+
+    @property
+    def num_passes(self) -> int:
+        """How many passes a result averages: every timestep with every seed, twice where the image is flipped too."""
+        return len(self.timestep) * len(self.seeds) * (1 + self.flip)
+
+    def as_run(self, background: Background, by_user: bool, captions: Sequence[str], notes: Sequence[str]) -> "Plan":
+        """The plan as it ran for one image; by_user: whether the user chose the background."""
+        origin = {**self.origin, "background": "user"} if by_user else self.origin
+        return replace(self, background=background, captions=tuple(captions), notes=tuple(notes), origin=origin)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain numbers, strings, lists and dicts."""
+        names: dict[str, Any] = {
+            "heads": name_of(self.heads, HEADS),
+            "layers": name_of(self.layers, LAYERS),
+            "maps": name_of(self.maps, MAPS),
+            "rescale": [name_of(step, STEPS) for step in self.rescale],
+            "background": self.background
+            if isinstance(self.background, str)
+            else {"rule": name_of(self.background.rule, BACKGROUNDS), "threshold": self.background.threshold},
+        }
+        return {item.name: names.get(item.name, _jsonable(getattr(self, item.name))) for item in fields(self)}
+
+
+def plan(
+    recipe: Recipe,
+    settings: CheckpointSettings,
+    blocks: Sequence[str],
+    model: str,
+    options: Options,
+    joint: bool = False,
+) -> Plan:
+    """Make every field of a recipe concrete.
+
+    Args:
+        recipe: the rules.
+        settings: what the recipe leaves to the checkpoint.
+        blocks: the denoiser's blocks that attend to the text.
+        model: its name.
+        options: the user's settings, which go before both.
+        joint: whether text and pixels share one attention.
+
+    Raises:
+        GocaError: where the recipe names a block that is not there or needs joint attention, or an option is out of
+            range.
+    """
+    chosen: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for item in fields(Recipe):
+        value = getattr(recipe, item.name)
+        from_model = isinstance(value, str) and value == FROM_MODEL
+        chosen[item.name] = getattr(settings, item.name) if from_model else value
+        origin[item.name] = "settings" if from_model else "recipe"
+    chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
+    chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
+    chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
+    chosen["size"] = settings.size if options.size is None else options.size
+    timestep = chosen["timestep"] if options.timestep is None else options.timestep
+    chosen["timestep"] = tuple(timestep) if isinstance(timestep, Sequence) else (timestep,)
+    origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
+    origin |= dict.fromkeys(options.set_by_user(), "user")
+    made = Plan(
+        recipe=name_of(recipe, RECIPES),
+        model=model,
+        settings=settings.origin,
+        grid=settings.grid,
+        seeds=tuple(range(options.seed, options.seed + options.seeds)),
+        flip=options.flip,
+        window=options.window,
+        refine_edges=options.refine_edges,
+        feature=settings.feature,
+        background_classes=settings.background_classes,
+        origin=origin,
+        **chosen,
+    )
+    _check(made, options.seeds, blocks, joint)
+    return made
+
+
+def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool) -> None:
+    if plan.size < 1 or seeds < 1 or plan.order < 0 or not plan.timestep:
+        raise GocaError(
+            f"size ({plan.size}), seeds ({seeds}) and the number of timesteps ({len(plan.timestep)}) are 1 or more, "
+            f"order ({plan.order}) is 0 or more"
+        )
+    if plan.maps.score is not None and not joint:
+        raise GocaError(
+            f'recipe "{plan.recipe}" needs joint attention, which {plan.model} lacks: choose another recipe',
+            hint="recipe",
+        )
+    missing = [block for block in (plan.reference, *plan.refine, *plan.cross) if block not in blocks]
+    if missing:
+        raise GocaError(
+            f'recipe "{plan.recipe}" needs block {missing[0]}, which {plan.model} lacks: name one that it has',
+            hint="recipe",
+        )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
