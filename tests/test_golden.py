@@ -60,4 +60,6 @@ def test_the_numbers_are_those_stored(file: str, case: str) -> None:
             lead = computed.leads.get(name, np.full(array.shape, np.inf))
             assert (lead[differ] <= 2 * tolerance(case, name, lead)).all(), f"{name}: {differ.sum()} other labels"
         else:
-            np.testing.assert_allclose(array, expected[name], rtol=RELATIVE, atol=tolerance(case, name, array), err_msg=name)
+            np.testing.assert_allclose(
+                array, expected[name], rtol=RELATIVE, atol=tolerance(case, name, array), err_msg=name
+            )

@@ -22,7 +22,6 @@ from goca.maths.concepts import concept_shares
 from goca.maths.fusion import PerResolutionMean, WeightedMean
 from goca.testing.tiny import JOINT_BUILDERS, UNET_BUILDERS
 from goca.text.nouns import Noun
-from goca.text.token_spans import find_noun_tokens
 
 TOKENS = 5
 WEIGHTS = (0.1, 0.1, 0.5, 0.3)

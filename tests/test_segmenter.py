@@ -4,7 +4,6 @@ import gc
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from yardsticks import newcomers
 
 import goca
 from goca import FTTM, GOCA, VANILLA, GocaError, SegmentationRequest, Segmenter

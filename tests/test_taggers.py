@@ -19,7 +19,6 @@ from goca import bundled as data
 from goca.diffusion.backbone import BackboneSession
 from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
-from goca.imaging.images import fit
 from goca.tagging import Means, Preparing, Tagger, local, prepare, tagger_named
 from goca.tagging.captions import Captions, Entry, Record, read
 from goca.tagging.multilabel import Agreement

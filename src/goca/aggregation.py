@@ -18,6 +18,8 @@ from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
+from goca.maths.heads import head_map, head_weights
+from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, token_mass
 from goca.maths.windows import Windows
@@ -67,7 +69,7 @@ class AttentionAggregator:
         self.affinity = Affinity(grid) if only_window else Affinity(grid, largest=0)
         self.weights: dict[str, float] = {}
         self.heads: dict[str, Float[Tensor, " head"]] = {}
-        self._total = plan.layers.gather(grid)
+        self._total = plan.layers.fusion(grid)
         self._grids: dict[str, Grid] = {}  # of the layers with a map
         self._read: set[str] = set()
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers without a weight yet

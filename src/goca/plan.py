@@ -9,9 +9,10 @@ from typing import Any
 
 from goca.diffusion.checkpoints import CheckpointSettings
 from goca.errors import GocaError
-from goca.maths.aggregate import HeadRule, LayerRule
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule
+from goca.maths.heads import HeadRule
+from goca.maths.layers import LayerRule
 from goca.maths.rescale import Step
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
 from goca.recipe import FROM_MODEL, RECIPES, Recipe

@@ -16,7 +16,7 @@ from goca.errors import GocaError
 from goca.plan import Options, plan
 from goca.recipe import AUTO, GOCA, Recipe, recipe_named
 from goca.request import SegmentationRequest, find_tokens
-from goca.text.token_spans import Classes
+from goca.text.nouns import Classes
 
 MAX_ENLARGEMENT = 4
 """How many times its training side a model may be shown: attention grows with the fourth power of the side."""

@@ -18,6 +18,7 @@ from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.recipe import AUTO, NO_BACKGROUND
+from goca.text.nouns import Classes, Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts
 from goca.text.spelling import forms
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
@@ -125,17 +126,17 @@ def find_tokens(
     Raises:
         GocaError: for nouns that cannot be asked for.
     """
-    classes, background_classes = nouns(request.classes, request.background_classes)
+    classes, background_classes = parse_nouns(request.classes, request.background_classes)
     check_rivals(request.background, classes)
     backbone, notes = session.backbone, list[str]()
     if backbone.family.linear_self_attention:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
     if backbone.settings.nouns:
-        spelled = vocabulary(classes + background_classes, backbone.settings.nouns)
+        spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns)
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
     groups = [classes]
     if request.caption is None:
-        groups = split(classes, lambda group: backbone.fits((*group, *background_classes)))
+        groups = split_over_prompts(classes, lambda group: backbone.fits((*group, *background_classes)))
         if len(groups) > 1:
             notes.append(f"{len(classes)} classes do not fit one prompt: spread over {len(groups)}")
         if not background_classes and any(len(group) == 1 for group in groups):
@@ -149,7 +150,7 @@ def find_tokens(
     for group in groups:
         caption = caption_of((*group, *background_classes)) if written is None else written
         texts = backbone.texts(session.prompt(caption))
-        prompts.append(words(caption, texts, group, background_classes, named=written is not None))
+        prompts.append(find_noun_tokens(caption, texts, group, background_classes, named=written is not None))
     if any(len(tokens.nouns) == 1 for tokens in prompts):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(prompts), notes

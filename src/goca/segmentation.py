@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float32, UInt16
 from PIL import Image
 from torch import Tensor
 
-from goca import export
 from goca.class_maps import ClassMaps
 from goca.errors import GocaError
 from goca.exports import DEFAULT_FORMATS, EXPORTERS, ExportContext
@@ -23,6 +22,7 @@ from goca.imaging import draw
 from goca.maths.background import Background, labels
 from goca.maths.resize import resize
 from goca.plan import Plan
+from goca.storage.atomic import write_atomic
 
 
 class Presence(NamedTuple):
@@ -138,7 +138,7 @@ class Segmentation:
 
     def to_labelme(self, file_name: str) -> dict[str, Any]:
         """The masks as labelme polygons, for correction by hand."""
-        return export.labelme(self.labels, self.classes, file_name)
+        return labelme(self.labels, self.classes, file_name)
 
     def to_json(self) -> dict[str, Any]:
         """Classes with their ids in `labels`, shares and highest scores; the plan; over several passes, uncertainty."""
@@ -150,19 +150,28 @@ class Segmentation:
         uncertainty = {} if self.uncertainty is None else {"uncertainty": float(self.uncertainty.mean())}
         return {"height": height, "width": width, "classes": classes, **uncertainty, "plan": self.plan.to_json()}
 
-    def save(self, folder: str | Path, stem: str = "image", facts: Mapping[str, Any] | None = None) -> tuple[Path, ...]:
-        """Write STEM.labels.png, STEM.overlay.png and, last, STEM.json, each whole or not at all.
+    def save(
+        self,
+        folder: str | Path,
+        stem: str = "image",
+        formats: Sequence[str] = DEFAULT_FORMATS,
+        facts: Mapping[str, Any] | None = None,
+        file_name: str | None = None,
+    ) -> tuple[Path, ...]:
+        """Write STEM.labels.png, STEM.overlay.png and STEM.json into a folder, each whole or not at all.
 
         Args:
-            folder: where to; it is made if it does not exist.
-            stem: what the files' names begin with.
+            folder: made if it is missing.
+            stem: how the files' names start.
+            formats: names of `goca.exports.EXPORTERS`.
             facts: further entries for the JSON.
+            file_name: the image's path from the folder, for formats that name it; default: STEM.png.
 
         Returns:
-            The paths.
+            The paths, the JSON's last: where it is, the others are.
 
         Raises:
-            GocaError: where the folder cannot be written.
+            GocaError: a format is unknown, or the folder cannot be written.
         """
         for name in formats:
             if name not in EXPORTERS:
@@ -185,14 +194,7 @@ class Segmentation:
 def label_pixels(
     maps: ClassMaps, backgrounds: Iterable[Background], image: Image.Image, refine_edges: bool
 ) -> Iterator[UInt16[np.ndarray, "height width"]]:
-    """The labels under each background: maps upsampled to the image once, background settled, argmax.
-
-    refine_edges: upsample along the image's edges instead of bilinearly.
-    """
-    if refine_edges:
-        pixels = torch.from_numpy(np.array(image)).to(maps.classes.device)
-        each = labels_along_edges(maps.classes, maps.background, backgrounds, pixels)
-    else:
-        each = labels(maps.classes, maps.background, backgrounds, (image.height, image.width))
-    for labelled in each:
-        yield labelled.cpu().numpy().astype(np.uint16)
+    """The labels of an image under each background; with `refine_edges` the scores follow the image's edges."""
+    guide = torch.from_numpy(np.array(image)).to(maps.classes.device) if refine_edges else None
+    for relabelled in labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide):
+        yield relabelled.cpu().numpy().astype(np.uint16)

@@ -22,7 +22,7 @@ from goca.planned_model import PlannedModel
 from goca.recipe import AUTO
 from goca.request import PreparedImage, SegmentationRequest, batched_by_windows, prepare
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
-from goca.text.token_spans import Classes
+from goca.text.nouns import Classes
 
 
 class Segmenter(PlannedModel):

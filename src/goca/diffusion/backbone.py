@@ -29,7 +29,7 @@ from goca.diffusion.latents import encode, packed, with_sample
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.text.token_spans import Noun, caption_of
+from goca.text.nouns import Noun, caption_of
 from goca.text.tokens import Tokens
 
 MAX_PROMPTS = 64

@@ -16,7 +16,7 @@ from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, token_mass
 from goca.plan import Options, Plan, plan
 from goca.recipe import Recipe, recipe_named
-from goca.text.token_spans import NounTokens, words
+from goca.text.token_spans import NounTokens, find_noun_tokens
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from goca import export
 from goca.class_maps import ClassMaps, refined, rescaled
 from goca.errors import GocaError
 from goca.imaging import draw, images
@@ -29,7 +28,9 @@ from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
 from goca.request import background_of, check_rivals
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
-from goca.text.token_spans import Classes, NounTokens, Word, nouns, occurrences, spoken, words
+from goca.storage.atomic import write_atomic
+from goca.text.nouns import Classes, parse_nouns
+from goca.text.token_spans import NounTokens, Word, find_noun_tokens, prompt_words, token_indices_of
 from goca.tracing.collected import Collected, Step
 
 GREY = (128, 128, 128)
