@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 import goca.bundled
-from goca.diffusion.checkpoints import BUNDLED
+from goca.diffusion.families.unet import BUNDLED
 from goca.errors import GocaError
 from goca.text import token_spans as module
 from goca.text.plurals import plurals, singulars

@@ -91,8 +91,6 @@ def find_words(
     check_rivals(question.background, wanted)
     settings = backbone.settings
     notes: list[str] = []
-    if backbone.family.found:
-        notes.append(f"recognised by a probe: {backbone.family.found}")
     if backbone.family.linear_self_attention:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
     if settings.nouns:

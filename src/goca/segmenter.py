@@ -15,6 +15,7 @@ from torch import Tensor
 from goca.aggregation import Maps, scores
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import EncodedPrompts
+from goca.diffusion.families.spec import Family
 from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.imaging.images import ImageLike
@@ -73,9 +74,14 @@ class Segmenter:
         return cls(Backbone(pipeline, known_as), recipe, Options.of(**overrides), batch)
 
     @classmethod
-    def from_pipeline(cls, pipe: Any, recipe: Recipe | str = GOCA, batch: int = 4, **overrides: Any) -> "Segmenter":
-        """Wrap a loaded pipeline; it stays as it is, and is used by one call at a time."""
-        return cls(Backbone(pipe), recipe, Options.of(**overrides), batch)
+    def from_pipeline(
+        cls, pipe: Any, recipe: Recipe | str = GOCA, batch: int = 4, family: Family | None = None, **overrides: Any
+    ) -> "Segmenter":
+        """Wrap a loaded pipeline; it stays as it is, and is used by one call at a time.
+
+        family: the facts of its denoiser, where no family lists it: `goca.probing.probe(pipe)` finds them.
+        """
+        return cls(Backbone(pipe, family=family), recipe, Options.of(**overrides), batch)
 
     @overload
     def __call__(

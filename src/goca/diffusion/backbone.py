@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from goca.diffusion.attention_call import Sink
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
 from goca.diffusion.attention_modules import attention_modules, native
-from goca.diffusion.checkpoints import CheckpointSettings, settings_for
+from goca.diffusion.checkpoints import settings_for
 from goca.diffusion.conditioning import MAX_PROMPTS, EncodedPrompt, EncodedPrompts, listen, replay
 from goca.diffusion.exclusive import restoring
-from goca.diffusion.families import bare, check_kind, family_of
+from goca.diffusion.families import bare, check_kind, family_of, unsupported
+from goca.diffusion.families.spec import CheckpointSettings
 from goca.diffusion.latents import FirstCall, encode, packed, with_sample
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.probing import probe
 from goca.text.token_spans import Noun, caption_of
 from goca.text.tokens import Tokens
 
@@ -39,18 +39,16 @@ class Backbone:
 
     pipeline: Any
     name: str = ""
+    family: Any = None  # a Family; by default the one that lists the pipeline's denoiser
     settings: CheckpointSettings = field(init=False)
 
     def __post_init__(self) -> None:
-        listed = family_of(self.pipeline)
-        self.family = listed or probe.guess(self.pipeline)
+        self.family = self.family or family_of(self.pipeline)
+        if self.family is None:
+            raise unsupported(type(self.pipeline).__name__)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", None) or type(self.pipeline).__name__)
         self._check()
-        if listed is None:
-            self.family = probe.recognise(self)
         self.settings = settings_for(self.denoiser, self.family, self.vae_scale_factor, self.blocks)
-        if listed is None:
-            probe.confirm(self)
 
     def _check(self) -> None:
         """Raise GocaError for a pipeline that cannot be asked about an image of the user's."""
@@ -99,10 +97,9 @@ class Backbone:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels a side of one latent cell."""
-        if self.family.vae_scale_factor:
-            return self.family.vae_scale_factor
         names = ("vae_scale_factor", "vae_scale_factor_spatial")
-        return int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
+        factor = int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
+        return factor // 2 if self.family.packed_vae_scale_factor else factor
 
     @property
     def patch_px(self) -> int:

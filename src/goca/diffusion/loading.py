@@ -22,12 +22,19 @@ _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def load(
-    name: str | Path, device: str | None, dtype: str | torch.dtype | None, revision: str | None, variant: str | None
+    name: str | Path,
+    device: str | None,
+    dtype: str | torch.dtype | None,
+    revision: str | None,
+    variant: str | None,
+    unlisted: bool = False,
 ) -> Any:
     """A ready pipeline, without its safety checker (it only judges generated images).
 
     device: the first of cuda, mps, cpu that is there; dtype: float32 on a CPU, else float16. A Hub id is fetched, a
-    path never is. Raises GocaError, saying what to do, where there is no pipeline, none that goca reads, no network, or
+    path never is. unlisted: load a denoiser that no family lists as well, to probe it.
+
+    Raises GocaError, saying what to do, where there is no pipeline, none that goca reads, no network, or
     a revision is named of a local folder, which has none.
     """
     place = _device(device)
@@ -43,7 +50,7 @@ def load(
     try:
         # A local folder loads in silence; what is fetched shows the libraries' own progress.
         with quiet() if local else nullcontext():
-            return _from_pretrained(where, kind, revision, variant, local).to(place)
+            return _from_pretrained(where, kind, revision, variant, local, unlisted).to(place)
     except torch.OutOfMemoryError:
         raise GocaError(
             f'{name} does not fit {place}: load it with dtype "float16" (--dtype) or device "cpu" (--device)'
@@ -51,7 +58,7 @@ def load(
 
 
 def _from_pretrained(
-    where: str | Path, dtype: torch.dtype, revision: str | None, variant: str | None, local: bool
+    where: str | Path, dtype: torch.dtype, revision: str | None, variant: str | None, local: bool, unlisted: bool
 ) -> Any:
     import diffusers
 
@@ -61,9 +68,9 @@ def _from_pretrained(
         kind = str(index.get("_class_name"))
         classes = {name: part[-1] for name, part in index.items() if isinstance(part, list | tuple) and part}
         if not any(set(classes.values()).intersection(family.denoisers) for family in FAMILIES):
-            # What nobody has listed is probed once it is loaded, if there is all that a probe needs.
+            # What nobody has listed is loaded to be probed, if there is all that a probe needs.
             missing = [" or ".join(names) for names in PARTS if not any(map(classes.get, names))]
-            if missing:
+            if missing or not unlisted:
                 raise unsupported(kind, missing)
         for part in ("safety_checker", "feature_extractor", "image_encoder"):
             if part in index:
