@@ -1,65 +1,22 @@
 """What differs between kinds of denoiser: one file a family, listed here."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-from goca.diffusion.families import (
-    auraflow,
-    bria,
-    chroma,
-    cogview3,
-    cogview4,
-    cosmos2,
-    flux,
-    flux2,
-    hidream,
-    hunyuan_dit,
-    kolors,
-    krea2,
-    longcat_image,
-    lumina2,
-    ovis_image,
-    pixart,
-    qwen_image,
-    sana,
-    sd3,
-    unet,
-    wan,
-    z_image,
-)
 from goca.diffusion.families.spec import Family
 from goca.diffusion.families.support import bare, check_kind, check_tokenizers
 from goca.errors import GocaError
 
 __all__ = ["FAMILIES", "Family", "bare", "check_kind", "check_tokenizers", "family_of", "unsupported"]
 
-FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY
-    for module in (
-        unet,
-        kolors,
-        pixart,
-        hunyuan_dit,
-        sana,
-        wan,
-        cosmos2,
-        flux,
-        chroma,
-        sd3,
-        flux2,
-        qwen_image,
-        auraflow,
-        cogview4,
-        lumina2,
-        z_image,
-        hidream,
-        bria,
-        ovis_image,
-        cogview3,
-        longcat_image,
-        krea2,
-    )
+_FILES = (
+    *("unet", "kolors", "pixart", "hunyuan_dit", "sana", "wan", "cosmos2", "flux", "chroma", "sd3", "flux2"),
+    *("qwen_image", "auraflow", "cogview4", "lumina2", "z_image", "hidream"),
+    *("bria", "ovis_image", "cogview3", "longcat_image", "krea2"),
 )
+FAMILIES: tuple[Family, ...] = tuple(import_module(f"{__name__}.{name}").FAMILY for name in _FILES)
+"""Every family that goca reads, in the order in which they are listed to users."""
 
 
 def family_of(pipeline: Any) -> Family | None:
