@@ -60,7 +60,7 @@ docs: setup
 
 compat: $(COMPAT)/.installed
 	PYTHONPATH=$(COMPAT) $(BIN)/python -c 'import diffusers as d; assert d.__version__ == "$(OLDEST_DIFFUSERS)", d.__file__'
-	PYTHONPATH=$(COMPAT) $(BIN)/python -m pytest -n 2 tests/test_tap.py tests/test_backbone.py
+	PYTHONPATH=$(COMPAT) $(BIN)/python -m pytest -n 2 tests/test_attention_hook.py tests/test_backbone.py
 
 $(COMPAT)/.installed: Makefile | setup
 	@rm -rf $(COMPAT)

@@ -45,7 +45,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from goca import GOCA, Segmenter
-from goca.diffusion.checkpoints import FLUX, SDXL
+from goca.diffusion.families.flux import FLUX
+from goca.diffusion.families.unet import SDXL
 from goca.testing import tiny
 from goca.testing.tiny.parts import t5_text
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from asking import CAPTION, SIZE, Seen, ask
 from maths_steps import layer_weight
+from recording import CAPTION, SIZE, RecordedPass
 from torch import Tensor
 
 from goca import GOCA, GocaError, Recipe, Segmenter
@@ -27,22 +27,22 @@ def pipeline_of(name: str) -> Any:
 
 
 @cache
-def seen_by(name: str) -> Seen:
-    return ask(pipeline_of(name))
+def recorded_of(name: str) -> RecordedPass:
+    return RecordedPass(pipeline_of(name))
 
 
-def readout_of(name: str, recipe: Recipe = GOCA) -> AttentionAggregator:
+def aggregator_of(name: str, recipe: Recipe = GOCA) -> AttentionAggregator:
     segmenter = Segmenter.from_pipeline(pipeline_of(name), recipe=recipe, size=SIZE[0])
     backbone = segmenter.backbone
     nouns = [Noun(noun, (noun,)) for noun in CAPTION.split(", ")]
-    found = find_noun_tokens(CAPTION, backbone.texts(backbone.prompt(CAPTION, {})), nouns, (), named=False)
+    found = find_noun_tokens(CAPTION, backbone.texts(backbone.session().prompt(CAPTION)), nouns, (), named=False)
     return AttentionAggregator(segmenter.plan, found, GRID)
 
 
-def listened(readout: AttentionAggregator, calls: list[AttentionCall]) -> AttentionAggregator:
+def fed(aggregator: AttentionAggregator, calls: list[AttentionCall]) -> AttentionAggregator:
     for call in calls:
-        readout.add(call)
-    return readout
+        aggregator.add(call)
+    return aggregator
 
 
 # Both turn their queries and put them through a norm, after `to_q`.
@@ -55,7 +55,7 @@ def test_the_query_of_a_call_is_what_its_module_projected(name: str) -> None:
         for path, module in pipeline.transformer.named_modules()
         if path.endswith("to_q")
     ]
-    seen = ask(pipeline)
+    seen = RecordedPass(pipeline)
     for handle in handles:
         handle.remove()
     turned = 0
@@ -68,54 +68,54 @@ def test_the_query_of_a_call_is_what_its_module_projected(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sd15", "hunyuan_dit", "wan"])
 def test_layers_are_compared_with_the_raw_queries_of_the_reference(name: str) -> None:
-    calls = list(seen_by(name).calls)
-    readout = listened(readout_of(name), calls)
-    readout.global_map()
-    (reference,) = (call for call in calls if call.block == readout.plan.reference and call.kind == "cross")
+    calls = list(recorded_of(name).calls)
+    aggregator = fed(aggregator_of(name), calls)
+    aggregator.global_map()
+    (reference,) = (call for call in calls if call.block == aggregator.plan.reference and call.kind == "cross")
     assert reference.query is not None
     against = Reference(reference.query, reference.grid)
-    rule = readout.plan.layers
+    rule = aggregator.plan.layers
     raw = {
         call.block: layer_weight(rule, against, call.q, call.k, call.scale, call.grid)
         for call in calls
         if call.kind == "self"
     }
-    counted = {block: weight for block, weight in raw.items() if block in readout.layer_weights()}
+    counted = {block: weight for block, weight in raw.items() if block in aggregator.layer_weights()}
     total = sum(counted.values())
     assert len(counted) > 1
-    assert readout.layer_weights() == pytest.approx({b: w / total for b, w in counted.items()}, rel=1e-5)
+    assert aggregator.layer_weights() == pytest.approx({b: w / total for b, w in counted.items()}, rel=1e-5)
 
 
 def test_a_layer_that_has_no_self_attention_to_compare_weighs_nothing() -> None:
-    calls = list(seen_by("sd15").calls)
-    readout = readout_of("sd15", replace(GOCA, cross=(), refine=(), order=0))
+    calls = list(recorded_of("sd15").calls)
+    aggregator = aggregator_of("sd15", replace(GOCA, cross=(), refine=(), order=0))
     crossing = [call for call in calls if call.kind == "cross"]
-    only = next(call for call in crossing if call.block != readout.plan.reference)
+    only = next(call for call in crossing if call.block != aggregator.plan.reference)
     without_self = [call for call in calls if (call.block, call.kind) != (only.block, "self")]
     without_any = [call for call in calls if call.block != only.block]
-    seen = listened(readout, without_self)
-    expected = listened(readout_of("sd15", replace(GOCA, cross=(), refine=(), order=0)), without_any)
+    seen = fed(aggregator, without_self)
+    expected = fed(aggregator_of("sd15", replace(GOCA, cross=(), refine=(), order=0)), without_any)
     torch.testing.assert_close(seen.global_map(), expected.global_map())
     weights = seen.layer_weights()
     assert weights[only.block] == 0
     assert sum(weights.values()) == pytest.approx(1)
     # It is not so small a part that its weight would not matter.
-    whole = listened(readout_of("sd15", replace(GOCA, cross=(), refine=(), order=0)), calls).global_map()
+    whole = fed(aggregator_of("sd15", replace(GOCA, cross=(), refine=(), order=0)), calls).global_map()
     assert not torch.allclose(whole, expected.global_map(), rtol=1e-3)
 
 
 def test_layers_that_all_lack_self_attention_weigh_the_same_where_no_layer_is_weighed() -> None:
-    calls = [call for call in seen_by("sd15").calls if call.kind == "cross"]
+    calls = [call for call in recorded_of("sd15").calls if call.kind == "cross"]
     recipe = replace(GOCA, heads="mean", layers="mean", cross=(), refine=(), order=0)
-    seen = listened(readout_of("sd15", recipe), calls)
+    seen = fed(aggregator_of("sd15", recipe), calls)
     seen.global_map()
     assert seen.layer_weights() == {call.block: pytest.approx(1 / len(calls)) for call in calls}
 
 
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_a_block_that_reads_the_text_twice_is_refused(name: str) -> None:
-    readout = readout_of(name)
-    first, *rest = (call for call in seen_by(name).calls if call.text is not None)
-    readout.add(first)
+    aggregator = aggregator_of(name)
+    first, *rest = (call for call in recorded_of(name).calls if call.text is not None)
+    aggregator.add(first)
     with pytest.raises(GocaError, match=rf"{first.block} reads the text twice"):
-        listened(readout, [*rest, first])
+        fed(aggregator, [*rest, first])

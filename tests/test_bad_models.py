@@ -90,7 +90,7 @@ def test_an_offloaded_denoiser(sd15: Any, image: Make) -> None:
 @pytest.mark.parametrize(
     ("index", "kind"),
     [
-        ({"_class_name": "FuturePipeline", "transformer": ["diffusers", "FutureTransformer2DModel"]}, "FuturePipeline"),
+        ({"_class_name": "PRXPipeline", "transformer": ["diffusers", "PRXTransformer2DModel"]}, "PRXPipeline"),
         ({"_class_name": "StableCascadePriorPipeline", "prior": ["diffusers", "Prior"]}, "StableCascadePriorPipeline"),
     ],
 )

@@ -1,211 +1,162 @@
-"""Pipelines that no row lists: recognised by asking them, or refused by name with what is missing."""
+"""A probe establishes the facts of a denoiser that no family lists, or says which it cannot."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import cache
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import unlisted
+from commands import Outcome
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 from goca import GocaError, Recipe, Segmenter
-from goca.diffusion import backbone as backbone_module
-from goca.diffusion import families
-from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.backbone import Backbone
-from goca.probing import probe
+from goca.diffusion.families import FAMILIES, family_of
+from goca.diffusion.families.spec import Family
+from goca.probing import probe, source
 from goca.probing.passes import moved
-from goca.testing.tiny import BUILDERS
-from goca.text.nouns import Noun
-from goca.text.token_spans import find_noun_tokens
+from goca.testing.tiny import BUILDERS, tokenizers
+from goca.testing.tiny.parts import flux_vae, ready, t5_text
 
 pytestmark = pytest.mark.slow
 
 Make = Callable[..., Image.Image]
-NOUNS = tuple(Noun(name, (name,)) for name in ("cat", "traffic light", "grass"))
-CAPTION = "cat, traffic light, grass"
-ASK: dict[str, Any] = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
-RECOGNISED = {
-    "bria": unlisted.bria,
-    "ovis": unlisted.ovis,
-    "cogview3": unlisted.cogview3,
-    "longcat": unlisted.longcat,
-    "krea2": unlisted.krea2,
-}
+REQUEST: dict[str, Any] = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
+WRITTEN_DOWN = ("bria", "ovis", "cogview3", "longcat", "krea2")
+"""Those whose family files are what a probe printed."""
 
 
-@cache
-def segmenter(name: str) -> Segmenter:
-    """One of the recognised, recognised once."""
-    return Segmenter.from_pipeline(RECOGNISED[name](), size=64)
+@ready
+def prx() -> Any:
+    """PRX, which no family lists: the pixels alone attend, to words and pixels together."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline, PRXTransformer2DModel
 
-
-def hide(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take every row out that knows the pipeline's denoiser."""
-    kind = type(getattr(pipeline, "transformer", None) or pipeline.unet).__name__
-    monkeypatch.setattr(families, "FAMILIES", [row for row in families.FAMILIES if kind not in row.denoisers])
-
-
-def columns(backbone: Backbone) -> tuple[Any, ...]:
-    """The columns of the nouns, and of everything in the caption."""
-    found = find_noun_tokens(CAPTION, backbone.texts(backbone.prompt(CAPTION, {})), NOUNS, (), named=False)
-    return found.classes, found.prompt
-
-
-def test_a_pipeline_that_makes_every_image_as_large_is_not_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = BUILDERS["hidream"]()
-    hide(pipeline, monkeypatch)
-    with pytest.raises(GocaError, match=r"HiDreamImagePipeline .* expects a latent of"):
-        Segmenter.from_pipeline(pipeline)
+    tokenizer = tokenizers.t5(limit=256)
+    transformer = PRXTransformer2DModel(
+        in_channels=4,
+        patch_size=2,
+        context_in_dim=32,
+        hidden_size=32,
+        mlp_ratio=2,
+        num_heads=2,
+        depth=4,
+        axes_dim=[8, 8],
+    )
+    pipeline = PRXPipeline(
+        transformer=transformer,
+        vae=flux_vae(),
+        text_encoder=t5_text(tokenizer),
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        default_sample_size=64,
+    )
+    # It would clean the caption with a package that is not installed here.
+    pipeline.text_preprocessor.basic_clean = str
+    return pipeline
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "hidream"])
-def test_a_family_whose_row_is_hidden_is_found_again(name: str, image: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listed_family_is_recognised(name: str, image: Make) -> None:
     pipeline = BUILDERS[name]()
     listed = Segmenter.from_pipeline(pipeline, size=64)
-    expected = listed(image(96, 48), **ASK)
-    hide(pipeline, monkeypatch)
-    row, plan = listed.backbone.family, listed.plan
-    same = {key: getattr(plan, key) for key in ("heads", "layers", "cross", "reference", "refine", "order")}
-    probed = Segmenter.from_pipeline(pipeline, Recipe(**same, timestep=plan.timestep[0]), size=64)
-    found = probed.backbone.family
+    row, family = listed.backbone.family, probe(pipeline)
     for fact in ("component", "flow", "linear_self_attention", "optional_image_input", "feature", "edm_sigmas"):
-        assert getattr(found, fact) == getattr(row, fact), fact
-    assert _layout(found.joint) == _layout(row.joint)
-    for latent in ((24, 40), (16, 56)):
-        assert found.grids(probed.backbone.denoiser, latent) == row.grids(listed.backbone.denoiser, latent)
+        assert getattr(family, fact) == getattr(row, fact), fact
+    assert _layout(family) == _layout(row)
+    # Blocks and timestep are the nearest of kin's.
+    plan = listed.plan
+    same = {key: getattr(plan, key) for key in ("heads", "layers", "cross", "reference", "refine", "order")}
+    recipe = Recipe(**same, timestep=plan.timestep[0])
+    probed = Segmenter.from_pipeline(pipeline, recipe, size=64, family=family)
     assert probed.backbone.blocks == listed.backbone.blocks
     assert probed.backbone.vae_scale_factor == listed.backbone.vae_scale_factor
+    for latent in ((24, 40), (16, 56)):
+        assert family.grids(probed.backbone.denoiser, latent) == row.grids(listed.backbone.denoiser, latent)
     # A listed row may name a tokenizer that a pipeline of its family does not have.
-    assert [text.tokenizer for text in found.texts] == [
+    assert [text.tokenizer for text in family.texts] == [
         text.tokenizer for text in row.texts if getattr(pipeline, text.tokenizer, None) is not None
     ]
-    assert columns(probed.backbone) == columns(listed.backbone)
-    result = probed(image(96, 48), **ASK)
+    expected, result = (segmenter(image(96, 48), **REQUEST) for segmenter in (listed, probed))
     np.testing.assert_array_equal(result.scores.grid, expected.scores.grid)
     np.testing.assert_array_equal(result.labels, expected.labels)
-    assert result.plan.notes[0] == f"recognised by a probe: {found.found}"
-    assert "recognised by a probe" in result.plan.settings
 
 
-def _layout(joint: Any) -> Any:
-    return joint and (joint.text_first, joint.multiple, set(joint.unimodal_blocks) or set())
+def _layout(family: Family) -> Any:
+    joint = family.joint
+    return joint and (joint.text_first, joint.multiple, set(joint.unimodal_blocks))
 
 
-@pytest.mark.parametrize("name", RECOGNISED)
-def test_a_pipeline_that_nobody_has_listed_makes_masks(name: str, image: Make) -> None:
-    results = segmenter(name)([image(160, 96, 0), image(160, 96, 1)], **ASK)
-    for result in results:
-        assert result.labels.shape == (96, 160)
-        assert result.mask("cat").shape == (96, 160)
-        assert np.isfinite(result.scores.grid).all()
-        assert result.plan.notes[0].startswith("recognised by a probe: joint attention, text before the pixels")
-        assert "recognised by a probe; Flux's settings in proportion to the depth" in result.plan.settings
-    assert not np.array_equal(results[0].scores.grid, results[1].scores.grid)
+@pytest.mark.parametrize("name", WRITTEN_DOWN)
+def test_a_family_that_a_probe_established_is_written_down_as_it_was(name: str) -> None:
+    pipeline = BUILDERS[name]()
+    row, family = family_of(pipeline), probe(pipeline)
+    for fact in {entry.name for entry in fields(Family)} - {"name", "tiny"}:
+        assert getattr(family, fact) == getattr(row, fact), fact
 
 
-@pytest.mark.parametrize("name", RECOGNISED)
-def test_the_tap_changes_no_bit_of_it_and_a_noun_has_its_own_column(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = segmenter(name).backbone
-    prompts: dict[str, Any] = {}
-    latents = torch.randn(1, probe.channels(backbone.pipeline.vae), 8, 12, generator=torch.Generator().manual_seed(1))
-
-    def ask(known: dict[str, Any]) -> tuple[Any, list[AttentionCall]]:
-        calls: list[AttentionCall] = []
-        output = backbone.forward(latents, [CAPTION], 300, 0, lambda _, call: calls.append(call), known)
-        return output, calls
-
-    output, calls = ask(prompts)
-    # Another way than the probe's: what `encode_prompt` returned is changed, at the noun's column.
-    (column, *_), *_ = columns(backbone)[0]
-    prompt = prompts[CAPTION]
-    first = prompt.encoded[0]
-    changed = (first[0] if isinstance(first, tuple) else first).clone()
-    changed[:, column] += 3
-    encoded = (changed, *first[1:]) if isinstance(first, tuple) else changed
-    _, others = ask({CAPTION: replace(prompt, encoded=(encoded, *prompt.encoded[1:]))})
-    (before, after) = (next(call for call in some if call.text is not None) for some in (calls, others))
-    far = (after.k[:, after.text] - before.k[:, before.text]).abs().amax((0, 2))
-    assert int(far.argmax()) == column
-    monkeypatch.setattr(backbone_module, "AttentionHook", lambda *_: nullcontext())
-    plain, seen = ask(prompts)
-    assert seen == []
-    assert torch.equal(plain, output)
+@pytest.mark.parametrize("name", ["sana", "flux2", "krea2", "longcat", "bria"])
+def test_the_source_of_a_family_is_that_family(name: str) -> None:
+    (row,) = (family for family in FAMILIES if name in family.tiny)
+    namespace: dict[str, Any] = {}
+    exec(source(row), namespace)
+    assert namespace["FAMILY"] == row
 
 
-def test_one_that_was_saved_is_loaded_and_probed(image: Make, tmp_path: Path) -> None:
-    expected = segmenter("bria")(image(), **ASK)
-    segmenter("bria").backbone.pipeline.save_pretrained(tmp_path)
-    found = Segmenter.from_pretrained(tmp_path, size=64)(image(), **ASK)
-    np.testing.assert_allclose(found.scores.grid, expected.scores.grid, atol=2e-2)
-
-
-def test_what_pads_its_text_to_a_fixed_length_says_how_many_tokens_it_keeps() -> None:
-    pipeline = unlisted.longcat()
-    pipeline.tokenizer_max_length = 83
-    (text,) = Backbone(pipeline).family.texts
-    assert text.max_tokens == 83
-    # Where the call has a `max_sequence_length`, that is what counts.
-    (text,) = segmenter("bria").backbone.family.texts
-    assert text.respects_max_sequence_length
-    assert text.max_tokens is None
-
-
-def test_a_listed_pipeline_is_not_probed(sd15: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for question in ("guess", "recognise", "confirm"):
-        monkeypatch.setattr(probe, question, None)
-    assert Backbone(sd15).family.found == ""
+def test_the_command_prints_a_family_s_source(goca: Callable[..., Outcome], tmp_path: Path) -> None:
+    pipeline = BUILDERS["bria"]()
+    pipeline.save_pretrained(tmp_path)
+    printed = goca("models", "--probe", tmp_path)
+    assert printed.code == 0
+    namespace: dict[str, Any] = {}
+    exec(printed.out, namespace)
+    assert namespace["FAMILY"] == probe(pipeline)
+    assert "give it alone" in goca("models", "--probe", tmp_path, "--json").mistake()
 
 
 class ByHand(AttnProcessor):
     """Softmax attention by matrix products, under a name that is nobody's."""
 
 
-def hook_free(pipeline: Any) -> bool:
+def state(pipeline: Any) -> tuple[Any, ...]:
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    hooks = (
+    hooks = [
         hook
         for part in modules
-        for one in part.modules()
-        for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
-    )
+        for module in part.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
     # The text encoders' own library leaves some, by which it collects hidden states.
-    return not any(hook.__module__.startswith("goca") for hook in hooks)
+    ours = [hook for hook in hooks if getattr(hook, "__module__", "goca").startswith("goca")]
+    attributes = {name: id(value) for name, value in vars(pipeline).items()}
+    return attributes, pipeline.tokenizer.padding_side, ours, torch.get_rng_state().tolist()
 
 
-@pytest.mark.parametrize("build", [unlisted.ovis, unlisted.prx, BUILDERS["sana"]], ids=["found", "refused", "hidden"])
-def test_nothing_borrowed_stays_behind(build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("build", "readable"), [(BUILDERS["ovis"], True), (BUILDERS["sana"], True), (prx, False)])
+def test_a_probe_leaves_nothing_behind(build: Callable[[], Any], readable: bool) -> None:
     pipeline = build()
-    hide(pipeline, monkeypatch)
-    before, side, state = dict(vars(pipeline)), pipeline.tokenizer.padding_side, torch.get_rng_state()
-    with nullcontext() if build is not unlisted.prx else pytest.raises(GocaError):
-        Backbone(pipeline)
-    assert vars(pipeline).keys() == before.keys()
-    assert all(vars(pipeline)[name] is value for name, value in before.items())
-    assert pipeline.tokenizer.padding_side == side
-    assert hook_free(pipeline)
-    assert torch.equal(torch.get_rng_state(), state)
+    before = state(pipeline)
+    if readable:
+        probe(pipeline)
+    else:
+        with pytest.raises(GocaError):
+            probe(pipeline)
+    assert state(pipeline) == before
 
 
-def test_nothing_borrowed_stays_behind_when_a_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = unlisted.bria()
-    before = dict(vars(pipeline))
+def test_a_pass_that_fails_is_the_reason_and_leaves_nothing_behind() -> None:
+    pipeline = BUILDERS["bria"]()
 
     def fails(*args: Any) -> None:
         raise RuntimeError("no\nmore")
 
     handle = pipeline.transformer.single_transformer_blocks[2].register_forward_pre_hook(fails)
+    before = state(pipeline)
     with pytest.raises(GocaError, match=r"it does not run \(RuntimeError: no more\)"):
-        Backbone(pipeline)
+        probe(pipeline)
+    assert state(pipeline) == before
     handle.remove()
-    assert all(vars(pipeline)[name] is value for name, value in before.items())
-    assert hook_free(pipeline)
 
 
 def _without(part: str) -> Callable[[Any], None]:
@@ -237,49 +188,42 @@ def _shuffled(pipeline: Any) -> None:
     pipeline.encode_prompt = late
 
 
-def _silent(pipeline: Any) -> None:
-    pipeline.transformer.config.in_channels = None
-
-
 BROKEN: dict[str, tuple[Callable[[Any], None], str]] = {
-    "no denoiser": (_without("transformer"), "BriaPipeline is not supported: .* none of its parts is a denoiser"),
-    "no VAE": (_without("vae"), "no VAE that says how many channels a latent has"),
-    "no text encoder": (_without("text_encoder"), "no tokenizer beside a text encoder"),
-    "no tokenizer": (_without("tokenizer"), "no tokenizer beside a text encoder"),
-    "no channels": (_silent, "its denoiser does not say how many channels it takes"),
-    "deaf": (_deaf, "its text columns cannot be told: turning the embedding of a token moved no key"),
-    "columns first": (
-        _columns_first,
-        r"the corners of 12 x 20 cells stand at positions 128, 182 and 187: not the rows",
-    ),
-    "shuffled": (_shuffled, "its text columns cannot be told: in captions of several lengths"),
+    "no denoiser": (_without("transformer"), "none of its parts is a denoiser"),
+    "no VAE": (_without("vae"), "no VAE"),
+    "no text encoder": (_without("text_encoder"), "no tokenizer with a text encoder"),
+    "no tokenizer": (_without("tokenizer"), "no tokenizer with a text encoder"),
+    "deaf": (_deaf, "turning the embedding of a token moved no key"),
+    "columns first": (_columns_first, r"corners of 12 x 20 cells are at positions 128, 182 and 187 .*: not the rows"),
+    "shuffled": (_shuffled, "the text columns cannot be told: in captions of several lengths"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_missing_is_named(case: str) -> None:
-    breaks, told = BROKEN[case]
-    pipeline = unlisted.bria()
+def test_the_fact_that_cannot_be_established_is_named(case: str) -> None:
+    breaks, reason = BROKEN[case]
+    pipeline = BUILDERS["bria"]()
     breaks(pipeline)
-    with pytest.raises(GocaError, match=told) as caught:
-        Segmenter.from_pipeline(pipeline)
-    said = str(caught.value)
-    assert said.startswith("BriaPipeline ")
-    assert said.endswith("report this line")
-    assert "\n" not in said
+    with pytest.raises(GocaError, match=f"BriaPipeline cannot be read, as a probe found: .*{reason}") as caught:
+        probe(pipeline)
+    assert "\n" not in str(caught.value)
 
 
 def test_pixels_that_look_at_words_and_each_other_without_being_looked_at() -> None:
-    with pytest.raises(GocaError, match=r"PRXPipeline with PRXTransformer2DModel .* 60 positions ask and 316 answer"):
-        Segmenter.from_pipeline(unlisted.prx())
+    with pytest.raises(GocaError, match=r"PRXPipeline cannot be read, .* 60 positions attend to 316"):
+        probe(prx())
 
 
-def test_attention_that_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_that_makes_every_image_as_large_cannot_be_probed() -> None:
+    with pytest.raises(GocaError, match=r"HiDreamImagePipeline cannot be read, .* expects a latent of"):
+        probe(BUILDERS["hidream"]())
+
+
+def test_attention_that_is_not_seen() -> None:
     pipeline = BUILDERS["pixart_sigma"]()
-    hide(pipeline, monkeypatch)
     pipeline.transformer.transformer_blocks[1].attn2.set_processor(ByHand())
     with pytest.raises(GocaError, match=r"attention of transformer_blocks\.1 is not seen: .* \(processor ByHand\)"):
-        Segmenter.from_pipeline(pipeline)
+        probe(pipeline)
 
 
 def test_the_position_that_moved() -> None:

@@ -1,4 +1,4 @@
-"""Quantised denoisers: what the tap tells of one is what ran, and its masks are close to those of the exact weights."""
+"""Quantised denoisers: what the hook hands on is what ran, and masks are close to those of the exact weights."""
 
 import json
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asking import NAMES, Seen, ask, check, far, masks, state
 from commands import Outcome
 from diffusers import GGUFQuantizationConfig, TorchAoConfig
 from PIL import Image
+from recording import NAMES, RecordedPass, check, distance, score_maps, state
 from torch import nn
 
 from goca.diffusion.attention_modules import attention_modules
@@ -146,11 +146,11 @@ WAYS: dict[Callable[[Any, Path], None], tuple[float, float]] = {
 
 
 @cache
-def exact(name: str, image: Make) -> tuple[Seen, np.ndarray]:
+def exact(name: str, image: Make) -> tuple[RecordedPass, np.ndarray]:
     pipeline = BUILDERS[name]()
-    seen = ask(pipeline)
-    check(pipeline, seen)
-    return seen, masks(pipeline, image)
+    recorded = RecordedPass(pipeline)
+    check(recorded)
+    return recorded, score_maps(pipeline, image)
 
 
 # The rest on one that has both kinds of blocks with joint attention.
@@ -163,18 +163,18 @@ def test_a_quantised_denoiser(name: str, way: Callable[[Any, Path], None], image
     expected, scores = exact(name, image)
     pipeline = BUILDERS[name]()
     way(pipeline, tmp_path)
-    seen = ask(pipeline)
+    recorded = RecordedPass(pipeline)
     # With 8-bit activations a layer rounds what it is given, by 1/254 of a row's largest, and is no linear map.
     rounds = way is torchao_int8_dynamic
-    largest = max(float(part.abs().max()) for part in seen.alone.values())
-    check(pipeline, seen, atol=0.02 * largest if rounds else 1e-5)
+    largest = max(float(part.abs().max()) for part in recorded.projected.values())
+    check(recorded, atol=0.02 * largest if rounds else 1e-5)
     backbone = Backbone(pipeline)
     assert (backbone.dtype, backbone.device) == ("float32", "cpu")
     before = state(pipeline)
-    found = masks(pipeline, image)
+    found = score_maps(pipeline, image)
     assert state(pipeline) == before
-    distance, likeness = WAYS[way]
-    assert 0 < far(seen, expected) < distance
+    furthest, likeness = WAYS[way]
+    assert 0 < distance(recorded, expected) < furthest
     assert np.corrcoef(found.ravel(), scores.ravel())[0, 1] > likeness
 
 
@@ -190,14 +190,14 @@ def test_a_folder_with_a_quantised_denoiser(
         pipeline = load(folder, None, asked, None, None)
         denoiser = Backbone(pipeline).denoiser
         assert {type(m.weight.data).__name__ for _, m in linears(denoiser)} == {"Int8Tensor"}
-        seen = ask(pipeline)
+        recorded = RecordedPass(pipeline)
         # bfloat16 keeps 8 bits of what the projection gives.
         tolerance = {"rtol": 0.05, "atol": 0.01} if asked else {}
-        check(pipeline, seen, **tolerance)
+        check(recorded, **tolerance)
         # The weights were quantised from bfloat16 and still say so; what is computed with them is what was asked for.
-        assert {str(call.q.dtype).removeprefix("torch.") for call in seen.calls} == {dtype}
+        assert {str(call.q.dtype).removeprefix("torch.") for call in recorded.calls} == {dtype}
         assert Segmenter.from_pipeline(pipeline).plan.dtype == dtype
-        found = masks(pipeline, image)
+        found = score_maps(pipeline, image)
         assert np.corrcoef(found.ravel(), scores.ravel())[0, 1] > 0.99
     asked_for = ["--classes", "cat, grass", "--size", 64, "--out", tmp_path]
     said = goca("segment", tmp_path / "image.png", "--model", folder, *asked_for)
@@ -257,18 +257,20 @@ def test_a_denoiser_that_bitsandbytes_quantised_as_it_was_loaded(
     )
     setattr(pipeline, backbone.family.component, loaded)
     pipeline.to("cuda")
-    seen = ask(pipeline)
-    check(pipeline, seen, rtol=0.05, atol=0.02 * max(float(part.abs().max()) for part in seen.alone.values()))
-    assert far(seen, exact(name, image)[0]) < FOUR[0]
+    recorded = RecordedPass(pipeline)
+    check(recorded, rtol=0.05, atol=0.02 * max(float(part.abs().max()) for part in recorded.projected.values()))
+    assert distance(recorded, exact(name, image)[0]) < FOUR[0]
 
 
 def test_a_bias_does_not_drown_the_weights_that_are_asked_for() -> None:
     """In bfloat16, a bias of 5 is known to 1/64: weights of a tenth of that would be lost beside it."""
     pipeline = BUILDERS["sd15"]().to(torch.bfloat16)
-    module = next(site.module for site in attention_modules(pipeline.unet) if site.module.is_cross_attention)
+    module = next(
+        attention.module for attention in attention_modules(pipeline.unet) if attention.module.is_cross_attention
+    )
     weight = module.to_out[0].weight.detach().clone()
     torch.nn.init.constant_(module.to_out[0].bias, 5.0)
     module.to_out[0].__class__ = type("Adapted", (nn.Linear,), {})
-    call = next(call for call in ask(pipeline).reads)
+    call = next(call for call in RecordedPass(pipeline).reads)
     assert call.projection is not None
     torch.testing.assert_close(call.projection.flatten(0, 1), weight.T, rtol=0.03, atol=0.001)

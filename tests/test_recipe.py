@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from goca.diffusion.checkpoints import BUNDLED, SD15, SD21, SDXL, ZOO, CheckpointSettings, settings_for
+from goca.diffusion.checkpoints import CHECKPOINTS, settings_for
 from goca.diffusion.families import FAMILIES
+from goca.diffusion.families.spec import CheckpointSettings, Family
+from goca.diffusion.families.unet import BUNDLED, SD15, SD21, SDXL
 from goca.errors import GocaError
 from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
@@ -30,6 +32,7 @@ from goca.recipe import (
 )
 
 UNET = next(family for family in FAMILIES if family.name == "unet")
+KNOWN = [(family, settings) for family in FAMILIES for settings in family.checkpoints]
 
 
 def refused(error: pytest.ExceptionInfo[GocaError], *parts: str) -> None:
@@ -220,7 +223,7 @@ def test_versions_are_those_installed() -> None:
 # ---- provenance
 
 
-@pytest.mark.parametrize("settings", ZOO, ids=lambda settings: settings.name)
+@pytest.mark.parametrize("settings", CHECKPOINTS, ids=lambda settings: settings.name)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: CheckpointSettings) -> None:
     made = replace(planned(recipe, settings, timestep=(100, 50)), captions=("cat, sky",), notes=("a note",))
@@ -348,23 +351,22 @@ class Level:
             self.attentions = [Attention() for _ in range(attentions)]
 
 
-@pytest.mark.parametrize("settings", ZOO, ids=lambda settings: settings.name)
+@pytest.mark.parametrize(("family", "settings"), KNOWN, ids=[settings.name for _, settings in KNOWN])
 @pytest.mark.parametrize("plain", [tuple, list], ids=["tuples", "lists"])
-def test_a_checkpoint_is_recognised_by_its_layout(settings: CheckpointSettings, plain: Any) -> None:
+def test_a_checkpoint_is_recognised_by_its_layout(family: Family, settings: CheckpointSettings, plain: Any) -> None:
     # A configuration read from a file has lists.
     layout = {key: plain(value) if isinstance(value, tuple) else value for key, value in settings.layout.items()}
     blocks = {settings.reference, *settings.refine}
     denoiser = Denoiser(**{"sample_size": 48, **layout})
-    # The size is the checkpoint's own: Stable Diffusion 2.1 comes at 512 and at 768 px.
-    expected = replace(settings, size=8 * denoiser.config["sample_size"])
-    assert settings_for(denoiser, UNET, 8, blocks) == expected
+    # The size is the denoiser's own: Stable Diffusion 2.1 comes at 512 and at 768 px.
+    assert settings_for(denoiser, family, 8, blocks) == replace(settings, size=family.image_size(denoiser, 8))
     # A distilled one of the same layout, which lacks a block, goes by the family's rule.
     for missing in blocks:
-        assert UNET.rule in settings_for(denoiser, UNET, 8, blocks - {missing}).origin
+        assert family.block_rule.description in settings_for(denoiser, family, 8, blocks - {missing}).origin
 
 
 def test_layouts_tell_the_checkpoints_apart() -> None:
-    layouts = [tuple(sorted(settings.layout.items())) for settings in ZOO]
+    layouts = [tuple(sorted(settings.layout.items())) for settings in CHECKPOINTS]
     assert len(set(layouts)) == len(layouts)
 
 
@@ -374,5 +376,5 @@ def test_an_unlisted_checkpoint_goes_by_the_familys_rule() -> None:
     assert found.reference == "up_blocks.1.attentions.1.transformer_blocks.0"
     assert found.refine == tuple(f"up_blocks.2.attentions.{place}.transformer_blocks.0" for place in (0, 1))
     assert (found.size, found.timestep, found.order, found.grid) == (128, 100, 2, 64)
-    assert UNET.rule in found.origin
+    assert UNET.block_rule.description in found.origin
     assert (found.scores, found.nouns) == ((), ())

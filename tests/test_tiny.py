@@ -18,11 +18,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"use_resolution_binning": False} for name in BINNED},
     "wan": {"num_frames": 1},
     "z_image": {"guidance_scale": 0.0},
+    "longcat": {"enable_prompt_rewrite": False},
 }
 # The side of a latent cell in pixels, where it is not 2.
-CELL = {"hunyuan_dit": 8, "lumina2": 8, "wan": 8, "cosmos2": 8, "sana": 4, "qwen_image": 4}
+CELL = {"hunyuan_dit": 8, "lumina2": 8, "wan": 8, "cosmos2": 8, "sana": 4, "qwen_image": 4, "krea2": 4}
 # Four cells in a row of channels for each token.
-PACKED = ("flux", "flux_schnell", "chroma", "flux2", "qwen_image")
+PACKED = ("flux", "flux_schnell", "chroma", "flux2", "qwen_image", "bria", "ovis", "longcat", "krea2")
 SIZE = (64, 96)
 
 
@@ -91,7 +92,9 @@ def test_an_image_of_two_different_sides(name: str, build: Callable[[], Any]) ->
         # It makes every image about as large as 64 x 64.
         height, width = 26, 38
     assert latents.shape[1:] == (
-        (height * width // 4, 16) if name in PACKED else (4, *(1,) * (latents.ndim - 4), height, width)
+        (height * width // 4, 64 if name == "longcat" else 16)
+        if name in PACKED
+        else (4, *(1,) * (latents.ndim - 4), height, width)
     )
 
 

@@ -18,7 +18,18 @@ NEGATIVE = ["an ugly cat, grass and more of it", "bad"]
 OWN = {"z_image": 0.0, "flux": 3.0, "flux2": 3.0}
 
 
-@pytest.fixture(params=BUILDERS)
+UNTRACED = {
+    "bria": "it tokenises each prompt and then all of them again, which are taken for the next ones",
+    "krea2": "its embeddings have an axis of layers, by which a prompt's rows are not recognised",
+}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.xfail(reason=UNTRACED[name])] if name in UNTRACED else [])
+        for name in BUILDERS
+    ]
+)
 def name(request: pytest.FixtureRequest) -> str:
     if request.param == "kolors":
         pytest.importorskip("sentencepiece")
@@ -37,6 +48,7 @@ def make(pipeline: Any, **options: Any) -> Tensor:
         "guidance_scale": 3.0,
         "true_cfg_scale": 3.0,
         "use_resolution_binning": False,
+        "enable_prompt_rewrite": False,
         "output_type": "np",
         # One for each image, so that an image does not depend on what is made beside it.
         "generator": [torch.Generator().manual_seed(seed) for seed in range(2)],

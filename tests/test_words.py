@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 import goca.bundled
-from goca.diffusion.checkpoints import BUNDLED
+from goca.diffusion.families.unet import BUNDLED
 from goca.errors import GocaError
 from goca.text import nouns as module
 from goca.text.nouns import Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts

@@ -1,4 +1,4 @@
-"""Offloaded, dispatched and adapted denoisers: what the tap tells of one is what ran, wherever its weights lie."""
+"""Offloaded, dispatched and adapted denoisers: what the hook hands on is what ran, wherever weights lie."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,9 +10,9 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from asking import NAMES, Seen, ask, check, far, masks, state
 from diffusers.hooks import apply_group_offloading
 from PIL import Image
+from recording import NAMES, RecordedPass, check, distance, score_maps, state
 from torch import nn
 
 from goca.diffusion.backbone import Backbone
@@ -96,9 +96,9 @@ WAYS = [*product(NAMES, EVERYWHERE), *product(["flux"], ONCE)]
 
 
 @cache
-def exact(name: str, image: Make) -> tuple[Seen, np.ndarray]:
+def exact(name: str, image: Make) -> tuple[RecordedPass, np.ndarray]:
     pipeline = BUILDERS[name]()
-    return ask(pipeline), masks(pipeline, image)
+    return RecordedPass(pipeline), score_maps(pipeline, image)
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS, ids=lambda part: getattr(part, "__name__", part))
@@ -106,14 +106,14 @@ def test_an_offloaded_denoiser(name: str, way: Way, image: Make, tmp_path: Path)
     expected, scores = exact(name, image)
     pipeline = BUILDERS[name]()
     way(pipeline, tmp_path)
-    seen = ask(pipeline)
-    check(pipeline, seen)
+    recorded = RecordedPass(pipeline)
+    check(recorded)
     backbone = Backbone(pipeline)
     assert (backbone.dtype, torch.device(backbone.device).type) == ("float32", "cpu")
     # The same weights: only their memory's alignment may move a last bit.
-    torch.testing.assert_close(seen.output, expected.output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(recorded.output, expected.output, rtol=1e-4, atol=1e-5)
     before = state(pipeline)
-    found = masks(pipeline, image)
+    found = score_maps(pipeline, image)
     assert state(pipeline) == before
     # A projection that is asked for instead of read moves last bits, and min-max enlarges them.
     np.testing.assert_allclose(found, scores, atol=0.02)
@@ -139,11 +139,11 @@ def test_a_pipeline_offloaded_from_cuda(name: str, way: str, image: Make) -> Non
     pipeline = BUILDERS[name]()
     ON_CUDA[way](pipeline)
     for _ in range(2):  # streams learn the order of layers in the first pass, and fetch ahead in the second
-        seen = ask(pipeline)
-        check(pipeline, seen)
-        assert far(seen, expected) < 1e-3
+        recorded = RecordedPass(pipeline)
+        check(recorded)
+        assert distance(recorded, expected) < 1e-3
     assert Backbone(pipeline).device.startswith("cuda")
-    masks(pipeline, image)
+    score_maps(pipeline, image)
 
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out", "to_out.0", "to_qkv_mlp_proj", "proj_out")
@@ -177,12 +177,12 @@ def merged(name: str, adapted: Any, weights: dict[str, float]) -> Any:
 
 def compare(pipeline: Any, expected: Any, image: Make) -> None:
     """The same as a pipeline with plain layers, maps and projections and masks."""
-    seen, wanted = ask(pipeline), ask(expected)
-    check(pipeline, seen)
-    assert far(seen, wanted) < 1e-5
-    for one, other in zip(seen.reads, wanted.reads, strict=True):
+    recorded, wanted = RecordedPass(pipeline), RecordedPass(expected)
+    check(recorded)
+    assert distance(recorded, wanted) < 1e-5
+    for one, other in zip(recorded.reads, wanted.reads, strict=True):
         torch.testing.assert_close(one.projection, other.projection, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(masks(pipeline, image), masks(expected, image), atol=0.02)
+    np.testing.assert_allclose(score_maps(pipeline, image), score_maps(expected, image), atol=0.02)
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_loras_active_weighted_fused_and_gone(name: str, image: Make) -> None:
     adapt(denoiser, "second", 2)
     denoiser.set_adapters(["first", "second"], [0.7, -0.3])
     both = merged(name, denoiser, {"first": 0.7, "second": -0.3})
-    assert far(ask(both), ask(BUILDERS[name]())) > 1e-3
+    assert distance(RecordedPass(both), RecordedPass(BUILDERS[name]())) > 1e-3
     compare(pipeline, both, image)
     denoiser.fuse_lora()
     compare(pipeline, both, image)
@@ -222,7 +222,7 @@ def test_a_lora_of_peft_s_own(around: str, image: Make) -> None:
         config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=names, init_lora_weights=False)
         pipeline.transformer = peft.get_peft_model(denoiser, config)
     wanted = merged("pixart_sigma", Backbone(pipeline).denoiser, {"default": 1.0})
-    assert far(ask(wanted), ask(BUILDERS["pixart_sigma"]())) > 1e-4
+    assert distance(RecordedPass(wanted), RecordedPass(BUILDERS["pixart_sigma"]())) > 1e-4
     compare(pipeline, wanted, image)
     assert isinstance(pipeline.transformer, peft.PeftModel) == (around == "model")
 
@@ -252,9 +252,9 @@ def test_a_lora_on_an_offloaded_and_one_on_a_quantised_denoiser(image: Make) -> 
     pipeline = BUILDERS["flux"]()
     quantization.quantize_(pipeline.transformer, quantization.Int8WeightOnlyConfig())
     adapt(pipeline.transformer, "default", 1)
-    seen = ask(pipeline)
-    check(pipeline, seen)
-    assert 0 < far(seen, ask(wanted)) < 2e-3
+    recorded = RecordedPass(pipeline)
+    check(recorded)
+    assert 0 < distance(recorded, RecordedPass(wanted)) < 2e-3
 
 
 def test_an_unsupported_model_inside_peft_s_is_named(sd15: Any) -> None:

@@ -4,6 +4,7 @@ in all.
     python -m training.export [--work FOLDER] [--percent 100]
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from . import clip
 from .commands import command
 from .loop import SNAPSHOTS, snapshot
+from .nouns import NAMES
 from .unet import build_scheduler, load_vae
 
 LARGEST = 18_000_000  # bytes
@@ -47,6 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.work / "pipeline"
     assemble(arguments.work, arguments.percent).to(torch.float16).save_pretrained(folder)
+    (folder / "vocabulary.json").write_text(json.dumps(NAMES, indent=2) + "\n")
     written = size(folder)
     print(f"{folder}: {written / 1e6:.2f} MB")
     if written > LARGEST:

@@ -3,7 +3,7 @@
 Decided before any score was looked at: noise, refinement layers and order are those with the best mean mIoU
 of the recipes vanilla, goca and goca-balanced, so that no recipe is favoured; the reference layer, which
 vanilla does not have, by the mean of the other two. One thing is chosen after the other, in that order. The
-result goes into `goca/diffusion/checkpoints.py` by hand; the benchmark's scenes are never looked at here.
+result goes into `goca/diffusion/families/unet.py` by hand; the benchmark's scenes are never looked at here.
 
     python -m training.tune [--work FOLDER] [--model FOLDER] [--count 100]
 """

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from numbers import Integral
 from typing import Any
 
-from goca.diffusion.checkpoints import CheckpointSettings
+from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule

@@ -16,6 +16,11 @@ def pipeline() -> Path:
     return Path(__file__).parent / "pipeline"
 
 
+def vocabulary() -> tuple[str, ...]:
+    """The nouns that the bundled pipeline was trained on; it knows no other words."""
+    return tuple(json.loads((pipeline() / "vocabulary.json").read_text(encoding="utf-8")))
+
+
 @dataclass(frozen=True)
 class Scene:
     """One scene of the benchmark.

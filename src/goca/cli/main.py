@@ -172,20 +172,33 @@ def models(
             show_default=False,
         ),
     ] = False,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Print the facts of an unlisted denoiser, found by running the pipeline in this diffusers folder.",
+            show_default=False,
+        ),
+    ] = None,
     markdown: arguments.AsMarkdown = False,
     json: arguments.AsJson = False,
     verbose: arguments.Verbose = False,
 ) -> None:
-    """List the known checkpoints, or check the families.
+    """List the known checkpoints, check the families, or probe a denoiser that no family lists.
 
     Any other checkpoint of a family that goca reads works too, with settings by that family's rule.
     """
     with console.session(verbose):
         if markdown and (check or json):
             raise GocaError(f"--markdown and --{'check' if check else 'json'} exclude each other: give one of them")
+        if probe and (check or markdown or json):
+            raise GocaError("--probe prints Python source: give it alone")
         from goca.cli import models as shown
 
-        if check:
+        if probe:
+            print(shown.probed(probe), end="")
+            whole = True
+        elif check:
             from goca.testing.tiny import BUILDERS
 
             whole = shown.report(BUILDERS, as_json=json)

@@ -1,12 +1,13 @@
-"""`goca models`: the known checkpoints, and a check that every family of models works on this machine."""
+"""`goca models`: the known checkpoints, a check that every family works on this machine, and a probe of a new one."""
 
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import requires
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goca.cli.console import console, progress, table
@@ -14,16 +15,21 @@ from goca.cli.console import console, progress, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from goca.diffusion.checkpoints import CheckpointSettings
-    from goca.diffusion.families.spec import Family, TextInput
+    from goca.diffusion.families.spec import CheckpointSettings, Family, TextInput
 
 OK, FAILED = "ok", "failed"
 UNVERIFIED = "not verified here"
 
 
 @dataclass(frozen=True)
-class Checked:
-    """How a family fared. status: "ok", "failed" or "needs EXTRA"."""
+class FamilyCheck:
+    """How a family did.
+
+    Attributes:
+        name: Its tiny pipeline's builder.
+        status: "ok", "failed" or "needs EXTRA".
+        detail: The time it took, or the error.
+    """
 
     name: str
     status: str
@@ -31,34 +37,33 @@ class Checked:
 
 
 def listing(as_json: bool) -> bool:
-    """Print the known checkpoints."""
-    from goca.diffusion.checkpoints import BY_RULE, ZOO
+    """Print the known checkpoints; True."""
+    from goca.diffusion.checkpoints import CHECKPOINTS
     from goca.diffusion.families import FAMILIES
 
-    ruled = [_ruled(one, BY_RULE[one.name]) for one in FAMILIES if one.name in BY_RULE]
+    by_rule = [_by_rule(family) for family in FAMILIES if not family.checkpoints]
     if as_json:
-        print(json.dumps({"models": [_facts(known) for known in ZOO], "by_rule": ruled}))
-    else:
-        out = console()
-        for known in ZOO:
-            out.print(_table(known))
-        for facts in ruled:
-            rows = table("", facts["family"])
-            for name in ("repositories", "timestep", "order", "settings"):
-                value = facts[name]
-                rows.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
-            out.print(rows)
+        print(json.dumps({"models": [_json(settings) for settings in CHECKPOINTS], "by_rule": by_rule}))
+        return True
+    out = console()
+    for settings in CHECKPOINTS:
+        out.print(_table(settings))
+    for facts in by_rule:
+        rows = table("", facts.pop("family"))
+        for name, value in facts.items():
+            rows.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
+        out.print(rows)
     return True
 
 
-def _ruled(family: "Family", repositories: Sequence[str]) -> dict[str, Any]:
+def _by_rule(family: "Family") -> dict[str, Any]:
     """What is known of a family's checkpoints that nobody has published settings for."""
     return {
         "family": family.name,
-        "repositories": list(repositories),
+        "repositories": list(family.repos),
         "timestep": family.timestep,
         "order": family.order,
-        "settings": f"{family.rule}; nobody has reported a score",
+        "settings": f"{family.block_rule.description}; nobody has reported a score",
     }
 
 
@@ -67,53 +72,70 @@ def families() -> str:
     from goca.diffusion.families import FAMILIES
 
     lines = [
-        "| family | denoisers | attention | text | timestep | reference | layers of a checkpoint that nobody has set |",
+        "| family | denoisers | attention | text | timestep | reference | blocks of a checkpoint without settings |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for one in FAMILIES:
+    for family in FAMILIES:
         attention = "cross-attention"
-        if one.joint is not None:
-            attention = f"joint, text {'before' if one.joint.text_first else 'behind'} the pixels"
-        elif one.linear_self_attention:
-            attention = "cross-attention; its dense features stand in for linear self-attention"
-        facts = (
-            one.name,
-            ", ".join(one.denoisers) + (f" in {', '.join(one.pipelines)}" if one.pipelines else ""),
+        if family.joint is not None:
+            attention = f"joint, text {'before' if family.joint.text_first else 'behind'} the pixels"
+        elif family.linear_self_attention:
+            attention = "cross-attention; affinities of dense features replace linear self-attention"
+        cells = (
+            family.name,
+            ", ".join(family.denoisers) + (f" in {', '.join(family.pipelines)}" if family.pipelines else ""),
             attention,
-            ", ".join(_text(text) for text in one.texts),
-            f"share {one.timestep / 1000:g}" if one.flow else f"timestep {one.timestep}",
-            one.feature,
-            one.rule,
+            ", ".join(_text(text) for text in family.texts),
+            f"sigma {family.timestep / 1000:g}" if family.flow else f"timestep {family.timestep}",
+            family.feature,
+            family.block_rule.description,
         )
-        lines.append(f"| {' | '.join(facts)} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _text(text: "TextInput") -> str:
     if text.right_aligned:
         return f"`{text.tokenizer}`, ending at the last column"
+    if text.start < 0:
+        return f"`{text.tokenizer}` behind {-text.start} tokens that are cut off"
     return f"`{text.tokenizer}`" + (f" from column {text.start}" if text.start else "")
 
 
+def probed(folder: Path) -> str:
+    """The facts of a pipeline's denoiser, found by running it, as the source of a family file.
+
+    Args:
+        folder: A diffusers folder.
+
+    Raises:
+        GocaError: It cannot be loaded, or a fact cannot be established.
+    """
+    from goca.diffusion.loading import load
+    from goca.probing import probe, source
+
+    return source(probe(load(folder, None, None, None, None, unlisted=True)))
+
+
 def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:
-    """Check the family behind each builder of a tiny pipeline and print how it fared; whether none failed."""
+    """Check the family behind each builder of a tiny pipeline and print how it did; whether none failed."""
     with progress(hidden=as_json) as bar:
         task = bar.add_task("checking", total=len(builders))
-        checked = []
-        for one in check(builders):
-            checked.append(one)
+        checks = []
+        for result in check(builders):
+            checks.append(result)
             bar.advance(task)
     if as_json:
-        print(json.dumps({"families": [asdict(one) for one in checked]}))
+        print(json.dumps({"families": [asdict(result) for result in checks]}))
     else:
         rows = table("family", "status", "detail")
-        for one in checked:
-            rows.add_row(one.name, one.status, one.detail)
+        for result in checks:
+            rows.add_row(result.name, result.status, result.detail)
         console().print(rows)
-    return all(one.status != FAILED for one in checked)
+    return all(result.status != FAILED for result in checks)
 
 
-def check(builders: Mapping[str, Callable[[], Any]]) -> Iterator[Checked]:
+def check(builders: Mapping[str, Callable[[], Any]]) -> Iterator[FamilyCheck]:
     """Segment a small image with each pipeline; whatever goes wrong is the family's result."""
     for name, build in builders.items():
         start = time.perf_counter()
@@ -126,7 +148,7 @@ def check(builders: Mapping[str, Callable[[], Any]]) -> Iterator[Checked]:
             status = f"needs {extra}" if extra else FAILED
             if extra:
                 detail = f'pip install "goca[{extra}]" ({detail})'
-        yield Checked(name, status, detail)
+        yield FamilyCheck(name, status, detail)
 
 
 def _segment(pipeline: Any) -> None:
@@ -150,35 +172,34 @@ def _extra(error: Exception) -> str | None:
     if not isinstance(error, ImportError):
         return None
     text = f"{error.name} {error}".lower()
-    if said := re.search(r"goca\[([\w-]+)\]", text):
-        return said[1]
+    if named := re.search(r"goca\[([\w-]+)\]", text):
+        return named[1]
     for requirement in requires("goca") or ():
-        found = re.match(r"""([\w-]+).*extra == ['"]([\w-]+)['"]""", requirement)
-        if found and found[2] != "dev" and re.search(rf"\b{found[1].lower()}\b", text):
-            return found[2]
+        optional = re.match(r"""([\w-]+).*extra == ['"]([\w-]+)['"]""", requirement)
+        if optional and optional[2] != "dev" and re.search(rf"\b{optional[1].lower()}\b", text):
+            return optional[2]
     return None
 
 
-def _facts(known: "CheckpointSettings") -> dict[str, Any]:
-    facts = asdict(known)
-    # How a checkpoint is recognised is the loader's business.
-    del facts["layout"]
+def _json(settings: "CheckpointSettings") -> dict[str, Any]:
+    facts = asdict(settings)
+    del facts["layout"]  # how a checkpoint is recognised is of no use to a reader
     facts["scores"] = [{**score, "note": UNVERIFIED} for score in facts["scores"]]
     return facts
 
 
-def _table(known: "CheckpointSettings") -> "Table":
-    rows = table("", known.name)
-    rows.add_row("repositories", "\n".join(known.repos))
-    rows.add_row("size", f"{known.size} px a side")
-    rows.add_row("timestep", f"timestep {known.timestep}")
-    rows.add_row("heads", known.heads)
-    rows.add_row("reference", known.reference)
-    rows.add_row("refine", "\n".join(known.refine))
-    rows.add_row("order", str(known.order))
-    rows.add_row("settings", known.origin)
-    rows.add_row("nouns", ", ".join(known.nouns) or "any")
-    for source, scores in groupby(known.scores, key=lambda score: score.source):
+def _table(settings: "CheckpointSettings") -> "Table":
+    rows = table("", settings.name)
+    rows.add_row("repositories", "\n".join(settings.repos))
+    rows.add_row("size", f"{settings.size} px a side")
+    rows.add_row("timestep", str(settings.timestep))
+    rows.add_row("heads", settings.heads)
+    rows.add_row("reference", settings.reference)
+    rows.add_row("refine", "\n".join(settings.refine))
+    rows.add_row("order", str(settings.order))
+    rows.add_row("settings", settings.origin)
+    rows.add_row("nouns", ", ".join(settings.nouns) or "any")
+    for source, scores in groupby(settings.scores, key=lambda score: score.source):
         figures = ", ".join(f"{score.dataset} {score.miou}" for score in scores)
         rows.add_row("mIoU", f"{figures}: {source}; {UNVERIFIED}")
     return rows

@@ -1,11 +1,11 @@
-"""One attention as the tap hands it on, and how joint attention is laid out."""
+"""One call of softmax attention, as the attention hook hands it on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from goca.maths import Grid
 
@@ -14,13 +14,21 @@ from goca.maths import Grid
 class AttentionCall:
     """One attention of one image, as it was computed.
 
-    `block` is the path, inside the denoiser, of the transformer block that owns the attention; the self- and the
-    cross-attention of a block share it. `q` and `output` (what the attention gave, by heads) are the pixels' alone; of
-    the keys, `text` are those of the text and `image` those of the pixels: one of the two in self- and
-    cross-attention, both in joint attention, where `text_output` is what the attention gave the text. `query` is what
-    the module's `to_q` gave, before any norm and position encoding; None where it has none of its own. `mask` is
-    additive. `projection` is the output projection by heads (bias left out), where text is read. `grid` is the
-    image's grid of pixels in that layer.
+    Attributes:
+        block: The path, inside the denoiser, of the transformer block that owns the attention; the self- and the
+            cross-attention of a block share it.
+        q: The pixels' queries, after norms and position encoding.
+        k: The keys, after norms and position encoding.
+        v: The values.
+        output: What the attention gave the pixels, before the output projection.
+        text_output: What joint attention gave the text, likewise; None in self- and cross-attention.
+        query: What the module's `to_q` gave, before norms and position encoding; None without one for pixels alone.
+        text: Where the text's keys are; None in self-attention.
+        image: Where the pixels' keys are; None in cross-attention.
+        mask: The additive mask; None where nothing is masked.
+        scale: What q k^T is multiplied by before the softmax.
+        projection: The weight of the output projection, bias left out; None in self-attention.
+        grid: The (height, width) in pixels of the image in this layer.
     """
 
     block: str
@@ -39,34 +47,10 @@ class AttentionCall:
 
     @property
     def kind(self) -> Literal["self", "cross", "joint"]:
-        """What the queries, which are pixels, look at: pixels, text, or both."""
+        """What the pixels attend to: pixels, text, or both."""
         if self.text is None:
             return "self"
         return "cross" if self.image is None else "joint"
-
-
-@dataclass(frozen=True)
-class JointLayout:
-    """How a model with joint attention lays out its sequence: text before the pixels, or behind them.
-
-    unimodal_blocks: paths of blocks, by their beginnings, where words or pixels are among themselves. multiple: pixels are padded
-    to a multiple of so many. pad_to_attr: an attribute of the denoiser, to whose number the pixels of an image that is not
-    square are padded. packed_text: the pixels of an image follow its own text at once, however long the other texts of the
-    batch are; what is left of its row is masked.
-    """
-
-    text_first: bool
-    unimodal_blocks: tuple[str, ...] = ()
-    multiple: int = 1
-    pad_to_attr: str | None = None
-    packed_text: bool = False
-
-    def padded(self, denoiser: nn.Module, grid: Grid) -> int:
-        """How many positions the pixels of a grid take."""
-        pixels = grid[0] * grid[1]
-        if self.pad_to_attr is not None and grid[0] != grid[1]:
-            return int(getattr(denoiser, self.pad_to_attr))
-        return -(-pixels // self.multiple) * self.multiple
 
 
 Sink = Callable[[int, AttentionCall], None]

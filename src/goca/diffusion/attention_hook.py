@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from goca.diffusion.attention_call import AttentionCall, JointLayout, Sink
+from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_modules import AttentionModule, attention_modules, output_projection
+from goca.diffusion.families.spec import JointLayout
 from goca.errors import GocaError
 from goca.maths import Grid
 
@@ -26,11 +27,21 @@ class LastAttentionReached(Exception):  # noqa: N818 - a signal, not an error
 
 
 class AttentionHook(TorchFunctionMode):
-    """While it is entered, hands each attention of the denoiser to `sink`, image by image.
+    """While it is entered, hands each attention of a denoiser to `sink`, image by image.
 
-    joint: the layout of joint attention, None where there is none. linear_self_attention: self-attention is linear and has no map; a
-    block's raw queries stand in for the queries and keys of one. to_the_end: without it `LastAttentionReached` is raised
-    behind the last attention. Leaving the hook without an exception checks that every attention module that ran was seen, once; hooks go in any case.
+    Leaving it without an exception checks that every attention module that ran was seen once. Its hooks go anyway.
+
+    Args:
+        denoiser: The bare denoiser.
+        grids: The (height, width) grids that the image has in its layers.
+        sink: Takes each call of attention.
+        joint: The layout of joint attention, None for cross-attention.
+        linear_self_attention: Self-attention is linear and has no map; the raw queries of a block's cross-attention,
+            attending to each other, are handed on in its place.
+        to_the_end: Without it `LastAttentionReached` is raised behind the last attention.
+
+    Raises:
+        GocaError: An attention cannot be read; the message says which, why and what to do.
     """
 
     def __init__(
@@ -49,19 +60,19 @@ class AttentionHook(TorchFunctionMode):
         self.joint, self.linear_self_attention, self.to_the_end = joint, linear_self_attention, to_the_end
         self._running: list[tuple[AttentionModule, bool]] = []
         self._calls: dict[AttentionModule, int] = {}
-        self._query: Tensor | None = None
+        self._raw_query: Tensor | None = None
         self._handles: list[Any] = []
         self._thread = 0
 
     def __enter__(self) -> "AttentionHook":
         self._thread = get_ident()
-        for site in self.attention_modules:
+        for attention in self.attention_modules:
             self._handles += [
-                site.module.register_forward_pre_hook(self._starts(site), with_kwargs=True),
-                site.module.register_forward_hook(self._ends, always_call=True),
+                attention.module.register_forward_pre_hook(self._starts(attention), with_kwargs=True),
+                attention.module.register_forward_hook(self._ends, always_call=True),
             ]
-            if isinstance(queries := getattr(site.module, "to_q", None), nn.Module):
-                self._handles.append(queries.register_forward_hook(self._queried))
+            if isinstance(to_q := getattr(attention.module, "to_q", None), nn.Module):
+                self._handles.append(to_q.register_forward_hook(self._projected))
         super().__enter__()
         return self
 
@@ -72,32 +83,32 @@ class AttentionHook(TorchFunctionMode):
         if error is None or isinstance(error, LastAttentionReached):
             self._check()
 
-    def _starts(self, site: AttentionModule) -> Callable[..., None]:
+    def _starts(self, attention: AttentionModule) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if get_ident() != self._thread:  # the mode is the thread's own, hooks are everybody's
                 return
             text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-            self._running.append((site, text is not None))
-            self._calls.setdefault(site, 0)
+            self._running.append((attention, text is not None))
+            self._calls.setdefault(attention, 0)
 
         return hook
 
-    def _queried(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _projected(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if get_ident() == self._thread:
-            self._query = output
+            self._raw_query = output
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # A hook that returned a value would replace the module's output.
         if get_ident() == self._thread:
             self._running.pop()
-            self._query = None
+            self._raw_query = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention and self._running:
             self._see(output, *args, **(kwargs or {}))
             if not self.to_the_end and all(
-                self._calls.get(site) or self._silent(site) for site in self.attention_modules
+                self._calls.get(attention) or self._has_no_map(attention) for attention in self.attention_modules
             ):
                 raise LastAttentionReached
         return output
@@ -114,101 +125,99 @@ class AttentionHook(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> None:
-        site, reads_text = self._running[-1]
-        self._calls[site] += 1
+        attention, reads_text = self._running[-1]
+        self._calls[attention] += 1
         if enable_gqa:
-            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
-        layout = self._layout(site, query.shape[-2], key.shape[-2], reads_text)
-        if layout is None:
+            key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], 1) for heads in (key, value))
+        positions = self._positions(attention, query.shape[-2], key.shape[-2], reads_text)
+        if positions is None:
             return
-        rows, text, image, grid = layout
+        rows, text, image, grid = positions
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
-        projection = None if text is None else output_projection(site, query)
-        raw = self._query
+        projection = None if text is None else output_projection(attention, query)
+        raw, pixels = self._raw_query, grid[0] * grid[1]
         for index in range(query.shape[0]):
             if self.joint is not None and self.joint.packed_text and mask is not None:
                 end = int(mask[index].isfinite().sum(-1).max())
-                rows = image = slice(end - grid[0] * grid[1], end)
+                rows = image = slice(end - pixels, end)
                 text = slice(0, rows.start)
-            own = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
+            pixel_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
             call = AttentionCall(
-                block=site.block,
+                block=attention.block,
                 q=query[index, :, rows],
                 k=key[index],
                 v=value[index],
                 output=output[index, :, rows],
                 text_output=None if text is None or image is None else output[index, :, text],
-                query=raw[index] if raw is not None and raw.shape[1] == grid[0] * grid[1] else None,
+                query=raw[index] if raw is not None and raw.shape[1] == pixels else None,
                 text=text,
                 image=image,
-                mask=None if own is None else own[index],
+                mask=None if pixel_mask is None else pixel_mask[index],
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
                 projection=projection,
                 grid=grid,
             )
             self.sink(index, call)
             if self.linear_self_attention and call.query is not None:
-                self.sink(index, _among_themselves(call, call.query))
+                self.sink(index, _self_attention(call, call.query))
 
-    def _layout(
-        self, site: AttentionModule, queries: int, keys: int, reads_text: bool
+    def _positions(
+        self, attention: AttentionModule, queries: int, keys: int, reads_text: bool
     ) -> tuple[slice, slice | None, slice | None, Grid] | None:
-        """(the pixels among the queries, the text and the pixels among the keys, the pixels' grid).
+        """(the pixels' queries, the text's keys, the pixels' keys, the pixels' grid).
 
-        None for what a model with joint attention has beside it: pixels or words among themselves.
+        None for what a model with joint attention has beside it: pixels or text that attend to themselves alone.
         """
         if self.joint is not None:
-            return self._joint_layout(site, queries)
+            return self._joint_positions(attention, queries)
         if queries not in self.grids:
             raise GocaError(
-                f"attention of {site.block} has {queries} positions, which is no grid of this image "
+                f"attention of {attention.block} has {queries} positions, which are not a grid of this image "
                 f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
             )
-        whole = slice(0, keys)
-        return slice(None), *((whole, None) if reads_text else (None, whole)), self.grids[queries]
+        text, image = (slice(0, keys), None) if reads_text else (None, slice(0, keys))
+        return slice(None), text, image, self.grids[queries]
 
-    def _joint_layout(self, site: AttentionModule, positions: int) -> tuple[slice, slice, slice, Grid] | None:
+    def _joint_positions(self, attention: AttentionModule, positions: int) -> tuple[slice, slice, slice, Grid] | None:
         assert self.joint is not None
         ((pixels, grid),) = self.grids.items()
-        if positions <= pixels or site.block.startswith(self.joint.unimodal_blocks):
+        if positions <= pixels or attention.block.startswith(self.joint.unimodal_blocks):
             return None
         padded = self.joint.padded(self.denoiser, grid)
-        others = positions - padded
-        image = slice(others, others + pixels) if self.joint.text_first else slice(0, pixels)
-        text = slice(0, others) if self.joint.text_first else slice(padded, positions)
+        tokens = positions - padded
+        image = slice(tokens, tokens + pixels) if self.joint.text_first else slice(0, pixels)
+        text = slice(0, tokens) if self.joint.text_first else slice(padded, positions)
         return image, text, image, grid
 
-    def _silent(self, site: AttentionModule) -> bool:
-        """Whether an attention is linear, and so none that can be seen."""
-        return self.linear_self_attention and "Linear" in type(getattr(site.module, "processor", None)).__name__
+    def _has_no_map(self, attention: AttentionModule) -> bool:
+        return self.linear_self_attention and "Linear" in attention.processor
 
     def _check(self) -> None:
-        for site, count in self._calls.items():
-            processor = type(getattr(site.module, "processor", None)).__name__
-            if count == 0 and not self._silent(site):
+        for attention, count in self._calls.items():
+            if count == 0 and not self._has_no_map(attention):
                 raise GocaError(
-                    f"attention of {site.block} ran without scaled_dot_product_attention (processor {processor}): "
-                    "switch to the native one with pipe.unet.set_attn_processor(AttnProcessor2_0())"
+                    f"attention of {attention.block} ran without scaled_dot_product_attention (processor "
+                    f"{attention.processor}): switch to the native one with "
+                    "pipe.unet.set_attn_processor(AttnProcessor2_0())"
                 )
             if count > 1:
                 raise GocaError(
-                    f"attention of {site.block} attends {count} times in one pass (processor {processor}): "
-                    "remove the adapter first, for instance with pipe.unload_ip_adapter()"
+                    f"attention of {attention.block} attends {count} times in one pass (processor "
+                    f"{attention.processor}): remove the adapter first, for instance with pipe.unload_ip_adapter()"
                 )
 
 
-def _among_themselves(call: AttentionCall, query: Tensor) -> AttentionCall:
+def _self_attention(call: AttentionCall, query: Tensor) -> AttentionCall:
     """The raw queries of a cross-attention, attending to each other in one head."""
-    alone = query[None]
-    everything = slice(0, query.shape[0])
+    head = query[None]
     return replace(
         call,
-        q=alone,
-        k=alone,
-        v=alone,
-        output=alone,
+        q=head,
+        k=head,
+        v=head,
+        output=head,
         text=None,
-        image=everything,
+        image=slice(0, query.shape[0]),
         mask=None,
         projection=None,
         scale=query.shape[-1] ** -0.5,

@@ -13,11 +13,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AttentionModule:
-    """An attention module, the block that owns it, and the path of that block."""
+    """An attention module of a denoiser.
+
+    Attributes:
+        block: The path of the transformer block that owns it.
+        module: The module itself.
+        owner: That block.
+    """
 
     block: str
     module: nn.Module
     owner: nn.Module
+
+    @property
+    def processor(self) -> str:
+        """The class name of what computes its attention."""
+        return type(getattr(self.module, "processor", None)).__name__
 
 
 def attention_modules(denoiser: nn.Module) -> tuple[AttentionModule, ...]:
@@ -30,33 +41,39 @@ def attention_modules(denoiser: nn.Module) -> tuple[AttentionModule, ...]:
     )
 
 
-def output_projection(site: AttentionModule, query: Tensor) -> Float[Tensor, "head dim model"]:
-    """The weight of the attention's output projection, by heads.
+def output_projection(attention: AttentionModule, query: Tensor) -> Float[Tensor, "head dim model"]:
+    """The weight of an attention's output projection, by heads, bias left out.
 
     A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
     channels come first. Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded
-    one) is asked what it does to the unit vectors, so that what really runs is what is weighed. That takes as long as
-    projecting as many tokens as there are channels.
+    layer) is applied to the unit vectors, so that what really runs is what is weighed. That takes as long as projecting
+    as many tokens as there are channels.
+
+    Args:
+        attention: The attention module.
+        query: Its queries, (batch, head, position, dim), for their shape, dtype and device.
     """
-    linear: Any = getattr(site.module, "to_out", None)
+    linear: Any = getattr(attention.module, "to_out", None)
     if isinstance(linear, nn.ModuleList | nn.Sequential):
         linear = linear[0]
     elif linear is None:
-        linear = site.owner.proj_out
+        linear = attention.owner.proj_out
     channels = query.shape[1] * query.shape[-1]
     if type(linear) is nn.Linear and _at_hand(linear):
-        matrix = linear.weight.T[:channels]
+        weight = linear.weight.T[:channels]
     else:
-        rows = torch.eye(channels + 1, linear.in_features, dtype=query.dtype, device=query.device) * LOUD
-        rows[channels] = 0  # what comes of nothing is the bias
-        made = linear(rows)
-        matrix = (made[:channels] - made[channels]) / LOUD
-    return rearrange(matrix, "(head dim) model -> head dim model", head=query.shape[1])
+        inputs = torch.eye(channels + 1, linear.in_features, dtype=query.dtype, device=query.device) * AMPLITUDE
+        inputs[channels] = 0  # gives the bias
+        outputs = linear(inputs)
+        weight = (outputs[:channels] - outputs[channels]) / AMPLITUDE
+    return rearrange(weight, "(head dim) model -> head dim model", head=query.shape[1])
 
 
-# The unit vectors are asked about this loud: in half precision a bias would drown the weights that it is added to. A
-# power of two rounds nothing.
-LOUD = 64.0
+AMPLITUDE = 64.0
+"""The length of the unit vectors that a layer is applied to.
+
+In half precision a bias would drown the weights that it is added to. A power of two rounds nothing.
+"""
 
 
 def _at_hand(linear: nn.Linear) -> bool:
@@ -64,7 +81,7 @@ def _at_hand(linear: nn.Linear) -> bool:
     return type(linear.weight.data) is Tensor and "forward" not in vars(linear)
 
 
-# These compute what AttnProcessor2_0 computes, by another route that the tap cannot see.
+# These compute what AttnProcessor2_0 computes, by another route, which the attention hook cannot see.
 EQUIVALENT = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 
 
@@ -73,7 +90,7 @@ def native(denoiser: nn.Module) -> Iterator[None]:
     """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    hidden = [site.module for site in attention_modules(denoiser) if type(site.module.processor).__name__ in EQUIVALENT]
+    hidden = [attention.module for attention in attention_modules(denoiser) if attention.processor in EQUIVALENT]
     before = [module.processor for module in hidden]
     try:
         for module in hidden:

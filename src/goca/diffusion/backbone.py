@@ -104,10 +104,9 @@ class Backbone:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels a side of one latent cell."""
-        if self.family.vae_scale_factor:
-            return self.family.vae_scale_factor
         names = ("vae_scale_factor", "vae_scale_factor_spatial")
-        return int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
+        factor = int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
+        return factor // 2 if self.family.packed_vae_scale_factor else factor
 
     @property
     def patch_px(self) -> int:

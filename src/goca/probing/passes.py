@@ -1,7 +1,7 @@
-"""What a probe does to a pipeline: run it on a little noise, turn one thing into its opposite, and look again."""
+"""The passes of a probe: the denoiser runs on a little noise, in which one thing may be turned into its opposite."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,179 +10,190 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
-from goca.diffusion.attention_modules import AttentionModule, native
+from goca.diffusion.attention_modules import AttentionModule, attention_modules, native
+from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import EncodedPrompt, record_prompt
 from goca.diffusion.exclusive import restoring
 from goca.maths import Grid
 from goca.text.tokens import Tokens
 
-CAPTIONS = (
-    "cat, traffic light, grass",
-    "cat, traffic light, grass, dog",
-    "sky, grass, wall, dog, cat, person, tree, road, house, boat, bird, car, bus, cup, fish, horse, sheep, table, "
-    "plant, chair, sofa, train, bottle, bicycle, river, sand, snow, rock, cloud, door, window, bridge, flower, bread",
-)
-"""Of three lengths: what is padded in front moves with them, and what is padded to a multiple has several."""
 TIMESTEP = 400
 """The timestep of every pass: any at which image and text both matter."""
 OPPOSITE = -3.0
-"""What a vector is multiplied by: were it shifted or made longer, what normalises it would undo that."""
-TELLING = 1e-3
-"""How much of the longest vector a difference has to be, so that rounding moves nothing."""
-STANDS_OUT = 3.0
-"""How many times further than most a position has to move to be the one."""
+"""What a vector is multiplied by: a shift or a greater length might be undone by a norm."""
+ROUNDING = 1e-3
+"""Differences below this part of the longest vector are none."""
+OUTLIER = 3.0
+"""How many times further than the median a position has to move to be the one that was changed."""
 
 
 @dataclass(frozen=True)
-class Attention:
-    """One attention as it was computed: its first head's queries and keys.
+class RecordedAttention:
+    """One attention of a pass: its first head's queries and keys.
 
-    site: the module that made the call, None for one outside of every attention module. handed: whether the module was
-    handed a text.
+    Attributes:
+        attention: The module that made the call; None for one outside of every attention module.
+        q: The queries.
+        k: The keys.
     """
 
-    site: AttentionModule | None
-    handed: bool
+    attention: AttentionModule | None
     q: Float[Tensor, "position dim"]
     k: Float[Tensor, "key dim"]
 
 
-@dataclass(frozen=True)
-class Look:
-    """One denoiser pass: its attentions in their order, the attention modules that made none, and its caption.
+class AttentionRecorder(TorchFunctionMode):
+    """While it is entered, records the softmax attention of a denoiser, whatever its layout."""
 
-    told: the timestep that the pipeline handed to the denoiser, None where it goes by an unknown name.
-    """
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.attention_modules = attention_modules(denoiser)
+        self.recorded: list[RecordedAttention] = []
+        self._running: list[AttentionModule] = []
+        self._entered: list[AttentionModule] = []
+        self._handles: list[Any] = []
 
-    attentions: tuple[Attention, ...]
-    silent: tuple[AttentionModule, ...]
-    prompt: EncodedPrompt
-    told: float | None
-
-
-class Watch(AttentionHook):
-    """A tap that expects no layout; `LastAttentionReached` is raised behind attention number `last`."""
-
-    def __init__(self, denoiser: nn.Module, last: int | None) -> None:
-        super().__init__(denoiser, (), lambda image, call: None)
-        self.last = last
-        self.attentions: list[Attention] = []
-
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "AttentionRecorder":
+        for attention in self.attention_modules:
+            starts: Any = partial(self._starts, attention)
+            self._handles += [
+                attention.module.register_forward_pre_hook(starts),
+                attention.module.register_forward_hook(self._ends, always_call=True),
+            ]
         super().__enter__()
         return self
 
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        for handle in self._handles:
+            handle.remove()
+
+    def _starts(self, attention: AttentionModule, module: nn.Module, args: Any) -> None:
+        self._running.append(attention)
+        self._entered.append(attention)
+
+    def _ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running.pop()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
-            query, key = (
-                args[at] if len(args) > at else (kwargs or {})[name] for at, name in ((0, "query"), (1, "key"))
-            )
-            site, handed = self._running[-1] if self._running else (None, False)
-            self.attentions.append(Attention(site, handed, query[0, 0], key[0, 0]))
-            if site is not None:
-                self._calls[site] += 1
-            if len(self.attentions) - 1 == self.last:
-                raise LastAttentionReached
-        return output
+            arguments = dict(zip(("query", "key"), args, strict=False)) | (kwargs or {})
+            query, key = arguments["query"][0, 0], arguments["key"][0, 0]
+            self.recorded.append(RecordedAttention(self._running[-1] if self._running else None, query, key))
+        return func(*args, **(kwargs or {}))
 
     @property
-    def silent(self) -> tuple[AttentionModule, ...]:
-        """The modules that ran without an attention that can be seen."""
-        return tuple(site for site, count in self._calls.items() if not count)
-
-    def _check(self) -> None:
-        """Judging what was seen is the probe's part."""
+    def unseen(self) -> tuple[AttentionModule, ...]:
+        """The modules that ran without softmax attention."""
+        seen = [call.attention for call in self.recorded]
+        return tuple(attention for attention in self._entered if attention not in seen)
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Asks a backbone's denoiser, whose family is still a guess."""
+class ProbePass:
+    """One denoiser pass.
 
-    backbone: Any
-    channels: int
+    Attributes:
+        attentions: Its attentions, in order.
+        unseen: The attention modules that ran without softmax attention.
+        prompt: The caption as the pipeline encoded it.
+        timestep: What the pipeline told the denoiser; None where the argument goes by an unknown name.
+    """
 
-    @torch.no_grad()
-    def look(
-        self,
-        size: Grid,
-        caption: str,
-        cell: Grid | None = None,
-        token: tuple[str, Tokens, int] | None = None,
-        last: int | None = None,
-    ) -> Look:
-        """One pass over noise of `size` latent cells, always the same.
+    attentions: tuple[RecordedAttention, ...]
+    unseen: tuple[AttentionModule, ...]
+    prompt: EncodedPrompt
+    timestep: float | None
 
-        cell: the latent cell that is turned into its opposite. token: (tokenizer, what it made of the caption, place)
-        of the token whose embedding is. last: the number of the last attention of interest. Raises whatever the
-        pipeline raises.
-        """
-        noise = torch.randn(1, self.channels, *size, generator=torch.Generator().manual_seed(0))
-        if cell is not None:
-            noise[..., cell[0], cell[1]] *= OPPOSITE
-        backbone = self.backbone
-        with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser):
-            calls: list[Any] = []
-            ask = partial(self._inputs, calls, pipeline, noise, caption)
-            turned = nullcontext() if token is None else opposite(encoder_of(pipeline, token[0]), *token[1:])
-            with turned:
-                prompt = record_prompt(pipeline, caption, ask)
-            args, kwargs = calls[0]
-            with suppress(LastAttentionReached), Watch(backbone.denoiser, None if backbone.in_parts else last) as watch:
-                backbone.denoiser(*args, **kwargs)
-        return Look(tuple(watch.attentions), watch.silent, prompt, _timestep(args, kwargs))
 
-    def _inputs(self, calls: list[Any], pipeline: Any, noise: Tensor, caption: str) -> None:
-        calls.append(self.backbone.inputs(pipeline, noise, [caption], TIMESTEP))
+@torch.no_grad()
+def run_pass(backbone: Backbone, size: Grid, caption: str, **turn: Any) -> ProbePass:
+    """One pass, its attention recorded, with `denoiser_call`'s arguments. Raises whatever the pipeline raises."""
+    with denoiser_call(backbone, size, caption, **turn) as (args, kwargs, prompt):
+        with AttentionRecorder(backbone.denoiser) as recorder:
+            backbone.denoiser(*args, **kwargs)
+        return ProbePass(tuple(recorder.recorded), recorder.unseen, prompt, _timestep(args, kwargs))
+
+
+@contextmanager
+def denoiser_call(
+    backbone: Backbone,
+    size: Grid,
+    caption: str,
+    cell: Grid | None = None,
+    token: tuple[str, Tokens, int] | None = None,
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], EncodedPrompt]]:
+    """While it is entered, the pipeline is borrowed for one denoiser call on noise, always the same.
+
+    Args:
+        backbone: The pipeline, with a family that may be a guess.
+        size: Of the noise, in latent cells.
+        caption: The prompt.
+        cell: The latent cell that is turned into its opposite.
+        token: (tokenizer, what it made of the caption, index) of the token whose embedding is turned.
+
+    Yields:
+        The call's arguments, its keyword arguments, and the encoded prompt.
+    """
+    vae = backbone.pipeline.vae.config
+    channels = getattr(vae, "latent_channels", None) or vae.z_dim
+    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    if cell is not None:
+        noise[..., cell[0], cell[1]] *= OPPOSITE
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser):
+        with nullcontext() if token is None else turned(encoder_of(pipeline, token[0]), *token[1:]):
+            prompt = record_prompt(
+                pipeline, caption, lambda: calls.append(backbone.inputs(pipeline, noise, [caption], TIMESTEP))
+            )
+        yield *calls[0], prompt
+
+
+def encoder_of(pipeline: Any, tokenizer: str) -> Any:
+    """The text encoder that belongs to a tokenizer of a pipeline; None where there is none."""
+    return getattr(pipeline, tokenizer.replace("tokenizer", "text_encoder"), None)
 
 
 def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
     named = [kwargs[name] for name in ("timestep", "timesteps", "t") if name in kwargs]
-    told = named[0] if named else args[1] if len(args) > 1 else None
-    return float(told.flatten()[0]) if isinstance(told, Tensor) and told.numel() and told.ndim <= 1 else None
-
-
-def encoder_of(pipeline: Any, tokenizer: str) -> Any:
-    """The text encoder that goes with a tokenizer of a pipeline, None where there is none."""
-    named = tokenizer.startswith("tokenizer")
-    return getattr(pipeline, tokenizer.replace("tokenizer", "text_encoder"), None) if named else None
+    value = named[0] if named else args[1] if len(args) > 1 else None
+    return float(value.flatten()[0]) if isinstance(value, Tensor) and value.numel() and value.ndim <= 1 else None
 
 
 def moved(before: Float[Tensor, "position dim"], after: Float[Tensor, "position dim"]) -> tuple[int, ...]:
-    """The position that differs most between two passes, then those that do half as much; none, where all do alike.
+    """The position that differs most between two passes, then those that do half as much; () where all differ alike.
 
     What is pooled, of the words or of the pixels, moves every position a little.
     """
-    far = (after.float() - before.float()).norm(dim=-1)
-    most, least = float(far.max()), TELLING * float(before.float().norm(dim=-1).max())
-    if most <= max(least, STANDS_OUT * float(far.median())):
+    distance = (after.float() - before.float()).norm(dim=-1)
+    most, least = float(distance.max()), ROUNDING * float(before.float().norm(dim=-1).max())
+    if most <= max(least, OUTLIER * float(distance.median())):
         return ()
-    return tuple(int(place) for place in far.argsort(descending=True) if float(far[place]) >= most / 2)
+    return tuple(int(index) for index in distance.argsort(descending=True) if float(distance[index]) >= most / 2)
 
 
 @contextmanager
-def opposite(encoder: nn.Module, tokens: Tokens, place: int) -> Iterator[None]:
+def turned(encoder: nn.Module, tokens: Tokens, index: int) -> Iterator[None]:
     """While it is entered, the embedding of one token of a caption leaves its text encoder turned into its opposite.
 
-    The caption up to the token is found among the numbers that the encoder is given, wherever a template or padding put
-    it; a call that has no such numbers is left alone. Whichever part of the encoder a pipeline calls, the outermost
-    counts.
+    The caption up to the token is searched among the ids that the encoder is given, wherever a template or padding put
+    it; a call without them is left alone. Whichever part of the encoder a pipeline calls, the outermost counts.
     """
     first = tokens.special.index(False)
-    wanted = list(tokens.ids[first : place + 1])
+    wanted = list(tokens.ids[first : index + 1])
     running: list[tuple[int, int] | None] = []
 
     def starts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim == 2]
-        found = [_find(wanted, row.tolist()) for one in rows if not one.is_floating_point() for row in one]
-        at = next((at for at in found if at is not None), None)
-        running.append(None if at is None else (at + place - first, rows[0].shape[1]))
+        batches = [ids for ids in (*args, *kwargs.values()) if isinstance(ids, Tensor) and ids.ndim == 2]
+        positions = [_find(wanted, row.tolist()) for ids in batches if not ids.is_floating_point() for row in ids]
+        start = next((position for position in positions if position is not None), None)
+        running.append(None if start is None else (start + index - first, batches[0].shape[1]))
 
     def ends(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        where = running.pop()
-        return _turned(output, *where) if where is not None and not running else None
+        position = running.pop()
+        return _turned(output, *position) if position is not None and not running else None
 
     handles = [
         handle
@@ -199,13 +210,13 @@ def opposite(encoder: nn.Module, tokens: Tokens, place: int) -> Iterator[None]:
             handle.remove()
 
 
-def _find(wanted: list[int], numbers: list[int]) -> int | None:
-    """Where a list stands, as a whole, in another: the last time."""
-    starts = range(len(numbers) - len(wanted), -1, -1)
-    return next((at for at in starts if numbers[at : at + len(wanted)] == wanted), None)
+def _find(wanted: list[int], ids: list[int]) -> int | None:
+    """Where a list begins in another for the last time."""
+    starts = range(len(ids) - len(wanted), -1, -1)
+    return next((start for start in starts if ids[start : start + len(wanted)] == wanted), None)
 
 
-def _turned(value: Any, place: int, length: int) -> Any:
+def _turned(value: Any, position: int, length: int) -> Any:
     """Whatever an encoder returned, its embeddings of one position turned; a pooled one has no position."""
     if isinstance(value, Tensor):
         # ChatGLM has the batch behind the positions.
@@ -213,9 +224,9 @@ def _turned(value: Any, place: int, length: int) -> Any:
         if not axes or not value.is_floating_point():
             return value
         changed = value.clone()
-        changed.select(axes[0], place).mul_(OPPOSITE)
+        changed.select(axes[0], position).mul_(OPPOSITE)
         return changed
-    change: Callable[[Any], Any] = partial(_turned, place=place, length=length)
+    change: Callable[[Any], Any] = partial(_turned, position=position, length=length)
     if isinstance(value, dict):  # a ModelOutput
         return type(value)(**{name: change(part) for name, part in value.items()})
     return type(value)(map(change, value)) if type(value) in (tuple, list) else value

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from goca.aggregation import AttentionAggregator
-from goca.diffusion.checkpoints import CheckpointSettings
 from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
+from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
 from goca.imaging import images
 from goca.maths import Grid

@@ -1,20 +1,27 @@
-"""The facts that make a family."""
+"""What is stated about a family of denoisers, and about a known checkpoint of one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from goca.diffusion.attention_call import JointLayout
+from torch import nn
+
 from goca.maths import Grid
+
+Blocks = tuple[str, tuple[str, ...]]
+"""(reference block, refinement blocks), each a path inside the denoiser."""
 
 
 @dataclass(frozen=True)
 class TextInput:
-    """One of a pipeline's tokenizers whose tokens the denoiser attends to.
+    """One tokenizer whose tokens the denoiser attends to.
 
-    tokenizer: its name in the pipeline. start: the column of its first token. right_aligned: its last token has the last
-    column instead; the pipeline drops tokens of its template, or pads, in front. respects_max_sequence_length: the pipeline itself cuts the
-    tokens off, at its `max_sequence_length`. max_tokens: it keeps no more tokens than so many, as a probe found.
+    Attributes:
+        tokenizer: Its attribute of the pipeline.
+        start: The column of its first token; negative where the pipeline cuts that much of a template off.
+        right_aligned: Its last token is in the last column instead; the pipeline pads, or cuts, in front.
+        respects_max_sequence_length: The pipeline truncates its tokens at the call's `max_sequence_length`.
+        max_tokens: How many tokens the pipeline keeps, where that is a constant of the pipeline's own.
     """
 
     tokenizer: str
@@ -25,50 +32,181 @@ class TextInput:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One kind of denoiser.
+class JointLayout:
+    """The sequence of a model with joint attention, which holds text and pixels.
 
-    - component: the pipeline's attribute that holds it; denoisers: class names it goes by; pipelines: those of the
-      pipelines, where another kind has the same denoiser.
-    - check(denoiser): raises GocaError for one that cannot be read, naming why.
-    - size(denoiser, cell): the side in pixels it was trained at, for latents of `cell` pixels.
-    - max_grid(denoiser): the most patches a side for which it has positions, None where there is no end.
-    - grids(denoiser, latent grid): the grids that its attention may have.
-    - default_layers(denoiser): (reference block, refinement blocks) by a rule, for a checkpoint that nobody has set;
-      rule: that rule, in words; noise, order: what such a checkpoint is asked at and refined with.
-    - texts: the tokenizers whose tokens are attended to. joint: the layout of joint attention, if there is any.
-    - linear_self_attention: self-attention is linear, without a map; the affinity of the raw queries stands in for it.
-    - flow: whether noise is a share of a straight line, and not a step of a chain.
-    - feature: what the reference block is compared by: its raw queries, or its attention's output.
-    - options: what the pipeline's call is told besides; optional_image_input: it takes an image too, but need not;
-      size_multiple: of how many pixels it wants a side to be a multiple; fixed_area: it makes every image as large as its
-      `default_sample_size` says.
-    - edm_sigmas: a flow model's sampler counts noise against the image, s / (1 - s), and not as a share of both.
-    - found: what the probe found out, for a denoiser that nobody has listed; vae_scale_factor: pixels a side of a latent cell, 0
-      where the pipeline's own figure is right.
+    Attributes:
+        text_first: The text is before the pixels, not behind them.
+        unimodal_blocks: Prefixes of the paths of blocks in which text or pixels attend to themselves alone.
+        multiple: Pixels are padded to a multiple of this many positions.
+        pad_to_attr: The denoiser's attribute that says to how many positions a non-square image's pixels are padded.
+        packed_text: The pixels follow their own text at once, whatever the length of the other texts in the batch; the
+            rest of the row is masked.
+    """
+
+    text_first: bool
+    unimodal_blocks: tuple[str, ...] = ()
+    multiple: int = 1
+    pad_to_attr: str | None = None
+    packed_text: bool = False
+
+    def padded(self, denoiser: nn.Module, grid: Grid) -> int:
+        """The number of positions that the pixels of a (height, width) grid take, padding included."""
+        pixels = grid[0] * grid[1]
+        if self.pad_to_attr is not None and grid[0] != grid[1]:
+            return int(getattr(denoiser, self.pad_to_attr))
+        return -(-pixels // self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
+class BlockRule:
+    """How the blocks of a checkpoint without published settings are chosen.
+
+    Attributes:
+        description: The rule in words, as a result and `goca models` state it.
+        choose: Takes the denoiser and the paths of its blocks that attend to the text, in order.
+    """
+
+    description: str
+    choose: Callable[[Any, Collection[str]], Blocks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedScore:
+    """A published figure of the GoCA recipe.
+
+    Attributes:
+        dataset: The data set's usual name.
+        miou: Mean intersection over union in per cent.
+        source: Who reported it, and under which protocol.
+    """
+
+    dataset: str
+    miou: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """How a known checkpoint is segmented with.
+
+    Attributes:
+        name: What it is called.
+        repos: Its ids on the Hub.
+        layout: Entries of the denoiser's configuration that recognise it.
+        size: The side in pixels of the images it was trained on.
+        reference: The block whose features the pixels are compared by.
+        refine: The blocks whose self-attention refines the maps.
+        order: How often the refinement is applied.
+        origin: Where these settings come from.
+        feature: The reference block's "query", or the "output" of its attention.
+        timestep: The training timestep of the pass, 0 to 999; for a flow model thousandths of sigma.
+        heads: The rule that weighs attention heads.
+        layers: The rule that weighs blocks.
+        cross: The blocks whose attention to the text takes part; () for all.
+        rescale: The rules that rescale the maps, in order.
+        background: The rule that scores the background.
+        grid: Cells a side of the common grid.
+        background_classes: Nouns added to the prompt when a class would stand in it alone.
+        nouns: The whole vocabulary of a model that knows no other words; () for any.
+        scores: What others reported for it.
     """
 
     name: str
-    component: str
+    repos: tuple[str, ...]
+    layout: Mapping[str, Any]
+    size: int
+    reference: str
+    refine: tuple[str, ...]
+    order: int
+    origin: str
+    feature: Literal["query", "output"] = "query"
+    timestep: int = 100
+    heads: str = "output-share"
+    layers: str = "agreement"
+    cross: tuple[str, ...] = ()
+    rescale: tuple[str, ...] = ("share", "blur", "minmax")
+    background: str = "auto"
+    grid: int = 64
+    background_classes: tuple[str, ...] = ("background",)
+    nouns: tuple[str, ...] = ()
+    scores: tuple[ReportedScore, ...] = ()
+
+
+def anything(denoiser: Any) -> None:
+    """Every denoiser of these classes can be read."""
+
+
+def unlimited(denoiser: Any) -> int | None:
+    """The denoiser has positions for images of any size."""
+    return None
+
+
+def default_size(denoiser: Any, vae_scale_factor: int) -> int:
+    """1024: the configuration does not say, and that is what the pipelines of these classes generate by default."""
+    return 1024
+
+
+def sample_size(denoiser: Any, vae_scale_factor: int) -> int:
+    """The side in pixels of the images a denoiser was trained on, from its configuration."""
+    side = denoiser.config.sample_size
+    return int(side if isinstance(side, int) else max(side)) * vae_scale_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The facts of one kind of denoiser.
+
+    Attributes:
+        name: What it is called.
+        denoisers: Its class names.
+        grids: Gives the grids that attention may have, from the denoiser and the latent's (height, width).
+        block_rule: Chooses the blocks of a checkpoint without settings of its own.
+        component: The pipeline's attribute that holds the denoiser.
+        pipelines: Class names of the pipelines it is limited to, where another family has the same denoiser.
+        check: Raises GocaError, saying why, for a denoiser that cannot be read.
+        image_size: Gives the side in pixels it was trained at, from the denoiser and the VAE's scale factor.
+        max_grid: Gives the most patches a side that a denoiser has positions for, None where there is no limit.
+        timestep: Training timestep for a checkpoint without settings; for a flow model thousandths of sigma.
+        order: How often such a checkpoint's refinement is applied.
+        feature: What the reference block is compared by: its raw queries, or its attention's output.
+        flow: It is trained on straight lines between image and noise, not on a chain of steps.
+        edm_sigmas: A flow model that is told sigma in EDM's parametrisation, noise over image: s / (1 - s).
+        texts: The tokenizers whose tokens are attended to.
+        joint: The layout of joint attention; None for cross-attention.
+        linear_self_attention: Self-attention is linear and has no map; affinities of raw queries replace it.
+        options: Arguments that the pipeline's call is given besides prompt, size, steps and guidance.
+        optional_image_input: The pipeline also takes an image, but does not need one.
+        size_multiple: The sides of an image in pixels are multiples of this.
+        fixed_area: The pipeline scales every image to the area that its `default_sample_size` says.
+        packed_vae_scale_factor: The pipeline's `vae_scale_factor` counts 2 x 2 latent cells as one.
+        checkpoints: Checkpoints with settings; where one layout contains another, it comes first.
+        repos: Hub ids of well-known checkpoints without settings, which go by the block rule.
+        tiny: Its builders in `goca.testing.tiny.BUILDERS`.
+    """
+
+    name: str
     denoisers: tuple[str, ...]
-    check: Callable[[Any], None]
-    size: Callable[[Any, int], int]
     grids: Callable[[Any, Grid], tuple[Grid, ...]]
-    default_layers: Callable[[Any], tuple[str, tuple[str, ...]]]
-    rule: str
+    block_rule: BlockRule
+    component: str = "transformer"
+    pipelines: tuple[str, ...] = ()
+    check: Callable[[Any], None] = anything
+    image_size: Callable[[Any, int], int] = default_size
+    max_grid: Callable[[Any], int | None] = unlimited
     timestep: int = 100
     order: int = 2
-    texts: tuple[TextInput, ...] = (TextInput("tokenizer"), TextInput("tokenizer_2"))
+    feature: Literal["query", "output"] = "query"
     flow: bool = False
+    edm_sigmas: bool = False
+    texts: tuple[TextInput, ...] = (TextInput("tokenizer"),)
     joint: JointLayout | None = None
     linear_self_attention: bool = False
-    feature: Literal["query", "output"] = "query"
     options: Mapping[str, Any] = field(default_factory=dict)
     optional_image_input: bool = False
-    pipelines: tuple[str, ...] = ()
     size_multiple: int = 8
     fixed_area: bool = False
-    edm_sigmas: bool = False
-    max_grid: Callable[[Any], int | None] = lambda denoiser: None
-    found: str = ""
-    vae_scale_factor: int = 0
+    packed_vae_scale_factor: bool = False
+    checkpoints: tuple[CheckpointSettings, ...] = ()
+    repos: tuple[str, ...] = ()
+    tiny: tuple[str, ...] = ()

@@ -10,8 +10,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from goca.testing.tiny.cross import cosmos2, hunyuan_dit, pixart_alpha, pixart_alpha_1024, pixart_sigma, sana, wan
-from goca.testing.tiny.joint import auraflow, chroma, flux, flux_schnell, hidream, sd3, sd35
-from goca.testing.tiny.joint_llm import cogview4, flux2, flux2_klein, lumina2, qwen_image, z_image
+from goca.testing.tiny.joint import auraflow, bria, chroma, cogview3, flux, flux_schnell, hidream, sd3, sd35
+from goca.testing.tiny.joint_llm import (
+    cogview4,
+    flux2,
+    flux2_klein,
+    krea2,
+    longcat,
+    lumina2,
+    ovis,
+    qwen_image,
+    z_image,
+)
 from goca.testing.tiny.unet import kolors, sd2, sd15, sdxl
 
 UNET_BUILDERS: Mapping[str, Callable[[], Any]] = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl}
@@ -43,10 +53,15 @@ JOINT_BUILDERS: Mapping[str, Callable[[], Any]] = {
     "lumina2": lumina2,
     "z_image": z_image,
     "hidream": hidream,
+    "bria": bria,
+    "ovis": ovis,
+    "cogview3": cogview3,
+    "longcat": longcat,
+    "krea2": krea2,
 }
 """Transformers with one attention over text and image together."""
 
 BUILDERS: Mapping[str, Callable[[], Any]] = {**UNET_BUILDERS, **CROSS_BUILDERS, **JOINT_BUILDERS}
-"""The families that goca reads."""
+"""Every tiny pipeline, by the names that `Family.tiny` lists."""
 
 __all__ = ["BUILDERS", "CROSS_BUILDERS", "JOINT_BUILDERS", "UNET_BUILDERS", "sd2", "sd15", "sdxl"]

@@ -137,6 +137,58 @@ def hidream() -> Any:
     return pipeline
 
 
+@ready
+def bria() -> Any:
+    """Bria 3.2: as Flux, the text from T5 alone; its `vae_scale_factor` counts 2 x 2 cells."""
+    from diffusers import BriaPipeline, BriaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    tokenizer = tokenizers.t5()
+    transformer = BriaTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=3,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        joint_attention_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    )
+    return BriaPipeline(
+        transformer=transformer,
+        vae=flux_vae(),
+        text_encoder=t5_text(tokenizer),
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+@ready
+def cogview3() -> Any:
+    """CogView3-Plus: words before pixels in one attention, trained on a chain of steps and not on straight lines."""
+    from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
+
+    tokenizer = tokenizers.t5(limit=224)
+    transformer = CogView3PlusTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        num_attention_heads=3,
+        attention_head_dim=8,
+        text_embed_dim=32,
+        time_embed_dim=12,
+        condition_dim=4,
+        pos_embed_max_size=32,
+        sample_size=32,
+    )
+    return CogView3PlusPipeline(
+        transformer=transformer,
+        vae=vae(0.13025),
+        text_encoder=t5_text(tokenizer),
+        tokenizer=tokenizer,
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+    )
+
+
 def _flux(guidance: bool, **schedule: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 

@@ -191,6 +191,125 @@ def z_image() -> Any:
     )
 
 
+@ready
+def ovis() -> Any:
+    """Ovis-Image: Qwen 3 behind a template of 28 tokens that is cut off."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
+    from transformers import Qwen3Model
+
+    tokenizer = tokenizers.qwen(limit=512)
+    transformer = OvisImageTransformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=3,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return OvisImagePipeline(
+        transformer=transformer,
+        vae=flux_vae(),
+        text_encoder=Qwen3Model(qwen3_config(tokenizer, layers=2)),
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+@ready
+def longcat() -> Any:
+    """LongCat-Image: tokens put together piece by piece, behind a template that is cut off and before its end."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        LongCatImagePipeline,
+        LongCatImageTransformer2DModel,
+    )
+
+    qwen = qwen_image()
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=3,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 4, 8],
+    )
+    # The pipeline makes 16 channels, whatever its parts say.
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=16,
+        norm_num_groups=4,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+    return LongCatImagePipeline(
+        transformer=transformer,
+        vae=autoencoder,
+        text_encoder=qwen.text_encoder,
+        tokenizer=qwen.tokenizer,
+        text_processor=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+@ready
+def krea2() -> Any:
+    """Krea 2: several layers of a language model fused inside the denoiser."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    tokenizer = tokenizers.qwen(limit=1024)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+    }
+    sight = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    transformer = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        text_hidden_dim=16,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=24,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(8, 4, 4),
+    )
+    return Krea2Pipeline(
+        transformer=transformer,
+        vae=qwen_image().vae,
+        text_encoder=Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=sight)),
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder_select_layers=(1, 2),
+    )
+
+
 def _flux2(guidance: bool) -> dict[str, Any]:
     from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 

@@ -1,4 +1,4 @@
-"""The tap sees every attention of a denoiser as it was computed, changes nothing, and leaves nothing behind."""
+"""The hook sees every attention of a denoiser as it was computed, changes nothing, and leaves nothing behind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,11 +33,11 @@ def inputs(pipeline: Any, batch: int = 2) -> dict[str, Any]:
     return out
 
 
-def tapped(pipeline: Any, call: dict[str, Any]) -> tuple[Tensor, list[tuple[int, AttentionCall]]]:
+def recorded(pipeline: Any, call: dict[str, Any]) -> tuple[Tensor, list[tuple[int, AttentionCall]]]:
     seen: list[tuple[int, AttentionCall]] = []
     grids = Backbone(pipeline).family.grids(pipeline.unet, LATENT)
-    tap = AttentionHook(pipeline.unet, grids, lambda index, one: seen.append((index, one)))
-    with torch.no_grad(), native(pipeline.unet), tap:
+    hook = AttentionHook(pipeline.unet, grids, lambda index, handed: seen.append((index, handed)))
+    with torch.no_grad(), native(pipeline.unet), hook:
         output = pipeline.unet(**call).sample
     return output, seen
 
@@ -49,14 +49,14 @@ def hooks(module: nn.Module) -> int:
 @torch.no_grad()
 def test_the_output_is_bit_identical_and_nothing_stays_behind(pipeline: Any) -> None:
     call = inputs(pipeline)
-    before = {site: site.module.processor for site in attention_modules(pipeline.unet)}
+    before = {attention: attention.module.processor for attention in attention_modules(pipeline.unet)}
     plain = pipeline.unet(**call).sample
     state = torch.get_rng_state()
-    output, seen = tapped(pipeline, call)
+    output, seen = recorded(pipeline, call)
     assert torch.equal(output, plain)
     assert torch.equal(torch.get_rng_state(), state)
     assert hooks(pipeline.unet) == 0
-    assert all(site.module.processor is processor for site, processor in before.items())
+    assert all(attention.module.processor is processor for attention, processor in before.items())
     assert len(seen) == 2 * len(before)
 
 
@@ -64,15 +64,15 @@ def test_the_output_is_bit_identical_and_nothing_stays_behind(pipeline: Any) -> 
 def test_a_record_rebuilds_its_module_s_output(pipeline: Any) -> None:
     outputs: dict[tuple[str, bool], Tensor] = {}
     handles = [
-        site.module.register_forward_hook(
-            lambda module, args, kwargs, output, site=site: outputs.__setitem__(
-                (site.block, kwargs.get("encoder_hidden_states") is not None), output
+        attention.module.register_forward_hook(
+            lambda module, args, kwargs, output, attention=attention: outputs.__setitem__(
+                (attention.block, kwargs.get("encoder_hidden_states") is not None), output
             ),
             with_kwargs=True,
         )
-        for site in attention_modules(pipeline.unet)
+        for attention in attention_modules(pipeline.unet)
     ]
-    _, seen = tapped(pipeline, inputs(pipeline))
+    _, seen = recorded(pipeline, inputs(pipeline))
     for handle in handles:
         handle.remove()
     crosses = [(index, call) for index, call in seen if call.kind == "cross"]
@@ -80,7 +80,7 @@ def test_a_record_rebuilds_its_module_s_output(pipeline: Any) -> None:
     for index, call in crosses:
         parts = probabilities(call.q, call.k, call.scale, call.mask) @ call.v
         module = next(
-            s.module for s in attention_modules(pipeline.unet) if s.block == call.block and s.module.is_cross_attention
+            a.module for a in attention_modules(pipeline.unet) if a.block == call.block and a.module.is_cross_attention
         )
         assert call.projection is not None
         rebuilt = torch.einsum("hpd,hdm->pm", parts, call.projection) + module.to_out[0].bias
@@ -88,7 +88,7 @@ def test_a_record_rebuilds_its_module_s_output(pipeline: Any) -> None:
 
 
 def test_self_and_cross_of_a_block_share_its_name_and_grids_follow_the_levels(pipeline: Any) -> None:
-    _, seen = tapped(pipeline, inputs(pipeline))
+    _, seen = recorded(pipeline, inputs(pipeline))
     blocks = {kind: {call.block: call.grid for _, call in seen if call.kind == kind} for kind in ("self", "cross")}
     assert blocks["self"] == blocks["cross"]
     assert set(blocks["self"].values()) <= {(6, 10), (3, 5), (2, 3)}
@@ -99,11 +99,11 @@ def test_self_and_cross_of_a_block_share_its_name_and_grids_follow_the_levels(pi
 
 def test_a_text_position_is_its_own_key_column(pipeline: Any) -> None:
     call = inputs(pipeline)
-    _, before = tapped(pipeline, call)
+    _, before = recorded(pipeline, call)
     changed = call["encoder_hidden_states"].clone()
     changed[:, 13] += 3.0
-    _, after = tapped(pipeline, {**call, "encoder_hidden_states": changed})
-    first = next(i for i, (_, one) in enumerate(before) if one.kind == "cross")
+    _, after = recorded(pipeline, {**call, "encoder_hidden_states": changed})
+    first = next(i for i, (_, handed) in enumerate(before) if handed.kind == "cross")
     moved = (before[first][1].k - after[first][1].k).abs().amax((0, 2)) > 1e-6
     assert moved.nonzero().flatten().tolist() == [13]
 
@@ -111,7 +111,7 @@ def test_a_text_position_is_its_own_key_column(pipeline: Any) -> None:
 @pytest.mark.parametrize("hide", ["slicing", "plain processor", "compiled", "compiled in place"])
 def test_other_routes_step_aside_for_one_call(sd15: Any, hide: str) -> None:
     call = inputs(sd15)
-    expected, _ = tapped(sd15, call)
+    expected, _ = recorded(sd15, call)
     if hide == "slicing":
         sd15.enable_attention_slicing(1)
     elif hide == "plain processor":
@@ -121,17 +121,19 @@ def test_other_routes_step_aside_for_one_call(sd15: Any, hide: str) -> None:
     else:
         sd15.unet.compile(backend="eager")
     denoiser = Backbone(sd15).denoiser
-    before = [site.module.processor for site in attention_modules(denoiser)]
+    before = [attention.module.processor for attention in attention_modules(denoiser)]
     seen: list[AttentionCall] = []
     with (
         torch.no_grad(),
         native(denoiser),
-        AttentionHook(denoiser, [(6, 10), (3, 5), (2, 3)], lambda _, one: seen.append(one)),
+        AttentionHook(denoiser, [(6, 10), (3, 5), (2, 3)], lambda _, handed: seen.append(handed)),
     ):
         output = denoiser(**call).sample
     assert torch.equal(output, expected)
     assert len(seen) == 2 * len(before)
-    assert all(site.module.processor is old for site, old in zip(attention_modules(denoiser), before, strict=True))
+    assert all(
+        attention.module.processor is old for attention, old in zip(attention_modules(denoiser), before, strict=True)
+    )
 
 
 class Unseen:
@@ -158,7 +160,7 @@ def test_attention_that_cannot_be_read_is_an_error_with_cause_and_remedy(
     block = attention_modules(sd15.unet)[0]
     block.module.processor = processor
     with pytest.raises(GocaError, match=cause) as caught:
-        tapped(sd15, inputs(sd15))
+        recorded(sd15, inputs(sd15))
     message = str(caught.value)
     assert block.block in message
     assert type(processor).__name__ in message
@@ -168,21 +170,23 @@ def test_attention_that_cannot_be_read_is_an_error_with_cause_and_remedy(
 
 def test_an_exception_inside_leaves_nothing_behind(sd15: Any) -> None:
     sd15.enable_attention_slicing(1)
-    before = [site.module.processor for site in attention_modules(sd15.unet)]
+    before = [attention.module.processor for attention in attention_modules(sd15.unet)]
 
     def fail(index: int, call: AttentionCall) -> None:
         raise ZeroDivisionError
 
-    tap = AttentionHook(sd15.unet, [(6, 10), (3, 5), (2, 3)], fail)
-    with pytest.raises(ZeroDivisionError), native(sd15.unet), tap:
+    hook = AttentionHook(sd15.unet, [(6, 10), (3, 5), (2, 3)], fail)
+    with pytest.raises(ZeroDivisionError), native(sd15.unet), hook:
         sd15.unet(**inputs(sd15))
     assert hooks(sd15.unet) == 0
-    assert all(site.module.processor is old for site, old in zip(attention_modules(sd15.unet), before, strict=True))
+    assert all(
+        attention.module.processor is old for attention, old in zip(attention_modules(sd15.unet), before, strict=True)
+    )
 
 
 def test_an_unknown_grid_is_named(sd15: Any) -> None:
-    tap = AttentionHook(sd15.unet, [(7, 11)], lambda index, call: None)
-    with pytest.raises(GocaError, match="60 positions"), torch.no_grad(), tap:
+    hook = AttentionHook(sd15.unet, [(7, 11)], lambda index, call: None)
+    with pytest.raises(GocaError, match="60 positions"), torch.no_grad(), hook:
         sd15.unet(**inputs(sd15))
 
 
@@ -194,14 +198,14 @@ class Wrapped(nn.Linear):
 
 
 def test_what_really_projects_is_what_is_weighed(sd15: Any) -> None:
-    module = next(site.module for site in attention_modules(sd15.unet) if site.module.is_cross_attention)
+    module = next(attention.module for attention in attention_modules(sd15.unet) if attention.module.is_cross_attention)
     plain = module.to_out[0]
     wrapped = Wrapped(plain.in_features, plain.out_features)
     wrapped.load_state_dict(plain.state_dict())
-    _, before = tapped(sd15, inputs(sd15))
+    _, before = recorded(sd15, inputs(sd15))
     module.to_out[0] = wrapped
-    _, after = tapped(sd15, inputs(sd15))
-    first = next(i for i, (_, one) in enumerate(before) if one.kind == "cross")
+    _, after = recorded(sd15, inputs(sd15))
+    first = next(i for i, (_, handed) in enumerate(before) if handed.kind == "cross")
     assert before[first][1].projection is not None
     torch.testing.assert_close(after[first][1].projection, before[first][1].projection * 3)
 
@@ -210,9 +214,9 @@ def test_masks_are_handed_on_as_additive(sd15: Any) -> None:
     call = inputs(sd15)
     mask = torch.ones(2, 77)
     mask[0, 40:] = 0
-    _, seen = tapped(sd15, {**call, "encoder_attention_mask": mask})
-    for index, one in seen:
-        if one.kind == "cross":
-            assert one.mask is not None
-            attention = probabilities(one.q, one.k, one.scale, one.mask)
+    _, seen = recorded(sd15, {**call, "encoder_attention_mask": mask})
+    for index, handed in seen:
+        if handed.kind == "cross":
+            assert handed.mask is not None
+            attention = probabilities(handed.q, handed.k, handed.scale, handed.mask)
             assert (attention[..., 40:].amax() < 1e-6) == (index == 0)

@@ -1,0 +1,32 @@
+"""AuraFlow: eight learned registers before the text."""
+
+import math
+from typing import Any
+
+from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.grids import configured_patches
+from goca.diffusion.families.spec import Family, JointLayout, TextInput
+
+
+def max_grid(transformer: Any) -> int:
+    """The side of the table of positions, whose cells the configuration counts."""
+    return math.isqrt(int(transformer.config.pos_embed_max_size))
+
+
+FAMILY = Family(
+    name="auraflow",
+    denoisers=("AuraFlowTransformer2DModel",),
+    grids=configured_patches,
+    block_rule=FLUX_DEPTH,
+    max_grid=max_grid,
+    timestep=407,
+    feature="output",
+    flow=True,
+    texts=(TextInput("tokenizer", start=8, respects_max_sequence_length=True),),
+    joint=JointLayout(text_first=True),
+    repos=(
+        "fal/AuraFlow-v0.3",
+        "fal/AuraFlow",
+    ),
+    tiny=("auraflow",),
+)

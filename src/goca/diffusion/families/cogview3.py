@@ -1,0 +1,20 @@
+"""CogView3-Plus: text before pixels in one sequence, trained on a chain of steps.
+
+These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
+"""
+
+from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.grids import Patches
+from goca.diffusion.families.spec import Family, JointLayout, TextInput, sample_size
+
+FAMILY = Family(
+    name="cogview3",
+    denoisers=("CogView3PlusTransformer2DModel",),
+    image_size=sample_size,
+    grids=Patches(2),
+    block_rule=FLUX_DEPTH,
+    feature="output",
+    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
+    joint=JointLayout(text_first=True),
+    tiny=("cogview3",),
+)

@@ -1,0 +1,28 @@
+"""Cosmos-Predict2: a video model's single frame, noise levels as in EDM."""
+
+from typing import Any
+
+from goca.diffusion.families.blocks import PIXART_DEPTH
+from goca.diffusion.families.grids import configured_patches
+from goca.diffusion.families.spec import Family, TextInput
+
+
+def max_grid(transformer: Any) -> int:
+    """The shorter side of the largest frame, in patches."""
+    sides = zip(transformer.config.max_size[1:], transformer.config.patch_size[1:], strict=True)
+    return int(min(side // patch for side, patch in sides))
+
+
+FAMILY = Family(
+    name="cosmos2",
+    denoisers=("CosmosTransformer3DModel",),
+    grids=configured_patches,
+    block_rule=PIXART_DEPTH,
+    max_grid=max_grid,
+    timestep=150,
+    flow=True,
+    edm_sigmas=True,
+    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
+    repos=("nvidia/Cosmos-Predict2-2B-Text2Image", "nvidia/Cosmos-Predict2-14B-Text2Image"),
+    tiny=("cosmos2",),
+)

@@ -1,0 +1,23 @@
+"""Krea 2: layers of Qwen 3-VL fused inside the denoiser, behind a template of 34 tokens that is cut off.
+
+A sigmoid gate scales what attention gives before it is projected; the weights of heads leave it out.
+
+These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
+"""
+
+from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.grids import Patches
+from goca.diffusion.families.spec import Family, JointLayout, TextInput
+
+FAMILY = Family(
+    name="krea2",
+    denoisers=("Krea2Transformer2DModel",),
+    grids=Patches(2),
+    block_rule=FLUX_DEPTH,
+    timestep=407,
+    feature="output",
+    flow=True,
+    texts=(TextInput("tokenizer", start=-34, respects_max_sequence_length=True),),
+    joint=JointLayout(text_first=True, unimodal_blocks=("text_fusion",)),
+    tiny=("krea2",),
+)

@@ -1,0 +1,40 @@
+"""Stable Diffusion 3 and 3.5: the pixels before the text of three encoders."""
+
+from typing import Any
+
+from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.grids import configured_patches
+from goca.diffusion.families.spec import Family, JointLayout, TextInput, sample_size
+
+
+def max_grid(transformer: Any) -> int:
+    """The side of the table of positions."""
+    return int(transformer.config.pos_embed_max_size)
+
+
+FAMILY = Family(
+    name="sd3",
+    denoisers=("SD3Transformer2DModel",),
+    image_size=sample_size,
+    grids=configured_patches,
+    block_rule=FLUX_DEPTH,
+    max_grid=max_grid,
+    timestep=407,
+    feature="output",
+    flow=True,
+    texts=(
+        TextInput("tokenizer"),
+        TextInput("tokenizer_2"),
+        TextInput("tokenizer_3", start=77, respects_max_sequence_length=True),
+    ),
+    joint=JointLayout(text_first=False),
+    repos=(
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        "stabilityai/stable-diffusion-3.5-medium",
+        "stabilityai/stable-diffusion-3.5-large",
+    ),
+    tiny=(
+        "sd3",
+        "sd35",
+    ),
+)

@@ -1,0 +1,51 @@
+"""Which pipelines can be read at all, whatever their family."""
+
+import inspect
+from typing import Any
+
+from goca.diffusion.families.spec import Family
+from goca.errors import GocaError
+
+
+def bare(denoiser: Any) -> Any:
+    """A denoiser without its wrappers: a compiled module, or peft's model, whose adapters stay in the layers."""
+    inner = getattr(denoiser, "_orig_mod", denoiser)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def check_kind(pipeline: Any, family: Family) -> None:
+    """Refuse pipelines that share a text-to-image pipeline's parts but cannot be called as one."""
+    kind = type(pipeline).__name__
+    if getattr(pipeline, "vae", None) is None or not callable(getattr(pipeline, "encode_prompt", None)):
+        raise GocaError(f"{kind} has no VAE or no text encoder: goca reads latent text-to-image pipelines")
+    parameters = inspect.signature(pipeline.__call__).parameters
+    unwanted = {"mask_image", "pag_scale"} | (set() if family.optional_image_input else {"image"})
+    if "height" not in parameters or unwanted & parameters.keys():
+        raise GocaError(
+            f"{kind} is not a plain text-to-image pipeline: load the checkpoint as one, for instance with "
+            "StableDiffusionPipeline(**pipe.components)"
+        )
+    if None not in (getattr(pipeline, "transformer", None), getattr(pipeline, "transformer_2", None)):
+        raise GocaError(
+            f"{kind} has two denoisers, for much noise and for little: give goca the second alone, "
+            f'{kind}(**{{**pipe.components, "transformer": pipe.transformer_2, "transformer_2": None}})'
+        )
+    check_tokenizers(pipeline, family)
+
+
+def check_tokenizers(pipeline: Any, family: Family) -> None:
+    """Refuse pipelines that were loaded from a folder with files missing."""
+    for text in family.texts:
+        tokenizer = getattr(pipeline, text.tokenizer, None)
+        encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
+        # A tokenizer folder with files missing loads as an almost empty vocabulary, or without a limit.
+        if tokenizer is None or encoder is None:
+            continue
+        unlimited = not text.respects_max_sequence_length and tokenizer.model_max_length > 10**6
+        config = getattr(encoder.config, "text_config", encoder.config)
+        expected = getattr(config, "vocab_size", None) or config.padded_vocab_size
+        size = len(tokenizer if hasattr(tokenizer, "__len__") else tokenizer.tokenizer)
+        if size < expected // 2 or unlimited:
+            raise GocaError(
+                f"the {text.tokenizer} of {type(pipeline).__name__} is incomplete: is every file of its folder there?"
+            )

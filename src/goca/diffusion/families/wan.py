@@ -1,0 +1,27 @@
+"""Wan: a text-to-video model, of which one frame is used."""
+
+from typing import Any
+
+from goca.diffusion.families.blocks import PIXART_DEPTH
+from goca.diffusion.families.grids import configured_patches
+from goca.diffusion.families.spec import Family, TextInput
+
+
+def image_size(transformer: Any, vae_scale_factor: int) -> int:
+    """640: about as many pixels as a frame of 832 x 480, which Wan's pipeline generates by default."""
+    return 640
+
+
+FAMILY = Family(
+    name="wan",
+    denoisers=("WanTransformer3DModel",),
+    image_size=image_size,
+    grids=configured_patches,
+    block_rule=PIXART_DEPTH,
+    timestep=150,
+    flow=True,
+    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
+    options={"num_frames": 1},
+    repos=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    tiny=("wan",),
+)
