@@ -47,9 +47,9 @@ def pipe() -> Any:
 
 
 def make(pipeline: Any, prompt: Any = PROMPT, **options: Any) -> Tensor:
-    asked = {"height": 32, "width": 48, "num_inference_steps": 3, "output_type": "np", **options}
-    given = {name: value for name, value in asked.items() if value is not None}
-    return torch.as_tensor(pipeline(prompt=prompt, generator=torch.Generator().manual_seed(0), **given)[0])
+    defaults = {"height": 32, "width": 48, "num_inference_steps": 3, "output_type": "np"}
+    arguments = {name: value for name, value in {**defaults, **options}.items() if value is not None}
+    return torch.as_tensor(pipeline(prompt=prompt, generator=torch.Generator().manual_seed(0), **arguments)[0])
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_every_image_of_every_prompt_has_its_own(pipe: Any) -> None:
             prompts, num_images_per_prompt=2, height=32, width=48, num_inference_steps=2, generator=seeds
         ).images
     assert [traced_image.prompt for traced_image in tr.images] == [PROMPT, PROMPT, prompts[1], prompts[1]]
-    assert all(np.array_equal(one.image, expected) for one, expected in zip(tr.images, generated, strict=True))
+    assert all(np.array_equal(image.image, expected) for image, expected in zip(tr.images, generated, strict=True))
     with trace(pipe) as alone:
         pipe(prompts[1], height=32, width=48, num_inference_steps=2, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(total(tr[3]), total(alone[0]), rtol=1e-2, atol=1e-4)
@@ -241,8 +241,8 @@ def test_memory_does_not_grow_with_the_steps(name: str) -> None:
     def held() -> int:
         gc.collect()
         # Of exactly these types: torch's own tracing tools leave tensors behind that have no memory to ask for.
-        storages = [one.untyped_storage() for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)]
-        return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+        storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def kept(steps: int) -> tuple[int, list[int]]:
         during: list[int] = []
@@ -257,7 +257,7 @@ def test_memory_does_not_grow_with_the_steps(name: str) -> None:
             make(pipe, **options)  # the scheduler has tables of that length
             before = held()
             with trace(pipe) as tr:
-                # Behind the listener's own hook, so that the step is summed up.
+                # Behind the session's own hook, so that the step is summed up.
                 handle = (pipe.unet if name == "sd15" else pipe.transformer).register_forward_hook(look)
                 make(pipe, **options)
                 handle.remove()
@@ -346,9 +346,9 @@ def test_an_offloaded_pipeline_under_autocast() -> None:
 def state(pipeline: Any) -> dict[str, Any]:
     """What must be the same afterwards, but for what the pipeline's own call leaves in it."""
     modules = [m for part in pipeline.components.values() if isinstance(part, nn.Module) for m in part.modules()]
-    own = ("_guidance", "_num_timesteps", "_interrupt", "_clip_skip", "_cross_attention_kwargs")
+    of_calls = ("_guidance", "_num_timesteps", "_interrupt", "_clip_skip", "_cross_attention_kwargs")
     return {
-        "attributes": {name: id(value) for name, value in vars(pipeline).items() if not name.startswith(own)},
+        "attributes": {name: id(value) for name, value in vars(pipeline).items() if not name.startswith(of_calls)},
         "processor": set(vars(pipeline.image_processor)),
         "config": dict(pipeline.config),
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
@@ -490,9 +490,9 @@ def test_another_recipe_once_everything_is_collected(pipe: Any, traced: Trace) -
     other = replace(GOCA, rescale=("share", "minmax"), order=0)
     with trace(pipe, recipe=other) as tr:
         make(pipe)
-    asked = traced.segment(["cat", "grass"], recipe=other)
-    np.testing.assert_allclose(asked.scores.grid, tr.segment(["cat", "grass"]).scores.grid, atol=1e-6)
-    assert not np.allclose(asked.scores.grid, traced.segment(["cat", "grass"]).scores.grid)
+    later = traced.segment(["cat", "grass"], recipe=other)
+    np.testing.assert_allclose(later.scores.grid, tr.segment(["cat", "grass"]).scores.grid, atol=1e-6)
+    assert not np.allclose(later.scores.grid, traced.segment(["cat", "grass"]).scores.grid)
     with pytest.raises(GocaError, match=r"trace\(pipe, recipe="):
         traced.segment(["cat"], recipe="vanilla")
     with pytest.raises(GocaError, match=r"trace\(pipe, recipe="):
@@ -529,10 +529,10 @@ def test_saved(pipe: Any, traced: Trace, tmp_path: Path) -> None:
     names = ["cat.png", "cat.cat.heatmap.png", "cat.on.heatmap.png", "cat.grass.heatmap.png", "cat.cat-2.heatmap.png"]
     assert [path.name for path in paths] == [*names, "cat.json"]
     assert np.array_equal(Image.open(paths[0]), traced[0].image)
-    told = json.loads(paths[-1].read_text())
-    assert (told["prompt"], told["words"]) == (PROMPT, ["cat", "on", "grass", "cat#2"])
-    assert [step["step"] for step in told["steps"]] == [0, 1, 2]
-    assert told["plan"]["recipe"] == "goca"
+    facts = json.loads(paths[-1].read_text())
+    assert (facts["prompt"], facts["words"]) == (PROMPT, ["cat", "on", "grass", "cat#2"])
+    assert [step["step"] for step in facts["steps"]] == [0, 1, 2]
+    assert facts["plan"]["recipe"] == "goca"
     with trace(pipe, steps=[0]) as tr:
         make(pipe, ["a dog", "a cat"])
     assert {path.name for path in tr.save(tmp_path)} >= {"image-1.dog.heatmap.png", "image-2.json"}

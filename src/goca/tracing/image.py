@@ -197,7 +197,8 @@ class TracedImage:
         """The token columns of a word, or of one of its occurrences."""
         texts = self.attention.prompt.texts
         if isinstance(word, Word):
-            word, occurrence = word.name, word.occurrence if occurrence is None else occurrence
+            occurrence = word.occurrence if occurrence is None else occurrence
+            word = word.name
         elif occurrence is None and not occurrences(word, texts) and (numbered := NUMBERED.fullmatch(word)):
             word, occurrence = numbered[1], int(numbered[2])
         by_occurrence = [columns for columns in occurrences(word, texts) if columns]
