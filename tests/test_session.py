@@ -188,6 +188,17 @@ def test_embeddings_of_a_negative_prompt_have_no_words() -> None:
     assert (cond.prompt.prompt, uncond.prompt.texts) == ("a cat", ())
 
 
+@pytest.mark.parametrize("name", ["sd15", "z_image", "pixart_sigma"])
+def test_an_empty_negative_prompt_has_special_tokens_alone(name: str) -> None:
+    pipeline, recorder = build(name), Recorder()
+    with quiet(), session(pipeline, recorder):
+        make(pipeline, negative_prompt=["", ""], num_inference_steps=2)
+    rows = recorder.calls[0].rows_of("uncond").values()
+    assert [row.prompt.prompt for row in rows] == ["", ""]
+    assert all(tokens.special and all(tokens.special) for row in rows for tokens in row.prompt.texts)
+    assert all(row.prompt.texts for row in rows)
+
+
 # --- steps
 
 

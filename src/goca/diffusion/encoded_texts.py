@@ -85,12 +85,15 @@ def texts_to_encode(
     if prompts is not None and "negative_prompt" in signature.parameters:
         # Without one, pipelines guide away from the empty text.
         negative = _listed(arguments.get("negative_prompt") or "")
-    if negative is not None and len(negative) == 1:
-        negative *= len(prompts or ())
+
+    def for_each(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return texts * len(prompts) if prompts is not None and len(texts) == 1 else texts
+
+    negative = negative and for_each(negative)
 
     def captions(kind: str, default: tuple[str, ...] | None) -> Captions:
-        own = {name: _listed(arguments.get(name.replace("tokenizer", kind))) for name in names}
-        return {name: texts or default or () for name, texts in own.items()}
+        parameters = {name: name.replace("tokenizer", kind) for name in names}
+        return {name: for_each(_listed(arguments.get(key)) or default or ()) for name, key in parameters.items()}
 
     return EncodedTexts(
         prompts, captions("prompt", prompts), EncodedTexts(negative, captions("negative_prompt", negative))

@@ -174,9 +174,9 @@ class GenerationSession:
             self._encoded, self._are_stale = [], False
         fresh = texts_to_encode(encode, args, kwargs, self._tokenizers)
         # There are pipelines that ask their encoders one after the other.
-        alike = (e for e in self._encoded if (e.texts, e.captions) == (fresh.texts, fresh.captions))
+        alike = (before for before in self._encoded if (before.texts, before.captions) == (fresh.texts, fresh.captions))
         encoded = next(alike, fresh)
-        self._encoded = [*(e for e in self._encoded if e is not encoded), encoded]
+        self._encoded = [*(before for before in self._encoded if before is not encoded), encoded]
         for name, recorder in self._tokenizers.items():
             recorder.expect(encoded.captions[name], encoded.negative.captions[name] if encoded.negative else ())
         answer = encode(*args, **kwargs)
@@ -287,18 +287,18 @@ class GenerationSession:
     ) -> tuple[DenoiserRow, ...]:
         """The rows of a batch of `count`; one that repeats the call before is guided away from what it attends to."""
         rows = [DenoiserRow("other")] * count
-        own = [pair for pair in blocks if pair[0] is prompts]
-        others = [pair for pair in blocks if pair[0] is not prompts]
-        labelled: list[tuple[Branch, EncodedTexts, range]] = [("uncond", *pair) for pair in others]
+        prompt_blocks = [block for texts, block in blocks if texts is prompts]
+        labelled: list[tuple[Branch, EncodedTexts, range]] = [
+            ("uncond", texts, block) for texts, block in blocks if texts is not prompts
+        ]
         if repeats:
-            labelled = labelled or [("uncond", *pair) for pair in own]
-        elif own:
-            labelled = [("cond", *own[-1]), *labelled]
+            labelled = labelled or [("uncond", prompts, block) for block in prompt_blocks]
+        elif prompt_blocks:
+            labelled = [("cond", prompts, prompt_blocks[-1]), *labelled]
         for branch, texts, block in labelled:
             if all(rows[row].branch == "other" for row in block):
                 for image, row in enumerate(block):
-                    tokens = self._prompt_tokens(branch, texts, image, len(block))
-                    rows[row] = DenoiserRow(branch, image, tokens)
+                    rows[row] = DenoiserRow(branch, image, self._prompt_tokens(branch, texts, image, len(block)))
         return tuple(rows)
 
     def _prompt_tokens(self, branch: Branch, encoded: EncodedTexts, image: int, images: int) -> PromptTokens:
@@ -309,8 +309,12 @@ class GenerationSession:
             return PromptTokens("", ())
         number = image * len(encoded.texts) // images
         tokens = {name: rows[number] for name, rows in encoded.tokens.items() if number in rows}
+        text = encoded.texts[number]
+        if not text.strip():
+            # All that there is then are the words of a template.
+            tokens = {name: replace(made, special=(True,) * len(made.special)) for name, made in tokens.items()}
         embeddings = next(filter(None, reversed(encoded.embeddings)))
-        return PromptTokens(encoded.texts[number], self._backbone.texts(EncodedPrompt((embeddings[0],), tokens)))
+        return PromptTokens(text, self._backbone.texts(EncodedPrompt((embeddings[0],), tokens)))
 
     def _latent_size(self, latent: Tensor) -> Grid:
         """(height, width) in cells of what the denoiser is given; GocaError where that is not one image a row."""
