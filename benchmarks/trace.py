@@ -77,7 +77,8 @@ def measure(pipeline: Any, options: dict[str, Any], rounds: int) -> dict[str, An
         for name, recipe in RECIPES.items():
             runs[name].append(peak(lambda recipe=recipe: traced(recipe)))  # type: ignore[misc]
     seconds, memory = (
-        {name: statistics.median(run[index] for run in some[1:]) for name, some in runs.items()} for index in (0, 1)
+        {name: statistics.median(run[index] for run in measured[1:]) for name, measured in runs.items()}
+        for index in (0, 1)
     )
     return {
         "cpu_ratio": {name: seconds[name] / seconds["plain"] for name in RECIPES},
@@ -95,11 +96,11 @@ def main() -> None:
     parser.add_argument("--only", choices=CASES, help="one case alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    told: dict[str, Any] = {"threads": options.threads, "torch": torch.__version__}
-    for name, (make, asked) in CASES.items():
+    figures: dict[str, Any] = {"threads": options.threads, "torch": torch.__version__}
+    for name, (make, arguments) in CASES.items():
         if options.only in (None, name):
-            told[name] = measure(make(), asked, options.rounds)
-    print(json.dumps(told) if options.json else json.dumps(told, indent=2))
+            figures[name] = measure(make(), arguments, options.rounds)
+    print(json.dumps(figures) if options.json else json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

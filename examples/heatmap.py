@@ -1,4 +1,4 @@
-"""What the word "cat" looked at while a pipeline painted: any stock diffusers pipeline, any sampler."""
+"""Show what the word "cat" attended to while a pipeline generated: any stock diffusers pipeline, any sampler."""
 
 import torch
 from diffusers import DiffusionPipeline

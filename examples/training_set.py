@@ -1,4 +1,4 @@
-"""A painted training set: images, indexed masks and prompts, for `goca evaluate folder` and training code to read."""
+"""Generate a training set: images, indexed masks and prompts, for `goca evaluate folder` and training code."""
 
 import torch
 from diffusers import DiffusionPipeline

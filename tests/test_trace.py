@@ -76,7 +76,7 @@ def test_one_step_is_what_a_segmenter_sees_in_that_pass(pipe: Any, image: Make, 
     image = image(48, 32)
     pipe.scheduler.set_timesteps(3)
     timestep = int(pipe.scheduler.timesteps[0])
-    segmenter = Segmenter.from_pipeline(pipe, recipe=recipe, size=39, noise=timestep, seed=7)
+    segmenter = Segmenter.from_pipeline(pipe, recipe=recipe, size=39, timestep=timestep, seed=7)
     noisy = add_noise(pipe.scheduler, segmenter.backbone.latents([image], (32, 48)), timestep, seed=7)
     expected = segmenter(image, classes=["cat", "grass"], caption=PROMPT, background=0.5)
     with trace(pipe, recipe=recipe, steps=[0]) as tr:

@@ -50,10 +50,11 @@ def generate(
     """
     with console.session(verbose):
         from goca.cli.painting import Files, run
-        from goca.generation import Asked
+        from goca.generation import GenerationOptions
 
         files = Files(out, prompt, range(seed, seed + count))
-        run(files, Asked(prompt, steps, scale, size), model, device, dtype, explain, recipe, as_json=json)
+        options = GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
+        run(files, options, model, device, dtype, explain, recipe, as_json=json)
 
 
 def register(app: typer.Typer) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +15,7 @@ from goca.cli.console import console, paused, progress, say
 from goca.cli.files import refuse_unwritable
 from goca.diffusion.loading import load, without_bars
 from goca.exports.labels_png import labels_png
-from goca.generation import Asked, Explained, Generated, generate, row
+from goca.generation import Explained, Generated, GenerationOptions, Progress, generate, row
 from goca.generation import explain as explained_of
 from goca.imaging.draw import png
 from goca.imaging.sheet import Cell, contact_sheet
@@ -73,7 +73,7 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
 
 def run(
     files: Files,
-    asked: Asked,
+    options: GenerationOptions,
     model: str,
     device: str | None,
     dtype: str | None,
@@ -87,23 +87,23 @@ def run(
     rows: list[list[Cell]] = []
     count = 0
     try:
-        with progress(hidden=as_json) as bar:
+        with progress(hidden=as_json) as bar, ExitStack() as stack:
             task = bar.add_task(f"loading {model}", total=None)
             with without_bars() if as_json else nullcontext():
                 pipeline = load(model, device, dtype, None, None)
 
-            def begins(steps: int) -> None:
-                bar.reset(task, description=f"painting seed {files.seeds[count]}", total=steps)
-
-            def advances() -> None:
-                bar.advance(task)
-
-            for one in generate(pipeline, asked, files.seeds, explain, recipe, begins, advances):
+            bar.reset(task, description=f"painting seed {files.seeds[0]}", total=None)
+            # What is still running ends with the command.
+            events = stack.enter_context(closing(generate(pipeline, options, files.seeds, explain, recipe)))
+            for one in events:
+                if isinstance(one, Progress):
+                    bar.update(task, description=f"painting seed {one.seed}", completed=one.step, total=one.steps)
+                    continue
                 written = [files.of(one.seed, "png")]
                 write_atomic({written[0]: png(one.image)})
                 explained = explained_of(one) if explain else None
                 if explained is not None:
-                    written += _save(files, asked, explained)
+                    written += _save(files, options, explained)
                     rows = [*(rows if len(rows) < ROWS else ()), row(explained)]
                     sheet = files.sheet(one.seed)
                     write_atomic({sheet: png(contact_sheet(rows))})
@@ -116,23 +116,25 @@ def run(
         raise typer.Exit(130) from None
 
 
-def _save(files: Files, asked: Asked, explained: Explained) -> list[Path]:
+def _save(files: Files, options: GenerationOptions, explained: Explained) -> list[Path]:
     """The files that explain an image, all or none; the JSON last."""
     masks, seed = explained.masks, explained.generated.seed
     named = slugs(explained.heatmaps)
     paths = {files.of(seed, named[name], "heatmap.png"): png(image) for name, image in explained.heatmaps.items()}
     paths[files.of(seed, "labels.png")] = labels_png(masks.labels, masks.classes)
     paths[files.of(seed, "overlay.png")] = png(masks.overlay())
-    paths[files.of(seed, "json")] = (json.dumps(_facts(asked, explained), indent=2, ensure_ascii=False) + "\n").encode()
+    paths[files.of(seed, "json")] = (
+        json.dumps(_facts(options, explained), indent=2, ensure_ascii=False) + "\n"
+    ).encode()
     write_atomic(paths)
     return list(paths)
 
 
-def _facts(asked: Asked, explained: Explained) -> dict[str, Any]:
+def _facts(options: GenerationOptions, explained: Explained) -> dict[str, Any]:
     one = explained.generated
     traced = one.traced.to_json() if one.traced is not None else {}
     own = {"masks": explained.masks.to_json()["classes"], "left_out": list(explained.left_out)}
-    return {"asked": vars(asked), "seed": one.seed, **traced, **own}
+    return {"asked": vars(options), "seed": one.seed, **traced, **own}
 
 
 def _tell(one: Generated, explained: Explained | None, written: Sequence[Path], as_json: bool) -> None:

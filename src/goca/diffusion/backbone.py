@@ -43,18 +43,25 @@ class Backbone:
         pipeline: a loaded text-to-image pipeline.
         name: what messages and plans call it; by default the pipeline's `name_or_path`.
         family: the facts of its denoiser, where no listed family has it.
+        check: raises GocaError for a pipeline that cannot be used; by default, for one that cannot segment an image.
 
     Raises:
-        GocaError: for a denoiser that no family lists, and for a pipeline that cannot segment an image.
+        GocaError: for a denoiser that no family lists, and for a pipeline that `check` refuses.
     """
 
-    def __init__(self, pipeline: Any, name: str = "", family: Family | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        name: str = "",
+        family: Family | None = None,
+        check: "Callable[[Backbone], None] | None" = None,
+    ) -> None:
         family = family or family_of(pipeline)
         if family is None:
             raise unsupported(type(pipeline).__name__)
         self.pipeline, self.family = pipeline, family
         self.name = name or str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
-        self._check()
+        (check or Backbone._check)(self)
         self.settings = settings_for(self.denoiser, family, self.vae_scale_factor, self.blocks)
 
     def _check(self) -> None:
