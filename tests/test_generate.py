@@ -15,7 +15,7 @@ import torch
 from diffusers import HeunDiscreteScheduler, PNDMScheduler
 from PIL import Image
 
-from goca import GocaError, trace
+from goca import GocaError, Segmenter, trace
 from goca.cli import painting as generate_module
 from goca.diffusion.loading import quiet
 from goca.generation import Generated, GenerationOptions, Progress, explain, generate

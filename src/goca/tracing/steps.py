@@ -118,7 +118,7 @@ class TracedAttention:
     def token_mass(self, tokens: NounTokens) -> TokenMass:
         """The shares of nouns in the mean over the calls."""
         assert isinstance(self.total, Tensor)
-        row = {index: index for index, index in enumerate(self.token_indices)}
+        rows = {index: row for row, index in enumerate(self.token_indices)}
         wanted = (*tokens.nouns, tokens.content, tokens.prompt)
-        *nouns, content, prompt = ([row[index] for index in token_indices] for token_indices in wanted)
+        *nouns, content, prompt = ([rows[index] for index in indices] for indices in wanted)
         return token_mass(self.total / len(self.steps), nouns, content, prompt)
