@@ -14,7 +14,6 @@ from goca.errors import GocaError
 
 if TYPE_CHECKING:
     from goca.evaluation.config import EvaluationConfig
-    from goca.evaluation.protocol import CaptionStyle
     from goca.evaluation.report import Report
     from goca.parallel import Executor
 
@@ -23,6 +22,7 @@ def evaluate(config: "EvaluationConfig", out: Path | None, executor: "Executor",
     """Score a recipe and print it; whether no image was left out."""
     from goca.diffusion.loading import without_bars
     from goca.evaluation import runner
+    from goca.tagging.base import Estimate
 
     done = 0
     with progress(hidden=as_json) as bar:
@@ -40,7 +40,7 @@ def evaluate(config: "EvaluationConfig", out: Path | None, executor: "Executor",
                         case runner.ImagesDone():
                             bar.advance(task, len(event.images))
                             done += len(event.images)
-                        case runner.Estimate():
+                        case Estimate():
                             if not as_json:
                                 with paused(bar):
                                     console().print(f"before the tagger is asked: {event}", soft_wrap=True)
@@ -150,9 +150,7 @@ def _interval(interval: Sequence[float]) -> str:
     return "[{:.3f}, {:.3f}]".format(*interval)
 
 
-def ablate(
-    model: str, captions: "CaptionStyle", batch: int, limit: int | None, as_json: bool, as_markdown: bool
-) -> None:
+def ablate(model: str, captions: str, batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:
     """Score every part of the method on the scenes and print the table."""
     from goca.diffusion.backbone import Backbone
     from goca.diffusion.loading import load

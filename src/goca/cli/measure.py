@@ -135,7 +135,7 @@ def evaluate(
             protocol=protocol,
             switches=tuple(change or ()),
             tagger=tagger,
-            captions=captions,  # type: ignore[arg-type]  # an unknown style is refused with the styles that there are
+            captions=captions,
             model=model,
             recipe=recipe,
             device=device,
@@ -185,7 +185,7 @@ def ablate(
         from goca.cli import evaluation
 
         parsing.dataset(dataset)
-        evaluation.ablate(model, captions, batch, limit, as_json=json, as_markdown=markdown)  # type: ignore[arg-type]
+        evaluation.ablate(model, captions, batch, limit, as_json=json, as_markdown=markdown)
 
 
 def register(app: typer.Typer) -> None:

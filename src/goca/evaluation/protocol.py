@@ -24,6 +24,13 @@ SWEEP = tuple(step / 10 for step in range(-4, 5))
 CaptionStyle = Literal["nouns", "sentences"]
 
 
+def caption_style(name: str) -> CaptionStyle:
+    """A style of captions by its name. Raises GocaError for one that there is not."""
+    if name in ("nouns", "sentences"):
+        return name
+    raise GocaError(f'no captions "{name}": there are nouns, sentences', "captions")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What a score is a score of.
