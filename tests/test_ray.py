@@ -1,6 +1,8 @@
 """A local Ray cluster agrees with one process to the last digit."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +22,13 @@ CONFIG = EvaluationConfig(dataset="scenes", limit=5, batch=2)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Executor]:
-    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80 * 2**20,
         log_to_driver=False,
-        runtime_env=environment,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
     yield Executor(workers=2, ray="local")
     ray.shutdown()

@@ -26,9 +26,10 @@ CaptionStyle = Literal["nouns", "sentences"]
 
 def caption_style(name: str) -> CaptionStyle:
     """A style of captions by its name. Raises GocaError for one that there is not."""
-    if name in ("nouns", "sentences"):
-        return name
-    raise GocaError(f'no captions "{name}": there are nouns, sentences', "captions")
+    styles: Mapping[str, CaptionStyle] = {"nouns": "nouns", "sentences": "sentences"}
+    if name not in styles:
+        raise GocaError(f'no captions "{name}": there are {", ".join(styles)}', "captions")
+    return styles[name]
 
 
 @dataclass(frozen=True, kw_only=True)
