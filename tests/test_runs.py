@@ -24,7 +24,7 @@ from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import batches
 from goca.evaluation.fingerprint import fingerprint
-from goca.evaluation.records import ImageRecord, count
+from goca.evaluation.records import ImageRecord
 from goca.evaluation.run_folder import RunFolder, image_lines
 from goca.evaluation.runner import Finished, ImagesDone, ImagesTagged, ProgressEvent, Stage, evaluate, run
 from goca.parallel import Executor
@@ -435,12 +435,6 @@ def test_a_fingerprint_is_of_the_weights() -> None:
     assert fingerprint(UNET_BUILDERS["sd2"]()) != before
     one.unet = one.unet.to(torch.float16)
     assert fingerprint(one) != before
-
-
-def test_counts_by_hand() -> None:
-    truth = np.array([[0, 1, 1], [2, 65535, 1]], np.uint16)
-    found = np.array([[1, 1, 0], [2, 2, 1]], np.uint16)
-    assert count(truth, found, 3) == ((0, 1, 1), (1, 0, 1), (1, 1, 2), (2, 2, 1))
 
 
 def test_a_line_is_read_as_it_was_written() -> None:

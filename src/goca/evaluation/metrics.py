@@ -45,11 +45,6 @@ class Tally:
     truth: Int[Tensor, "image label"]
     predicted: Int[Tensor, "image label"]
 
-    @classmethod
-    def of(cls, matrices: Int[Tensor, "image label label"]) -> "Tally":
-        """From one confusion matrix an image, truth first."""
-        return cls(matrices.diagonal(dim1=1, dim2=2), matrices.sum(2), matrices.sum(1))
-
     def total(self) -> Float[Tensor, "3 label"]:
         """hit, truth and predicted of all images together."""
         return torch.stack([counts.sum(0).double() for counts in (self.hit, self.truth, self.predicted)])
