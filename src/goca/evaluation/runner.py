@@ -17,11 +17,9 @@ from goca.evaluation.fingerprint import settings
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report, in_order
 from goca.evaluation.run_folder import CONFUSION, RunFolder
-from goca.parallel import Executor, run_units
+from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.tagging import prepare
 from goca.tagging.base import Costing, Estimate, Tagger
-
-THIS_PROCESS = Executor()
 
 
 @dataclass(frozen=True)
