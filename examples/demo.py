@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from goca import Segmenter
-from goca.maths.confusion import confusion, iou, mean_iou, pixel_accuracy
+from goca.evaluation.metrics import score
+from goca.evaluation.records import ImageRecord, count, tally
 
 logging.disable(logging.WARNING)  # what is installed beside goca may have much to say when the model is loaded
 HERE = Path(__file__).parent
@@ -25,16 +25,17 @@ segmenter = Segmenter.from_pretrained("bundled")
 result = segmenter(HERE / "cat.png", classes=CLASSES, background=None)
 written = result.save("demo-out", stem="cat")
 
-truth = np.asarray(Image.open(HERE / "cat.labels.png"))
-matrix = confusion(torch.from_numpy(truth.astype(np.int64)), torch.from_numpy(result.labels.astype(np.int64)), 4)
+truth = np.asarray(Image.open(HERE / "cat.labels.png")).astype(np.uint16)
+record = ImageRecord("cat", counts={"none": count(truth, result.labels, 4)})
+scores = score(tally([record], "none", 4), CLASSES)
 table = Table("class", "share of pixels", "IoU", title="examples/cat.png")
-for name, score in zip(CLASSES, iou(matrix)[1:], strict=True):
-    table.add_row(name, f"{result.present[name].share:.1%}", f"{score:.3f}")
+for name in CLASSES:
+    table.add_row(name, f"{result.present[name].share:.1%}", f"{scores.per_class[name]:.3f}")
 table.add_section()
-table.add_row("mean", f"{pixel_accuracy(matrix):.1%} right", f"{mean_iou(matrix):.3f}")
+table.add_row("mean", f"{scores.pixel_accuracy:.1%} right", f"{scores.miou:.3f}")
 
 console = Console()
 console.print(table)
 console.print("look at", *(str(path) for path in written if path.name.endswith(".overlay.png")))
-if mean_iou(matrix) < LEAST_MIOU:
-    sys.exit(f"mIoU {mean_iou(matrix):.3f} is under {LEAST_MIOU}: the installation does not work as it should")
+if scores.miou < LEAST_MIOU:
+    sys.exit(f"mIoU {scores.miou:.3f} is under {LEAST_MIOU}: the installation does not work as it should")

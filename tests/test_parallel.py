@@ -88,7 +88,7 @@ def test_whoever_stops_stops_the_workers() -> None:
     assert next(results)[0] == 4
     assert len(multiprocessing.active_children()) == 2
     began = time.monotonic()
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert not multiprocessing.active_children()
     assert time.monotonic() - began < 15
 

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -73,14 +73,17 @@ class Executor:
         return "1 process" if self.here else f"{self.workers} processes"
 
 
+THIS_PROCESS = Executor()
+
+
 class WorkerError(Exception):
     """What went wrong in a worker, in one line; its traceback is a note."""
 
 
 def run_units(
-    make_worker: Callable[[], Callable[[Unit], Result]], units: Sequence[Unit], executor: Executor
-) -> Iterator[Result]:
-    """Do units of work; close the iterator to stop them.
+    make_worker: Callable[[], Callable[[Unit], Result]], units: Sequence[Unit], executor: Executor = THIS_PROCESS
+) -> Generator[Result, None, None]:
+    """Do units of work; close the generator to stop them.
 
     Args:
         make_worker: makes what does units, such as a loaded model, once in each process that has a unit to do. Unless
@@ -96,16 +99,13 @@ def run_units(
         WorkerError: a worker in another process raised another exception.
     """
     if not units:
-        return iter(())
+        return
     if executor.here:
-        return _here(make_worker, units)
-    if executor.ray is None:
-        return _in_processes(make_worker, units, executor.workers or 1)
-    return _in_cluster(make_worker, units, executor, executor.ray)
-
-
-def _here(make_worker: Callable[[], Worker[Unit, Result]], units: Sequence[Unit]) -> Iterator[Result]:
-    yield from map(make_worker(), units)
+        yield from map(make_worker(), units)
+    elif executor.ray is None:
+        yield from _in_processes(make_worker, units, executor.workers or 1)
+    else:
+        yield from _in_cluster(make_worker, units, executor, executor.ray)
 
 
 class _Attempts:
@@ -166,7 +166,7 @@ def _in_processes(
     try:
         for _ in range(min(count, len(units))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(make_worker, theirs), daemon=True)
+            process: BaseProcess = context.Process(target=_serve, args=(make_worker, theirs), daemon=True)
             with _interrupts_held():
                 process.start()
             theirs.close()

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,56 +13,43 @@ from goca.cli.console import console, paused, progress, say, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from goca.evaluation.config import Job
-    from goca.evaluation.records import ImageRecord
+    from goca.evaluation.config import EvaluationConfig
     from goca.evaluation.report import Report
-    from goca.evaluation.runner import Crew
-    from goca.tagging.base import Estimate
+    from goca.parallel import Executor
 
 
-class Shown:
-    """Progress on a bar."""
-
-    def __init__(self, bar: "Progress", as_json: bool) -> None:
-        self.bar, self.as_json = bar, as_json
-        self.task = bar.add_task("opening", total=None)
-        self.finished = 0
-
-    def stage(self, name: str, total: int, done: int) -> None:
-        self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(name, total=total or None, completed=done)
-        self.finished = done
-
-    def advance(self) -> None:
-        self.bar.advance(self.task)
-
-    def done(self, images: "Sequence[ImageRecord]") -> None:
-        self.finished += len(images)
-        self.bar.advance(self.task, len(images))
-
-    def estimate(self, estimate: "Estimate") -> None:
-        if not self.as_json:
-            with paused(self.bar):
-                console().print(f"before the tagger is asked: {estimate}", soft_wrap=True)
-
-
-def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
+def evaluate(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_json: bool) -> bool:
     """Score a recipe and print it; whether no image was left out."""
     from goca.diffusion.loading import without_bars
     from goca.evaluation import runner
+    from goca.tagging.base import Estimate
 
+    done = 0
     with progress(hidden=as_json) as bar:
-        shown = Shown(bar, as_json)
-        watch = runner.Watch(shown.stage, shown.done, shown.advance, shown.estimate)
+        task = bar.add_task("opening", total=None)
         try:
-            with without_bars():
-                report, settings = runner.evaluate(job, out, crew, watch, sys.argv[1:])
+            with without_bars(), closing(runner.run(config, out, executor, sys.argv[1:])) as events:
+                for event in events:
+                    match event:
+                        case runner.Stage():
+                            bar.remove_task(task)
+                            task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                            done = event.done
+                        case runner.ImagesTagged():
+                            bar.advance(task, event.count)
+                        case runner.ImagesDone():
+                            bar.advance(task, len(event.images))
+                            done += len(event.images)
+                        case Estimate():
+                            if not as_json:
+                                with paused(bar):
+                                    console().print(f"before the tagger is asked: {event}", soft_wrap=True)
+                        case runner.Finished():
+                            report, settings = event.report, event.settings
         except KeyboardInterrupt:
             bar.stop()
             again = f"; ask the same again to go on with {out}" if out is not None else ""
-            say(f"stopped; {shown.finished} images are done{again}")
+            say(f"stopped; {done} images are done{again}")
             raise typer.Exit(130) from None
     # Not before: where all are left out, there is one mistake to tell.
     for image in report.left_out:
@@ -86,11 +73,11 @@ def evaluate(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
     return not report.left_out
 
 
-def estimate(job: "Job", out: Path | None, as_json: bool) -> None:
+def estimate(config: "EvaluationConfig", out: Path | None, as_json: bool) -> None:
     """Print what the tagger will take."""
     from goca.evaluation import runner
 
-    found = runner.estimate(job, out)
+    found = runner.estimate(config, out)
     if as_json:
         print(json.dumps(vars(found)))
     else:
@@ -165,25 +152,27 @@ def _interval(interval: Sequence[float]) -> str:
 
 def ablate(model: str, captions: str, batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:
     """Score every part of the method on the scenes and print the table."""
-    from goca import bundled
     from goca.diffusion.backbone import Backbone
     from goca.diffusion.loading import load
-    from goca.evaluation.ablate import VARIANTS, ablate_scenes
+    from goca.evaluation import ablate as ablation
 
+    rows = []
     with progress(hidden=as_json or as_markdown) as bar:
-        task = bar.add_task("ablating", total=len(VARIANTS))
+        task = bar.add_task("ablating", total=len(ablation.VARIANTS))
+        dataset, protocol = ablation.scenes_benchmark(captions, limit)
         backbone = Backbone(load(model, None, None, None, None), model)
-        scenes = list(islice(bundled.scenes(), limit))
-        found = ablate_scenes(backbone, captions, batch, scenes, done=lambda: bar.advance(task))
+        for row in ablation.ablate(backbone, dataset, protocol, batch):
+            rows.append(row)
+            bar.advance(task)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(ablation.to_json(rows, protocol)))
         return
     if as_markdown:
-        print(found.to_markdown())
+        print(ablation.to_markdown(rows))
         return
-    rows = table("parts of the method", "mIoU", "95 %", "accuracy", "gain", "95 %")
-    for row in found.rows:
-        rows.add_row(
+    page = table("parts of the method", "mIoU", "95 %", "accuracy", "gain", "95 %")
+    for row in rows:
+        page.add_row(
             row.name,
             f"{row.miou:.3f}",
             "{:.3f} to {:.3f}".format(*row.ci95),
@@ -191,4 +180,4 @@ def ablate(model: str, captions: str, batch: int, limit: int | None, as_json: bo
             f"{row.gain:+.3f}",
             "{:+.3f} to {:+.3f}".format(*row.gain_ci95),
         )
-    console().print(rows)
+    console().print(page)

@@ -112,7 +112,7 @@ def evaluate(
     """
     with console.session(verbose):
         timesteps = parsing.timesteps(timestep)
-        given = parsing.tagger(tagger, dataset)
+        tagger = parsing.tagger(tagger, dataset)
         overrides = {
             "timestep": timesteps,
             "size": size,
@@ -123,33 +123,33 @@ def evaluate(
             "refine_edges": refine_edges,
         }
         from goca.cli import evaluation
-        from goca.evaluation.config import Job
-        from goca.evaluation.runner import Crew
+        from goca.evaluation.config import EvaluationConfig
+        from goca.parallel import Executor
 
-        job = Job(
-            dataset,
-            root,
-            split,
-            parsing.names(as_background),
-            limit,
-            protocol,
-            tuple(change or ()),
-            given,
-            captions,
-            model,
-            recipe,
-            device,
-            dtype,
-            batch,
-            threads,
-            overrides,
-            parsing.prices(prices, given),
-            together,
+        config = EvaluationConfig(
+            dataset=dataset,
+            root=root,
+            split=split,
+            as_background=parsing.names(as_background),
+            limit=limit,
+            protocol=protocol,
+            switches=tuple(change or ()),
+            tagger=tagger,
+            captions=captions,
+            model=model,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            threads=threads,
+            overrides=overrides,
+            prices=parsing.prices(prices, tagger),
+            concurrency=together,
         )
         if estimate:
-            evaluation.estimate(job, out, as_json=json)
+            evaluation.estimate(config, out, as_json=json)
             return
-        whole = evaluation.evaluate(job, out, Crew(workers, ray), as_json=json)
+        whole = evaluation.evaluate(config, out, Executor(workers=workers, ray=ray), as_json=json)
     if not whole:
         raise typer.Exit(1)
 
