@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from goca import GocaError, Segmenter
 from goca import bundled as data
 from goca.diffusion.timesteps import add_noise, target
+from goca.evaluation.config import Job
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
-from goca.tagging import Means, Preparing, Tagger, local, prepare, tagger_named
-from goca.tagging.captions import Captions, Entry, Record, read
-from goca.tagging.multilabel import Agreement
-from goca.tagging.oracle import true_classes
-from goca.tagging.self_pruning import ByError, ByMap, SelfPruning
+from goca.evaluation.oracle import OracleTagger, true_classes
+from goca.tagging import BatchTagger, Tagger, TaggerOptions, local, prepare, tagger_named
+from goca.tagging.captions import CaptionEntry, CaptionsTagger, CaptionStore, read_captions
+from goca.tagging.multilabel import MultilabelScores
+from goca.tagging.self_pruning import AttentionMapScorer, DenoisingErrorScorer, SelfPruningTagger
 from goca.testing.tiny import BUILDERS, tokenizers
 
 
@@ -35,12 +37,13 @@ def dataset(*samples: Sample, categories: Sequence[str] = ("cat", "dog", "sky"),
 
 
 def test_the_oracle_reads_the_ground_truth() -> None:
-    one = sample("a", labels=(3, 0, 1, 3, VOID))
-    assert true_classes(one, dataset()) == ("cat", "sky")
-    oracle = tagger_named("oracle")
+    image = sample("a", labels=(3, 0, 1, 3, VOID))
+    assert true_classes(image, dataset()) == ("cat", "sky")
+    oracle = Job("voc", tagger="oracle").tagger_for(None)
+    assert isinstance(oracle, OracleTagger)
     assert isinstance(oracle, Tagger)
-    assert not isinstance(oracle, Preparing)
-    assert (oracle.name, oracle.tag(one, dataset())) == ("oracle", "cat, sky")
+    assert not isinstance(oracle, BatchTagger)
+    assert (oracle.name, oracle.tag(image, dataset())) == ("oracle", "cat, sky")
     assert oracle.tag(sample("b", labels=(0, VOID)), dataset()) == ""
     with pytest.raises(GocaError, match="label 4, and toy has 3"):
         oracle.tag(sample("c", labels=(4,)), dataset())
@@ -59,6 +62,8 @@ FILES = {
     "a.json": '{"a": "cat, (sky, cé)"}',
     "list.json": '[{"id": "a", "caption": "cat, (sky, cé)", "more": 1}]',
     "a.tsv": "b\tdog\n\na\tcat, (sky, cé)\n",
+    "bom.tsv": "\ufeffa\tcat, (sky, cé)\n",
+    "bom.json": '\ufeff{"a": "cat, (sky, cé)"}',
 }
 
 
@@ -77,10 +82,10 @@ def test_captions_of_another_data_set_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [{"dataset": "other", "id": "a", "caption": "dog"}, {"dataset": "toy", "id": "a", "caption": "cat"}]
     path.write_text("\n".join(map(json.dumps, lines)))
-    assert Captions(path).tag(sample("a"), dataset()) == "cat"
-    assert Captions(path).tag(sample("a"), dataset(name="other")) == "dog"
+    assert CaptionsTagger(path).tag(sample("a"), dataset()) == "cat"
+    assert CaptionsTagger(path).tag(sample("a"), dataset(name="other")) == "dog"
     with pytest.raises(GocaError, match="third"):
-        Captions(path).tag(sample("a"), dataset(name="third"))
+        CaptionsTagger(path).tag(sample("a"), dataset(name="third"))
 
 
 def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path) -> None:
@@ -104,16 +109,16 @@ def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path
     ("name", "content", "reason"),
     [
         ("a.txt", "cat", "ends in .jsonl"),
-        ("a.jsonl", '{"id": "a", "cap\n{"id": "b", "caption": "cat"}\n', "line 1 is no caption"),
-        ("a.jsonl", '{"id": "a"}\n', "line 1 is no caption"),
-        ("a.jsonl", '{"id": 7, "caption": "cat"}\n', "line 1 is no caption"),
-        ("a.jsonl", b"\xff\xfe\n", "line 1 is no caption"),
-        ("a.json", "{", "no JSON"),
-        ("a.json", "7", "holds no captions"),
-        ("a.json", '["cat"]', "entry 1 is no caption"),
-        ("a.json", '{"a": ["cat"]}', "entry 1 is no caption"),
-        ("a.tsv", "cat", "line 1 is no caption"),
-        ("a.tsv", b"a\t\xff", "UTF-8"),
+        ("a.jsonl", '{"id": "a", "cap\n{"id": "b", "caption": "cat"}\n', "line 1 is not a caption"),
+        ("a.jsonl", '{"id": "a"}\n', "line 1 is not a caption"),
+        ("a.jsonl", '{"id": 7, "caption": "cat"}\n', "line 1 is not a caption"),
+        ("a.jsonl", b"\xff\xfe\n", "line 1 is not a caption"),
+        ("a.json", "{", "is not a .json file of captions"),
+        ("a.json", "7", "neither {id: caption} nor a list"),
+        ("a.json", '["cat"]', "entry 1 is not a caption"),
+        ("a.json", '{"a": ["cat"]}', "entry 1 is not a caption"),
+        ("a.tsv", "cat", "entry 1 is not a caption"),
+        ("a.tsv", b"a\t\xff", "is not a .tsv file of captions"),
         ("missing.json", None, "cannot read .* No such file"),
     ],
 )
@@ -121,58 +126,70 @@ def test_files_that_hold_no_captions(name: str, content: str | bytes | None, rea
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(GocaError, match=reason):
-        Captions(tmp_path / name)
+        CaptionsTagger(tmp_path / name)
 
 
-def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+def test_a_store_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.jsonl"
     toy = dataset()
-    record = Record(path, "someone")
-    assert record.get(sample("a"), toy) is None
+    store = CaptionStore(path, "someone")
+    assert store.get(sample("a"), toy) is None
     assert not path.parent.exists()
-    for name in ("a", "b", "c"):
-        record.add(sample(name), toy, f"{name}-noun, é")
+    with store:
+        for name in ("a", "b", "c"):
+            store.add(sample(name), toy, f"{name}-noun, é")
     whole = path.read_bytes()
-    wanted = [Entry(name, f"{name}-noun, é", "toy", "someone") for name in ("a", "b", "c")]
+    wanted = [CaptionEntry(name, f"{name}-noun, é", "toy", "someone") for name in ("a", "b", "c")]
     start = whole.rindex(b"\n", 0, -1) + 1
     # Cut anywhere in the last line: a whole line without its end counts, any other is written again.
     for cut in (start, start + 1, start + 30, len(whole) - 2, len(whole) - 1, len(whole)):
         path.write_bytes(whole[:cut])
-        again = Record(path, "someone")
-        known = again.get(sample("c"), toy)
-        assert known == ("c-noun, é" if cut >= len(whole) - 1 else None)
-        # Who only reads changes nothing.
+        again = CaptionStore(path, "someone")
+        caption = again.get(sample("c"), toy)
+        assert caption == ("c-noun, é" if cut >= len(whole) - 1 else None)
+        # A store that is only read changes nothing.
         assert path.read_bytes() == whole[:cut]
-        if known is None:
-            again.add(sample("c"), toy, "c-noun, é")
-        again.open()
+        with again:
+            if caption is None:
+                again.add(sample("c"), toy, "c-noun, é")
         assert path.read_bytes() == whole
-        assert list(read(path)) == wanted
+        assert read_captions(path) == wanted
     assert again.get(sample("a"), dataset(name="other")) is None
 
 
-def test_a_record_that_cannot_be_kept(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    record = Record(tmp_path / "file" / "a.jsonl", "someone")
-    for write in (record.open, lambda: record.add(sample("a"), dataset(), "cat")):
-        with pytest.raises(GocaError, match="cannot write the captions"):
-            write()
-    assert record.get(sample("a"), dataset()) is None
+def test_a_store_belongs_to_one_process_and_one_tagger(tmp_path: Path) -> None:
+    first, second = (CaptionStore(tmp_path / "a.jsonl", "someone") for _ in range(2))
+    with first:
+        first.add(sample("a"), dataset(), "cat")
+        with pytest.raises(GocaError, match="another process"), second:
+            pass
+    with second:
+        second.add(sample("b"), dataset(), "dog")
+    assert [entry.id for entry in read_captions(tmp_path / "a.jsonl")] == ["a", "b"]
     (tmp_path / "b.jsonl").write_text('{"id": "a", "caption": "by hand"}\n')
     with pytest.raises(GocaError, match="name another file"):
-        Record(tmp_path / "b.jsonl", "someone")
+        CaptionStore(tmp_path / "b.jsonl", "someone")
     assert (tmp_path / "b.jsonl").read_text() == '{"id": "a", "caption": "by hand"}\n'
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = CaptionStore(tmp_path / "file" / "a.jsonl", "someone")
+    with pytest.raises(GocaError, match="cannot write"):
+        store.add(sample("a"), dataset(), "cat")
+    with pytest.raises(GocaError, match="cannot write"), store:
+        pass
+    assert store.get(sample("a"), dataset()) is None
 
 
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("human", 'no tagger "human": there are oracle, given'),
-        ("oracle:x", "no tagger"),
+        ("human", 'no tagger "human": there are given'),
+        ("oracle:x", "where there is ground truth, oracle"),
         ("self:guess", "self:error, self:map"),
         ("self:map:", "self:error, self:map"),
         ("self:map", "a segmenter has to be given"),
-        ("local:folder", r"\(--out RUN\)"),
     ],
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
@@ -180,11 +197,19 @@ def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
         tagger_named(spec)
 
 
-def test_agreement() -> None:
-    found = Agreement.of([(["cat", "sky"], ["cat"]), ([], ["dog", "sky"]), (["dog", "cat"], ["dog", "cat"])])
-    assert found == Agreement(right=3, said=4, true=5)
-    assert (found.precision, found.recall, found.f1) == (3 / 4, 3 / 5, 6 / 9)
-    assert Agreement.of([([], [])]).f1 == Agreement(0, 0, 0).precision == 0
+def test_a_tagger_that_saves_needs_a_file() -> None:
+    with pytest.raises(GocaError, match="saves its captions") as caught:
+        tagger_named("local:folder")
+    assert caught.value.hint == "out"
+
+
+def test_scores_of_a_tagger() -> None:
+    pairs = [(["cat", "sky"], ["cat"]), ([], ["dog", "sky"]), (["dog", "cat"], ["dog", "cat"])]
+    scores = MultilabelScores.of(pairs)
+    assert scores == MultilabelScores(correct=3, predicted=4, actual=5)
+    assert (scores.precision, scores.recall, scores.f1) == (3 / 4, 3 / 5, 6 / 9)
+    nothing = MultilabelScores.of([([], [])])
+    assert nothing.f1 == nothing.precision == nothing.recall == 0
 
 
 # The local model.
@@ -193,7 +218,7 @@ def test_agreement() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA of random weights, 28 px and four image tokens."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     torch.manual_seed(0)
@@ -246,11 +271,16 @@ def test_a_local_model(
     monkeypatch.setattr(local, "MOST_TOKENS", 7)
     toy = dataset(*photos)
     path = tmp_path / "captions.jsonl"
-    tagger = tagger_named(f"local:{folder}", Means(captions=path, batch=2))
+    tagger = tagger_named(f"local:{folder}", TaggerOptions(captions=path, batch=2))
     assert re.fullmatch(r"local llava \([0-9a-f]{8}\)", tagger.name)
     batches = []
-    shown = tagger._captions
-    monkeypatch.setattr(tagger, "_captions", lambda part, request: batches.append(len(part)) or shown(part, request))
+    generate = LlavaForConditionalGeneration.generate
+
+    def counted(self: Any, **inputs: Any) -> torch.Tensor:
+        batches.append(len(inputs["input_ids"]))
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", counted)
     done: list[int] = []
     photos[3].image.write_text("broken")
     first = tagger.tag(photos[1], toy)
@@ -264,19 +294,19 @@ def test_a_local_model(
     assert len(set(captions)) > 1
     # The request is not part of the answer.
     assert all("so:" not in caption and "divided" not in caption for caption in captions)
-    assert {entry.tagger for entry in read(path)} == {tagger.name}
+    assert {entry.tagger for entry in read_captions(path)} == {tagger.name}
     # Who knows every image loads no model.
-    again = local.Local(str(folder), path)
-    monkeypatch.setattr(local.Local, "_loaded", property(lambda self: pytest.fail("loaded")))
+    again = local.LocalTagger(str(folder), path)
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *unused, **more: pytest.fail("loaded"))
     assert again.tag(photos[0], toy) == captions[0]
-    assert Captions(path).tag(photos[0], toy) == captions[0]
+    assert CaptionsTagger(path).tag(photos[0], toy) == captions[0]
 
 
 def test_a_local_model_is_named_by_its_files(
     folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def name(model: str | Path) -> str:
-        return tagger_named(f"local:{model}", Means(captions=tmp_path / "none" / "captions.jsonl")).name
+        return tagger_named(f"local:{model}", TaggerOptions(captions=tmp_path / "none" / "captions.jsonl")).name
 
     copy = tmp_path / "elsewhere" / folder.name
     copytree(folder, copy)
@@ -298,53 +328,62 @@ def test_a_local_model_is_named_by_its_files(
     assert name("someone/llava") == "local someone/llava"
     # Their captions are not mixed up.
     path = tmp_path / "captions.jsonl"
-    Record(path, name(folder)).add(photos[0], dataset(), "cat")
+    with CaptionStore(path, name(folder)) as store:
+        store.add(photos[0], dataset(), "cat")
     with pytest.raises(GocaError, match="name another file"):
-        tagger_named(f"local:{copy}", Means(captions=path))
+        tagger_named(f"local:{copy}", TaggerOptions(captions=path))
 
 
 def test_captions_that_cannot_be_kept_are_not_made(
     photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(local.Local, "_loaded", property(lambda self: pytest.fail("loaded")))
-    tagger = local.Local("someone/llava", tmp_path / "file" / "captions.jsonl")
-    with pytest.raises(GocaError, match="cannot write the captions"):
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *unused, **more: pytest.fail("loaded"))
+    tagger = local.LocalTagger("someone/llava", tmp_path / "file" / "captions.jsonl")
+    with pytest.raises(GocaError, match="cannot write"):
         prepare(tagger, photos, dataset(*photos))
 
 
 def test_alone_or_in_a_batch(folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(local, "MOST_TOKENS", 7)
     toy = dataset(*photos)
-    together = local.Local(str(folder), tmp_path / "a.jsonl", batch=3)
+    together = local.LocalTagger(str(folder), tmp_path / "a.jsonl", batch=3)
     prepare(together, photos, toy)
-    alone = local.Local(str(folder), tmp_path / "b.jsonl")
+    alone = local.LocalTagger(str(folder), tmp_path / "b.jsonl")
     assert [alone.tag(one, toy) for one in photos] == [together.tag(one, toy) for one in photos]
 
 
-def test_answers_begin_behind_the_prompt() -> None:
-    prompt = torch.tensor([5, 3])
-    assert local._behind(torch.tensor([5, 3, 7]), prompt).tolist() == [7]
-    assert local._behind(torch.tensor([9, 3, 7]), prompt).tolist() == [9, 3, 7]
-    assert local._behind(torch.tensor([5]), prompt).tolist() == [5]
+def test_a_model_that_does_not_repeat_the_prompt(
+    folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "MOST_TOKENS", 7)
+    toy = dataset(*photos)
+    caption = local.LocalTagger(str(folder), tmp_path / "a.jsonl").tag(photos[0], toy)
+    generate = LlavaForConditionalGeneration.generate
+
+    def without_prompt(self: Any, **inputs: Any) -> torch.Tensor:
+        return generate(self, **inputs)[:, inputs["input_ids"].shape[1] :]
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", without_prompt)
+    assert local.LocalTagger(str(folder), tmp_path / "b.jsonl").tag(photos[0], toy) == caption
 
 
 def test_models_that_cannot_be_local(folder: Path, photos: tuple[Sample, ...], tmp_path: Path) -> None:
     toy = dataset(*photos)
     with pytest.raises(GocaError, match="batch 0"):
-        local.Local("x", tmp_path / "a.jsonl", batch=0)
+        local.LocalTagger("x", tmp_path / "a.jsonl", batch=0)
     with pytest.raises(GocaError, match="no model"):
-        local.Local("", tmp_path / "a.jsonl")
+        local.LocalTagger("", tmp_path / "a.jsonl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(GocaError, match="is the folder complete"):
-        local.Local(str(tmp_path / "empty"), tmp_path / "a.jsonl").tag(photos[0], toy)
+        local.LocalTagger(str(tmp_path / "empty"), tmp_path / "a.jsonl").tag(photos[0], toy)
     mute = tmp_path / "mute"
     mute.mkdir()
     for file in folder.iterdir():
         if file.name != "chat_template.jinja":
             (mute / file.name).write_bytes(file.read_bytes())
     with pytest.raises(GocaError, match="no chat template"):
-        local.Local(str(mute), tmp_path / "a.jsonl").tag(photos[0], toy)
+        local.LocalTagger(str(mute), tmp_path / "a.jsonl").tag(photos[0], toy)
 
 
 # The diffusion model itself.
@@ -376,40 +415,40 @@ def test_errors_are_compared_place_by_place(layout: str, monkeypatch: pytest.Mon
     """A denoiser that knows cats on the left quarter and skies on the rest, and is wrong by 1 elsewhere."""
     segmenter = Segmenter.from_pipeline(BUILDERS["sd3"](), batch=2, size=64)
     backbone = segmenter.backbone
-    told = []
+    forwards = []
 
-    def forward(latents: Any, captions: Sequence[str], level: int, seed: int, *unused: Any) -> torch.Tensor:
-        told.append((level, seed, len(captions)))
-        right = target(backbone.pipeline.scheduler, latents, level, seed)
+    def forward(latents: Any, captions: Sequence[str], timestep: int, seed: int, *unused: Any) -> torch.Tensor:
+        forwards.append((timestep, seed, len(captions)))
+        right = target(backbone.pipeline.scheduler, latents, timestep, seed)
         wrong = torch.ones(len(captions), 1, 8, 16)
         for row, caption in zip(wrong, captions, strict=True):
             row[..., :4] -= float(caption == "cat")
             row[..., 4:] -= float(caption == "clouds")
-        said = right + wrong
-        return {"plain": said, "with a variance": torch.cat([said, said + 9], 1), "backwards": -said}[layout]
+        output = right + wrong
+        return {"plain": output, "with a variance": torch.cat([output, output + 9], 1), "backwards": -output}[layout]
 
     monkeypatch.setattr(backbone, "forward", forward)
     monkeypatch.setattr(backbone, "latents", lambda images, size: torch.zeros(1, 4, 8, 16))
-    judge = ByError(levels=(500, 900), window=0.0)
+    scorer = DenoisingErrorScorer(timesteps=(500, 900), window=0.0)
     # Captions of another length wait for a batch of their own.
     monkeypatch.setattr(backbone, "prompt", lambda caption, prompts: SimpleNamespace(shape=len(caption)))
-    scores = judge.scores(segmenter, Image.new("RGB", (64, 32)), ["dog", "clouds", "cat"])
+    scores = scorer.scores(segmenter, Image.new("RGB", (64, 32)), ["dog", "clouds", "cat"])
     assert scores.tolist() == [0, 0.75, 0.25]
-    assert told == [(500, 0, 2), (500, 0, 1), (900, 1, 2), (900, 1, 1)]
+    assert forwards == [(500, 0, 2), (500, 0, 1), (900, 1, 2), (900, 1, 1)]
 
 
 @pytest.mark.parametrize("family", ["sd15", "pixart_sigma", "sd3"])
 def test_errors_of_real_layouts(family: str, image: Any) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS[family](), batch=2, size=64)
-    scores = ByError(levels=(300,)).scores(segmenter, image(64, 96), ["cat", "dog", "sky"])
+    scores = DenoisingErrorScorer(timesteps=(300,)).scores(segmenter, image(64, 96), ["cat", "dog", "sky"])
     assert float(scores.sum()) == pytest.approx(1)
 
 
 def test_packed_answers_are_refused(image: Any) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS["flux"](), batch=2, size=64)
     with pytest.raises(GocaError, match="self:map"):
-        ByError(levels=(300,)).scores(segmenter, image(), ["cat", "dog"])
-    scores = ByMap().scores(segmenter, image(), ["cat", "dog"])
+        DenoisingErrorScorer(timesteps=(300,)).scores(segmenter, image(), ["cat", "dog"])
+    scores = AttentionMapScorer().scores(segmenter, image(), ["cat", "dog"])
     assert scores.shape == (2,)
     assert bool((scores >= 0).all())
 
@@ -426,31 +465,31 @@ def test_the_map_asks_again_about_the_better_half(bundled: Segmenter, monkeypatc
     monkeypatch.setattr(Segmenter, "stream", listening)
     scene = next(data.scenes())
     known = bundled.backbone.settings.nouns[:11]
-    scores = ByMap(few=3).scores(bundled, scene.image, known)
+    scores = AttentionMapScorer(few=3).scores(bundled, scene.image, known)
     assert [len(names) for names in asked] == [11, 6, 3]
     assert set(asked[2]) < set(asked[1]) < set(known)
     assert {name for name, score in zip(known, scores.tolist(), strict=True) if score >= 0} == set(asked[2])
 
 
-@pytest.mark.parametrize("judge", ["error", "map"])
-def test_a_model_tags_scenes(judge: str, bundled: Segmenter, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scorer", ["error", "map"])
+def test_a_model_tags_scenes(scorer: str, bundled: Segmenter, tmp_path: Path) -> None:
     scenes = list(data.scenes())[:2]
     candidates = tuple(dict.fromkeys(name for scene in scenes for name in scene.classes))
     for index, scene in enumerate(scenes):
         scene.image.save(tmp_path / f"{index}.png")
     toy = dataset(categories=candidates)
-    tagger = tagger_named(f"self:{judge}", Means(segmenter=bundled))
-    assert tagger.name == f"self {judge}"
+    tagger = tagger_named(f"self:{scorer}", TaggerOptions(segmenter=bundled))
+    assert tagger.name == f"self {scorer}"
     said = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
     assert all(set(names) <= set(candidates) for names in said)
-    found = Agreement.of(zip(said, [scene.classes for scene in scenes], strict=True))
+    found = MultilabelScores.of(zip(said, [scene.classes for scene in scenes], strict=True))
     # Saying everything has a precision of as many classes as a scene has, of all candidates.
-    assert found.precision > 1.5 * found.true / (len(scenes) * len(candidates))
+    assert found.precision > 1.5 * found.actual / (len(scenes) * len(candidates))
     assert found.recall > 0.3
 
 
 class Fixed:
-    """A judge whose mind is made up."""
+    """A scorer whose scores are given."""
 
     name, threshold = "fixed", 0.5
 
@@ -464,13 +503,13 @@ class Fixed:
 def test_candidates_and_threshold(bundled: Segmenter, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     one = sample("a", tmp_path / "a.png")
-    assert SelfPruning(bundled, Fixed(0.5, 0.4, 0.7)).tag(one, dataset()) == "cat, sky"
+    assert SelfPruningTagger(bundled, Fixed(0.5, 0.4, 0.7)).tag(one, dataset()) == "cat, sky"
     # Who is sure of nothing says the likeliest.
-    assert SelfPruning(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(one, dataset()) == "sky"
-    listed = tagger_named("self:map:fish, road", Means(segmenter=bundled))
-    assert isinstance(listed, SelfPruning)
+    assert SelfPruningTagger(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(one, dataset()) == "sky"
+    listed = tagger_named("self:map:fish, road", TaggerOptions(segmenter=bundled))
+    assert isinstance(listed, SelfPruningTagger)
     assert listed.candidates == ("fish", "road")
     assert set(listed.tag(one, dataset()).split(", ")) <= {"fish", "road"}
-    for judge in ("error", "map"):
+    for scorer in ("error", "map"):
         with pytest.raises(GocaError, match='does not know "spoon"'):
-            tagger_named(f"self:{judge}:spoon, cat", Means(segmenter=bundled)).tag(one, dataset())
+            tagger_named(f"self:{scorer}:spoon, cat", TaggerOptions(segmenter=bundled)).tag(one, dataset())

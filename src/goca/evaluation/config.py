@@ -11,12 +11,13 @@ from goca.errors import GocaError
 from goca.evaluation.datasets import open_dataset
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import Evaluator
+from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.protocol import NOUNS, PRESETS, SENTENCES, Protocol, changed, split_of
 from goca.evaluation.remap import narrowed
 from goca.evaluation.scenes import SceneOracle, check_captions
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
-from goca.tagging import Means, tagger_named
+from goca.tagging import TaggerOptions, tagger_named
 from goca.tagging.base import Prices, Tagger
 
 AHEAD = ("vlm", "local")
@@ -31,7 +32,7 @@ class Job:
     as background. limit: only the first so many images. protocol: the preset; switches: what differs from it, see
     `changed`. tagger: see `tagger_named`. captions: "nouns" or "sentences", which only scenes have. model, recipe,
     device, dtype, overrides: see `Segmenter.from_pretrained`. batch: images of a unit of work, which go through the
-    denoiser together. threads: of torch in each process, on a CPU. prices, together: see `Means`.
+    denoiser together. threads: of torch in each process, on a CPU. prices, together: see `TaggerOptions`.
     """
 
     dataset: str
@@ -89,10 +90,12 @@ class Job:
 
         Raises GocaError for one there is not.
         """
-        if self.dataset == "scenes" and self.tagger == "oracle":
-            return SceneOracle()
-        means = Means(captions, self.prices, self.together, self.batch, segmenter)
-        return tagger_named(self.tagger, means)
+        if self.tagger == "oracle":
+            return SceneOracle() if self.dataset == "scenes" else OracleTagger()
+        options = TaggerOptions(
+            captions=captions, prices=self.prices, concurrency=self.together, batch=self.batch, segmenter=segmenter
+        )
+        return tagger_named(self.tagger, options)
 
     def evaluator(self, protocol: Protocol) -> Evaluator:
         """Ready to work, in whatever process this is. protocol: as the process that leads the run has it."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from goca.diffusion.conditioning import EncodedPrompts
 from goca.errors import GocaError
-from goca.evaluation.caption_nouns import Asked, ask
+from goca.evaluation.caption_nouns import CaptionedRequest, captioned
 from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.protocol import FIXED, NONE, SENTENCES, Protocol
 from goca.evaluation.records import Counts, ImageRecord, Labels, count
@@ -33,7 +33,7 @@ class _Open(NamedTuple):
 
     sample: Sample
     truth: Labels
-    asked: Asked
+    asked: CaptionedRequest
     image: ImageRecord
 
 
@@ -86,11 +86,11 @@ class Evaluator:
             )
         names = [self.dataset.categories[label - 1].name for label in there]
         categories = self.protocol.categories(self.dataset.categories)
-        asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
+        asked = captioned(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
         image = ImageRecord(sample.id, caption, tuple(asked.classes), asked.background_classes, asked.notes)
         return _Open(sample, truth, asked, image)
 
-    def _without_asking(self, asked: Asked) -> int | None:
+    def _without_asking(self, asked: CaptionedRequest) -> int | None:
         """The label of every pixel, where that is plain: no class was named, or one alone without a background."""
         if not asked.classes:
             return 0
@@ -101,7 +101,7 @@ class Evaluator:
     def _question(self, one: _Open) -> tuple[SegmentationRequest, _Open]:
         """The question, and what is written down of it now."""
         background = None if self.protocol.threshold == NONE else AUTO
-        question = one.asked.question(one.sample.image, background)
+        question = one.asked.of(one.sample.image, background)
         if self.protocol.captions == SENTENCES:
             assert isinstance(self.tagger, SceneOracle)  # `Job` refuses sentences of others
             return replace(question, caption=self.tagger.sentence(one.sample)), one

@@ -19,7 +19,7 @@ from goca.evaluation.report import Report, in_order
 from goca.evaluation.run_folder import Run
 from goca.evaluation.workers import Task, in_processes
 from goca.tagging import prepare
-from goca.tagging.base import Costing, Estimate, Tagger
+from goca.tagging.base import Estimate, PaidTagger, Tagger
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def evaluate(
         raise GocaError(f"{dataset.name} has no image to evaluate")
     # Whoever cannot be asked is refused before anything is loaded or written.
     early = job.tagger_for(None, _captions(out)) if job.tags_ahead else None
-    if isinstance(early, Costing):
+    if isinstance(early, PaidTagger):
         early.ready()
     watch.stage(f"loading {job.model}", 0, 0)
     segmenter = job.segmenter()
@@ -104,7 +104,7 @@ def estimate(job: Job, out: Path | None = None) -> Estimate:
     dataset = job.open()
     with TemporaryDirectory() as nothing:
         tagger = job.tagger_for(None, _captions(out or Path(nothing))) if job.tags_ahead else None
-        if not isinstance(tagger, Costing):
+        if not isinstance(tagger, PaidTagger):
             raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
         return tagger.estimate(dataset.samples, dataset)
 
@@ -137,7 +137,7 @@ def _tagged(tagger: Tagger, dataset: Dataset, batch: int, tasks: Sequence[Task],
     """The tasks with what the tagger says of their images, or why it says nothing."""
     groups = units(dataset, batch)
     missing = [sample for task in tasks for sample in groups[task.unit] if sample.id not in task.said]
-    if missing and isinstance(tagger, Costing):
+    if missing and isinstance(tagger, PaidTagger):
         watch.estimate(tagger.estimate(missing, dataset))
     watch.stage(f"tagging with {tagger.name}", len(missing), 0)
     prepare(tagger, missing, dataset, watch.tagged)

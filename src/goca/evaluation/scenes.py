@@ -16,14 +16,14 @@ from goca import bundled
 from goca.bundled import Scene
 from goca.errors import GocaError
 from goca.evaluation import caption_nouns
-from goca.evaluation.caption_nouns import write
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.metrics import Score, Tally, score
+from goca.evaluation.oracle import true_classes
 from goca.evaluation.protocol import NOUNS, SENTENCES, Protocol
 from goca.maths.confusion import confusion
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
-from goca.tagging.oracle import true_classes
+from goca.tagging.answers import write
 
 CAPTIONS = (NOUNS, SENTENCES)
 
