@@ -1,4 +1,4 @@
-"""What a data set is to the bench: categories, and samples that are read one at a time."""
+"""What a data set is: categories, and samples that are read one at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,17 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 VOID = 65535
-"""The label of pixels of which the ground truth says nothing."""
+"""The label of pixels about which the ground truth says nothing; they are not counted."""
 
 
 @dataclass(frozen=True)
 class Category:
-    """A class of a data set: its name in results, and further words that stand for it in a caption."""
+    """A class of a data set.
+
+    Attributes:
+        name: in results and captions.
+        synonyms: further words that stand for it in a caption.
+    """
 
     name: str
     synonyms: tuple[str, ...] = ()
@@ -23,8 +28,11 @@ class Category:
 class Sample:
     """One image of a data set.
 
-    id: unique in the data set, and the same on every machine. image: the image's file. truth: reads the ground
-    truth, (height, width) uint16 in the image's size: i is categories[i - 1], 0 is background, `VOID` says nothing.
+    Attributes:
+        id: unique in the data set, and the same on every machine.
+        image: the image's file.
+        truth: reads the ground truth, (height, width) uint16 in the image's size after EXIF rotation: i is
+            categories[i - 1], 0 is background, `VOID` says nothing. Raises GocaError for a damaged file.
     """
 
     id: str
@@ -34,11 +42,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set's split, opened: nothing but lists of files is held.
+    """A data set's split, opened; images and label files are read later, one at a time.
 
-    background: whether label 0 occurs, as what is none of the categories. palette: RGB, row 0 is background, row i is
-    categories[i - 1]. source: the form in which the ground truth was found, where a data set is published in several.
-    merges: (label, the label that it counts as in the paper's protocol), where that merges categories.
+    Attributes:
+        name: as `open_dataset` takes it.
+        split: such as "val".
+        categories: label i is categories[i - 1].
+        samples: the images, in a fixed order.
+        background: whether label 0 occurs, for what is none of the categories.
+        palette: (label, 3) uint8 RGB; row 0 is background, row i is categories[i - 1].
+        source: the form in which the ground truth was found, if the data set is published in several.
+        merges: (label, the label that it counts as in the paper's protocol), if that merges categories.
     """
 
     name: str
