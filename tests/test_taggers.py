@@ -186,7 +186,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     ("spec", "reason"),
     [
         ("human", 'no tagger "human": there are given'),
-        ("oracle:x", "where there is ground truth, oracle"),
+        ("oracle:x", "oracle where there is ground truth"),
         ("self:guess", "self:error, self:map"),
         ("self:map:", "self:error, self:map"),
         ("self:map", "a segmenter has to be given"),
@@ -513,3 +513,26 @@ def test_candidates_and_threshold(bundled: Segmenter, tmp_path: Path) -> None:
     for scorer in ("error", "map"):
         with pytest.raises(GocaError, match='does not know "spoon"'):
             tagger_named(f"self:{scorer}:spoon, cat", TaggerOptions(segmenter=bundled)).tag(one, dataset())
+
+
+class Photos:
+    """Images that are of no data set."""
+
+    name = ""
+    categories = ()
+
+
+def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    photo = SimpleNamespace(id="a.png", image=tmp_path / "a.png")
+    assert tagger_named("given:cat").tag(photo, Photos()) == "cat"
+    with CaptionStore(tmp_path / "captions.jsonl", "someone") as store:
+        store.add(photo, Photos(), "cat, sky")
+    assert CaptionsTagger(tmp_path / "captions.jsonl").tag(photo, Photos()) == "cat, sky"
+    # Without classes to choose from, the model chooses among the nouns that it knows.
+    known = bundled.backbone.settings.nouns
+    tagger = tagger_named("self:map", TaggerOptions(segmenter=bundled))
+    assert set(tagger.tag(photo, Photos()).split(", ")) <= set(known)
+    free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
+    with pytest.raises(GocaError, match="no candidates are named"):
+        tagger_named("self:map", TaggerOptions(segmenter=free)).tag(photo, Photos())

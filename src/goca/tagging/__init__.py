@@ -1,6 +1,6 @@
 """Which classes does an image show? A tagger says it, and is chosen by a short text, see `tagger_named`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,13 +54,36 @@ def tagger_named(spec: str, options: TaggerOptions = TaggerOptions()) -> Tagger:
     Raises:
         GocaError: there is no such tagger, or it cannot start.
     """
+    # Each tagger is imported alone: most need torch or transformers.
     kind, _, rest = spec.partition(":")
-    if kind not in _MAKERS:
-        raise GocaError(
-            f'no tagger "{spec}": there are given:NOUNS, captions:FILE, vlm:MODEL, local:FOLDER_OR_ID, self:error, '
-            "self:map and, where there is ground truth, oracle"
-        )
-    return _MAKERS[kind](rest.strip(), options)
+    rest = rest.strip()
+    match kind:
+        case "given":
+            from goca.tagging.fixed import FixedTagger
+
+            return FixedTagger(rest)
+        case "captions":
+            from goca.tagging.captions import CaptionsTagger
+
+            return CaptionsTagger(Path(rest))
+        case "vlm":
+            from goca.tagging.endpoint import ChatEndpoint
+            from goca.tagging.vlm import VLMTagger
+
+            endpoint = ChatEndpoint.from_environment()
+            return VLMTagger(rest, endpoint, options.captions_file(), options.concurrency, options.prices)
+        case "local":
+            from goca.tagging.local import LocalTagger
+
+            return LocalTagger(rest, options.captions_file(), options.batch)
+        case "self":
+            from goca.tagging.self_pruning import self_tagger
+
+            return self_tagger(rest, options.segmenter)
+    raise GocaError(
+        f'no tagger "{spec}": there are given:NOUNS, captions:FILE, vlm:MODEL, local:FOLDER_OR_ID, self:error, '
+        "self:map, and oracle where there is ground truth"
+    )
 
 
 def prepare(
@@ -72,51 +95,3 @@ def prepare(
     """Let a `BatchTagger` tag many images at once; any other tags each image when it is asked for its caption."""
     if isinstance(tagger, BatchTagger):
         tagger.prepare(samples, dataset, progress)
-
-
-def _given(rest: str, options: TaggerOptions) -> Tagger:
-    from goca.tagging.fixed import FixedTagger
-
-    return FixedTagger(rest)
-
-
-def _captions(rest: str, options: TaggerOptions) -> Tagger:
-    from goca.tagging.captions import CaptionsTagger
-
-    return CaptionsTagger(Path(rest))
-
-
-def _vlm(rest: str, options: TaggerOptions) -> Tagger:
-    from goca.tagging.endpoint import ChatEndpoint
-    from goca.tagging.vlm import VLMTagger
-
-    endpoint = ChatEndpoint.from_environment()
-    return VLMTagger(rest, endpoint, options.captions_file(), options.concurrency, options.prices)
-
-
-def _local(rest: str, options: TaggerOptions) -> Tagger:
-    from goca.tagging.local import LocalTagger
-
-    return LocalTagger(rest, options.captions_file(), options.batch)
-
-
-def _self(rest: str, options: TaggerOptions) -> Tagger:
-    from goca.tagging.answers import parse
-    from goca.tagging.self_pruning import SCORERS, SelfPruningTagger
-
-    scorer, colon, candidates = rest.partition(":")
-    nouns = tuple(noun for group in parse(candidates) for noun in group)
-    if scorer not in SCORERS or (colon and not nouns):
-        raise GocaError(f'no tagger "self:{rest}": there are {", ".join(f"self:{name}" for name in SCORERS)}')
-    if options.segmenter is None:
-        raise GocaError("to be its own tagger a segmenter has to be given: load one")
-    return SelfPruningTagger(options.segmenter, SCORERS[scorer], nouns)
-
-
-_MAKERS: Mapping[str, Callable[[str, TaggerOptions], Tagger]] = {
-    "given": _given,
-    "captions": _captions,
-    "vlm": _vlm,
-    "local": _local,
-    "self": _self,
-}

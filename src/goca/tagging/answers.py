@@ -41,7 +41,7 @@ def parse(caption: str) -> tuple[NounGroup, ...]:
             if noun and key(noun) not in seen:
                 seen.add(key(noun))
                 nouns.append(noun)
-        if bracket in ("(", "\uFF08") and nouns:
+        if bracket in ("(", "\uff08") and nouns:
             groups.append(tuple(nouns))
         else:
             groups += [(noun,) for noun in nouns]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 Prices = tuple[float, float]
 """The price of a million tokens, (input, output), in any currency."""
@@ -48,8 +48,13 @@ class Tagger(Protocol):
         """How reports name the tagger, such as "vlm gpt-4o"."""
         ...
 
-    def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
+    # Any, because a tagger may want more than the protocols promise: the oracle reads the ground truth.
+    def tag(self, sample: Any, dataset: Any) -> str:
         """Describe one image.
+
+        Args:
+            sample: a `TaggableImage`.
+            dataset: the `ImageCollection` that it is from.
 
         Returns:
             A caption, as `goca.tagging.answers.parse` reads it; parts of one object may share parentheses:

@@ -25,20 +25,16 @@ LONGEST_PAUSE = 600.0
 """Seconds; a server that asks for more is better asked later."""
 MOST_BYTES = 1 << 20
 """Of an answer; a list of nouns and the thoughts before it are far smaller."""
-REMEDIES = {
-    401: "check OPENAI_API_KEY",
-    402: "check the account's credit",
-    403: "check OPENAI_API_KEY and what it may use",
-}
-"""What to do about an HTTP status; for any other, see `ChatEndpoint._refused`."""
+REMEDIES = {401: "check OPENAI_API_KEY", 402: "check the account's credit", 403: "check OPENAI_API_KEY"}
+"""What to do about an HTTP status."""
 
 
 class DeclinedError(GocaError):
-    """The server does not answer this one request, and may well answer others."""
+    """This one image gets no answer, and others may well."""
 
 
 class ModelRefusedError(DeclinedError):
-    """Declined not by the server but by the model, in words or with an empty answer."""
+    """Declined by the model, in words or with an empty answer, and not by the server."""
 
 
 class _RetryError(Exception):
@@ -67,11 +63,7 @@ class ChatEndpoint:
 
     @classmethod
     def from_environment(cls) -> "ChatEndpoint":
-        """The endpoint of OPENAI_BASE_URL and OPENAI_API_KEY; `check` tells whether a key is missing.
-
-        Raises:
-            GocaError: one of the two is unusable.
-        """
+        """The endpoint of OPENAI_BASE_URL and OPENAI_API_KEY; GocaError if one is unusable."""
         base = os.environ.get("OPENAI_BASE_URL", "").strip().rstrip("/") or PUBLIC
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not base.startswith(("http://", "https://")):
@@ -132,9 +124,8 @@ class ChatEndpoint:
         except TimeoutError:
             raise _RetryError(f"silent for {self.timeout:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _RetryError(
-                self._gist(str(getattr(error, "reason", None) or error or type(error).__name__))
-            ) from None
+            reason = str(getattr(error, "reason", None) or error)
+            raise _RetryError(self._gist(reason or type(error).__name__)) from None
         if len(content) > MOST_BYTES:
             raise _RetryError(f"its answer is longer than {MOST_BYTES:,} bytes", kind=ModelRefusedError)
         return self._text(content)

@@ -18,7 +18,7 @@ from goca.errors import GocaError
 from goca.imaging import images
 from goca.recipe import GOCA_BALANCED, Options, Recipe
 from goca.segmenter import Segmenter
-from goca.tagging.answers import write
+from goca.tagging.answers import parse, write
 from goca.tagging.base import ImageCollection, TaggableImage
 from goca.tagging.instruction import class_names
 from goca.text.token_spans import nouns, vocabulary
@@ -194,3 +194,18 @@ class SelfPruningTagger:
         if self.segmenter.backbone.settings.nouns:
             vocabulary(wanted, self.segmenter.backbone.settings.nouns)
         return self.scorer.scores(self.segmenter, image, candidates).cpu()
+
+
+def self_tagger(name: str, segmenter: Segmenter | None) -> SelfPruningTagger:
+    """The tagger "self:NAME"; a name is a scorer's, and may end in candidates: "map:cat, dog".
+
+    Raises:
+        GocaError: there is no such scorer, or no segmenter.
+    """
+    scorer, colon, listed = name.partition(":")
+    candidates = tuple(noun for group in parse(listed) for noun in group)
+    if scorer not in SCORERS or (colon and not candidates):
+        raise GocaError(f'no tagger "self:{name}": there are {", ".join(f"self:{name}" for name in SCORERS)}')
+    if segmenter is None:
+        raise GocaError("to be its own tagger a segmenter has to be given: load one")
+    return SelfPruningTagger(segmenter, SCORERS[scorer], candidates)

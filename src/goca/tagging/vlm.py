@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ from goca.tagging.instruction import class_names, instruction, most_words
 
 LONGEST_SIDE = 1024
 """Pixels; larger images are sent smaller: nouns can still be told, and it costs less."""
-TOKENS_PER_LETTER, TOKENS_PER_WORD = 1 / 4, 2
-TOKENS_PER_IMAGE, TOKENS_PER_TILE, TILE = 85, 170, 512
-"""OpenAI's rule for its GPT-4 models; others count otherwise, most of them fewer."""
+TOKENS_PER_IMAGE, LETTERS_PER_TOKEN, TOKENS_PER_WORD = 765, 4, 2
+"""What OpenAI counts for an image of 1024 x 1024 px; smaller images, and most other models, take fewer."""
 NOUNS = {
     "type": "object",
     "properties": {"nouns": {"type": "array", "items": {"type": "string"}}},
@@ -35,10 +33,6 @@ OPTIONS: Mapping[str, Any] = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "nouns", "strict": True, "schema": NOUNS}},
 }
 """What a request asks for if the server takes it."""
-
-
-class UnreadableImageError(GocaError):
-    """This one image cannot be sent, and others may well be."""
 
 
 @dataclass
@@ -81,14 +75,13 @@ class VLMTagger:
         self.endpoint.check()
 
     def estimate(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> Estimate:
-        """What the images without a caption will take; unreadable ones will not be sent."""
-        paths = [sample.image for sample in samples if self.store.get(sample, dataset) is None]
-        tokens = [count for count in map(_image_tokens, paths) if count is not None]
+        """What the images without a caption will take at most."""
+        count = sum(self.store.get(sample, dataset) is None for sample in samples)
         letters = len(instruction(class_names(dataset), most_words(dataset), as_json=True))
-        read = sum(tokens) + len(tokens) * math.ceil(letters * TOKENS_PER_LETTER)
-        written = len(tokens) * TOKENS_PER_WORD * most_words(dataset)
+        read = count * (TOKENS_PER_IMAGE + letters // LETTERS_PER_TOKEN)
+        written = count * TOKENS_PER_WORD * most_words(dataset)
         cost = None if self.prices is None else (read * self.prices[0] + written * self.prices[1]) / 1e6
-        return Estimate(images=len(tokens), read=read, written=written, cost=cost)
+        return Estimate(images=count, read=read, written=written, cost=cost)
 
     def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection, progress: Callable[[], None]) -> None:
         """Tag the images without a caption, several at a time. See `BatchTagger`."""
@@ -106,7 +99,7 @@ class VLMTagger:
                 return
             try:
                 self._tag(sample, dataset)
-            except (UnreadableImageError, DeclinedError) as error:
+            except DeclinedError as error:
                 self._failures[dataset.name, sample.id] = error
             except Exception as error:
                 causes.append(error)  # before those who wait hear of it, so that the cause comes first
@@ -169,19 +162,8 @@ def _data_url(path: Path) -> str:
     try:
         image = images.load(path)
     except GocaError as error:
-        raise UnreadableImageError(str(error)) from None
+        raise DeclinedError(str(error)) from None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _image_tokens(path: Path) -> int | None:
-    """Of one image, from its header; None if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except OSError:
-        return None
-    scale = min(1.0, LONGEST_SIDE / max(width, height))
-    return TOKENS_PER_IMAGE + TOKENS_PER_TILE * math.prod(math.ceil(side * scale / TILE) for side in (width, height))

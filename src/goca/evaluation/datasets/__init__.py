@@ -36,8 +36,8 @@ def open_dataset(name: str, root: Path | None, split: str | None = None) -> Data
         split: None for the one for validation.
 
     Raises:
-        GocaError: there is no such data set or split, or the root is another or incomplete; it names the file that was
-            expected.
+        GocaError: there is no such data set or split; the root is another or incomplete, with the file that was
+            expected; or a package is missing that the data set needs.
     """
     if name not in DATASETS:
         raise GocaError(f'no data set "{name}": there are {", ".join(DATASETS)}')

@@ -14,11 +14,7 @@ SPLITS = ("validation", "training")
 
 
 def open_ade20k(root: Path | None, split: str | None = None) -> Dataset:
-    """ADEChallengeData2016 with images/SPLIT/*.jpg and annotations/SPLIT/*.png; root is it or lies above it.
-
-    Raises:
-        GocaError: the root is another or incomplete; it names the file that was expected.
-    """
+    """ADEChallengeData2016 with images/SPLIT/*.jpg and annotations/SPLIT/*.png; root is it or lies above it."""
     split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, ("", "ADEChallengeData2016"), ("images", "annotations"))
     images, truths = home / "images" / split, home / "annotations" / split

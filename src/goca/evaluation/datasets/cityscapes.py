@@ -20,11 +20,7 @@ IMAGES, TRUTHS = "leftImg8bit", "gtFine"
 
 
 def open_cityscapes(root: Path | None, split: str | None = None) -> Dataset:
-    """leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of every city of the split.
-
-    Raises:
-        GocaError: the root is another or incomplete; it names the file that was expected.
-    """
+    """leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of every city."""
     split = choose_split(NAME, split, tuple(CITIES))
     home = locate(NAME, root, ("cityscapes", ""), (IMAGES, TRUTHS))
     entries = []

@@ -26,9 +26,6 @@ def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
     """annotations/instances_SPLIT.json and the images in SPLIT or images/SPLIT.
 
     Every image that the file lists is a sample, even one without annotations.
-
-    Raises:
-        GocaError: the root is another or incomplete, or pycocotools is not installed.
     """
     split = choose_split(NAME, split, SPLITS)
     try:

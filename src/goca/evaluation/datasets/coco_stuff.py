@@ -25,11 +25,7 @@ MERGES = ((15, 3), (16, 4))
 
 
 def open_coco_stuff_171(root: Path | None, split: str | None = None) -> Dataset:
-    """stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the images in SPLIT or images/SPLIT.
-
-    Raises:
-        GocaError: the root is another or incomplete; it names the file that was expected.
-    """
+    """stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the images in SPLIT or images/SPLIT."""
     split = choose_split(FINE, split, SPLITS)
     home = dataset_root(FINE, root)
     maps = _map_folder(home, split)
@@ -44,9 +40,6 @@ def open_coco_stuff_171(root: Path | None, split: str | None = None) -> Dataset:
 def open_coco_stuff_27(root: Path | None, split: str | None = None) -> Dataset:
     """As the 171, or annotations/panoptic_SPLIT.json with panoptic_SPLIT/*.png beside it, or in the root, in place of
     the stuff maps.
-
-    Raises:
-        GocaError: the root is another or incomplete; it names the file that was expected.
     """
     split = choose_split(COARSE, split, SPLITS)
     home = dataset_root(COARSE, root)

@@ -28,9 +28,6 @@ def open_context(root: Path | None, split: str | None = None) -> Dataset:
 
     The list is ImageSets/SegmentationContext/SPLIT.txt or, as the authors split it, ImageSets/Main/SPLIT.txt. trainval
     may lie in VOC2010 or in the root.
-
-    Raises:
-        GocaError: the root is another or incomplete, with the file that was expected; or scipy is needed and missing.
     """
     split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, HOMES, ("JPEGImages", "ImageSets", PNGS))

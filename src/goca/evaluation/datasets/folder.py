@@ -42,9 +42,6 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     """Images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt; subfolders are searched.
 
     The ground truth lies beside the images, or in labels/ if they lie in images/.
-
-    Raises:
-        GocaError: there is no image, classes.txt is missing or unclear, or an image has no ground truth.
     """
     split = choose_split(NAME, split, SPLITS)
     home = dataset_root(NAME, root)

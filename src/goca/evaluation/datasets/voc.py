@@ -14,11 +14,7 @@ HOMES = ("", "VOC2012", "VOCdevkit/VOC2012")
 
 
 def open_voc(root: Path | None, split: str | None = None) -> Dataset:
-    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and ImageSets/Segmentation; root is it or lies above it.
-
-    Raises:
-        GocaError: the root is another or incomplete; it names the file that was expected.
-    """
+    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and ImageSets/Segmentation; root is it or lies above it."""
     split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, HOMES, ("JPEGImages", "SegmentationClass", "ImageSets"))
     ids = read_ids(NAME, home / "ImageSets" / "Segmentation" / f"{split}.txt")
