@@ -183,13 +183,13 @@ class TestLabelFiles:
 
     @pytest.mark.parametrize("left", [0, 20, 60])
     def test_cut_short(self, tmp_path: Path, left: int) -> None:
-        told = self.broken(tmp_path, lambda path: path.write_bytes(path.read_bytes()[:left]))
-        assert told.endswith("is the file complete?")
+        message = self.broken(tmp_path, lambda path: path.write_bytes(path.read_bytes()[:left]))
+        assert message.endswith("is the file complete?")
 
     def test_of_another_size(self, tmp_path: Path) -> None:
-        told = self.broken(tmp_path, lambda path: folders.grey(path, np.ones((23, 19), np.uint8)))
-        assert "is 19 x 23 px and" in told
-        assert "ADE_val_00000001.jpg 23 x 19" in told
+        message = self.broken(tmp_path, lambda path: folders.grey(path, np.ones((23, 19), np.uint8)))
+        assert "is 19 x 23 px and" in message
+        assert "ADE_val_00000001.jpg 23 x 19" in message
 
     def test_in_colour(self, tmp_path: Path) -> None:
         assert "mode RGB" in self.broken(tmp_path, lambda path: folders.image(path, (19, 23)))
@@ -249,20 +249,20 @@ class TestVoc:
 
     def test_colours(self) -> None:
         # As the development kit documents them.
-        known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
+        colours = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
         table = voc_colours(256)
-        assert {label: tuple(table[label].tolist()) for label in known} == known
+        assert {label: tuple(table[label].tolist()) for label in colours} == colours
         assert tuple(table[255].tolist()) == (224, 224, 192)
         assert len(np.unique(table, axis=0)) == 256
 
 
 class TestContext:
-    @pytest.mark.parametrize("place", ["33_context_labels/trainval", "VOC2010/trainval"])
-    def test_where_the_mats_may_lie(self, tmp_path: Path, place: str) -> None:
+    @pytest.mark.parametrize("folder", ["33_context_labels/trainval", "VOC2010/trainval"])
+    def test_where_the_mats_may_lie(self, tmp_path: Path, folder: str) -> None:
         truths = folders.make_context_mat(tmp_path)
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        (tmp_path / "trainval").rename(tmp_path / place)
-        (tmp_path / "labels.txt").rename((tmp_path / place).parent / "labels.txt")
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        (tmp_path / "trainval").rename(tmp_path / folder)
+        (tmp_path / "labels.txt").rename((tmp_path / folder).parent / "labels.txt")
         check(open_dataset("context", tmp_path), truths["val"])
 
     def test_without_any_ground_truth(self, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ class TestCocoObject:
             open_dataset("coco-object", tmp_path)
 
     @pytest.mark.parametrize(
-        ("category", "segmentation", "told"),
+        ("category", "segmentation", "message"),
         [
             (12, [[0, 0, 3, 0, 3, 3]], "has the category 12, which COCO has not"),
             (
@@ -381,10 +381,10 @@ class TestCocoObject:
         ],
     )
     def test_an_annotation_that_cannot_be(
-        self, tmp_path: Path, category: object, segmentation: object, told: str
+        self, tmp_path: Path, category: object, segmentation: object, message: str
     ) -> None:
         self.change(tmp_path, annotations=[folders.entry(1, 139, category, segmentation)])
-        with pytest.raises(GocaError, match=told):
+        with pytest.raises(GocaError, match=message):
             open_dataset("coco-object", tmp_path).samples[0].truth()
 
     def test_without_pycocotools_it_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,8 +427,8 @@ class TestCocoStuff:
         folders.make_coco_stuff(tmp_path)
         dataset = open_dataset("coco-stuff-171", tmp_path)
         names = [category.name for category in dataset.categories]
-        known = {"person": [220, 20, 60], "toothbrush": [191, 162, 208], "banner": [255, 255, 128], "snow": [255] * 3}
-        for name, colour in known.items():
+        colours = {"person": [220, 20, 60], "toothbrush": [191, 162, 208], "banner": [255, 255, 128], "snow": [255] * 3}
+        for name, colour in colours.items():
             assert dataset.palette[names.index(name) + 1].tolist() == colour
         # Merged there into "cabinet-merged".
         assert dataset.palette[names.index("cabinet") + 1].tolist() == palette(171)[names.index("cabinet") + 1].tolist()
@@ -439,16 +439,16 @@ class TestCocoStuff:
             open_dataset("coco-stuff-171", tmp_path)
 
     @pytest.mark.parametrize(
-        ("member", "value", "told"),
+        ("member", "value", "message"),
         [("id", 4, "the segment 3"), ("category_id", 2, "category 2"), ("category_id", [1], "cannot be drawn")],
     )
-    def test_a_segment_that_is_not_listed(self, tmp_path: Path, member: str, value: object, told: str) -> None:
+    def test_a_segment_that_is_not_listed(self, tmp_path: Path, member: str, value: object, message: str) -> None:
         folders.make_coco_panoptic(tmp_path)
         path = tmp_path / "annotations" / "panoptic_val2017.json"
         file = json.loads(path.read_text())
         file["annotations"][0]["segments_info"][0][member] = value
         path.write_text(json.dumps(file))
-        with pytest.raises(GocaError, match=told):
+        with pytest.raises(GocaError, match=message):
             open_dataset("coco-stuff-27", tmp_path).samples[0].truth()
 
     def test_a_category_in_none_of_the_groups(self, tmp_path: Path) -> None:
@@ -521,8 +521,8 @@ class TestCityscapes:
 def test_ade20ks_colours_and_names(tmp_path: Path) -> None:
     folders.make_ade20k(tmp_path)
     dataset = open_dataset("ade20k", tmp_path)
-    known = {1: ("wall", [120, 120, 120]), 13: ("person", [150, 5, 61]), 150: ("flag", [92, 0, 255])}
-    for label, (name, colour) in known.items():
+    colours = {1: ("wall", [120, 120, 120]), 13: ("person", [150, 5, 61]), 150: ("flag", [92, 0, 255])}
+    for label, (name, colour) in colours.items():
         assert dataset.categories[label - 1].name == name
         assert dataset.palette[label].tolist() == colour
 
@@ -589,7 +589,7 @@ class TestFolder:
             self.one(tmp_path, ["cat", "dog"], np.array([[0, 3]], np.uint8))
 
     @pytest.mark.parametrize(
-        ("classes", "told"),
+        ("classes", "message"),
         [
             (["cat", "dog, Cat"], 'names "Cat" twice'),
             (["3: cat", "3: dog"], "gives 3 to two classes"),
@@ -599,10 +599,10 @@ class TestFolder:
             (["caf\u00e9"], "is not in UTF-8"),
         ],
     )
-    def test_classes_that_are_unclear(self, tmp_path: Path, classes: list[str], told: str) -> None:
+    def test_classes_that_are_unclear(self, tmp_path: Path, classes: list[str], message: str) -> None:
         self.one(tmp_path, ["cat"], np.zeros((2, 3), np.uint8))
         (tmp_path / "classes.txt").write_text("\n".join(classes), encoding="latin-1")
-        with pytest.raises(GocaError, match=told):
+        with pytest.raises(GocaError, match=message):
             open_dataset("folder", tmp_path)
 
     def test_without_images(self, tmp_path: Path) -> None:
@@ -638,7 +638,7 @@ class TestFolder:
         assert open_dataset("folder", tmp_path).samples[0].truth()[0].tolist() == [VOID] * 7
 
     @pytest.mark.parametrize(
-        ("shape", "members", "told"),
+        ("shape", "members", "message"),
         [
             (
                 {"label": "dog", "points": [[0, 0], [1, 0], [1, 1]]},
@@ -652,9 +652,9 @@ class TestFolder:
         ],
     )
     def test_labelme_files_that_cannot_be(
-        self, tmp_path: Path, shape: dict[str, object] | None, members: dict[str, object], told: str
+        self, tmp_path: Path, shape: dict[str, object] | None, members: dict[str, object], message: str
     ) -> None:
-        with pytest.raises(GocaError, match=told):
+        with pytest.raises(GocaError, match=message):
             self.drawn(tmp_path, ["cat"], *([shape] if shape else []), **members)
 
     def test_half_a_labelme_file(self, tmp_path: Path) -> None:

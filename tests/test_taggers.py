@@ -50,9 +50,9 @@ def test_the_oracle_reads_the_ground_truth() -> None:
 
 
 def test_a_given_list() -> None:
-    given = tagger_named("given: Cat, (person, hat)")
-    assert given.tag(sample("a"), dataset()) == "Cat, (person, hat)"
-    assert given.name == "given: cat, (person, hat)"
+    fixed = tagger_named("given: Cat, (person, hat)")
+    assert fixed.tag(sample("a"), dataset()) == "Cat, (person, hat)"
+    assert fixed.name == "given: cat, (person, hat)"
     with pytest.raises(GocaError, match="no nouns"):
         tagger_named("given:,")
 
@@ -289,7 +289,7 @@ def test_a_local_model(
     assert batches == [1, 2, 1]
     with pytest.raises(GocaError, match=r"3\.png"):
         tagger.tag(photos[3], toy)
-    captions = [tagger.tag(one, toy) for one in photos if one is not photos[3]]
+    captions = [tagger.tag(photo, toy) for photo in photos if photo is not photos[3]]
     assert captions[1] == first
     assert len(set(captions)) > 1
     # The request is not part of the answer.
@@ -350,7 +350,7 @@ def test_alone_or_in_a_batch(folder: Path, photos: tuple[Sample, ...], tmp_path:
     together = local.LocalTagger(str(folder), tmp_path / "a.jsonl", batch=3)
     prepare(together, photos, toy)
     alone = local.LocalTagger(str(folder), tmp_path / "b.jsonl")
-    assert [alone.tag(one, toy) for one in photos] == [together.tag(one, toy) for one in photos]
+    assert [alone.tag(photo, toy) for photo in photos] == [together.tag(photo, toy) for photo in photos]
 
 
 def test_a_model_that_does_not_repeat_the_prompt(
@@ -454,21 +454,21 @@ def test_packed_answers_are_refused(image: Any) -> None:
 
 
 def test_the_map_asks_again_about_the_better_half(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    rounds: list[list[str]] = []
     stream = Segmenter.stream
 
     def listening(self: Segmenter, questions: Any, **unused: Any) -> Any:
         (question,) = questions
-        asked.append(list(question.classes))
+        rounds.append(list(question.classes))
         return stream(self, [question])
 
     monkeypatch.setattr(Segmenter, "stream", listening)
     scene = next(data.scenes())
-    known = bundled.backbone.settings.nouns[:11]
-    scores = AttentionMapScorer(few=3).scores(bundled, scene.image, known)
-    assert [len(names) for names in asked] == [11, 6, 3]
-    assert set(asked[2]) < set(asked[1]) < set(known)
-    assert {name for name, score in zip(known, scores.tolist(), strict=True) if score >= 0} == set(asked[2])
+    vocabulary = bundled.backbone.settings.nouns[:11]
+    scores = AttentionMapScorer(few=3).scores(bundled, scene.image, vocabulary)
+    assert [len(names) for names in rounds] == [11, 6, 3]
+    assert set(rounds[2]) < set(rounds[1]) < set(vocabulary)
+    assert {name for name, score in zip(vocabulary, scores.tolist(), strict=True) if score >= 0} == set(rounds[2])
 
 
 @pytest.mark.parametrize("scorer", ["error", "map"])
@@ -480,12 +480,12 @@ def test_a_model_tags_scenes(scorer: str, bundled: Segmenter, tmp_path: Path) ->
     toy = dataset(categories=candidates)
     tagger = tagger_named(f"self:{scorer}", TaggerOptions(segmenter=bundled))
     assert tagger.name == f"self {scorer}"
-    said = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
-    assert all(set(names) <= set(candidates) for names in said)
-    found = MultilabelScores.of(zip(said, [scene.classes for scene in scenes], strict=True))
+    captions = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
+    assert all(set(names) <= set(candidates) for names in captions)
+    scores = MultilabelScores.of(zip(captions, [scene.classes for scene in scenes], strict=True))
     # Saying everything has a precision of as many classes as a scene has, of all candidates.
-    assert found.precision > 1.5 * found.actual / (len(scenes) * len(candidates))
-    assert found.recall > 0.3
+    assert scores.precision > 1.5 * scores.actual / (len(scenes) * len(candidates))
+    assert scores.recall > 0.3
 
 
 class Fixed:
@@ -502,17 +502,17 @@ class Fixed:
 
 def test_candidates_and_threshold(bundled: Segmenter, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    one = sample("a", tmp_path / "a.png")
-    assert SelfPruningTagger(bundled, Fixed(0.5, 0.4, 0.7)).tag(one, dataset()) == "cat, sky"
+    photo = sample("a", tmp_path / "a.png")
+    assert SelfPruningTagger(bundled, Fixed(0.5, 0.4, 0.7)).tag(photo, dataset()) == "cat, sky"
     # Who is sure of nothing says the likeliest.
-    assert SelfPruningTagger(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(one, dataset()) == "sky"
+    assert SelfPruningTagger(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(photo, dataset()) == "sky"
     listed = tagger_named("self:map:fish, road", TaggerOptions(segmenter=bundled))
     assert isinstance(listed, SelfPruningTagger)
     assert listed.candidates == ("fish", "road")
-    assert set(listed.tag(one, dataset()).split(", ")) <= {"fish", "road"}
+    assert set(listed.tag(photo, dataset()).split(", ")) <= {"fish", "road"}
     for scorer in ("error", "map"):
         with pytest.raises(GocaError, match='does not know "spoon"'):
-            tagger_named(f"self:{scorer}:spoon, cat", TaggerOptions(segmenter=bundled)).tag(one, dataset())
+            tagger_named(f"self:{scorer}:spoon, cat", TaggerOptions(segmenter=bundled)).tag(photo, dataset())
 
 
 class Photos:
@@ -530,9 +530,9 @@ def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
         store.add(photo, Photos(), "cat, sky")
     assert CaptionsTagger(tmp_path / "captions.jsonl").tag(photo, Photos()) == "cat, sky"
     # Without classes to choose from, the model chooses among the nouns that it knows.
-    known = bundled.backbone.settings.nouns
+    vocabulary = bundled.backbone.settings.nouns
     tagger = tagger_named("self:map", TaggerOptions(segmenter=bundled))
-    assert set(tagger.tag(photo, Photos()).split(", ")) <= set(known)
+    assert set(tagger.tag(photo, Photos()).split(", ")) <= set(vocabulary)
     free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
     with pytest.raises(GocaError, match="no candidates are named"):
         tagger_named("self:map", TaggerOptions(segmenter=free)).tag(photo, Photos())

@@ -179,12 +179,12 @@ def test_what_servers_put_around_an_answer(
     assert vlm.tag(dataset.samples[0], dataset) == caption
 
 
-@pytest.mark.parametrize("told", ["response_format is not supported", "Unknown field"])
+@pytest.mark.parametrize("message", ["response_format is not supported", "Unknown field"])
 def test_a_server_that_refuses_structured_answers_is_asked_for_a_list(
-    told: str, server: Server, vlm: VLMTagger, dataset: Dataset
+    message: str, server: Server, vlm: VLMTagger, dataset: Dataset
 ) -> None:
     def answer(number: int, request: dict[str, Any]) -> Answer:
-        return failed(400, told) if "response_format" in request else (200, {}, completion("cat, sky"))
+        return failed(400, message) if "response_format" in request else (200, {}, completion("cat, sky"))
 
     server.answer = answer
     for sample in dataset.samples[:2]:
@@ -450,15 +450,15 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     run = tmp_path / "run"
     ask = ("evaluate", "scenes", "--limit", "3", "--tagger", "vlm:m-1", "--out", run)
-    told = goca(*ask, "--estimate")
-    assert (told.code, told.err) == (0, "")
-    assert told.out.startswith("3 images, about ")
-    assert told.out.endswith("name prices to see the cost\n")
+    printed = goca(*ask, "--estimate")
+    assert (printed.code, printed.err) == (0, "")
+    assert printed.out.startswith("3 images, about ")
+    assert printed.out.endswith("name prices to see the cost\n")
     priced = json.loads(goca(*ask, "--estimate", "--prices", "1000000,0", "--json").out)
     assert priced["cost"] == priced["read"]
     assert not server.requests
     assert not run.exists()
-    assert goca(*ask[:-2], "--estimate").out == told.out
+    assert goca(*ask[:-2], "--estimate").out == printed.out
     assert goca(*ask, "--estimate", "--prices", "0.001,0").out.endswith("less than 0.01\n")
     with monkeypatch.context() as without:
         without.delenv("OPENAI_BASE_URL")

@@ -105,7 +105,7 @@ def caption_in(answer: str) -> str:
 
 def _json_nouns(text: str) -> list[str] | None:
     """The nouns of a JSON object or list that the text contains; None if there is none."""
-    start = min((place for place in map(text.find, "{[") if place >= 0), default=-1)
+    start = min((index for index in map(text.find, "{[") if index >= 0), default=-1)
     if start < 0:
         return None
     try:

@@ -68,14 +68,7 @@ class Tagger(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What tagging the images without a caption will take, roughly.
-
-    Attributes:
-        images: how many images will be sent.
-        read: input tokens.
-        written: output tokens.
-        cost: in the currency of the prices; None without prices.
-    """
+    """What tagging will take, roughly: input and output tokens, and the cost, None without prices."""
 
     images: int
     read: int
@@ -96,11 +89,7 @@ class PaidTagger(Tagger, Protocol):
     """A tagger whose requests cost money."""
 
     def ready(self) -> None:
-        """Check what can be checked without sending a request.
-
-        Raises:
-            GocaError: the tagger cannot work, for example because no key is set.
-        """
+        """Raise GocaError if the tagger cannot work, for example because no key is set; sends no request."""
         ...
 
     def estimate(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> Estimate:
@@ -113,9 +102,7 @@ class BatchTagger(Tagger, Protocol):
     """A tagger that handles many images faster than one after the other."""
 
     def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection, progress: Callable[[], None]) -> None:
-        """Tag images ahead, so that `tag` has their captions.
-
-        An image that cannot be tagged is left to `tag`, which raises.
+        """Tag images ahead, so that `tag` has their captions; it raises for those that cannot be tagged.
 
         Args:
             samples: the images.

@@ -27,8 +27,8 @@ def instruction(classes: Sequence[str] | None = None, most: int = USUAL_WORDS, a
         most: words that the answer may have.
         as_json: whether to ask for an object, {"nouns": [...]}, instead of a list between commas.
     """
-    known = ", ".join(name.lower() for name in classes or ())
-    vocabulary = f" Where one of the following words fits exactly, use that very word: {known}." if known else ""
+    words = ", ".join(name.lower() for name in classes or ())
+    vocabulary = f" Where one of the following words fits exactly, use that very word: {words}." if words else ""
     form = 'as JSON, such as {"nouns": ["(person, clothes)", "grass"]}, and' if as_json else "with the list and"
     return (
         "List what this image shows, as nouns divided by commas. Name the foreground and the background: people, "

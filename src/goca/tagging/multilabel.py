@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MultilabelScores:
-    """Counts of classes, summed over images; a ratio is 0 if there is nothing to divide by.
+    """How many classes are predicted, actually shown, and both, summed over images.
 
-    Attributes:
-        correct: classes that are named and shown.
-        predicted: classes that are named.
-        actual: classes that are shown.
+    A ratio is 0 if there is nothing to divide by.
     """
 
     correct: int

@@ -13,12 +13,7 @@ VOID = 65535
 
 @dataclass(frozen=True)
 class Category:
-    """A class of a data set.
-
-    Attributes:
-        name: in results and captions.
-        synonyms: further words that stand for it in a caption.
-    """
+    """A class of a data set: its name in results, and further words that stand for it in a caption."""
 
     name: str
     synonyms: tuple[str, ...] = ()

@@ -26,14 +26,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A COCO file in memory: instances or panoptic.
-
-    Attributes:
-        path: where it was read.
-        images: by their ids.
-        categories: as they are listed.
-        annotations: of each image, by its id.
-    """
+    """A COCO file, instances or panoptic, in memory: images, and the annotations of each, by the image's id."""
 
     path: Path
     images: Mapping[int, CocoImage]
@@ -50,12 +43,9 @@ class CocoFile:
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Read a COCO file.
+    """Read a COCO file; GocaError if it is incomplete, or of another kind.
 
-    `pycocotools.coco.COCO` reads instances only, not panoptic files, in an encoding that depends on the system.
-
-    Raises:
-        GocaError: the file is incomplete, or of another kind.
+    `pycocotools.coco.COCO` reads no panoptic files, and in an encoding that depends on the system.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -85,11 +75,7 @@ def _image(entry: Mapping[str, Any]) -> CocoImage:
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> Mask:
-    """The mask of an annotation: polygons, or run lengths as a list or a string.
-
-    Raises:
-        Exception: of any kind, where the segmentation is not one of an image of this size.
-    """
+    """The mask of polygons, or of run lengths as a list or a string; an exception of any kind if it is damaged."""
     if isinstance(segmentation, list):
         return _from_polygons(segmentation, height, width)
     if segmentation["size"] != [height, width]:

@@ -23,14 +23,7 @@ SPECIAL = {"background": 0, "_background_": 0, "void": VOID, "ignore": VOID, "__
 
 @dataclass(frozen=True)
 class FolderClasses:
-    """What classes.txt says.
-
-    Attributes:
-        categories: in the order of their labels.
-        labels: by value in a PNG.
-        words: labels by name or synonym, in lower case.
-        background: whether a value stands for background.
-    """
+    """What classes.txt says: labels by value in a PNG, and by name or synonym in lower case."""
 
     categories: tuple[Category, ...]
     labels: LabelTable

@@ -15,15 +15,7 @@ from goca.imaging.draw import palette
 
 @dataclass(frozen=True)
 class PublishedClass:
-    """A class as its data set publishes it.
-
-    Attributes:
-        id: its value in the ground truth's files.
-        name: its name.
-        synonyms: further words for it.
-        group: the super-category.
-        colour: "#rrggbb", if there is an official one.
-    """
+    """A class as its data set publishes it: its value in the files, its super-category, and "#rrggbb" or ""."""
 
     id: int
     name: str
