@@ -16,7 +16,7 @@ from goca.tagging.answers import NounGroup, clean, key, parse
 from goca.text.spelling import forms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """What becomes of the nouns of a caption.
 
@@ -44,7 +44,7 @@ class Policy:
         return self.complete or self.true_only
 
 
-HONEST = Policy("honest")
+HONEST = Policy(name="honest")
 """A noun that names a category is that class, any other is a background class, and nothing comes from ground truth."""
 
 ODD_SYNONYMS = (Category("aeroplane", ("skyline",)), Category("person", ("woodpecker",)))
@@ -64,7 +64,14 @@ def paper(dataset: str, odd_synonyms: bool = False) -> Policy:
     if dataset not in _PAPER:
         raise GocaError(f'no "paper" protocol for "{dataset}": there is one for {", ".join(_PAPER)}; use "honest"')
     suffix, complete = _PAPER[dataset]
-    return Policy("paper", suffix, complete, True, False, ODD_SYNONYMS if odd_synonyms else ())
+    return Policy(
+        name="paper",
+        suffix=suffix,
+        complete=complete,
+        true_only=True,
+        keep_parts=False,
+        synonyms=ODD_SYNONYMS if odd_synonyms else (),
+    )
 
 
 # Data set: (what stands behind every caption, whether missed classes are added).
