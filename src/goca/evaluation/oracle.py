@@ -5,17 +5,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Dataset, Sample
+from goca.evaluation.datasets.base import VOID, Dataset, LabelMap, Sample
 from goca.tagging.answers import write
 
 
-def true_classes(sample: Sample, dataset: Dataset) -> tuple[str, ...]:
+def true_classes(sample: Sample, dataset: Dataset, truth: LabelMap | None = None) -> tuple[str, ...]:
     """Names of the categories that occur in an image's ground truth, in the data set's order.
 
+    Args:
+        sample: the image.
+        dataset: whose categories its labels stand for.
+        truth: its ground truth, read from its file if it is left out.
+
     Raises:
-        GocaError: the ground truth cannot be read, or has a label that the data set has not.
+        GocaError: the ground truth cannot be read, or has a label that the data set lacks.
     """
-    labels = [int(label) for label in np.unique(sample.truth()) if label not in (0, VOID)]
+    labels = [label for label in np.unique(sample.truth() if truth is None else truth).tolist() if 0 < label != VOID]
     if labels and labels[-1] > len(dataset.categories):
         raise GocaError(
             f'the ground truth of "{sample.id}" has label {labels[-1]}, and {dataset.name} has '
@@ -26,9 +31,13 @@ def true_classes(sample: Sample, dataset: Dataset) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class OracleTagger:
-    """Names the classes of the ground truth."""
+    """The classes of the ground truth, in the order of the image's own list of them, where the data set has one."""
 
     name: str = "oracle"
 
     def tag(self, sample: Sample, dataset: Dataset) -> str:
-        return write((name,) for name in true_classes(sample, dataset))
+        """See `goca.tagging.base.Tagger`."""
+        classes = true_classes(sample, dataset)
+        if "nouns" in sample.captions:
+            classes = tuple(sorted(classes, key=sample.captions["nouns"].split(", ").index))
+        return write((name,) for name in classes)

@@ -1,12 +1,14 @@
 """What a data set is: categories, and samples that are read one at a time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+LabelMap = UInt16[np.ndarray, "height width"]
+"""Labels of an image's pixels: 0 is background, i is categories[i - 1], `VOID` says nothing."""
 VOID = 65535
 """The label of pixels about which the ground truth says nothing; they are not counted."""
 
@@ -26,13 +28,14 @@ class Sample:
     Attributes:
         id: unique in the data set, and the same on every machine.
         image: the image's file.
-        truth: reads the ground truth, (height, width) uint16 in the image's size after EXIF rotation: i is
-            categories[i - 1], 0 is background, `VOID` says nothing. Raises GocaError for a damaged file.
+        truth: reads the ground truth, in the image's size after EXIF rotation. Raises GocaError for a damaged file.
+        captions: {"nouns": its classes as a list, "sentences": a sentence that names them}, if the data set has them.
     """
 
     id: str
     image: Path
-    truth: Callable[[], UInt16[np.ndarray, "height width"]]
+    truth: Callable[[], LabelMap]
+    captions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

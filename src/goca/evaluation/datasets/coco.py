@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import Dataset, Sample
+from goca.evaluation.datasets.base import Dataset, LabelMap, Sample
 from goca.evaluation.datasets.coco_json import CocoFile, Mask, decode_mask, read_coco
 from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, require_files
-from goca.evaluation.datasets.labels import LabelMap, check_size, size_of
+from goca.evaluation.datasets.labels import check_size, size_of
 from goca.evaluation.datasets.names import categories, colours, published_classes
 
 NAME = "coco-object"

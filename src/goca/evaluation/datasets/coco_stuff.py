@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.datasets.base import VOID, Category, Dataset, LabelMap, Sample
 from goca.evaluation.datasets.coco import SPLITS, image_folder
 from goca.evaluation.datasets.coco_json import CocoFile, read_coco
 from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, paired_samples, require_files, stems
-from goca.evaluation.datasets.labels import LabelMap, check_size, label_table, read_indexed, read_rgb, size_of
+from goca.evaluation.datasets.labels import check_size, label_table, read_indexed, read_rgb, size_of
 from goca.evaluation.datasets.names import categories, colours, published_classes
 from goca.imaging.draw import palette
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Dataset
+from goca.evaluation.datasets.base import VOID, Dataset, LabelMap
 from goca.evaluation.datasets.files import choose_split, locate, paired_samples, read_ids
-from goca.evaluation.datasets.labels import LabelMap, LabelTable, label_table, read_indexed, translate
+from goca.evaluation.datasets.labels import LabelTable, label_table, read_indexed, translate
 from goca.evaluation.datasets.names import categories, published_classes, voc_colours
 
 NAME = "context"

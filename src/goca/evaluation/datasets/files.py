@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import Sample
-from goca.evaluation.datasets.labels import LabelMap
+from goca.evaluation.datasets.base import LabelMap, Sample
 
 TruthReader = Callable[[Path, Path], LabelMap]
 """Reads a file of ground truth; its second argument is the image that it belongs to."""

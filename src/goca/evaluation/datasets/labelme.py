@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.labels import LabelMap, check_size, size_of
+from goca.evaluation.datasets.base import LabelMap
+from goca.evaluation.datasets.labels import check_size, size_of
 
 
 def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> LabelMap:

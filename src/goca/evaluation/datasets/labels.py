@@ -9,6 +9,7 @@ from jaxtyping import Integer, UInt8, UInt16
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from goca.errors import GocaError
+from goca.evaluation.datasets.base import LabelMap
 
 UNKNOWN = 65534
 """What a table holds for values that no file should have."""
@@ -18,8 +19,6 @@ STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bit
 
 LabelTable = UInt16[np.ndarray, "value"]
 """The label of each value that files may have."""
-LabelMap = UInt16[np.ndarray, "height width"]
-"""The label of each pixel: i is categories[i - 1], 0 is background, `VOID` says nothing."""
 T = TypeVar("T")
 
 
