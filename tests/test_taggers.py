@@ -17,7 +17,6 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from goca import GocaError, Segmenter
 from goca import bundled as data
 from goca.diffusion.timesteps import add_noise, target
-from goca.evaluation.config import Job
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.evaluation.oracle import OracleTagger, true_classes
 from goca.tagging import BatchTagger, Tagger, TaggerOptions, local, prepare, tagger_named
@@ -39,8 +38,7 @@ def dataset(*samples: Sample, categories: Sequence[str] = ("cat", "dog", "sky"),
 def test_the_oracle_reads_the_ground_truth() -> None:
     image = sample("a", labels=(3, 0, 1, 3, VOID))
     assert true_classes(image, dataset()) == ("cat", "sky")
-    oracle = Job("voc", tagger="oracle").tagger_for(None)
-    assert isinstance(oracle, OracleTagger)
+    oracle = OracleTagger()
     assert isinstance(oracle, Tagger)
     assert not isinstance(oracle, BatchTagger)
     assert (oracle.name, oracle.tag(image, dataset())) == ("oracle", "cat, sky")
