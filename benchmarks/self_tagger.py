@@ -1,4 +1,4 @@
-"""How well the bundled model says by itself what is in an image: present classes among the 32 nouns, per judge.
+"""How well the bundled model says by itself what is in an image: present classes among the 32 nouns, per scorer.
 
 python benchmarks/self_tagger.py [--limit 40] [--json]
 """
@@ -13,15 +13,15 @@ import torch
 
 from goca import Segmenter, bundled
 from goca.bundled import Scene
-from goca.tagging.multilabel import Agreement
-from goca.tagging.self_pruning import JUDGES, SelfPruning
+from goca.tagging.multilabel import MultilabelScores
+from goca.tagging.self_pruning import SCORERS, SelfPruningTagger
 
 
-def measure(tagger: SelfPruning, scenes: Sequence[Scene]) -> tuple[Agreement, float]:
+def measure(tagger: SelfPruningTagger, scenes: Sequence[Scene]) -> tuple[MultilabelScores, float]:
     """What the tagger, choosing among all nouns of its model, agrees on with the scenes; CPU seconds a scene."""
     start = time.process_time()
     known = tagger.segmenter.backbone.settings.nouns
-    found = Agreement.of((tagger.pruned(scene.image, known), scene.classes) for scene in scenes)
+    found = MultilabelScores.of((tagger.pruned(scene.image, known), scene.classes) for scene in scenes)
     return found, (time.process_time() - start) / len(scenes)
 
 
@@ -33,8 +33,8 @@ def main() -> None:
     torch.set_num_threads(1)
     segmenter = Segmenter.from_pretrained("bundled", device="cpu", batch=8)
     scenes = list(islice(bundled.scenes(), arguments.limit))
-    for judge in JUDGES.values():
-        tagger = SelfPruning(segmenter, judge)
+    for scorer in SCORERS.values():
+        tagger = SelfPruningTagger(segmenter, scorer)
         found, seconds = measure(tagger, scenes)
         told = {"tagger": tagger.name, "precision": found.precision, "recall": found.recall, "f1": found.f1}
         print(

@@ -1,6 +1,6 @@
 """Tiny data sets in the exact layout of the published ones, for tests: files' names, bit depths, palettes, formats.
 
-Each `make_...(root)` fills the folder and returns what the bench should read from it: {split: {id: labels}}.
+Each `make_...(root)` fills the folder and returns what goca should read from it: {split: {id: labels}}.
 """
 
 import json
@@ -189,7 +189,7 @@ def instances() -> dict[str, Any]:
     }
 
 
-def entry(number: int, image: int, category: int, segmentation: Any, crowd: int = 0) -> dict[str, Any]:
+def entry(number: int, image: int, category: object, segmentation: Any, crowd: int = 0) -> dict[str, Any]:
     return {
         "segmentation": segmentation,
         "iscrowd": crowd,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from goca import Segmenter
 from goca.bundled import Scene
-from goca.tagging.self_pruning import SelfPruning
+from goca.tagging.self_pruning import SelfPruningTagger
 from goca.testing.tiny import BUILDERS
 
 
@@ -54,8 +54,8 @@ def test_a_self_tagger_chooses_among_all_nouns(bundled: Segmenter) -> None:
             return torch.tensor([float(name in ("cat", "sky")) for name in candidates])
 
     images = [Scene(Image.new("RGB", (64, 64)), np.zeros((64, 64)), some, {}) for some in (("cat",), ("dog", "sky"))]
-    found, _ = self_tagger.measure(SelfPruning(bundled, Told()), images)
-    assert (found.right, found.said, found.true) == (2, 4, 3)
+    found, _ = self_tagger.measure(SelfPruningTagger(bundled, Told()), images)
+    assert (found.correct, found.predicted, found.actual) == (2, 4, 3)
 
 
 def test_a_widened_layer_computes_what_it_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from yardsticks import Allocations, bilinear_matrix
 
 from goca.maths.background import Background, constant, label, maximum, none, offset
-from goca.maths.edges import EPSILON, Edges, GuidedFilter, box, label_along_edges
+from goca.maths.edges import EPSILON, Edges, GuidedFilter, box
 from goca.segmenter import Segmenter
 
 RULES = [offset, maximum, constant, none]

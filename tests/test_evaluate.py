@@ -31,7 +31,7 @@ from goca.evaluation.report import Report
 from goca.evaluation.runner import evaluate
 from goca.imaging.palette import magma, palette
 from goca.request import SegmentationRequest
-from goca.tagging.fixed import Given
+from goca.tagging.fixed import FixedTagger
 
 COUNTINGS = [Counting(background, absent) for background in (False, True) for absent in (False, True)]
 
@@ -369,7 +369,7 @@ def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
         False,
         np.zeros((10, 3), np.uint8),
     )
-    evaluator = Evaluator(segmenter, dataset, Given(", ".join(mixed)), honest(dataset, "given"))
+    evaluator = Evaluator(segmenter, dataset, FixedTagger(", ".join(mixed)), honest(dataset, "given"))
     (found,) = evaluator(ONE)
     assert not found.left_out
     assert set(found.classes) == set(classes)
@@ -392,7 +392,9 @@ def test_the_words_of_one_thing_that_are_too_many(sd15: Any, scene: Scene, photo
         np.zeros((3, 3), np.uint8),
     )
     caption = f"sky, (animal, {', '.join(parts)})"
-    evaluator = Evaluator(Segmenter.from_pipeline(sd15, size=64), dataset, Given(caption), honest(dataset, "given"))
+    evaluator = Evaluator(
+        Segmenter.from_pipeline(sd15, size=64), dataset, FixedTagger(caption), honest(dataset, "given")
+    )
     (found,) = evaluator(ONE)
     assert not found.left_out
     assert set(found.classes) == {"animal", "sky"}

@@ -1,4 +1,4 @@
-"""From captions to questions: the parser, the policies, and that the questions can be asked."""
+"""From answers to captions to requests: the parser, the policies, and that the requests can be made."""
 
 from unicodedata import normalize
 
@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError, Segmenter
-from goca.evaluation.caption_nouns import HONEST, Asked, Policy, ask, key, paper, parse, write
+from goca.evaluation.caption_nouns import HONEST, CaptionedRequest, Policy, captioned, paper
 from goca.evaluation.datasets.base import Category
 from goca.request import find_words
-from goca.text.nouns import parse_nouns
+from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write
 from goca.text.spelling import STOP
-from goca.text.token_spans import find_noun_tokens
 from goca.text.tokens import Tokens
 
 VOC = (
@@ -47,52 +46,62 @@ VOC = (
         ("the, and, -, 7-up, st. bernard", (("7-up",), ("st. bernard",))),
         ("", ()),
         ("cafe\N{COMBINING ACUTE ACCENT}, CAFÉ", (("café",),)),
-        # Numbers of a list, in every way that models write them, and counts.
-        ("1. cat\n2. dog", (("cat",), ("dog",))),
-        ('["Cat", "dog house"]', (("cat",), ("dog house",))),
-        ("[person, clothes]", (("person", "clothes"),)),
-        ("Foreground: cat, lamp. Background: sky, tree.", (("cat",), ("lamp",), ("sky",), ("tree",))),
-        ("1) wall 2) lamp 3) sky", (("wall",), ("lamp",), ("sky",))),
-        ("1. wall 2. lamp", (("wall",), ("lamp",))),
-        ("<answer>cat, (dog, tail)</answer>", (("cat",), ("dog", "tail"))),
-        ("cat \u2022 dog | sky", (("cat",), ("dog",), ("sky",))),
-        ("1.cat\n 12. a dog\n3. (person, hat)\n4.", (("cat",), ("dog",), ("person", "hat"))),
+        ("1. cat\n2. (person, hat)\n 12. a dog", (("cat",), ("person", "hat"), ("dog",))),
         ("1) cat\n2) dog", (("cat",), ("dog",))),
-        ("1) cat, 2)dog, (3) sky", (("cat",), ("dog",), ("sky",))),
         ("- 1) **Cat**\n- 2) **Dog**", (("cat",), ("dog",))),
-        ("person (2), (cat, 7) dog", (("person",), ("cat", "7"), ("dog",))),
-        # Numbers that belong to a name.
-        (
-            "7up, 4.5 inch phone, 3d printer, boeing 747, 2 cats, 747",
-            tuple((noun,) for noun in ("7up", "4.5 inch phone", "3d printer", "boeing 747", "2 cats", "747")),
-        ),
-        # Bullets, bold type and quotation marks.
-        ("- cat\n* dog\n\u2022 cow\n\u2013 bird", (("cat",), ("dog",), ("cow",), ("bird",))),
-        ("**cat**, __dog__, `cow`", (("cat",), ("dog",), ("cow",))),
-        (
-            "\"cat\", 'dog', \u201ccow\u201d, \u2018bird\u2019, «sky»",
-            (("cat",), ("dog",), ("cow",), ("bird",), ("sky",)),
-        ),
-        # What stands before the first noun of a line and ends in a colon.
+        ('["Cat", "dog house"]', (("cat",), ("dog house",))),
+        ("cat \u2022 dog | sky", (("cat",), ("dog",), ("sky",))),
+        ("**cat**, __dog__, `cow`, «sky»", (("cat",), ("dog",), ("cow",), ("sky",))),
         ("Nouns: cat, dog", (("cat",), ("dog",))),
-        ("**Nouns:** cat, dog", (("cat",), ("dog",))),
-        ("Here is the list of nouns:\n\n1. Cat\n2. (person, hat)", (("cat",), ("person", "hat"))),
-        ("Foreground: (cat, tail), dog\nBackground: sky", (("cat", "tail"), ("dog",), ("sky",))),
-        ("Nouns:(cat, tail), dog", (("cat", "tail"), ("dog",))),
-        ("1) poster: cat", (("cat",),)),
-        # Colons that belong to a name.
-        ("16:9 screen, 10:30, sky, poster: alien", (("16:9 screen",), ("10:30",), ("sky",), ("poster: alien",))),
-        # Brackets and commas of other kinds.
-        ("[person, clothes], {dog, leash}, sky", (("person", "clothes"), ("dog", "leash"), ("sky",))),
-        ("cat\u3001dog\uff1bcow;bird\uff0csky", (("cat",), ("dog",), ("cow",), ("bird",), ("sky",))),
+        ("**Nouns:** (cat, tail), dog", (("cat", "tail"), ("dog",))),
+        ("Here is the list of nouns:\n\ncat", (("cat",),)),
+        # Numbers and colons that belong to a name.
         (
-            "nouns\uff1acat\uff08tail\u3001leg\uff09\u3010dog\u3001ear\u3011",
-            (("cat",), ("tail", "leg"), ("dog", "ear")),
+            "7up, 4.5 inch phone, 3d printer, boeing 747, 2 cats, 747, 16:9 screen",
+            tuple(
+                (noun,)
+                for noun in ("7up", "4.5 inch phone", "3d printer", "boeing 747", "2 cats", "747", "16:9 screen")
+            ),
         ),
+        # Commas and parentheses of other scripts.
+        ("cat\u3001dog\uff0cbird\uff08wing\uff09", (("cat",), ("dog",), ("bird",), ("wing",))),
     ],
 )
 def test_parsing(caption: str, groups: tuple[tuple[str, ...], ...]) -> None:
     assert parse(caption) == groups
+
+
+@pytest.mark.parametrize(
+    ("answer", "caption"),
+    [
+        ("Cat, (dog, tail).\n", "Cat, (dog, tail)."),
+        ('{"nouns": ["(person, hat)", "grass"]}', "(person, hat), grass"),
+        ('Here you are:\n```json\n{"nouns": ["cat"]}\n```\nAnything else?', "cat"),
+        ('["cat", "dog"]', "cat, dog"),
+        ("```\ncat, dog\n```", "cat, dog"),
+        # Thoughts, in every markup; a template may hold their beginning back, and a limit their end.
+        ("<think>a cow\n</think>\ncat", "cat"),
+        ("<seed:think>a cow</seed:think>cat", "cat"),
+        ("<reasoning>a cow</reasoning>cat", "cat"),
+        ("\u25c1think\u25b7a cow\u25c1/think\u25b7cat", "cat"),
+        ("<|channel|>analysis<|message|>a cow<|end|><|start|>assistant<|channel|>final<|message|>cat", "cat"),
+        ('a cow, {"nouns": ["cow"]}</think>{"nouns": ["cat"]}', "cat"),
+        ("<think>a cow, a do", ""),
+        # Other markup.
+        ("<answer>cat, sky</answer>", "cat, sky"),
+        ("<|begin_of_box|>cat, grass<|end_of_box|>", "cat, grass"),
+        # No list at all.
+        ("I'm sorry, but I can't help with identifying people in images.", ""),
+        ("Sorry, that is not possible.", ""),
+        ('{"nouns": []}', ""),
+        ('{"nouns": 7}', ""),
+        ("cat, " * LONGEST_CAPTION, ""),
+        # Half of a surrogate pair cannot be written to a file.
+        ("cat\ud800", "cat?"),
+    ],
+)
+def test_the_caption_in_an_answer(answer: str, caption: str) -> None:
+    assert caption_in(answer) == caption
 
 
 PIECES = st.sampled_from(
@@ -115,38 +124,38 @@ def test_parsing_never_fails_and_round_trips(caption: str) -> None:
 
 def by_characters(caption: str) -> Tokens:
     """A tokenizer whose tokens are characters."""
-    return Tokens(caption, tuple((place, place + 1) for place in range(len(caption))), (False,) * len(caption))
+    return Tokens(caption, tuple((index, index + 1) for index in range(len(caption))), (False,) * len(caption))
 
 
-@given(CAPTIONS, st.sets(st.sampled_from([one.name for one in VOC])))
+@given(CAPTIONS, st.sets(st.sampled_from([category.name for category in VOC])))
 @pytest.mark.parametrize("policy", [HONEST, paper("voc"), paper("cityscapes", odd_synonyms=True)])
-def test_every_noun_of_a_question_has_columns_of_its_own(policy: Policy, caption: str, truth: set[str]) -> None:
-    asked = ask(caption + ", jets, (bike, tyre), dog", VOC, policy, truth)
-    if not asked.classes:
+def test_every_noun_of_a_request_has_columns_of_its_own(policy: Policy, caption: str, truth: set[str]) -> None:
+    request = captioned(caption + ", jets, (bike, tyre), dog", VOC, policy, truth)
+    if not request.classes:
         return
-    question = asked.question("photo.jpg")
-    wanted, others = parse_nouns(question.classes, question.background_classes)
-    found = find_noun_tokens(
-        asked.caption, [by_characters(normalize("NFC", asked.caption))], wanted, others, named=True
-    )
-    columns = [column for noun in found.nouns for column in noun]
-    silent = {place for match in STOP.finditer(asked.caption) for place in range(*match.span())}
-    assert sorted(columns) == [place for place in range(len(asked.caption)) if place not in silent]
+    segmentation_request = request.of("photo.jpg")
+    wanted, others = nouns(segmentation_request.classes, segmentation_request.background_classes)
+    spans = words(request.caption, [by_characters(normalize("NFC", request.caption))], wanted, others, named=True)
+    columns = [column for noun in spans.nouns for column in noun]
+    silent = {index for match in STOP.finditer(request.caption) for index in range(*match.span())}
+    assert sorted(columns) == [index for index in range(len(request.caption)) if index not in silent]
 
 
 def test_honest() -> None:
-    asked = ask("Sky, MEN, tvs, jet, buses, dog.", VOC)
-    assert asked.classes == {"person": ("men",), "tvmonitor": ("tvs",), "aeroplane": ("jet",), "bus": ("buses",)}
-    assert asked.background_classes == ("sky", "dog")
-    assert asked.caption == "sky, men, tvs, jet, buses, dog"
+    request = captioned("Sky, MEN, tvs, jet, buses, dog.", VOC)
+    assert request.classes == {"person": ("men",), "tvmonitor": ("tvs",), "aeroplane": ("jet",), "bus": ("buses",)}
+    assert request.background_classes == ("sky", "dog")
+    assert request.caption == "sky, men, tvs, jet, buses, dog"
     # Ground truth is not looked at, and words inside other nouns do not count.
-    assert ask("sky, bus stop", VOC, truth={"bus", "person"}) == Asked({}, ("sky", "bus stop"), "sky, bus stop")
-    assert ask("man, woman, man", VOC).classes == {"person": ("man", "woman")}
+    assert captioned("sky, bus stop", VOC, truth={"bus", "person"}) == CaptionedRequest(
+        {}, ("sky", "bus stop"), "sky, bus stop"
+    )
+    assert captioned("man, woman, man", VOC).classes == {"person": ("man", "woman")}
 
 
 def test_names_come_before_synonyms_and_words_before_their_plurals() -> None:
     sets = (Category("glass", ("cup",)), Category("cup"), Category("glasses"))
-    assert ask("cup, glasses, glass, cups", sets).classes == {
+    assert captioned("cup, glasses, glass, cups", sets).classes == {
         "cup": ("cup", "cups"),
         "glasses": ("glasses",),
         "glass": ("glass",),
@@ -156,26 +165,28 @@ def test_names_come_before_synonyms_and_words_before_their_plurals() -> None:
 def test_parts_of_one_object() -> None:
     # One class: the whole parenthesis is it. Two: they stand alone, and what becomes of the rest is the policy's.
     caption = "(clothes, man, hat), (leaf, tree), (bike, basket, bus)"
-    honest = ask(caption, VOC)
+    honest = captioned(caption, VOC)
     assert honest.classes == {"person": ("clothes", "man", "hat"), "bicycle": ("bike",), "bus": ("bus",)}
     assert honest.background_classes == ("leaf", "tree", "basket")
-    told = ask(caption, VOC, paper("cityscapes"), truth={"person", "bicycle", "bus"})
-    assert told.classes == honest.classes
-    assert told.background_classes == ("leaf", "tree")
-    assert told.caption == "clothes, man, hat, leaf, tree, bike, bus"
+    paper_request = captioned(caption, VOC, paper("cityscapes"), truth={"person", "bicycle", "bus"})
+    assert paper_request.classes == honest.classes
+    assert paper_request.background_classes == ("leaf", "tree")
+    assert paper_request.caption == "clothes, man, hat, leaf, tree, bike, bus"
     # Two words for one class are one class.
-    assert ask("(man, woman, hat)", VOC).classes == {"person": ("man", "woman", "hat")}
+    assert captioned("(man, woman, hat)", VOC).classes == {"person": ("man", "woman", "hat")}
     # A class that is not true does not count: then the other has the parenthesis.
-    assert ask("(bike, basket, bus)", VOC, paper("cityscapes"), {"bus"}).classes == {"bus": ("bike", "basket", "bus")}
+    assert captioned("(bike, basket, bus)", VOC, paper("cityscapes"), {"bus"}).classes == {
+        "bus": ("bike", "basket", "bus")
+    }
 
 
 def test_the_paper_takes_classes_from_the_ground_truth() -> None:
-    asked = ask("sky, man, jet", VOC, paper("coco-object"), truth={"person", "bus"})
-    assert asked == Asked({"person": ("man",)}, ("sky", "jet", "background"), "sky, man, jet, background")
-    asked = ask("sky, man, jet", VOC, paper("voc"), truth={"person", "bus", "bicycle"})
-    assert asked.classes == {"person": ("man",), "bicycle": ("bicycle",), "bus": ("bus",)}
-    assert asked.caption == "sky, man, jet, bicycle, bus, background"
-    assert asked.notes == ("from the ground truth: bicycle, bus",)
+    request = captioned("sky, man, jet", VOC, paper("coco-object"), truth={"person", "bus"})
+    assert request == CaptionedRequest({"person": ("man",)}, ("sky", "jet", "background"), "sky, man, jet, background")
+    request = captioned("sky, man, jet", VOC, paper("voc"), truth={"person", "bus", "bicycle"})
+    assert request.classes == {"person": ("man",), "bicycle": ("bicycle",), "bus": ("bus",)}
+    assert request.caption == "sky, man, jet, bicycle, bus, background"
+    assert request.notes == ("from the ground truth: bicycle, bus",)
 
 
 @pytest.mark.parametrize(
@@ -190,60 +201,62 @@ def test_the_paper_takes_classes_from_the_ground_truth() -> None:
     ],
 )
 def test_the_papers_data_sets(dataset: str, suffix: bool, complete: bool) -> None:
-    asked = ask("sky, background" if suffix else "sky", VOC, paper(dataset), truth={"bus"})
+    request = captioned("sky, background" if suffix else "sky", VOC, paper(dataset), truth={"bus"})
     # The suffix is not said twice.
-    assert asked.background_classes == (("sky", "background") if suffix else ("sky",))
-    assert asked.classes == ({"bus": ("bus",)} if complete else {})
+    assert request.background_classes == (("sky", "background") if suffix else ("sky",))
+    assert request.classes == ({"bus": ("bus",)} if complete else {})
 
 
 def test_the_switch_for_odd_synonyms() -> None:
     caption, truth = "skyline, woodpecker", {"aeroplane", "person"}
-    assert ask(caption, VOC, paper("cityscapes"), truth).classes == {}
-    odd = ask(caption, VOC, paper("cityscapes", odd_synonyms=True), truth)
+    assert captioned(caption, VOC, paper("cityscapes"), truth).classes == {}
+    odd = captioned(caption, VOC, paper("cityscapes", odd_synonyms=True), truth)
     assert odd.classes == {"aeroplane": ("skyline",), "person": ("woodpecker",)}
     # A data set without such a category is not given one.
-    assert ask(caption, VOC[:1], paper("ade20k", odd_synonyms=True), truth).classes == {"aeroplane": ("skyline",)}
+    assert captioned(caption, VOC[:1], paper("ade20k", odd_synonyms=True), truth).classes == {"aeroplane": ("skyline",)}
 
 
 def test_a_lone_noun_gets_support() -> None:
-    asked = ask("jets", VOC, background_classes=("background", "aeroplane", "jets", "sky"))
-    assert asked.classes == {"aeroplane": ("jets",)}
-    assert asked.background_classes == ("background", "sky")
-    assert asked.caption == "jets, background, sky"
-    assert "background, sky added" in asked.notes[0]
-    assert ask("jets, bus", VOC, background_classes=("background",)).background_classes == ()
+    request = captioned("jets", VOC, background_classes=("background", "aeroplane", "jets", "sky"))
+    assert request.classes == {"aeroplane": ("jets",)}
+    assert request.background_classes == ("background", "sky")
+    assert request.caption == "jets, background, sky"
+    assert "background, sky added" in request.notes[0]
+    assert captioned("jets, bus", VOC, background_classes=("background",)).background_classes == ()
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(GocaError, match=r'"paper".*"honest"'):
-        ask("cat", VOC, paper("voc"))
+        captioned("cat", VOC, paper("voc"))
     with pytest.raises(GocaError, match="voc, context"):
         paper("scenes")
     with pytest.raises(GocaError, match="every pixel is background"):
-        ask("cat", VOC).question("photo.jpg")
+        captioned("cat", VOC).of("photo.jpg")
     for name in ("door, double", "wall (brick)", "the"):
         with pytest.raises(GocaError, match="cannot stand in a list"):
             write([(name,)])
     assert write([("Wall-brick",), ("man", "hat")]) == "Wall-brick, (man, hat)"
 
 
-def test_a_question_is_answered_about_the_captions_own_words(bundled: Segmenter) -> None:
-    asked = ask("snow, (cats, mushrooms), road", (Category("dog"), Category("cat", ("kitten",)), Category("Road")))
-    question = asked.question(Image.new("RGB", (64, 64)))
-    ((found,), _) = find_words(question, bundled.plan, bundled.backbone, {})
-    assert found.caption == "snow, cats, mushrooms, road"
-    tokens = bundled.backbone.pipeline.tokenizer(found.caption, return_offsets_mapping=True)["offset_mapping"]
-    said = [[found.caption[slice(*tokens[column])] for column in noun] for noun in found.nouns]
-    assert said == [["cats", "mush", "rooms"], ["road"], ["snow"]]
-    ((_, result),) = bundled.stream([question])
+def test_a_request_is_about_the_captions_own_words(bundled: Segmenter) -> None:
+    request = captioned(
+        "snow, (cats, mushrooms), road", (Category("dog"), Category("cat", ("kitten",)), Category("Road"))
+    )
+    segmentation_request = request.of(Image.new("RGB", (64, 64)))
+    ((prompt,), _) = find_words(segmentation_request, bundled.plan, bundled.backbone, {})
+    assert prompt.caption == "snow, cats, mushrooms, road"
+    tokens = bundled.backbone.pipeline.tokenizer(prompt.caption, return_offsets_mapping=True)["offset_mapping"]
+    words_of = [[prompt.caption[slice(*tokens[column])] for column in noun] for noun in prompt.nouns]
+    assert words_of == [["cats", "mush", "rooms"], ["road"], ["snow"]]
+    ((_, result),) = bundled.stream([segmentation_request])
     assert result.classes == ("cat", "Road")
 
 
 def test_the_end_of_a_list() -> None:
     """ "A, b and c": two nouns where they are classes, one where they are one class or none."""
     classes = (Category("lamp"), Category("sky"), Category("salt and pepper"))
-    assert ask("wall, lamp and the sky", classes).classes == {"lamp": ("lamp",), "sky": ("sky",)}
-    assert ask("wall, lamp and dog", classes).background_classes == ("wall", "dog")
-    assert ask("lamp, sky and lamp", classes).caption == "lamp, sky"
-    assert ask("salt and pepper, bread and butter", classes).classes == {"salt and pepper": ("salt and pepper",)}
-    assert ask("salt and pepper, bread and butter", classes).background_classes == ("bread and butter",)
+    assert captioned("wall, lamp and the sky", classes).classes == {"lamp": ("lamp",), "sky": ("sky",)}
+    assert captioned("wall, lamp and dog", classes).background_classes == ("wall", "dog")
+    assert captioned("lamp, sky and lamp", classes).caption == "lamp, sky"
+    assert captioned("salt and pepper, bread and butter", classes).classes == {"salt and pepper": ("salt and pepper",)}
+    assert captioned("salt and pepper, bread and butter", classes).background_classes == ("bread and butter",)

@@ -23,7 +23,7 @@ from dataset_folders import (
 from PIL import Image
 
 from goca import GocaError
-from goca.evaluation.caption_nouns import ask
+from goca.evaluation.caption_nouns import captioned
 from goca.evaluation.datasets import open_dataset
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.evaluation.protocol import PRESETS, SWEEP, SWITCHES, Protocol, changed, honest, paper, split_of
@@ -143,7 +143,7 @@ def test_the_papers_coarse_stuff_merges_food_and_furniture(tmp_path: Path) -> No
     kept = protocol.categories(dataset.categories)
     assert len(kept) == 25
     assert "food-stuff" in next(one for one in kept if one.name == "food").synonyms
-    asked = ask("food-stuff, person", kept, protocol.nouns, ("food",))
+    asked = captioned("food-stuff, person", kept, protocol.nouns, ("food",))
     assert list(asked.classes) == ["food"]
     assert honest(dataset, "oracle").categories(dataset.categories) == dataset.categories
 

@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from goca import GocaError, Segmenter
 from goca import bundled as data
-from goca.diffusion.backbone import BackboneSession
 from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
-from goca.evaluation.oracle import true_classes
-from goca.tagging import Means, Preparing, Tagger, local, prepare, tagger_named
-from goca.tagging.captions import Captions, Entry, Record, read
-from goca.tagging.multilabel import Agreement
-from goca.tagging.self_pruning import ByError, ByMap, SelfPruning
+from goca.evaluation.oracle import OracleTagger, true_classes
+from goca.tagging import BatchTagger, Tagger, TaggerOptions, local, prepare, tagger_named
+from goca.tagging.captions import CaptionEntry, CaptionsTagger, CaptionStore, read_captions
+from goca.tagging.multilabel import MultilabelScores
+from goca.tagging.self_pruning import AttentionMapScorer, DenoisingErrorScorer, SelfPruningTagger
 from goca.testing.tiny import BUILDERS, tokenizers
 
 
@@ -37,21 +36,21 @@ def dataset(*samples: Sample, categories: Sequence[str] = ("cat", "dog", "sky"),
 
 
 def test_the_oracle_reads_the_ground_truth() -> None:
-    one = sample("a", labels=(3, 0, 1, 3, VOID))
-    assert true_classes(one, dataset()) == ("cat", "sky")
-    oracle = tagger_named("oracle")
+    image = sample("a", labels=(3, 0, 1, 3, VOID))
+    assert true_classes(image, dataset()) == ("cat", "sky")
+    oracle = OracleTagger()
     assert isinstance(oracle, Tagger)
-    assert not isinstance(oracle, Preparing)
-    assert (oracle.name, oracle.tag(one, dataset())) == ("oracle", "cat, sky")
+    assert not isinstance(oracle, BatchTagger)
+    assert (oracle.name, oracle.tag(image, dataset())) == ("oracle", "cat, sky")
     assert oracle.tag(sample("b", labels=(0, VOID)), dataset()) == ""
     with pytest.raises(GocaError, match="label 4, and toy has 3"):
         oracle.tag(sample("c", labels=(4,)), dataset())
 
 
 def test_a_given_list() -> None:
-    given = tagger_named("given: Cat, (person, hat)")
-    assert given.tag(sample("a"), dataset()) == "Cat, (person, hat)"
-    assert given.name == "given: cat, (person, hat)"
+    fixed = tagger_named("given: Cat, (person, hat)")
+    assert fixed.tag(sample("a"), dataset()) == "Cat, (person, hat)"
+    assert fixed.name == "given: cat, (person, hat)"
     with pytest.raises(GocaError, match="no nouns"):
         tagger_named("given:,")
 
@@ -61,6 +60,8 @@ FILES = {
     "a.json": '{"a": "cat, (sky, cé)"}',
     "list.json": '[{"id": "a", "caption": "cat, (sky, cé)", "more": 1}]',
     "a.tsv": "b\tdog\n\na\tcat, (sky, cé)\n",
+    "bom.tsv": "\ufeffa\tcat, (sky, cé)\n",
+    "bom.json": '\ufeff{"a": "cat, (sky, cé)"}',
 }
 
 
@@ -79,10 +80,10 @@ def test_captions_of_another_data_set_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [{"dataset": "other", "id": "a", "caption": "dog"}, {"dataset": "toy", "id": "a", "caption": "cat"}]
     path.write_text("\n".join(map(json.dumps, lines)))
-    assert Captions(path).tag(sample("a"), dataset()) == "cat"
-    assert Captions(path).tag(sample("a"), dataset(name="other")) == "dog"
+    assert CaptionsTagger(path).tag(sample("a"), dataset()) == "cat"
+    assert CaptionsTagger(path).tag(sample("a"), dataset(name="other")) == "dog"
     with pytest.raises(GocaError, match="third"):
-        Captions(path).tag(sample("a"), dataset(name="third"))
+        CaptionsTagger(path).tag(sample("a"), dataset(name="third"))
 
 
 def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path) -> None:
@@ -106,16 +107,16 @@ def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path
     ("name", "content", "reason"),
     [
         ("a.txt", "cat", "ends in .jsonl"),
-        ("a.jsonl", '{"id": "a", "cap\n{"id": "b", "caption": "cat"}\n', "line 1 is no caption"),
-        ("a.jsonl", '{"id": "a"}\n', "line 1 is no caption"),
-        ("a.jsonl", '{"id": 7, "caption": "cat"}\n', "line 1 is no caption"),
-        ("a.jsonl", b"\xff\xfe\n", "line 1 is no caption"),
-        ("a.json", "{", "no JSON"),
-        ("a.json", "7", "holds no captions"),
-        ("a.json", '["cat"]', "entry 1 is no caption"),
-        ("a.json", '{"a": ["cat"]}', "entry 1 is no caption"),
-        ("a.tsv", "cat", "line 1 is no caption"),
-        ("a.tsv", b"a\t\xff", "UTF-8"),
+        ("a.jsonl", '{"id": "a", "cap\n{"id": "b", "caption": "cat"}\n', "line 1 is not a caption"),
+        ("a.jsonl", '{"id": "a"}\n', "line 1 is not a caption"),
+        ("a.jsonl", '{"id": 7, "caption": "cat"}\n', "line 1 is not a caption"),
+        ("a.jsonl", b"\xff\xfe\n", "line 1 is not a caption"),
+        ("a.json", "{", "is not a .json file of captions"),
+        ("a.json", "7", "neither {id: caption} nor a list"),
+        ("a.json", '["cat"]', "entry 1 is not a caption"),
+        ("a.json", '{"a": ["cat"]}', "entry 1 is not a caption"),
+        ("a.tsv", "cat", "entry 1 is not a caption"),
+        ("a.tsv", b"a\t\xff", "is not a .tsv file of captions"),
         ("missing.json", None, "cannot read .* No such file"),
     ],
 )
@@ -123,58 +124,70 @@ def test_files_that_hold_no_captions(name: str, content: str | bytes | None, rea
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(GocaError, match=reason):
-        Captions(tmp_path / name)
+        CaptionsTagger(tmp_path / name)
 
 
-def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+def test_a_store_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.jsonl"
     toy = dataset()
-    record = Record(path, "someone")
-    assert record.get(sample("a"), toy) is None
+    store = CaptionStore(path, "someone")
+    assert store.get(sample("a"), toy) is None
     assert not path.parent.exists()
-    for name in ("a", "b", "c"):
-        record.add(sample(name), toy, f"{name}-noun, é")
+    with store:
+        for name in ("a", "b", "c"):
+            store.add(sample(name), toy, f"{name}-noun, é")
     whole = path.read_bytes()
-    wanted = [Entry(name, f"{name}-noun, é", "toy", "someone") for name in ("a", "b", "c")]
+    wanted = [CaptionEntry(name, f"{name}-noun, é", "toy", "someone") for name in ("a", "b", "c")]
     start = whole.rindex(b"\n", 0, -1) + 1
     # Cut anywhere in the last line: a whole line without its end counts, any other is written again.
     for cut in (start, start + 1, start + 30, len(whole) - 2, len(whole) - 1, len(whole)):
         path.write_bytes(whole[:cut])
-        again = Record(path, "someone")
-        known = again.get(sample("c"), toy)
-        assert known == ("c-noun, é" if cut >= len(whole) - 1 else None)
-        # Who only reads changes nothing.
+        again = CaptionStore(path, "someone")
+        caption = again.get(sample("c"), toy)
+        assert caption == ("c-noun, é" if cut >= len(whole) - 1 else None)
+        # A store that is only read changes nothing.
         assert path.read_bytes() == whole[:cut]
-        if known is None:
-            again.add(sample("c"), toy, "c-noun, é")
-        again.open()
+        with again:
+            if caption is None:
+                again.add(sample("c"), toy, "c-noun, é")
         assert path.read_bytes() == whole
-        assert list(read(path)) == wanted
+        assert read_captions(path) == wanted
     assert again.get(sample("a"), dataset(name="other")) is None
 
 
-def test_a_record_that_cannot_be_kept(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    record = Record(tmp_path / "file" / "a.jsonl", "someone")
-    for write in (record.open, lambda: record.add(sample("a"), dataset(), "cat")):
-        with pytest.raises(GocaError, match="cannot write the captions"):
-            write()
-    assert record.get(sample("a"), dataset()) is None
+def test_a_store_belongs_to_one_process_and_one_tagger(tmp_path: Path) -> None:
+    first, second = (CaptionStore(tmp_path / "a.jsonl", "someone") for _ in range(2))
+    with first:
+        first.add(sample("a"), dataset(), "cat")
+        with pytest.raises(GocaError, match="another process"), second:
+            pass
+    with second:
+        second.add(sample("b"), dataset(), "dog")
+    assert [entry.id for entry in read_captions(tmp_path / "a.jsonl")] == ["a", "b"]
     (tmp_path / "b.jsonl").write_text('{"id": "a", "caption": "by hand"}\n')
     with pytest.raises(GocaError, match="name another file"):
-        Record(tmp_path / "b.jsonl", "someone")
+        CaptionStore(tmp_path / "b.jsonl", "someone")
     assert (tmp_path / "b.jsonl").read_text() == '{"id": "a", "caption": "by hand"}\n'
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = CaptionStore(tmp_path / "file" / "a.jsonl", "someone")
+    with pytest.raises(GocaError, match="cannot write"):
+        store.add(sample("a"), dataset(), "cat")
+    with pytest.raises(GocaError, match="cannot write"), store:
+        pass
+    assert store.get(sample("a"), dataset()) is None
 
 
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("human", 'no tagger "human": there are oracle, given'),
-        ("oracle:x", "no tagger"),
+        ("human", 'no tagger "human": there are given'),
+        ("oracle:x", "oracle where there is ground truth"),
         ("self:guess", "self:error, self:map"),
         ("self:map:", "self:error, self:map"),
         ("self:map", "a segmenter has to be given"),
-        ("local:folder", r"\(--out RUN\)"),
     ],
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
@@ -182,11 +195,19 @@ def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
         tagger_named(spec)
 
 
-def test_agreement() -> None:
-    found = Agreement.of([(["cat", "sky"], ["cat"]), ([], ["dog", "sky"]), (["dog", "cat"], ["dog", "cat"])])
-    assert found == Agreement(right=3, said=4, true=5)
-    assert (found.precision, found.recall, found.f1) == (3 / 4, 3 / 5, 6 / 9)
-    assert Agreement.of([([], [])]).f1 == Agreement(0, 0, 0).precision == 0
+def test_a_tagger_that_saves_needs_a_file() -> None:
+    with pytest.raises(GocaError, match="saves its captions") as caught:
+        tagger_named("local:folder")
+    assert caught.value.hint == "out"
+
+
+def test_scores_of_a_tagger() -> None:
+    pairs = [(["cat", "sky"], ["cat"]), ([], ["dog", "sky"]), (["dog", "cat"], ["dog", "cat"])]
+    scores = MultilabelScores.of(pairs)
+    assert scores == MultilabelScores(correct=3, predicted=4, actual=5)
+    assert (scores.precision, scores.recall, scores.f1) == (3 / 4, 3 / 5, 6 / 9)
+    nothing = MultilabelScores.of([([], [])])
+    assert nothing.f1 == nothing.precision == nothing.recall == 0
 
 
 # The local model.
@@ -248,16 +269,16 @@ def test_a_local_model(
     monkeypatch.setattr(local, "MOST_TOKENS", 7)
     toy = dataset(*photos)
     path = tmp_path / "captions.jsonl"
-    tagger = tagger_named(f"local:{folder}", Means(captions=path, batch=2))
+    tagger = tagger_named(f"local:{folder}", TaggerOptions(captions=path, batch=2))
     assert re.fullmatch(r"local llava \([0-9a-f]{8}\)", tagger.name)
-    batches: list[int] = []
-    answer = LlavaForConditionalGeneration.generate
+    batches = []
+    generate = LlavaForConditionalGeneration.generate
 
-    def generate(self: Any, **given: Any) -> torch.Tensor:
-        batches.append(len(given["input_ids"]))
-        return answer(self, **given)
+    def counted(self: Any, **inputs: Any) -> torch.Tensor:
+        batches.append(len(inputs["input_ids"]))
+        return generate(self, **inputs)
 
-    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate)
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", counted)
     done: list[int] = []
     photos[3].image.write_text("broken")
     first = tagger.tag(photos[1], toy)
@@ -266,24 +287,24 @@ def test_a_local_model(
     assert batches == [1, 2, 1]
     with pytest.raises(GocaError, match=r"3\.png"):
         tagger.tag(photos[3], toy)
-    captions = [tagger.tag(one, toy) for one in photos if one is not photos[3]]
+    captions = [tagger.tag(photo, toy) for photo in photos if photo is not photos[3]]
     assert captions[1] == first
     assert len(set(captions)) > 1
     # The request is not part of the answer.
     assert all("so:" not in caption and "divided" not in caption for caption in captions)
-    assert {entry.tagger for entry in read(path)} == {tagger.name}
-    # Who knows every image asks no model.
-    asked = len(batches)
-    assert local.Local(str(folder), path).tag(photos[0], toy) == captions[0]
-    assert len(batches) == asked
-    assert Captions(path).tag(photos[0], toy) == captions[0]
+    assert {entry.tagger for entry in read_captions(path)} == {tagger.name}
+    # Who knows every image loads no model.
+    again = local.LocalTagger(str(folder), path)
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *unused, **more: pytest.fail("loaded"))
+    assert again.tag(photos[0], toy) == captions[0]
+    assert CaptionsTagger(path).tag(photos[0], toy) == captions[0]
 
 
 def test_a_local_model_is_named_by_its_files(
     folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def name(model: str | Path) -> str:
-        return tagger_named(f"local:{model}", Means(captions=tmp_path / "none" / "captions.jsonl")).name
+        return tagger_named(f"local:{model}", TaggerOptions(captions=tmp_path / "none" / "captions.jsonl")).name
 
     copy = tmp_path / "elsewhere" / folder.name
     copytree(folder, copy)
@@ -305,60 +326,62 @@ def test_a_local_model_is_named_by_its_files(
     assert name("someone/llava") == "local someone/llava"
     # Their captions are not mixed up.
     path = tmp_path / "captions.jsonl"
-    Record(path, name(folder)).add(photos[0], dataset(), "cat")
+    with CaptionStore(path, name(folder)) as store:
+        store.add(photos[0], dataset(), "cat")
     with pytest.raises(GocaError, match="name another file"):
-        tagger_named(f"local:{copy}", Means(captions=path))
+        tagger_named(f"local:{copy}", TaggerOptions(captions=path))
 
 
 def test_captions_that_cannot_be_kept_are_not_made(
     folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    tagger = local.Local(str(folder), tmp_path / "file" / "captions.jsonl")
-    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", lambda *unused, **given: pytest.fail("asked"))
-    with pytest.raises(GocaError, match="cannot write the captions"):
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *unused, **more: pytest.fail("loaded"))
+    tagger = local.LocalTagger("someone/llava", tmp_path / "file" / "captions.jsonl")
+    with pytest.raises(GocaError, match="cannot write"):
         prepare(tagger, photos, dataset(*photos))
 
 
 def test_alone_or_in_a_batch(folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(local, "MOST_TOKENS", 7)
     toy = dataset(*photos)
-    together = local.Local(str(folder), tmp_path / "a.jsonl", batch=3)
+    together = local.LocalTagger(str(folder), tmp_path / "a.jsonl", batch=3)
     prepare(together, photos, toy)
-    alone = local.Local(str(folder), tmp_path / "b.jsonl")
-    assert [alone.tag(one, toy) for one in photos] == [together.tag(one, toy) for one in photos]
+    alone = local.LocalTagger(str(folder), tmp_path / "b.jsonl")
+    assert [alone.tag(photo, toy) for photo in photos] == [together.tag(photo, toy) for photo in photos]
 
 
-def test_answers_may_come_with_the_prompt_or_without(
+def test_a_model_that_does_not_repeat_the_prompt(
     folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "MOST_TOKENS", 7)
-    toy, answer = dataset(*photos), LlavaForConditionalGeneration.generate
-    whole = [local.Local(str(folder), tmp_path / "a.jsonl").tag(one, toy) for one in photos[:2]]
+    toy = dataset(*photos)
+    caption = local.LocalTagger(str(folder), tmp_path / "a.jsonl").tag(photos[0], toy)
+    generate = LlavaForConditionalGeneration.generate
 
-    def generate(self: Any, **given: Any) -> torch.Tensor:
-        return answer(self, **given)[:, given["input_ids"].shape[1] :]
+    def without_prompt(self: Any, **inputs: Any) -> torch.Tensor:
+        return generate(self, **inputs)[:, inputs["input_ids"].shape[1] :]
 
-    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate)
-    assert [local.Local(str(folder), tmp_path / "b.jsonl").tag(one, toy) for one in photos[:2]] == whole
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", without_prompt)
+    assert local.LocalTagger(str(folder), tmp_path / "b.jsonl").tag(photos[0], toy) == caption
 
 
 def test_models_that_cannot_be_local(folder: Path, photos: tuple[Sample, ...], tmp_path: Path) -> None:
     toy = dataset(*photos)
     with pytest.raises(GocaError, match="batch 0"):
-        local.Local("x", tmp_path / "a.jsonl", batch=0)
+        local.LocalTagger("x", tmp_path / "a.jsonl", batch=0)
     with pytest.raises(GocaError, match="no model"):
-        local.Local("", tmp_path / "a.jsonl")
+        local.LocalTagger("", tmp_path / "a.jsonl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(GocaError, match="is the folder complete"):
-        local.Local(str(tmp_path / "empty"), tmp_path / "a.jsonl").tag(photos[0], toy)
+        local.LocalTagger(str(tmp_path / "empty"), tmp_path / "a.jsonl").tag(photos[0], toy)
     mute = tmp_path / "mute"
     mute.mkdir()
     for file in folder.iterdir():
         if file.name != "chat_template.jinja":
             (mute / file.name).write_bytes(file.read_bytes())
     with pytest.raises(GocaError, match="no chat template"):
-        local.Local(str(mute), tmp_path / "a.jsonl").tag(photos[0], toy)
+        local.LocalTagger(str(mute), tmp_path / "a.jsonl").tag(photos[0], toy)
 
 
 # The diffusion model itself.
@@ -395,86 +418,95 @@ def test_errors_are_compared_place_by_place(layout: str) -> None:
             name: pipeline.encode_prompt(name, name, name, do_classifier_free_guidance=False)[0] for name in names
         }
     clean: list[torch.Tensor] = []
-    told: list[tuple[int, torch.Tensor]] = []
+    noises: list[tuple[int, torch.Tensor]] = []
 
-    def forward(session: Any, latents: Any, captions: Sequence[str], level: int, seed: int, sink: Any) -> torch.Tensor:
-        told.append((level, seed, len(captions)))
-        right = target(backbone.pipeline.scheduler, latents, level, seed)
-        wrong = torch.ones(len(captions), 1, 8, 16)
-        for row, caption in zip(wrong, captions, strict=True):
-            row[..., :4] -= float(caption == "cat")
-            row[..., 4:] -= float(caption == "clouds")
-        said = right + wrong
-        return ({"plain": said, "with a variance": torch.cat([said, said + 9], 1), "backwards": -said}[layout],)
+    def answer(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        noisy, timestep = kwargs["hidden_states"], int(kwargs["timestep"].flatten()[0])
+        truth = (noisy - clean[0]) / (timestep / 1000)
+        noises.extend((timestep, row) for row in truth + clean[0])
+        wrong = torch.ones_like(noisy)
+        quarter = noisy.shape[-1] // 4
+        for row, text in zip(wrong, kwargs["encoder_hidden_states"], strict=True):
+            (caption,) = (name for name, embedding in embedded.items() if torch.allclose(embedding[0], text, atol=1e-5))
+            row[..., :quarter] -= float(caption == "cat")
+            row[..., quarter:] -= float(caption == "clouds")
+        prediction = truth + wrong
+        return (
+            {
+                "plain": prediction,
+                "with a variance": torch.cat([prediction, prediction + 9], 1),
+                "backwards": -prediction,
+            }[layout],
+        )
 
-    monkeypatch.setattr(BackboneSession, "forward", forward)
-    monkeypatch.setattr(backbone, "latents", lambda images, size: torch.zeros(1, 4, 8, 16))
-    judge = ByError(levels=(500, 900), window=0.0)
-    # Captions of another length wait for a batch of their own.
-    monkeypatch.setattr(BackboneSession, "prompt", lambda session, caption: SimpleNamespace(shape=len(caption)))
-    scores = judge.scores(segmenter, Image.new("RGB", (64, 32)), ["dog", "clouds", "cat"])
+    scorer = DenoisingErrorScorer(timesteps=(500, 900), window=0.0)
+    size = fit(image, 64, segmenter.backbone.size_multiple)
+    clean.append(segmenter.backbone.latents([image], size))
+    handle = pipeline.transformer.register_forward_hook(answer, with_kwargs=True)
+    scores = scorer.scores(segmenter, image, names)
+    handle.remove()
     assert scores.tolist() == [0, 0.75, 0.25]
-    # At each level all candidates have one noise, and it is not that of the other level.
-    assert [level for level, _ in told] == [500] * 3 + [900] * 3
-    first, second = told[0][1], told[3][1]
-    for level, noise in told:
-        torch.testing.assert_close(noise, first if level == 500 else second, rtol=1e-3, atol=1e-3)
+    # At each timestep all candidates have one noise, and it is not that of the other timestep.
+    assert [timestep for timestep, _ in noises] == [500] * 3 + [900] * 3
+    first, second = noises[0][1], noises[3][1]
+    for timestep, noise in noises:
+        torch.testing.assert_close(noise, first if timestep == 500 else second, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(first, second, atol=0.1)
 
 
 @pytest.mark.parametrize("family", ["sd15", "pixart_sigma", "sd3"])
 def test_errors_of_real_layouts(family: str, image: Any) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS[family](), batch=2, size=64)
-    scores = ByError(levels=(300,)).scores(segmenter, image(64, 96), ["cat", "dog", "sky"])
+    scores = DenoisingErrorScorer(timesteps=(300,)).scores(segmenter, image(64, 96), ["cat", "dog", "sky"])
     assert float(scores.sum()) == pytest.approx(1)
 
 
 def test_packed_answers_are_refused(image: Any) -> None:
     segmenter = Segmenter.from_pipeline(BUILDERS["flux"](), batch=2, size=64)
     with pytest.raises(GocaError, match="self:map"):
-        ByError(levels=(300,)).scores(segmenter, image(), ["cat", "dog"])
-    scores = ByMap().scores(segmenter, image(), ["cat", "dog"])
+        DenoisingErrorScorer(timesteps=(300,)).scores(segmenter, image(), ["cat", "dog"])
+    scores = AttentionMapScorer().scores(segmenter, image(), ["cat", "dog"])
     assert scores.shape == (2,)
     assert bool((scores >= 0).all())
 
 
 def test_the_map_asks_again_about_the_better_half(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    rounds: list[list[str]] = []
     stream = Segmenter.stream
 
     def listening(self: Segmenter, questions: Any, **unused: Any) -> Any:
         (question,) = questions
-        asked.append(list(question.classes))
+        rounds.append(list(question.classes))
         return stream(self, [question])
 
     monkeypatch.setattr(Segmenter, "stream", listening)
     scene = next(data.scenes())
-    known = bundled.backbone.settings.nouns[:11]
-    scores = ByMap(few=3).scores(bundled, scene.image, known)
-    assert [len(names) for names in asked] == [11, 6, 3]
-    assert set(asked[2]) < set(asked[1]) < set(known)
-    assert {name for name, score in zip(known, scores.tolist(), strict=True) if score >= 0} == set(asked[2])
+    vocabulary = bundled.backbone.settings.nouns[:11]
+    scores = AttentionMapScorer(few=3).scores(bundled, scene.image, vocabulary)
+    assert [len(names) for names in rounds] == [11, 6, 3]
+    assert set(rounds[2]) < set(rounds[1]) < set(vocabulary)
+    assert {name for name, score in zip(vocabulary, scores.tolist(), strict=True) if score >= 0} == set(rounds[2])
 
 
-@pytest.mark.parametrize("judge", ["error", "map"])
-def test_a_model_tags_scenes(judge: str, bundled: Segmenter, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scorer", ["error", "map"])
+def test_a_model_tags_scenes(scorer: str, bundled: Segmenter, tmp_path: Path) -> None:
     scenes = list(data.scenes())[:2]
     candidates = tuple(dict.fromkeys(name for scene in scenes for name in scene.classes))
     for index, scene in enumerate(scenes):
         scene.image.save(tmp_path / f"{index}.png")
     toy = dataset(categories=candidates)
-    tagger = tagger_named(f"self:{judge}", Means(segmenter=bundled))
-    assert tagger.name == f"self {judge}"
-    said = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
-    assert all(set(names) <= set(candidates) for names in said)
-    found = Agreement.of(zip(said, [scene.classes for scene in scenes], strict=True))
+    tagger = tagger_named(f"self:{scorer}", TaggerOptions(segmenter=bundled))
+    assert tagger.name == f"self {scorer}"
+    captions = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
+    assert all(set(names) <= set(candidates) for names in captions)
+    scores = MultilabelScores.of(zip(captions, [scene.classes for scene in scenes], strict=True))
     # Saying everything has a precision of as many classes as a scene has, of all candidates.
-    assert found.precision > 1.5 * found.true / (len(scenes) * len(candidates))
-    assert found.recall > 0.3
+    assert scores.precision > 1.5 * scores.actual / (len(scenes) * len(candidates))
+    assert scores.recall > 0.3
 
 
 class Fixed:
-    """A judge whose mind is made up."""
+    """A scorer whose scores are given."""
 
     name, threshold = "fixed", 0.5
 
@@ -487,14 +519,37 @@ class Fixed:
 
 def test_candidates_and_threshold(bundled: Segmenter, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    one = sample("a", tmp_path / "a.png")
-    assert SelfPruning(bundled, Fixed(0.5, 0.4, 0.7)).tag(one, dataset()) == "cat, sky"
+    photo = sample("a", tmp_path / "a.png")
+    assert SelfPruningTagger(bundled, Fixed(0.5, 0.4, 0.7)).tag(photo, dataset()) == "cat, sky"
     # Who is sure of nothing says the likeliest.
-    assert SelfPruning(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(one, dataset()) == "sky"
-    listed = tagger_named("self:map:fish, road", Means(segmenter=bundled))
-    assert isinstance(listed, SelfPruning)
+    assert SelfPruningTagger(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(photo, dataset()) == "sky"
+    listed = tagger_named("self:map:fish, road", TaggerOptions(segmenter=bundled))
+    assert isinstance(listed, SelfPruningTagger)
     assert listed.candidates == ("fish", "road")
-    assert set(listed.tag(one, dataset()).split(", ")) <= {"fish", "road"}
-    for judge in ("error", "map"):
+    assert set(listed.tag(photo, dataset()).split(", ")) <= {"fish", "road"}
+    for scorer in ("error", "map"):
         with pytest.raises(GocaError, match='does not know "spoon"'):
-            tagger_named(f"self:{judge}:spoon, cat", Means(segmenter=bundled)).tag(one, dataset())
+            tagger_named(f"self:{scorer}:spoon, cat", TaggerOptions(segmenter=bundled)).tag(photo, dataset())
+
+
+class Photos:
+    """Images that are of no data set."""
+
+    name = ""
+    categories = ()
+
+
+def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    photo = SimpleNamespace(id="a.png", image=tmp_path / "a.png")
+    assert tagger_named("given:cat").tag(photo, Photos()) == "cat"
+    with CaptionStore(tmp_path / "captions.jsonl", "someone") as store:
+        store.add(photo, Photos(), "cat, sky")
+    assert CaptionsTagger(tmp_path / "captions.jsonl").tag(photo, Photos()) == "cat, sky"
+    # Without classes to choose from, the model chooses among the nouns that it knows.
+    vocabulary = bundled.backbone.settings.nouns
+    tagger = tagger_named("self:map", TaggerOptions(segmenter=bundled))
+    assert set(tagger.tag(photo, Photos()).split(", ")) <= set(vocabulary)
+    free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
+    with pytest.raises(GocaError, match="no candidates are named"):
+        tagger_named("self:map", TaggerOptions(segmenter=free)).tag(photo, Photos())

@@ -19,25 +19,30 @@ from PIL import Image
 
 from goca import GocaError
 from goca.evaluation.datasets.base import Category, Dataset, Sample
-from goca.tagging import Means, prepare, tagger_named
-from goca.tagging.base import Estimate
-from goca.tagging.captions import Captions, read
-from goca.tagging.endpoint import ATTEMPTS, Declined, Endpoint
-from goca.tagging.instruction import instruction
-from goca.tagging.vlm import VLM
+from goca.tagging import TaggerOptions, prepare, tagger_named
+from goca.tagging.captions import CaptionsTagger, read_captions
+from goca.tagging.endpoint import ATTEMPTS, MOST_BYTES, ChatEndpoint, DeclinedError
+from goca.tagging.instruction import instruction, most_words
+from goca.tagging.vlm import VLMTagger
 
 KEY = "sk-not-for-your-eyes"
 Goca = Callable[..., Outcome]
 Answer = tuple[int, dict[str, str], bytes]
 
 
-def said(text: object, **more: object) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text, **more}}]}).encode()
+def completion(text: object, finish_reason: str = "stop", **members: object) -> bytes:
+    message = {"role": "assistant", "content": text, **members}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}]}).encode()
 
 
-def shown(question: dict[str, Any]) -> Image.Image:
-    """The image of a question."""
-    url = question["messages"][0]["content"][1]["image_url"]["url"]
+def as_asked(dataset: Dataset) -> str:
+    """The instruction that goes with the data set's images."""
+    return instruction([category.name for category in dataset.categories], most_words(dataset), as_json=True)
+
+
+def shown(request: dict[str, Any]) -> Image.Image:
+    """The image of a request."""
+    url = request["messages"][0]["content"][1]["image_url"]["url"]
     return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
 
 
@@ -49,11 +54,11 @@ class Server:
     """Answers with `answer(number of the request, the request)`, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
         self.paths: list[str] = []
         self.most = self._now = 0
-        self.answer: Callable[[int, dict[str, Any]], Answer] = lambda number, question: (200, {}, said("cat, sky"))
+        self.answer: Callable[[int, dict[str, Any]], Answer] = lambda number, request: (200, {}, completion("cat, sky"))
         self._lock = threading.Lock()
         outer = self
 
@@ -61,8 +66,8 @@ class Server:
             def do_POST(self) -> None:
                 content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with outer._lock:
-                    number = len(outer.asked)
-                    outer.asked.append(content)
+                    number = len(outer.requests)
+                    outer.requests.append(content)
                     outer.headers.append(self.headers)
                     outer.paths.append(self.path)
                     outer._now += 1
@@ -100,9 +105,9 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    one = Server()
-    yield one
-    one.close()
+    running = Server()
+    yield running
+    running.close()
 
 
 class Hasty(threading.Event):
@@ -128,97 +133,143 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture
-def vlm(server: Server, tmp_path: Path) -> VLM:
-    return VLM("m-1", Endpoint(server.base, KEY, timeout=5.0, stop=Hasty()), tmp_path / "captions.jsonl", together=3)
+def vlm(server: Server, tmp_path: Path) -> VLMTagger:
+    endpoint = ChatEndpoint(server.base, KEY, timeout=5.0, stop=Hasty())
+    return VLMTagger("m-1", endpoint, tmp_path / "captions.jsonl", concurrency=3)
 
 
-def pauses(vlm: VLM) -> list[float]:
+def pauses(vlm: VLMTagger) -> list[float]:
     assert isinstance(vlm.endpoint.stop, Hasty)
     return vlm.endpoint.stop.pauses
 
 
-def test_an_image_is_shown_and_its_caption_kept(server: Server, vlm: VLM, dataset: Dataset) -> None:
-    server.answer = lambda number, question: (200, {}, said("<think>a cat?\nyes</think>\n Cat, (sky, cloud). \n"))
-    assert vlm.tag(dataset.samples[2], dataset) == "Cat, (sky, cloud)."
-    (asked,) = server.asked
+def test_an_image_is_shown_and_its_caption_kept(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    server.answer = lambda number, request: (200, {}, completion('{"nouns": ["Cat", "(sky, cloud)"]}'))
+    assert vlm.tag(dataset.samples[2], dataset) == "Cat, (sky, cloud)"
+    (request,) = server.requests
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
-    assert asked["model"] == "m-1"
-    assert asked["temperature"] == 0
-    text, image = asked["messages"][0]["content"]
-    assert text == {"type": "text", "text": instruction(dataset)}
+    assert request["model"] == "m-1"
+    assert request["temperature"] == 0
+    assert request["response_format"]["json_schema"]["schema"]["required"] == ["nouns"]
+    text, image = request["messages"][0]["content"]
+    assert text == {"type": "text", "text": as_asked(dataset)}
     assert image["image_url"]["url"].startswith("data:image/jpeg;base64,")
-    assert shown(asked).size == (53, 39)
-    assert abs(int(np.asarray(shown(asked)).mean()) - 80) < 3
+    assert shown(request).size == (53, 39)
+    assert abs(int(np.asarray(shown(request)).mean()) - 80) < 3
     assert vlm.name == "vlm m-1"
-    (entry,) = read(vlm.path)
-    assert (entry.dataset, entry.id, entry.tagger, entry.caption) == ("toy", "p2", "vlm m-1", "Cat, (sky, cloud).")
+    (entry,) = read_captions(vlm.path)
+    assert (entry.dataset, entry.id, entry.tagger, entry.caption) == ("toy", "p2", "vlm m-1", "Cat, (sky, cloud)")
 
 
-def test_large_images_are_shown_smaller(server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("body", "caption"),
+    [
+        (completion("<think>a cow?\nyes</think>\n Cat, (sky, cloud). \n"), "Cat, (sky, cloud)."),
+        (completion('```json\n{"nouns": ["cat"]}\n```'), "cat"),
+        (completion([{"type": "text", "text": "cat, "}, {"type": "text", "text": "sky"}]), "cat, sky"),
+        (completion("cat, sky, mount", finish_reason="length"), "cat, sky"),
+        (completion(f"cat, {KEY}"), "cat, ***"),
+    ],
+)
+def test_what_servers_put_around_an_answer(
+    body: bytes, caption: str, server: Server, vlm: VLMTagger, dataset: Dataset
+) -> None:
+    server.answer = lambda number, request: (200, {}, body)
+    assert vlm.tag(dataset.samples[0], dataset) == caption
+
+
+@pytest.mark.parametrize("message", ["response_format is not supported", "Unknown field"])
+def test_a_server_that_refuses_structured_answers_is_asked_for_a_list(
+    message: str, server: Server, vlm: VLMTagger, dataset: Dataset
+) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        return failed(400, message) if "response_format" in request else (200, {}, completion("cat, sky"))
+
+    server.answer = answer
+    for sample in dataset.samples[:2]:
+        assert vlm.tag(sample, dataset) == "cat, sky"
+    # Refused once, and not asked for again.
+    assert ["response_format" in request for request in server.requests] == [True, False, False]
+    texts = [request["messages"][0]["content"][0]["text"] for request in server.requests]
+    assert ["JSON" in text for text in texts] == [True, False, False]
+
+
+@pytest.mark.parametrize("text", ["<think>a cow, a dog", "I'm sorry, I can't help with that.", '{"nouns": []}'])
+def test_an_answer_without_nouns_is_not_kept(text: str, server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    server.answer = lambda number, request: (200, {}, completion(text))
+    with pytest.raises(DeclinedError, match="names no nouns"):
+        vlm.tag(dataset.samples[0], dataset)
+    assert read_captions(vlm.path) == []
+
+
+def test_large_images_are_shown_smaller(server: Server, vlm: VLMTagger, dataset: Dataset, tmp_path: Path) -> None:
     Image.new("RGB", (2048, 512)).save(tmp_path / "wide.png")
     vlm.tag(Sample("wide", tmp_path / "wide.png", dataset.samples[0].truth), dataset)
-    assert shown(server.asked[0]).size == (1024, 256)
+    assert shown(server.requests[0]).size == (1024, 256)
 
 
 def test_the_instruction(dataset: Dataset) -> None:
-    told = instruction(dataset)
-    assert "at most 20 words" in told
-    assert "cat, sky" in told
+    assert "at most 20 words" in as_asked(dataset)
+    assert "use that very word: cat, sky." in as_asked(dataset)
     context = Dataset("context", "val", dataset.categories, (), True, dataset.palette)
-    assert "at most 35 words" in instruction(context)
+    assert "at most 35 words" in as_asked(context)
+    # Without a data set the words are the model's own.
+    for free in (instruction(None), instruction(())):
+        assert "that very word" not in free
+        assert "at most 20 words" in free
 
 
 def test_many_images_go_together_and_none_is_asked_twice(
-    server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path
+    server: Server, vlm: VLMTagger, dataset: Dataset, tmp_path: Path
 ) -> None:
-    def answer(number: int, question: dict[str, Any]) -> Answer:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
         time.sleep(0.1)
-        return 200, {}, said(f"noun {number}")
+        return 200, {}, completion(f"noun {number}")
 
     server.answer = answer
     vlm.tag(dataset.samples[1], dataset)
     done: list[int] = []
     prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
     assert len(done) == 5
-    assert len(server.asked) == 5
+    assert len(server.requests) == 5
     assert 2 <= server.most <= 3
     captions = [vlm.tag(sample, dataset) for sample in dataset.samples]
     assert captions[1] == "noun 0"
     assert sorted(captions) == [f"noun {number}" for number in range(5)]
     # A second run knows them all, a file of captions has them, and neither asks.
-    again = VLM("m-1", Endpoint("http://127.0.0.1:1"), vlm.path)
+    again = VLMTagger("m-1", ChatEndpoint("http://127.0.0.1:1"), vlm.path)
     prepare(again, dataset.samples, dataset)
     assert [again.tag(sample, dataset) for sample in dataset.samples] == captions
-    saved = Captions(vlm.path)
+    saved = CaptionsTagger(vlm.path)
     assert [saved.tag(sample, dataset) for sample in dataset.samples] == captions
     assert saved.name.startswith("captions captions.jsonl (vlm m-1) ")
-    assert len(server.asked) == 5
+    assert len(server.requests) == 5
 
 
-def test_a_run_that_was_killed_goes_on(server: Server, vlm: VLM, dataset: Dataset) -> None:
+def test_a_run_that_was_killed_goes_on(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
     prepare(vlm, dataset.samples[:3], dataset)
     # Killed while it wrote the third answer.
     content = vlm.path.read_bytes()
     vlm.path.write_bytes(content[:-20])
-    lost = {"p0", "p1", "p2"} - {entry.id for entry in read(vlm.path)}
+    lost = {"p0", "p1", "p2"} - {entry.id for entry in read_captions(vlm.path)}
     assert len(lost) == 1
-    again = VLM("m-1", vlm.endpoint, vlm.path)
+    again = VLMTagger("m-1", vlm.endpoint, vlm.path)
     prepare(again, dataset.samples, dataset)
-    assert len(server.asked) == 3 + 3
-    assert {entry.id for entry in read(vlm.path)} == {"p0", "p1", "p2", "p3", "p4"}
+    assert len(server.requests) == 3 + 3
+    assert {entry.id for entry in read_captions(vlm.path)} == {"p0", "p1", "p2", "p3", "p4"}
     assert len(vlm.path.read_bytes().splitlines()) == 5
 
 
-def test_patience(server: Server, vlm: VLM, dataset: Dataset) -> None:
+def test_patience(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
     answers: list[Answer] = [
         failed(429, Retry_After="7"),
         failed(503),
         failed(429, Retry_After=formatdate(time.time() + 100, usegmt=True)),
         (200, {}, b'{"choices": [{"mess'),
-        (200, {}, said("cat")),
+        (200, {}, completion("cat")),
     ]
-    server.answer = lambda number, question: answers[number]
+    server.answer = lambda number, request: answers[number]
     assert vlm.tag(dataset.samples[0], dataset) == "cat"
     assert pauses(vlm) == [7, 2, pytest.approx(100, abs=5), 8]
 
@@ -227,19 +278,22 @@ def test_patience(server: Server, vlm: VLM, dataset: Dataset) -> None:
     ("answer", "reason"),
     [
         (failed(500, "on fire"), "HTTP 500, on fire"),
-        ((200, {}, b"<html>hello</html>"), "no chat completion"),
-        ((200, {}, b'{"choices": []}'), "no chat completion"),
-        ((200, {}, b'{"choices": [{"message": "cat"}]}'), "no chat completion"),
+        ((200, {}, b"<html>hello</html>"), "not a chat completion"),
+        ((200, {}, b'{"choices": []}'), "not a chat completion"),
+        ((200, {}, b'{"choices": [{"message": "cat"}]}'), "not a chat completion"),
+        ((200, {}, b"[" * 100_000), "not a chat completion"),
+        ((200, {}, b'{"error": {"message": "no GPU is free"}}'), "no GPU is free"),
+        (failed(500, "\x1b[31mred"), r"HTTP 500, \[31mred"),
     ],
 )
-def test_patience_ends(server: Server, vlm: VLM, dataset: Dataset, answer: Answer, reason: str) -> None:
-    server.answer = lambda number, question: answer
+def test_patience_ends(server: Server, vlm: VLMTagger, dataset: Dataset, answer: Answer, reason: str) -> None:
+    server.answer = lambda number, request: answer
     with pytest.raises(GocaError, match=f"in 6 attempts .*{reason}") as caught:
         vlm.tag(dataset.samples[0], dataset)
-    assert not isinstance(caught.value, Declined)
-    assert len(server.asked) == ATTEMPTS == 6
+    assert not isinstance(caught.value, DeclinedError)
+    assert len(server.requests) == ATTEMPTS == 6
     assert pauses(vlm) == [1, 2, 4, 8, 16]
-    assert vlm.path.read_bytes() == b""
+    assert read_captions(vlm.path) == []
     # It ends the run.
     with pytest.raises(GocaError, match=reason):
         prepare(vlm, dataset.samples, dataset)
@@ -248,91 +302,92 @@ def test_patience_ends(server: Server, vlm: VLM, dataset: Dataset, answer: Answe
 @pytest.mark.parametrize(
     ("body", "attempts", "reason"),
     [
-        (said(None), 6, r"in 6 attempts \(its answer is empty\)"),
-        (said("  "), 6, r"in 6 attempts \(its answer is empty\)"),
-        (said(None, refusal=""), 6, r"in 6 attempts \(its answer is empty\)"),
+        (completion(None), 6, r"in 6 attempts \(its answer is empty\)"),
+        (completion("  "), 6, r"in 6 attempts \(its answer is empty\)"),
+        (completion(None, refusal=""), 6, r"in 6 attempts \(its answer is empty\)"),
         (b'{"choices": [{"message": {"role": "assistant"}}]}', 6, r"in 6 attempts \(its answer is empty\)"),
-        (said(None, refusal="I tell no\ntemperature."), 1, r"declined \(I tell no temperature\.\)"),
+        (completion("cat, " * (MOST_BYTES // 5 + 1)), 6, "longer than"),
+        (completion(None, refusal="I tell no\ntemperature."), 1, r"declined \(I tell no temperature\.\)"),
     ],
 )
 def test_a_model_that_will_not_speak_of_one_image(
-    body: bytes, attempts: int, reason: str, server: Server, vlm: VLM, dataset: Dataset
+    body: bytes, attempts: int, reason: str, server: Server, vlm: VLMTagger, dataset: Dataset
 ) -> None:
-    server.answer = lambda number, question: (200, {}, body if shown(question).height == 37 + 2 else said("cat"))
+    server.answer = lambda number, request: (200, {}, body if shown(request).height == 37 + 2 else completion("cat"))
     done: list[int] = []
     prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
     assert len(done) == 5
-    assert sorted(entry.id for entry in read(vlm.path)) == ["p0", "p1", "p3", "p4"]
-    assert len(server.asked) == 4 + attempts
+    assert sorted(entry.id for entry in read_captions(vlm.path)) == ["p0", "p1", "p3", "p4"]
+    assert len(server.requests) == 4 + attempts
     assert pauses(vlm) == [1, 2, 4, 8, 16][: attempts - 1]
-    with pytest.raises(Declined, match=reason):
+    with pytest.raises(DeclinedError, match=reason):
         vlm.tag(dataset.samples[2], dataset)
     # It is not asked again, and the temperature stays: the model spoke of it, not the server.
-    assert len(server.asked) == 4 + attempts
-    assert all(question["temperature"] == 0 for question in server.asked)
+    assert len(server.requests) == 4 + attempts
+    assert all(request["temperature"] == 0 for request in server.requests)
 
 
-def test_one_unreadable_image_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
+def test_one_unreadable_image_does_not_stop_the_others(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
     path = dataset.samples[3].image
     Image.effect_noise((59, 61), 50).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:700])
     done: list[int] = []
     prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
     assert len(done) == 5
-    assert sorted(entry.id for entry in read(vlm.path)) == ["p0", "p1", "p2", "p4"]
+    assert sorted(entry.id for entry in read_captions(vlm.path)) == ["p0", "p1", "p2", "p4"]
     with pytest.raises(GocaError, match=r"3\.png cannot be read"):
         vlm.tag(dataset.samples[3], dataset)
-    assert len(server.asked) == 4
+    assert len(server.requests) == 4
 
 
 def test_nothing_is_paid_for_what_cannot_be_kept(server: Server, dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    vlm = VLM("m", Endpoint(server.base), tmp_path / "file" / "captions.jsonl")
+    vlm = VLMTagger("m", ChatEndpoint(server.base), tmp_path / "file" / "captions.jsonl")
     assert vlm.estimate(dataset.samples, dataset).images == 5
-    with pytest.raises(GocaError, match="cannot write the captions"):
+    with pytest.raises(GocaError, match="cannot write"):
         prepare(vlm, dataset.samples, dataset)
-    with pytest.raises(GocaError, match="cannot write the captions"):
+    with pytest.raises(GocaError, match="cannot write"):
         vlm.tag(dataset.samples[0], dataset)
-    assert not server.asked
+    assert not server.requests
 
 
 def test_silence_is_an_answer_too(server: Server, dataset: Dataset, tmp_path: Path) -> None:
-    def answer(number: int, question: dict[str, Any]) -> Answer:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
         if number == 0:
             time.sleep(1.0)
-        return 200, {}, said("cat")
+        return 200, {}, completion("cat")
 
     server.answer = answer
-    endpoint = Endpoint(server.base, timeout=0.3, stop=Hasty())
-    assert VLM("m", endpoint, tmp_path / "captions.jsonl").tag(dataset.samples[0], dataset) == "cat"
-    assert len(server.asked) == 2
+    endpoint = ChatEndpoint(server.base, timeout=0.3, stop=Hasty())
+    assert VLMTagger("m", endpoint, tmp_path / "captions.jsonl").tag(dataset.samples[0], dataset) == "cat"
+    assert len(server.requests) == 2
     assert "Authorization" not in server.headers[0]
 
 
 def test_nobody_there(dataset: Dataset, tmp_path: Path) -> None:
-    nobody = VLM("m", Endpoint("http://127.0.0.1:1", KEY, stop=Hasty()), tmp_path / "captions.jsonl")
+    nobody = VLMTagger("m", ChatEndpoint("http://127.0.0.1:1", KEY, stop=Hasty()), tmp_path / "captions.jsonl")
     with pytest.raises(GocaError, match=r"127.0.0.1:1 did not answer in 6 attempts .*refused"):
         nobody.tag(dataset.samples[0], dataset)
 
 
-def test_too_long_a_pause_ends_the_run(server: Server, vlm: VLM, dataset: Dataset) -> None:
-    server.answer = lambda number, question: failed(429, Retry_After="3600")
+def test_too_long_a_pause_ends_the_run(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    server.answer = lambda number, request: failed(429, Retry_After="3600")
     with pytest.raises(GocaError, match="3600 s: start again later"):
         vlm.tag(dataset.samples[0], dataset)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_wrong_key_ends_the_run_and_is_not_shown(
-    server: Server, vlm: VLM, dataset: Dataset, capfd: pytest.CaptureFixture[str]
+    server: Server, vlm: VLMTagger, dataset: Dataset, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server.answer = lambda number, question: failed(401, f"Incorrect API key: {KEY}")
+    server.answer = lambda number, request: failed(401, f"Incorrect API key: {KEY}")
     with pytest.raises(GocaError, match=r"HTTP 401, Incorrect API key: \*\*\*.*check OPENAI_API_KEY") as caught:
         prepare(vlm, dataset.samples, dataset)
-    assert len(server.asked) <= 3
+    assert len(server.requests) <= 3
     # The cause is told, also where others were waiting for their next attempt; and then one may try again.
-    server.answer = lambda number, question: failed(500) if number % 2 else failed(404, "no such model")
-    server.asked.clear()
-    slow = VLM("m-1", Endpoint(server.base), vlm.path, together=2)
+    server.answer = lambda number, request: failed(500) if number % 2 else failed(404, "no such model")
+    server.requests.clear()
+    slow = VLMTagger("m-1", ChatEndpoint(server.base), vlm.path, concurrency=2)
     with pytest.raises(GocaError, match="no such model"):
         prepare(slow, dataset.samples, dataset)
     assert not slow.endpoint.stop.is_set()
@@ -340,53 +395,52 @@ def test_a_wrong_key_ends_the_run_and_is_not_shown(
     assert KEY not in f"{caught.value}{vlm!r}{vlm.endpoint}{out.out}{out.err}{vlm.path.read_text()}"
 
 
-def test_a_redirection_does_not_get_the_key(server: Server, vlm: VLM, dataset: Dataset) -> None:
-    server.answer = lambda number, question: (302, {"Location": f"{server.base}/elsewhere"}, b"")
+def test_an_account_without_credit_ends_the_run(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    server.answer = lambda number, request: failed(402, "insufficient balance")
+    with pytest.raises(GocaError, match=r"HTTP 402, insufficient balance.*check the account's credit"):
+        prepare(vlm, dataset.samples, dataset)
+    assert len(server.requests) <= 3
+
+
+def test_a_redirection_does_not_get_the_key(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    server.answer = lambda number, request: (302, {"Location": f"{server.base}/elsewhere"}, b"")
     with pytest.raises(GocaError, match="HTTP 404"):
         vlm.tag(dataset.samples[0], dataset)
     assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}", None]
 
 
-def test_one_declined_image_does_not_stop_the_others(server: Server, vlm: VLM, dataset: Dataset) -> None:
-    def answer(number: int, question: dict[str, Any]) -> Answer:
-        return failed(400, "not such an image") if shown(question).height == 37 + 2 else (200, {}, said("cat"))
+def test_one_declined_image_does_not_stop_the_others(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        return failed(400, "not such an image") if shown(request).height == 37 + 2 else (200, {}, completion("cat"))
 
     server.answer = answer
     prepare(vlm, dataset.samples, dataset)
-    assert len(read(vlm.path)) == 4
-    with pytest.raises(Declined, match="not such an image"):
+    assert len(read_captions(vlm.path)) == 4
+    with pytest.raises(DeclinedError, match="not such an image"):
         vlm.tag(dataset.samples[2], dataset)
-    assert len(server.asked) == 5
+    # The one is asked once more without a response format, which it might have been about; the others are not.
+    assert sorted("response_format" in request for request in server.requests) == [False] + [True] * 5
 
 
-def test_a_model_that_takes_no_temperature(server: Server, vlm: VLM, dataset: Dataset) -> None:
-    def answer(number: int, question: dict[str, Any]) -> Answer:
-        return failed(400, "temperature is not supported") if "temperature" in question else (200, {}, said("cat"))
+def test_a_model_that_takes_no_temperature(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        return failed(400, "temperature is not supported") if "temperature" in request else (200, {}, completion("cat"))
 
     server.answer = answer
     for sample in dataset.samples[:2]:
         assert vlm.tag(sample, dataset) == "cat"
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
-def test_an_estimate(server: Server, vlm: VLM, dataset: Dataset, tmp_path: Path) -> None:
-    words = -(-len(instruction(dataset)) // 4)
-    told = vlm.estimate(dataset.samples, dataset)
-    # An image of one tile: 85 + 170.
-    assert (told.images, told.read, told.written, told.cost) == (5, 5 * (words + 255), 5 * 40, None)
-    assert "name prices" in str(told)
+def test_an_estimate(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    each = 765 + len(as_asked(dataset)) // 4
+    estimate = vlm.estimate(dataset.samples, dataset)
+    assert (estimate.images, estimate.read, estimate.written, estimate.cost) == (5, 5 * each, 5 * 40, None)
+    assert "name prices" in str(estimate)
     vlm.tag(dataset.samples[0], dataset)
     vlm.prices = (3.0, 11.0)
-    told = vlm.estimate(dataset.samples, dataset)
-    assert told.images == 4
-    assert told.cost == pytest.approx((4 * (words + 255) * 3 + 4 * 40 * 11) / 1e6)
-    assert len(server.asked) == 1
-    # 1500 x 2000 is shown as 768 x 1024: two by two tiles.
-    Image.new("RGB", (1500, 2000)).save(tmp_path / "large.png")
-    large = [Sample("large", tmp_path / "large.png", dataset.samples[0].truth)]
-    assert vlm.estimate(large, dataset).read == words + 85 + 4 * 170
-    (tmp_path / "large.png").write_text("no image")
-    assert vlm.estimate(large, dataset) == Estimate(0, 0, 0, 0.0)
+    assert vlm.estimate(dataset.samples, dataset).cost == pytest.approx((4 * each * 3 + 4 * 40 * 11) / 1e6)
+    assert len(server.requests) == 1
 
 
 def test_what_a_run_will_take_is_said_before_anybody_is_asked(
@@ -396,15 +450,15 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     run = tmp_path / "run"
     ask = ("evaluate", "scenes", "--limit", "3", "--tagger", "vlm:m-1", "--out", run)
-    told = goca(*ask, "--estimate")
-    assert (told.code, told.err) == (0, "")
-    assert told.out.startswith("3 images, about ")
-    assert told.out.endswith("name prices to see the cost\n")
+    printed = goca(*ask, "--estimate")
+    assert (printed.code, printed.err) == (0, "")
+    assert printed.out.startswith("3 images, about ")
+    assert printed.out.endswith("name prices to see the cost\n")
     priced = json.loads(goca(*ask, "--estimate", "--prices", "1000000,0", "--json").out)
     assert priced["cost"] == priced["read"]
-    assert not server.asked
+    assert not server.requests
     assert not run.exists()
-    assert goca(*ask[:-2], "--estimate").out == told.out
+    assert goca(*ask[:-2], "--estimate").out == printed.out
     assert goca(*ask, "--estimate", "--prices", "0.001,0").out.endswith("less than 0.01\n")
     with monkeypatch.context() as without:
         without.delenv("OPENAI_BASE_URL")
@@ -413,17 +467,17 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     done = goca(*ask, "--prices", "0,500000", "--json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out)["images"] == 3
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
     shown = goca(*ask[:-1], tmp_path / "other", "--prices", "0,500000")
     assert (shown.code, shown.err) == (0, "")
     first = shown.out.splitlines()[0]
     assert first.startswith("before the tagger is asked: 3 images, ")
     assert first.endswith(f": about {priced['written'] / 2:.2f}")
-    assert len(server.asked) == 6
+    assert len(server.requests) == 6
     # All is known now.
     assert json.loads(goca(*ask, "--estimate", "--json").out)["images"] == 0
     assert goca(*ask, "--json").err == ""
-    assert len(server.asked) == 6
+    assert len(server.requests) == 6
 
 
 @pytest.mark.parametrize(
@@ -445,12 +499,12 @@ def test_what_cannot_be_estimated(options: tuple[str, ...], reason: str, goca: G
 def test_where_and_who_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dataset: Dataset
 ) -> None:
-    means = Means(captions=tmp_path / "captions.jsonl", prices=(1.0, 2.0), together=2)
+    means = TaggerOptions(captions=tmp_path / "captions.jsonl", prices=(1.0, 2.0), concurrency=2)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     # Without a key one may see what it would take, and is told as soon as somebody would have to be asked.
     keyless = tagger_named("vlm:gpt", means)
-    assert isinstance(keyless, VLM)
+    assert isinstance(keyless, VLMTagger)
     assert keyless.estimate(dataset.samples, dataset).images == 5
     monkeypatch.setattr("urllib.request.urlopen", lambda *unused, **more: pytest.fail("asked"))
     keyless.endpoint = replace(keyless.endpoint, stop=Hasty())
@@ -461,38 +515,38 @@ def test_where_and_who_come_from_the_environment(
     ):
         with pytest.raises(GocaError, match="set OPENAI_API_KEY") as caught:
             ask()
-        assert not isinstance(caught.value, Declined)
+        assert not isinstance(caught.value, DeclinedError)
     assert pauses(keyless) == []
     assert not (tmp_path / "captions.jsonl").exists()
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     made = tagger_named("vlm:gpt", means)
-    assert isinstance(made, VLM)
+    assert isinstance(made, VLMTagger)
     assert (made.endpoint.base, made.endpoint.key) == ("https://api.openai.com/v1", KEY)
-    assert (made.model, made.prices, made.together) == ("gpt", (1, 2), 2)
+    assert (made.model, made.prices, made.concurrency) == ("gpt", (1, 2), 2)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1/")
-    assert Endpoint.from_environment().base == "http://localhost:8000/v1"
+    assert ChatEndpoint.from_environment().base == "http://localhost:8000/v1"
     monkeypatch.setenv("OPENAI_API_KEY", "sk\nsecond")
     with pytest.raises(GocaError, match="copy it again") as caught:
-        Endpoint.from_environment()
+        ChatEndpoint.from_environment()
     assert "second" not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert Endpoint.from_environment().key == ""
+    assert ChatEndpoint.from_environment().key == ""
     monkeypatch.setenv("OPENAI_BASE_URL", "file:///etc")
     with pytest.raises(GocaError, match="http://"):
-        Endpoint.from_environment()
+        ChatEndpoint.from_environment()
 
 
 @pytest.mark.parametrize(
     ("spec", "means", "reason"),
     [
-        ("vlm:gpt", Means(), r"--out RUN\), or Means\(captions=FILE\)"),
-        ("vlm:", Means(Path("captions.jsonl")), "no model"),
-        ("vlm:gpt", Means(Path("captions.txt")), "ends in .jsonl"),
-        ("vlm:gpt", Means(Path("captions.jsonl"), together=0), "1 or more"),
+        ("vlm:gpt", TaggerOptions(), "saves its captions as it makes them"),
+        ("vlm:", TaggerOptions(captions=Path("captions.jsonl")), "no model"),
+        ("vlm:gpt", TaggerOptions(captions=Path("captions.txt")), "ends in .jsonl"),
+        ("vlm:gpt", TaggerOptions(captions=Path("captions.jsonl"), concurrency=0), "1 or more"),
     ],
 )
 def test_what_it_cannot_start_with(
-    spec: str, means: Means, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    spec: str, means: TaggerOptions, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -501,15 +555,18 @@ def test_what_it_cannot_start_with(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_has_one_tagger(server: Server, vlm: VLM, dataset: Dataset) -> None:
+def test_a_file_has_one_tagger(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
     vlm.tag(dataset.samples[0], dataset)
-    with pytest.raises(GocaError, match='holds captions of "vlm m-1", not of "vlm m-2"'):
-        VLM("m-2", vlm.endpoint, vlm.path)
+    with pytest.raises(GocaError, match='has captions of "vlm m-1", not of "vlm m-2"'):
+        VLMTagger("m-2", vlm.endpoint, vlm.path)
 
 
 def test_ctrl_c_does_not_wait_for_a_patient_thread(server: Server, dataset: Dataset, tmp_path: Path) -> None:
-    server.answer = lambda number, question: (200, {}, said("cat")) if number == 0 else failed(429, Retry_After="300")
-    vlm = VLM("m", Endpoint(server.base), tmp_path / "captions.jsonl", together=1)
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        return (200, {}, completion("cat")) if number == 0 else failed(429, Retry_After="300")
+
+    server.answer = answer
+    vlm = VLMTagger("m", ChatEndpoint(server.base), tmp_path / "captions.jsonl", concurrency=1)
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -518,4 +575,4 @@ def test_ctrl_c_does_not_wait_for_a_patient_thread(server: Server, dataset: Data
     with pytest.raises(KeyboardInterrupt):
         vlm.prepare(dataset.samples, dataset, interrupt)
     assert time.monotonic() - start < 60
-    assert len(read(vlm.path)) == 1
+    assert len(read_captions(vlm.path)) == 1

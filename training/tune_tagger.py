@@ -1,6 +1,6 @@
 """Stage tune_tagger: the thresholds of the model as its own tagger, on the scenes that `training.tune` chooses on.
 
-Of each judge, the threshold with the best F1 of present classes among the 32 nouns. The result goes into
+Of each scorer, the threshold with the best F1 of present classes among the 32 nouns. The result goes into
 `goca/tagging/self_pruning.py` by hand; the benchmark's scenes are never looked at here, but by
 `benchmarks/self_tagger.py`.
 
@@ -17,8 +17,8 @@ from itertools import pairwise
 import torch
 
 from goca.segmenter import Segmenter
-from goca.tagging.multilabel import Agreement
-from goca.tagging.self_pruning import JUDGES, SelfPruning
+from goca.tagging.multilabel import MultilabelScores
+from goca.tagging.self_pruning import SCORERS, SelfPruningTagger
 
 from .commands import command
 from .nouns import NAMES
@@ -27,14 +27,14 @@ from .tune import tuning_scenes
 Scores = list[dict[str, float]]  # of each image: {candidate: score}
 
 
-def best(scores: Scores, truth: list[set[str]]) -> tuple[float, Agreement]:
+def best(scores: Scores, truth: list[set[str]]) -> tuple[float, MultilabelScores]:
     """The threshold with the best F1, in the middle between two scores, and what it agrees on."""
     levels = sorted({score for image in scores for score in image.values() if score > float("-inf")})
     middles = [(low + high) / 2 for low, high in pairwise(levels)]
 
-    def found(threshold: float) -> Agreement:
+    def found(threshold: float) -> MultilabelScores:
         kept = ({name for name, score in image.items() if score >= threshold} for image in scores)
-        return Agreement.of(zip(kept, truth, strict=True))
+        return MultilabelScores.of(zip(kept, truth, strict=True))
 
     return max(((threshold, found(threshold)) for threshold in middles), key=lambda pair: pair[1].f1)
 
@@ -48,14 +48,14 @@ def main() -> None:
     segmenter = Segmenter.from_pretrained(arguments.model, device="cpu", batch=8)
     scenes = list(tuning_scenes(arguments.count, arguments.work / "art"))
     truth = [set(scene.classes) for scene in scenes]
-    for name, judge in JUDGES.items():
-        tagger = SelfPruning(segmenter, judge)
+    for name, scorer in SCORERS.items():
+        tagger = SelfPruningTagger(segmenter, scorer)
         start = time.process_time()
         scores = [dict(zip(NAMES, tagger.scores(scene.image, NAMES).tolist(), strict=True)) for scene in scenes]
         seconds = (time.process_time() - start) / len(scenes)
         threshold, agreement = best(scores, truth)
-        told = {"judge": name, "threshold": round(threshold, 4), "agreement": str(agreement), "cpu_seconds": seconds}
-        print(json.dumps(told), flush=True)
+        row = {"scorer": name, "threshold": round(threshold, 4), "agreement": str(agreement), "cpu_seconds": seconds}
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from goca.evaluation.scenes import evaluate_scenes
 from PIL import Image
 from torch.nn.functional import interpolate
 
@@ -15,7 +16,6 @@ from goca import GOCA, RECIPES, Recipe, Segmentation, SegmentationRequest, Segme
 from goca.diffusion.loading import load, quiet
 from goca.evaluation.config import Job
 from goca.evaluation.runner import evaluate
-from goca.evaluation.scenes import evaluate_scenes
 from goca.testing.tiny import BUILDERS
 
 FOLDER = Path(__file__).parent

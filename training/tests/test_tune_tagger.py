@@ -2,7 +2,7 @@
 
 import pytest
 
-from goca.tagging.multilabel import Agreement
+from goca.tagging.multilabel import MultilabelScores
 from training.tune_tagger import best
 
 
@@ -11,4 +11,4 @@ def test_the_best_threshold() -> None:
     threshold, found = best(scores, [{"cat", "sky"}, {"sky", "dog"}])
     # Three of the four are above 0.4 and nothing else; the dog of the second fell out and is never said.
     assert threshold == pytest.approx((0.4 + 0.6) / 2)
-    assert found == Agreement(right=3, said=3, true=4)
+    assert found == MultilabelScores(correct=3, predicted=3, actual=4)

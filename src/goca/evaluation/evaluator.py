@@ -9,7 +9,7 @@ import numpy as np
 
 from goca.diffusion.backbone import BackboneSession
 from goca.errors import GocaError
-from goca.evaluation.caption_nouns import Asked, ask
+from goca.evaluation.caption_nouns import CaptionedRequest, captioned
 from goca.evaluation.datasets.base import Dataset, LabelMap, Sample
 from goca.evaluation.oracle import true_classes
 from goca.evaluation.protocol import Protocol
@@ -51,7 +51,7 @@ class _OpenImage(NamedTuple):
 
     sample: Sample
     truth: LabelMap
-    query: Asked
+    query: CaptionedRequest
     record: ImageRecord
 
 
@@ -115,11 +115,11 @@ class Evaluator:
         truth = self.protocol.truth(sample.truth())
         names = true_classes(sample, self.dataset, truth)
         categories = self.protocol.categories(self.dataset.categories)
-        query = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
+        query = captioned(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
         record = ImageRecord(sample.id, caption, tuple(query.classes), query.background_classes, query.notes)
         return _OpenImage(sample, truth, query, record)
 
-    def _only_label(self, query: Asked) -> int | None:
+    def _only_label(self, query: CaptionedRequest) -> int | None:
         """The label of every pixel, where that is plain: no class was named, or one alone without a background."""
         if not query.classes:
             return 0
@@ -130,7 +130,7 @@ class Evaluator:
     def _request(self, image: _OpenImage) -> tuple[SegmentationRequest, _OpenImage]:
         """The request, and the image with what is to be recorded of it."""
         query = image.query
-        request = query.question(image.sample.image, None if self.protocol.threshold == "none" else AUTO)
+        request = query.of(image.sample.image, None if self.protocol.threshold == "none" else AUTO)
         if self.protocol.captions == "sentences":
             return replace(request, caption=image.sample.captions["sentences"]), image
         if not self._fits(query.caption.split(", ")):

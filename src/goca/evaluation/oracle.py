@@ -1,12 +1,12 @@
-"""Ground truth as a tagger: the classes that an image does show. What it flatters is said by its name."""
+"""Ground truth as a tagger: scores with it are optimistic, and reports name it beside every score."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.caption_nouns import write
 from goca.evaluation.datasets.base import VOID, Dataset, LabelMap, Sample
+from goca.tagging.answers import write
 
 
 def true_classes(sample: Sample, dataset: Dataset, truth: LabelMap | None = None) -> tuple[str, ...]:

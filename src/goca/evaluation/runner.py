@@ -19,7 +19,7 @@ from goca.evaluation.report import Report, in_order
 from goca.evaluation.run_folder import CONFUSION, RunFolder
 from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.tagging import prepare
-from goca.tagging.base import Costing, Estimate, Tagger
+from goca.tagging.base import Estimate, PaidTagger, Tagger
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(
         raise GocaError(f"{dataset.name} has no image to evaluate")
     captions = _captions_file(out)
     tagger = config.load_tagger(None, captions) if config.tags_ahead else None
-    if isinstance(tagger, Costing):
+    if isinstance(tagger, PaidTagger):
         tagger.ready()
     yield Stage(f"loading {config.model}")
     segmenter = config.load_segmenter()
@@ -127,7 +127,7 @@ def estimate(config: EvaluationConfig, out: Path | None = None) -> Estimate:
     dataset = config.open_dataset()
     with TemporaryDirectory() as empty:
         tagger = config.load_tagger(None, _captions_file(out or Path(empty))) if config.tags_ahead else None
-        if not isinstance(tagger, Costing):
+        if not isinstance(tagger, PaidTagger):
             raise GocaError(f'nobody has to pay the tagger "{config.tagger}": leave the estimate out', "estimate")
         return tagger.estimate(dataset.samples, dataset)
 
@@ -155,7 +155,7 @@ def _tagged(
     tags = {name: tag for batch in work for name, tag in batch.tags.items()}
     samples = [dataset.samples[index] for batch in work for index in batch.indices]
     missing = [sample for sample in samples if sample.id not in tags]
-    if missing and isinstance(tagger, Costing):
+    if missing and isinstance(tagger, PaidTagger):
         yield tagger.estimate(missing, dataset)
     yield Stage(f"tagging with {tagger.name}", len(missing))
     for start in range(0, len(missing), chunk):

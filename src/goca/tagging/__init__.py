@@ -1,109 +1,97 @@
-"""Who says which classes an image shows.
+"""Which classes does an image show? A tagger says it, and is chosen by a short text, see `tagger_named`."""
 
-A tagger is named by a short text, `tagger_named`; whoever it is stands beside every score.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goca.errors import GocaError
-from goca.tagging.base import Costing, Done, Preparing, Prices, Tagger
+from goca.tagging.base import BatchTagger, ImageCollection, PaidTagger, Prices, TaggableImage, Tagger
 
 if TYPE_CHECKING:
-    from goca.evaluation.datasets.base import Dataset, Sample
     from goca.segmenter import Segmenter
 
-__all__ = ["Costing", "Means", "Preparing", "Tagger", "prepare", "tagger_named"]
+__all__ = ["BatchTagger", "PaidTagger", "Tagger", "TaggerOptions", "prepare", "tagger_named"]
 
 
-@dataclass(frozen=True)
-class Means:
-    """What some taggers need.
+@dataclass(frozen=True, kw_only=True)
+class TaggerOptions:
+    """What some taggers need beside their name.
 
-    captions: the .jsonl file in which vlm and local save what they say. prices: of vlm, see `Prices`. together: how
-    many questions vlm asks at a time. batch: images local shows at a time. segmenter: whose model is self.
+    Attributes:
+        captions: the .jsonl file in which vlm and local save their captions.
+        prices: of vlm, see `goca.tagging.base.Prices`.
+        concurrency: requests of vlm at a time, 1 or more.
+        batch: images that local handles at a time, 1 or more.
+        segmenter: whose model self uses.
     """
 
     captions: Path | None = None
     prices: Prices | None = None
-    together: int = 4
+    concurrency: int = 4
     batch: int = 8
     segmenter: "Segmenter | None" = None
 
-    def file(self) -> Path:
+    def captions_file(self) -> Path:
+        """The file for captions.
+
+        Raises:
+            GocaError: none is given.
+        """
         if self.captions is None:
-            raise GocaError(
-                "what this tagger says is saved while it works: give the run a folder (--out RUN), or "
-                "Means(captions=FILE) from Python"
-            )
+            raise GocaError("this tagger saves its captions as it makes them: say where", "out")
         return self.captions
 
 
-def tagger_named(spec: str, means: Means | None = None) -> Tagger:
+def tagger_named(spec: str, options: TaggerOptions = TaggerOptions()) -> Tagger:
     """A tagger by its name.
 
-    "given:cat, grass"; "captions:FILE"; "vlm:MODEL"; "local:FOLDER_OR_ID"; "self:error" or "self:map", which
-    may end in candidates, "self:map:cat, dog, grass". Raises GocaError for any other, and where it cannot start.
+    Args:
+        spec: "given:cat, grass"; "captions:FILE"; "vlm:MODEL"; "local:FOLDER_OR_ID"; "self:error" or "self:map", which
+            may end in candidates, "self:map:cat, dog, grass".
+        options: what the tagger needs beside.
+
+    Raises:
+        GocaError: there is no such tagger, or it cannot start.
     """
+    # Each tagger is imported alone: most need torch or transformers.
     kind, _, rest = spec.partition(":")
-    if kind not in _MAKERS:
-        raise GocaError(f'no tagger "{spec}": there are oracle, given:NOUNS, captions:FILE, {_FORMS}')
-    return _MAKERS[kind](rest.strip(), means or Means())
+    rest = rest.strip()
+    match kind:
+        case "given":
+            from goca.tagging.fixed import FixedTagger
+
+            return FixedTagger(rest)
+        case "captions":
+            from goca.tagging.captions import CaptionsTagger
+
+            return CaptionsTagger(Path(rest))
+        case "vlm":
+            from goca.tagging.endpoint import ChatEndpoint
+            from goca.tagging.vlm import VLMTagger
+
+            endpoint = ChatEndpoint.from_environment()
+            return VLMTagger(rest, endpoint, options.captions_file(), options.concurrency, options.prices)
+        case "local":
+            from goca.tagging.local import LocalTagger
+
+            return LocalTagger(rest, options.captions_file(), options.batch)
+        case "self":
+            from goca.tagging.self_pruning import self_tagger
+
+            return self_tagger(rest, options.segmenter)
+    raise GocaError(
+        f'no tagger "{spec}": there are given:NOUNS, captions:FILE, vlm:MODEL, local:FOLDER_OR_ID, self:error, '
+        "self:map, and oracle where there is ground truth"
+    )
 
 
-_FORMS = "vlm:MODEL, local:FOLDER_OR_ID, self:error, self:map"
-
-
-def prepare(tagger: Tagger, samples: "Sequence[Sample]", dataset: "Dataset", done: Done = lambda: None) -> None:
-    """Let a tagger that can tag many images at once do so; the others tag each when they are asked."""
-    if isinstance(tagger, Preparing):
-        tagger.prepare(samples, dataset, done)
-
-
-def _given(rest: str, means: Means) -> Tagger:
-    from goca.tagging.fixed import Given
-
-    return Given(rest)
-
-
-def _captions(rest: str, means: Means) -> Tagger:
-    from goca.tagging.captions import Captions
-
-    return Captions(Path(rest))
-
-
-def _vlm(rest: str, means: Means) -> Tagger:
-    from goca.tagging.endpoint import Endpoint
-    from goca.tagging.vlm import VLM
-
-    return VLM(rest, Endpoint.from_environment(), means.file(), means.together, means.prices)
-
-
-def _local(rest: str, means: Means) -> Tagger:
-    from goca.tagging.local import Local
-
-    return Local(rest, means.file(), means.batch)
-
-
-def _self(rest: str, means: Means) -> Tagger:
-    from goca.evaluation.caption_nouns import parse
-    from goca.tagging.self_pruning import JUDGES, SelfPruning
-
-    judge, colon, listed = rest.partition(":")
-    candidates = tuple(noun for group in parse(listed) for noun in group)
-    if judge not in JUDGES or (colon and not candidates):
-        raise GocaError(f'no tagger "self:{rest}": there are {", ".join(f"self:{name}" for name in JUDGES)}')
-    if means.segmenter is None:
-        raise GocaError("to be its own tagger a segmenter has to be given: load one")
-    return SelfPruning(means.segmenter, JUDGES[judge], candidates)
-
-
-_MAKERS: Mapping[str, Callable[[str, Means], Tagger]] = {
-    "given": _given,
-    "captions": _captions,
-    "vlm": _vlm,
-    "local": _local,
-    "self": _self,
-}
+def prepare(
+    tagger: Tagger,
+    samples: Sequence[TaggableImage],
+    dataset: ImageCollection,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Let a `BatchTagger` tag many images at once; any other tags each image when it is asked for its caption."""
+    if isinstance(tagger, BatchTagger):
+        tagger.prepare(samples, dataset, progress)

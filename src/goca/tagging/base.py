@@ -1,41 +1,74 @@
-"""What a tagger is to the bench: who says which nouns an image shows."""
+"""What a tagger is: something that says which nouns an image shows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-from goca.evaluation.datasets.base import Dataset, Sample
-
-Done = Callable[[], None]
-"""Called once for every image that is done with."""
 Prices = tuple[float, float]
-"""For a million tokens, (read, written), in any currency."""
+"""The price of a million tokens, (input, output), in any currency."""
 
 
 @runtime_checkable
-class Tagger(Protocol):
-    """Says what is in an image, as a list of nouns: "person, clothes, grass".
-
-    name: what a score says of it, such as "oracle" or "vlm gpt-4o".
-    """
+class NamedClass(Protocol):
+    """A class that an image may show."""
 
     @property
     def name(self) -> str: ...
 
-    def tag(self, sample: Sample, dataset: Dataset) -> str:
-        """The caption of one image; parts of one object may stand in parentheses: "(person, clothes), grass".
 
-        Raises GocaError where the image cannot be tagged.
+@runtime_checkable
+class TaggableImage(Protocol):
+    """What taggers read of an image: an id, unique in its collection, and its file."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def image(self) -> Path: ...
+
+
+@runtime_checkable
+class ImageCollection(Protocol):
+    """What taggers read of the data set that an image is from: its name, and its classes, which may be none."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def categories(self) -> Sequence[NamedClass]: ...
+
+
+@runtime_checkable
+class Tagger(Protocol):
+    """Says what is in an image, as a list of nouns: "person, clothes, grass"."""
+
+    @property
+    def name(self) -> str:
+        """How reports name the tagger, such as "vlm gpt-4o"."""
+        ...
+
+    # Any, because a tagger may want more than the protocols promise: the oracle reads the ground truth.
+    def tag(self, sample: Any, dataset: Any) -> str:
+        """Describe one image.
+
+        Args:
+            sample: a `TaggableImage`.
+            dataset: the `ImageCollection` that it is from.
+
+        Returns:
+            A caption, as `goca.tagging.answers.parse` reads it; parts of one object may share parentheses:
+            "(person, clothes), grass".
+
+        Raises:
+            GocaError: the image cannot be tagged.
         """
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the images that were not tagged yet will take, about.
-
-    read, written: tokens. cost: in the currency of the prices, None without prices.
-    """
+    """What tagging will take, roughly: input and output tokens, and the cost, None without prices."""
 
     images: int
     read: int
@@ -43,33 +76,40 @@ class Estimate:
     cost: float | None
 
     def __str__(self) -> str:
-        cost = "name prices to see the cost" if self.cost is None else f"about {self.cost:.2f}"
-        if self.cost is not None and 0 < self.cost < 0.01:
-            cost = "less than 0.01"
+        if self.cost is None:
+            cost = "name prices to see the cost"
+        else:
+            cost = "less than 0.01" if 0 < self.cost < 0.01 else f"about {self.cost:.2f}"
         count = "1 image" if self.images == 1 else f"{self.images} images"
         return f"{count}, about {self.read:,} tokens to read and {self.written:,} to write: {cost}"
 
 
 @runtime_checkable
-class Costing(Tagger, Protocol):
-    """A tagger that somebody has to pay for."""
+class PaidTagger(Tagger, Protocol):
+    """A tagger whose requests cost money."""
 
     def ready(self) -> None:
-        """Raises GocaError where it cannot be asked, as far as that can be told without asking."""
+        """Raise GocaError if the tagger cannot work, for example because no key is set; sends no request."""
         ...
 
-    def estimate(self, samples: Sequence[Sample], dataset: Dataset) -> Estimate:
-        """What tagging will take; nothing is asked for it."""
+    def estimate(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> Estimate:
+        """What tagging these images will take; sends no request."""
         ...
 
 
 @runtime_checkable
-class Preparing(Tagger, Protocol):
-    """A tagger that does many images faster than one after the other."""
+class BatchTagger(Tagger, Protocol):
+    """A tagger that handles many images faster than one after the other."""
 
-    def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Done) -> None:
-        """Tag images ahead, so that `tag` knows their captions.
+    def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection, progress: Callable[[], None]) -> None:
+        """Tag images ahead, so that `tag` has their captions; it raises for those that cannot be tagged.
 
-        Raises GocaError where it cannot go on; what is done is kept. An image that alone is at fault is left to `tag`.
+        Args:
+            samples: the images.
+            dataset: what they are from.
+            progress: called once for every image that is done with.
+
+        Raises:
+            GocaError: tagging cannot go on; captions made so far are kept.
         """
         ...

@@ -3,13 +3,20 @@
 from dataclasses import dataclass
 
 from goca.errors import GocaError
-from goca.evaluation.caption_nouns import parse, write
-from goca.evaluation.datasets.base import Dataset, Sample
+from goca.tagging.answers import parse, write
+from goca.tagging.base import ImageCollection, TaggableImage
 
 
 @dataclass(frozen=True)
-class Given:
-    """The same caption for every image; GocaError for one without a noun."""
+class FixedTagger:
+    """Gives every image the same caption.
+
+    Args:
+        caption: the nouns, such as "cat, (person, hat)".
+
+    Raises:
+        GocaError: the caption has no noun.
+    """
 
     caption: str
 
@@ -21,5 +28,5 @@ class Given:
     def name(self) -> str:
         return f"given: {write(parse(self.caption))}"
 
-    def tag(self, sample: Sample, dataset: Dataset) -> str:
+    def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
         return self.caption

@@ -1,26 +1,38 @@
-"""What a vision-language model is asked for, in our words, and what of its answer is the caption."""
+"""What a vision-language model is asked for."""
 
-import re
+from collections.abc import Sequence
 
-from goca.evaluation.datasets.base import Dataset
+from goca.tagging.base import ImageCollection
 
 MOST_WORDS = {"context": 35}
+"""Words that an answer may have, by data set; `USUAL_WORDS` for every other."""
 USUAL_WORDS = 20
 
 
-def instruction(dataset: Dataset) -> str:
-    """The request for one image's nouns, with the words of the data set's classes."""
-    most = MOST_WORDS.get(dataset.name, USUAL_WORDS)
-    known = ", ".join(one.name.lower() for one in dataset.categories)
+def most_words(dataset: ImageCollection) -> int:
+    """How many words an answer may have."""
+    return MOST_WORDS.get(dataset.name, USUAL_WORDS)
+
+
+def class_names(dataset: ImageCollection) -> tuple[str, ...]:
+    """The names of a data set's classes."""
+    return tuple(category.name for category in dataset.categories)
+
+
+def instruction(classes: Sequence[str] | None = None, most: int = USUAL_WORDS, as_json: bool = False) -> str:
+    """The request for one image's nouns.
+
+    Args:
+        classes: names that the answer should use where they fit; None or empty leaves the words to the model.
+        most: words that the answer may have.
+        as_json: whether to ask for an object, {"nouns": [...]}, instead of a list between commas.
+    """
+    words = ", ".join(name.lower() for name in classes or ())
+    vocabulary = f" Where one of the following words fits exactly, use that very word: {words}." if words else ""
+    form = 'as JSON, such as {"nouns": ["(person, clothes)", "grass"]}, and' if as_json else "with the list and"
     return (
         "List what this image shows, as nouns divided by commas. Name the foreground and the background: people, "
         "animals and objects, and also sky, ground, walls and the like. Use singular nouns, no verbs and no plurals, "
         f"none of them twice, and at most {most} words in all. Nouns that are parts of one object go into parentheses "
-        "together, the object first, as in: (person, clothes), grass. Where one of the following words fits exactly, "
-        f"use that very word: {known}. Answer with the list and nothing else."
+        f"together, the object first, as in: (person, clothes), grass.{vocabulary} Answer {form} nothing else."
     )
-
-
-def caption_in(answer: str) -> str:
-    """An answer without what a model thought aloud before it."""
-    return re.sub(r"^.*</think>", "", answer, flags=re.DOTALL).strip()

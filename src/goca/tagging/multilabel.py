@@ -1,35 +1,42 @@
-"""How well a tagger does: what it said of images against what they show."""
+"""How well a tagger does: the classes that it names against those that images show."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Classes said rightly, said, and true, summed over images; 0 where there is nothing to divide by."""
+@dataclass(frozen=True, kw_only=True)
+class MultilabelScores:
+    """How many classes are predicted, actually shown, and both, summed over images.
 
-    right: int
-    said: int
-    true: int
+    A ratio is 0 if there is nothing to divide by.
+    """
+
+    correct: int
+    predicted: int
+    actual: int
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[Collection[str], Collection[str]]]) -> "Agreement":
-        """From (what was said, what is true) of each image."""
-        sets = [(set(said), set(true)) for said, true in pairs]
-        return cls(*(sum(map(len, some)) for some in zip(*((a & b, a, b) for a, b in sets), strict=True)))
+    def of(cls, pairs: Iterable[tuple[Collection[str], Collection[str]]]) -> "MultilabelScores":
+        """From (classes that are named, classes that are shown) of each image."""
+        sets = [(set(predicted), set(actual)) for predicted, actual in pairs]
+        return cls(
+            correct=sum(len(predicted & actual) for predicted, actual in sets),
+            predicted=sum(len(predicted) for predicted, _ in sets),
+            actual=sum(len(actual) for _, actual in sets),
+        )
 
     @property
     def precision(self) -> float:
-        return self.right / self.said if self.said else 0.0
+        return self.correct / self.predicted if self.predicted else 0.0
 
     @property
     def recall(self) -> float:
-        return self.right / self.true if self.true else 0.0
+        return self.correct / self.actual if self.actual else 0.0
 
     @property
     def f1(self) -> float:
-        both = self.said + self.true
-        return 2 * self.right / both if both else 0.0
+        total = self.predicted + self.actual
+        return 2 * self.correct / total if total else 0.0
 
     def __str__(self) -> str:
         return f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}"

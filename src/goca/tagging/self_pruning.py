@@ -14,18 +14,19 @@ from torch import Tensor
 from goca.diffusion.backbone import BackboneSession
 from goca.diffusion.timesteps import target
 from goca.errors import GocaError
-from goca.evaluation.caption_nouns import write
-from goca.evaluation.datasets.base import Dataset, Sample
 from goca.imaging import images
 from goca.plan import Options
 from goca.recipe import GOCA_BALANCED, Recipe
 from goca.segmenter import Segmenter
+from goca.tagging.answers import parse, write
+from goca.tagging.base import ImageCollection, TaggableImage
+from goca.tagging.instruction import class_names
 from goca.text.nouns import in_vocabulary, parse_nouns
 
 
 @runtime_checkable
-class Judge(Protocol):
-    """How present each candidate seems. threshold: what is at least as high is kept."""
+class PresenceScorer(Protocol):
+    """Says how surely an image shows each of some candidates; what scores at least `threshold` counts as shown."""
 
     @property
     def name(self) -> str: ...
@@ -36,19 +37,22 @@ class Judge(Protocol):
     def scores(
         self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]
     ) -> Float[Tensor, " candidate"]:
-        """A score for each candidate, the higher the surer; -inf for one that fell out on the way."""
+        """A score for each candidate, the higher the surer; -inf for one that was dropped on the way."""
         ...
 
 
-@dataclass(frozen=True)
-class ByError:
-    """Which candidate helps the model most to tell the noise from the image, place by place.
+@dataclass(frozen=True, kw_only=True)
+class DenoisingErrorScorer:
+    """Which candidate helps the model most to tell the noise from the image, compared position by position.
 
-    Each candidate is the prompt by itself, at several timesteps, each with one noise for all candidates. A
-    candidate's score is the share of the image where the error, averaged over a window, falls most with it. The drop
-    over the whole image says less: it forgets small things, and a prompt of one noun is wrong about all the others.
+    Each candidate alone is the prompt, at several timesteps, each with one noise for all candidates. A candidate's
+    score is the share of the image where the error, averaged over a window, falls most with it. The drop over the whole
+    image says less: it misses small things, and a prompt of one noun is wrong about all the others.
 
-    timesteps: training timesteps. window: its side, as a share of the image's.
+    Attributes:
+        timesteps: training timesteps, 0 to 1000.
+        window: side of the window, as a share of the image's.
+        threshold: see `PresenceScorer`.
     """
 
     timesteps: tuple[int, ...] = (400, 600, 800)
@@ -62,25 +66,26 @@ class ByError:
         backbone, batch = segmenter.backbone, segmenter.batch
         latents = backbone.latents([image], images.fit(image, segmenter.plan.size, backbone.size_multiple))
         session = backbone.session()
-        alike: dict[Any, list[int]] = {}  # what can share a batch
+        by_shape: dict[Any, list[int]] = {}  # prompts of one shape can share a batch
         for index, name in enumerate(candidates):
-            alike.setdefault(session.prompt(name).shape, []).append(index)
-        parts = [some[start : start + batch] for some in alike.values() for start in range(0, len(some), batch)]
-        looks = []
-        # Every timestep with a noise of its own: what the noise happens to hide at one, it does not hide at all.
+            by_shape.setdefault(session.prompt(name).shape, []).append(index)
+        batches = [
+            indices[start : start + batch] for indices in by_shape.values() for start in range(0, len(indices), batch)
+        ]
+        errors = []
+        # Every timestep has a noise of its own: what one noise happens to hide, another shows.
         for seed, timestep in enumerate(self.timesteps):
-            named = ([candidates[index] for index in part] for part in parts)
-            squares = [self._squares(session, latents, part, timestep, seed) for part in named]
-            looks.append(self._near(torch.cat(squares)))
-        best = torch.stack(looks).sum(0).argmin(0).flatten()
+            captions = ([candidates[index] for index in indices] for indices in batches)
+            squares = [self._squares(session, latents, part, timestep, seed) for part in captions]
+            errors.append(self._near(torch.cat(squares)))
+        best = torch.stack(errors).sum(0).argmin(0).flatten()
         scores = torch.zeros(len(candidates))
-        scores[[index for part in parts for index in part]] = torch.bincount(
-            best.cpu(), minlength=len(candidates)
-        ) / len(best)
+        counts = torch.bincount(best.cpu(), minlength=len(candidates))
+        scores[[index for indices in batches for index in indices]] = counts / len(best)
         return scores
 
     def _near(self, squares: Float[Tensor, "candidate height width"]) -> Float[Tensor, "candidate height width"]:
-        """Means over windows, in units of the mean over all, so that every timestep counts the same."""
+        """Means over windows, divided by the mean over all, so that every timestep counts the same."""
         kernel = [max(1, round(side * self.window)) // 2 * 2 + 1 for side in squares.shape[-2:]]
         padding = [side // 2 for side in kernel]
         near = F.avg_pool2d(squares[:, None], kernel, stride=1, padding=padding, count_include_pad=False)[:, 0]
@@ -96,24 +101,29 @@ class ByError:
     ) -> Float[Tensor, "candidate height width"]:
         """The denoiser's squared error under each caption, the mean over channels."""
         backbone = session.backbone
-        right = target(backbone.pipeline.scheduler, latents, timestep, seed)
-        many = latents.expand(len(captions), -1, -1, -1)
-        said: Any = session.forward(many, captions, timestep, seed, lambda index, call: None)
-        if not isinstance(said, Tensor) or said.ndim != 4 or said.shape[-2:] != right.shape[-2:]:
+        truth = target(backbone.pipeline.scheduler, latents, timestep, seed)
+        repeated = latents.expand(len(captions), -1, -1, -1)
+        output: Any = session.forward(repeated, captions, timestep, seed, lambda index, call: None)
+        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[-2:] != truth.shape[-2:]:
             raise GocaError(f'{backbone.name} packs its answer, which "self:error" does not read: use "self:map"')
-        # What is behind the latent's channels is a variance.
-        found = said[:, : right.shape[1]].to(right)
+        # Channels behind those of the latents are a variance.
+        prediction = output[:, : truth.shape[1]].to(truth)
         # Some flow models point from noise to image.
-        sign = -1.0 if backbone.family.flow and float((found * right).sum()) < 0 else 1.0
-        return (sign * found - right).square().mean(1)
+        sign = -1.0 if backbone.family.flow and float((prediction * truth).sum()) < 0 else 1.0
+        return (sign * prediction - truth).square().mean(1)
 
 
-@dataclass(frozen=True)
-class ByMap:
+@dataclass(frozen=True, kw_only=True)
+class AttentionMapScorer:
     """How unevenly a candidate's share of the aggregated map is spread over the image, before any min-max.
 
-    All candidates are one prompt. The lower half falls out and the rest is asked again, until `few` are left: a noun
+    All candidates are one prompt. The lower half is dropped and the rest is scored again, until `few` are left: a noun
     that is not in the image disturbs the others' shares. A candidate's score is its share's standard deviation.
+
+    Attributes:
+        recipe: how maps are aggregated.
+        few: candidates of the last round, 1 or more.
+        threshold: see `PresenceScorer`.
     """
 
     recipe: Recipe = GOCA_BALANCED
@@ -124,53 +134,78 @@ class ByMap:
     def scores(
         self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]
     ) -> Float[Tensor, " candidate"]:
-        shares = replace(self.recipe, rescale=("share", "blur"), order=0, refine=())
-        asker = Segmenter(segmenter.backbone, shares, Options(size=segmenter.plan.size), segmenter.batch)
-        left = list(range(len(candidates)))
+        recipe = replace(self.recipe, rescale=("share", "blur"), order=0, refine=())
+        scorer = Segmenter(segmenter.backbone, recipe, Options(size=segmenter.plan.size), segmenter.batch)
+        remaining = list(range(len(candidates)))
         while True:
-            result = asker(image, [candidates[index] for index in left], background=0.5)
-            spread = torch.from_numpy(result.scores.grid).std((1, 2), correction=0)
-            if len(left) <= self.few:
+            result = scorer(image, [candidates[index] for index in remaining], background=0.5)
+            deviation = torch.from_numpy(result.scores.grid).std((1, 2), correction=0)
+            if len(remaining) <= self.few:
                 break
-            kept = spread.topk(max(self.few, ceil(len(left) / 2))).indices.sort().values
-            left = [left[index] for index in kept.tolist()]
+            kept = deviation.topk(max(self.few, ceil(len(remaining) / 2))).indices.sort().values
+            remaining = [remaining[index] for index in kept.tolist()]
         scores = torch.full((len(candidates),), -torch.inf)
-        scores[left] = spread
+        scores[remaining] = deviation
         return scores
 
 
-JUDGES: Mapping[str, Judge] = {judge.name: judge for judge in (ByError(), ByMap())}
+SCORERS: Mapping[str, PresenceScorer] = {
+    scorer.name: scorer for scorer in (DenoisingErrorScorer(), AttentionMapScorer())
+}
 
 
 @dataclass(frozen=True)
-class SelfPruning:
-    """Keeps the candidates that its judge is sure of; the best one alone, where it is sure of none.
+class SelfPruningTagger:
+    """Keeps the candidates that its scorer is sure of; the best one alone if it is sure of none.
 
-    segmenter: its model, size and batch are used; its recipe is not. candidates: () for the data set's categories.
+    Args:
+        segmenter: its model, size and batch are used; its recipe is not.
+        scorer: how sure the model is of a candidate.
+        candidates: () for the data set's classes or, without any, the nouns that the model knows.
     """
 
     segmenter: Segmenter
-    judge: Judge
+    scorer: PresenceScorer
     candidates: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"self {self.judge.name}"
+        return f"self {self.scorer.name}"
 
-    def tag(self, sample: Sample, dataset: Dataset) -> str:
-        candidates = self.candidates or tuple(one.name for one in dataset.categories)
-        return write((one,) for one in self.pruned(images.load(sample.image), candidates))
+    def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
+        candidates = self.candidates or class_names(dataset) or self.segmenter.backbone.settings.nouns
+        if not candidates:
+            raise GocaError('no candidates are named: write them behind a colon, such as "self:map:cat, dog, grass"')
+        return write((noun,) for noun in self.pruned(images.load(sample.image), candidates))
 
     def pruned(self, image: Image.Image, candidates: Sequence[str]) -> tuple[str, ...]:
-        """Those of the candidates that the image shows. Raises GocaError for a word that the model does not know."""
+        """The candidates that the image shows.
+
+        Raises:
+            GocaError: the model does not know a candidate.
+        """
         scores = self.scores(image, candidates)
-        kept = scores >= min(self.judge.threshold, float(scores.max()))
-        return tuple(one for one, keep in zip(candidates, kept.tolist(), strict=True) if keep)
+        kept = scores >= min(self.scorer.threshold, float(scores.max()))
+        return tuple(name for name, keep in zip(candidates, kept.tolist(), strict=True) if keep)
 
     def scores(self, image: Image.Image, candidates: Sequence[str]) -> Float[Tensor, " candidate"]:
-        """What the judge says of each candidate."""
+        """The scorer's score of each candidate."""
         wanted, _ = parse_nouns(candidates)
-        known = self.segmenter.backbone.settings.nouns
-        if known:
-            in_vocabulary(wanted, known)
-        return self.judge.scores(self.segmenter, image, candidates).cpu()
+        if self.segmenter.backbone.settings.nouns:
+            in_vocabulary(wanted, self.segmenter.backbone.settings.nouns)
+        return self.scorer.scores(self.segmenter, image, candidates).cpu()
+
+
+def self_tagger(name: str, segmenter: Segmenter | None) -> SelfPruningTagger:
+    """The tagger "self:NAME"; a name is a scorer's, and may end in candidates: "map:cat, dog".
+
+    Raises:
+        GocaError: there is no such scorer, or no segmenter.
+    """
+    scorer, colon, listed = name.partition(":")
+    candidates = tuple(noun for group in parse(listed) for noun in group)
+    if scorer not in SCORERS or (colon and not candidates):
+        raise GocaError(f'no tagger "self:{name}": there are {", ".join(f"self:{name}" for name in SCORERS)}')
+    if segmenter is None:
+        raise GocaError("to be its own tagger a segmenter has to be given: load one")
+    return SelfPruningTagger(segmenter, SCORERS[scorer], candidates)

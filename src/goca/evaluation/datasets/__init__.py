@@ -28,10 +28,16 @@ DATASETS: Mapping[str, Callable[[Path | None, str | None], Dataset]] = {
 
 
 def open_dataset(name: str, root: Path | None, split: str | None = None) -> Dataset:
-    """A data set's split, for validation unless another is named; root: where it lies, None for scenes.
+    """Open a data set. Every listed file must exist; only lists and COCO's JSON are read.
 
-    That every listed file is there is checked, and none is read but lists and COCO's JSON. Raises GocaError for a data
-    set or split that there is not, and for a root that is another or incomplete, naming the file that was expected.
+    Args:
+        name: one of `DATASETS`.
+        root: the folder that it was unpacked in; None for the scenes, which ship with goca.
+        split: None for the one for validation.
+
+    Raises:
+        GocaError: there is no such data set or split; the root is another or incomplete, with the file that was
+            expected; or a package is missing that the data set needs.
     """
     if name not in DATASETS:
         raise GocaError(f'no data set "{name}": there are {", ".join(DATASETS)}')

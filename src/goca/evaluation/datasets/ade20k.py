@@ -5,28 +5,25 @@ from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Dataset
-from goca.evaluation.datasets.files import choose, locate, paired, stems
-from goca.evaluation.datasets.labels import read_indexed, table
-from goca.evaluation.datasets.names import categories, colours, rows
+from goca.evaluation.datasets.files import choose_split, locate, paired_samples, stems
+from goca.evaluation.datasets.labels import label_table, read_indexed
+from goca.evaluation.datasets.names import categories, colours, published_classes
 
 NAME = "ade20k"
 SPLITS = ("validation", "training")
 
 
 def open_ade20k(root: Path | None, split: str | None = None) -> Dataset:
-    """ADEChallengeData2016 with images/SPLIT/*.jpg and annotations/SPLIT/*.png; root is it or lies above it.
-
-    Raises GocaError naming the file that was expected where the root is another or incomplete.
-    """
-    chosen = choose(NAME, split, SPLITS)
+    """ADEChallengeData2016 with images/SPLIT/*.jpg and annotations/SPLIT/*.png; root is it or lies above it."""
+    split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, ("", "ADEChallengeData2016"), ("images", "annotations"))
-    images, truths = home / "images" / chosen, home / "annotations" / chosen
+    images, truths = home / "images" / split, home / "annotations" / split
     ids = sorted(stems(images, ".jpg") | stems(truths, ".png"))
     if not ids:
         raise GocaError(f"{NAME}: expected {images / 'ADE_*.jpg'}: download or unpack the rest")
-    entries = [(one, images / f"{one}.jpg", truths / f"{one}.png") for one in ids]
-    classes = rows("ade20k")
+    entries = [(name, images / f"{name}.jpg", truths / f"{name}.png") for name in ids]
+    classes = published_classes("ade20k")
     # 0 is "other objects"; values above 150 occur in copies that keep more classes.
-    labels = table({row.id: label for label, row in enumerate(classes, start=1)}, rest=VOID)
-    samples = paired(NAME, entries, partial(read_indexed, labels=labels))
-    return Dataset(NAME, chosen, categories(classes), samples, False, colours(classes))
+    labels = label_table({entry.id: label for label, entry in enumerate(classes, start=1)}, rest=VOID)
+    samples = paired_samples(NAME, entries, partial(read_indexed, labels=labels))
+    return Dataset(NAME, split, categories(classes), samples, False, colours(classes))

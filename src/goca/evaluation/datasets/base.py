@@ -1,4 +1,4 @@
-"""What a data set is to the bench: categories, and samples that are read one at a time."""
+"""What a data set is: categories, and samples that are read one at a time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from jaxtyping import UInt8, UInt16
 LabelMap = UInt16[np.ndarray, "height width"]
 """Labels of an image's pixels: 0 is background, i is categories[i - 1], `VOID` says nothing."""
 VOID = 65535
-"""The label of pixels of which the ground truth says nothing."""
+"""The label of pixels about which the ground truth says nothing; they are not counted."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class Category:
 class Sample:
     """One image of a data set.
 
-    id: unique in the data set, and the same on every machine. image: the image's file. truth: reads the ground
-    truth, in the image's size. captions: {"nouns": its classes as a list, "sentences": a sentence that names them},
-    where the data set has them.
+    Attributes:
+        id: unique in the data set, and the same on every machine.
+        image: the image's file.
+        truth: reads the ground truth, in the image's size after EXIF rotation. Raises GocaError for a damaged file.
+        captions: {"nouns": its classes as a list, "sentences": a sentence that names them}, if the data set has them.
     """
 
     id: str
@@ -38,11 +40,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set's split, opened: nothing but lists of files is held.
+    """A data set's split, opened; images and label files are read later, one at a time.
 
-    background: whether label 0 occurs, as what is none of the categories. palette: RGB, row 0 is background, row i is
-    categories[i - 1]. source: the form in which the ground truth was found, where a data set is published in several.
-    merges: (label, the label that it counts as in the paper's protocol), where that merges categories.
+    Attributes:
+        name: as `open_dataset` takes it.
+        split: such as "val".
+        categories: label i is categories[i - 1].
+        samples: the images, in a fixed order.
+        background: whether label 0 occurs, for what is none of the categories.
+        palette: (label, 3) uint8 RGB; row 0 is background, row i is categories[i - 1].
+        source: the form in which the ground truth was found, if the data set is published in several.
+        merges: (label, the label that it counts as in the paper's protocol), if that merges categories.
     """
 
     name: str

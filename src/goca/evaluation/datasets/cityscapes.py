@@ -5,9 +5,9 @@ from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Dataset
-from goca.evaluation.datasets.files import choose, locate, paired, stems
-from goca.evaluation.datasets.labels import read_indexed, table
-from goca.evaluation.datasets.names import categories, colours, rows
+from goca.evaluation.datasets.files import choose_split, locate, paired_samples, stems
+from goca.evaluation.datasets.labels import label_table, read_indexed
+from goca.evaluation.datasets.names import categories, colours, published_classes
 
 NAME = "cityscapes"
 CITIES = {
@@ -20,24 +20,21 @@ IMAGES, TRUTHS = "leftImg8bit", "gtFine"
 
 
 def open_cityscapes(root: Path | None, split: str | None = None) -> Dataset:
-    """leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of every city of the split.
-
-    Raises GocaError naming the file that was expected where the root is another or incomplete.
-    """
-    chosen = choose(NAME, split, tuple(CITIES))
+    """leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of every city."""
+    split = choose_split(NAME, split, tuple(CITIES))
     home = locate(NAME, root, ("cityscapes", ""), (IMAGES, TRUTHS))
     entries = []
-    for city in CITIES[chosen].split():
-        images, truths = home / IMAGES / chosen / city, home / TRUTHS / chosen / city
+    for city in CITIES[split].split():
+        images, truths = home / IMAGES / split / city, home / TRUTHS / split / city
         ids = stems(images, "_leftImg8bit.png") | stems(truths, "_gtFine_labelIds.png")
         if not ids:
             expected = images / f"{city}_*_leftImg8bit.png"
             raise GocaError(f"{NAME}: expected {expected}: download or unpack the rest")
         entries += [
-            (one, images / f"{one}_leftImg8bit.png", truths / f"{one}_gtFine_labelIds.png") for one in sorted(ids)
+            (name, images / f"{name}_leftImg8bit.png", truths / f"{name}_gtFine_labelIds.png") for name in sorted(ids)
         ]
-    classes = rows("cityscapes")
+    classes = published_classes("cityscapes")
     ignored = dict.fromkeys((*range(IDS), 255), VOID)
-    labels = table(ignored | {row.id: label for label, row in enumerate(classes, start=1)})
-    samples = paired(NAME, entries, partial(read_indexed, labels=labels))
-    return Dataset(NAME, chosen, categories(classes), samples, False, colours(classes))
+    labels = label_table(ignored | {entry.id: label for label, entry in enumerate(classes, start=1)})
+    samples = paired_samples(NAME, entries, partial(read_indexed, labels=labels))
+    return Dataset(NAME, split, categories(classes), samples, False, colours(classes))

@@ -1,24 +1,23 @@
-"""COCO's annotation files: read once, in pieces, and kept as places in the file, for some have half a gigabyte."""
+"""COCO's annotation files, and the masks in them, checked before pycocotools' C code sees them."""
 
 import json
-from array import array
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import UInt8
 
 from goca.errors import GocaError
 
-PIECE = 1 << 22  # bytes
-BLANK = " \t\n\r"
+Mask = UInt8[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image as a COCO file lists it."""
+    """An image as a COCO file lists it; height and width in pixels."""
 
     file_name: str
     height: int
@@ -26,132 +25,97 @@ class CocoImage:
 
 
 @dataclass(frozen=True)
-class Index:
-    """A COCO file: its images by id, its categories, and where each image's annotations lie.
-
-    owners, starts, ends: the image's id and the range of bytes of each annotation, sorted by image.
-    """
+class CocoFile:
+    """A COCO file, instances or panoptic, in memory: images, and the annotations of each, by the image's id."""
 
     path: Path
-    images: dict[int, CocoImage]
+    images: Mapping[int, CocoImage]
     categories: tuple[dict[str, Any], ...]
-    owners: Int64[np.ndarray, "annotation"]
-    starts: Int64[np.ndarray, "annotation"]
-    ends: Int64[np.ndarray, "annotation"]
+    annotations: Mapping[int, list[dict[str, Any]]]
 
-    def annotations(self, image: int) -> list[dict[str, Any]]:
-        """An image's annotations, read from the file."""
-        first, past = np.searchsorted(self.owners, [image, image + 1])
-        with self.path.open("rb") as file:
-            return [self._read(file, int(self.starts[i]), int(self.ends[i])) for i in range(first, past)]
-
-    def _read(self, file: IO[bytes], start: int, end: int) -> dict[str, Any]:
-        file.seek(start)
-        try:
-            return json.loads(file.read(end - start))
-        except ValueError:
-            raise GocaError(f"{self.path} has changed since it was opened: start again") from None
+    def damaged(self, annotation: dict[str, Any], image: Path, error: Exception) -> GocaError:
+        """What to raise for an annotation that cannot be read."""
+        reason = str(error) or type(error).__name__
+        return GocaError(
+            f"{self.path}: annotation {annotation.get('id')} of {image.name} cannot be drawn ({reason}): is the file "
+            "complete?"
+        )
 
 
-def index(path: Path) -> Index:
-    """Read a COCO file once; GocaError where it is incomplete or of another kind."""
-    images: dict[int, CocoImage] = {}
-    categories: list[dict[str, Any]] = []
-    owners, starts, ends = array("q"), array("q"), array("q")
+def read_coco(path: Path) -> CocoFile:
+    """Read a COCO file; GocaError if it is incomplete, or of another kind.
+
+    `pycocotools.coco.COCO` reads no panoptic files, and in an encoding that depends on the system.
+    """
     try:
-        with path.open("rb") as file:
-            for key, start, text, value in _elements(file):
-                # The text has one character a byte: names are decoded anew.
-                if key == "annotations":
-                    owners.append(value["image_id"])
-                    starts.append(start)
-                    ends.append(start + len(text))
-                elif key == "images":
-                    entry = json.loads(text.encode("latin-1"))
-                    images[entry["id"]] = CocoImage(entry["file_name"], entry["height"], entry["width"])
-                elif key == "categories":
-                    categories.append(json.loads(text.encode("latin-1")))
-    except ValueError:
-        raise GocaError(f"{path} is no complete JSON file: download it again") from None
-    except (KeyError, TypeError):
-        images.clear()
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise GocaError(f"cannot read {path}: {error.strerror}; check the path") from None
+    except (ValueError, RecursionError):
+        raise GocaError(f"{path} is not a complete JSON file: download it again") from None
+    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        images = {entry["id"]: _image(entry) for entry in content["images"]}
+        categories = tuple(dict(category) for category in content["categories"])
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+    except (KeyError, TypeError, ValueError):
+        images, categories = {}, ()
     if not images or not categories:
         raise GocaError(f"{path} lists no images and categories as COCO does: is it this data set's?")
-    order = np.argsort(np.array(owners, np.int64), kind="stable")
-    columns = (np.array(column, np.int64)[order] for column in (owners, starts, ends))
-    return Index(path, images, tuple(categories), *columns)
+    return CocoFile(path, images, categories, dict(annotations))
 
 
-def _elements(file: IO[bytes]) -> Iterator[tuple[str, int, str, Any]]:
-    """Key, first byte, text (a character a byte) and value of each element of each list in the file's object."""
-    text = _Text(file)
-    text.expect("{")
-    while text.peek() != "}":
-        _, key = text.value()
-        text.expect(":")
-        if text.peek() != "[":
-            text.value()
-        else:
-            text.expect("[")
-            while text.peek() != "]":
-                element, value = text.value()
-                yield key, text.place - len(element), element, value
-                if text.peek() != "]":
-                    text.expect(",")
-            text.expect("]")
-        if text.peek() != "}":
-            text.expect(",")
+def _image(entry: Mapping[str, Any]) -> CocoImage:
+    name = PurePath(entry["file_name"])
+    # A name that leaves the data set's folder could show a vision-language model any file of this machine.
+    if name.is_absolute() or ".." in name.parts or not all(type(entry[side]) is int for side in ("height", "width")):
+        raise ValueError("not an image of COCO's")
+    return CocoImage(entry["file_name"], entry["height"], entry["width"])
 
 
-class _Text:
-    """A file's text from a moving place on, never much more of it than one piece."""
+def decode_mask(segmentation: Any, height: int, width: int) -> Mask:
+    """The mask of polygons, or of run lengths as a list or a string; an exception of any kind if it is damaged."""
+    if isinstance(segmentation, list):
+        return _from_polygons(segmentation, height, width)
+    if segmentation["size"] != [height, width]:
+        raise ValueError(f"its size is {segmentation['size']}, the image's [{height}, {width}]")
+    counts = segmentation["counts"]
+    runs = counts if isinstance(counts, list) else _decompressed(counts)
+    # pycocotools would leave what is behind the last run uninitialised.
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
+        raise ValueError("its runs do not add up to the image")
+    return np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8).reshape(width, height).T
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._decoder = json.JSONDecoder()
-        self._held = ""
-        self._at = 0
-        self._before = 0  # bytes that are no longer held
 
-    @property
-    def place(self) -> int:
-        return self._before + self._at
+def _from_polygons(polygons: list[Any], height: int, width: int) -> Mask:
+    from pycocotools import mask
 
-    def peek(self) -> str:
-        """The next character that is not blank; ValueError at the end of the file."""
-        while True:
-            while self._at < len(self._held) and self._held[self._at] in BLANK:
-                self._at += 1
-            if self._at < len(self._held):
-                return self._held[self._at]
-            if not self._more():
-                raise ValueError("the file ends too early")
+    # pycocotools' memory grows with the length of the outline: far points end the process.
+    reach = max(height, width)
+    for polygon in polygons:
+        if len(polygon) % 2 or not all(-reach <= coordinate <= 2 * reach for coordinate in polygon):
+            raise ValueError("it has a point without two coordinates, or far outside the image")
+    # A polygon of two points has no area, and pycocotools would take it for a box.
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros((height, width), np.uint8)
+    return mask.decode(mask.merge(mask.frPyObjects(polygons, height, width)))
 
-    def expect(self, character: str) -> None:
-        if self.peek() != character:
-            raise ValueError(f"no {character}")
-        self._at += 1
 
-    def value(self) -> tuple[str, Any]:
-        """The text of the value that comes next, and the value."""
-        self.peek()
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._held, self._at)
-            except ValueError:
-                # Broken, or cut by the end of the piece.
-                if not self._more():
-                    raise
-                continue
-            # A number may go on in the next piece.
-            if end < len(self._held) or not self._more():
-                break
-        start, self._at = self._at, end
-        return self._held[start:end], value
-
-    def _more(self) -> bool:
-        piece = self._file.read(PIECE).decode("latin-1")
-        self._before += self._at
-        self._held = self._held[self._at :] + piece
-        self._at = 0
-        return bool(piece)
+def _decompressed(counts: Any) -> list[int]:
+    """Run lengths from COCO's compressed form: five bits a character; from the third run on, less the last but one."""
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii"):
+        bits = code - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its last run has no end")
+    return runs

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.datasets.base import VOID, Category, Dataset, LabelMap, Sample
 from goca.evaluation.datasets.coco import SPLITS, image_folder
-from goca.evaluation.datasets.coco_json import Index, index
-from goca.evaluation.datasets.files import choose, first_of, folder, paired, require, stems
-from goca.evaluation.datasets.labels import Labels, of_size, read_indexed, read_rgb, table
-from goca.evaluation.datasets.names import categories, colours, rows
+from goca.evaluation.datasets.coco_json import CocoFile, read_coco
+from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, paired_samples, require_files, stems
+from goca.evaluation.datasets.labels import check_size, label_table, read_indexed, read_rgb, size_of
+from goca.evaluation.datasets.names import categories, colours, published_classes
 from goca.imaging.palette import palette
 
 FINE, COARSE = "coco-stuff-171", "coco-stuff-27"
@@ -25,43 +25,39 @@ MERGES = ((15, 3), (16, 4))
 
 
 def open_coco_stuff_171(root: Path | None, split: str | None = None) -> Dataset:
-    """stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the images in SPLIT or images/SPLIT.
-
-    Raises GocaError naming the file that was expected where the root is another or incomplete.
-    """
-    chosen = choose(FINE, split, SPLITS)
-    home = folder(FINE, root)
-    maps = _map_folder(home, chosen)
+    """stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the images in SPLIT or images/SPLIT."""
+    split = choose_split(FINE, split, SPLITS)
+    home = dataset_root(FINE, root)
+    maps = _map_folder(home, split)
     if maps is None:
-        expected = home / "stuffthingmaps" / chosen / "*.png"
+        expected = home / "stuffthingmaps" / split / "*.png"
         raise GocaError(f"{FINE}: expected {expected}, for panoptic ground truth merges many of the 171: download it")
-    classes = rows("coco")
-    samples = _of_maps(FINE, home, chosen, maps, {row.id: label for label, row in enumerate(classes, start=1)})
-    return Dataset(FINE, chosen, categories(classes), samples, False, colours(classes))
+    classes = published_classes("coco")
+    samples = _of_maps(FINE, home, split, maps, {entry.id: label for label, entry in enumerate(classes, start=1)})
+    return Dataset(FINE, split, categories(classes), samples, False, colours(classes))
 
 
 def open_coco_stuff_27(root: Path | None, split: str | None = None) -> Dataset:
     """As the 171, or annotations/panoptic_SPLIT.json with panoptic_SPLIT/*.png beside it, or in the root, in place of
     the stuff maps.
-
-    Raises GocaError naming the file that was expected where the root is another or incomplete.
     """
-    chosen = choose(COARSE, split, SPLITS)
-    home = folder(COARSE, root)
-    groups = {row.name: label for label, row in enumerate(rows("coco", "groups"), start=1)}
-    maps = _map_folder(home, chosen)
+    split = choose_split(COARSE, split, SPLITS)
+    home = dataset_root(COARSE, root)
+    groups = {group.name: label for label, group in enumerate(published_classes("coco", "groups"), start=1)}
+    maps = _map_folder(home, split)
     if maps is not None:
         source = "stuff maps"
-        samples = _of_maps(COARSE, home, chosen, maps, {row.id: groups[row.group] for row in rows("coco")})
+        labels = {entry.id: groups[entry.group] for entry in published_classes("coco")}
+        samples = _of_maps(COARSE, home, split, maps, labels)
     else:
         source = "panoptic"
-        samples = _of_panoptic(home, chosen, groups)
-    return Dataset(COARSE, chosen, _coarse(), samples, False, palette(len(groups)), source, MERGES)
+        samples = _of_panoptic(home, split, groups)
+    return Dataset(COARSE, split, _coarse(), samples, False, palette(len(groups)), source, MERGES)
 
 
 def _map_folder(home: Path, split: str) -> Path | None:
-    places = [home / place / split for place in ("stuffthingmaps", "annotations", "stuffthingmaps_trainval2017")]
-    return next((place for place in places if _plain(stems(place, ".png"))), None)
+    folders = [home / name / split for name in ("stuffthingmaps", "annotations", "stuffthingmaps_trainval2017")]
+    return next((folder for folder in folders if _plain(stems(folder, ".png"))), None)
 
 
 def _plain(names: set[str]) -> set[str]:
@@ -72,10 +68,10 @@ def _plain(names: set[str]) -> set[str]:
 def _of_maps(dataset: str, home: Path, split: str, maps: Path, labels: Mapping[int, int]) -> tuple[Sample, ...]:
     images = image_folder(home, split)
     ids = sorted(_plain(stems(maps, ".png")) | stems(images, ".jpg"))
-    entries = [(one, images / f"{one}.jpg", maps / f"{one}.png") for one in ids]
+    entries = [(name, images / f"{name}.jpg", maps / f"{name}.png") for name in ids]
     # A map's values are the categories' ids less one.
-    values = table({category - 1: label for category, label in labels.items()} | {UNLABELLED: VOID})
-    return paired(dataset, entries, partial(read_indexed, labels=values))
+    values = label_table({category - 1: label for category, label in labels.items()} | {UNLABELLED: VOID})
+    return paired_samples(dataset, entries, partial(read_indexed, labels=values))
 
 
 def _of_panoptic(home: Path, split: str, groups: Mapping[str, int]) -> tuple[Sample, ...]:
@@ -83,49 +79,54 @@ def _of_panoptic(home: Path, split: str, groups: Mapping[str, int]) -> tuple[Sam
     if not path.is_file():
         expected = home / "stuffthingmaps" / split / "*.png"
         raise GocaError(f"{COARSE}: expected {expected} or {path}: download or unpack the rest")
-    known = index(path)
+    coco = read_coco(path)
     labels = {}
-    for category in known.categories:
+    for category in coco.categories:
         if category.get("supercategory") not in groups:
             raise GocaError(f"{path}: category {category.get('id')} is in none of the 27 groups: is it COCO's?")
         labels[category["id"]] = groups[category["supercategory"]]
     images, masks = image_folder(home, split), first_of([path.with_suffix(""), home / path.stem])
     samples = []
-    for number, entry in sorted(known.images.items()):
+    for number, entry in sorted(coco.images.items()):
         image = images / entry.file_name
         mask = masks / f"{image.stem}.png"
-        samples.append(Sample(image.stem, image, partial(_read_panoptic, known, number, mask, image, labels)))
-    require(COARSE, [sample.image for sample in samples])
-    require(COARSE, [masks / f"{sample.id}.png" for sample in samples])
+        samples.append(Sample(image.stem, image, partial(_read_panoptic, coco, number, mask, image, labels)))
+    require_files(COARSE, [sample.image for sample in samples])
+    require_files(COARSE, [masks / f"{sample.id}.png" for sample in samples])
     return tuple(samples)
 
 
-def _read_panoptic(known: Index, number: int, mask: Path, image: Path, labels: Mapping[int, int]) -> Labels:
+def _read_panoptic(coco: CocoFile, number: int, mask: Path, image: Path, labels: Mapping[int, int]) -> LabelMap:
     """Each colour is a segment's id, written as red + 256 green + 65536 blue; 0 is unlabelled."""
     segments = {0: VOID}
-    for annotation in known.annotations(number):
-        for segment in annotation["segments_info"]:
-            if segment["category_id"] not in labels:
-                raise GocaError(f"{known.path} does not list the category {segment['category_id']}: download it again")
-            segments[segment["id"]] = labels[segment["category_id"]]
+    for annotation in coco.annotations.get(number, ()):
+        try:
+            listed = [(segment["id"], segment["category_id"]) for segment in annotation["segments_info"]]
+            segments |= {segment: labels.get(category, -1) for segment, category in listed}
+        except (KeyError, TypeError) as error:
+            raise coco.damaged(annotation, image, error) from None
+        for _, category in listed:
+            if category not in labels:
+                raise GocaError(f"{coco.path} does not list the category {category}: download it again")
     ids = read_rgb(mask).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
-    found, inverse = np.unique(ids, return_inverse=True)
-    strange = [int(one) for one in found if int(one) not in segments]
-    if strange:
-        raise GocaError(f"{mask} has the segment {strange[0]}, which {known.path} has not: are they of one download?")
-    out = np.array([segments[int(one)] for one in found], np.uint16)[inverse].reshape(ids.shape)
-    return of_size(mask, image, out)
+    check_size(mask, ids.shape, image, size_of(image))
+    present, inverse = np.unique(ids, return_inverse=True)
+    unknown = [segment for segment in present.tolist() if segment not in segments]
+    if unknown:
+        raise GocaError(f"{mask} has the segment {unknown[0]}, which {coco.path} has not: are they of one download?")
+    return np.array([segments[segment] for segment in present.tolist()], np.uint16)[inverse].reshape(ids.shape)
 
 
 def _coarse() -> tuple[Category, ...]:
     """The groups; the words for their members stand for them too."""
-    groups = rows("coco", "groups")
-    taken = {row.name for row in groups}
+    groups = published_classes("coco", "groups")
+    names = {group.name for group in groups}
+    members = list(zip(published_classes("coco"), categories(published_classes("coco")), strict=True))
     out = []
     for group in groups:
-        members = zip(rows("coco"), categories(rows("coco")), strict=True)
-        words = [word for row, one in members if row.group == group.name for word in (one.name, *one.synonyms)]
-        out.append(
-            Category(group.name, tuple(word for word in dict.fromkeys((*group.synonyms, *words)) if word not in taken))
-        )
+        words = [*group.synonyms]
+        for entry, category in members:
+            if entry.group == group.name:
+                words += [category.name, *category.synonyms]
+        out.append(Category(group.name, tuple(word for word in dict.fromkeys(words) if word not in names)))
     return tuple(out)

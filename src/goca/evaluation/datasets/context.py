@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Dataset
-from goca.evaluation.datasets.files import choose, listed, locate, paired
-from goca.evaluation.datasets.labels import Labels, Table, read_indexed, table, translate
-from goca.evaluation.datasets.names import categories, rows, voc_colours
+from goca.evaluation.datasets.base import VOID, Dataset, LabelMap
+from goca.evaluation.datasets.files import choose_split, locate, paired_samples, read_ids
+from goca.evaluation.datasets.labels import LabelTable, label_table, read_indexed, translate
+from goca.evaluation.datasets.names import categories, published_classes, voc_colours
 
 NAME = "context"
 SPLITS = ("val", "train")
@@ -27,57 +27,58 @@ def open_context(root: Path | None, split: str | None = None) -> Dataset:
     """VOC2010 with JPEGImages, and SegmentationClassContext/*.png or trainval/*.mat with labels.txt.
 
     The list is ImageSets/SegmentationContext/SPLIT.txt or, as the authors split it, ImageSets/Main/SPLIT.txt. trainval
-    may lie in VOC2010 or in the root. Raises GocaError naming the file that was expected where the root is another or
-    incomplete, and where scipy is needed and not installed.
+    may lie in VOC2010 or in the root.
     """
-    chosen = choose(NAME, split, SPLITS)
+    split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, HOMES, ("JPEGImages", "ImageSets", PNGS))
-    lists = [home / "ImageSets" / kind / f"{chosen}.txt" for kind in ("SegmentationContext", "Main")]
-    ids = listed(NAME, next((path for path in lists if path.is_file()), lists[0]))
-    classes = rows("context")
+    lists = [home / "ImageSets" / kind / f"{split}.txt" for kind in ("SegmentationContext", "Main")]
+    ids = read_ids(NAME, next((path for path in lists if path.is_file()), lists[0]))
+    classes = published_classes("context")
     if (home / PNGS).is_dir():
         source, truths, ending = "PNG, 59 classes", home / PNGS, "png"
-        read = partial(read_indexed, labels=table({0: 0, UNLABELLED: VOID} | {row.id: row.id for row in classes}))
+        read = partial(
+            read_indexed, labels=label_table({0: 0, UNLABELLED: VOID} | {entry.id: entry.id for entry in classes})
+        )
     else:
         source, truths, ending = ".mat, 459 classes", _mat_folder(root or home, home), "mat"
         read = partial(_read_mat, labels=_of_459(truths))
-    entries = [(one, home / "JPEGImages" / f"{one}.jpg", truths / f"{one}.{ending}") for one in ids]
-    samples = paired(NAME, entries, read)
-    return Dataset(NAME, chosen, categories(classes), samples, True, voc_colours(len(classes) + 1), source)
+    entries = [(name, home / "JPEGImages" / f"{name}.jpg", truths / f"{name}.{ending}") for name in ids]
+    samples = paired_samples(NAME, entries, read)
+    return Dataset(NAME, split, categories(classes), samples, True, voc_colours(len(classes) + 1), source)
 
 
 def _mat_folder(root: Path, home: Path) -> Path:
-    places = [base / inner / "trainval" for base in (home, root) for inner in ("", "33_context_labels")]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
+    folders = [base / inner / "trainval" for base in (home, root) for inner in ("", "33_context_labels")]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
         raise GocaError(
-            f"{NAME}: expected {home / PNGS} or {places[0]} with the ground truth: download or unpack the rest"
+            f"{NAME}: expected {home / PNGS} or {folders[0]} with the ground truth: download or unpack the rest"
         )
     try:
         import scipy.io  # noqa: F401
     except ImportError:
         raise GocaError('Pascal Context as .mat files needs scipy: pip install "goca[bench]"') from None
-    return found
+    return folder
 
 
-def _of_459(truths: Path) -> Table:
+def _of_459(truths: Path) -> LabelTable:
     """From the 459 classes to the 59, by the names in labels.txt, whose lines read "2: aeroplane"."""
-    places = [truths.parent / "labels.txt", truths / "labels.txt"]
-    path = next((place for place in places if place.is_file()), None)
+    paths = [truths.parent / "labels.txt", truths / "labels.txt"]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise GocaError(f"{NAME}: expected {places[0]} with the names of the 459 classes: download or unpack the rest")
+        raise GocaError(f"{NAME}: expected {paths[0]} with the names of the 459 classes: download or unpack the rest")
     lines = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
     ids = {name.replace(" ", ""): int(number) for number, colon, name in lines if colon and number.strip().isdigit()}
     labels = dict.fromkeys(range(max(ids.values(), default=0) + 1), 0)
-    for row in rows("context"):
-        name = row.name.replace(" ", "")
+    for entry in published_classes("context"):
+        name = entry.name.replace(" ", "")
         if name not in ids:
             raise GocaError(f'{path} does not name "{name}", one of the 59: it should be that of the 459 classes')
-        labels[ids[name]] = row.id
-    return table(labels, len(labels))
+        labels[ids[name]] = entry.id
+    return label_table(labels, len(labels))
 
 
-def _read_mat(path: Path, image: Path, labels: Table) -> Labels:
+def _read_mat(path: Path, image: Path, labels: LabelTable) -> LabelMap:
     from scipy.io import loadmat
 
     try:

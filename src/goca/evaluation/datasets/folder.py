@@ -8,9 +8,9 @@ from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
-from goca.evaluation.datasets.files import choose, folder
+from goca.evaluation.datasets.files import choose_split, dataset_root
 from goca.evaluation.datasets.labelme import read_labelme
-from goca.evaluation.datasets.labels import Table, read_indexed, table
+from goca.evaluation.datasets.labels import LabelTable, label_table, read_indexed
 from goca.imaging.palette import palette
 from goca.text.nouns import parse_nouns
 
@@ -22,11 +22,11 @@ SPECIAL = {"background": 0, "_background_": 0, "void": VOID, "ignore": VOID, "__
 
 
 @dataclass(frozen=True)
-class Classes:
-    """What classes.txt says. labels: by value in a PNG. words: labels by name or synonym, in lower case."""
+class FolderClasses:
+    """What classes.txt says: labels by value in a PNG, and by name or synonym in lower case."""
 
     categories: tuple[Category, ...]
-    labels: Table
+    labels: LabelTable
     words: dict[str, int]
     background: bool
 
@@ -34,41 +34,39 @@ class Classes:
 def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     """Images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt; subfolders are searched.
 
-    The ground truth lies beside the images, or in labels/ where they lie in images/. Raises GocaError where there is
-    no image, classes.txt is missing or unclear, or an image has no ground truth.
+    The ground truth lies beside the images, or in labels/ if they lie in images/.
     """
-    chosen = choose(NAME, split, SPLITS)
-    home = folder(NAME, root)
+    split = choose_split(NAME, split, SPLITS)
+    home = dataset_root(NAME, root)
     classes = read_classes(home / "classes.txt")
     apart = (home / "images").is_dir()
     images = home / "images" if apart else home
     truths = home / "labels" if apart else home
     files = sorted(path for path in home.rglob("*") if path.is_file() and not path.name.startswith("."))
-    known = set(files)
+    present = set(files)
     samples, missing = [], []
     for image in _images(files, images):
         name = image.relative_to(images)
-        places = [truths / name.with_suffix(ending) for ending in (".labels.png", ".png", ".json")]
-        truth = next((place for place in places if place in known and place != image), None)
+        paths = [truths / name.with_suffix(ending) for ending in (".labels.png", ".png", ".json")]
+        truth = next((path for path in paths if path in present and path != image), None)
         if truth is None:
             missing.append((image, truths / name.with_suffix("")))
             continue
         if truth.suffix == ".json":
-            rest = 0 if classes.background else VOID
-            read = partial(read_labelme, truth, image, classes.words, rest)
+            read = partial(read_labelme, truth, image, classes.words, 0 if classes.background else VOID)
         else:
             read = partial(read_indexed, truth, image, classes.labels)
         samples.append(Sample(name.as_posix(), image, read))
     if missing:
-        (image, expected), every = missing[0], len(missing) + len(samples)
+        (image, expected), total = missing[0], len(missing) + len(samples)
         raise GocaError(
-            f"{NAME}: {len(missing)} of {every} images have no ground truth, the first is {image}: expected "
+            f"{NAME}: {len(missing)} of {total} images have no ground truth, the first is {image}: expected "
             f"{expected}.png, .labels.png or .json (labelme)"
         )
     if not samples:
-        raise GocaError(f"{NAME}: no images in {images}: put some there, or give another folder (--root)")
+        raise GocaError(f"{NAME}: no images in {images}: put some there, or give another folder", "root")
     colours = palette(len(classes.categories))
-    return Dataset(NAME, chosen, classes.categories, tuple(samples), classes.background, colours)
+    return Dataset(NAME, split, classes.categories, tuple(samples), classes.background, colours)
 
 
 def _images(files: Sequence[Path], home: Path) -> Iterator[Path]:
@@ -80,11 +78,14 @@ def _images(files: Sequence[Path], home: Path) -> Iterator[Path]:
             yield path
 
 
-def read_classes(path: Path) -> Classes:
+def read_classes(path: Path) -> FolderClasses:
     """One class a line: "cat", "cat, kitty" with synonyms, or "7: cat" with its value in the PNGs.
 
-    Without a value it is one more than the line before, from 1. "background" and "void" are no classes; 0 is background
-    and 255 and 65535 are void where no line says otherwise. Raises GocaError where a value or name stands twice.
+    Without a value it is one more than the line before, from 1. "background" and "void" are not classes; 0 is
+    background, and 255 and 65535 are void, unless a line says otherwise.
+
+    Raises:
+        GocaError: the file is missing, or a value or name stands twice.
     """
     if not path.is_file():
         raise GocaError(f"{NAME}: expected {path}: write it, one class a line, the first being 1 in the label files")
@@ -117,4 +118,4 @@ def read_classes(path: Path) -> Classes:
         labels[value] = label
     parse_nouns({category.name: category.synonyms for category in categories})
     labels = {0: 0, 255: VOID, VOID: VOID} | labels
-    return Classes(tuple(categories), table(labels, VOID + 1), words, 0 in labels.values())
+    return FolderClasses(tuple(categories), label_table(labels, VOID + 1), words, 0 in labels.values())

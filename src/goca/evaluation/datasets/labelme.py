@@ -11,23 +11,32 @@ import numpy as np
 from jaxtyping import Bool
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.labels import Labels, compare, size_of
+from goca.evaluation.datasets.base import LabelMap
+from goca.evaluation.datasets.labels import check_size, size_of
 
 
-def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> Labels:
-    """The label map of a labelme file; `rest` under no shape. labels: by name in lower case.
+def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> LabelMap:
+    """The label map of a labelme file.
 
-    A pixel is inside where its middle is, so that what `goca.exports.labelme` wrote comes back exactly. Raises GocaError
-    where the file is broken, names no class of these, has a shape without area, or is of another image's size.
+    A pixel is inside a shape if its middle is, so that what `goca.export.labelme` wrote comes back exactly.
+
+    Args:
+        path: the file.
+        image: the image that it belongs to.
+        labels: by name in lower case.
+        rest: the label of pixels under no shape.
+
+    Raises:
+        GocaError: the file is damaged, names a class that is not in `labels`, or is of another size than the image.
     """
     height, width = size_of(image)
     try:
-        file = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        file = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise GocaError(f"{path} cannot be read ({error}): is the file complete?") from None
     if not isinstance(file, dict) or not isinstance(file.get("shapes"), list):
-        raise GocaError(f"{path} has no list of shapes: it is no labelme file")
-    compare(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), image, (height, width))
+        raise GocaError(f"{path} has no list of shapes: it is not a labelme file")
+    check_size(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), image, (height, width))
     out = np.full((height, width), rest, np.uint16)
     for shape in file["shapes"]:
         name, corners = _polygon(path, shape)
@@ -42,7 +51,7 @@ def _polygon(path: Path, shape: Any) -> tuple[str, list[tuple[float, float]]]:
         name, points = str(shape["label"]), [(float(x), float(y)) for x, y in shape["points"]]
         kind = shape.get("shape_type", "polygon")
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise GocaError(f"{path} has a shape without a label or points: it is no labelme file") from None
+        raise GocaError(f"{path} has a shape without a label or points: it is not a labelme file") from None
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
@@ -58,6 +67,6 @@ def fill(polygon: Sequence[tuple[float, float]], height: int, width: int) -> Boo
         first, past = (min(max(ceil(end - 0.5), 0), height) for end in sorted((y, next_y)))
         if first < past:
             rows = np.arange(first, past)
-            at = x + (rows + 0.5 - y) * (next_x - x) / (next_y - y)
-            crossings[rows, np.ceil(at - 0.5).clip(0, width).astype(np.int64)] += 1
+            columns = x + (rows + 0.5 - y) * (next_x - x) / (next_y - y)
+            crossings[rows, np.ceil(columns - 0.5).clip(0, width).astype(np.int64)] += 1
     return crossings.cumsum(axis=1)[:, :-1] % 2 == 1

@@ -9,6 +9,7 @@ from jaxtyping import Integer, UInt8, UInt16
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from goca.errors import GocaError
+from goca.evaluation.datasets.base import LabelMap
 
 UNKNOWN = 65534
 """What a table holds for values that no file should have."""
@@ -16,59 +17,57 @@ UNKNOWN = 65534
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 
-Table = UInt16[np.ndarray, "value"]
-Labels = UInt16[np.ndarray, "height width"]
-Read = TypeVar("Read")
+LabelTable = UInt16[np.ndarray, "value"]
+"""The label of each value that files may have."""
+T = TypeVar("T")
 
 
-def table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN) -> Table:
+def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN) -> LabelTable:
     """From values in files to labels; `rest` for values that are not named."""
     out = np.full(size, rest, np.uint16)
     out[list(labels)] = list(labels.values())
     return out
 
 
-def read_indexed(path: Path, image: Path, labels: Table) -> Labels:
-    """The labels of an indexed or grey PNG.
+def read_indexed(path: Path, image: Path, labels: LabelTable) -> LabelMap:
+    """The label map of an indexed or grey PNG.
 
-    Raises GocaError where it is broken, not of the image's size, or has a value that stands for no label.
+    Args:
+        path: the PNG.
+        image: the image that it belongs to.
+        labels: of the PNG's values.
+
+    Raises:
+        GocaError: the PNG is damaged, not of the image's size, or has a value that stands for no label.
     """
     return translate(path, image, _opened(path, _values), labels)
 
 
-def translate(path: Path, image: Path, values: Integer[np.ndarray, "height width"], labels: Table) -> Labels:
-    """Labels from a file's values; GocaError as for `read_indexed`."""
-    low, high = int(values.min()), int(values.max())
-    if low >= 0 and high < len(labels):
-        found = labels[values]
-        strange = values[found == UNKNOWN]
-    else:
-        strange = values[(values < 0) | (values >= len(labels))]
-    if strange.size:
-        raise GocaError(f"{path} has the value {strange[0]}, which no class has: is it this data set's?")
-    return of_size(path, image, found)
+def translate(path: Path, image: Path, values: Integer[np.ndarray, "height width"], labels: LabelTable) -> LabelMap:
+    """The label map of a file's values; GocaError as for `read_indexed`."""
+    outside = (values < 0) | (values >= len(labels))
+    label_map = labels[np.where(outside, 0, values)]
+    unknown = values[outside | (label_map == UNKNOWN)]
+    if unknown.size:
+        raise GocaError(f"{path} has the value {unknown[0]}, which no class has: is it this data set's?")
+    check_size(path, label_map.shape, image, size_of(image))
+    return label_map
 
 
-def of_size(path: Path, image: Path, labels: Labels) -> Labels:
-    """The labels, if they are of the image's size, upright; GocaError if not."""
-    compare(path, labels.shape, image, size_of(image))
-    return labels
-
-
-def compare(path: Path, theirs: tuple[int, ...], image: Path, size: tuple[int, int]) -> None:
-    """GocaError where the size (height, width) of a file's labels is not the image's."""
-    if theirs != size:
-        sizes = f"{path} is {theirs[1]} x {theirs[0]} px and {image} {size[1]} x {size[0]}"
+def check_size(path: Path, size: tuple[int, ...], image: Path, image_size: tuple[int, int]) -> None:
+    """GocaError if a file's labels are not of the image's size; both are (height, width)."""
+    if size != image_size:
+        sizes = f"{path} is {size[1]} x {size[0]} px and {image} {image_size[1]} x {image_size[0]}"
         raise GocaError(f"{sizes}: they do not belong together, download or write the one again that is wrong")
 
 
 def size_of(image: Path) -> tuple[int, int]:
-    """(height, width) of an image that is turned upright; nothing but its head is read."""
+    """(height, width) of an image after EXIF rotation; only its header is read."""
     return _opened(image, _upright)
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """A colour PNG whose colours are numbers; GocaError where it is broken or of another kind."""
+    """A colour PNG whose colours are numbers; GocaError if it is damaged or of another kind."""
 
     def colours(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         if image.mode != "RGB":
@@ -91,14 +90,14 @@ def _upright(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def _opened(path: Path, read: Callable[[Image.Image], Read]) -> Read:
+def _opened(path: Path, read: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(path) as image:
             return read(image)
     except GocaError:
         raise
     except UnidentifiedImageError:
-        raise GocaError(f"{path} is no image that Pillow can read: is the file complete?") from None
+        raise GocaError(f"{path} is not an image that Pillow can read: is the file complete?") from None
     except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise GocaError(f"{path} cannot be read ({reason}): is the file complete?") from None

@@ -14,11 +14,8 @@ from goca.imaging.palette import palette
 
 
 @dataclass(frozen=True)
-class Row:
-    """A class as its data set publishes it.
-
-    id: what stands for it in the ground truth's files. group: the super-category. colour: "#rrggbb", where official.
-    """
+class PublishedClass:
+    """A class as its data set publishes it: its value in the files, its super-category, and "#rrggbb" or ""."""
 
     id: int
     name: str
@@ -28,24 +25,25 @@ class Row:
 
 
 @cache
-def rows(file: str, member: str = "classes") -> tuple[Row, ...]:
+def published_classes(file: str, member: str = "classes") -> tuple[PublishedClass, ...]:
     """The classes of classes/FILE.json, in the order of their labels."""
     text = (Path(__file__).parent / "classes" / f"{file}.json").read_text(encoding="utf-8")
-    return tuple(Row(**entry | {"synonyms": tuple(entry.get("synonyms", ()))}) for entry in json.loads(text)[member])
+    entries = json.loads(text)[member]
+    return tuple(PublishedClass(**entry | {"synonyms": tuple(entry.get("synonyms", ()))}) for entry in entries)
 
 
-def categories(rows: Sequence[Row]) -> tuple[Category, ...]:
-    """One category a row. A synonym that is another row's name is that row's: "table" beside "dining table"."""
-    names = {row.name for row in rows}
-    return tuple(Category(row.name, tuple(word for word in row.synonyms if word not in names)) for row in rows)
+def categories(classes: Sequence[PublishedClass]) -> tuple[Category, ...]:
+    """One category for each class. A synonym that is the name of another is dropped: "table" of "dining table"."""
+    names = {entry.name for entry in classes}
+    return tuple(Category(entry.name, tuple(word for word in entry.synonyms if word not in names)) for entry in classes)
 
 
-def colours(rows: Sequence[Row]) -> UInt8[np.ndarray, "label 3"]:
-    """The rows' official colours, after black for background; our own for those that have none."""
-    out = palette(len(rows))
-    for label, row in enumerate(rows, start=1):
-        if row.colour:
-            out[label] = list(bytes.fromhex(row.colour[1:]))
+def colours(classes: Sequence[PublishedClass]) -> UInt8[np.ndarray, "label 3"]:
+    """The official colours, after black for background; goca's own for classes that have none."""
+    out = palette(len(classes))
+    for label, entry in enumerate(classes, start=1):
+        if entry.colour:
+            out[label] = list(bytes.fromhex(entry.colour[1:]))
     return out
 
 
@@ -53,7 +51,7 @@ def voc_colours(labels: int) -> UInt8[np.ndarray, "label 3"]:
     """Pascal VOC's colour map: a label's bits, lowest first, dealt to red, green and blue from their highest bit on."""
     label = np.arange(labels)
     channels = np.zeros((labels, 3), np.int64)
-    for place in range(8):
+    for bit in range(8):
         for channel in range(3):
-            channels[:, channel] |= (label >> (3 * place + channel) & 1) << (7 - place)
+            channels[:, channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
     return channels.astype(np.uint8)

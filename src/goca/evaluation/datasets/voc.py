@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from goca.evaluation.datasets.base import VOID, Dataset
-from goca.evaluation.datasets.files import choose, listed, locate, paired
-from goca.evaluation.datasets.labels import read_indexed, table
-from goca.evaluation.datasets.names import categories, rows, voc_colours
+from goca.evaluation.datasets.files import choose_split, locate, paired_samples, read_ids
+from goca.evaluation.datasets.labels import label_table, read_indexed
+from goca.evaluation.datasets.names import categories, published_classes, voc_colours
 
 NAME = "voc"
 SPLITS = ("val", "train", "trainval")
@@ -14,15 +14,12 @@ HOMES = ("", "VOC2012", "VOCdevkit/VOC2012")
 
 
 def open_voc(root: Path | None, split: str | None = None) -> Dataset:
-    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and ImageSets/Segmentation; root is it or lies above it.
-
-    Raises GocaError naming the file that was expected where the root is another or incomplete.
-    """
-    chosen = choose(NAME, split, SPLITS)
+    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and ImageSets/Segmentation; root is it or lies above it."""
+    split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, HOMES, ("JPEGImages", "SegmentationClass", "ImageSets"))
-    ids = listed(NAME, home / "ImageSets" / "Segmentation" / f"{chosen}.txt")
-    entries = [(one, home / "JPEGImages" / f"{one}.jpg", home / "SegmentationClass" / f"{one}.png") for one in ids]
-    classes = rows("voc")
-    labels = table({0: 0, 255: VOID} | {row.id: label for label, row in enumerate(classes, start=1)})
-    samples = paired(NAME, entries, partial(read_indexed, labels=labels))
-    return Dataset(NAME, chosen, categories(classes), samples, True, voc_colours(len(classes) + 1))
+    ids = read_ids(NAME, home / "ImageSets" / "Segmentation" / f"{split}.txt")
+    entries = [(name, home / "JPEGImages" / f"{name}.jpg", home / "SegmentationClass" / f"{name}.png") for name in ids]
+    classes = published_classes("voc")
+    labels = label_table({0: 0, 255: VOID} | {entry.id: label for label, entry in enumerate(classes, start=1)})
+    samples = paired_samples(NAME, entries, partial(read_indexed, labels=labels))
+    return Dataset(NAME, split, categories(classes), samples, True, voc_colours(len(classes) + 1))
