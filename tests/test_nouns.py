@@ -10,7 +10,7 @@ from PIL import Image
 from goca import GocaError, Segmenter
 from goca.evaluation.caption_nouns import HONEST, CaptionedRequest, Policy, captioned, paper
 from goca.evaluation.datasets.base import Category
-from goca.request import find_words
+from goca.request import find_tokens
 from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write
 from goca.text.spelling import STOP
 from goca.text.tokens import Tokens
@@ -243,7 +243,7 @@ def test_a_request_is_about_the_captions_own_words(bundled: Segmenter) -> None:
         "snow, (cats, mushrooms), road", (Category("dog"), Category("cat", ("kitten",)), Category("Road"))
     )
     segmentation_request = request.of(Image.new("RGB", (64, 64)))
-    ((prompt,), _) = find_words(segmentation_request, bundled.plan, bundled.backbone, {})
+    ((prompt,), _) = find_tokens(segmentation_request, bundled.plan, bundled.backbone.session())
     assert prompt.caption == "snow, cats, mushrooms, road"
     tokens = bundled.backbone.pipeline.tokenizer(prompt.caption, return_offsets_mapping=True)["offset_mapping"]
     words_of = [[prompt.caption[slice(*tokens[column])] for column in noun] for noun in prompt.nouns]
