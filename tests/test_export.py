@@ -1,8 +1,6 @@
-import errno
 import io
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from goca.errors import GocaError
-from goca.export import coco, labelme, labels_png, sweep, write_atomic
+from goca.export import coco, labelme, labels_png
 from goca.imaging.draw import palette
 
 CLASSES = ("cat", "grass", "sky")
@@ -129,86 +127,3 @@ class TestLabelme:
             assert not drawn[region].any()
             drawn[region] = 1 + CLASSES.index(shape["label"])
         np.testing.assert_array_equal(drawn, labels)
-
-
-class TestWriteAtomic:
-    def test_makes_folders_and_leaves_nothing_else(self, tmp_path):
-        write_atomic({tmp_path / "a/b/photo.json": b"first"})
-        write_atomic({tmp_path / "a/b/photo.json": b"second"})
-        assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["photo.json"]
-        assert (tmp_path / "a/b/photo.json").read_bytes() == b"second"
-
-    def test_a_full_disk_leaves_the_earlier_file(self, tmp_path, monkeypatch):
-        path = tmp_path / "photo.json"
-        write_atomic({path: b"earlier"})
-
-        def fill(scratch, content):
-            with scratch.open("wb") as file:
-                file.write(content[:3])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(Path, "write_bytes", fill)
-        with pytest.raises(GocaError) as caught:
-            write_atomic({path: b"later"})
-        assert str(caught.value) == (
-            f"cannot write {path}: No space left on device; free some space or choose another folder (--out)"
-        )
-        assert path.read_bytes() == b"earlier"
-        assert [left.name for left in tmp_path.iterdir()] == ["photo.json"]
-
-    def test_a_file_where_a_folder_should_be(self, tmp_path):
-        (tmp_path / "out").write_bytes(b"a file")
-        with pytest.raises(GocaError, match=r"^cannot write .*photo\.json: .*; choose another folder") as caught:
-            write_atomic({tmp_path / "out" / "photo.json": b"content"})
-        assert "\n" not in str(caught.value)
-        assert (tmp_path / "out").read_bytes() == b"a file"
-
-    def test_a_full_disk_on_the_way_leaves_all_earlier_files(self, tmp_path, monkeypatch):
-        paths = [tmp_path / name for name in ("labels", "overlay", "json")]
-        write_atomic(dict.fromkeys(paths, b"earlier"))
-        write = Path.write_bytes
-
-        def fill(scratch, content):
-            write(scratch, content[:3])
-            if content == b"the last":
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(Path, "write_bytes", fill)
-        with pytest.raises(GocaError, match=r"json: No space left"):
-            write_atomic(dict(zip(paths, (b"later", b"later", b"the last"), strict=True)))
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-            path.name: b"earlier" for path in paths
-        }
-
-    @pytest.mark.parametrize("steps", range(8))
-    def test_killed_after_any_step_the_last_file_vouches_for_the_others(self, tmp_path, monkeypatch, steps):
-        """Three files are written, the last is taken away, three are renamed: seven steps, and the end."""
-
-        class KilledError(BaseException):
-            pass
-
-        paths = [tmp_path / name for name in ("labels", "overlay", "json")]
-        write_atomic(dict.fromkeys(paths, b"earlier"))
-        left = iter(range(steps))
-
-        def mortal(act):
-            def step(*args, **options):
-                # Dead is dead: nothing is tidied up either.
-                if next(left, None) is None:
-                    raise KilledError
-                return act(*args, **options)
-
-            return step
-
-        with monkeypatch.context() as patched:
-            for name in ("write_bytes", "unlink", "replace"):
-                patched.setattr(Path, name, mortal(getattr(Path, name)))
-            with pytest.raises(KilledError):
-                write_atomic(dict.fromkeys(paths, b"later"))
-        assert paths[-1].exists() == (steps < 4 or steps == 7)
-        if paths[-1].exists():
-            assert {path.read_bytes() for path in paths} == {b"earlier" if steps < 4 else b"later"}
-        sweep([path.with_name("other") for path in paths])
-        assert len(list(tmp_path.glob(".goca-*"))) == (steps if steps < 4 else 7 - steps)
-        sweep(paths)
-        assert not list(tmp_path.glob(".goca-*"))

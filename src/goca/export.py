@@ -1,14 +1,9 @@
-"""Label maps in the formats of others (label PNG, COCO, labelme), and the one way to write files."""
+"""Label maps in the formats of others: label PNG, COCO, labelme."""
 
 import bisect
-import errno
 import io
 import itertools
-import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +14,6 @@ from goca.errors import GocaError
 from goca.imaging.draw import palette
 
 MOST_INDEXED = 255  # classes that 8 bits hold next to the background
-SCRATCH = ".goca-"  # how every scratch file's name starts
 
 Point = tuple[int, int]
 
@@ -109,52 +103,6 @@ def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], 
         "imageHeight": height,
         "imageWidth": width,
     }
-
-
-def write_atomic(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together, each whole or not at all, the last one last: where it is, all are of one run.
-
-    Earlier files of those names stay until all the new ones are complete. Missing folders are made.
-
-    Raises:
-        GocaError: the system refuses; the message has the path and the reason.
-    """
-    scratch = {path: path.parent / f"{_mark(path)}-{uuid.uuid4().hex}" for path in files}
-    *others, last = files
-    path = last
-    try:
-        try:
-            for path, content in files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                scratch[path].write_bytes(content)
-            if others:
-                # A process killed from here on must not leave the earlier last file beside newer ones.
-                last.unlink(missing_ok=True)
-            for path in files:
-                scratch[path].replace(path)
-        finally:
-            for left in scratch.values():
-                left.unlink(missing_ok=True)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space or choose another folder (--out)" if full else "choose another folder (--out)"
-        raise GocaError(f"cannot write {path}: {error.strerror}; {remedy}") from error
-
-
-def sweep(paths: Iterable[Path]) -> None:
-    """Remove what processes that were killed while they wrote these files left beside them."""
-    marks: dict[Path, set[str]] = {}
-    for path in paths:
-        marks.setdefault(path.parent, set()).add(_mark(path))
-    for folder, known in marks.items():
-        for left in folder.glob(f"{SCRATCH}*"):
-            if left.name.rpartition("-")[0] in known:
-                left.unlink(missing_ok=True)
-
-
-def _mark(path: Path) -> str:
-    """How a file's scratch files start. Always short: the name itself may be as long as the system allows."""
-    return f"{SCRATCH}{blake2b(os.fsencode(path.name), digest_size=8).hexdigest()}"
 
 
 def _present(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> list[int]:

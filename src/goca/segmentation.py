@@ -20,6 +20,7 @@ from goca.maths.background import Background, labels
 from goca.maths.edges import labels_along_edges
 from goca.maths.resize import resize
 from goca.recipe import Plan
+from goca.storage.atomic import write_atomic
 
 
 class Presence(NamedTuple):
@@ -140,7 +141,7 @@ class Segmentation:
             ".json": (json.dumps({**self.to_json(), **(facts or {})}, indent=2, ensure_ascii=False) + "\n").encode(),
         }
         paths = {Path(folder) / f"{stem}{suffix}": content for suffix, content in files.items()}
-        export.write_atomic(paths)
+        write_atomic(paths)
         return tuple(paths)
 
     def _index(self, name: str) -> int:

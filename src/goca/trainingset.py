@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.export import labels_png, png, write_atomic
+from goca.export import labels_png, png
 from goca.segmentation import Segmentation
+from goca.storage.atomic import write_atomic
 from goca.text.token_spans import nouns
 
 CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"

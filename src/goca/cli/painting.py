@@ -14,11 +14,12 @@ import typer
 from goca.cli.console import console, paused, progress, say
 from goca.cli.files import refuse_unwritable
 from goca.diffusion.loading import load, without_bars
-from goca.export import labels_png, png, write_atomic
+from goca.export import labels_png, png
 from goca.generation import Asked, Explained, Generated, generate, row
 from goca.generation import explain as explained_of
 from goca.imaging.sheet import Cell, contact_sheet
 from goca.recipe import recipe_named
+from goca.storage.atomic import write_atomic
 
 ROWS = 20
 """Images on a contact sheet."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from goca.cli.files import Job
 from goca.errors import GocaError
-from goca.export import sweep
+from goca.storage.atomic import sweep
 
 Facts = Mapping[str, Any]
 """What a result's JSON holds."""

@@ -16,7 +16,7 @@ from typing import Any
 from goca.errors import GocaError
 from goca.evaluation.fingerprint import differences
 from goca.evaluation.records import ImageRecord
-from goca.export import sweep, write_atomic
+from goca.storage.atomic import sweep, write_atomic
 
 IMAGES, FACTS = "images.jsonl", "run.json"
 

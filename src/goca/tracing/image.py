@@ -30,6 +30,7 @@ from goca.maths.windows import Windows
 from goca.recipe import AUTO, Plan, Recipe
 from goca.request import background_of, check_rivals
 from goca.segmentation import ScoreMaps, Segmentation
+from goca.storage.atomic import write_atomic
 from goca.text.token_spans import Classes, NounTokens, Word, nouns, occurrences, spoken, words
 from goca.tracing.collected import Asked, Collected, Step
 
@@ -162,7 +163,7 @@ class TracedImage:
         files = {Path(folder) / name: export.png(drawing) for name, drawing in drawn.items()}
         told = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         paths = {**files, Path(folder) / f"{stem}.json": told.encode()}
-        export.write_atomic(paths)
+        write_atomic(paths)
         return tuple(paths)
 
     def _asked(self, word: object, occurrence: object) -> tuple[str, int | None]:

@@ -1,0 +1,295 @@
+"""Units of work, done in this process, in several, or on a Ray cluster."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import numpy as np
+
+from goca.errors import GocaError
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+Worker = Callable[[Unit], Result]
+
+LOCAL, AUTO = "local", "auto"
+CONNECT_TIMEOUT = 10
+"""Seconds in which a cluster's address has to answer."""
+JOIN_TIMEOUT = 20
+"""Seconds in which a process may end by itself."""
+MAX_BLOCKS = 1000
+"""Blocks in which Ray deals out units: one for each unit, up to this many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executor:
+    """Where units of work run: in this process, in several, or on a Ray cluster.
+
+    Args:
+        workers: how many processes, or models on a cluster; None for 1, or for as many as the cluster has GPUs, or
+            CPUs where it has none.
+        ray: the address of a Ray cluster, HOST:PORT or ray://HOST:PORT, "auto" for the one that this machine is part
+            of, or "local" to start one here; None for no cluster.
+        gpus: whether each worker on a cluster takes one of its GPUs, if it has any.
+    """
+
+    workers: int | None = None
+    ray: str | None = None
+    gpus: bool = True
+
+    @property
+    def here(self) -> bool:
+        """Whether this process does the work itself."""
+        return self.ray is None and (self.workers or 1) == 1
+
+    def check(self) -> None:
+        """Raise GocaError where nothing listens at the cluster's host and port: Ray itself would try for minutes."""
+        if self.ray in (None, LOCAL, AUTO):
+            return
+        host, colon, port = self.ray.removeprefix("ray://").rpartition(":")
+        if not (host and colon and port.isdecimal()) or "/" in host:
+            raise GocaError(
+                f'no Ray address "{self.ray}": give HOST:PORT, ray://HOST:PORT, auto, or local to start one', "ray"
+            )
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(self.ray, getattr(error, "strerror", None) or str(error) or "no answer") from None
+
+    def __str__(self) -> str:
+        if self.ray is not None:
+            return f"ray {self.ray}"
+        return "1 process" if self.here else f"{self.workers} processes"
+
+
+class WorkerError(Exception):
+    """What went wrong in a worker, in one line; its traceback is a note."""
+
+
+def run_units(
+    make_worker: Callable[[], Callable[[Unit], Result]], units: Sequence[Unit], executor: Executor
+) -> Iterator[Result]:
+    """Do units of work; close the iterator to stop them.
+
+    Args:
+        make_worker: makes what does units, such as a loaded model, once in each process that has a unit to do. Unless
+            this process does the work, it is pickled, as are units and results.
+        units: any values.
+        executor: where they are done.
+
+    Yields:
+        The result of each unit as it is done: in the order of units in one process, in any order in several.
+
+    Raises:
+        GocaError: a worker raised it, was killed, or the cluster cannot be reached.
+        WorkerError: a worker in another process raised another exception.
+    """
+    if not units:
+        return iter(())
+    if executor.here:
+        return _here(make_worker, units)
+    if executor.ray is None:
+        return _in_processes(make_worker, units, executor.workers or 1)
+    return _in_cluster(make_worker, units, executor, executor.ray)
+
+
+def _here(make_worker: Callable[[], Worker[Unit, Result]], units: Sequence[Unit]) -> Iterator[Result]:
+    yield from map(make_worker(), units)
+
+
+class _Attempts:
+    """In another process: makes the worker when the first unit comes, and answers with a result or an exception."""
+
+    def __init__(self, make_worker: Callable[[], Worker[Any, Any]]) -> None:
+        self._make_worker = make_worker
+        self._worker: Worker[Any, Any] | None = None
+
+    def attempt(self, unit: Any) -> Any:
+        try:
+            if self._worker is None:
+                _silence_libraries()
+                self._worker = self._make_worker()
+            return self._worker(unit)
+        except GocaError as error:
+            return _Failure(error)
+        except Exception as error:
+            # An exception of a library need not survive pickling.
+            failure = WorkerError(" ".join(f"in a worker: {type(error).__name__}: {error}".split()))
+            failure.add_note(traceback.format_exc())
+            return _Failure(failure)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: Exception
+
+
+def _result(answer: Any) -> Any:
+    if isinstance(answer, _Failure):
+        raise answer.error
+    return answer
+
+
+def _silence_libraries() -> None:
+    """Keep what libraries print in a worker out of the leading process's progress display."""
+    import logging
+    import warnings
+
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
+# ---- processes
+#
+# Not concurrent.futures.ProcessPoolExecutor: all its processes answer through one pipe, so that one killed while it
+# writes leaves the leading process waiting for ever; it cannot stop processes at work; and it hides their exit codes.
+
+
+def _in_processes(
+    make_worker: Callable[[], Worker[Unit, Result]], units: Sequence[Unit], count: int
+) -> Iterator[Result]:
+    context = multiprocessing.get_context("spawn")
+    pending = iter(units)
+    processes: dict[Connection, BaseProcess] = {}
+    busy: set[Connection] = set()
+    try:
+        for _ in range(min(count, len(units))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(make_worker, theirs), daemon=True)
+            with _interrupts_held():
+                process.start()
+            theirs.close()
+            processes[ours] = process
+            ours.send(next(pending))
+            busy.add(ours)
+        while busy:
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                result = _result(_received(connection, processes[connection]))
+                try:
+                    connection.send(next(pending))
+                except StopIteration:
+                    busy.remove(connection)
+                yield result
+    finally:
+        for connection in processes:
+            connection.close()
+        for connection, process in processes.items():
+            # One that waits ends by that, and a signal would disturb it as it leaves; one at work needs it.
+            if connection in busy:
+                process.terminate()
+            process.join(JOIN_TIMEOUT)
+            process.kill()
+            process.join()
+
+
+def _received(connection: Connection, process: BaseProcess) -> Any:
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        process.join()
+        raise GocaError(
+            f"a worker was killed (exit code {process.exitcode}): if memory was short, use fewer workers or a smaller "
+            "batch; run the same again to go on",
+            "workers",
+        ) from None
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that hear no Ctrl-C, not even while they import: it is for the process that leads."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(make_worker: Callable[[], Worker[Any, Any]], connection: Connection) -> None:
+    """A process's life: it does what it is sent, and ends when nothing more comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    attempts = _Attempts(make_worker)
+    try:
+        while True:
+            connection.send(attempts.attempt(connection.recv()))
+    except (EOFError, BrokenPipeError):
+        return
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving already
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+# ---- Ray
+
+
+def _in_cluster(
+    make_worker: Callable[[], Worker[Unit, Result]], units: Sequence[Unit], executor: Executor, address: str
+) -> Iterator[Result]:
+    """Through Ray Data: every machine needs goca, the model and the data at the same paths."""
+    try:
+        import ray
+    except ImportError:
+        raise GocaError('a Ray cluster needs Ray Data: pip install "goca[ray]"', "ray") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody opted in
+    started = not ray.is_initialized()
+    if started:
+        executor.check()
+        try:
+            ray.init(None if address == LOCAL else address, include_dashboard=False, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise _unreachable(address, str(error).splitlines()[0]) from None
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        resources = ray.cluster_resources()
+        gpus = executor.gpus and resources.get("GPU", 0) >= 1
+        workers = executor.workers or int(resources["GPU" if gpus else "CPU"])
+        rows = [{"unit": pickle.dumps(unit)} for unit in units]
+        answers = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
+            _Actor,
+            fn_constructor_args=(make_worker,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        for row in answers.iter_rows():
+            yield _result(pickle.loads(row["answer"]))
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Actor(_Attempts):
+    """On a cluster: answers a batch of one unit."""
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        (unit,) = batch["unit"].tolist()
+        return {"answer": np.array([pickle.dumps(self.attempt(pickle.loads(unit)))], object)}
+
+
+def _unreachable(address: str, reason: str) -> GocaError:
+    return GocaError(f'no Ray cluster at {address} ({reason}): start one, or choose "local"', "ray")

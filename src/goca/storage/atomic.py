@@ -1,0 +1,65 @@
+"""Files written whole or not at all, whenever the process that writes them is killed."""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+from goca.errors import GocaError
+
+SCRATCH = ".goca-"  # how every scratch file's name starts
+
+
+def write_atomic(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together, the last one last: where it exists, all of them are of one run.
+
+    Earlier files of those names stay until all the new ones are complete. Missing folders are made.
+
+    Args:
+        files: the content of each file.
+
+    Raises:
+        GocaError: the system refuses; the message has the path and the reason.
+    """
+    scratch = {path: path.parent / f"{_prefix(path)}-{uuid.uuid4().hex}" for path in files}
+    *earlier, last = files
+    path = last
+    try:
+        try:
+            for path, content in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                scratch[path].write_bytes(content)
+            if earlier:
+                # A process killed from here on must not leave the earlier last file beside newer ones.
+                last.unlink(missing_ok=True)
+            for path in files:
+                scratch[path].replace(path)
+        finally:
+            for remainder in scratch.values():
+                remainder.unlink(missing_ok=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space or choose another folder" if full else "choose another folder"
+        raise GocaError(f"cannot write {path}: {error.strerror}; {remedy}", "out") from error
+
+
+def sweep(paths: Iterable[Path]) -> None:
+    """Remove the scratch files of these paths that processes killed while writing have left.
+
+    Args:
+        paths: as they were given to `write_atomic`.
+    """
+    prefixes: dict[Path, set[str]] = {}
+    for path in paths:
+        prefixes.setdefault(path.parent, set()).add(_prefix(path))
+    for folder, wanted in prefixes.items():
+        for scratch in folder.glob(f"{SCRATCH}*"):
+            if scratch.name.rpartition("-")[0] in wanted:
+                scratch.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    """How a file's scratch files start. Always short: the name itself may be as long as the system allows."""
+    return f"{SCRATCH}{blake2b(os.fsencode(path.name), digest_size=8).hexdigest()}"

@@ -1,0 +1,170 @@
+"""Records in a file of JSON lines, which survive the death of the process that writes them."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO, Generic, TypeVar
+
+from filelock import FileLock, Timeout
+
+from goca.errors import GocaError
+from goca.storage.atomic import write_atomic
+
+T = TypeVar("T")
+
+
+class JsonLines(Generic[T]):
+    """A file with one JSON object a line: anybody reads it, one process at a time appends to it.
+
+    A process may be killed at any moment. What was appended stays; a last line that it left unfinished is passed over
+    by readers, and cut off by the next process that opens the file. One that lacks only its line break counts.
+    Safe to use from several threads.
+
+    Args:
+        path: the file; it and its folders are made when it is opened.
+        decode: a record from a line's object; it raises ValueError for one that is not a record.
+        encode: the object of a record, the opposite of `decode`.
+        kind: what a line holds, for messages: "line 3 is not `kind`".
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        decode: Callable[[Any], T] = lambda value: value,
+        encode: Callable[[T], Any] = lambda record: record,
+        kind: str = "a record",
+    ) -> None:
+        self.path, self.kind = path, kind
+        self._decode, self._encode = decode, encode
+        self._file: BinaryIO | None = None
+        self._mutex = Lock()
+        # Beside the file, because `replace` puts another file in its place.
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
+
+    def read(self) -> list[T]:
+        """The records, in the order in which they were appended.
+
+        Raises:
+            GocaError: the file is missing or cannot be read, or a line of it is damaged.
+        """
+        return [self._record(line, number) for number, line in enumerate(self._lines()[0], start=1) if line.strip()]
+
+    def open(self) -> None:
+        """Take the file for this process and make it ready for `append`, once; `append` does so itself if need be.
+
+        Raises:
+            GocaError: another process has it open, or it cannot be written.
+        """
+        with self._mutex:
+            self._open()
+
+    def append(self, *records: T) -> None:
+        """Write records, so that a crash of the system does not lose them either.
+
+        Raises:
+            GocaError: another process has the file open, or it cannot be written.
+        """
+        with self._mutex:
+            self._open()
+            assert self._file is not None
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                self._write(b"".join(map(self._line, records)))
+            except OSError as error:
+                # Part of a line would spoil the next one.
+                with suppress(OSError):
+                    self._file.truncate(end)
+                raise self._refusal(error) from None
+
+    def replace(self, records: Iterable[T]) -> None:
+        """Put a file of these records in its place, whole or not at all.
+
+        Raises:
+            GocaError: another process has the file open, or it cannot be written.
+        """
+        with self._mutex:
+            self._open()
+            write_atomic({self.path: b"".join(map(self._line, records))})
+            assert self._file is not None
+            self._file.close()
+            self._file = self.path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        """Let other processes append."""
+        with self._mutex:
+            self._close()
+
+    def __enter__(self) -> "JsonLines[T]":
+        self.open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        if self._file is not None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._file = self.path.open("ab", buffering=0)
+            self._mend()
+        except Timeout:
+            raise GocaError(
+                f"another process writes {self.path}: wait for it, or choose another folder", "out"
+            ) from None
+        except (OSError, GocaError) as error:
+            self._close()
+            raise self._refusal(error) if isinstance(error, OSError) else error from None
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lock.release()
+
+    def _mend(self) -> None:
+        """Cut off a torn last line; end one that lacks only its line break."""
+        lines, torn = self._lines()
+        assert self._file is not None
+        if torn:
+            self._file.truncate(self._file.seek(0, os.SEEK_END) - torn)
+        elif lines[-1]:
+            self._write(b"\n")
+
+    def _lines(self) -> tuple[list[bytes], int]:
+        """(the whole lines, what is behind the last line break being one if it is JSON; the length of a torn one)."""
+        try:
+            *lines, last = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise GocaError(f"cannot read {self.path}: {error.strerror}; check the path") from None
+        # No part of an object is JSON, so what is JSON is whole.
+        try:
+            json.loads(last or b"null")
+        except ValueError:
+            return lines, len(last)
+        return [*lines, last], 0
+
+    def _record(self, line: bytes, number: int) -> T:
+        try:
+            return self._decode(json.loads(line))
+        except ValueError as error:
+            raise GocaError(
+                f"{self.path}, line {number} is not {self.kind} ({error}): restore the file, or begin a new one"
+            ) from None
+
+    def _line(self, record: T) -> bytes:
+        return json.dumps(self._encode(record), allow_nan=False).encode() + b"\n"
+
+    def _write(self, content: bytes) -> None:
+        assert self._file is not None
+        number = self._file.fileno()
+        while content:
+            content = content[os.write(number, content) :]
+        os.fsync(number)
+
+    def _refusal(self, error: OSError) -> GocaError:
+        return GocaError(f"cannot write {self.path}: {error.strerror}; free some space or choose another folder", "out")

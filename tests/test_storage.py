@@ -1,0 +1,213 @@
+"""Files whole or not at all, and lines that survive a kill."""
+
+import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from goca import GocaError
+from goca.storage.atomic import sweep, write_atomic
+from goca.storage.json_lines import JsonLines
+
+
+def test_makes_folders_and_leaves_nothing_else(tmp_path):
+    write_atomic({tmp_path / "a/b/photo.json": b"first"})
+    write_atomic({tmp_path / "a/b/photo.json": b"second"})
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["photo.json"]
+    assert (tmp_path / "a/b/photo.json").read_bytes() == b"second"
+
+
+def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "photo.json"
+    write_atomic({path: b"earlier"})
+
+    def fill(scratch, content):
+        with scratch.open("wb") as file:
+            file.write(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(GocaError) as caught:
+        write_atomic({path: b"later"})
+    assert str(caught.value) == (
+        f"cannot write {path}: No space left on device; free some space or choose another folder"
+    )
+    assert path.read_bytes() == b"earlier"
+    assert [left.name for left in tmp_path.iterdir()] == ["photo.json"]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "out").write_bytes(b"a file")
+    with pytest.raises(GocaError, match=r"^cannot write .*photo\.json: .*; choose another folder") as caught:
+        write_atomic({tmp_path / "out" / "photo.json": b"content"})
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "out").read_bytes() == b"a file"
+
+
+def test_a_full_disk_on_the_way_leaves_all_earlier_files(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("labels", "overlay", "json")]
+    write_atomic(dict.fromkeys(paths, b"earlier"))
+    write = Path.write_bytes
+
+    def fill(scratch, content):
+        write(scratch, content[:3])
+        if content == b"the last":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(GocaError, match=r"json: No space left"):
+        write_atomic(dict(zip(paths, (b"later", b"later", b"the last"), strict=True)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {path.name: b"earlier" for path in paths}
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_killed_after_any_step_the_last_file_vouches_for_the_others(tmp_path, monkeypatch, steps):
+    """Three files are written, the last is taken away, three are renamed: seven steps, and the end."""
+
+    class KilledError(BaseException):
+        pass
+
+    paths = [tmp_path / name for name in ("labels", "overlay", "json")]
+    write_atomic(dict.fromkeys(paths, b"earlier"))
+    left = iter(range(steps))
+
+    def mortal(act):
+        def step(*args, **options):
+            # Dead is dead: nothing is tidied up either.
+            if next(left, None) is None:
+                raise KilledError
+            return act(*args, **options)
+
+        return step
+
+    with monkeypatch.context() as patched:
+        for name in ("write_bytes", "unlink", "replace"):
+            patched.setattr(Path, name, mortal(getattr(Path, name)))
+        with pytest.raises(KilledError):
+            write_atomic(dict.fromkeys(paths, b"later"))
+    assert paths[-1].exists() == (steps < 4 or steps == 7)
+    if paths[-1].exists():
+        assert {path.read_bytes() for path in paths} == {b"earlier" if steps < 4 else b"later"}
+    sweep([path.with_name("other") for path in paths])
+    assert len(list(tmp_path.glob(".goca-*"))) == (steps if steps < 4 else 7 - steps)
+    sweep(paths)
+    assert not list(tmp_path.glob(".goca-*"))
+
+
+# ---- JSON lines
+
+
+def numbered(path: Path) -> JsonLines[int]:
+    def decode(value: object) -> int:
+        if not isinstance(value, dict) or not isinstance(value.get("n"), int):
+            raise ValueError("it has no number")
+        return value["n"]
+
+    return JsonLines(path, decode, lambda number: {"n": number, "text": "ü\nx"}, "a number")
+
+
+def test_lines_are_read_as_they_were_appended(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "numbers.jsonl"
+    with numbered(path) as lines:
+        lines.append(2, 3)
+        lines.append()
+        lines.append(5)
+        # Whoever reads needs no lock.
+        assert numbered(path).read() == lines.read() == [2, 3, 5]
+    assert path.read_bytes().count(b"\n") == 3
+    with numbered(path) as lines:
+        lines.append(7)
+    assert numbered(path).read() == [2, 3, 5, 7]
+    assert numbered(path).path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("length", range(1, len('{"n": 3}') + 1))
+def test_a_torn_last_line_is_passed_over_and_cut_off(tmp_path: Path, length: int) -> None:
+    path, last = tmp_path / "numbers.jsonl", '{"n": 3}'[:length]
+    path.write_text('{"n": 2}\n\n' + last)
+    whole = [2, 3] if last.endswith("}") else [2]
+    assert numbered(path).read() == whole
+    assert path.read_text().endswith(last)
+    with numbered(path) as lines:
+        lines.append(5)
+        assert lines.read() == [*whole, 5]
+
+
+@pytest.mark.parametrize("line", ['{"n"', '{"m": 2}', "[]", "\x00", "caf\xe9"])
+def test_a_damaged_line_is_named_and_stays(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "numbers.jsonl"
+    path.write_bytes(f'{{"n": 2}}\n{line}\n{{"n": 3}}\n'.encode("latin-1"))
+    with pytest.raises(GocaError, match=r"numbers\.jsonl, line 2 is not a number \(.+\): restore the file"):
+        numbered(path).read()
+    with numbered(path) as lines:
+        lines.append(5)
+    assert line.encode("latin-1") in path.read_bytes()
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(GocaError, match=r"cannot read .*numbers\.jsonl: No such file"):
+        numbered(tmp_path / "numbers.jsonl").read()
+
+
+def test_one_writer_at_a_time_whatever_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.jsonl"
+    code = (
+        "import sys; from pathlib import Path; from goca.storage.json_lines import JsonLines\n"
+        "JsonLines(Path(sys.argv[1])).append({'n': 9})\n"
+    )
+
+    def another() -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.run(
+            [sys.executable, "-c", code, path], env=environment, check=False, capture_output=True, text=True
+        )
+        return process.stderr
+
+    with numbered(path) as lines:
+        lines.append(2)
+        lines.replace([3, 5])
+        with pytest.raises(GocaError, match="another process writes") as caught:
+            numbered(path).open()
+        assert caught.value.hint == "out"
+        assert "another process writes" in another()
+        lines.append(7)
+    assert another() == ""
+    assert numbered(path).read() == [3, 5, 7, 9]
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, budget = os.write, [20]
+
+    def little(number: int, content: bytes) -> int:
+        if not budget[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(number, content[: budget[0]])
+        budget[0] -= written
+        return written
+
+    path = tmp_path / "numbers.jsonl"
+    with numbered(path) as lines:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", little)
+            with pytest.raises(GocaError, match=r"cannot write .*numbers\.jsonl: No space left"):
+                lines.append(2, 3)
+        assert path.read_bytes() == b""
+        lines.append(5)
+        assert lines.read() == [5]
+
+
+def test_threads_write_whole_lines(tmp_path: Path) -> None:
+    with numbered(tmp_path / "numbers.jsonl") as lines:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lines.append, range(60)))
+        assert sorted(lines.read()) == list(range(60))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GocaError, match=r"cannot write .*choose another folder"):
+        numbered(tmp_path / "file" / "numbers.jsonl").open()
