@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from goca import GocaError
-from goca.cli import painting as generate_module
+from goca.cli import generate as generate_module
 from goca.diffusion.loading import quiet
 from goca.generation import Asked, explain, generate
 from goca.testing.tiny import BUILDERS
