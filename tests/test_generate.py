@@ -17,6 +17,7 @@ from goca import GocaError
 from goca.cli import generate as generate_module
 from goca.diffusion.loading import quiet
 from goca.generation import Asked, explain, generate
+from goca.imaging import sheet
 from goca.testing.tiny import BUILDERS
 
 PROMPT = "cat, bus, grass, sky"
@@ -60,7 +61,7 @@ def test_what_explains_an_image(goca: Any) -> None:
     stem = "goca-out/cat-bus-grass-sky-0"
     facts = json.loads(Path(f"{stem}.json").read_text())
     assert facts["prompt"] == PROMPT
-    assert facts["asked"] == {"prompt": PROMPT, "steps": 3, "scale": None, "size": None}
+    assert facts["request"] == {"prompt": PROMPT, "steps": 3, "scale": None, "size": None}
     assert len(facts["steps"]) == 3
     assert facts["left_out"] == []
     labels = pixels(f"{stem}.labels.png")
@@ -145,19 +146,17 @@ def test_a_progress_bar_of_the_user_s_own_is_given_back() -> None:
 
 
 def test_ctrl_c_leaves_whole_images(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[int] = []
-    tell = generate_module._tell
+    draw = sheet.contact_sheet
 
-    def stop(one: Any, *rest: Any) -> None:
-        shown.append(one.seed)
-        tell(one, *rest)
-        if len(shown) == 2:
+    def stop(rows: list[Any]) -> Image.Image:
+        if len(rows) == 3:
             raise KeyboardInterrupt
+        return draw(rows)
 
-    monkeypatch.setattr(generate_module, "_tell", stop)
+    monkeypatch.setattr(sheet, "contact_sheet", stop)
     done = goca("generate", PROMPT, *FEW, "--count", "5", "--explain")
     assert done.code == 130
-    assert done.err == "goca: stopped; 2 of 5 images are done and whole\n"
+    assert done.err == "goca: stopped; 2 of 5 images are done and complete\n"
     assert len(pixels("goca-out/cat-bus-grass-sky-0-4.sheet.png")) > 400
 
 

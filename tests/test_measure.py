@@ -158,7 +158,7 @@ def test_ablate_as_a_table_for_a_document(goca: Goca) -> None:
         (("scenes", "--as-background", "unicorn"), 'no category "unicorn"'),
         (("scenes", "--tagger", "crystal-ball"), 'no tagger "crystal-ball"'),
         (("scenes", "--split", "test"), 'no split "test"'),
-        (("scenes", "--timestep", "much"), 'no noise "much"'),
+        (("scenes", "--timestep", "much"), '--timestep "much" is not valid'),
         (("scenes", "--model", "nowhere"), 'no model "nowhere"'),
         (("scenes", "--workers", "0"), "--workers"),
     ],

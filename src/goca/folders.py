@@ -128,14 +128,14 @@ def segment_images(
     executor.check()
     nouns(request.classes, request.background_classes)
     segmenter = model.load()
-    segmenter.check(request.classes, request.background_classes, request.caption, request.background)
+    encoded = segmenter.check(request.classes, request.background_classes, request.caption, request.background)
     kept = finished(jobs, request, segmenter.plan.to_json()) if resume else {}
     remaining = [job for job in jobs if job not in kept]
     work: Iterable[tuple[ImageJob, Facts | GocaError]]
     if executor.here:
-        work = _segment(segmenter, request, remaining)
+        work = _segment(segmenter, request, remaining, encoded)
     else:
-        del segmenter  # each worker has a model of its own
+        del segmenter, encoded  # each worker has a model of its own
         batches = [tuple(remaining[start : start + model.batch]) for start in range(0, len(remaining), model.batch)]
         threads = max(1, torch.get_num_threads() // executor.workers) if executor.workers and not executor.ray else None
         work = chain.from_iterable(run_units(partial(_worker, model, request, threads), batches, executor))
@@ -163,11 +163,11 @@ def _in_order(
 
 
 def _segment(
-    segmenter: "Segmenter", request: "SegmentationRequest", jobs: Sequence[ImageJob]
+    segmenter: "Segmenter", request: "SegmentationRequest", jobs: Sequence[ImageJob], encoded: Any = None
 ) -> Iterator[tuple[ImageJob, Facts | GocaError]]:
-    """Write each image's results as soon as they are there."""
+    """Segment images and write each one's results as they are done. encoded: what `Segmenter.check` returned."""
     shared = {"request": request_facts(request)}
-    stream = segmenter.stream(replace(request, image=job.image) for job in jobs)
+    stream = segmenter.stream((replace(request, image=job.image) for job in jobs), encoded)
     for job, (_, outcome) in zip(jobs, stream, strict=True):
         if isinstance(outcome, GocaError):
             yield job, outcome

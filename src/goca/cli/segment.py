@@ -182,8 +182,8 @@ def _print_table(job: "ImageJob", facts: "Facts") -> None:
     rows = table("class", "share of pixels", "peak score")
     for column in rows.columns[1:]:
         column.justify = "right"
-    for found in facts["classes"]:
-        rows.add_row(found["name"], f"{found['share']:.1%}", f"{found['peak']:.2f}")
+    for entry in facts["classes"]:
+        rows.add_row(entry["name"], f"{entry['share']:.1%}", f"{entry['peak']:.2f}")
     if background := _background(facts):
         rows.add_row("(background)", f"{background:.1%}", "")
     page = console()
@@ -195,7 +195,7 @@ def _print_table(job: "ImageJob", facts: "Facts") -> None:
 
 def _print_block(job: "ImageJob", facts: "Facts", known_notes: set[str]) -> None:
     """The image and its classes by their shares, on one line; a note only once in a run."""
-    shares = {found["name"]: found["share"] for found in facts["classes"]} | {"(background)": _background(facts)}
+    shares = {entry["name"]: entry["share"] for entry in facts["classes"]} | {"(background)": _background(facts)}
     visible = sorted((name for name in shares if shares[name]), key=shares.__getitem__, reverse=True)
     listed = [f"{name} {shares[name]:.1%}" for name in visible[:MOST_CLASSES]]
     if len(visible) > MOST_CLASSES:
@@ -211,7 +211,7 @@ def _print_block(job: "ImageJob", facts: "Facts", known_notes: set[str]) -> None
 def _background(facts: "Facts") -> float:
     """The share of the pixels without a label; exactly 0 where every pixel has one."""
     pixels = facts["height"] * facts["width"]
-    return round((1 - sum(found["share"] for found in facts["classes"])) * pixels) / pixels
+    return round((1 - sum(entry["share"] for entry in facts["classes"])) * pixels) / pixels
 
 
 def _print_summary(summary: "FolderProgress", out: Path, resume: bool, as_json: bool) -> None:

@@ -191,8 +191,8 @@ def vocabulary(named: Sequence[Noun], known: Sequence[str]) -> tuple[Noun, ...]:
         if not kept:
             raise GocaError(
                 f'the bundled model does not know "{noun.name}"; it knows {", ".join(known)}. For anything else load a '
-                "real checkpoint, a diffusers folder or a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5 "
-                "(--model)"
+                "real checkpoint, a diffusers folder or a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5",
+                hint="model",
             )
         for word in kept:
             if word in owners:
