@@ -9,9 +9,11 @@ result goes into `goca/diffusion/checkpoints.py` by hand; the benchmark's scenes
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -19,7 +21,11 @@ import torch
 from goca.bundled import Scene
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.loading import load
-from goca.evaluation.scenes import evaluate_scenes
+from goca.evaluation.datasets.base import Category, Dataset, Sample
+from goca.evaluation.evaluator import evaluate_dataset
+from goca.evaluation.oracle import OracleTagger
+from goca.evaluation.protocol import honest
+from goca.imaging.draw import palette
 from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Options, Recipe
 from goca.segmenter import Segmenter
 
@@ -40,21 +46,36 @@ def tuning_scenes(count: int, art_folder: Path) -> Iterator[Scene]:
         yield task(scenes.render(SEED, index, packs, textures), np.random.default_rng((SEED, index, 1)))
 
 
+def dataset_of(scenes: Iterable[Scene], folder: Path) -> Dataset:
+    """The scenes as a data set whose images lie in a folder."""
+    drawn = list(scenes)
+    names = sorted({name for scene in drawn for name in scene.classes})
+    samples = []
+    for index, scene in enumerate(drawn):
+        image = folder / f"{index}.png"
+        scene.image.save(image)
+        table = np.array([0, *(names.index(name) + 1 for name in scene.classes)], np.uint16)
+        samples.append(Sample(image.stem, image, partial(table.__getitem__, scene.labels), scene.captions))
+    return Dataset("scenes", "tuning", tuple(map(Category, names)), tuple(samples), False, palette(len(names)))
+
+
 class Tuner:
     """Scores of one pipeline on the tuning scenes, each told on a line as it is measured."""
 
-    def __init__(self, backbone: Backbone, asked: Sequence[Scene]) -> None:
-        self.backbone, self.asked = backbone, asked
+    def __init__(self, backbone: Backbone, dataset: Dataset) -> None:
+        self.backbone, self.dataset = backbone, dataset
 
     def score(self, recipes: Sequence[Recipe], **settings: object) -> float:
         """Mean mIoU of the recipes under some settings."""
         changed = [replace(recipe, **settings) for recipe in recipes]  # type: ignore[arg-type]
-        found = [
-            evaluate_scenes(Segmenter(self.backbone, recipe, Options(), 8), scenes=self.asked).score.miou
-            for recipe in changed
-        ]
-        print(json.dumps({**settings, "miou": [round(one, 4) for one in found]}), flush=True)
-        return sum(found) / len(found)
+        protocol = honest(self.dataset, "oracle")
+        scores = []
+        for recipe in changed:
+            segmenter = Segmenter(self.backbone, recipe, Options(), 8)
+            report = evaluate_dataset(segmenter, self.dataset, OracleTagger(), protocol)
+            scores.append(report.score().miou)
+        print(json.dumps({**settings, "miou": [round(score, 4) for score in scores]}), flush=True)
+        return sum(scores) / len(scores)
 
 
 def tune(tuner: Tuner) -> dict[str, object]:
@@ -66,7 +87,7 @@ def tune(tuner: Tuner) -> dict[str, object]:
     layers = [(block,) for block in finest] + ([tuple(finest)] if len(finest) > 1 else [])
     candidates = [block for block in tuner.backbone.blocks if not block.startswith("down_blocks")]
 
-    noise = max(NOISE, key=lambda level: tuner.score(everyone, noise=level, refine=tuple(finest), order=1))
+    noise = max(NOISE, key=lambda timestep: tuner.score(everyone, timestep=timestep, refine=tuple(finest), order=1))
     refine, order = max(
         ((refine, order) for refine in layers for order in ORDERS),
         key=lambda pair: tuner.score(everyone, timestep=noise, refine=pair[0], order=pair[1]),
@@ -84,8 +105,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = arguments.model or arguments.work / "pipeline"
     backbone = Backbone(load(folder, "cpu", None, None, None), str(folder))
-    tuner = Tuner(backbone, list(tuning_scenes(arguments.count, arguments.work / "art")))
-    print(json.dumps({"chosen": tune(tuner)}))
+    with TemporaryDirectory() as images:
+        dataset = dataset_of(tuning_scenes(arguments.count, arguments.work / "art"), Path(images))
+        print(json.dumps({"chosen": tune(Tuner(backbone, dataset))}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """`goca ablate`: what each part of the method contributes."""
 
 import json
-from itertools import islice
 from typing import Annotated
 
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import console, progress, session, table
+from goca.cli.console import console, interval, progress, session, table
 from goca.errors import GocaError
 
 
@@ -30,30 +29,32 @@ def ablate(
 
 def _run(model: str, captions: str, batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:
     """Score every part of the method on the scenes and print the table."""
-    from goca import bundled
     from goca.diffusion.backbone import Backbone
     from goca.diffusion.loading import load
-    from goca.evaluation.ablate import VARIANTS, ablate_scenes
+    from goca.evaluation import ablate as ablation
 
+    rows = []
     with progress(hidden=as_json or as_markdown) as bar:
-        task = bar.add_task("ablating", total=len(VARIANTS))
+        task = bar.add_task("ablating", total=len(ablation.VARIANTS))
+        dataset, protocol = ablation.scenes_benchmark(captions, limit)  # type: ignore[arg-type]  # refuses what is not a style
         backbone = Backbone(load(model, None, None, None, None), model)
-        scenes = list(islice(bundled.scenes(), limit))
-        ablation = ablate_scenes(backbone, captions, batch, scenes, done=lambda: bar.advance(task))
+        for row in ablation.ablate(backbone, dataset, protocol, batch):
+            rows.append(row)
+            bar.advance(task)
     if as_json:
-        print(json.dumps(ablation.to_json()))
+        print(json.dumps(ablation.to_json(rows, protocol)))
         return
     if as_markdown:
-        print(ablation.to_markdown())
+        print(ablation.to_markdown(rows))
         return
-    rows = table("parts of the method", "mIoU", "95 %", "accuracy", "gain", "95 %")
-    for row in ablation.rows:
-        rows.add_row(
+    parts = table("parts of the method", "mIoU", "95 %", "accuracy", "gain", "95 %")
+    for row in rows:
+        parts.add_row(
             row.name,
             f"{row.miou:.3f}",
-            "{:.3f} to {:.3f}".format(*row.ci95),
+            interval(row.ci95),
             f"{row.pixel_accuracy:.3f}",
             f"{row.gain:+.3f}",
-            "{:+.3f} to {:+.3f}".format(*row.gain_ci95),
+            "[{:+.3f}, {:+.3f}]".format(*row.gain_ci95),
         )
-    console().print(rows)
+    console().print(parts)

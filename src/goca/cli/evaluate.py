@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +12,9 @@ from goca.cli import arguments
 from goca.cli.console import console, interval, paused, progress, say, session, table
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from goca.evaluation.config import Job
-    from goca.evaluation.records import ImageRecord
+    from goca.evaluation.config import EvaluationConfig
     from goca.evaluation.report import Report
-    from goca.evaluation.runner import Crew
-    from goca.tagging.base import Estimate
+    from goca.parallel import Executor
 
 
 def evaluate(
@@ -123,52 +119,68 @@ def evaluate(
             "window": window,
             "refine_edges": refine_edges,
         }
-        from goca.evaluation.config import Job
-        from goca.evaluation.runner import Crew
+        from goca.evaluation.config import EvaluationConfig
+        from goca.parallel import Executor
 
-        job = Job(
-            dataset,
-            root,
-            split,
-            arguments.names(as_background),
-            limit,
-            protocol,
-            tuple(switches or ()),
-            tags,
-            captions,
-            model,
-            recipe,
-            device,
-            dtype,
-            batch,
-            threads,
-            overrides,
-            arguments.prices(prices, tags),
-            together,
+        config = EvaluationConfig(
+            dataset=dataset,
+            root=root,
+            split=split,
+            as_background=arguments.names(as_background),
+            limit=limit,
+            protocol=protocol,
+            switches=tuple(switches or ()),
+            tagger=tags,
+            captions=captions,  # type: ignore[arg-type]  # an unknown style is refused with the styles that there are
+            model=model,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            threads=threads,
+            overrides=overrides,
+            prices=arguments.prices(prices, tags),
+            concurrency=together,
         )
         if estimate:
-            _estimate(job, out, as_json)
+            _estimate(config, out, as_json)
             return
-        complete = _run(job, out, Crew(workers, ray), as_json)
+        complete = _run(config, out, Executor(workers=workers, ray=ray), as_json)
     if not complete:
         raise typer.Exit(1)
 
 
-def _run(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
+def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_json: bool) -> bool:
     """Score a recipe and print the report; returns whether no image was left out."""
     from goca.diffusion.loading import without_bars
     from goca.evaluation import runner
 
+    done = 0
     with progress(hidden=as_json) as bar:
-        shown = Shown(bar, as_json)
-        watch = runner.Watch(shown.stage, shown.done, shown.advance, shown.estimate)
+        task = bar.add_task("opening", total=None)
         try:
-            with without_bars():
-                report, settings = runner.evaluate(job, out, crew, watch, sys.argv[1:])
+            with without_bars(), closing(runner.run(config, out, executor, sys.argv[1:])) as events:
+                for event in events:
+                    match event:
+                        case runner.Stage():
+                            bar.remove_task(task)
+                            task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                            done = event.done
+                        case runner.ImagesTagged():
+                            bar.advance(task, event.count)
+                        case runner.ImagesDone():
+                            bar.advance(task, len(event.images))
+                            done += len(event.images)
+                        case runner.Estimate():
+                            if not as_json:
+                                with paused(bar):
+                                    console().print(f"expected use of the tagger: {event}", soft_wrap=True)
+                        case runner.Finished():
+                            report, settings = event.report, event.settings
         except KeyboardInterrupt:
             bar.stop()
             again = f"; the same command resumes {out}" if out is not None else ""
-            say(f"stopped; {shown.finished} images are done{again}")
+            say(f"stopped; {done} images are done{again}")
             raise typer.Exit(130) from None
     # Not before: where all are left out, the run fails with one message.
     for image in report.left_out:
@@ -192,41 +204,15 @@ def _run(job: "Job", out: Path | None, crew: "Crew", as_json: bool) -> bool:
     return not report.left_out
 
 
-def _estimate(job: "Job", out: Path | None, as_json: bool) -> None:
+def _estimate(config: "EvaluationConfig", out: Path | None, as_json: bool) -> None:
     """Print the tokens and cost that the tagger is expected to take."""
     from goca.evaluation import runner
 
-    expected = runner.estimate(job, out)
+    expected = runner.estimate(config, out)
     if as_json:
         print(json.dumps(vars(expected)))
     else:
         console().print(str(expected), soft_wrap=True)
-
-
-class Shown:
-    """Progress on a bar."""
-
-    def __init__(self, bar: "Progress", as_json: bool) -> None:
-        self.bar, self.as_json = bar, as_json
-        self.task = bar.add_task("opening", total=None)
-        self.finished = 0
-
-    def stage(self, name: str, total: int, done: int) -> None:
-        self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(name, total=total or None, completed=done)
-        self.finished = done
-
-    def advance(self) -> None:
-        self.bar.advance(self.task)
-
-    def done(self, images: "Sequence[ImageRecord]") -> None:
-        self.finished += len(images)
-        self.bar.advance(self.task, len(images))
-
-    def estimate(self, estimate: "Estimate") -> None:
-        if not self.as_json:
-            with paused(self.bar):
-                console().print(f"expected use of the tagger: {estimate}", soft_wrap=True)
 
 
 def _print(report: "Report", out: Path | None) -> None:

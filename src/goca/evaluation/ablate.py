@@ -1,14 +1,18 @@
 """Heads x layers x rescaling: what each part of the method adds, on the scenes benchmark, beside the paper's table."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from goca.bundled import Scene
 from goca.diffusion.backbone import Backbone
-from goca.evaluation.metrics import Interval, gain
-from goca.evaluation.protocol import Protocol
-from goca.evaluation.scenes import Evaluation, evaluate_scenes
+from goca.errors import GocaError
+from goca.evaluation.config import EvaluationConfig
+from goca.evaluation.datasets.base import Dataset
+from goca.evaluation.evaluator import evaluate_dataset
+from goca.evaluation.metrics import Interval, Tally, gain
+from goca.evaluation.oracle import OracleTagger
+from goca.evaluation.protocol import CaptionStyle, Protocol, honest
+from goca.evaluation.remap import narrowed
 from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Options, Recipe
 from goca.segmenter import Segmenter
 
@@ -46,7 +50,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """A variant's scores (0 to 1), and its gain of mIoU over the first variant, paired, with 95 % intervals."""
 
     name: str
@@ -58,47 +62,66 @@ class Row:
     paper: tuple[float, float] | None
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """protocol: of every row."""
+def scenes_benchmark(captions: CaptionStyle = "nouns", limit: int | None = None) -> tuple[Dataset, Protocol]:
+    """The scenes, with the categories that they show, and their protocol.
 
-    rows: tuple[Row, ...]
-    protocol: Protocol
+    Args:
+        captions: how the classes are said to the model.
+        limit: only the first N scenes.
 
-    def to_json(self) -> dict[str, Any]:
-        """{"rows": [...], "protocol": {...}}."""
-        return {"rows": [asdict(row) for row in self.rows], "protocol": self.protocol.to_json()}
-
-    def to_markdown(self) -> str:
-        """A table for docs/results.md; percentages, as in the paper."""
-        lines = [
-            "| parts of the method | mIoU [95 %] | pixel accuracy | gain of mIoU [95 %] | paper, VOC: SD 1.5 / SDXL |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for row in self.rows:
-            paper = f"{row.paper[0]} / {row.paper[1]}" if row.paper else ""
-            change = f"{row.gain:+.1%} {_percent(row.gain_ci95)}" if row is not self.rows[0] else ""
-            cells = f"{row.miou:.1%} {_percent(row.ci95)} | {row.pixel_accuracy:.1%} | {change} | {paper}"
-            lines.append(f"| {row.name} | {cells} |")
-        return "\n".join(lines)
+    Raises:
+        GocaError: there is no such style of captions.
+    """
+    dataset = EvaluationConfig(dataset="scenes", captions=captions, limit=limit).open_dataset()
+    shown = {name for sample in dataset.samples for name in sample.captions["nouns"].split(", ")}
+    absent = [category.name for category in dataset.categories if category.name not in shown]
+    dataset = narrowed(dataset, absent, background=False)
+    return dataset, replace(honest(dataset, OracleTagger().name), captions=captions)
 
 
-def ablate_scenes(
-    backbone: Backbone, captions: str, batch: int, scenes: Sequence[Scene], done: Callable[[], None] = lambda: None
-) -> Ablation:
-    """Every variant on the same scenes; `done` is called after each variant."""
-    runs = []
+def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int) -> Iterator[AblationRow]:
+    """Score every variant on the same images.
+
+    Args:
+        backbone: the model that they share.
+        dataset: see `scenes_benchmark`; so is protocol.
+        batch: images that go through the denoiser together.
+
+    Yields:
+        The row of each of `VARIANTS`, as it is done.
+
+    Raises:
+        GocaError: an image cannot be segmented.
+    """
+    first: Tally | None = None
     for variant in VARIANTS:
-        runs.append(evaluate_scenes(Segmenter(backbone, variant.recipe, Options(), batch), captions, scenes))
-        done()
-    return Ablation(tuple(_rows(runs)), runs[0].protocol)
+        segmenter = Segmenter(backbone, variant.recipe, Options(), batch)
+        report = evaluate_dataset(segmenter, dataset, OracleTagger(), protocol)
+        for image in report.left_out:
+            raise GocaError(image.left_out)
+        score, tally = report.score(), report.tally()
+        first = tally if first is None else first
+        scores = (score.miou, score.ci95, score.pixel_accuracy)
+        yield AblationRow(variant.name, *scores, *gain(tally, first), variant.paper)
 
 
-def _rows(runs: list[Evaluation]) -> Iterator[Row]:
-    for variant, run in zip(VARIANTS, runs, strict=True):
-        score = run.score
-        change, interval = gain(run.tally, runs[0].tally)
-        yield Row(variant.name, score.miou, score.ci95, score.pixel_accuracy, change, interval, variant.paper)
+def to_json(rows: Sequence[AblationRow], protocol: Protocol) -> dict[str, Any]:
+    """{"rows": [...], "protocol": {...}}."""
+    return {"rows": [asdict(row) for row in rows], "protocol": protocol.to_json()}
+
+
+def to_markdown(rows: Sequence[AblationRow]) -> str:
+    """A table for docs/results.md; percentages, as in the paper."""
+    lines = [
+        "| parts of the method | mIoU [95 %] | pixel accuracy | gain of mIoU [95 %] | paper, VOC: SD 1.5 / SDXL |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        paper = f"{row.paper[0]} / {row.paper[1]}" if row.paper else ""
+        change = f"{row.gain:+.1%} {_percent(row.gain_ci95)}" if row is not rows[0] else ""
+        cells = f"{row.miou:.1%} {_percent(row.ci95)} | {row.pixel_accuracy:.1%} | {change} | {paper}"
+        lines.append(f"| {row.name} | {cells} |")
+    return "\n".join(lines)
 
 
 def _percent(interval: Interval) -> str:

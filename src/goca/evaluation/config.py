@@ -1,19 +1,19 @@
 """An evaluation as plain values: what a process on this machine or another needs to do its part of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from goca.errors import GocaError
 from goca.evaluation.datasets import open_dataset
-from goca.evaluation.datasets.base import Dataset, Sample
+from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import Evaluator
-from goca.evaluation.protocol import NOUNS, PRESETS, SENTENCES, Protocol, changed, split_of
+from goca.evaluation.oracle import OracleTagger
+from goca.evaluation.protocol import PRESETS, CaptionStyle, Protocol, changed, split_of
 from goca.evaluation.remap import narrowed
-from goca.evaluation.scenes import SceneOracle, check_captions
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
 from goca.tagging import Means, tagger_named
@@ -23,15 +23,25 @@ AHEAD = ("vlm", "local")
 """Taggers that are asked for all images before the first is segmented, by one process."""
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
     """What to evaluate, and how; names as the command line takes them.
 
-    dataset, root, split: see `open_dataset`; split None leaves it to the protocol. as_background: categories that count
-    as background. limit: only the first so many images. protocol: the preset; switches: what differs from it, see
-    `changed`. tagger: see `tagger_named`. captions: "nouns" or "sentences", which only scenes have. model, recipe,
-    device, dtype, overrides: see `Segmenter.from_pretrained`. batch: images of a unit of work, which go through the
-    denoiser together. threads: of torch in each process, on a CPU. prices, together: see `Means`.
+    Attributes:
+        dataset: its name, see `open_dataset`.
+        root: the folder where it lies; None for the scenes, which ship with goca.
+        split: None leaves it to the protocol.
+        as_background: categories that count as background.
+        limit: only the first N images, 1 or more.
+        protocol: the preset.
+        switches: what differs from it, see `goca.evaluation.protocol.changed`.
+        tagger: "oracle", or as `tagger_named` takes it.
+        captions: "nouns", or "sentences", which only scenes have.
+        model: as `Segmenter.from_pretrained` takes it; so are recipe, device, dtype and overrides.
+        batch: images that go through the denoiser together, 1 or more.
+        threads: of torch in each process, on a CPU.
+        prices: of a vlm tagger, see `goca.tagging.base.Prices`.
+        concurrency: questions to a vlm tagger at a time, 1 or more.
     """
 
     dataset: str
@@ -42,83 +52,64 @@ class Job:
     protocol: str = "honest"
     switches: tuple[str, ...] = ()
     tagger: str = "oracle"
-    captions: str = NOUNS
+    captions: CaptionStyle = "nouns"
     model: str = "bundled"
     recipe: str = "goca"
     device: str | None = None
     dtype: str | None = None
     batch: int = 8
     threads: int = 1
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     prices: Prices | None = None
-    together: int = 4
+    concurrency: int = 4
 
-    def open(self) -> Dataset:
+    def open_dataset(self) -> Dataset:
         """The images to evaluate. Raises GocaError for what there is not."""
-        check_captions(self.captions)
-        if self.captions == SENTENCES and (self.dataset != "scenes" or self.tagger != "oracle" or self.as_background):
+        styles = get_args(CaptionStyle)
+        if self.captions not in styles:
+            raise GocaError(f'no captions "{self.captions}": there are {", ".join(styles)}')
+        if self.captions == "sentences" and (self.dataset != "scenes" or self.tagger != "oracle" or self.as_background):
             raise GocaError('sentences are those of the scenes with their oracle tags: say captions "nouns"')
         dataset = open_dataset(self.dataset, self.root, split_of(self.protocol, self.dataset, self.split))
         dataset = narrowed(dataset, self.as_background)
         return replace(dataset, samples=dataset.samples[: self.limit])
 
-    def protocol_of(self, dataset: Dataset, tags: str) -> Protocol:
+    def protocol_for(self, dataset: Dataset, tags: str) -> Protocol:
         """The protocol, whole. Raises GocaError where the preset does not know the data set, or for an odd switch."""
-        preset = replace(
-            PRESETS[self.protocol](dataset, tags), captions=self.captions, as_background=self.as_background
-        )
-        return changed(preset, self.switches)
+        preset = PRESETS[self.protocol](dataset, tags)
+        return changed(replace(preset, captions=self.captions, as_background=self.as_background), self.switches)
 
-    def segmenter(self) -> Segmenter:
+    def load_segmenter(self) -> Segmenter:
         """The model, loaded; on a CPU, torch is set to `threads` threads from then on."""
         recipe = recipe_named(self.recipe)
-        loaded = Segmenter.from_pretrained(
+        segmenter = Segmenter.from_pretrained(
             self.model, recipe, self.device, self.dtype, batch=self.batch, **self.overrides
         )
-        if torch.device(loaded.backbone.device).type == "cpu":
+        if torch.device(segmenter.backbone.device).type == "cpu":
             torch.set_num_threads(self.threads)
-        return loaded
+        return segmenter
 
     @property
     def tags_ahead(self) -> bool:
         """Whether the tagger is asked before the model is."""
         return self.tagger.partition(":")[0] in AHEAD
 
-    def tagger_for(self, segmenter: Segmenter | None, captions: Path | None = None) -> Tagger:
-        """The tagger. segmenter: whose model "self" is. captions: the file in which some save what they say.
+    def load_tagger(self, segmenter: Segmenter | None, captions: Path | None = None) -> Tagger:
+        """The tagger.
 
-        Raises GocaError for one there is not.
+        Args:
+            segmenter: whose model "self" is.
+            captions: the file in which some taggers save what they say.
+
+        Raises:
+            GocaError: there is no such tagger.
         """
-        if self.dataset == "scenes" and self.tagger == "oracle":
-            return SceneOracle()
-        means = Means(captions, self.prices, self.together, self.batch, segmenter)
-        return tagger_named(self.tagger, means)
+        if self.tagger == "oracle":
+            return OracleTagger()
+        return tagger_named(self.tagger, Means(captions, self.prices, self.concurrency, self.batch, segmenter))
 
-    def evaluator(self, protocol: Protocol) -> Evaluator:
+    def load_evaluator(self, protocol: Protocol) -> Evaluator:
         """Ready to work, in whatever process this is. protocol: as the process that leads the run has it."""
-        dataset = self.open()
-        segmenter = self.segmenter()
-        tagger = Silent(protocol.tags) if self.tags_ahead else self.tagger_for(segmenter)
-        return Evaluator(segmenter, dataset, tagger, protocol)
-
-
-@dataclass(frozen=True)
-class Silent:
-    """Stands in for a tagger that was asked before, by another process."""
-
-    name: str
-
-    def tag(self, sample: Sample, dataset: Dataset) -> str:
-        raise GocaError(f'"{self.name}" was not asked about "{sample.id}": run again')
-
-
-def listing(dataset: Dataset) -> str:
-    """A fingerprint of which images a data set has, in their order."""
-    return blake2b("\n".join(sample.id for sample in dataset.samples).encode(), digest_size=8).hexdigest()
-
-
-def units(dataset: Dataset, batch: int) -> list[tuple[Sample, ...]]:
-    """The images in fixed groups, each of which is done as a whole: whoever does them, no batch is composed
-    otherwise, so that every figure is the same to the last digit.
-    """
-    return [dataset.samples[start : start + batch] for start in range(0, len(dataset.samples), batch)]
+        segmenter = self.load_segmenter()
+        tagger = None if self.tags_ahead else self.load_tagger(segmenter)
+        return Evaluator(segmenter, self.open_dataset(), tagger, protocol)

@@ -18,14 +18,18 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 def confusion_image(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> bytes:
     """A PNG: a row for each label of the ground truth, the colours of its cells saying where its pixels went.
 
-    A row is shares of that label's pixels, black for none and pale yellow for all. Labels that are neither there nor
-    found anywhere are left away. Beside its name each label has its colour of the palette, the data set's.
+    A row is shares of that label's pixels, black for none and pale yellow for all. Labels that no pixel has or was
+    predicted as are omitted.
+
+    Args:
+        report: whose confusion matrix is drawn.
+        palette: the data set's colours, which stand beside the names.
     """
     counts = report.confusion
-    there = np.flatnonzero(counts.sum(0) + counts.sum(1)).tolist()
-    counts = counts[np.ix_(there, there)]
+    labels = np.flatnonzero(counts.sum(0) + counts.sum(1)).tolist()
+    counts = counts[np.ix_(labels, labels)]
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    names = [legible(("background", *report.names)[label], f"class {label}") for label in there]
+    names = [legible(("background", *report.names)[label], f"class {label}") for label in labels]
     cell = max(SMALLEST, min(LARGEST, 1200 // len(names)))
     font = ImageFont.load_default(max(10, min(16, cell - 4)))
     margin = max(round(font.getlength(name)) for name in (*names, "columns: found")) + 3 * GAP + SWATCH
@@ -33,7 +37,7 @@ def confusion_image(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> by
     sheet = Image.new("RGB", (margin + side + GAP, margin + side + GAP), PAPER)
     squares = Image.fromarray(magma(shares)).resize((side, side), Image.Resampling.NEAREST)
     sheet.paste(squares, (margin, margin))
-    colours = [tuple(colour) for colour in palette[there].tolist()]
+    colours = [tuple(colour) for colour in palette[labels].tolist()]
     sheet.paste(_names(names, colours, cell, margin, font, "right"), (0, margin))
     # Turned, what stands at the left edge stands at the lower one.
     sheet.paste(_names(names, colours, cell, margin, font, "left").transpose(Image.Transpose.ROTATE_90), (margin, 0))

@@ -1,7 +1,8 @@
-"""A segmenter against ground truth, a few images at a time: caption, question, labels, counts."""
+"""A segmenter against ground truth, a few images at a time: caption, request, labels, counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from goca.diffusion.conditioning import EncodedPrompts
 from goca.errors import GocaError
 from goca.evaluation.caption_nouns import Asked, ask
-from goca.evaluation.datasets.base import VOID, Dataset, Sample
-from goca.evaluation.protocol import FIXED, NONE, SENTENCES, Protocol
-from goca.evaluation.records import Counts, ImageRecord, Labels, count
-from goca.evaluation.scenes import SceneOracle
+from goca.evaluation.datasets.base import Dataset, LabelMap, Sample
+from goca.evaluation.oracle import true_classes
+from goca.evaluation.protocol import Protocol
+from goca.evaluation.records import ImageRecord, count
+from goca.evaluation.report import Report
 from goca.recipe import AUTO
 from goca.request import SegmentationRequest
 from goca.segmentation import Segmentation
@@ -20,147 +22,175 @@ from goca.segmenter import Segmenter
 from goca.tagging.base import Tagger
 from goca.text.token_spans import Noun
 
-
-class Said(NamedTuple):
-    """What a tagger said of an image: its caption, or why it has none."""
-
-    caption: str = ""
-    reason: str = ""
+Tags = Mapping[str, str | GocaError]
+"""What a tagger said of images, by their ids: a caption, or why there is none."""
 
 
-class _Open(NamedTuple):
-    """An image on its way: its ground truth as counted, what is asked of it, and what is to be written down of it."""
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images that go through the denoiser together, whoever does them: no batch is ever composed otherwise, so that
+    every figure is the same to the last digit.
+
+    Attributes:
+        indices: their places in the data set.
+        tags: of those that the tagger was asked about before.
+    """
+
+    indices: range
+    tags: Tags = field(default_factory=dict)
+
+
+def batches(dataset: Dataset, size: int) -> list[ImageBatch]:
+    """All images of a data set, `size` at a time."""
+    count = len(dataset.samples)
+    return [ImageBatch(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+class _OpenImage(NamedTuple):
+    """An image on its way: its ground truth as counted, its caption's classes, and its record so far."""
 
     sample: Sample
-    truth: Labels
-    asked: Asked
-    image: ImageRecord
+    truth: LabelMap
+    query: Asked
+    record: ImageRecord
 
 
 @dataclass
 class Evaluator:
-    """Does units of work: a few images of a data set, which are one batch wherever and whenever they are done."""
+    """Evaluates batches of a data set's images.
+
+    Args:
+        segmenter: the model.
+        dataset: the images, whole.
+        tagger: says what an image shows, where its batch does not; None if every batch does.
+        protocol: what is counted, and how.
+    """
 
     segmenter: Segmenter
     dataset: Dataset
-    tagger: Tagger
+    tagger: Tagger | None
     protocol: Protocol
     _prompts: EncodedPrompts = field(default_factory=dict, repr=False)
 
-    def unit(self, samples: Sequence[Sample], said: Mapping[str, Said]) -> list[ImageRecord]:
-        """Segment images and count, in their order; one that cannot be read, tagged or asked is left out.
-
-        said: captions that are known already, by the images' ids.
-        """
-        done: dict[str, ImageRecord] = {}
-        opened: list[_Open] = []
+    def __call__(self, batch: ImageBatch) -> list[ImageRecord]:
+        """Segment images and count, in their order; one that cannot be read, tagged or segmented is left out."""
+        samples = self.dataset.samples[batch.indices.start : batch.indices.stop]
+        records: dict[str, ImageRecord] = {}
+        pending: list[tuple[SegmentationRequest, _OpenImage]] = []
         for sample in samples:
             caption = None
             try:
-                caption = _caption(said[sample.id]) if sample.id in said else self.tagger.tag(sample, self.dataset)
-                opened.append(self._open(sample, caption))
+                caption = self._caption(sample, batch.tags)
+                image = self._open(sample, caption)
             except GocaError as error:
-                done[sample.id] = ImageRecord(sample.id, caption, left_out=str(error))
-        pending: list[tuple[SegmentationRequest, _Open]] = []
-        for opened_image in opened:
-            label = self._without_asking(opened_image.asked)
+                records[sample.id] = ImageRecord(sample.id, caption, left_out=str(error))
+                continue
+            label = self._only_label(image.query)
             if label is None:
-                pending.append(self._question(opened_image))
+                pending.append(self._request(image))
             else:
-                done[opened_image.sample.id] = self._settled(opened_image, label)
+                records[sample.id] = self._with_counts(image, [np.full_like(image.truth, label)])
         outcomes = self.segmenter.stream((request for request, _ in pending), self._prompts)
-        for (_, opened_image), (_, outcome) in zip(pending, outcomes, strict=True):
+        for (_, image), (_, outcome) in zip(pending, outcomes, strict=True):
             if isinstance(outcome, GocaError):
-                done[opened_image.sample.id] = replace(opened_image.image, left_out=str(outcome))
+                records[image.sample.id] = replace(image.record, left_out=str(outcome))
             else:
-                done[opened_image.sample.id] = self._counted(opened_image, outcome)
-        return [done[sample.id] for sample in samples]
+                records[image.sample.id] = self._segmented(image, outcome)
+        return [records[sample.id] for sample in samples]
 
-    def _open(self, sample: Sample, caption: str) -> _Open:
+    def _caption(self, sample: Sample, tags: Tags) -> str:
+        tag = tags.get(sample.id)
+        if isinstance(tag, GocaError):
+            raise tag
+        if tag is not None:
+            return tag
+        assert self.tagger is not None
+        return self.tagger.tag(sample, self.dataset)
+
+    def _open(self, sample: Sample, caption: str) -> _OpenImage:
         truth = self.protocol.truth(sample.truth())
-        there = [label for label in np.unique(truth).tolist() if 0 < label != VOID]
-        if there and there[-1] > len(self.dataset.categories):
-            raise GocaError(
-                f'the ground truth of "{sample.id}" has label {there[-1]}, and {self.dataset.name} has '
-                f"{len(self.dataset.categories)} categories: is this the right data set?"
-            )
-        names = [self.dataset.categories[label - 1].name for label in there]
+        names = true_classes(sample, self.dataset, truth)
         categories = self.protocol.categories(self.dataset.categories)
-        asked = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
-        image = ImageRecord(sample.id, caption, tuple(asked.classes), asked.background_classes, asked.notes)
-        return _Open(sample, truth, asked, image)
+        query = ask(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
+        record = ImageRecord(sample.id, caption, tuple(query.classes), query.background_classes, query.notes)
+        return _OpenImage(sample, truth, query, record)
 
-    def _without_asking(self, asked: Asked) -> int | None:
+    def _only_label(self, query: Asked) -> int | None:
         """The label of every pixel, where that is plain: no class was named, or one alone without a background."""
-        if not asked.classes:
+        if not query.classes:
             return 0
-        if len(asked.classes) == 1 and self.protocol.threshold == NONE:
-            return self._labels(asked.classes)[1]
+        if len(query.classes) == 1 and self.protocol.threshold == "none":
+            return self._dataset_labels(query.classes)[1]
         return None
 
-    def _question(self, one: _Open) -> tuple[SegmentationRequest, _Open]:
-        """The question, and what is written down of it now."""
-        background = None if self.protocol.threshold == NONE else AUTO
-        question = one.asked.question(one.sample.image, background)
-        if self.protocol.captions == SENTENCES:
-            assert isinstance(self.tagger, SceneOracle)  # `Job` refuses sentences of others
-            return replace(question, caption=self.tagger.sentence(one.sample)), one
-        listed = (*one.asked.classes, *one.asked.background_classes)
-        if self._fits(one.asked.caption.split(", ")):
-            return (replace(question, caption=None) if one.asked.caption == ", ".join(listed) else question), one
-        # As the segmenter would write it: left to it, a list that is too long is spread over several prompts, in each
-        # of which there has to be room for all background classes.
-        background_classes, image = one.asked.background_classes, one.image
-        assert isinstance(question.classes, Mapping)
-        words = {name: tuple(more) for name, more in question.classes.items()}
+    def _request(self, image: _OpenImage) -> tuple[SegmentationRequest, _OpenImage]:
+        """The request, and the image with what is to be recorded of it."""
+        query = image.query
+        request = query.question(image.sample.image, None if self.protocol.threshold == "none" else AUTO)
+        if self.protocol.captions == "sentences":
+            return replace(request, caption=image.sample.captions["sentences"]), image
+        if not self._fits(query.caption.split(", ")):
+            return self._shortened(image, replace(request, caption=None))
+        # The segmenter's own caption names the same nouns, unless their order is another.
+        if query.caption == ", ".join((*query.classes, *query.background_classes)):
+            request = replace(request, caption=None)
+        return request, image
+
+    def _shortened(self, image: _OpenImage, request: SegmentationRequest) -> tuple[SegmentationRequest, _OpenImage]:
+        """Without the nouns that find no room.
+
+        The segmenter spreads a list that is too long over several prompts, in each of which there has to be room for
+        all background classes.
+        """
+        assert isinstance(request.classes, Mapping)
+        words = {name: tuple(synonyms) for name, synonyms in request.classes.items()}
+        background_classes = image.query.background_classes
         while background_classes and not all(
-            self._fits((name, *more, *background_classes)) for name, more in words.items()
+            self._fits((name, *synonyms, *background_classes)) for name, synonyms in words.items()
         ):
             background_classes = background_classes[:-1]
         for name in words:
             while words[name] and not self._fits((name, *words[name], *background_classes)):
                 words[name] = words[name][:-1]
-        without = [*image.background_classes[len(background_classes) :]]
-        without += [word for name, more in question.classes.items() for word in more[len(words[name]) :]]
-        if without:
-            note = f"too long a caption for this model: without {', '.join(without)}"
-            image = replace(image, background_classes=background_classes, notes=(*image.notes, note))
-        return replace(question, caption=None, classes=words, background_classes=background_classes), one._replace(
-            image=image
-        )
+        dropped = [*image.query.background_classes[len(background_classes) :]]
+        dropped += [word for name, synonyms in request.classes.items() for word in synonyms[len(words[name]) :]]
+        record = image.record
+        if dropped:
+            note = f"too long a caption for this model: without {', '.join(dropped)}"
+            record = replace(record, background_classes=background_classes, notes=(*record.notes, note))
+        request = replace(request, classes=words, background_classes=background_classes)
+        return request, image._replace(record=record)
 
     def _fits(self, nouns: Sequence[str]) -> bool:
-        """Whether one prompt holds so many nouns."""
+        """Whether one prompt holds these nouns."""
         return self.segmenter.backbone.fits([Noun(noun, (noun,)) for noun in nouns])
 
-    def _labels(self, classes: Iterable[str]) -> list[int]:
+    def _dataset_labels(self, classes: Iterable[str]) -> list[int]:
         """From the labels of a result to those of the data set; 0 stays."""
-        names = [one.name for one in self.dataset.categories]
+        names = [category.name for category in self.dataset.categories]
         return [0, *(names.index(name) + 1 for name in classes)]
 
-    def _settled(self, one: _Open, label: int) -> ImageRecord:
-        counts = self._count(one, np.full_like(one.truth, label))
-        return replace(one.image, counts=dict.fromkeys(self.protocol.labellings, counts))
+    def _segmented(self, image: _OpenImage, result: Segmentation) -> ImageRecord:
+        if image.truth.shape != result.labels.shape:
+            reason = f"{image.sample.image} and its ground truth differ in size: download or write them again"
+            return replace(image.record, left_out=reason)
+        table = self.protocol.merge(np.array(self._dataset_labels(result.classes), np.uint16))
+        notes = tuple(dict.fromkeys((*image.record.notes, *result.plan.notes)))
+        backgrounds = self.protocol.backgrounds
+        labellings = chain([result.labels], result.relabelled(backgrounds) if backgrounds else ())
+        return replace(self._with_counts(image, (table[labels] for labels in labellings)), notes=notes)
 
-    def _counted(self, one: _Open, result: Segmentation) -> ImageRecord:
-        if one.truth.shape != result.labels.shape:
-            reason = f"{one.sample.image} and its ground truth differ in size: download or write them again"
-            return replace(one.image, left_out=reason)
-        place = self.protocol.found(np.array(self._labels(result.classes), np.uint16))
-        first = NONE if self.protocol.threshold == NONE else FIXED
-        counts = {first: self._count(one, place[result.labels])}
-        if first == FIXED:
-            names = self.protocol.labellings[1:]
-            for name, labels in zip(names, result.relabelled(self.protocol.backgrounds), strict=True):
-                counts[name] = self._count(one, place[labels])
-        notes = tuple(dict.fromkeys((*one.image.notes, *result.plan.notes)))
-        return replace(one.image, counts=counts, notes=notes)
-
-    def _count(self, one: _Open, found: Labels) -> Counts:
-        return count(one.truth, found, len(self.dataset.categories) + 1)
+    def _with_counts(self, image: _OpenImage, predictions: Iterable[LabelMap]) -> ImageRecord:
+        """The record with the counts of each labelling; a single prediction is that of all."""
+        counts = [count(image.truth, predicted, len(self.dataset.categories) + 1) for predicted in predictions]
+        labellings = self.protocol.labellings
+        if len(counts) == 1:
+            counts *= len(labellings)
+        return replace(image.record, counts=dict(zip(labellings, counts, strict=True)))
 
 
-def _caption(said: Said) -> str:
-    if said.reason:
-        raise GocaError(said.reason)
-    return said.caption
+def evaluate_dataset(segmenter: Segmenter, dataset: Dataset, tagger: Tagger, protocol: Protocol) -> Report:
+    """Evaluate a loaded segmenter in this process, `segmenter.batch` images at a time; nothing is written."""
+    evaluator = Evaluator(segmenter, dataset, tagger, protocol)
+    records = (record for batch in batches(dataset, segmenter.batch) for record in evaluator(batch))
+    return Report(tuple(category.name for category in dataset.categories), protocol, tuple(records))

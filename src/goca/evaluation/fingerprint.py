@@ -6,33 +6,35 @@ from typing import Any
 
 import torch
 
-from goca.evaluation.config import Job, listing
+from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.protocol import Protocol
 from goca.segmenter import Segmenter
 
 PROBES = 64
-"""Values of each tensor that a fingerprint looks at."""
+"""Values of each tensor that a fingerprint is of."""
 
 
-def settings(job: Job, dataset: Dataset, protocol: Protocol, segmenter: Segmenter) -> dict[str, Any]:
+def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, segmenter: Segmenter) -> dict[str, Any]:
     """All that decides a run's figures, as JSON."""
     backbone = segmenter.backbone
+    words = repr([category.synonyms for category in dataset.categories])
+    ids = "\n".join(sample.id for sample in dataset.samples)
     return {
         "dataset": {
             "name": dataset.name,
             "split": dataset.split,
             "source": dataset.source,
-            "categories": [one.name for one in dataset.categories],
-            "words": blake2b(repr([one.synonyms for one in dataset.categories]).encode(), digest_size=8).hexdigest(),
+            "categories": [category.name for category in dataset.categories],
+            "words": blake2b(words.encode(), digest_size=8).hexdigest(),
             "images": len(dataset.samples),
-            "listing": listing(dataset),
+            "listing": blake2b(ids.encode(), digest_size=8).hexdigest(),
         },
         "protocol": protocol.to_json(),
         "model": {"name": backbone.name, "weights": fingerprint(backbone.pipeline)},
         "plan": segmenter.plan.to_json(),
-        "batch": job.batch,
-        "threads": job.threads if torch.device(backbone.device).type == "cpu" else None,
+        "batch": config.batch,
+        "threads": config.threads if torch.device(backbone.device).type == "cpu" else None,
     }
 
 
@@ -50,11 +52,14 @@ def fingerprint(pipeline: Any) -> str:
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
-    """What differs between two settings: "protocol.void (ignored, there background)"."""
+    """What differs between two settings.
+
+    Yields:
+        Each difference for people: "protocol.void (ignored, there background)".
+    """
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in dict.fromkeys((*ours, *theirs)):
             yield from differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
     elif ours != theirs:
-        short = [str(value) for value in (ours, theirs)]
-        told = f" ({short[0]}, there {short[1]})" if max(map(len, short)) <= 40 else ""
-        yield f"{name}{told}"
+        values = [str(value) for value in (ours, theirs)]
+        yield f"{name} ({values[0]}, there {values[1]})" if max(map(len, values)) <= 40 else name

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 RESAMPLES = 2000
-HELD, PART = 2**22, 2**11
-"""What the bootstrap holds at once: how often images were drawn, so many numbers; the counts of so many images."""
+CHUNK = 2**20
+"""How many draws the bootstrap holds at once."""
 Interval = tuple[float, float]
 
 
@@ -22,8 +22,9 @@ Interval = tuple[float, float]
 class Counting:
     """Which labels a mean is over, and what it makes of those that never occur.
 
-    background: label 0 is one of them. absent: a label that no image's truth has counts 0; without it, it is left
-    out of the mean.
+    Attributes:
+        background: label 0 is one of them.
+        absent: a label that no image's truth has counts 0; without it, it is left out of the mean.
     """
 
     background: bool = False
@@ -32,26 +33,39 @@ class Counting:
 
 @dataclass(frozen=True)
 class Tally:
-    """Pixels of each image, by label; all that scores need of confusion matrices.
+    """Pixels of each image, by label; all that scores need of confusion matrices. Label 0 is background.
 
-    hit: of the label and found as it. truth: of the label. found: found as it. Label 0 is background.
+    Attributes:
+        hit: pixels of the label that were predicted as it.
+        truth: pixels of the label.
+        predicted: pixels that were predicted as the label.
     """
 
     hit: Int[Tensor, "image label"]
     truth: Int[Tensor, "image label"]
-    found: Int[Tensor, "image label"]
+    predicted: Int[Tensor, "image label"]
 
     @classmethod
     def of(cls, matrices: Int[Tensor, "image label label"]) -> "Tally":
         """From one confusion matrix an image, truth first."""
         return cls(matrices.diagonal(dim1=1, dim2=2), matrices.sum(2), matrices.sum(1))
 
+    def total(self) -> Float[Tensor, "3 label"]:
+        """hit, truth and predicted of all images together."""
+        return torch.stack([counts.sum(0).double() for counts in (self.hit, self.truth, self.predicted)])
+
 
 @dataclass(frozen=True)
 class Score:
-    """Scores from 0 to 1. ci95: of miou. per_class: {name: IoU} of the labels in the mean.
+    """Scores from 0 to 1.
 
-    frequency_weighted_iou: each label's IoU weighs as many pixels as it has. labels: how many the mean is over.
+    Attributes:
+        miou: the mean of `per_class`.
+        ci95: the 95 % interval of miou.
+        pixel_accuracy: the share of pixels whose label is right.
+        frequency_weighted_iou: each label's IoU weighs as many pixels as it has.
+        labels: how many the mean is over.
+        per_class: {name: IoU} of the labels in the mean.
     """
 
     miou: float
@@ -64,8 +78,8 @@ class Score:
 
 def score(tally: Tally, names: Sequence[str], counting: Counting = Counting()) -> Score:
     """The scores of a run; `names` are those of labels 1, 2, ..."""
-    hit, truth, found = (counts.sum(0).double() for counts in (tally.hit, tally.truth, tally.found))
-    ratio = _ratios(hit, truth, found)
+    hit, truth, predicted = tally.total()
+    ratio = _iou(hit, truth, predicted)
     counted = _counted(ratio, truth, counting)
     named = zip(("background", *names), counted.tolist(), strict=True)
     per_class = {name: value for name, value in named if value == value}
@@ -82,8 +96,8 @@ def score(tally: Tally, names: Sequence[str], counting: Counting = Counting()) -
 
 def miou(tally: Tally, counting: Counting = Counting()) -> float:
     """Mean IoU alone, 0 to 1."""
-    hit, truth, found = (counts.sum(0).double() for counts in (tally.hit, tally.truth, tally.found))
-    return float(_counted(_ratios(hit, truth, found), truth, counting).nanmean())
+    hit, truth, predicted = tally.total()
+    return float(_counted(_iou(hit, truth, predicted), truth, counting).nanmean())
 
 
 def gain(ours: Tally, theirs: Tally, counting: Counting = Counting()) -> tuple[float, Interval]:
@@ -92,43 +106,27 @@ def gain(ours: Tally, theirs: Tally, counting: Counting = Counting()) -> tuple[f
     return difference, interval(resampled_miou(ours, counting) - resampled_miou(theirs, counting))
 
 
-def resampled_miou(
-    tally: Tally,
-    counting: Counting = Counting(),
-    seed: int = 0,
-) -> Float[Tensor, " resample"]:
+def resampled_miou(tally: Tally, counting: Counting = Counting(), seed: int = 0) -> Float[Tensor, " resample"]:
     """mIoU of images drawn with replacement, again and again; the same draws for every run of as many images.
 
-    Needs some 50 MiB and a few numbers for each resample and label, however many images there are.
+    Some resamples at a time, so that memory is that of the counts and of `CHUNK` draws. One number is drawn after the
+    other and sums of whole numbers are exact in float64, so the chunks do not show.
     """
-    hit, truth, found = _resampled(tally, seed)
-    return _counted(_ratios(hit, truth, found), truth, counting).nanmean(1)
-
-
-def _resampled(tally: Tally, seed: int) -> Float[Tensor, "kind resample label"]:
-    """hit, truth and found, summed over the images of each of `RESAMPLES` draws.
-
-    Only some resamples are drawn, and some images multiplied, at once, in memory that is used again. The draws are
-    the same, as one number is drawn after the other; so are the sums, as whole numbers in float64 are exact.
-    """
-    count, labels = tally.hit.shape
+    images = len(tally.hit)
+    counts = torch.stack([tally.hit, tally.truth, tally.predicted]).double()
     generator = torch.Generator().manual_seed(seed)
-    held = torch.empty(max(1, min(RESAMPLES, HELD // count)), count, dtype=torch.float64)
-    part = torch.empty(min(PART, count), labels, dtype=torch.float64)
-    sums = torch.zeros(3, RESAMPLES, labels, dtype=torch.float64)
-    for some in sums.split(len(held), dim=1):
-        times = held[: some.shape[1]]
-        for row in times:
-            row.copy_(torch.randint(count, (count,), generator=generator).bincount(minlength=count))
-        for total, counts in zip(some, (tally.hit, tally.truth, tally.found), strict=True):
-            for often, images in zip(times.split(PART, dim=1), counts.split(PART), strict=True):
-                total.addmm_(often, part[: len(images)].copy_(images))
-    return sums
+    sums = []
+    for rows in torch.arange(RESAMPLES).split(max(1, CHUNK // images)):
+        drawn = torch.randint(images, (len(rows), images), generator=generator)
+        times = torch.zeros(drawn.shape, dtype=torch.float64)
+        sums.append(times.scatter_add_(1, drawn, torch.ones_like(times)) @ counts)
+    hit, truth, predicted = torch.cat(sums, dim=1)
+    return _counted(_iou(hit, truth, predicted), truth, counting).nanmean(1)
 
 
-def _ratios(hit: Tensor, truth: Tensor, found: Tensor) -> Float[Tensor, "*resample label"]:
-    """Intersection over union; NaN for a label that is neither there nor found."""
-    return hit / (truth + found - hit)
+def _iou(hit: Tensor, truth: Tensor, predicted: Tensor) -> Float[Tensor, "*resample label"]:
+    """Intersection over union; NaN for a label that is neither there nor predicted."""
+    return hit / (truth + predicted - hit)
 
 
 def _counted(ratio: Tensor, truth: Tensor, counting: Counting) -> Float[Tensor, "*resample label"]:

@@ -4,19 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goca.errors import GocaError
-from goca.evaluation.compare import Row
+from goca.evaluation.compare import ComparedRun
 
 
-def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Write an image of the rows' mIoU, in the format of the path's suffix.
+def plot(rows: Sequence[ComparedRun], title: str, path: Path) -> None:
+    """Write an image of the rows' mIoU.
 
-    Raises GocaError where matplotlib is not installed or the file cannot be written.
+    Args:
+        rows: from `compare`.
+        title: stands above.
+        path: the file; its suffix decides the format.
+
+    Raises:
+        GocaError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise GocaError('--plot needs matplotlib: pip install "goca[plots]"') from None
+        raise GocaError('a plot needs matplotlib: pip install "goca[plots]"', "plot") from None
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(max(4.0, 1.1 * len(rows) + 1), 3.6), dpi=150, layout="constrained")
         axes = figure.subplots()

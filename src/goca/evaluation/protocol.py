@@ -1,4 +1,4 @@
-"""Protocols: what a score is a score of, as switches, with the two presets `honest` and `paper`.
+"""Evaluation protocols: every choice that affects a score, with the two presets `honest` and `paper`.
 
 Every figure is printed with the protocol that made it, whole. `paper` is what the authors' released code does; most of
 it flatters, so it is never the default.
@@ -6,7 +6,7 @@ it flatters, so it is never the default.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt16
@@ -14,35 +14,35 @@ from jaxtyping import UInt16
 from goca.errors import GocaError
 from goca.evaluation import caption_nouns
 from goca.evaluation.caption_nouns import Policy
-from goca.evaluation.datasets.base import VOID, Category, Dataset
+from goca.evaluation.datasets.base import VOID, Category, Dataset, LabelMap
 from goca.evaluation.metrics import Counting
 from goca.maths.background import Background, offset
 
 SWEEP = tuple(step / 10 for step in range(-4, 5))
 """The thresholds of the oracle sweep."""
-IGNORED, AS_BACKGROUND = "ignored", "background"
-LEFT_OUT, ZERO = "left out", "count 0"
-CLASSES, AND_BACKGROUND = "classes", "classes and background"
-NONE, FIXED, ORACLE = "none", "fixed", "oracle"
-NOUNS, SENTENCES = "nouns", "sentences"
 
-Labels = UInt16[np.ndarray, "height width"]
+CaptionStyle = Literal["nouns", "sentences"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What a score is a score of.
 
-    - name: the preset, and which of its switches were changed.
-    - dataset, split, images: what was segmented; images: how many, those left out included.
-    - tags: who said which classes an image shows. nouns: what becomes of the nouns of a caption. captions: "nouns" or
-      "sentences", how the classes are said to the model.
-    - void: pixels without ground truth are "ignored", or taken for "background".
-    - merged: (label, the label it counts as). as_background: categories that were made background.
-    - absent: labels that no image has are "left out" of the mean or "count 0" in it.
-    - counted: the mean is over the "classes", or over "classes and background".
-    - threshold: "none": every pixel gets a class. "fixed": the recipe's background rule. "oracle": the `offset`
-      background at the threshold from -0.4 to 0.4 that scores best on the evaluated images themselves.
+    Attributes:
+        name: the preset, and which of its switches were changed.
+        dataset: the data set's name.
+        split: which part of it was evaluated.
+        images: how many, those left out included.
+        tags: who said which classes an image shows.
+        nouns: what becomes of the nouns of a caption.
+        void: pixels without ground truth are "ignored", or taken for "background".
+        merged: (label, the label it counts as).
+        as_background: categories that were made background.
+        absent: labels that no image has are "left out" of the mean, or "count 0" in it.
+        counted: the mean is over the "classes", or over "classes and background".
+        threshold: "none": every pixel gets a class. "fixed": the recipe's background rule. "oracle": the `offset`
+            background at the threshold from -0.4 to 0.4 that scores best on the evaluated images themselves.
+        captions: how the classes are said to the model.
     """
 
     name: str
@@ -51,36 +51,37 @@ class Protocol:
     images: int
     tags: str
     nouns: Policy
-    void: str = IGNORED
+    void: Literal["ignored", "background"] = "ignored"
     merged: tuple[tuple[int, int], ...] = ()
     as_background: tuple[str, ...] = ()
-    absent: str = LEFT_OUT
-    counted: str = CLASSES
-    threshold: str = NONE
-    captions: str = NOUNS
+    absent: Literal["left out", "count 0"] = "left out"
+    counted: Literal["classes", "classes and background"] = "classes"
+    threshold: Literal["none", "fixed", "oracle"] = "none"
+    captions: CaptionStyle = "nouns"
 
     @property
     def counting(self) -> Counting:
-        return Counting(background=self.counted == AND_BACKGROUND, absent=self.absent == ZERO)
+        """Which labels the mean is over."""
+        return Counting(background=self.counted == "classes and background", absent=self.absent == "count 0")
 
     @property
     def labellings(self) -> tuple[str, ...]:
         """The names of the label maps that are counted for each image."""
-        return (NONE,) if self.threshold == NONE else (FIXED, *map(str, SWEEP))
+        return ("none",) if self.threshold == "none" else ("fixed", *map(str, SWEEP))
 
     @property
     def backgrounds(self) -> tuple[Background, ...]:
         """Those of the sweep, in the order of `labellings` without the first."""
-        return () if self.threshold == NONE else tuple(Background(offset, threshold) for threshold in SWEEP)
+        return () if self.threshold == "none" else tuple(Background(offset, threshold) for threshold in SWEEP)
 
-    def truth(self, labels: Labels) -> Labels:
+    def truth(self, labels: LabelMap) -> LabelMap:
         """Ground truth as it is counted: void is background or stays `VOID`, merged labels are one."""
-        out = self.found(labels)
-        if self.void == AS_BACKGROUND:
+        out = self.merge(labels)
+        if self.void == "background":
             out[out == VOID] = 0
         return out
 
-    def found(self, labels: UInt16[np.ndarray, "*pixels"]) -> UInt16[np.ndarray, "*pixels"]:
+    def merge(self, labels: UInt16[np.ndarray, "*pixels"]) -> UInt16[np.ndarray, "*pixels"]:
         """Labels with the merged ones as one; a copy."""
         out = labels.copy()
         for label, other in self.merged:
@@ -89,23 +90,30 @@ class Protocol:
 
     def categories(self, categories: Sequence[Category]) -> tuple[Category, ...]:
         """Those that a caption can name: the words for a merged category stand for the one it counts as."""
-        words = {label: list(one.synonyms) for label, one in enumerate(categories, start=1)}
+        words = {label: list(category.synonyms) for label, category in enumerate(categories, start=1)}
         for label, other in self.merged:
             words[other] += [categories[label - 1].name, *words.pop(label)]
-        return tuple(
-            Category(one.name, tuple(words[label])) for label, one in enumerate(categories, start=1) if label in words
-        )
+        return tuple(Category(categories[label - 1].name, tuple(words[label])) for label in sorted(words))
 
     def to_json(self) -> dict[str, Any]:
         """Every switch, as plain numbers, strings, lists and dicts."""
         return {**asdict(self), "merged": [list(pair) for pair in self.merged]}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Protocol":
+        """The opposite of `to_json`. Raises KeyError, TypeError or ValueError for what is not a protocol."""
+        policy = dict(value["nouns"])
+        policy["synonyms"] = tuple(Category(word["name"], tuple(word["synonyms"])) for word in policy["synonyms"])
+        policy["suffix"] = tuple(policy["suffix"])
+        lists = {"as_background": tuple(value["as_background"]), "merged": tuple((a, b) for a, b in value["merged"])}
+        return cls(**{**value, **lists, "nouns": Policy(**policy)})
+
     def lines(self) -> list[str]:
         """One line a switch, for people."""
-        said = self.to_json()
-        policy = said.pop("nouns")
-        said["nouns"] = ", ".join(f"{name} {_plain(value)}" for name, value in policy.items())
-        return [f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in said.items()]
+        switches = self.to_json()
+        policy = switches.pop("nouns")
+        switches["nouns"] = ", ".join(f"{name} {_plain(value)}" for name, value in policy.items())
+        return [f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in switches.items()]
 
 
 def _plain(value: Any) -> str:
@@ -122,32 +130,29 @@ def honest(dataset: Dataset, tags: str) -> Protocol:
     """Void ignored, classes that never occur left out, a fixed threshold, nothing from the ground truth but by the
     tagger, which is named. The background is one of the labels where the data set has it.
     """
-    counted, threshold = (AND_BACKGROUND, FIXED) if dataset.background else (CLASSES, NONE)
-    images = len(dataset.samples)
     return Protocol(
-        "honest",
-        dataset.name,
-        dataset.split,
-        images,
-        tags,
-        caption_nouns.HONEST,
-        counted=counted,
-        threshold=threshold,
+        name="honest",
+        dataset=dataset.name,
+        split=dataset.split,
+        images=len(dataset.samples),
+        tags=tags,
+        nouns=caption_nouns.HONEST,
+        counted="classes and background" if dataset.background else "classes",
+        threshold="fixed" if dataset.background else "none",
     )
 
 
 def paper(dataset: Dataset, tags: str) -> Protocol:
     """As the authors' released code scores a data set; GocaError for one that it does not know."""
-    policy = caption_nouns.paper(dataset.name)
     return replace(
         honest(dataset, tags),
         name="paper",
-        nouns=policy,
-        void=AS_BACKGROUND,
+        nouns=caption_nouns.paper(dataset.name),
+        void="background",
         merged=dataset.merges,
-        absent=ZERO,
-        counted=AND_BACKGROUND,
-        threshold=ORACLE,
+        absent="count 0",
+        counted="classes and background",
+        threshold="oracle",
     )
 
 
@@ -156,52 +161,56 @@ PAPER_SPLITS = {"voc": "train", "context": "train"}
 """Where the released code evaluates on another split than the one for validation."""
 
 
-def split_of(preset: str, dataset: str, asked: str | None) -> str | None:
-    """The split that a preset evaluates, unless another is asked for; None for the data set's own choice."""
+def split_of(preset: str, dataset: str, split: str | None) -> str | None:
+    """The split that a preset evaluates, unless another is named; None for the data set's own choice."""
     if preset not in PRESETS:
         raise GocaError(f'no protocol "{preset}": there are {", ".join(PRESETS)}')
-    return asked if asked is not None or preset != "paper" else PAPER_SPLITS.get(dataset)
+    return PAPER_SPLITS.get(dataset) if split is None and preset == "paper" else split
+
+
+SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "void": {"ignored": "ignored", "background": "background"},
+    "absent": {"left-out": "left out", "zero": "count 0"},
+    "counted": {"classes": "classes", "and-background": "classes and background"},
+    "threshold": {"none": "none", "fixed": "fixed", "oracle": "oracle"},
+    "suffix": {"none": (), "background": ("background",)},
+    "complete": {"no": False, "yes": True},
+    "true-only": {"no": False, "yes": True},
+    "keep-parts": {"no": False, "yes": True},
+    "odd-synonyms": {"no": (), "yes": caption_nouns.ODD_SYNONYMS},
+}
+"""{switch: {name of a value: the value}}, as the command line names them."""
+_POLICY_FIELDS = {
+    "suffix": "suffix",
+    "complete": "complete",
+    "true-only": "true_only",
+    "keep-parts": "keep_parts",
+    "odd-synonyms": "synonyms",
+}
+"""Switches of `Protocol.nouns`; the others are fields of the protocol itself."""
 
 
 def changed(protocol: Protocol, switches: Sequence[str]) -> Protocol:
-    """The protocol with some switches set, each as "name=value"; its name says which.
+    """The protocol with some switches set; its name says which.
 
-    Raises GocaError for a switch or value that there is not, naming those that there are.
+    Args:
+        protocol: what to change.
+        switches: each as "name=value".
+
+    Raises:
+        GocaError: there is no such switch or value; the message names those that there are.
     """
-    names = []
+    changes = []
     for switch in switches:
-        name, _, value = switch.partition("=")
-        name, value = name.strip().lower(), value.strip().lower()
+        name, _, value = (part.strip() for part in switch.lower().partition("="))
         if name not in SWITCHES:
             raise GocaError(f'no switch "{name}": there are {", ".join(SWITCHES)}')
         if value not in SWITCHES[name]:
             raise GocaError(f'no value "{value}" for the switch {name}: there are {", ".join(SWITCHES[name])}')
-        protocol = SWITCHES[name][value](protocol)
-        names.append(f"{name}={value}")
-    return replace(protocol, name=f"{protocol.name}, but {', '.join(names)}") if names else protocol
-
-
-def _field(name: str, value: Any) -> Callable[[Protocol], Protocol]:
-    return lambda protocol: replace(protocol, **{name: value})
-
-
-def _noun(name: str, value: Any) -> Callable[[Protocol], Protocol]:
-    return lambda protocol: replace(protocol, nouns=replace(protocol.nouns, **{name: value}))
-
-
-SWITCHES: Mapping[str, Mapping[str, Callable[[Protocol], Protocol]]] = {
-    "void": {"ignored": _field("void", IGNORED), "background": _field("void", AS_BACKGROUND)},
-    "absent": {"left-out": _field("absent", LEFT_OUT), "zero": _field("absent", ZERO)},
-    "counted": {"classes": _field("counted", CLASSES), "and-background": _field("counted", AND_BACKGROUND)},
-    "threshold": {
-        "none": _field("threshold", NONE),
-        "fixed": _field("threshold", FIXED),
-        "oracle": _field("threshold", ORACLE),
-    },
-    "suffix": {"none": _noun("suffix", ()), "background": _noun("suffix", ("background",))},
-    "complete": {"no": _noun("complete", False), "yes": _noun("complete", True)},
-    "true-only": {"no": _noun("true_only", False), "yes": _noun("true_only", True)},
-    "keep-parts": {"no": _noun("keep_parts", False), "yes": _noun("keep_parts", True)},
-    "odd-synonyms": {"no": _noun("synonyms", ()), "yes": _noun("synonyms", caption_nouns.ODD_SYNONYMS)},
-}
-"""{switch: {value: what it does to a protocol}}, as the command line names them."""
+        if name in _POLICY_FIELDS:
+            nouns = replace(protocol.nouns, **{_POLICY_FIELDS[name]: SWITCHES[name][value]})
+            protocol = replace(protocol, nouns=nouns)
+        else:
+            protocol = replace(protocol, **{name: SWITCHES[name][value]})
+        changes.append(f"{name}={value}")
+    return replace(protocol, name=f"{protocol.name}, but {', '.join(changes)}") if changes else protocol

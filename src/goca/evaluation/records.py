@@ -1,27 +1,32 @@
-"""What is written down of each image: its caption, what was asked, and its confusion counts under each labelling."""
+"""What is written down of each image: its caption, its classes, and its confusion counts under each labelling."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt16
+from jaxtyping import Int64
 
-from goca.evaluation.datasets.base import VOID
+from goca.evaluation.datasets.base import VOID, LabelMap
 from goca.evaluation.metrics import Tally
 
 Counts = tuple[tuple[int, int, int], ...]
-"""(true label, label found, pixels), of the pairs that occur."""
-Labels = UInt16[np.ndarray, "height width"]
+"""(true label, predicted label, pixels), of the pairs that occur."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image, done: or left out, and then why.
+    """One evaluated image; or one that was left out, and then why.
 
-    caption: what the tagger said. classes, background_classes: what was asked for, in the prompt's order. notes: what the protocol
-    and the model had to do. counts: of each labelling; void pixels are in none.
+    Attributes:
+        id: of the image in its data set.
+        caption: the tagger's; None where it gave none.
+        classes: what the model was asked for, in the prompt's order.
+        background_classes: further nouns of the prompt, in its order.
+        notes: what the protocol and the model had to do.
+        counts: {labelling: counts}; void pixels are in none.
+        left_out: why the image has no counts.
     """
 
     id: str
@@ -32,52 +37,58 @@ class ImageRecord:
     counts: Mapping[str, Counts] | None = None
     left_out: str = ""
 
-    def line(self) -> str:
-        """As one line of JSON, without its end."""
-        told = {name: value for name, value in asdict(self).items() if value not in ((), None)}
-        return json.dumps({name: value for name, value in told.items() if name != "left_out" or value})
+    def to_json(self) -> dict[str, Any]:
+        """What is not empty, as JSON."""
+        fields = asdict(self)
+        if not self.left_out:
+            del fields["left_out"]
+        return {name: value for name, value in fields.items() if value not in ((), None)}
 
     @classmethod
-    def read(cls, line: str | bytes) -> "ImageRecord":
-        """From its line; ValueError for what is none."""
-        told = json.loads(line)
+    def from_json(cls, value: Any) -> "ImageRecord":
+        """The opposite of `to_json`. Raises ValueError for what is not a record."""
         try:
-            counts = told.get("counts")
+            counts = value.get("counts")
             if counts is not None:
-                counts = {name: tuple((int(a), int(b), int(n)) for a, b, n in some) for name, some in counts.items()}
-            elif not told.get("left_out"):
+                counts = {
+                    name: tuple((int(true), int(predicted), int(pixels)) for true, predicted, pixels in triples)
+                    for name, triples in counts.items()
+                }
+            elif not value.get("left_out"):
                 raise ValueError("it was neither counted nor left out")
-            lists = {name: tuple(told.get(name, ())) for name in ("classes", "background_classes", "notes")}
-            return cls(told["id"], told.get("caption"), **lists, counts=counts, left_out=told.get("left_out", ""))
+            lists = {name: tuple(value.get(name, ())) for name in ("classes", "background_classes", "notes")}
+            left_out = value.get("left_out", "")
+            return cls(value["id"], value.get("caption"), **lists, counts=counts, left_out=left_out)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def count(truth: Labels, found: Labels, labels: int) -> Counts:
+def count(truth: LabelMap, predicted: LabelMap, labels: int) -> Counts:
     """Pairs of labels in 0 .. labels - 1 and how often they occur; pixels whose truth is void do not count."""
     kept = truth != VOID
-    true, said = truth[kept].astype(np.int64), found[kept].astype(np.int64)
-    pairs, pixels = np.unique(true * labels + said, return_counts=True)
+    pairs, pixels = np.unique(
+        truth[kept].astype(np.int64) * labels + predicted[kept].astype(np.int64), return_counts=True
+    )
     rows, columns = np.divmod(pairs, labels)
     return tuple(zip(rows.tolist(), columns.tolist(), pixels.tolist(), strict=True))
 
 
 def tally(images: Sequence[ImageRecord], labelling: str, labels: int) -> Tally:
     """The counts of images that were not left out, by label, under one labelling."""
-    hit, truth, found = (np.zeros((len(images), labels), np.int64) for _ in range(3))
+    hit, truth, predicted_pixels = (np.zeros((len(images), labels), np.int64) for _ in range(3))
     for index, image in enumerate(images):
-        for true, said, pixels in (image.counts or {})[labelling]:
+        for true, predicted, pixels in (image.counts or {})[labelling]:
             truth[index, true] += pixels
-            found[index, said] += pixels
-            if true == said:
+            predicted_pixels[index, predicted] += pixels
+            if true == predicted:
                 hit[index, true] += pixels
-    return Tally(*(torch.from_numpy(some) for some in (hit, truth, found)))
+    return Tally(*map(torch.from_numpy, (hit, truth, predicted_pixels)))
 
 
 def matrix(images: Sequence[ImageRecord], labelling: str, labels: int) -> Int64[np.ndarray, "label label"]:
     """The confusion matrix of all images together, truth first."""
     out = np.zeros((labels, labels), np.int64)
     for image in images:
-        for true, said, pixels in (image.counts or {})[labelling]:
-            out[true, said] += pixels
+        for true, predicted, pixels in (image.counts or {})[labelling]:
+            out[true, predicted] += pixels
     return out

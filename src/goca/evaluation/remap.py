@@ -1,4 +1,4 @@
-"""A data set some of whose categories count as background."""
+"""A data set some of whose categories count as background, or are taken away."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,42 +8,42 @@ import numpy as np
 from jaxtyping import UInt16
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Dataset, Sample
-
-Labels = UInt16[np.ndarray, "height width"]
+from goca.evaluation.datasets.base import VOID, Dataset, LabelMap
 
 
-def narrowed(dataset: Dataset, names: Sequence[str]) -> Dataset:
+def narrowed(dataset: Dataset, names: Sequence[str], background: bool = True) -> Dataset:
     """The data set without these categories: their pixels are background, and no caption can name them as a class.
 
-    Raises GocaError for a name that is no category, and where none would be left.
+    Args:
+        dataset: what to narrow.
+        names: of categories.
+        background: whether label 0 occurs then; False where no image shows these categories.
+
+    Raises:
+        GocaError: a name is not a category's, or no category would be left.
     """
     if not names:
         return dataset
-    known = [one.name for one in dataset.categories]
+    categories = [category.name for category in dataset.categories]
     for name in names:
-        if name not in known:
-            raise GocaError(f'{dataset.name} has no category "{name}": there are {", ".join(known)}')
-    kept = [label for label, name in enumerate(known, start=1) if name not in names]
+        if name not in categories:
+            raise GocaError(f'{dataset.name} has no category "{name}": there are {", ".join(categories)}')
+    kept = [label for label, name in enumerate(categories, start=1) if name not in names]
     if not kept:
         raise GocaError(f"every category of {dataset.name} would be background: keep some")
     table = np.zeros(VOID + 1, np.uint16)
     table[kept] = np.arange(1, len(kept) + 1)
     table[VOID] = VOID
-    places = {label: place for place, label in enumerate(kept, start=1)}
+    labels = {label: new for new, label in enumerate(kept, start=1)}
     return replace(
         dataset,
         categories=tuple(dataset.categories[label - 1] for label in kept),
-        samples=tuple(_narrowed(sample, table) for sample in dataset.samples),
-        background=True,
+        samples=tuple(replace(sample, truth=partial(_translated, sample.truth, table)) for sample in dataset.samples),
+        background=background,
         palette=dataset.palette[[0, *kept]],
-        merges=tuple((places[a], places[b]) for a, b in dataset.merges if a in places and b in places),
+        merges=tuple((labels[a], labels[b]) for a, b in dataset.merges if a in labels and b in labels),
     )
 
 
-def _narrowed(sample: Sample, table: UInt16[np.ndarray, " label"]) -> Sample:
-    return replace(sample, truth=partial(_translated, sample.truth, table))
-
-
-def _translated(truth: Callable[[], Labels], table: UInt16[np.ndarray, " label"]) -> Labels:
+def _translated(truth: Callable[[], LabelMap], table: UInt16[np.ndarray, " label"]) -> LabelMap:
     return table[truth()]

@@ -1,4 +1,4 @@
-"""The figures of a run, from what was written down of its images."""
+"""The figures of a run, from the records of its images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from goca.errors import GocaError
 from goca.evaluation.metrics import Score, Tally, miou, score
-from goca.evaluation.protocol import FIXED, NONE, ORACLE, SWEEP, Protocol
+from goca.evaluation.protocol import SWEEP, Protocol
 from goca.evaluation.records import ImageRecord, matrix, tally
 
 
@@ -18,7 +18,10 @@ from goca.evaluation.records import ImageRecord, matrix, tally
 class Report:
     """What a run found.
 
-    names: of labels 1, 2, ... images: in the data set's order, those that were left out included.
+    Attributes:
+        names: of labels 1, 2, ...
+        protocol: what its figures are figures of.
+        images: in the data set's order, those that were left out included.
     """
 
     names: tuple[str, ...]
@@ -38,37 +41,41 @@ class Report:
     def _refuse_unlabelled(self, counted: Sequence[ImageRecord]) -> None:
         """GocaError where every score would be of nothing, which is no number."""
         any_labelling = self.protocol.labellings[0]  # the truth is the same under each
-        labels = {true for image in counted for true, *_ in (image.counts or {})[any_labelling]}
+        labels = {true for image in counted for true, _, _ in (image.counts or {})[any_labelling]}
         where = f"{len(counted)} image{'s' if len(counted) > 1 else ''} of {self.protocol.dataset}"
         if not labels:
             raise GocaError(
                 f"no labelled pixel in {where}, all of the ground truth is void: correct it, evaluate other images, "
-                "or let void be background (--set void=background)"
+                "or set void=background",
+                "set",
             )
         counting = self.protocol.counting
         if labels == {0} and not (counting.background or counting.absent):
             raise GocaError(
                 f"no pixel of a class in {where}, all of the ground truth is background: correct it, evaluate other "
-                "images, or count the background too (--set counted=and-background)"
+                "images, or set counted=and-background",
+                "set",
             )
 
     @property
     def left_out(self) -> tuple[ImageRecord, ...]:
+        """The images that have no counts, each with its reason."""
         return tuple(image for image in self.images if image.counts is None)
 
     @cached_property
     def labelling(self) -> str:
         """The label maps that the protocol's figures are of: of the sweep, the first of those that score best."""
-        if self.protocol.threshold == ORACLE:
+        if self.protocol.threshold == "oracle":
             return max(self.sweep, key=self.sweep.__getitem__)
         return self.protocol.threshold
 
     @cached_property
     def sweep(self) -> Mapping[str, float]:
         """{threshold: mIoU} of the oracle sweep; empty where every pixel gets a class."""
-        if self.protocol.threshold == NONE:
+        if self.protocol.threshold == "none":
             return {}
-        return {str(one): miou(self.tally(str(one)), self.protocol.counting) for one in SWEEP}
+        thresholds = map(str, SWEEP)
+        return {threshold: miou(self.tally(threshold), self.protocol.counting) for threshold in thresholds}
 
     def tally(self, labelling: str | None = None) -> Tally:
         """The counts under one labelling, that of the protocol unless another is named."""
@@ -93,13 +100,13 @@ class Report:
         }
         if self.sweep:
             best = max(self.sweep, key=self.sweep.__getitem__)
-            fixed = self.score(FIXED)
+            fixed = self.score("fixed")
             out["fixed_threshold"] = {"miou": fixed.miou, "ci95": fixed.ci95}
             out["oracle_threshold"] = {"threshold": float(best), "miou": self.sweep[best]}
-            out["sweep"] = [{"threshold": float(at), "miou": value} for at, value in self.sweep.items()]
+            out["sweep"] = [{"threshold": float(name), "miou": value} for name, value in self.sweep.items()]
         return out
 
 
 def in_order(ids: Sequence[str], images: Mapping[str, ImageRecord]) -> tuple[ImageRecord, ...]:
     """The images in the data set's order, whatever order they were done in."""
-    return tuple(images[one] for one in ids)
+    return tuple(images[name] for name in ids)

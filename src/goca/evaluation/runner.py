@@ -1,168 +1,184 @@
-"""Leading a run: what is left to do, who does it, and the figures in the end."""
+"""A run from its configuration to its figures, told as events: what is left to do is tagged, segmented and counted."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from goca.errors import GocaError
-from goca.evaluation.cluster import in_cluster, reach
-from goca.evaluation.config import Job, units
+from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.confusion_image import confusion_image
 from goca.evaluation.datasets.base import Dataset, Sample
-from goca.evaluation.evaluator import Evaluator, Said
+from goca.evaluation.evaluator import Evaluator, ImageBatch, batches
 from goca.evaluation.fingerprint import settings
-from goca.evaluation.protocol import Protocol
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report, in_order
-from goca.evaluation.run_folder import Run
-from goca.evaluation.workers import Task, in_processes
+from goca.evaluation.run_folder import CONFUSION, RunFolder
+from goca.parallel import Executor, run_units
 from goca.tagging import prepare
 from goca.tagging.base import Costing, Estimate, Tagger
 
-
-@dataclass(frozen=True)
-class Crew:
-    """Who does the work: this process, several, or a Ray cluster at an address."""
-
-    workers: int | None = None
-    ray: str | None = None
-
-    def __str__(self) -> str:
-        if self.ray is not None:
-            return f"ray {self.ray}"
-        return "1 process" if (self.workers or 1) == 1 else f"{self.workers} processes"
+THIS_PROCESS = Executor()
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Called while a run goes on: with the stage and how many images it is over, and the images done with.
+class Stage:
+    """A part of the run begins. total, done: images, 0 where it is not over images."""
 
-    estimate: called with what a tagger that has to be paid will take, before it is asked.
+    name: str
+    total: int = 0
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class ImagesTagged:
+    """A tagger that is asked before the model has `count` images more."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class ImagesDone:
+    """Images were evaluated, or left out, and written down."""
+
+    images: Sequence[ImageRecord]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a run. settings: all that decided its figures, as JSON."""
+
+    report: Report
+    settings: dict[str, Any]
+
+
+ProgressEvent = Stage | Estimate | ImagesTagged | ImagesDone | Finished
+
+
+def run(
+    config: EvaluationConfig, out: Path | None = None, executor: Executor = THIS_PROCESS, command: Sequence[str] = ()
+) -> Generator[ProgressEvent, None, None]:
+    """Evaluate, or go on with what `out` has. Close the generator to stop a run that is not at its end.
+
+    Args:
+        config: what to evaluate.
+        out: the run's folder; None to write nothing.
+        executor: where images are segmented.
+        command: as the user gave it, for the record.
+
+    Yields:
+        Stages, images as they are done, what a tagger that has to be paid for will take, before it is asked, and at
+        the end `Finished`. Whatever stops the run, each image that is done is a whole line of `out`, and the same call
+        goes on from there.
+
+    Raises:
+        GocaError: something of this cannot be done, or the folder is of another run.
     """
-
-    stage: Callable[[str, int, int], None] = lambda name, total, done: None
-    done: Callable[[Sequence[ImageRecord]], None] = lambda images: None
-    tagged: Callable[[], None] = lambda: None
-    estimate: Callable[[Estimate], None] = lambda estimate: None
-
-
-def evaluate(
-    job: Job,
-    out: Path | None = None,
-    crew: Crew = Crew(),
-    watch: Watch = Watch(),
-    command: Sequence[str] = (),
-) -> tuple[Report, dict[str, Any]]:
-    """Evaluate, or go on with what `out` has; the report, and the settings that it is of.
-
-    out: the run's folder, None to write nothing. Raises GocaError for what cannot be done, and for a folder of another
-    run. Whatever stops it, each image that is done is a whole line of `out`, and the same call goes on from there.
-    """
-    if crew.ray is not None:
-        # Before a model is loaded for nothing.
-        reach(crew.ray)
-    dataset = job.open()
+    executor.check()  # before a model is loaded for nothing
+    dataset = config.open_dataset()
     if not dataset.samples:
         raise GocaError(f"{dataset.name} has no image to evaluate")
-    # Whoever cannot be asked is refused before anything is loaded or written.
-    early = job.tagger_for(None, _captions(out)) if job.tags_ahead else None
-    if isinstance(early, Costing):
-        early.ready()
-    watch.stage(f"loading {job.model}", 0, 0)
-    segmenter = job.segmenter()
-    tagger = early or job.tagger_for(segmenter, _captions(out))
-    protocol = job.protocol_of(dataset, tagger.name)
-    facts = settings(job, dataset, protocol, segmenter)
-    with Run(out, facts, command) as run:
-        tasks = list(_open(dataset, job.batch, run.images))
-        if job.tags_ahead:
-            tasks = _tagged(tagger, dataset, job.batch, tasks, watch)
-        left = sum(len(units(dataset, job.batch)[task.unit]) for task in tasks)
-        watch.stage("segmenting", len(dataset.samples), len(dataset.samples) - left)
-        if tasks and crew.ray is None and (crew.workers or 1) == 1:
-            parts = _here(Evaluator(segmenter, dataset, tagger, protocol), tasks, job.batch)
+    captions = _captions_file(out)
+    tagger = config.load_tagger(None, captions) if config.tags_ahead else None
+    if isinstance(tagger, Costing):
+        tagger.ready()
+    yield Stage(f"loading {config.model}")
+    segmenter = config.load_segmenter()
+    tagger = tagger or config.load_tagger(segmenter, captions)
+    protocol = config.protocol_for(dataset, tagger.name)
+    decisive = settings(config, dataset, protocol, segmenter)
+    with RunFolder(out, decisive, command) as folder:
+        work = list(_open_batches(dataset, config.batch, folder.images))
+        if config.tags_ahead:
+            # Rarely enough that questions under way at a time hardly wait for each other.
+            work = yield from _tagged(tagger, dataset, work, 8 * max(config.batch, config.concurrency))
+        total = len(dataset.samples)
+        yield Stage("segmenting", total, total - sum(len(batch.indices) for batch in work))
+        if executor.here:
+            make_worker = partial(Evaluator, segmenter, dataset, tagger, protocol)
         else:
-            # Each worker has a model of its own.
-            del segmenter, tagger
-            parts = _elsewhere(job, protocol, tasks, crew)
-        for images in parts:
-            run.add(images)
-            watch.done(images)
-        names = tuple(one.name for one in dataset.categories)
-        report = Report(names, protocol, in_order([one.id for one in dataset.samples], run.images))
-        _finish(run, report, dataset, str(crew) if tasks else None)
-    return report, facts
+            make_worker = partial(config.load_evaluator, protocol)
+            del segmenter, tagger  # each worker has its own
+        executor = replace(executor, gpus=config.device in (None, "cuda"))
+        for images in run_units(make_worker, work, executor):
+            folder.add(images)
+            yield ImagesDone(images)
+        names = tuple(category.name for category in dataset.categories)
+        report = Report(names, protocol, in_order([sample.id for sample in dataset.samples], folder.images))
+        _finish(folder, report, dataset, str(executor) if work else None)
+    yield Finished(report, decisive)
 
 
-def estimate(job: Job, out: Path | None = None) -> Estimate:
-    """What the job's tagger will take for the images that `out` has no captions of; no model is loaded or asked.
+def evaluate(config: EvaluationConfig, out: Path | None = None, executor: Executor = THIS_PROCESS) -> Finished:
+    """A run without its events. Args and Raises: see `run`."""
+    with closing(run(config, out, executor)) as events:
+        *_, finished = events
+    assert isinstance(finished, Finished)
+    return finished
 
-    Raises GocaError for a tagger that nobody has to pay, and as `evaluate` does.
+
+def estimate(config: EvaluationConfig, out: Path | None = None) -> Estimate:
+    """What the tagger will take for the images that `out` has no captions of; no model is loaded or asked.
+
+    Raises:
+        GocaError: nobody has to pay the tagger; or as `run`.
     """
-    dataset = job.open()
-    with TemporaryDirectory() as nothing:
-        tagger = job.tagger_for(None, _captions(out or Path(nothing))) if job.tags_ahead else None
+    dataset = config.open_dataset()
+    with TemporaryDirectory() as empty:
+        tagger = config.load_tagger(None, _captions_file(out or Path(empty))) if config.tags_ahead else None
         if not isinstance(tagger, Costing):
-            raise GocaError(f'nobody has to pay the tagger "{job.tagger}": leave --estimate out')
+            raise GocaError(f'nobody has to pay the tagger "{config.tagger}": leave the estimate out', "estimate")
         return tagger.estimate(dataset.samples, dataset)
 
 
-def _captions(out: Path | None) -> Path | None:
+def _captions_file(out: Path | None) -> Path | None:
     return None if out is None else out / "captions.jsonl"
 
 
-def _finish(run: Run, report: Report, dataset: Dataset, crew: str | None) -> None:
-    """Write the figures and the confusion image. crew: None where nothing was left to do."""
-    left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
-    found = {"metrics": report.metrics(), "left_out": left_out}
-    files = {"confusion.png": confusion_image(report, dataset.palette)} if run.folder is not None else {}
-    run.finish(found, files, crew)
+def _open_batches(dataset: Dataset, size: int, done: Mapping[str, ImageRecord]) -> Iterator[ImageBatch]:
+    """The batches of which an image is missing or was left out, with the captions of those that were not.
 
-
-def _open(dataset: Dataset, batch: int, done: Mapping[str, ImageRecord]) -> Iterator[Task]:
-    """The units of which an image is missing or was left out, with the captions of those that were not.
-
-    They are done again as a whole, and their later lines count: batches are always composed the same.
+    They are done again as a whole, and their later lines count.
     """
-    for index, samples in enumerate(units(dataset, batch)):
-        known = [done[sample.id] for sample in samples if sample.id in done]
-        if len(known) < len(samples) or any(image.counts is None for image in known):
-            said = {one.id: Said(one.caption) for one in known if one.caption is not None and not one.left_out}
-            yield Task(index, said)
+    for batch in batches(dataset, size):
+        records = [done.get(dataset.samples[index].id) for index in batch.indices]
+        if any(record is None or record.counts is None for record in records):
+            counted = [record for record in records if record is not None and not record.left_out]
+            yield replace(batch, tags={record.id: record.caption for record in counted if record.caption is not None})
 
 
-def _tagged(tagger: Tagger, dataset: Dataset, batch: int, tasks: Sequence[Task], watch: Watch) -> list[Task]:
-    """The tasks with what the tagger says of their images, or why it says nothing."""
-    groups = units(dataset, batch)
-    missing = [sample for task in tasks for sample in groups[task.unit] if sample.id not in task.said]
+def _tagged(
+    tagger: Tagger, dataset: Dataset, work: Sequence[ImageBatch], chunk: int
+) -> Generator[ProgressEvent, None, list[ImageBatch]]:
+    """The batches with what the tagger says of their images, or why it says nothing; asked `chunk` images at a time."""
+    tags = {name: tag for batch in work for name, tag in batch.tags.items()}
+    samples = [dataset.samples[index] for batch in work for index in batch.indices]
+    missing = [sample for sample in samples if sample.id not in tags]
     if missing and isinstance(tagger, Costing):
-        watch.estimate(tagger.estimate(missing, dataset))
-    watch.stage(f"tagging with {tagger.name}", len(missing), 0)
-    prepare(tagger, missing, dataset, watch.tagged)
-    said = {sample.id: _said(tagger, sample, dataset) for sample in missing}
-    return [
-        Task(task.unit, {one.id: task.said.get(one.id) or said[one.id] for one in groups[task.unit]}) for task in tasks
-    ]
+        yield tagger.estimate(missing, dataset)
+    yield Stage(f"tagging with {tagger.name}", len(missing))
+    for start in range(0, len(missing), chunk):
+        part = missing[start : start + chunk]
+        prepare(tagger, part, dataset)
+        tags |= {sample.id: _tag(tagger, sample, dataset) for sample in part}
+        yield ImagesTagged(len(part))
+    ids = [sample.id for sample in dataset.samples]
+    return [replace(batch, tags={ids[index]: tags[ids[index]] for index in batch.indices}) for batch in work]
 
 
-def _said(tagger: Tagger, sample: Sample, dataset: Dataset) -> Said:
+def _tag(tagger: Tagger, sample: Sample, dataset: Dataset) -> str | GocaError:
     try:
-        return Said(tagger.tag(sample, dataset))
+        return tagger.tag(sample, dataset)
     except GocaError as error:
-        return Said(reason=str(error))
+        return error
 
 
-def _here(evaluator: Evaluator, tasks: Sequence[Task], batch: int) -> Iterator[list[ImageRecord]]:
-    groups = units(evaluator.dataset, batch)
-    for task in tasks:
-        yield evaluator.unit(groups[task.unit], task.said)
-
-
-def _elsewhere(job: Job, protocol: Protocol, tasks: Sequence[Task], crew: Crew) -> Iterator[list[ImageRecord]]:
-    if not tasks:
-        return iter(())
-    if crew.ray is not None:
-        return in_cluster(job, protocol, tasks, crew.ray, crew.workers)
-    return in_processes(job, protocol, tasks, crew.workers or 1)
+def _finish(folder: RunFolder, report: Report, dataset: Dataset, executor: str | None) -> None:
+    """Write the figures and the confusion image. executor: None where nothing was left to do."""
+    left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
+    figures = {"metrics": report.metrics(), "left_out": left_out}
+    files = {CONFUSION: confusion_image(report, dataset.palette)} if folder.folder is not None else {}
+    folder.finish(figures, files, executor)

@@ -44,28 +44,22 @@ class Means:
 def tagger_named(spec: str, means: Means | None = None) -> Tagger:
     """A tagger by its name.
 
-    "oracle"; "given:cat, grass"; "captions:FILE"; "vlm:MODEL"; "local:FOLDER_OR_ID"; "self:error" or "self:map", which
+    "given:cat, grass"; "captions:FILE"; "vlm:MODEL"; "local:FOLDER_OR_ID"; "self:error" or "self:map", which
     may end in candidates, "self:map:cat, dog, grass". Raises GocaError for any other, and where it cannot start.
     """
     kind, _, rest = spec.partition(":")
-    if kind not in _MAKERS or (kind == "oracle" and rest):
+    if kind not in _MAKERS:
         raise GocaError(f'no tagger "{spec}": there are oracle, given:NOUNS, captions:FILE, {_FORMS}')
     return _MAKERS[kind](rest.strip(), means or Means())
 
 
-_FORMS = "vlm:MODEL, local:FOLDER_OR_ID, self:error and self:map"
+_FORMS = "vlm:MODEL, local:FOLDER_OR_ID, self:error, self:map"
 
 
 def prepare(tagger: Tagger, samples: "Sequence[Sample]", dataset: "Dataset", done: Done = lambda: None) -> None:
     """Let a tagger that can tag many images at once do so; the others tag each when they are asked."""
     if isinstance(tagger, Preparing):
         tagger.prepare(samples, dataset, done)
-
-
-def _oracle(rest: str, means: Means) -> Tagger:
-    from goca.tagging.oracle import Oracle
-
-    return Oracle()
 
 
 def _given(rest: str, means: Means) -> Tagger:
@@ -107,7 +101,6 @@ def _self(rest: str, means: Means) -> Tagger:
 
 
 _MAKERS: Mapping[str, Callable[[str, Means], Tagger]] = {
-    "oracle": _oracle,
     "given": _given,
     "captions": _captions,
     "vlm": _vlm,

@@ -1,12 +1,14 @@
 """What a data set is to the bench: categories, and samples that are read one at a time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+LabelMap = UInt16[np.ndarray, "height width"]
+"""Labels of an image's pixels: 0 is background, i is categories[i - 1], `VOID` says nothing."""
 VOID = 65535
 """The label of pixels of which the ground truth says nothing."""
 
@@ -24,12 +26,14 @@ class Sample:
     """One image of a data set.
 
     id: unique in the data set, and the same on every machine. image: the image's file. truth: reads the ground
-    truth, (height, width) uint16 in the image's size: i is categories[i - 1], 0 is background, `VOID` says nothing.
+    truth, in the image's size. captions: {"nouns": its classes as a list, "sentences": a sentence that names them},
+    where the data set has them.
     """
 
     id: str
     image: Path
-    truth: Callable[[], UInt16[np.ndarray, "height width"]]
+    truth: Callable[[], LabelMap]
+    captions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

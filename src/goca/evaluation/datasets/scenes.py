@@ -27,6 +27,6 @@ def open_scenes(root: Path | None = None, split: str | None = None) -> Dataset:
     for entry in entries:
         labels = table({value: names.index(name) + 1 for value, name in enumerate(entry["classes"], start=1)})
         image, truth = home / entry["image"], home / entry["labels"]
-        samples.append(Sample(image.stem, image, partial(read_indexed, truth, image, labels)))
+        samples.append(Sample(image.stem, image, partial(read_indexed, truth, image, labels), entry["captions"]))
     categories = tuple(Category(name) for name in names)
     return Dataset(NAME, chosen, categories, tuple(samples), False, palette(len(names)))
