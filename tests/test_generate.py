@@ -5,18 +5,20 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler, PNDMScheduler
 from PIL import Image
 
-from goca import GocaError
+from goca import GocaError, trace
 from goca.cli import generate as generate_module
 from goca.diffusion.loading import quiet
-from goca.generation import Asked, explain, generate
+from goca.generation import Generated, GenerationOptions, Progress, explain, generate
 from goca.imaging import sheet
 from goca.testing.tiny import BUILDERS
 
@@ -129,20 +131,25 @@ def test_file_names_are_short_and_differ() -> None:
     assert all(len(one.encode()) < 100 for one in cut)
 
 
+def images_of(pipeline: Any, prompt: str, seeds: Any = (0,), explain: bool = False, **options: Any) -> list[Generated]:
+    with quiet():
+        events = [*generate(pipeline, GenerationOptions(prompt=prompt, **options), seeds, explain)]
+    return [event for event in events if isinstance(event, Generated)]
+
+
 @pytest.mark.parametrize("name", ["flux", "flux_schnell", "qwen_image", "sd3", "pixart_sigma", "wan"])
 def test_every_pipeline_heeds_the_scale(name: str) -> None:
     pipeline = BUILDERS[name]()
-    with quiet():
-        one, other = (next(generate(pipeline, Asked("a cat", 2, scale, 64), [0])).image for scale in (1.0, 9.0))
-    assert not np.array_equal(np.asarray(one), np.asarray(other))
+    images = [images_of(pipeline, "a cat", steps=2, scale=scale, size=64)[0].image for scale in (1.0, 9.0)]
+    assert not np.array_equal(*images)
 
 
 def test_a_progress_bar_of_the_user_s_own_is_given_back() -> None:
     pipeline = BUILDERS["sd15"]()
-    pipeline.progress_bar = own = lambda *args, **options: None
-    with quiet():
-        next(generate(pipeline, Asked("a cat", steps=1, size=32), [0]))
-    assert pipeline.progress_bar is own
+    pipeline.set_progress_bar_config(desc="mine")
+    images_of(pipeline, "a cat", steps=1, size=32)
+    assert pipeline._progress_bar_config == {"desc": "mine"}
+    assert "step" not in vars(pipeline.scheduler)
 
 
 def test_ctrl_c_leaves_whole_images(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,44 +174,71 @@ def test_a_long_run_has_several_sheets(goca: Any, monkeypatch: pytest.MonkeyPatc
     assert sheets == ["cat-sky-7-8.sheet.png", "cat-sky-9.sheet.png"]
 
 
-def test_progress_is_told_step_by_step() -> None:
-    pipeline = BUILDERS["sd15"]()
-    told: list[int] = []
-    asked = Asked("a cat", steps=3, size=32)
+@pytest.mark.parametrize(
+    ("name", "scheduler", "explain"),
+    [
+        ("sd15", None, False),
+        ("sd15", None, True),
+        ("sd15", HeunDiscreteScheduler, False),
+        ("sd15", PNDMScheduler, False),
+        ("pixart_sigma", None, False),  # takes no callback at the end of a step
+        ("flux", None, False),
+        ("z_image", None, False),
+        ("wan", None, True),
+    ],
+)
+def test_progress_step_by_step(name: str, scheduler: Any, explain: bool) -> None:
+    pipeline = BUILDERS[name]()
+    if scheduler is not None:
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    options = GenerationOptions(prompt="a cat", steps=3, size=64)
     with quiet():
-        made = generate(pipeline, asked, [0, 1], begins=told.append, advances=lambda: told.append(1))
-        told.extend(one.seed - 9 for one in made)
-    assert told == [3, 1, 1, 1, -9, 3, 1, 1, 1, -8]
-    assert "progress_bar" not in vars(pipeline)
+        events = [*generate(pipeline, options, [0, 7], explain)]
+    steps = [(event.seed, event.step, event.steps) for event in events if isinstance(event, Progress)]
+    assert steps == [(seed, step, 3) for seed in (0, 7) for step in (1, 2, 3)]
+    assert [type(event) for event in events] == [*[Progress] * 3, Generated] * 2
+
+
+def test_an_abandoned_generation_ends_and_gives_the_pipeline_back() -> None:
+    pipeline = BUILDERS["sd15"]()
+    options = GenerationOptions(prompt="a cat", steps=200, size=32)
+    with quiet():
+        events = generate(pipeline, options, [0])
+        assert next(events) == Progress(1, 200, 0)
+        events.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "goca-generate"]
+        assert images_of(pipeline, "a cat", steps=1, size=32, explain=True)[0].traced is not None
+
+
+def test_a_pipeline_that_is_traced_meanwhile_is_refused() -> None:
+    pipeline = BUILDERS["sd15"]()
+    with trace(pipeline), pytest.raises(GocaError, match="is being traced"):
+        images_of(pipeline, "a cat", steps=1, size=32)
 
 
 @pytest.mark.parametrize("name", ["pixart_sigma", "flux", "qwen_image", "wan", "z_image"])
 def test_every_kind_of_pipeline(name: str) -> None:
     pipeline = BUILDERS[name]()
-    with quiet():
-        (one,) = generate(pipeline, Asked("a cat and a dog on grass", steps=2, scale=2.0, size=64), [3], explain=True)
-    assert one.image.size == (64, 64)
-    told = explain(one)
+    (generated,) = images_of(pipeline, "a cat and a dog on grass", [3], explain=True, steps=2, scale=2.0, size=64)
+    assert generated.image.size == (64, 64)
+    explained = explain(generated)
     # A sentence: its words that name something.
-    assert list(told.heatmaps) == ["cat", "dog", "grass"]
-    assert told.masks.labels.shape == (64, 64)
+    assert list(explained.heatmaps) == ["cat", "dog", "grass"]
+    assert explained.masks.labels.shape == (64, 64)
 
 
 def test_a_word_behind_the_tokenizer_s_limit_is_left_out() -> None:
-    pipeline = BUILDERS["sd15"]()
     prompt = ", ".join(["cat", *(f"thing {number}" for number in range(30)), "zebra"])
-    with quiet():
-        (one,) = generate(pipeline, Asked(prompt, steps=1, size=32), [0], explain=True)
-    told = explain(one)
-    assert "cat" in told.heatmaps
-    assert "zebra" in told.left_out
+    (generated,) = images_of(BUILDERS["sd15"](), prompt, explain=True, steps=1, size=32)
+    explained = explain(generated)
+    assert "cat" in explained.heatmaps
+    assert "zebra" in explained.left_out
 
 
 def test_an_image_that_was_not_traced_explains_nothing() -> None:
-    with quiet():
-        (one,) = generate(BUILDERS["sd15"](), Asked("a cat", steps=1, size=32), [0])
+    (generated,) = images_of(BUILDERS["sd15"](), "a cat", steps=1, size=32)
     with pytest.raises(GocaError, match="not traced"):
-        explain(one)
+        explain(generated)
 
 
 @pytest.mark.parametrize("name", ["heatmap.py", "training_set.py"])

@@ -62,8 +62,8 @@ def test_the_same_images_and_the_prompts_own_attention(name: str) -> None:
     shown = np.asarray(tr[1].image)
     np.testing.assert_allclose(shown / 255, plain[1].reshape(shown.shape), atol=0.51 / 255)
     for one, other in zip(tr.images, unguided.images, strict=True):
-        torch.testing.assert_close(one.collected.total, other.collected.total, rtol=1e-3, atol=1e-5)
-        assert float(one.collected.total.std()) > 0
+        torch.testing.assert_close(one.attention.total, other.attention.total, rtol=1e-3, atol=1e-5)
+        assert float(one.attention.total.std()) > 0
         (step,) = one.steps
         assert step.step == 0
         assert sum(step.layers.values()) == pytest.approx(1)
@@ -80,7 +80,7 @@ def test_a_shorter_prompt_in_a_batch_is_read_as_alone(name: str) -> None:
         with trace(pipeline, steps=[0]) as alone:
             seed = [torch.Generator().manual_seed(1)]
             make(pipeline, prompt=PROMPTS[1:], negative_prompt=NEGATIVE[1:], generator=seed)
-    torch.testing.assert_close(tr[1].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(tr[1].attention.total, alone[0].attention.total, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
@@ -112,5 +112,5 @@ def test_two_images_of_each_of_two_prompts(name: str) -> None:
     assert [traced_image.prompt for traced_image in tr.images] == [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
     for one, expected in zip(tr.images, generated, strict=True):
         np.testing.assert_allclose(np.asarray(one.image) / 255, expected, atol=0.51 / 255)
-    torch.testing.assert_close(tr[3].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)
-    assert not torch.allclose(tr[2].collected.total, alone[0].collected.total, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(tr[3].attention.total, alone[0].attention.total, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(tr[2].attention.total, alone[0].attention.total, rtol=1e-3, atol=1e-5)

@@ -1,27 +1,33 @@
-"""Images from a prompt, a seed each, and what the pipeline looked at while it painted them."""
+"""Generate images from a prompt, a seed each, and show what the words of the prompt attended to."""
 
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial, wraps
+from itertools import count
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 import torch
 from PIL import Image
 
-from goca.diffusion.exclusive import patched
+from goca.diffusion.exclusive import exclusive, patched
+from goca.diffusion.session import step_number
 from goca.errors import GocaError
 from goca.imaging import draw
 from goca.imaging.sheet import Cell
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
 from goca.text.spelling import forms
-from goca.tracing import TracedImage, trace
+from goca.tracing import Trace, TracedImage, trace
 
-LONGEST_NAME = 4
-"""Words of a name in a list; with a longer part the prompt is taken for a sentence."""
+MAX_NAME_WORDS = 4
+"""Words of a name in a list; a prompt with a longer part is taken for a sentence."""
 _NO_THINGS = """
 about above across after around as at behind below beneath beside between by down for from front he her his in inside
 into is are it its near next of off on onto or out outside over she some that their them these they this those through
@@ -31,9 +37,16 @@ NO_THINGS = frozenset(_NO_THINGS.split())
 """Words of a sentence that name nothing to be seen."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a pipeline; None leaves it to the pipeline. scale: of the guidance; size: pixels a side."""
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """What a pipeline is asked for; None leaves an option to the pipeline.
+
+    Attributes:
+        prompt: What the images show.
+        steps: Number of the sampler's steps.
+        scale: Guidance scale, from 0; 1 for no guidance.
+        size: Pixels a side.
+    """
 
     prompt: str
     steps: int | None = None
@@ -42,8 +55,17 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """A step of the sampler is done: `step` of `steps`, from 1, for the image of `seed`."""
+
+    step: int
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Generated:
-    """An image, the seed it came from, and, if it was asked for, the trace of how it came about."""
+    """An image, the seed it came from, and its trace, if it was traced."""
 
     image: Image.Image
     seed: int
@@ -52,7 +74,14 @@ class Generated:
 
 @dataclass(frozen=True)
 class Explained:
-    """An image's heat maps, by name, and what was labelled; left_out: names that the model was not told of."""
+    """What the names of a prompt attended to.
+
+    Attributes:
+        generated: The image.
+        heatmaps: {name: its heat map}.
+        masks: The image labelled with the names.
+        left_out: Names that the model was not given.
+    """
 
     generated: Generated
     heatmaps: dict[str, Image.Image]
@@ -62,50 +91,59 @@ class Explained:
 
 def generate(
     pipeline: Any,
-    asked: Asked,
-    seeds: Sequence[int],
+    options: GenerationOptions,
+    seeds: Iterable[int],
     explain: bool = False,
     recipe: Recipe | str = GOCA,
-    begins: Callable[[int], None] = lambda steps: None,
-    advances: Callable[[], None] = lambda: None,
-) -> Iterator[Generated]:
-    """One image for each seed: the same for the same seed, whatever else is asked for.
+) -> Generator[Progress | Generated, None, None]:
+    """Generate an image for each seed: the same for the same seed, whatever else is asked for.
 
-    begins: called with the number of steps before an image; advances: after each step. Raises GocaError for an empty
-    prompt, and for whatever the pipeline refuses.
+    Args:
+        pipeline: A diffusers pipeline. It runs in a thread of its own, and no further than the step after the one
+            where the iteration is abandoned.
+        options: What it is asked for.
+        seeds: Of the images.
+        explain: Whether to trace the images.
+        recipe: What they are traced with.
+
+    Yields:
+        `Progress` after each step, and `Generated` behind the last step of each image.
+
+    Raises:
+        GocaError: The prompt is empty, or the pipeline refuses the options.
     """
-    if not asked.prompt.strip():
+    if not options.prompt.strip():
         raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
-    if asked.scale is not None and not 0 <= asked.scale < math.inf:
-        raise GocaError(f"scale {asked.scale} is none: give a number from 0, 1 for no guidance")
-    options = _options(pipeline, asked)
+    if options.scale is not None and not 0 <= options.scale < math.inf:
+        raise GocaError(f"scale {options.scale} is not one: give a number from 0, 1 for no guidance")
+    # From another thread, a pipeline that is being traced in this one would wait for ever.
+    with exclusive(pipeline):
+        arguments = _arguments(pipeline, options)
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        with _watched(pipeline, begins, advances), trace(pipeline, recipe) if explain else nullcontext() as traced:
-            try:
-                made = pipeline(**options, generator=generator)
-            except (ValueError, TypeError) as error:
-                raise GocaError(f"the pipeline refuses: {error}") from None
-        yield Generated(_image(made), seed, traced[0] if traced is not None else None)
+        yield from _generate_one(
+            pipeline, arguments, seed, partial(trace, pipeline, recipe) if explain else nullcontext
+        )
 
 
-def explain(one: Generated) -> Explained:
-    """What a traced image's names looked at: those of a prompt that is a list, or the words of a sentence that may
-    name something.
+def explain(generated: Generated) -> Explained:
+    """Show what the names of a traced image attended to: those of a prompt that is a list, or the words of a sentence
+    that may name something.
 
-    Raises GocaError where the image was not traced, or its prompt has no words.
+    Raises:
+        GocaError: The image was not traced, or its prompt names nothing.
     """
-    if one.traced is None:
+    traced = generated.traced
+    if traced is None:
         raise GocaError("the image was not traced: generate it with explain=True")
     heatmaps, left_out = {}, []
-    for name in _names(one.traced):
-        left_out.append(name)
-        with suppress(GocaError):  # behind the tokenizer's limit, or stop words alone
-            heatmaps[name] = one.traced.heatmap(name)
-            left_out.pop()
+    for name in _names(traced):
+        try:
+            heatmaps[name] = traced.heatmap(name)
+        except GocaError:  # cut off by the tokenizer's limit, or stop words alone
+            left_out.append(name)
     if not heatmaps:
-        raise GocaError(f'"{one.traced.prompt}" has no word to explain: name things')
-    return Explained(one, heatmaps, one.traced.segment(tuple(heatmaps)), tuple(left_out))
+        raise GocaError(f'"{traced.prompt}" has no word to explain: name things')
+    return Explained(generated, heatmaps, traced.segment(tuple(heatmaps)), tuple(left_out))
 
 
 def row(explained: Explained) -> list[Cell]:
@@ -119,24 +157,89 @@ def row(explained: Explained) -> list[Cell]:
     ]
 
 
-def _options(pipeline: Any, asked: Asked) -> dict[str, Any]:
-    known = inspect.signature(pipeline.__call__).parameters
-    options: dict[str, Any] = {"prompt": asked.prompt}
-    if asked.steps is not None:
-        options["num_inference_steps"] = asked.steps
-    if asked.scale is not None:
-        options |= _guidance(pipeline, asked.scale, known)
-    if asked.size is not None:
-        options.update(height=asked.size, width=asked.size)
-    if "num_frames" in known:
-        options.update(num_frames=1, output_type="pil")
-    return options
+class _Abandoned(BaseException):
+    """Ends a pipeline whose images nobody waits for."""
 
 
-def _guidance(pipeline: Any, scale: float, known: Collection[str]) -> dict[str, Any]:
-    """Guidance is two passes at each step, but for models that are told its scale; some pipelines know both ways."""
+def _generate_one(
+    pipeline: Any, arguments: dict[str, Any], seed: int, tracing: Callable[[], AbstractContextManager[Trace | None]]
+) -> Iterator[Progress | Generated]:
+    """One image, by a pipeline that runs in another thread while its events are consumed in this one."""
+    events: SimpleQueue[Progress | Generated | BaseException] = SimpleQueue()
+    is_abandoned = Event()
+
+    def stepped(step: int, steps: int) -> None:
+        if is_abandoned.is_set():
+            raise _Abandoned
+        events.put(Progress(step, steps, seed))
+
+    def run() -> None:
+        try:
+            generator = torch.Generator().manual_seed(seed)
+            with _steps_counted(pipeline, stepped), tracing() as traced:
+                answer = pipeline(**arguments, generator=generator)
+            events.put(Generated(_image(answer), seed, None if traced is None else traced[0]))
+        except (ValueError, TypeError) as error:
+            events.put(GocaError(f"the pipeline refuses: {error}"))
+        except BaseException as error:
+            events.put(error)
+
+    thread = Thread(target=copy_context().run, args=(run,), name="goca-generate")
+    thread.start()
+    try:
+        while True:
+            event = events.get()
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+            if isinstance(event, Generated):
+                return
+    finally:
+        is_abandoned.set()
+        thread.join()
+
+
+@contextmanager
+def _steps_counted(pipeline: Any, stepped: Callable[[int, int], None]) -> Iterator[None]:
+    """Tell of every step of the scheduler, for one call; `callback_on_step_end` is not known to every pipeline.
+
+    stepped: called with the number of the step, from 1, and how many there are.
+    """
+    scheduler = pipeline.scheduler
+    original, evaluations = scheduler.step, count()
+
+    @wraps(original)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        answer = original(*args, **kwargs)
+        evaluation, last = next(evaluations), len(scheduler.timesteps) - 1
+        done = step_number(scheduler, evaluation)
+        if evaluation == last or step_number(scheduler, evaluation + 1) > done:
+            stepped(done + 1, step_number(scheduler, last) + 1)
+        return answer
+
+    with patched(scheduler, "step", step), patched(pipeline, "_progress_bar_config", {"disable": True}):
+        yield
+
+
+def _arguments(pipeline: Any, options: GenerationOptions) -> dict[str, Any]:
+    """What the pipeline is called with."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    arguments: dict[str, Any] = {"prompt": options.prompt}
+    if options.steps is not None:
+        arguments["num_inference_steps"] = options.steps
+    if options.scale is not None:
+        arguments |= _guidance(pipeline, options.scale, parameters)
+    if options.size is not None:
+        arguments.update(height=options.size, width=options.size)
+    if "num_frames" in parameters:
+        arguments.update(num_frames=1, output_type="pil")
+    return arguments
+
+
+def _guidance(pipeline: Any, scale: float, parameters: Collection[str]) -> dict[str, Any]:
+    """Guidance is two rows or calls a step, but for models that take its scale as input; some pipelines know both."""
     denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
-    if "true_cfg_scale" in known and not getattr(denoiser.config, "guidance_embeds", False):
+    if "true_cfg_scale" in parameters and not getattr(denoiser.config, "guidance_embeds", False):
         return {"true_cfg_scale": scale, "negative_prompt": " "}
     return {"guidance_scale": scale}
 
@@ -145,43 +248,14 @@ def _names(traced: TracedImage) -> tuple[str, ...]:
     parts = (re.sub(r"^[\W_]+|[\W_]+$", "", part).lower() for part in traced.prompt.split(","))
     # "traffic light" and "traffic-light" are one name.
     names = tuple({forms(name): name for name in parts if name}.values())
-    if len(names) > 1 and all(len(name.split()) <= LONGEST_NAME for name in names):
+    if len(names) > 1 and all(len(name.split()) <= MAX_NAME_WORDS for name in names):
         return names
     return tuple(dict.fromkeys(word.name for word in traced.words() if word.name not in NO_THINGS))
 
 
-def _watched(
-    pipeline: Any, begins: Callable[[int], None], advances: Callable[[], None]
-) -> AbstractContextManager[None]:
-    """For one call, the progress bar that every pipeline moves step by step speaks to us."""
-
-    class Bar:
-        def __enter__(self) -> "Bar":
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def update(self, count: int = 1) -> None:
-            for _ in range(count):
-                advances()
-
-    def progress_bar(iterable: Any = None, total: int | None = None) -> Any:
-        begins(len(iterable) if total is None else total)
-        return Bar() if iterable is None else _counted(iterable, advances)
-
-    return patched(pipeline, "progress_bar", progress_bar)
-
-
-def _counted(items: Any, advances: Callable[[], None]) -> Iterator[Any]:
-    for item in items:
-        yield item
-        advances()
-
-
-def _image(made: Any) -> Image.Image:
-    """The one image of a pipeline's answer; of a video's, the one frame."""
-    found = made.images if hasattr(made, "images") else made.frames
-    while isinstance(found, list | tuple):
-        found = found[0]
-    return found.convert("RGB")
+def _image(answer: Any) -> Image.Image:
+    """The one image that a pipeline returned; of a video, its one frame."""
+    image = answer.images if hasattr(answer, "images") else answer.frames
+    while isinstance(image, list | tuple):
+        image = image[0]
+    return image.convert("RGB")

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +15,7 @@ from goca.cli import arguments
 from goca.cli.console import console, paused, progress, say, session
 
 if TYPE_CHECKING:
-    from goca.generation import Asked, Explained, Generated
+    from goca.generation import Explained, Generated, GenerationOptions
     from goca.imaging.sheet import Cell
 
 ROWS = 20
@@ -71,13 +71,14 @@ def generate(
     """
     with session(verbose):
         from goca.folders import check_writable
-        from goca.generation import Asked
+        from goca.generation import GenerationOptions
         from goca.recipe import recipe_named
 
         recipe_named(recipe)
         check_writable(out)
         files = GenerationFiles(out, prompt, range(seed, seed + count))
-        _run(files, Asked(prompt, steps, scale, size), model, device, dtype, explain, recipe, as_json)
+        options = GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
+        _run(files, options, model, device, dtype, explain, recipe, as_json)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
 
 def _run(
     files: GenerationFiles,
-    asked: "Asked",
+    options: "GenerationOptions",
     model: str,
     device: str | None,
     dtype: str | None,
@@ -135,7 +136,7 @@ def _run(
 ) -> None:
     """Generate every image. What is written stays, whatever happens later."""
     from goca.diffusion.loading import load, without_bars
-    from goca.generation import generate
+    from goca.generation import Progress, generate
 
     rows: list[list[Cell]] = []
     count = 0
@@ -144,25 +145,29 @@ def _run(
             task = bar.add_task(f"loading {model}", total=None)
             with without_bars() if as_json else nullcontext():
                 pipeline = load(model, device, dtype, None, None)
-
-            def begins(steps: int) -> None:
-                bar.reset(task, description=f"generating seed {files.seeds[count]}", total=steps)
-
-            def advances() -> None:
-                bar.advance(task)
-
-            for generated in generate(pipeline, asked, files.seeds, explain, recipe, begins, advances):
-                explained, written = _write(files, asked, generated, explain, rows)
-                count += 1
-                with paused(bar):
-                    _print(generated, explained, written, as_json)
+            bar.reset(task, description=f"generating seed {files.seeds[0]}", total=None)
+            # Closed, the pipeline stops at its next step.
+            with closing(generate(pipeline, options, files.seeds, explain, recipe)) as events:
+                for event in events:
+                    if isinstance(event, Progress):
+                        description = f"generating seed {event.seed}"
+                        bar.update(task, description=description, completed=event.step, total=event.steps)
+                        continue
+                    explained, written = _write(files, options, event, explain, rows)
+                    count += 1
+                    with paused(bar):
+                        _print(event, explained, written, as_json)
     except KeyboardInterrupt:
         say(f"stopped; {count} of {len(files.seeds)} images are done and complete")
         raise typer.Exit(130) from None
 
 
 def _write(
-    files: GenerationFiles, asked: "Asked", generated: "Generated", explain: bool, rows: "list[list[Cell]]"
+    files: GenerationFiles,
+    options: "GenerationOptions",
+    generated: "Generated",
+    explain: bool,
+    rows: "list[list[Cell]]",
 ) -> "tuple[Explained | None, list[Path]]":
     """Write the files of one image. rows: those of the current contact sheet, to which the image's is added."""
     from goca.export import png
@@ -176,7 +181,7 @@ def _write(
     if not explain:
         return None, written
     explained = explain_image(generated)
-    written += _write_explanation(files, asked, explained)
+    written += _write_explanation(files, options, explained)
     if len(rows) == ROWS:
         rows.clear()
     rows.append(row(explained))
@@ -185,14 +190,14 @@ def _write(
     return explained, [*written, sheet]
 
 
-def _write_explanation(files: GenerationFiles, asked: "Asked", explained: "Explained") -> list[Path]:
+def _write_explanation(files: GenerationFiles, options: "GenerationOptions", explained: "Explained") -> list[Path]:
     """The files that explain an image, all or none; the JSON last."""
     from goca.export import labels_png, png
     from goca.storage.atomic import write_atomic
 
     masks, generated = explained.masks, explained.generated
     facts = {
-        "request": vars(asked),
+        "request": vars(options),
         "seed": generated.seed,
         **(generated.traced.to_json() if generated.traced is not None else {}),
         "masks": masks.to_json()["classes"],

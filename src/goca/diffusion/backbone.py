@@ -7,7 +7,7 @@ conditioning is written a second time here.
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -35,17 +35,21 @@ from goca.text.tokens import Tokens
 
 @dataclass
 class Backbone:
-    """A stock diffusers pipeline and what is known of it."""
+    """A stock diffusers pipeline and what is known of it.
+
+    check: raises GocaError for a pipeline that cannot be used; by default, for one that cannot segment images.
+    """
 
     pipeline: Any
     name: str = ""
+    check: "Callable[[Backbone], None] | None" = None
     settings: CheckpointSettings = field(init=False)
 
     def __post_init__(self) -> None:
         listed = family_of(self.pipeline)
         self.family = listed or probe.guess(self.pipeline)
         self.name = self.name or str(getattr(self.pipeline, "name_or_path", None) or type(self.pipeline).__name__)
-        self._check()
+        (self.check or Backbone._check)(self)
         if listed is None:
             self.family = probe.recognise(self)
         self.settings = settings_for(self.denoiser, self.family, self.vae_scale_factor, self.blocks)

@@ -104,18 +104,21 @@ class Recorder:
     """Stands in for a tokenizer and remembers what it first makes of each caption; all else is the tokenizer's.
 
     captions: those to come, in their order; the pipeline may give them in a template, in one call or one by one. rows:
-    the tokens of each, as far as they came.
+    the tokens of each, as far as they came. tokens: {text: its tokens}, of the captions and of the negative prompts
+    that came behind them.
     """
 
-    _OWN = ("_tokenizer", "_before", "captions", "rows")
+    _OWN = ("_tokenizer", "_before", "_awaited", "_texts", "captions", "rows", "tokens")
 
     def __init__(self, tokenizer: Any, captions: Sequence[str] = ()) -> None:
         self._tokenizer, self._before = tokenizer, {}  # type: ignore[var-annotated]
         self.expect(captions)
 
-    def expect(self, captions: Sequence[str]) -> None:
-        """Begin anew, with other captions."""
-        self.captions, self.rows = tuple(captions), list[Tokens]()
+    def expect(self, captions: Sequence[str], negative: Sequence[str] = ()) -> None:
+        """Begin anew, with other captions, and the negative prompts that may come behind them."""
+        self.captions, self.rows, self.tokens = tuple(captions), list[Tokens](), dict[str, Tokens]()
+        self._awaited = [text for text in dict.fromkeys(negative) if text not in self.captions]
+        self._texts = set[str]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -139,18 +142,25 @@ class Recorder:
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         # Pipelines tokenise twice, the second time only to see what was cut off: there the warning is noise.
         encoding = self._tokenizer(text, *args, **{"verbose": False, **kwargs})
-        if len(self.rows) < len(self.captions):
+        if len(self.rows) < len(self.captions) or self._awaited:
             self._record([text] if isinstance(text, str) else list(text), encoding)
         return encoding
 
     def _record(self, texts: Sequence[str], encoding: Any) -> None:
-        captions = self.captions[len(self.rows) :]
+        for index, text in enumerate(texts):
+            if len(self.rows) < len(self.captions):
+                caption = self.captions[len(self.rows)]
+                self.rows.append(self._tokens_at(index, text, encoding, caption))
+                self.tokens[caption] = self.rows[-1]
+            elif self._awaited and text not in self._texts:
+                caption = self._awaited.pop(0)
+                self.tokens[caption] = self._tokens_at(index, text, encoding, caption)
+            self._texts.add(text)
+
+    def _tokens_at(self, index: int, text: str, encoding: Any, caption: str) -> Tokens:
         if getattr(encoding, "encodings", None):
-            for text, entry, caption in zip(texts, encoding.encodings, captions, strict=False):
-                self.rows.append(tokens_of(text, entry, caption))
-        elif "input_ids" in encoding:
-            for ids, caption in zip(encoding["input_ids"], captions, strict=False):
-                self.rows.append(tokens_by_decoding(self._tokenizer, [int(one) for one in ids], caption))
+            return tokens_of(text, encoding.encodings[index], caption)
+        return tokens_by_decoding(self._tokenizer, [int(token) for token in encoding["input_ids"][index]], caption)
 
     def apply_chat_template(self, messages: Any, *args: Any, tokenize: bool = True, **kwargs: Any) -> Any:
         """In two steps, so that the tokens of the template's text are seen."""

@@ -1,127 +1,99 @@
-"""What a listener hears: prompts as they were encoded, and the passes that attend to them."""
+"""A denoiser call of a generation, row by row, and the protocol of those who observe it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from goca.diffusion.attention_call import Sink
 from goca.maths import Grid
 from goca.text.tokens import Tokens
 
+Branch = Literal["cond", "uncond", "other"]
+"""Guided by the prompt, guided by the negative prompt or by nothing, or neither."""
+
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """The prompt of an image, and what the tokenizers made of it that are attended to."""
+    """A prompt, and the tokens of it that the denoiser attends to.
+
+    Attributes:
+        prompt: The text.
+        texts: What each tokenizer made of it, special tokens included; empty where it was not given as text.
+    """
 
     prompt: str
     texts: tuple[Tokens, ...]
 
 
 @dataclass(frozen=True)
-class DenoiserCall:
-    """A denoiser call that attends to the prompts.
+class DenoiserRow:
+    """One row of a denoiser call's batch.
 
-    generation: which of the pipeline's calls, from 0. step: which of the sampler's steps, from 0; samplers of second
-    order make two passes a step. PNDM, which looks twice at its second timestep, makes n + 1, and they count as n + 1
-    steps. timestep: the timestep. latent: (height, width) in cells. prompts: of each image.
+    Attributes:
+        branch: What guides the row.
+        image: Index of the row's image among those of its generation; None for branch "other".
+        prompt: What the row attends to; for branch "uncond" that is the negative prompt. None for branch "other".
+    """
+
+    branch: Branch
+    image: int | None = None
+    prompt: PromptTokens | None = None
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """A denoiser call that attends to prompts of a generation.
+
+    A pipeline guides in one call with rows of both branches, or in two calls, which have the same `evaluation`.
+
+    Attributes:
+        generation: Number of the pipeline's own call, from 0.
+        step: Step of the sampler, from 0, as the scheduler counts: both evaluations of a second-order step have the
+            same, and so have the first two of PNDM.
+        evaluation: How many latents the denoiser was given before this one in the generation.
+        timestep: The scheduler's timestep.
+        latent_size: (height, width) of the latent, in cells of `Backbone.vae_scale_factor` pixels.
+        rows: The rows of the batch, in order.
     """
 
     generation: int
     step: int
+    evaluation: int
     timestep: float
-    latent: Grid
-    prompts: tuple[PromptTokens, ...]
+    latent_size: Grid
+    rows: tuple[DenoiserRow, ...]
+
+    def rows_of(self, branch: Branch) -> dict[int, DenoiserRow]:
+        """The rows of a branch, by their index in the batch."""
+        return {index: row for index, row in enumerate(self.rows) if row.branch == branch}
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """Whom a listener tells."""
+    """Observes the denoiser calls of a `GenerationSession`, and may answer with another prediction.
 
-    def misses(self) -> None:
-        """A pass attends to none of the prompts that were encoded."""
-
-    def starts(self, one: DenoiserCall) -> Sink | None:
-        """A pass begins: whoever takes the attention of its images, or None to let it go by."""
-
-    def ends(self, one: DenoiserCall) -> None:
-        """A pass whose attention was taken is complete."""
-
-    def breaks(self, one: DenoiserCall) -> None:
-        """A pass whose attention was taken has failed."""
-
-    def shows(self, generation: int, images: Sequence[Image.Image]) -> None:
-        """The pipeline has made its images."""
-
-
-@dataclass(frozen=True)
-class Room:
-    """What latents were prepared for: how many images, 0 if unknown, and their (height, width) in pixels."""
-
-    images: int = 0
-    size: Grid | None = None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """EncodedPrompts that were encoded, and no pass attended to yet.
-
-    captions: of each tokenizer. answers: the rows of each encoder that was asked for them. texts: what the tokenizers
-    made of them.
+    A call that raises an exception is begun and never ended.
     """
 
-    prompts: tuple[str, ...] | None
-    captions: Mapping[str, tuple[str, ...]]
-    answers: list[list[Tensor]] = field(default_factory=list)
-    texts: dict[str, list[Tokens]] = field(default_factory=dict)
+    def begin(self, call: DenoiserCall) -> Sink | None:
+        """Called before a denoiser call.
 
-    def own(self, inputs: Sequence[Any], images: int) -> dict[int, int]:
-        """{row of a denoiser call: its prompt}, of the rows into which the prompts' embeddings come in again.
+        Args:
+            call: The call to come.
 
-        All of them, one row for each image and in their order: a negative prompt may be the same as another image's
-        prompt. Where it is the same as the prompt, the last ones, as pipelines order them.
+        Returns:
+            A function that takes (row of the batch, attention) for every row and attention, or None if this observer
+            needs no attention of this call. What a sink ignores costs nothing.
         """
-        for texts in map(rows_of, inputs):
-            for rows in filter(None, self.answers):
-                count = images or len(rows)
-                wanted = [rows[i * len(rows) // count] for i in range(count)]
-                for start in range(len(texts) - count, -1, -1):
-                    if all(map(_equal, wanted, texts[start:])):
-                        return {start + i: i * len(self.prompts or rows) // count for i in range(count)}
-        return {}
 
+    def end(self, call: DenoiserCall, noise_pred: Tensor) -> Tensor | None:
+        """Called after a denoiser call, whether its attention was taken or not.
 
-@dataclass
-class Generation:
-    """One call of the pipeline: the prompts that it attends to, and the passes it has made."""
+        Args:
+            call: The call that is complete.
+            noise_pred: (row, ...) what the denoiser returned, or what the observers before this one made of it.
 
-    index: int
-    encoded: Encoded
-    room: Room
-    passes: int = 0
-    _last: tuple[Tensor, Tensor] | None = None
-
-    def again(self, latent: Tensor, timestep: Any) -> bool:
-        """Whether the last pass was for this very latent: then this is another look within one step."""
-        now = latent, torch.as_tensor(timestep)
-        return self._last is not None and all(map(torch.equal, self._last, now))
-
-    def passed(self, latent: Tensor, timestep: Any) -> None:
-        """A pass begins."""
-        self._last = latent, torch.as_tensor(timestep)
-        self.passes += 1
-
-
-def rows_of(embedded: Any) -> list[Tensor]:
-    """The embedding of each row, [token, model]; none for what is no such thing."""
-    if isinstance(embedded, Tensor):
-        return list(embedded) if embedded.ndim == 3 else []
-    listed = isinstance(embedded, list) and all(isinstance(one, Tensor) and one.ndim == 2 for one in embedded)
-    return embedded if listed else []
-
-
-def _equal(known: Tensor, row: Tensor) -> bool:
-    return known.shape == row.shape and torch.equal(known.to(row), row)
+        Returns:
+            The prediction that the pipeline goes on with, of the same shape, or None to leave it as it is.
+        """

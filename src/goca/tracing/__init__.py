@@ -6,135 +6,141 @@ tr.heatmap("cat")
 tr.segment(["cat", "grass"])
 """
 
-from collections.abc import Container, Iterator, Sequence
-from contextlib import ExitStack
-from numbers import Integral
+from collections.abc import Iterable, Iterator
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
-import numpy as np
-from jaxtyping import Float32
 from PIL import Image
 
-from goca.diffusion.session import Generating, Listener
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.session import GenerationSession, check_generation
 from goca.errors import GocaError
-from goca.imaging.images import ImageLike
-from goca.recipe import AUTO, GOCA, Recipe
-from goca.segmentation import Segmentation
-from goca.text.token_spans import Classes, Word
-from goca.tracing.collected import Planner, Step
-from goca.tracing.collector import Collector
+from goca.recipe import GOCA, Recipe
 from goca.tracing.image import TracedImage
+from goca.tracing.observer import TraceObserver
+from goca.tracing.steps import TracedAttention, TracedStep, plan_for
 
-__all__ = ["Step", "Trace", "TracedImage", "trace"]
+__all__ = ["Trace", "TracedImage", "TracedStep", "trace"]
 
 
-def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Any = None) -> "Trace":
-    """Listen to a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
+def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Iterable[SupportsIndex] | None = None) -> "Trace":
+    """Trace a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
 
-    The images are those that the pipeline makes anyway, to the bit, where it runs PyTorch's own attention: attention
+    The images are bit-identical to those without a trace, where the pipeline runs PyTorch's own attention: attention
     slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline belongs to the
-    block's thread until its end: segmenters in others wait.
+    block's thread until its end: segmenters in others wait. Of guided generations only the prompts' own branch is read.
+    Attention that cannot be summed up makes a warning, and the image all the same.
 
-    recipe: a `Recipe` or its name. steps: of the sampler, from 0, a range or any numbers; by default all. Samplers
-    of second order make two passes a step; PNDM makes one pass more than it has steps, and each counts as a step. Of a
-    batch with guidance only the prompts' own branch is read. Raises GocaError for a pipeline that is not supported, and
-    inside the block, from the pipeline's call, for one that cannot be traced. Where what was read cannot be summed up
-    there is a warning, and the image all the same.
+    Args:
+        pipe: A diffusers pipeline.
+        recipe: A `Recipe` or the name of one.
+        steps: Steps of the sampler, from 0, such as a range; by default all. They are counted as the scheduler counts:
+            a step of a second-order sampler, and the first one of PNDM, are two denoiser calls.
+
+    Returns:
+        The trace, to be entered.
+
+    Raises:
+        GocaError: The pipeline or the recipe is not supported, or the steps are not any; and inside the block, from the
+            pipeline's call, for a call that cannot be traced.
     """
     return Trace(pipe, recipe, steps)
 
 
-class Trace:
-    """What was read while a pipeline generated: see `trace`.
+class Trace(TracedImage):
+    """What was traced of a pipeline's calls: see `trace`.
 
-    `images`, also by index, are in the pipeline's order, those of a second call behind the first's. What else can be
-    asked is asked of the first image: see `TracedImage`.
+    `images`, also by index, are in the pipeline's order, those of a second call behind the first's. As a `TracedImage`
+    it is the first of them.
     """
 
-    def __init__(self, pipe: Any, recipe: Recipe | str, steps: Any) -> None:
-        backbone = Generating(pipe)
-        planner = Planner(backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
-        self._collector = Collector(planner, planner.plan(recipe), backbone.vae_scale_factor, _checked(steps))
-        self._listener = Listener(backbone, self._collector)
-        self._stack = ExitStack()
+    def __init__(self, pipe: Any, recipe: Recipe | str, steps: Iterable[SupportsIndex] | None) -> None:
+        backbone = Backbone(pipe, check=check_generation)
+        plans = plan_for(backbone)
+        self._steps = _numbers(steps)
+        self._observer = TraceObserver(plans(recipe), plans, backbone.vae_scale_factor, self._steps)
+        self._session = GenerationSession(backbone, [self._observer])
 
     def __enter__(self) -> "Trace":
-        self._stack.enter_context(self._listener.attached())
+        self._session.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._stack.__exit__(kind, error, trace)
+        self._session.__exit__(kind, error, trace)
 
     @property
     def images(self) -> tuple[TracedImage, ...]:
         """Every image so far; GocaError where there is none, saying why."""
-        if not self._collector.images:
-            raise GocaError(self._collector.reason())
-        return self._collector.images
-
-    def __getitem__(self, index: int) -> TracedImage:
-        images = self.images
-        if not isinstance(index, Integral) or not -len(images) <= int(index) < len(images):
-            raise GocaError(
-                f"there is no image {index!r}: {len(images)} were traced, choose from 0 to {len(images) - 1}"
-            )
-        return images[int(index)]
-
-    def __iter__(self) -> Iterator[TracedImage]:
-        return iter(self._collector.images)
-
-    def __len__(self) -> int:
-        return len(self._collector.images)
-
-    def words(self) -> tuple[Word, ...]:
-        """See `TracedImage.words`."""
-        return self[0].words()
-
-    def map(self, word: str | Word, occurrence: int | None = None) -> Float32[np.ndarray, "height width"]:
-        """See `TracedImage.map`."""
-        return self[0].map(word, occurrence)
-
-    def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
-        """See `TracedImage.heatmap`."""
-        return self[0].heatmap(word, occurrence)
-
-    def segment(
-        self,
-        classes: Classes,
-        background_classes: Sequence[str] = (),
-        background: str | float | None = AUTO,
-        image: ImageLike | None = None,
-        recipe: Recipe | str | None = None,
-    ) -> Segmentation:
-        """See `TracedImage.segment`."""
-        return self[0].segment(classes, background_classes, background, image, recipe)
-
-    def overlay(self, *classes: str) -> Image.Image:
-        """See `TracedImage.overlay`."""
-        return self[0].overlay(*classes)
+        images = self._traced()
+        if not images:
+            raise GocaError(self._reason())
+        return images
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        """See `TracedImage.steps`."""
-        return self[0].steps
+    def attention(self) -> TracedAttention:
+        """See `TracedImage.attention`."""
+        return self[0].attention
+
+    @property
+    def image(self) -> Image.Image:
+        """See `TracedImage.image`."""
+        return self[0].image
+
+    def __getitem__(self, number: int) -> TracedImage:
+        images = self.images
+        if not -len(images) <= number < len(images):
+            raise GocaError(
+                f"there is no image {number!r}: {len(images)} were traced, choose from 0 to {len(images) - 1}"
+            )
+        return images[number]
+
+    def __iter__(self) -> Iterator[TracedImage]:
+        return iter(self._traced())
+
+    def __len__(self) -> int:
+        return len(self._traced())
 
     def save(self, folder: str | Path, stem: str = "image") -> tuple[Path, ...]:
-        """Every image as `TracedImage.save` writes it; where there are several, as STEM-1, STEM-2 and so on."""
+        """Write every image as `TracedImage.save` does; where there are several, as STEM-1, STEM-2 and so on."""
         images = self.images
         stems = [stem] if len(images) == 1 else [f"{stem}-{number}" for number in range(1, len(images) + 1)]
-        return tuple(path for image, own in zip(images, stems, strict=True) for path in image.save(folder, own))
+        return tuple(path for image, stem in zip(images, stems, strict=True) for path in image.save(folder, stem))
+
+    def _traced(self) -> tuple[TracedImage, ...]:
+        """The images of which a step was traced, as the pipeline decoded them, if it did."""
+        for generation, images in self._observer.generations.items():
+            decoded = self._session.images.get(generation, [])
+            if len(decoded) == len(images):
+                for traced, image in zip(images, decoded, strict=True):
+                    traced._decoded = image
+        return tuple(image for images in self._observer.generations.values() for image in images if image.steps)
+
+    def _reason(self) -> str:
+        """Why there is no image."""
+        observer = self._observer
+        if observer.failures:
+            return next(iter(observer.failures.values()))
+        if observer.last_step is not None and self._steps is not None:
+            return (
+                f"none of the steps asked for came: the sampler made {observer.last_step + 1}, numbered 0 to "
+                f"{observer.last_step}; choose from them"
+            )
+        if observer.last_step is None and self._session.missed:
+            return (
+                "nothing was traced: the denoiser ran, but attended to no prompt that was encoded inside the "
+                "`with trace(pipe)` block; pass the pipeline its prompt as text"
+            )
+        return "nothing was traced: call the pipeline, with a prompt as text, inside the `with trace(pipe)` block"
 
 
-def _checked(steps: Any) -> Container[int] | None:
+def _numbers(steps: Iterable[SupportsIndex] | None) -> frozenset[int] | None:
     if steps is None:
         return None
     try:
-        listed = [] if isinstance(steps, str | bytes) else list(steps)
+        numbers = frozenset(map(index, steps))
     except TypeError:
-        listed = []
-    if not listed or not all(
-        isinstance(one, Integral) and not isinstance(one, bool) and int(one) >= 0 for one in listed
-    ):
-        raise GocaError(f"steps {steps!r} are no steps of a sampler: give a range or numbers from 0, or None for all")
-    return frozenset(map(int, listed))
+        numbers = frozenset()
+    if not numbers or min(numbers) < 0:
+        raise GocaError(f"steps {steps!r} are not steps of a sampler: give a range or numbers from 0, or None for all")
+    return numbers

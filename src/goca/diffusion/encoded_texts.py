@@ -1,0 +1,113 @@
+"""The texts that a pipeline encodes while it generates, and the rows of a denoiser call that attend to them."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from goca.diffusion.conditioning import Recorder
+from goca.text.tokens import Tokens
+
+Captions = Mapping[str, tuple[str, ...]]
+"""The texts that each tokenizer, by its name in the pipeline, is given."""
+
+
+@dataclass
+class EncodedTexts:
+    """Texts that a pipeline encoded as one batch.
+
+    Attributes:
+        texts: The texts; None where only their embeddings were given.
+        captions: What each tokenizer was given for them.
+        embeddings: The rows, (token, model) each, of every encoder that was asked, in the order of the calls.
+        tokens: What each tokenizer made of each text, as far as it was asked.
+        negative: The negative prompts that the same calls encoded.
+    """
+
+    texts: tuple[str, ...] | None
+    captions: Captions
+    negative: "EncodedTexts | None" = None
+    embeddings: list[list[Tensor]] = field(default_factory=list)
+    tokens: dict[str, dict[int, Tokens]] = field(default_factory=dict)
+
+    def add(self, answer: Any, recorders: Mapping[str, Recorder]) -> None:
+        """What `encode_prompt` returned: the prompts' embeddings first, and then perhaps those of the negative ones."""
+        first, *others = answer if isinstance(answer, tuple) else (answer,)
+        rows = rows_of(first)
+        self.embeddings.append(rows)
+        for name, recorder in recorders.items():
+            if recorder.rows:
+                self.tokens[name] = dict(enumerate(recorder.rows))
+        if self.negative is None:
+            return
+        # Position ids of a text may have the shape of embeddings, but for their width.
+        alike = (batch for batch in map(rows_of, others) if batch and rows and batch[0].shape[-1] == rows[0].shape[-1])
+        self.negative.embeddings.append(next(alike, []))
+        for name, recorder in recorders.items():
+            captions = enumerate(self.negative.captions[name])
+            tokens = {number: recorder.tokens[caption] for number, caption in captions if caption in recorder.tokens}
+            if tokens:
+                self.negative.tokens[name] = tokens
+
+    def blocks(self, inputs: Sequence[Any], images: int) -> list[range]:
+        """The rows of a denoiser call that attend to these texts: block by block, one row for each image.
+
+        Args:
+            inputs: What the denoiser is called with.
+            images: How many images are generated; 0 for one of each text.
+
+        Returns:
+            Blocks of consecutive rows, in which the embeddings come in again in their order. A single row would not
+            do: a negative prompt may be the prompt of another image.
+        """
+        for batch in map(rows_of, inputs):
+            for rows in filter(None, self.embeddings):
+                count = images or len(rows)
+                wanted = [rows[index * len(rows) // count] for index in range(count)]
+                starts = range(len(batch) - count + 1)
+                if blocks := [range(i, i + count) for i in starts if all(map(_equal, wanted, batch[i:]))]:
+                    return blocks
+        return []
+
+
+def texts_to_encode(
+    encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: Iterable[str]
+) -> EncodedTexts:
+    """What a call of `encode_prompt` is about to encode; `names` are those of the pipeline's tokenizers."""
+    signature = inspect.signature(encode)
+    arguments = signature.bind(*args, **kwargs).arguments
+    # Tuples, as there are pipelines that write their template into the list of prompts.
+    prompts = _listed(arguments.get("prompt"))
+    negative: tuple[str, ...] | None = None
+    if prompts is not None and "negative_prompt" in signature.parameters:
+        # Without one, pipelines guide away from the empty text.
+        negative = _listed(arguments.get("negative_prompt") or "")
+    if negative is not None and len(negative) == 1:
+        negative *= len(prompts or ())
+
+    def captions(kind: str, default: tuple[str, ...] | None) -> Captions:
+        own = {name: _listed(arguments.get(name.replace("tokenizer", kind))) for name in names}
+        return {name: texts or default or () for name, texts in own.items()}
+
+    return EncodedTexts(
+        prompts, captions("prompt", prompts), EncodedTexts(negative, captions("negative_prompt", negative))
+    )
+
+
+def rows_of(embedded: Any) -> list[Tensor]:
+    """The embedding of each row, (token, model); none for what is not a batch of embeddings."""
+    if isinstance(embedded, Tensor):
+        return list(embedded) if embedded.ndim == 3 else []
+    is_batch = isinstance(embedded, list) and all(isinstance(row, Tensor) and row.ndim == 2 for row in embedded)
+    return embedded if is_batch else []
+
+
+def _listed(prompt: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return (prompt,) if isinstance(prompt, str) else None if prompt is None else tuple(prompt)
+
+
+def _equal(known: Tensor, row: Tensor) -> bool:
+    return known.shape == row.shape and torch.equal(known.to(row), row)

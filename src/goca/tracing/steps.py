@@ -1,0 +1,129 @@
+"""What is kept of an image's denoiser calls: sums, which do not grow with their number, and the weights of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from goca.aggregation import AttentionAggregator
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.checkpoints import CheckpointSettings
+from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
+from goca.errors import GocaError
+from goca.imaging import images
+from goca.maths import Grid
+from goca.maths.refine import Affinity
+from goca.maths.rescale import TokenMass, token_mass
+from goca.recipe import Options, Plan, Recipe, plan, recipe_named
+from goca.text.token_spans import NounTokens, Word, spoken, words
+
+PlanFor = Callable[[Recipe | str], Plan]
+"""Makes a recipe, or the name of one, concrete for the pipeline that is traced."""
+
+
+def plan_for(backbone: Backbone) -> PlanFor:
+    """A `PlanFor` that does not keep the pipeline alive; it raises GocaError for a recipe that cannot be traced."""
+    return partial(_plan, backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
+
+
+def _plan(
+    settings: CheckpointSettings, blocks: tuple[str, ...], model: str, device: str, dtype: str, recipe: Recipe | str
+) -> Plan:
+    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    made = plan(chosen, settings, blocks, model, Options(), joint=True)
+    if made.maps.score is not None:
+        raise GocaError(
+            f'recipe "{made.recipe}" weighs nouns against each other while the model runs, and a trace learns them '
+            "only later: choose another recipe"
+        )
+    return replace(made, seeds=(), device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """The weights of one traced denoiser call.
+
+    Attributes:
+        step: Step of the sampler, from 0.
+        timestep: The scheduler's timestep.
+        layers: {block: weight}, summing to 1.
+        heads: {block: weight of each head}, averaged over pixels, summing to 1 in a block.
+    """
+
+    step: int
+    timestep: float
+    layers: dict[str, float]
+    heads: dict[str, tuple[float, ...]]
+
+
+@dataclass
+class TracedAttention:
+    """The attention of an image's prompt, summed over denoiser calls; only `steps` grows with their number.
+
+    Attributes:
+        plan: The recipe of the trace, made concrete; `plan_for` does so with others.
+        prompt: The image's prompt and its tokens.
+        size: (height, width) of the image, in pixels.
+        columns: The token columns of the prompt, the only ones that are kept.
+        words: The nouns that `token_mass` is asked about.
+        grid: (height, width) of the maps.
+        affinity: The self-attention that refines the maps.
+        total: Sum of the maps of `columns`.
+        steps: The weights of each call.
+    """
+
+    plan: Plan
+    plan_for: PlanFor
+    prompt: PromptTokens
+    size: Grid
+    columns: tuple[int, ...]
+    words: NounTokens
+    grid: Grid
+    affinity: Affinity
+    total: Float[Tensor, "token height width"] | float = 0.0
+    steps: list[TracedStep] = field(default_factory=list)
+
+    @classmethod
+    def empty(
+        cls, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, latent_size: Grid
+    ) -> "TracedAttention":
+        """Nothing yet, of an image of `size` pixels whose latent has (height, width) `latent_size`."""
+        grid = images.common_grid(latent_size, plan.grid)
+        columns = words(prompt.prompt, prompt.texts, (), (), named=True).prompt
+        nouns = NounTokens(prompt.prompt, (), (), columns)
+        return cls(plan, plan_for, prompt, size, columns, nouns, grid, Affinity(grid))
+
+    @cached_property
+    def spoken(self) -> dict[Word, tuple[int, ...]]:
+        """The token columns of each word of the prompt."""
+        return spoken(self.prompt.texts)
+
+    def aggregator(self) -> AttentionAggregator:
+        """One for the call to come; what it refines with is added to what there is."""
+        aggregator = AttentionAggregator(self.plan, self.words, self.grid)
+        aggregator.affinity = self.affinity
+        return aggregator
+
+    def add(self, aggregator: AttentionAggregator, call: DenoiserCall) -> None:
+        """Add what a call's aggregator has seen."""
+        whole = aggregator.global_map()
+        # A pipeline may mask the end of a prompt: nothing attends there.
+        hidden = max(0, max(self.columns, default=-1) + 1 - len(whole))
+        self.total = self.total + F.pad(whole, (0, 0, 0, 0, 0, hidden))[list(self.columns)]
+        heads = {block: tuple(weights.tolist()) for block, weights in aggregator.heads.items()}
+        self.steps.append(TracedStep(call.step, call.timestep, aggregator.layer_weights(), heads))
+
+    def of(self, nouns: NounTokens) -> "TracedAttention":
+        """The same attention, asked about these nouns."""
+        return replace(self, words=nouns)
+
+    def token_mass(self) -> TokenMass:
+        """What the mean over the calls says of `words`."""
+        assert isinstance(self.total, Tensor)
+        row = {column: index for index, column in enumerate(self.columns)}
+        wanted = (*self.words.nouns, self.words.content, self.words.prompt)
+        *nouns, content, prompt = ([row[column] for column in columns] for columns in wanted)
+        return token_mass(self.total / len(self.steps), nouns, content, prompt)
