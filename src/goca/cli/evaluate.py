@@ -131,7 +131,7 @@ def evaluate(
             protocol=protocol,
             switches=tuple(switches or ()),
             tagger=tags,
-            captions=captions,  # type: ignore[arg-type]  # an unknown style is refused with the styles that there are
+            captions=arguments.captions(captions),
             model=model,
             recipe=recipe,
             device=device,
@@ -154,6 +154,7 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
     """Score a recipe and print the report; returns whether no image was left out."""
     from goca.diffusion.loading import without_bars
     from goca.evaluation import runner
+    from goca.tagging.base import Estimate
 
     done = 0
     with progress(hidden=as_json) as bar:
@@ -171,7 +172,7 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
                         case runner.ImagesDone():
                             bar.advance(task, len(event.images))
                             done += len(event.images)
-                        case runner.Estimate():
+                        case Estimate():
                             if not as_json:
                                 with paused(bar):
                                     console().print(f"expected use of the tagger: {event}", soft_wrap=True)
