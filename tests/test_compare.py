@@ -13,11 +13,11 @@ from PIL import Image
 
 from goca import GocaError
 from goca.evaluation.compare import load_run
-from goca.evaluation.config import Job
+from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.metrics import gain
 from goca.evaluation.runner import evaluate
 
-JOB = Job("scenes", limit=5, batch=3)
+CONFIG = EvaluationConfig(dataset="scenes", limit=5, batch=3)
 Goca = Callable[..., Outcome]
 
 
@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recipes on the same scenes."""
     folder = tmp_path_factory.mktemp("compared")
     for recipe in ("vanilla", "goca"):
-        evaluate(replace(JOB, recipe=recipe), folder / recipe)
+        evaluate(replace(CONFIG, recipe=recipe), folder / recipe)
     return folder
 
 
@@ -50,7 +50,7 @@ def test_a_table_of_paired_differences(goca: Goca, runs: Path, tmp_path: Path) -
         metrics = json.loads((runs / name / "run.json").read_text())["metrics"]
         assert (row["miou"], row["ci95"]) == (metrics["miou"], metrics["ci95"])
         assert row["name"] == f"{name}, bundled"
-    tallies = [evaluate(replace(JOB, recipe=name))[0].tally() for name in ("goca", "vanilla")]
+    tallies = [evaluate(replace(CONFIG, recipe=name)).report.tally() for name in ("goca", "vanilla")]
     assert (second["gain"], tuple(second["gain_ci95"])) == gain(*tallies)
     with Image.open(plot) as drawn:
         assert drawn.width > 300
@@ -123,7 +123,7 @@ def test_a_run_that_lacks_an_image_is_completed_first(goca: Goca, runs: Path, fi
     mistake = goca("compare", *pair).mistake()
     assert f"{other} has only 4 of its 5 images: ask the same goca evaluate again to complete it" in mistake
     # As it says, that completes it.
-    evaluate(JOB, other)
+    evaluate(CONFIG, other)
     assert goca("compare", *pair).code == 0
     assert sorted({*(other / "images.jsonl").read_text().splitlines(keepends=True)}) == sorted(lines)
 

@@ -20,6 +20,7 @@ from dataset_folders import (
     make_voc,
 )
 
+from goca.evaluation.ablate import AblationRow, to_markdown
 from goca.testing.tiny import UNET_BUILDERS
 
 Goca = Callable[..., Outcome]
@@ -136,12 +137,15 @@ def test_ablate_prints_every_part(goca: Goca) -> None:
     assert told["protocol"]["images"] == 2
 
 
-def test_ablate_as_a_table_for_a_document(goca: Goca) -> None:
-    found = goca("ablate", "scenes", "--limit", "2", "--markdown")
-    assert found.code == 0
-    lines = found.out.splitlines()
-    assert len({line.count("|") for line in lines}) == 1
-    assert "44.3 / 51.1" in lines[2]
+def test_an_ablation_as_a_table_for_a_document() -> None:
+    rows = [
+        AblationRow("none", 0.5, (0.25, 0.75), 0.875, 0.0, (0.0, 0.0), (44.3, 51.1)),
+        AblationRow("heads", 0.625, (0.5, 0.75), 0.75, 0.125, (-0.0625, 0.25), None),
+    ]
+    assert to_markdown(rows).splitlines()[2:] == [
+        "| none | 50.0% [25.0%, 75.0%] | 87.5% |  | 44.3 / 51.1 |",
+        "| heads | 62.5% [50.0%, 75.0%] | 75.0% | +12.5% [-6.2%, 25.0%] |  |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,64 +1,68 @@
 """A local Ray cluster agrees with one process to the last digit."""
 
 import json
-import socket
-import time
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from test_parallel import Squares, refuse
 
 from goca import GocaError
-from goca.evaluation.cluster import Actor, in_cluster
-from goca.evaluation.config import Job
-from goca.evaluation.runner import Crew, evaluate
-from goca.evaluation.workers import Task
+from goca.evaluation.config import EvaluationConfig
+from goca.evaluation.runner import evaluate
+from goca.parallel import Executor, WorkerError, run_units
 
 ray = pytest.importorskip("ray")
 
-JOB = Job("scenes", limit=5, batch=2)
+CONFIG = EvaluationConfig(dataset="scenes", limit=5, batch=2)
 
 
-def test_a_cluster_agrees_with_one_process(tmp_path: Path) -> None:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
-    try:
-        evaluate(JOB, tmp_path / "cluster", Crew(workers=2, ray="local"))
-    finally:
-        ray.shutdown()
-    report, _ = evaluate(JOB)
-    found = json.loads((tmp_path / "cluster" / "run.json").read_text())
-    assert found["metrics"] == json.loads(json.dumps(report.metrics()))
-    assert found["sessions"][0]["crew"] == "ray local"
-    lines = (tmp_path / "cluster" / "images.jsonl").read_text().splitlines()
-    assert sorted(lines) == [image.line() for image in report.images]
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Executor]:
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield Executor(workers=2, ray="local")
+    ray.shutdown()
 
 
-def test_what_an_actor_cannot_do_is_one_line() -> None:
-    protocol = JOB.protocol_of(JOB.open(), "oracle")
-    actor = Actor(replace(JOB, model="nowhere"), protocol)
-    rows = actor({"unit": np.array([0, 2]), "said": np.array(["{}", "{}"])})
-    assert ['no model "nowhere"' in error for error in rows["error"]] == [True, True]
+def test_a_cluster_agrees_with_one_process(cluster: Executor, tmp_path: Path) -> None:
+    evaluate(CONFIG, tmp_path / "cluster", cluster)
+    evaluate(CONFIG, tmp_path / "here")
+    clustered, here = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("cluster", "here"))
+    assert clustered["metrics"] == here["metrics"]
+    assert clustered["sessions"][0]["executor"] == "ray local"
+    lines = [(tmp_path / name / "images.jsonl").read_text().splitlines() for name in ("cluster", "here")]
+    assert sorted(lines[0]) == sorted(lines[1])
+
+
+def test_errors_of_a_cluster_travel(cluster: Executor) -> None:
+    assert sorted(square for square, *_ in run_units(Squares, [2, 3, 5], cluster)) == [4, 9, 25]
+    with pytest.raises(GocaError, match="no such unit: take another") as caught:
+        list(run_units(Squares, ["mistake"], cluster))
+    assert caught.value.hint == "unit"
+    with pytest.raises(GocaError, match="there is no worker"):
+        list(run_units(refuse, [2], cluster))
+    with pytest.raises(WorkerError, match="in a worker: ZeroDivisionError: by nothing") as failed:
+        list(run_units(Squares, ["bug"], cluster))
+    assert "Traceback" in failed.value.__notes__[0]
 
 
 def test_where_there_is_no_cluster_it_is_said() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
     with pytest.raises(GocaError, match="no Ray cluster at auto"):
-        list(in_cluster(JOB, JOB.protocol_of(JOB.open(), "oracle"), [Task(0, {})], "auto", 1))
+        list(run_units(Squares, [2], Executor(ray="auto")))
 
 
-@pytest.mark.parametrize("form", ["{}", "ray://{}"])
-def test_an_address_where_nothing_listens_is_refused_at_once(form: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = form.format(f"127.0.0.1:{free.getsockname()[1]}")
-    began = time.monotonic()
-    with pytest.raises(GocaError, match=f"no Ray cluster at {address} .*Connection refused"):
-        list(in_cluster(JOB, JOB.protocol_of(JOB.open(), "oracle"), [Task(0, {})], address, 1))
-    assert time.monotonic() - began < 5
-
-
-@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "foo", "", "http://127.0.0.1:1", "127.0.0.1:", "ray://x"])
-def test_what_is_no_address(address: str) -> None:
-    # Before anything is loaded.
-    with pytest.raises(GocaError, match=r"no Ray (cluster at|address)"):
-        evaluate(replace(JOB, model="nowhere"), crew=Crew(ray=address))
+def test_an_address_is_checked_before_anything_is_loaded() -> None:
+    with pytest.raises(GocaError, match="no Ray address"):
+        evaluate(replace(CONFIG, model="nowhere"), executor=Executor(ray="foo"))

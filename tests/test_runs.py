@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count as count_up
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,35 @@ from commands import GOCA_SCRIPT
 from PIL import Image
 
 from goca import GocaError, bundled
-from goca.evaluation.config import Job, units
+from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset, Sample
+from goca.evaluation.evaluator import batches
 from goca.evaluation.fingerprint import fingerprint
 from goca.evaluation.records import ImageRecord, count
-from goca.evaluation.run_folder import Run, read_images
-from goca.evaluation.runner import Crew, Watch, evaluate
+from goca.evaluation.run_folder import RunFolder, image_lines
+from goca.evaluation.runner import Finished, ImagesDone, ImagesTagged, ProgressEvent, Stage, evaluate, run
+from goca.parallel import Executor
 from goca.testing.tiny import UNET_BUILDERS
 
 STUFF = ("brick", "grass", "road", "sand", "sky", "snow", "water", "wood")
-SCENES = Job("scenes", limit=5, batch=2, as_background=STUFF)
+SCENES = EvaluationConfig(dataset="scenes", limit=5, batch=2, as_background=STUFF)
 
 
 def facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
+
+
+def events(config: EvaluationConfig, folder: Path | None = None) -> list[ProgressEvent]:
+    return list(run(config, folder))
+
+
+def images_done(told: list[ProgressEvent]) -> int:
+    return sum(len(event.images) for event in told if isinstance(event, ImagesDone))
+
+
+def names_in(folder: Path) -> set[str]:
+    """Without the lock, which stays."""
+    return {path.name for path in folder.iterdir()} - {".images.jsonl.lock"}
 
 
 def lines(folder: Path) -> list[str]:
@@ -43,7 +59,7 @@ def lines(folder: Path) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    evaluate(SCENES, folder, command=["evaluate", "scenes"])
+    list(run(SCENES, folder, command=["evaluate", "scenes"]))
     return folder
 
 
@@ -56,7 +72,7 @@ def test_a_run_says_all_of_itself(whole: Path) -> None:
     told = facts(whole)
     assert told["state"] == "finished"
     assert told["started"] <= told["finished"]
-    assert told["sessions"] == [{"crew": "1 process", "command": ["evaluate", "scenes"]}]
+    assert told["sessions"] == [{"executor": "1 process", "command": ["evaluate", "scenes"]}]
     assert set(told["settings"]) == {"dataset", "protocol", "model", "plan", "batch", "threads"}
     assert told["settings"]["plan"]["versions"].keys() >= {"goca", "torch", "diffusers"}
     assert told["settings"]["protocol"]["threshold"] == "fixed"
@@ -96,8 +112,7 @@ def test_kill_and_resume(whole: Path, tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert facts(folder)["state"] == "running"
     before = lines(folder)
-    report, _ = evaluate(SCENES, folder)
-    assert len(report.images) == 5
+    assert len(evaluate(SCENES, folder).report.images) == 5
     assert facts(folder)["metrics"] == facts(whole)["metrics"]
     assert sorted(set(lines(folder))) == sorted(lines(whole))
     assert lines(folder)[: len(before)] == before
@@ -112,10 +127,8 @@ def test_killed_at_any_line_and_within_one(whole: Path, copied: Path, kept: int)
     for name in ("metrics", "left_out", "finished"):
         del told[name]
     (copied / "run.json").write_text(json.dumps(told | {"state": "running", "sessions": []}))
-    done: list[int] = []
-    evaluate(SCENES, copied, watch=Watch(done=lambda images: done.append(len(images))))
-    # Units of two, two and one: those that are whole are not done again.
-    assert sum(done) == 5 - kept // 2 * 2
+    # Batches of two, two and one: those that are whole are not done again.
+    assert images_done(events(SCENES, copied)) == 5 - kept // 2 * 2
     assert facts(copied)["metrics"] == facts(whole)["metrics"]
     assert set(lines(copied)) == set(written)
 
@@ -140,41 +153,53 @@ def mortal(patched: pytest.MonkeyPatch, steps: int) -> None:
         patched.setattr(owner, name, after(getattr(owner, name)))
 
 
-@pytest.mark.parametrize("steps", range(11))
-def test_killed_at_any_step_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """run.json is written, renamed, its scratch looked for; two lines; the same three for each file: eleven steps."""
+def kill_at_every_step(work: Callable[[Path], object], folders: Iterator[Path]) -> Iterator[Path]:
+    """Work in a fresh folder each time, killed one step later than the time before, until nothing kills it."""
+    for steps, folder in enumerate(folders):
+        with pytest.MonkeyPatch.context() as patched:
+            mortal(patched, steps)
+            try:
+                work(folder)
+                return
+            except KilledError:
+                pass
+        yield folder
+
+
+def test_killed_at_any_step_of_a_run(tmp_path: Path) -> None:
+    """The next run ends as if nothing had happened."""
     done = [ImageRecord(name, counts={"none": ((1, 1, size),)}) for name, size in (("a", 2), ("b", 3))]
 
     def work(folder: Path) -> None:
-        with Run(folder, {"seed": 7}, ["evaluate"]) as run:
-            run.add(image for image in done if image.id not in run.images)
-            run.finish({"metrics": {"miou": 0.5}}, {"confusion.png": b"drawn"}, "1 process")
+        with RunFolder(folder, {"seed": 7}, ["evaluate"]) as run_folder:
+            for image in done:
+                if image.id not in run_folder.images:
+                    run_folder.add([image])
+            run_folder.finish({"metrics": {"miou": 0.5}}, {"confusion.png": b"drawn"}, "1 process")
 
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        mortal(patched, steps)
-        with pytest.raises(KilledError):
-            work(folder)
-    # run.json is there before the first line is.
-    assert (folder / "run.json").exists() == (steps >= 2)
-    work(folder)
-    assert {path.name for path in folder.iterdir()} == {"run.json", "images.jsonl", "confusion.png"}
-    assert (facts(folder)["state"], facts(folder)["metrics"]) == ("finished", {"miou": 0.5})
-    assert read_images(folder) == done
+    killed = []
+    for folder in kill_at_every_step(work, (tmp_path / str(index) for index in count_up())):
+        killed.append(folder)
+        # run.json is there before the first line is.
+        assert (folder / "run.json").exists() or not (folder / "images.jsonl").read_bytes()
+        work(folder)
+        assert names_in(folder) == {"run.json", "images.jsonl", "confusion.png"}
+        assert (facts(folder)["state"], facts(folder)["metrics"]) == ("finished", {"miou": 0.5})
+        assert image_lines(folder).read() == done
+    # Two lines, and two files that are each written and renamed, one of them twice.
+    assert len(killed) >= 8
 
 
-@pytest.mark.parametrize("steps", range(6))
-def test_killed_while_a_finished_run_is_printed(
-    whole: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
-    with monkeypatch.context() as patched:
-        mortal(patched, steps)
-        with pytest.raises(KilledError):
-            evaluate(SCENES, copied)
-    assert facts(copied) == facts(whole)
-    report, _ = evaluate(SCENES, copied)
-    assert json.loads(json.dumps(report.metrics())) == facts(copied)["metrics"] == facts(whole)["metrics"]
-    assert {path.name for path in copied.iterdir()} == {path.name for path in whole.iterdir()}
+def test_killed_while_a_finished_run_is_printed(whole: Path, tmp_path: Path) -> None:
+    folders = (Path(shutil.copytree(whole, tmp_path / str(index))) for index in count_up())
+    killed = []
+    for folder in kill_at_every_step(lambda folder: evaluate(SCENES, folder), folders):
+        killed.append(folder)
+        assert facts(folder) == facts(whole)
+        metrics = evaluate(SCENES, folder).report.metrics()
+        assert json.loads(json.dumps(metrics)) == facts(folder)["metrics"] == facts(whole)["metrics"]
+        assert names_in(folder) == names_in(whole)
+    assert len(killed) >= 4
 
 
 def test_kill_between_the_files_of_a_finished_run(whole: Path, copied: Path) -> None:
@@ -200,16 +225,16 @@ def test_kill_between_the_files_of_a_finished_run(whole: Path, copied: Path) -> 
 
 def test_a_figure_that_is_no_number_is_not_written(copied: Path) -> None:
     before = facts(copied)
-    with Run(copied, before["settings"]) as run, pytest.raises(ValueError, match="not JSON compliant"):
-        run.finish({"metrics": {"miou": float("nan")}}, {}, None)
+    with RunFolder(copied, before["settings"]) as run_folder, pytest.raises(ValueError, match="not JSON compliant"):
+        run_folder.finish({"metrics": {"miou": float("nan")}}, {}, None)
     assert facts(copied) == before
 
 
 def test_a_finished_run_is_only_printed(copied: Path) -> None:
     before = facts(copied)
-    done: list[int] = []
-    report, _ = evaluate(SCENES, copied, watch=Watch(done=lambda images: done.append(1)), command=["again"])
-    assert done == []
+    told = list(run(SCENES, copied, command=["again"]))
+    assert images_done(told) == 0
+    (report,) = (event.report for event in told if isinstance(event, Finished))
     assert report.metrics() == {**before["metrics"], "ci95": tuple(before["metrics"]["ci95"])} | {
         "fixed_threshold": report.metrics()["fixed_threshold"]
     }
@@ -233,7 +258,7 @@ def test_a_run_of_something_else_is_refused(copied: Path, change: dict[str, Any]
 
     before = (copied / "run.json").read_bytes(), (copied / "images.jsonl").read_bytes()
     try:
-        with pytest.raises(GocaError, match=f"differs in .*{named}.*choose another --out"):
+        with pytest.raises(GocaError, match=f"differs in .*{named}.*choose another folder"):
             evaluate(replace(SCENES, **change), copied)
     finally:
         torch.set_num_threads(1)
@@ -243,30 +268,31 @@ def test_a_run_of_something_else_is_refused(copied: Path, change: dict[str, Any]
 def test_folders_that_are_no_runs(copied: Path, tmp_path: Path) -> None:
     settings = facts(copied)["settings"]
     (copied / "images.jsonl").write_text('{"id": "000"}\n')
-    with pytest.raises(GocaError, match=r"images\.jsonl, line 1 is no image"), Run(copied, settings):
+    with pytest.raises(GocaError, match=r"images\.jsonl, line 1 is not an image of a run"), RunFolder(copied, settings):
         pass
     (copied / "run.json").write_text("[]")
-    with pytest.raises(GocaError, match="not of a run of goca evaluate"), Run(copied, settings):
+    with pytest.raises(GocaError, match="not of a run of goca evaluate"), RunFolder(copied, settings):
         pass
     (copied / "run.json").unlink()
-    with pytest.raises(GocaError, match=r"images\.jsonl but no run\.json"), Run(copied, settings):
+    (copied / "images.jsonl").write_text('{"id": "000", "left_out": "it is broken"}\n')
+    with pytest.raises(GocaError, match=r"images\.jsonl but no run\.json"), RunFolder(copied, settings):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(GocaError, match="choose another --out"), Run(tmp_path / "file", settings):
+    with pytest.raises(GocaError, match="choose another"), RunFolder(tmp_path / "file", settings):
         pass
 
 
 def test_one_process_at_a_time(copied: Path) -> None:
     settings = facts(copied)["settings"]
-    with Run(copied, settings), pytest.raises(GocaError, match="another process is at"), Run(copied, settings):
-        pass
-    with Run(copied, settings) as run:
-        assert len(run.images) == 5
+    with RunFolder(copied, settings), pytest.raises(GocaError, match="another process writes"):
+        RunFolder(copied, settings).__enter__()
+    with RunFolder(copied, settings) as run_folder:
+        assert len(run_folder.images) == 5
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    report, _ = evaluate(SCENES)
+    report = evaluate(SCENES).report
     assert list(tmp_path.iterdir()) == []
     assert json.loads(json.dumps(report.metrics())) == facts(whole)["metrics"]
 
@@ -277,13 +303,13 @@ def test_two_processes_agree_with_one(
     folder = tmp_path / "two"
     ended: list[BaseProcess] = []
     monkeypatch.setattr(BaseProcess, "terminate", ended.append)
-    evaluate(SCENES, folder, Crew(workers=2))
+    evaluate(SCENES, folder, Executor(workers=2))
     # Those that had nothing left to do went by themselves, and in silence.
     assert ended == []
     assert "Traceback" not in capfd.readouterr().err
     assert sorted(lines(folder)) == sorted(lines(whole))
     assert facts(folder)["metrics"] == facts(whole)["metrics"]
-    assert facts(folder)["sessions"][0]["crew"] == "2 processes"
+    assert facts(folder)["sessions"][0]["executor"] == "2 processes"
 
 
 # ---- images that cannot be done
@@ -310,8 +336,8 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_a_broken_image_is_left_out_and_tried_again(images: Path, tmp_path: Path) -> None:
-    job = Job("folder", images, batch=2, tagger="oracle")
-    report, _ = evaluate(job, tmp_path / "run")
+    config = EvaluationConfig(dataset="folder", root=images, batch=2)
+    report = evaluate(config, tmp_path / "run").report
     assert [image.id for image in report.left_out] == ["1.jpg"]
     told = facts(tmp_path / "run")
     assert told["metrics"]["images"] == 3
@@ -319,12 +345,11 @@ def test_a_broken_image_is_left_out_and_tried_again(images: Path, tmp_path: Path
     assert told["left_out"][0]["id"] == "1.jpg"
     assert "1.jpg cannot be read" in told["left_out"][0]["reason"]
     shutil.copy(tmp_path / "good.jpg", images / "1.jpg")
-    again, _ = evaluate(job, tmp_path / "run")
-    fresh, _ = evaluate(job)
+    again, fresh = evaluate(config, tmp_path / "run").report, evaluate(config).report
     assert again.left_out == ()
     assert again.metrics() == fresh.metrics()
     assert again.images == fresh.images
-    assert {image.id for image in read_images(tmp_path / "run")} == {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
+    assert {image.id for image in image_lines(tmp_path / "run").read()} == {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
 
 
 class Slow:
@@ -351,48 +376,48 @@ class Slow:
 def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
     monkeypatch.setattr("goca.evaluation.config.tagger_named", lambda spec, means: slow)
-    job, ticks = Job("scenes", limit=3, batch=2, tagger="vlm:slow"), []
-    report, _ = evaluate(job, tmp_path / "run", watch=Watch(tagged=lambda: ticks.append(1)))
+    config = EvaluationConfig(dataset="scenes", limit=3, batch=2, tagger="vlm:slow")
+    told = events(config, tmp_path / "run")
     assert slow.prepared == slow.asked == ["000", "001", "002"]
-    assert len(ticks) == 3
+    assert sum(event.count for event in told if isinstance(event, ImagesTagged)) == 3
+    (report,) = (event.report for event in told if isinstance(event, Finished))
     assert [(one.id, one.left_out) for one in report.left_out] == [("001", "the server declined")]
     assert report.protocol.tags == "vlm slow"
-    evaluate(job, tmp_path / "run")
+    evaluate(config, tmp_path / "run")
     assert slow.asked == ["000", "001", "002", "001"]
 
 
 def test_where_nothing_can_be_evaluated_the_reason_is_said(images: Path) -> None:
     with pytest.raises(GocaError, match=r"no image of folder could be evaluated.*xylophone"):
-        evaluate(Job("folder", images, tagger="given:grass, xylophone"))
+        evaluate(EvaluationConfig(dataset="folder", root=images, tagger="given:grass, xylophone"))
 
 
 def test_ground_truth_that_is_all_void_has_no_figures(images: Path, tmp_path: Path) -> None:
     for index in range(4):
         Image.fromarray(np.full((64, 64), 255, np.uint8)).save(images / f"{index}.png")
-    job, folder = Job("folder", images, batch=3), tmp_path / "run"
+    config, folder = EvaluationConfig(dataset="folder", root=images, batch=3), tmp_path / "run"
     for _ in range(2):
         with pytest.raises(GocaError, match=r"^no labelled pixel in 4 images of folder"):
-            evaluate(job, folder)
+            evaluate(config, folder)
         assert facts(folder)["state"] == "running"
         assert "NaN" not in (folder / "run.json").read_text()
     with pytest.raises(GocaError, match=r"^no labelled pixel in 4 images of folder"):
-        evaluate(job)
-    background = replace(job, switches=("void=background", "counted=and-background"))
-    assert evaluate(background)[0].metrics()["per_class"] == {"background": 1}
+        evaluate(config)
+    background = replace(config, switches=("void=background", "counted=and-background"))
+    assert evaluate(background).report.metrics()["per_class"] == {"background": 1}
 
 
 def test_what_a_worker_cannot_do_is_one_error(images: Path) -> None:
-    job = Job("folder", images, batch=2)
+    config = EvaluationConfig(dataset="folder", root=images, batch=2)
     for name in ("1.jpg", "2.jpg"):
         (images / name).unlink()
         (images / name.replace("jpg", "png")).unlink()
-
-    def spoil(stage: str, total: int, done: int) -> None:
-        if stage == "segmenting":
-            (images / "classes.txt").unlink()
-
+    told = run(config, executor=Executor(workers=2))
+    while next(told) != Stage("segmenting", 2, 0):
+        pass
+    (images / "classes.txt").unlink()
     with pytest.raises(GocaError, match=r"expected .*classes\.txt"):
-        evaluate(job, crew=Crew(workers=2), watch=Watch(stage=spoil))
+        next(told)
 
 
 # ---- parts
@@ -424,55 +449,15 @@ def test_a_line_is_read_as_it_was_written() -> None:
         ImageRecord("b", None, left_out="it is broken\nthere"),
         ImageRecord("c", "", counts={"fixed": (), "-0.4": ()}),
     ):
-        line = image.line()
-        assert "\n" not in line
-        assert ImageRecord.read(line) == image
-    for broken in ("{}", "[]", "3", '{"id": "x"}', '{"id": "x", "counts": {"none": [[1, 2]]}}', '{"id"'):
+        assert ImageRecord.from_json(json.loads(json.dumps(image.to_json()))) == image
+    for broken in ({}, [], 3, {"id": "x"}, {"id": "x", "counts": {"none": [[1, 2]]}}, {"left_out": "it is broken"}):
         with pytest.raises(ValueError, match=r".+"):
-            ImageRecord.read(broken)
+            ImageRecord.from_json(broken)
 
 
-def test_units_are_fixed() -> None:
-    dataset = Job("scenes", limit=7).open()
-    assert [[one.id for one in unit] for unit in units(dataset, 3)] == [
-        ["000", "001", "002"],
-        ["003", "004", "005"],
-        ["006"],
-    ]
-
-
-def test_workers_end_with_the_process_that_leads(tmp_path: Path) -> None:
-    code = (
-        "import multiprocessing, time\n"
-        "from test_runs import SCENES\n"
-        "from goca.evaluation.runner import Crew, Watch, evaluate\n"
-        "def done(images):\n"
-        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "    time.sleep(60)\n"
-        "if __name__ == '__main__':\n"
-        "    evaluate(SCENES, crew=Crew(workers=2), watch=Watch(done=done))\n"
-    )
-    (tmp_path / "lead.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with subprocess.Popen(
-        [sys.executable, tmp_path / "lead.py"], env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        workers = [int(number) for number in process.stdout.readline().split()]
-        process.kill()
-    assert len(workers) == 2
-    patience = time.monotonic() + 60
-    while any(Path(f"/proc/{worker}/status").exists() and _runs(worker) for worker in workers):
-        assert time.monotonic() < patience
-        time.sleep(0.05)
-
-
-def _runs(process: int) -> bool:
-    """Whether it is there, and no mere entry that nobody has asked about."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return False
+def test_batches_are_fixed() -> None:
+    dataset = EvaluationConfig(dataset="scenes", limit=7).open_dataset()
+    assert [batch.indices for batch in batches(dataset, 3)] == [range(3), range(3, 6), range(6, 7)]
 
 
 def test_ctrl_c_leaves_whole_lines(tmp_path: Path) -> None:
@@ -487,7 +472,7 @@ def test_ctrl_c_leaves_whole_lines(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    done = len(read_images(folder))
+    done = len(image_lines(folder).read())
     # One more may be written than was counted when it stopped.
     assert err in {
         f"goca: stopped; {told} images are done; the same command resumes {folder}\n"

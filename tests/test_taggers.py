@@ -17,10 +17,10 @@ from goca import GocaError, Segmenter
 from goca import bundled as data
 from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.oracle import true_classes
 from goca.tagging import Means, Preparing, Tagger, local, prepare, tagger_named
 from goca.tagging.captions import Captions, Entry, Record, read
 from goca.tagging.multilabel import Agreement
-from goca.tagging.oracle import true_classes
 from goca.tagging.self_pruning import ByError, ByMap, SelfPruning
 from goca.testing.tiny import BUILDERS, tokenizers
 

@@ -166,7 +166,7 @@ def _in_processes(
     try:
         for _ in range(min(count, len(units))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(make_worker, theirs), daemon=True)
+            process: BaseProcess = context.Process(target=_serve, args=(make_worker, theirs), daemon=True)
             with _interrupts_held():
                 process.start()
             theirs.close()

@@ -1,16 +1,13 @@
 """`goca ablate`: what each part of the method contributes."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from goca.cli import arguments
 from goca.cli.console import console, interval, progress, session, table
 from goca.errors import GocaError
-
-if TYPE_CHECKING:
-    from goca.evaluation.protocol import CaptionStyle
 
 
 def ablate(
@@ -27,10 +24,10 @@ def ablate(
     with session(verbose):
         if dataset != "scenes":
             raise GocaError(f'no data set "{dataset}" to ablate on: give scenes, the benchmark that ships with goca')
-        _run(model, arguments.captions(captions), batch, limit, as_json, as_markdown)
+        _run(model, captions, batch, limit, as_json, as_markdown)
 
 
-def _run(model: str, captions: "CaptionStyle", batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:
+def _run(model: str, captions: str, batch: int, limit: int | None, as_json: bool, as_markdown: bool) -> None:
     """Score every part of the method on the scenes and print the table."""
     from goca.diffusion.backbone import Backbone
     from goca.diffusion.loading import load

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -158,15 +158,6 @@ def timesteps(text: str | None) -> tuple[int, ...] | None:
     if not numbers or not all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers):
         raise GocaError(f'--timestep "{text}" is not valid: give a training timestep such as 100, or several: 100,50')
     return tuple(int(number) for number in numbers)
-
-
-def captions(text: str) -> Literal["nouns", "sentences"]:
-    """The style of --captions. Raises GocaError for one that does not exist."""
-    styles: tuple[Literal["nouns"], Literal["sentences"]] = ("nouns", "sentences")
-    for style in styles:
-        if text == style:
-            return style
-    raise GocaError(f'--captions "{text}" is not valid: there are nouns, sentences')
 
 
 def prices(text: str | None, tagger: str) -> tuple[float, float] | None:

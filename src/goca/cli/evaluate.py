@@ -131,7 +131,7 @@ def evaluate(
             protocol=protocol,
             switches=tuple(switches or ()),
             tagger=tags,
-            captions=arguments.captions(captions),
+            captions=captions,
             model=model,
             recipe=recipe,
             device=device,

@@ -11,7 +11,7 @@ from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import evaluate_dataset
 from goca.evaluation.metrics import Interval, Tally, gain
 from goca.evaluation.oracle import OracleTagger
-from goca.evaluation.protocol import CaptionStyle, Protocol, honest
+from goca.evaluation.protocol import Protocol, caption_style, honest
 from goca.evaluation.remap import narrowed
 from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Options, Recipe
 from goca.segmenter import Segmenter
@@ -62,7 +62,7 @@ class AblationRow:
     paper: tuple[float, float] | None
 
 
-def scenes_benchmark(captions: CaptionStyle = "nouns", limit: int | None = None) -> tuple[Dataset, Protocol]:
+def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple[Dataset, Protocol]:
     """The scenes, with the categories that they show, and their protocol.
 
     Args:
@@ -76,7 +76,7 @@ def scenes_benchmark(captions: CaptionStyle = "nouns", limit: int | None = None)
     shown = {name for sample in dataset.samples for name in sample.captions["nouns"].split(", ")}
     absent = [category.name for category in dataset.categories if category.name not in shown]
     dataset = narrowed(dataset, absent, background=False)
-    return dataset, replace(honest(dataset, OracleTagger().name), captions=captions)
+    return dataset, replace(honest(dataset, OracleTagger().name), captions=caption_style(captions))
 
 
 def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int) -> Iterator[AblationRow]:

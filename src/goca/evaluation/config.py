@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -12,7 +12,7 @@ from goca.evaluation.datasets import open_dataset
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import Evaluator
 from goca.evaluation.oracle import OracleTagger
-from goca.evaluation.protocol import PRESETS, CaptionStyle, Protocol, changed, split_of
+from goca.evaluation.protocol import PRESETS, Protocol, caption_style, changed, split_of
 from goca.evaluation.remap import narrowed
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
@@ -52,7 +52,7 @@ class EvaluationConfig:
     protocol: str = "honest"
     switches: tuple[str, ...] = ()
     tagger: str = "oracle"
-    captions: CaptionStyle = "nouns"
+    captions: str = "nouns"
     model: str = "bundled"
     recipe: str = "goca"
     device: str | None = None
@@ -65,10 +65,8 @@ class EvaluationConfig:
 
     def open_dataset(self) -> Dataset:
         """The images to evaluate. Raises GocaError for what there is not."""
-        styles = get_args(CaptionStyle)
-        if self.captions not in styles:
-            raise GocaError(f'no captions "{self.captions}": there are {", ".join(styles)}')
-        if self.captions == "sentences" and (self.dataset != "scenes" or self.tagger != "oracle" or self.as_background):
+        scenes = self.dataset == "scenes" and self.tagger == "oracle" and not self.as_background
+        if caption_style(self.captions) == "sentences" and not scenes:
             raise GocaError('sentences are those of the scenes with their oracle tags: say captions "nouns"')
         dataset = open_dataset(self.dataset, self.root, split_of(self.protocol, self.dataset, self.split))
         dataset = narrowed(dataset, self.as_background)
@@ -76,8 +74,9 @@ class EvaluationConfig:
 
     def protocol_for(self, dataset: Dataset, tags: str) -> Protocol:
         """The protocol, whole. Raises GocaError where the preset does not know the data set, or for an odd switch."""
-        preset = PRESETS[self.protocol](dataset, tags)
-        return changed(replace(preset, captions=self.captions, as_background=self.as_background), self.switches)
+        captions = caption_style(self.captions)
+        preset = replace(PRESETS[self.protocol](dataset, tags), captions=captions, as_background=self.as_background)
+        return changed(preset, self.switches)
 
     def load_segmenter(self) -> Segmenter:
         """The model, loaded; on a CPU, torch is set to `threads` threads from then on."""

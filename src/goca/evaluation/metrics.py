@@ -113,13 +113,13 @@ def resampled_miou(tally: Tally, counting: Counting = Counting(), seed: int = 0)
     other and sums of whole numbers are exact in float64, so the chunks do not show.
     """
     images = len(tally.hit)
-    counts = torch.stack([tally.hit, tally.truth, tally.predicted]).double()
     generator = torch.Generator().manual_seed(seed)
     sums = []
     for rows in torch.arange(RESAMPLES).split(max(1, CHUNK // images)):
         drawn = torch.randint(images, (len(rows), images), generator=generator)
         times = torch.zeros(drawn.shape, dtype=torch.float64)
-        sums.append(times.scatter_add_(1, drawn, torch.ones_like(times)) @ counts)
+        times.scatter_add_(1, drawn, torch.ones(1, 1, dtype=torch.float64).expand_as(times))
+        sums.append(torch.stack([times @ counts.double() for counts in (tally.hit, tally.truth, tally.predicted)]))
     hit, truth, predicted = torch.cat(sums, dim=1)
     return _counted(_iou(hit, truth, predicted), truth, counting).nanmean(1)
 

@@ -24,6 +24,14 @@ SWEEP = tuple(step / 10 for step in range(-4, 5))
 CaptionStyle = Literal["nouns", "sentences"]
 
 
+def caption_style(name: str) -> CaptionStyle:
+    """A style of captions by its name. Raises GocaError for one that there is not."""
+    styles: Mapping[str, CaptionStyle] = {"nouns": "nouns", "sentences": "sentences"}
+    if name not in styles:
+        raise GocaError(f'no captions "{name}": there are {", ".join(styles)}', "captions")
+    return styles[name]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What a score is a score of.
