@@ -84,8 +84,9 @@ def test_help_is_quick_and_needs_none_of_the_heavy_libraries():
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.5
 
 
-def test_the_installed_script_segments_and_prints_json_alone():
-    done = subprocess.run([GOCA_SCRIPT, "segment", "in", *ASK, "--json"], capture_output=True, text=True, check=False)
+def test_the_installed_script_segments_with_workers_and_prints_json_alone():
+    command = [GOCA_SCRIPT, "segment", "in", *ASK, "--json", "--batch", "1", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["image"] for line in lines] == ["in/a.png", "in/sub/b.png"]
@@ -121,6 +122,7 @@ def test_help(goca, arguments):
         (("segment", "photo.jpg", "--seeds", "0"), "--seeds"),
         (("segment", "photo.jpg", "--batch", "0"), "--batch"),
         (("segment", "photo.jpg", "--size", "-64"), "--size"),
+        (("segment", "photo.jpg", "--workers", "0"), "--workers"),
         (("segment", "photo.jpg", "--seed", "-1"), "--seed"),
         (("models", "photo.jpg"), "photo.jpg"),
     ],
@@ -150,6 +152,7 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", *ASK, "--background", "sky"), "auto, none"),
         (("photo.jpg", *ASK, "--background", "1.5"), "from 0 to 1"),
         (("photo.jpg", *ASK, "--background", "nan"), "from 0 to 1"),
+        (("photo.jpg", *ASK, "--ray", "nowhere"), "(--ray)"),
         (("photo.jpg", *ASK, "--timestep", "loud"), "100,50"),
         (("photo.jpg", *ASK, "--timestep", "100,-5"), "100,50"),
         (("photo.jpg", *ASK, "--timestep", ","), "100,50"),

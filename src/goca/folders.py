@@ -98,6 +98,7 @@ def segment_images(
     jobs: Sequence[ImageJob],
     request: "SegmentationRequest",
     model: ModelOptions,
+    *,
     resume: bool = False,
     executor: Executor = _THIS_PROCESS,
 ) -> Iterator[FolderProgress | ImageOutcome]:

@@ -146,7 +146,7 @@ def _run(
         with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext():
             loading = bar.add_task(f"loading {model.name}", total=None)
             segmenting = bar.add_task("segmenting", total=len(jobs), start=False, visible=False)
-            for event in segment_images(jobs, request, model, resume, executor):
+            for event in segment_images(jobs, request, model, resume=resume, executor=executor):
                 if isinstance(event, FolderProgress):
                     summary = event
                     bar.update(loading, visible=False)
