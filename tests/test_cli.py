@@ -18,7 +18,7 @@ from commands import GOCA_SCRIPT
 from faults import full_disk
 from PIL import Image
 
-from goca.cli import models, parsing
+from goca.cli import arguments, console, models
 from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
 from goca.recipe import GOCA, VANILLA
@@ -31,15 +31,15 @@ ASK = ("--classes", "cat, grass", "--background-classes", "sky")
 
 @pytest.fixture
 def loaded(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The bundled model is loaded once for all tests; returns the arguments it was asked for with."""
-    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    """The bundled model is loaded once for all tests; returns the arguments that it would have been loaded with."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def from_pretrained(*args: Any, **kwargs: Any) -> Segmenter:
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         return bundled
 
     monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
-    return asked
+    return calls
 
 
 @pytest.fixture
@@ -86,8 +86,9 @@ def test_help_is_quick_and_needs_none_of_the_heavy_libraries():
 
 
 @pytest.mark.slow
-def test_the_installed_script_segments_and_prints_json_alone():
-    done = subprocess.run([GOCA_SCRIPT, "segment", "in", *ASK, "--json"], capture_output=True, text=True, check=False)
+def test_the_installed_script_segments_with_workers_and_prints_json_alone():
+    command = [GOCA_SCRIPT, "segment", "in", *ASK, "--json", "--batch", "1", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["image"] for line in lines] == ["in/a.png", "in/sub/b.png"]
@@ -123,6 +124,7 @@ def test_help(goca, arguments):
         (("segment", "photo.jpg", "--seeds", "0"), "--seeds"),
         (("segment", "photo.jpg", "--batch", "0"), "--batch"),
         (("segment", "photo.jpg", "--size", "-64"), "--size"),
+        (("segment", "photo.jpg", "--workers", "0"), "--workers"),
         (("segment", "photo.jpg", "--seed", "-1"), "--seed"),
         (("models", "photo.jpg"), "photo.jpg"),
     ],
@@ -139,7 +141,7 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", "--classes", "cat", "--classes-file", "names.txt"), "give one of them"),
         (("photo.jpg", "--classes-file", "nowhere.txt"), "nowhere.txt"),
         (("photo.jpg", "--classes-file", "in"), "--classes-file in"),
-        (("photo.jpg", "--classes-file", "photo.jpg"), "UTF-8"),
+        (("photo.jpg", "--classes-file", "photo.jpg"), "not UTF-8"),
         (("photo.jpg", "--classes", "cat, Cat"), "twice"),
         (("photo.jpg", "--classes", "cat", "--background-classes", "cat"), "twice"),
         (("nowhere.jpg", *ASK), "nowhere.jpg"),
@@ -152,6 +154,7 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", *ASK, "--background", "sky"), "auto, none"),
         (("photo.jpg", *ASK, "--background", "1.5"), "from 0 to 1"),
         (("photo.jpg", *ASK, "--background", "nan"), "from 0 to 1"),
+        (("photo.jpg", *ASK, "--ray", "nowhere"), "(--ray)"),
         (("photo.jpg", *ASK, "--timestep", "loud"), "100,50"),
         (("photo.jpg", *ASK, "--timestep", "100,-5"), "100,50"),
         (("photo.jpg", *ASK, "--timestep", ","), "100,50"),
@@ -195,6 +198,31 @@ def test_nouns_are_checked_before_any_image_is_read(goca, loaded):
     assert "unicorn" in goca("segment", "broken.png", "in", "--classes", "unicorn").mistake()
 
 
+@pytest.mark.parametrize(
+    ("command", "error", "line"),
+    [
+        ("segment", GocaError("too small", hint="dtype"), "too small (--dtype)"),
+        ("segment", GocaError("too many", hint="background_classes"), "too many (--background-classes)"),
+        ("segment", GocaError("no option of this command", hint="root"), "no option of this command"),
+        ("segment", GocaError("an argument", hint="images"), "an argument"),
+        ("segment", GocaError("no hint"), "no hint"),
+        ("evaluate", GocaError("void", hint="switches"), "void (--set)"),
+        ("evaluate", GocaError("where", hint="root"), "where (--root)"),
+    ],
+)
+def test_a_hint_names_the_option_of_the_running_command(goca, monkeypatch, command, error, line):
+    def refuse(*args: Any, **kwargs: Any) -> Segmenter:
+        raise error
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", refuse)
+    arguments = ("photo.jpg", *ASK) if command == "segment" else ("scenes",)
+    assert goca(command, *arguments).mistake() == f"goca: {line}\n"
+
+
+def test_a_hint_without_a_command_is_left_out():
+    assert console.described(GocaError("too small", hint="dtype")) == "too small"
+
+
 # --- What a run leaves
 
 
@@ -232,6 +260,24 @@ def test_a_pipe_gets_everything(goca, loaded):
 def test_names_are_printed_as_they_are(goca, loaded):
     Path("photo.jpg").rename("[red]:cat:.jpg")
     assert goca("segment", "[red]:cat:.jpg", *ASK).out.startswith("[red]:cat:.jpg\n")
+
+
+def test_a_folder_prints_a_line_for_each_image_and_a_summary(goca, loaded):
+    done = goca("segment", "in", *ASK)
+    assert (done.code, done.err) == (0, "")
+    first, second, summary = done.out.splitlines()
+    facts = json.loads(Path("goca-out/a.json").read_text())
+    shares = {one["name"]: one["share"] for one in facts["classes"]}
+    shares["(background)"] = 1 - sum(shares.values())
+    listed = sorted(shares, key=lambda name: -shares[name])
+    assert first == f"in/a.png: {', '.join(f'{name} {shares[name]:.1%}' for name in listed)}"
+    assert second.startswith("in/sub/b.png: ")
+    assert summary == "2 images segmented; results in goca-out"
+
+
+def test_a_note_is_printed_once_in_a_run(goca, loaded):
+    done = goca("segment", "in", "photo.jpg", "--classes", "cat")
+    assert done.out.count("note: one noun alone: ") == 1
 
 
 def test_json_is_one_line_an_image_and_the_file_that_was_written(goca, loaded):
@@ -281,7 +327,7 @@ def test_options_reach_the_library(goca, loaded):
         "window": False,
         "refine_edges": False,
     }
-    asked = {
+    chosen = {
         "timestep": (100, 50),
         "size": 32,
         "seed": 5,
@@ -291,8 +337,8 @@ def test_options_reach_the_library(goca, loaded):
         "refine_edges": True,
     }
     assert loaded == [
-        (("bundled", GOCA, None, None), {"batch": 4, **plain}),
-        (("m", VANILLA, "cpu", "bf16"), {"batch": 3, **asked}),
+        (("bundled", GOCA), {"device": None, "dtype": None, "batch": 4, **plain}),
+        (("m", VANILLA), {"device": "cpu", "dtype": "bf16", "batch": 3, **chosen}),
     ]
 
 
@@ -303,9 +349,13 @@ def test_options_reach_the_library(goca, loaded):
 def test_one_broken_image_among_many(goca, loaded, quietly):
     done = goca("segment", "in", "broken.png", "photo.jpg", *ASK, *quietly)
     assert done.code == 1
-    assert "broken.png is no image" in done.err
-    assert "3 of 4 images are done" in done.err
-    assert done.err.count("\n") == 2
+    assert "left out: broken.png is no image" in done.err
+    summary = "3 images segmented, 1 left out; results in goca-out"
+    if quietly:
+        assert done.err.splitlines()[1:] == [f"goca: {summary}"]
+    else:
+        assert len(done.err.splitlines()) == 1
+        assert done.out.splitlines()[-1] == summary
     assert len(written()) == 9
 
 
@@ -329,7 +379,7 @@ def test_ctrl_c_keeps_what_is_done(goca, loaded, monkeypatch):
     monkeypatch.setattr(Segmentation, "save", save_then_stop)
     done = goca("segment", "in", "photo.jpg", *ASK)
     assert done.code == 130
-    assert done.line() == "goca: stopped; 1 of 3 images are done and whole\n"
+    assert done.line() == "goca: stopped; 1 of 3 images are done and complete\n"
     assert written() == [f"goca-out/in/a{suffix}" for suffix in (".json", ".labels.png", ".overlay.png")]
 
 
@@ -474,29 +524,29 @@ def test_a_classes_file():
         "# animals\n\n  cat :  kitten , tomcat # ours\n# dog\npotted plant\nc#:\n", encoding="utf-8-sig"
     )
     expected = {"cat": ("kitten", "tomcat"), "potted plant": (), "c#": ()}
-    assert parsing.classes(None, Path("names.txt")) == expected
-    assert list(parsing.classes(None, Path("names.txt"))) == list(expected)
+    assert arguments.classes(None, Path("names.txt")) == expected
+    assert list(arguments.classes(None, Path("names.txt"))) == list(expected)
 
 
-@pytest.mark.parametrize(("content", "told"), [("cat\ncat: kitten\n", "line 2"), ("# cat\n", "names no class")])
+@pytest.mark.parametrize(("content", "told"), [("cat\ncat: kitten\n", "line 2"), ("# cat\n", "has no classes")])
 def test_a_classes_file_that_is_wrong(content, told):
     Path("names.txt").write_text(content)
     with pytest.raises(GocaError, match=told):
-        parsing.classes(None, Path("names.txt"))
+        arguments.classes(None, Path("names.txt"))
 
 
 def test_names_between_commas():
-    assert parsing.names(" cat,traffic light ,, grass,") == ("cat", "traffic light", "grass")
+    assert arguments.names(" cat,traffic light ,, grass,") == ("cat", "traffic light", "grass")
 
 
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("None", None), ("0.5", 0.5), ("0", 0.0), ("1", 1.0)])
 def test_backgrounds(text, value):
-    assert parsing.background(text) == value
+    assert arguments.background(text) == value
 
 
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("100", (100,)), (" 100, 50 ", (100, 50))])
-def test_noise(text, value):
-    assert parsing.timestep(text) == value
+def test_timesteps(text, value):
+    assert arguments.timesteps(text) == value
 
 
 def test_the_document_of_the_families_is_what_the_table_prints(goca: Any) -> None:

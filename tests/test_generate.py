@@ -15,10 +15,11 @@ import torch
 from diffusers import HeunDiscreteScheduler, PNDMScheduler
 from PIL import Image
 
-from goca import GocaError, Segmenter, trace
-from goca.cli import painting as generate_module
+from goca import GocaError, trace
+from goca.cli import generate as generate_module
 from goca.diffusion.loading import quiet
 from goca.generation import Generated, GenerationOptions, Progress, explain, generate
+from goca.imaging import sheet
 from goca.testing.tiny import BUILDERS
 
 PROMPT = "cat, bus, grass, sky"
@@ -62,7 +63,7 @@ def test_what_explains_an_image(goca: Any) -> None:
     stem = "goca-out/cat-bus-grass-sky-0"
     facts = json.loads(Path(f"{stem}.json").read_text())
     assert facts["prompt"] == PROMPT
-    assert facts["asked"] == {"prompt": PROMPT, "steps": 3, "scale": None, "size": None}
+    assert facts["request"] == {"prompt": PROMPT, "steps": 3, "scale": None, "size": None}
     assert len(facts["steps"]) == 3
     assert facts["left_out"] == []
     labels = pixels(f"{stem}.labels.png")
@@ -151,21 +152,18 @@ def test_a_progress_bar_of_the_user_s_own_is_given_back() -> None:
     assert "step" not in vars(pipeline.scheduler)
 
 
-def test_ctrl_c_leaves_whole_images(goca: Any, bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
-    scheduler = type(bundled.backbone.pipeline.scheduler)
-    begin = scheduler.set_timesteps
+def test_ctrl_c_leaves_whole_images(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = sheet.contact_sheet
 
-    def stop(self: Any, *given: Any, **options: Any) -> None:
-        begun.append(1)
-        if len(begun) == 3:
+    def stop(rows: list[Any]) -> Image.Image:
+        if len(rows) == 3:
             raise KeyboardInterrupt
-        begin(self, *given, **options)
+        return draw(rows)
 
-    monkeypatch.setattr(scheduler, "set_timesteps", stop)
+    monkeypatch.setattr(sheet, "contact_sheet", stop)
     done = goca("generate", PROMPT, *FEW, "--count", "5", "--explain")
     assert done.code == 130
-    assert done.err == "goca: stopped; 2 of 5 images are done and whole\n"
+    assert done.err == "goca: stopped; 2 of 5 images are done and complete\n"
     assert len(pixels("goca-out/cat-bus-grass-sky-0-4.sheet.png")) > 400
 
 

@@ -177,7 +177,7 @@ def test_the_table_of_an_ablation_by_hand() -> None:
         (("scenes", "--as-background", "unicorn"), 'no category "unicorn"'),
         (("scenes", "--tagger", "crystal-ball"), 'no tagger "crystal-ball"'),
         (("scenes", "--split", "test"), 'no split "test"'),
-        (("scenes", "--timestep", "much"), 'no timestep "much"'),
+        (("scenes", "--timestep", "much"), '--timestep "much" is not valid'),
         (("scenes", "--model", "nowhere"), 'no model "nowhere"'),
         (("scenes", "--workers", "0"), "--workers"),
     ],

@@ -14,7 +14,7 @@ from commands import GOCA_SCRIPT, Outcome
 from faults import KilledError, full_disk, killed_after
 from PIL import Image
 
-from goca.cli.files import SUFFIXES
+from goca.folders import SUFFIXES
 from goca.plan import Options
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
@@ -40,8 +40,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Callable[...,
 def loaded(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled model is loaded once, and set up as each command asks."""
 
-    def from_pretrained(name: str, recipe: Any, *, device: Any, dtype: Any, batch: int, **options: Any) -> Segmenter:
-        return Segmenter(bundled.backbone, recipe, Options(**options), batch)
+    def from_pretrained(name: str, recipe: Any, *, batch: int, **options: Any) -> Segmenter:
+        settings = {name: value for name, value in options.items() if name not in ("device", "dtype")}
+        return Segmenter(bundled.backbone, recipe, Options(**settings), batch)
 
     monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
 
@@ -72,7 +73,7 @@ def test_only_the_rest_is_done_and_everything_is_told(goca: Goca, saved: list[st
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, saved) == (0, ["b"])
     assert again.out == whole.out
-    assert again.line() == "goca: 3 of 3 images are done, 2 of them kept from before\n"
+    assert again.line() == "goca: 3 images segmented, 2 of them by an earlier run; results in goca-out\n"
     assert content() == before
 
 
@@ -81,14 +82,15 @@ def test_nothing_is_left_to_do(goca: Goca, saved: list[str]) -> None:
     saved.clear()
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, again.out, saved) == (0, whole.out, [])
-    # A table says what was done now.
-    assert goca("segment", "in", *ASK, "--resume").out == ""
+    # For people, only what this run did.
+    summary = "3 images segmented, 3 of them by an earlier run; results in goca-out\n"
+    assert goca("segment", "in", *ASK, "--resume").out == summary
 
 
 def test_a_first_run_may_resume_too(goca: Goca, saved: list[str]) -> None:
     done = goca("segment", "in", *ASK, "--resume")
     assert (done.code, saved) == (0, ["a", "b", "c"])
-    assert "3 of 3 images are done, 0 of them" in done.line()
+    assert done.out.endswith("3 images segmented, 0 of them by an earlier run; results in goca-out\n")
 
 
 def without_labels() -> None:
@@ -119,7 +121,7 @@ def no_object() -> None:
 def without_its_question() -> None:
     """As `Segmentation.save` writes it by itself."""
     facts = json.loads((OUT / "a.json").read_text())
-    del facts["asked"]
+    del facts["request"]
     (OUT / "a.json").write_text(json.dumps(facts))
 
 
@@ -180,8 +182,8 @@ def test_an_image_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -
 def test_another_question_or_recipe_stops_the_run(goca: Goca, arguments: Sequence[str], differs: str) -> None:
     goca("segment", "in/a.png", *ASK)
     before = content()
-    told = goca("segment", "in", *arguments, "--resume").mistake()
-    assert f"{OUT / 'a.json'} is of a run that differs in {differs}: choose another --out" in told
+    message = goca("segment", "in", *arguments, "--resume").mistake()
+    assert f"{OUT / 'a.json'} is of a run that differs in {differs}: choose another output folder" in message
     assert content() == before
 
 
@@ -189,7 +191,7 @@ def test_the_model_and_the_synonyms_are_part_of_it(goca: Goca, bundled: Segmente
     Path("plain.txt").write_text("cat\ngrass\n")
     Path("synonyms.txt").write_text("cat: dog\ngrass\n")
     goca("segment", "in", "--classes-file", "plain.txt")
-    # NounTokens from a file and from the command line are one.
+    # Classes from a file and from the command line are the same.
     assert goca("segment", "in", "--classes", "cat, grass", "--resume").code == 0
     assert "differs in classes" in goca("segment", "in", "--classes-file", "synonyms.txt", "--resume").mistake()
     monkeypatch.setattr(bundled.backbone, "name", "another")
@@ -214,7 +216,7 @@ def test_a_bad_image_among_kept_ones_keeps_its_place(goca: Goca) -> None:
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, again.out) == (1, first.out)
     assert "left out: in/ab.png is no image" in again.err
-    assert "3 of 4 images are done, 2 of them kept from before" in again.err
+    assert "3 images segmented, 2 of them by an earlier run, 1 left out" in again.err
 
 
 def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca) -> None:
@@ -228,7 +230,7 @@ def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca) -> None:
     assert stopped.code == 2
     assert "b.json: No space left on device; free some space" in stopped.line()
     assert content() == {name: data for name, data in whole.items() if Path(name).name.startswith("a.")}
-    assert "1 of them kept" in goca("segment", "in", *ASK, "--resume").line()
+    assert "1 of them by an earlier run" in goca("segment", "in", *ASK, "--resume").out
     assert content() == whole
 
 
@@ -280,7 +282,7 @@ def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
     code, err = interrupted(signal.SIGINT)
     stopped = set(OUT.glob("*.json"))
     assert code == 130
-    assert err == f"goca: stopped; {len(stopped)} of {len(SIZES)} images are done and whole\n"
+    assert err == f"goca: stopped; {len(stopped)} of {len(SIZES)} images are done and complete\n"
     assert killed < stopped < {OUT / f"{stem}.json" for stem in "abcdef"}
     assert {Path(name).suffix for name in content()} == {".png", ".json"}
     for path in stopped:
@@ -289,5 +291,5 @@ def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
 
     rest = goca("segment", "many", *ASK, "--batch", "1", "--json", "--resume")
     assert (rest.code, rest.out) == (0, whole.out)
-    assert f"{len(stopped)} of them kept" in rest.line()
+    assert f"{len(stopped)} of them by an earlier run" in rest.line()
     assert content() == files

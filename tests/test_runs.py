@@ -474,7 +474,6 @@ def test_ctrl_c_leaves_whole_lines(tmp_path: Path) -> None:
     done = len(image_lines(folder).read())
     # One more may be written than was counted when it stopped.
     assert err in {
-        f"goca: stopped; {told} images are done; ask the same again to go on with {folder}\n"
-        for told in (done - 1, done)
+        f"goca: stopped; {told} images are done; the same command resumes {folder}\n" for told in (done - 1, done)
     }
     assert (folder / "images.jsonl").read_text().endswith("\n")

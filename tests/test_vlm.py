@@ -471,7 +471,7 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     shown = goca(*ask[:-1], tmp_path / "other", "--prices", "0,500000")
     assert (shown.code, shown.err) == (0, "")
     first = shown.out.splitlines()[0]
-    assert first.startswith("before the tagger is asked: 3 images, ")
+    assert first.startswith("expected use of the tagger: 3 images, ")
     assert first.endswith(f": about {priced['written'] / 2:.2f}")
     assert len(server.requests) == 6
     # All is known now.
@@ -485,10 +485,10 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     [
         (("--estimate",), 'nobody has to pay the tagger "oracle"'),
         (("--tagger", "self:map", "--estimate"), 'nobody has to pay the tagger "self:map"'),
-        (("--tagger", "vlm:m", "--prices", "3"), 'no prices "3"'),
-        (("--tagger", "vlm:m", "--prices", "3,-1"), 'no prices "3,-1"'),
-        (("--tagger", "vlm:m", "--prices", "nan,1"), 'no prices "nan,1"'),
-        (("--prices", "3,1"), 'nobody has to pay the tagger "oracle"'),
+        (("--tagger", "vlm:m", "--prices", "3"), '--prices "3" is not valid'),
+        (("--tagger", "vlm:m", "--prices", "3,-1"), '--prices "3,-1" is not valid'),
+        (("--tagger", "vlm:m", "--prices", "nan,1"), '--prices "nan,1" is not valid'),
+        (("--prices", "3,1"), "--prices only applies to"),
         (("--together", "0"), "--together"),
     ],
 )

@@ -20,3 +20,5 @@ from .tracing import trace as trace
 from .trainingset import TrainingSet as TrainingSet
 
 __version__: str
+
+__all__: list[str]

@@ -1,1 +1,1 @@
-"""The programs: they parse, call the library and print; nothing of the method is in here."""
+"""The command line: one file per command, which holds its options, its call of the library and what it prints."""

@@ -1,55 +1,187 @@
-"""The options that several commands have, said once."""
+"""The options that several commands share, and what was typed for an option as the value that the library takes."""
 
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from goca.cli import parsing
+import goca
+from goca.errors import GocaError
 
-Model = Annotated[
-    str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id, which is fetched.')
+RECIPES = tuple(name.lower().replace("_", "-") for name in goca.__all__ if name.isupper() and name != "RECIPES")
+"""The keys of `goca.RECIPES`, each a constant of goca, read off their names because the values need torch."""
+
+ModelOption = Annotated[
+    str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id to download.')
 ]
-Recipe = Annotated[str, typer.Option(metavar="NAME", help=parsing.RECIPES_HELP)]
-Timestep = Annotated[
+RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.join(RECIPES[:-1])} or {RECIPES[-1]}.")]
+TimestepOption = Annotated[
     str | None,
     typer.Option(
         metavar="T[,T...]",
-        help="Training timesteps of the forward passes.  [default: the model's]",
+        help="Noise level of the forward pass, 0 to 1000; the maps of several are averaged.  [default: the model's]",
         show_default=False,
     ),
 ]
-Size = Annotated[
+SizeOption = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Pixels a side the model sees.  [default: the model's]", show_default=False),
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Side in pixels of the image that the model sees.  [default: the model's]",
+        show_default=False,
+    ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first noise.")]
-Seeds = Annotated[int, typer.Option(metavar="N", min=1, help="Average over so many noises.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.", show_default=False)]
-Window = Annotated[
-    bool, typer.Option("--window", help="See large images at full scale, through windows.", show_default=False)
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the noise.")]
+SeedsOption = Annotated[int, typer.Option(metavar="N", min=1, help="Average over N noise seeds.")]
+FlipOption = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.", show_default=False)]
+WindowOption = Annotated[
+    bool,
+    typer.Option("--window", help="Process large images in overlapping windows, at full scale.", show_default=False),
 ]
-RefineEdges = Annotated[
-    bool, typer.Option("--refine-edges", help="Let scores follow the image's own edges.", show_default=False)
+RefineEdgesOption = Annotated[
+    bool,
+    typer.Option("--refine-edges", help="Align the masks with the image's edges (guided filter).", show_default=False),
 ]
-Device = Annotated[
+DeviceOption = Annotated[
     str | None,
-    typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.  [default: the best there is]", show_default=False),
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1 or mps.  [default: cuda or mps where available, else cpu]",
+        show_default=False,
+    ),
 ]
-Dtype = Annotated[
+DtypeOption = Annotated[
     str | None,
     typer.Option(
         metavar="DTYPE",
-        help="float32, float16 or bfloat16.  [default: float32 on cpu, else float16]",
+        help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]",
         show_default=False,
     ),
 ]
-Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images a forward pass.")]
-Limit = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Only the first so many images.", show_default=False)
+BatchOption = Annotated[int, typer.Option(metavar="N", min=1, help="Images per forward pass.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes, each with its own model.  [default: 1; with --ray one per GPU, or per CPU without GPUs]",
+        show_default=False,
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)]
-AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print a table for a document.", show_default=False)]
-Verbose = Annotated[
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help='Run on a Ray cluster: its address, "auto", or "local" to start one on this machine.',
+        show_default=False,
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Evaluate only the first N images.", show_default=False)
+]
+CaptionsOption = Annotated[
+    str, typer.Option(metavar="STYLE", help='Prompts: "nouns", a list of the classes, or "sentences".')
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)]
+JsonLinesOption = Annotated[
+    bool, typer.Option("--json", help="Print one line of JSON per image and nothing else.", show_default=False)
+]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.", show_default=False)]
+VerboseOption = Annotated[
     bool,
-    typer.Option("-v", "--verbose", help="Show the libraries' warnings, and tracebacks.", show_default=False),
+    typer.Option("-v", "--verbose", help="Show warnings of the libraries, and tracebacks.", show_default=False),
 ]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas; blank ones, as after a last comma, do not count."""
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def classes(text: str | None, file: Path | None) -> Sequence[str] | Mapping[str, Sequence[str]]:
+    """The classes of --classes or --classes-file. Raises GocaError where both, neither or none are given."""
+    if text is not None and file is not None:
+        raise GocaError("--classes and --classes-file exclude each other: give one of them")
+    if file is not None:
+        return _from_file(file)
+    listed = names(text or "")
+    if not listed:
+        raise GocaError('no classes: name what to look for with --classes "cat, grass" or --classes-file FILE')
+    return listed
+
+
+def _from_file(file: Path) -> Mapping[str, Sequence[str]]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise GocaError(f"--classes-file {file} is not UTF-8 text: give one class per line") from None
+    except OSError as error:
+        raise GocaError(f"--classes-file {file} cannot be read: {error.strerror}") from None
+    synonyms: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(lines, start=1):
+        # A comment starts a line or follows a space: "c#" is a name.
+        content = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not content:
+            continue
+        name, _, rest = (part.strip() for part in content.partition(":"))
+        if name in synonyms:
+            raise GocaError(f'--classes-file {file}, line {number}: "{name}" is listed twice; remove one')
+        synonyms[name] = names(rest)
+    if not synonyms:
+        raise GocaError(f"--classes-file {file} has no classes: write one per line")
+    return synonyms
+
+
+def background(text: str) -> str | float | None:
+    """--background as the library takes it. GocaError unless it is auto, none or a number from 0 to 1."""
+    plain = text.strip().lower()
+    if plain in ("auto", "none"):
+        return None if plain == "none" else plain
+    try:
+        threshold = float(plain)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise GocaError(f'--background "{text}" is not valid: give auto, none, or a threshold from 0 to 1')
+    return threshold
+
+
+def timesteps(text: str | None) -> tuple[int, ...] | None:
+    """The timesteps of --timestep. Raises GocaError for anything but whole numbers between commas."""
+    if text is None:
+        return None
+    numbers = names(text)
+    if not numbers or not all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers):
+        raise GocaError(f'--timestep "{text}" is not valid: give a training timestep such as 100, or several: 100,50')
+    return tuple(int(number) for number in numbers)
+
+
+def prices(text: str | None, tagger: str) -> tuple[float, float] | None:
+    """The prices of --prices. Raises GocaError for anything but two numbers from 0, and for a tagger without costs."""
+    if text is None:
+        return None
+    if not tagger.startswith("vlm:"):
+        raise GocaError("--prices only applies to --tagger vlm:MODEL: leave it out")
+    try:
+        per_input, per_output = (float(part) for part in text.split(","))
+    except ValueError:
+        per_input = per_output = -1.0
+    if not (0 <= per_input < math.inf and 0 <= per_output < math.inf):
+        raise GocaError(f'--prices "{text}" is not valid: give the price of a million input and output tokens: 2.5,10')
+    return per_input, per_output
+
+
+def tagger(text: str | None, dataset: str) -> str:
+    """The tagger of --tagger. Only scenes have a default: for other data sets the choice decides what a score means."""
+    if text is not None:
+        return text
+    if dataset == "scenes":
+        return "oracle"
+    raise GocaError(
+        "no tagger: choose with --tagger what names the classes in each image: captions:FILE, vlm:MODEL, local:MODEL, "
+        "self:map, self:error, given:NOUNS, or oracle, which uses the ground truth and inflates scores"
+    )

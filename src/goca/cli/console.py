@@ -1,11 +1,12 @@
-"""How the commands speak: results on stdout, one line for a mistake on stderr, progress for watchers."""
+"""How the commands print: results on stdout; mistakes, one line each, and progress on stderr."""
 
 import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,25 +18,33 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-# Newer typers carry a private click of their own: its UsageError is reached through what is public.
+# Newer typers bring a private click: what typer does not export is reached through what it does.
 UsageError: Any = typer.BadParameter.__mro__[1]
+_click_globals: Any = import_module(f"{UsageError.__module__.rpartition('.')[0]}.globals")
 
-_WIDE = 100  # columns where stdout is no terminal
+_WIDE = 100  # columns where stdout is not a terminal
 
 
 def say(text: str) -> None:
-    """One line on stderr, however long."""
+    """Print one line on stderr, however long."""
     print("goca:", " ".join(text.splitlines()), file=sys.stderr, flush=True)
 
 
 def described(error: GocaError) -> str:
-    """The error's message, and the flag that its hint stands for."""
-    return str(error) if error.hint is None else f"{error} (--{error.hint.replace('_', '-')})"
+    """The error's message, with the option of the running command that its hint stands for, if there is one."""
+    context = _click_globals.get_current_context(silent=True)
+    if error.hint is None or context is None:
+        return str(error)
+    for parameter in context.command.params:
+        flags = [flag for flag in parameter.opts if flag.startswith("--")]
+        if parameter.name == error.hint and flags:
+            return f"{error} ({flags[0]})"
+    return str(error)
 
 
 @contextmanager
 def session(verbose: bool) -> Iterator[None]:
-    """What a command runs in: libraries are silent unless verbose, exceptions are a line and an exit code."""
+    """Run a command in this: libraries are silent unless verbose, and an exception is one line and an exit code."""
     try:
         with nullcontext() if verbose else _silence():
             yield
@@ -68,7 +77,7 @@ def _silence() -> Iterator[None]:
 
 
 def console() -> "Console":
-    """The console on stdout; it prints text as it is."""
+    """The console on stdout; it prints text without markup or highlighting."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _WIDE
@@ -76,7 +85,7 @@ def console() -> "Console":
 
 
 def table(*columns: str) -> "Table":
-    """An empty table that cuts nothing: what is too long for its column goes on below."""
+    """An empty table; text that is too long for its column is wrapped, not cut."""
     from rich import box
     from rich.table import Column, Table
 
@@ -84,7 +93,7 @@ def table(*columns: str) -> "Table":
 
 
 def progress(hidden: bool) -> "Progress":
-    """A progress display on stderr, which vanishes when done; none unless stderr is a terminal."""
+    """A progress display on stderr that vanishes when done; nothing is shown unless stderr is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -114,9 +123,14 @@ def progress(hidden: bool) -> "Progress":
 
 @contextmanager
 def paused(bar: "Progress") -> Iterator[None]:
-    """Take the display away while something is printed."""
+    """Hide the display while something is printed."""
     bar.stop()
     try:
         yield
     finally:
         bar.start()
+
+
+def interval(bounds: Sequence[float]) -> str:
+    """A confidence interval: [0.123, 0.456]"""
+    return "[{:.3f}, {:.3f}]".format(*bounds)

@@ -1,62 +1,230 @@
-"""`goca generate`: its options."""
+"""`goca generate`: an image for each seed, and what explains it, written and printed as each is done."""
 
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from goca.cli import arguments, console
+from goca.cli import arguments
+from goca.cli.console import console, paused, progress, say, session
+
+if TYPE_CHECKING:
+    from goca.generation import Explained, Generated, GenerationOptions
+    from goca.imaging.sheet import Cell
+
+ROWS = 20
+"""Images on a contact sheet."""
+MAX_SLUG = 80
+"""Bytes of a file's name that come from the prompt, and as many from a name in it."""
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to paint: "cat, grass, sky", or a sentence.')],
-    model: arguments.Model = "bundled",
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help='What to generate: "cat, grass, sky", or a sentence.')
+    ],
+    model: arguments.ModelOption = "bundled",
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Steps of the sampler.  [default: the model's]", show_default=False),
+        typer.Option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]", show_default=False),
     ] = None,
     scale: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Scale of the guidance.  [default: the model's]", show_default=False),
+        typer.Option(metavar="S", help="Guidance scale.  [default: the model's]", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
-    count: Annotated[int, typer.Option(metavar="N", min=1, help="Images, of seeds that follow each other.")] = 1,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images, with consecutive seeds.")] = 1,
     size: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=8192, help="Pixels a side.  [default: the model's]", show_default=False),
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=8192,
+            help="Width and height in pixels.  [default: the model's]",
+            show_default=False,
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path("goca-out"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("goca-out"),
     explain: Annotated[
         bool,
         typer.Option(
             "--explain",
-            help="Also heat maps of the prompt's names, labelled masks, and all of it on one sheet.",
+            help="Also write heat maps of the names in the prompt, labelled masks, and a sheet that shows all of them.",
             show_default=False,
         ),
     ] = False,
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="How --explain reads the attention.")] = "goca",
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one line of JSON an image, and nothing else.", show_default=False),
-    ] = False,
-    device: arguments.Device = None,
-    dtype: arguments.Dtype = None,
-    verbose: arguments.Verbose = False,
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="Method that --explain uses; see goca segment.")] = "goca",
+    as_json: arguments.JsonLinesOption = False,
+    device: arguments.DeviceOption = None,
+    dtype: arguments.DtypeOption = None,
+    verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Paint images from a prompt, and show what each word of it looked at.
+    """Generate images from a prompt, and show what each word of it attends to.
 
-    An image comes from its seed alone: with and without --explain, alone or among others, it is the same.
-    Files are named after prompt and seed; the same ones again replace them.
+    Each image depends only on its seed, not on --explain or --count. Files are named after prompt and seed; existing
+    ones are overwritten.
     """
-    with console.session(verbose):
-        from goca.cli.painting import Files, run
+    with session(verbose):
+        from goca.folders import check_writable
         from goca.generation import GenerationOptions
+        from goca.recipe import recipe_named
 
-        files = Files(out, prompt, range(seed, seed + count))
+        recipe_named(recipe)
+        check_writable(out)
+        files = GenerationFiles(out, prompt, range(seed, seed + count))
         options = GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
-        run(files, options, model, device, dtype, explain, recipe, as_json=json)
+        _run(files, options, model, device, dtype, explain, recipe, as_json)
 
 
-def register(app: typer.Typer) -> None:
-    """Make it a command of the application."""
-    app.command()(generate)
+@dataclass(frozen=True)
+class GenerationFiles:
+    """Where results go: NAME-SEED.png and what explains it in `folder`, NAME from the prompt."""
+
+    folder: Path
+    prompt: str
+    seeds: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        return slug(self.prompt) or "image"
+
+    def of(self, seed: int, *parts: str) -> Path:
+        """NAME-SEED.PART.PART"""
+        return self.folder / ".".join((f"{self.name}-{seed}", *parts))
+
+    def sheet(self, seed: int) -> Path:
+        """NAME-FIRST-LAST.sheet.png: the contact sheet that a seed's image is on."""
+        start = (seed - self.seeds[0]) // ROWS * ROWS
+        part = self.seeds[start : start + ROWS]
+        span = f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}"
+        return self.folder / f"{self.name}-{span}.sheet.png"
+
+
+def slug(text: str) -> str:
+    """Letters and digits of any script, with a hyphen for everything between; a long one ends in a digest instead."""
+    full = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    if len(full.encode()) <= MAX_SLUG:
+        return full
+    digest = blake2b(text.encode(), digest_size=3).hexdigest()
+    return f"{full.encode()[:MAX_SLUG].decode(errors='ignore').rstrip('-')}-{digest}"
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """A slug for each name, numbered where another name has the same."""
+    unique: dict[str, str] = {}
+    for name in names:
+        first = slug(name) or "name"
+        numbered = (first, *(f"{first}-{number}" for number in range(2, len(unique) + 2)))
+        unique[name] = next(candidate for candidate in numbered if candidate not in unique.values())
+    return unique
+
+
+def _run(
+    files: GenerationFiles,
+    options: "GenerationOptions",
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    explain: bool,
+    recipe: str,
+    as_json: bool,
+) -> None:
+    """Generate every image. What is written stays, whatever happens later."""
+    from goca.diffusion.loading import load, without_bars
+    from goca.generation import Progress, generate
+
+    rows: list[list[Cell]] = []
+    count = 0
+    try:
+        with progress(hidden=as_json) as bar:
+            task = bar.add_task(f"loading {model}", total=None)
+            with without_bars() if as_json else nullcontext():
+                pipeline = load(model, device, dtype, None, None)
+            bar.reset(task, description=f"generating seed {files.seeds[0]}", total=None)
+            # Closed, the pipeline stops at its next step.
+            with closing(generate(pipeline, options, files.seeds, explain, recipe)) as events:
+                for event in events:
+                    if isinstance(event, Progress):
+                        description = f"generating seed {event.seed}"
+                        bar.update(task, description=description, completed=event.step, total=event.steps)
+                        continue
+                    explained, written = _write(files, options, event, explain, rows)
+                    count += 1
+                    with paused(bar):
+                        _print(event, explained, written, as_json)
+    except KeyboardInterrupt:
+        say(f"stopped; {count} of {len(files.seeds)} images are done and complete")
+        raise typer.Exit(130) from None
+
+
+def _write(
+    files: GenerationFiles,
+    options: "GenerationOptions",
+    generated: "Generated",
+    explain: bool,
+    rows: "list[list[Cell]]",
+) -> "tuple[Explained | None, list[Path]]":
+    """Write the files of one image. rows: those of the current contact sheet, to which the image's is added."""
+    from goca.generation import explain as explain_image
+    from goca.generation import row
+    from goca.imaging.draw import png
+    from goca.imaging.sheet import contact_sheet
+    from goca.storage.atomic import write_atomic
+
+    written = [files.of(generated.seed, "png")]
+    write_atomic({written[0]: png(generated.image)})
+    if not explain:
+        return None, written
+    explained = explain_image(generated)
+    written += _write_explanation(files, options, explained)
+    if len(rows) == ROWS:
+        rows.clear()
+    rows.append(row(explained))
+    sheet = files.sheet(generated.seed)
+    write_atomic({sheet: png(contact_sheet(rows))})
+    return explained, [*written, sheet]
+
+
+def _write_explanation(files: GenerationFiles, options: "GenerationOptions", explained: "Explained") -> list[Path]:
+    """The files that explain an image, all or none; the JSON last."""
+    from goca.exports.labels_png import labels_png
+    from goca.imaging.draw import png
+    from goca.storage.atomic import write_atomic
+
+    masks, generated = explained.masks, explained.generated
+    facts = {
+        "request": vars(options),
+        "seed": generated.seed,
+        **(generated.traced.to_json() if generated.traced is not None else {}),
+        "masks": masks.to_json()["classes"],
+        "left_out": list(explained.left_out),
+    }
+    stems = slugs(explained.heatmaps)
+    paths = {
+        files.of(generated.seed, stems[name], "heatmap.png"): png(image) for name, image in explained.heatmaps.items()
+    }
+    paths[files.of(generated.seed, "labels.png")] = labels_png(masks.labels, masks.classes)
+    paths[files.of(generated.seed, "overlay.png")] = png(masks.overlay())
+    paths[files.of(generated.seed, "json")] = (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+    write_atomic(paths)
+    return list(paths)
+
+
+def _print(generated: "Generated", explained: "Explained | None", written: Sequence[Path], as_json: bool) -> None:
+    if as_json:
+        facts: dict[str, Any] = {"seed": generated.seed, "files": [str(path) for path in written]}
+        if explained is not None:
+            facts["masks"] = explained.masks.to_json()["classes"]
+            facts["left_out"] = list(explained.left_out)
+        print(json.dumps(facts), flush=True)
+        return
+    page = console()
+    for path in written:
+        page.print(str(path), soft_wrap=True)
+    for name in explained.left_out if explained is not None else ():
+        page.print(f'note: "{name}" has no map: the tokenizer cuts it off, or it has only stop words', soft_wrap=True)

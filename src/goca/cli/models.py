@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import requires
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from goca.cli.console import console, progress, table
+import typer
+
+from goca.cli import arguments
+from goca.cli.console import console, progress, session, table
+from goca.errors import GocaError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +23,52 @@ if TYPE_CHECKING:
 
 OK, FAILED = "ok", "failed"
 UNVERIFIED = "not verified here"
+
+
+def models(
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Segment an image with a tiny random pipeline of every family.",
+            show_default=False,
+        ),
+    ] = False,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Print the facts of an unlisted denoiser, found by running the pipeline in this diffusers folder.",
+            show_default=False,
+        ),
+    ] = None,
+    as_markdown: arguments.MarkdownOption = False,
+    as_json: arguments.JsonOption = False,
+    verbose: arguments.VerboseOption = False,
+) -> None:
+    """List the known checkpoints, check that every family works on this machine, or probe an unlisted denoiser.
+
+    Any other checkpoint of a supported family works too, with settings by that family's rule.
+    """
+    with session(verbose):
+        if as_markdown and (check or as_json):
+            raise GocaError(f"--markdown and --{'check' if check else 'json'} exclude each other: give one of them")
+        if probe and (check or as_markdown or as_json):
+            raise GocaError("--probe prints Python source: give it alone")
+        if probe:
+            print(probed(probe), end="")
+            passed = True
+        elif check:
+            from goca.testing.tiny import BUILDERS
+
+            passed = report(BUILDERS, as_json)
+        elif as_markdown:
+            print(families())
+            passed = True
+        else:
+            passed = listing(as_json)
+    if not passed:
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)

@@ -1,147 +1,228 @@
-"""`goca segment`: load a model once, label the images, write and print each as it is done."""
+"""`goca segment`: label images and folders of images, and print each as it is done."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
-from itertools import takewhile
-from operator import ne
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from goca.cli.console import console, described, paused, progress, say, table
-from goca.cli.files import Job
-from goca.cli.parsing import Asked
-from goca.cli.resume import Facts, finished
+from goca.cli import arguments
+from goca.cli.console import console, described, paused, progress, say, session, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from goca.diffusion.backbone import BackboneSession
+    from goca.folders import Facts, FolderProgress, ImageJob, ImageOutcome, ModelOptions
+    from goca.parallel import Executor
     from goca.request import SegmentationRequest
-    from goca.segmentation import Segmentation
-    from goca.segmenter import Segmenter
+
+MOST_CLASSES = 8
+"""Classes that the line of an image in a folder lists; its JSON file has them all."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """What to load, and how; see `Segmenter.from_pretrained`."""
+def segment(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE|DIR",
+            show_default=False,
+            help="Images, and folders to search for images; hidden files and earlier results are skipped.",
+        ),
+    ],
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help='Classes to look for: "cat, grass".', show_default=False),
+    ] = None,
+    classes_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help='The classes in a file, one per line: "class" or "class: synonym, synonym". # starts a comment.',
+        ),
+    ] = None,
+    background_classes: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Classes whose pixels become background: they get no label."),
+    ] = "",
+    background: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|T",
+            help="auto: the recipe's rule; none: every pixel gets a class; T: a score threshold from 0 to 1.",
+        ),
+    ] = "auto",
+    caption: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Prompt to use instead of the list of classes; it must contain every class.",
+            show_default=False,
+        ),
+    ] = None,
+    model: arguments.ModelOption = "bundled",
+    recipe: arguments.RecipeOption = "goca",
+    timestep: arguments.TimestepOption = None,
+    seeds: arguments.SeedsOption = 1,
+    flip: arguments.FlipOption = False,
+    window: arguments.WindowOption = False,
+    refine_edges: arguments.RefineEdgesOption = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for NAME.labels.png, NAME.overlay.png and NAME.json.")
+    ] = Path("goca-out"),
+    as_json: arguments.JsonLinesOption = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep the results of an earlier run and segment the remaining images; results that were made with "
+            "other classes or settings stop the run.",
+            show_default=False,
+        ),
+    ] = False,
+    workers: arguments.WorkersOption = None,
+    ray: arguments.RayOption = None,
+    device: arguments.DeviceOption = None,
+    dtype: arguments.DtypeOption = None,
+    size: arguments.SizeOption = None,
+    seed: arguments.SeedOption = 0,
+    batch: arguments.BatchOption = 4,
+    verbose: arguments.VerboseOption = False,
+) -> None:
+    """Label the pixels of images with class names.
 
-    name: str
-    recipe: str
-    device: str | None
-    dtype: str | None
-    batch: int
-    overrides: Mapping[str, Any]
-
-
-def run(jobs: Sequence[Job], asked: Asked, model: Model, as_json: bool, resume: bool) -> bool:
-    """Label every image; whether all could be.
-
-    An image that cannot be read is named on stderr and left out; alone, it raises its GocaError. What is
-    written stays, whatever happens later. resume: what an earlier run finished is not done again.
+    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file. Below --out, results keep
+    the images' paths from the common parent folder of all inputs.
     """
-    kept: dict[Job, Facts] = {}
-    done = 0
-    try:
-        with progress(hidden=as_json) as bar:
-            segmenter, session = _load(model, asked, bar, as_json)
-            if resume:
-                kept = finished(jobs, asked.to_json(), segmenter.plan.to_json())
-            done = len(kept)
-            labelling = bar.add_task("labelling", total=len(jobs), completed=done)
+    with session(verbose):
+        listed = arguments.classes(classes, classes_file)
+        threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
+        from goca.folders import ModelOptions, plan_outputs
+        from goca.parallel import Executor
 
-            rest = {str(job.image): job for job in jobs if job not in kept}
-            untold = iter(jobs)
-            for request, outcome in segmenter.stream(_questions(rest.values(), asked), session):
-                job = rest[str(request.image)]
-                if isinstance(outcome, GocaError):
-                    if len(jobs) == 1:
-                        raise outcome
-                    name, reason = str(request.image), described(outcome)
-                    with paused(bar):
-                        say(f"left out: {reason}" if name in reason else f"left out: {name}: {reason}")
-                    bar.advance(labelling)
-                    continue
-                outcome.save(job.folder, job.stem, facts={"asked": asked.to_json()})
-                done += 1
-                with paused(bar):
-                    _tell_kept(takewhile(partial(ne, job), untold), kept, as_json)
-                    _tell(job, outcome, asked, as_json)
-                bar.advance(labelling)
-            _tell_kept(untold, kept, as_json)
-    except KeyboardInterrupt:
-        say(f"stopped; {done} of {len(jobs)} images are done and whole")
-        raise typer.Exit(130) from None
-    if resume:
-        say(f"{done} of {len(jobs)} images are done, {len(kept)} of them kept from before")
-    elif done < len(jobs):
-        say(f"{done} of {len(jobs)} images are done")
-    return done == len(jobs)
+        jobs = plan_outputs(images, out)
+        from goca.request import SegmentationRequest
 
-
-def _load(model: Model, asked: Asked, bar: "Progress", as_json: bool) -> tuple["Segmenter", "BackboneSession"]:
-    """The model, and a session with the captions encoded. Raises GocaError for what cannot be loaded or asked."""
-    loading = bar.add_task(f"loading {model.name}", total=None)
-    from goca.diffusion.loading import without_bars
-    from goca.recipe import recipe_named
-    from goca.text.nouns import parse_nouns
-
-    recipe = recipe_named(model.recipe)
-    parse_nouns(asked.classes, asked.background_classes)
-    from goca.segmenter import Segmenter
-
-    # A fetched model shows the hub's own progress, but nothing may stand beside JSON.
-    with without_bars() if as_json else nullcontext():
-        segmenter = Segmenter.from_pretrained(
-            model.name, recipe, device=model.device, dtype=model.dtype, batch=model.batch, **model.overrides
+        request = SegmentationRequest("", listed, arguments.names(background_classes), threshold, caption)
+        options = ModelOptions(
+            name=model,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            settings={
+                "timestep": timesteps,
+                "size": size,
+                "seed": seed,
+                "seeds": seeds,
+                "flip": flip,
+                "window": window,
+                "refine_edges": refine_edges,
+            },
         )
-    session = segmenter.check(asked.classes, asked.background_classes, asked.caption, asked.background)
-    bar.remove_task(loading)
-    return segmenter, session
+        summary = _run(jobs, request, options, resume, Executor(workers=workers, ray=ray), as_json)
+        _print_summary(summary, out, resume, as_json)
+    if summary.left_out:
+        raise typer.Exit(1)
 
 
-def _questions(jobs: Iterable[Job], asked: Asked) -> "Iterator[SegmentationRequest]":
-    from goca.request import SegmentationRequest
+def _run(
+    jobs: "Sequence[ImageJob]",
+    request: "SegmentationRequest",
+    model: "ModelOptions",
+    resume: bool,
+    executor: "Executor",
+    as_json: bool,
+) -> "FolderProgress":
+    """Segment every image and print each as it is done. Where there is only one, its error is the command's."""
+    from goca.diffusion.loading import without_bars
+    from goca.folders import FolderProgress, segment_images
 
-    return (
-        SegmentationRequest(job.image, asked.classes, asked.background_classes, asked.background, asked.caption)
-        for job in jobs
-    )
+    summary = FolderProgress(total=len(jobs))
+    known_notes: set[str] = set()
+    try:
+        # A model that is downloaded shows the Hub's own progress, but not beside JSON.
+        with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext():
+            loading = bar.add_task(f"loading {model.name}", total=None)
+            segmenting = bar.add_task("segmenting", total=len(jobs), start=False, visible=False)
+            for event in segment_images(jobs, request, model, resume=resume, executor=executor):
+                if isinstance(event, FolderProgress):
+                    summary = event
+                    bar.update(loading, visible=False)
+                    bar.start_task(segmenting)
+                    bar.update(segmenting, completed=event.done + event.left_out, visible=True)
+                    continue
+                if len(jobs) == 1 and isinstance(event.result, GocaError):
+                    raise event.result
+                with paused(bar):
+                    _print_outcome(event, as_json, len(jobs) == 1, known_notes)
+    except KeyboardInterrupt:
+        say(f"stopped; {summary.done} of {len(jobs)} images are done and complete")
+        raise typer.Exit(130) from None
+    return summary
 
 
-def _tell_kept(jobs: Iterable[Job], kept: Mapping[Job, Facts], as_json: bool) -> None:
-    """The lines of JSON of an earlier run, as if this run had made them."""
-    for job in jobs:
-        if as_json and job in kept:
-            _print_json(job, kept[job])
+def _print_outcome(outcome: "ImageOutcome", as_json: bool, alone: bool, known_notes: set[str]) -> None:
+    """A line of JSON, a table for an image alone, or a few lines; for people, only what this run did."""
+    job, facts = outcome.job, outcome.result
+    if isinstance(facts, GocaError):
+        reason = described(facts)
+        say(f"left out: {reason}" if str(job.image) in reason else f"left out: {job.image}: {reason}")
+    elif as_json:
+        files = [str(path) for path in job.targets]
+        print(json.dumps({"image": str(job.image), **facts, "files": files}), flush=True)
+    elif alone:
+        _print_table(job, facts)
+    elif not outcome.kept:
+        _print_block(job, facts, known_notes)
 
 
-def _print_json(job: Job, facts: Facts) -> None:
-    print(
-        json.dumps({"image": str(job.image), **facts, "files": [str(path) for path in job.targets]}),
-        flush=True,
-    )
-
-
-def _tell(job: Job, result: "Segmentation", asked: Asked, as_json: bool) -> None:
-    """One result on stdout: a line of JSON, or a table and the files."""
-    if as_json:
-        _print_json(job, {**result.to_json(), "asked": asked.to_json()})
-        return
-    found = table("class", "share of pixels", "peak score")
-    for column in found.columns[1:]:
+def _print_table(job: "ImageJob", facts: "Facts") -> None:
+    rows = table("class", "share of pixels", "peak score")
+    for column in rows.columns[1:]:
         column.justify = "right"
-    for name, (share, peak) in result.present.items():
-        found.add_row(name, f"{share:.1%}", f"{peak:.2f}")
-    unlabelled = float((result.labels == 0).mean())
-    if unlabelled:
-        found.add_row("(background)", f"{unlabelled:.1%}", "")
-    out = console()
-    out.print(str(job.image), soft_wrap=True)
-    out.print(found)
-    for line in (*(f"note: {note}" for note in result.plan.notes), *map(str, job.targets), ""):
-        out.print(line, soft_wrap=True)
+    for entry in facts["classes"]:
+        rows.add_row(entry["name"], f"{entry['share']:.1%}", f"{entry['peak']:.2f}")
+    if background := _background(facts):
+        rows.add_row("(background)", f"{background:.1%}", "")
+    page = console()
+    page.print(str(job.image), soft_wrap=True)
+    page.print(rows)
+    for line in (*(f"note: {note}" for note in facts["plan"]["notes"]), *map(str, job.targets)):
+        page.print(line, soft_wrap=True)
+
+
+def _print_block(job: "ImageJob", facts: "Facts", known_notes: set[str]) -> None:
+    """The image and its classes by their shares, on one line; a note only once in a run."""
+    shares = {entry["name"]: entry["share"] for entry in facts["classes"]} | {"(background)": _background(facts)}
+    visible = sorted((name for name in shares if shares[name]), key=shares.__getitem__, reverse=True)
+    listed = [f"{name} {shares[name]:.1%}" for name in visible[:MOST_CLASSES]]
+    if len(visible) > MOST_CLASSES:
+        listed.append(f"{len(visible) - MOST_CLASSES} more")
+    page = console()
+    page.print(f"{job.image}: {', '.join(listed)}", soft_wrap=True)
+    for note in facts["plan"]["notes"]:
+        if note not in known_notes:
+            known_notes.add(note)
+            page.print(f"  note: {note}", soft_wrap=True)
+
+
+def _background(facts: "Facts") -> float:
+    """The share of the pixels without a label; exactly 0 where every pixel has one."""
+    pixels = facts["height"] * facts["width"]
+    return round((1 - sum(entry["share"] for entry in facts["classes"])) * pixels) / pixels
+
+
+def _print_summary(summary: "FolderProgress", out: Path, resume: bool, as_json: bool) -> None:
+    """What the run did, on stdout; beside JSON on stderr, where there is something to know."""
+    text = f"{summary.done} {'image' if summary.done == 1 else 'images'} segmented"
+    if resume:
+        text += f", {summary.kept} of them by an earlier run"
+    if summary.left_out:
+        text += f", {summary.left_out} left out"
+    text += f"; results in {out}"
+    if as_json and (resume or summary.left_out):
+        say(text)
+    elif not as_json and (resume or summary.total > 1):
+        console().print(text, soft_wrap=True)

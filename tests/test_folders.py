@@ -1,12 +1,18 @@
-"""Inputs to outputs: which images are found, where their results go, and what is refused before anything runs."""
+"""A folder of images as one job: what is found, where results go, what is refused, and who does the work."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
-from goca.cli.files import jobs
 from goca.errors import GocaError
+from goca.folders import SUFFIXES, FolderProgress, ImageOutcome, ModelOptions, plan_outputs, segment_images
+from goca.parallel import Executor
+from goca.request import SegmentationRequest
+from goca.segmenter import Segmenter
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +29,15 @@ def touch(*names: str) -> list[Path]:
 
 
 def places(*inputs: str, out: str = "out") -> dict[str, str]:
-    return {str(job.image): str(job.folder / job.stem) for job in jobs([Path(one) for one in inputs], Path(out))}
+    return {
+        str(job.image): str(job.folder / job.stem) for job in plan_outputs([Path(name) for name in inputs], Path(out))
+    }
 
 
 def refusal(*inputs: str, out: str = "out") -> str:
     with pytest.raises(GocaError) as caught:
-        jobs([Path(one) for one in inputs], Path(out))
-    assert "\n" not in str(caught.value)
+        plan_outputs([Path(name) for name in inputs], Path(out))
+    assert "--" not in str(caught.value)
     return str(caught.value)
 
 
@@ -99,9 +107,9 @@ def test_a_folder_without_images_is_named():
 
 def test_two_inputs_for_one_result_are_both_named():
     touch("in/a.jpg", "in/a.png")
-    told = refusal("in")
-    assert "in/a.jpg" in told
-    assert "in/a.png" in told
+    message = refusal("in")
+    assert "in/a.jpg" in message
+    assert "in/a.png" in message
 
 
 @pytest.mark.parametrize("twice", [("a.png", "a.png"), ("a.png", "./in/../a.png"), (".", "a.png")])
@@ -119,9 +127,9 @@ def test_results_never_overwrite_an_input():
 def test_an_output_folder_that_cannot_be_written_is_refused(out):
     touch("a.png")
     Path("dangling").symlink_to("nowhere/at/all")
-    told = refusal("a.png", out=out)
-    assert f"cannot write to {out}" in told
-    assert "choose another --out" in told
+    message = refusal("a.png", out=out)
+    assert f"cannot write to {out}" in message
+    assert "choose another output folder" in message
 
 
 def test_a_file_in_the_way_of_an_inner_output_folder_is_refused():
@@ -143,3 +151,65 @@ def test_nothing_is_left_behind_by_the_check(here):
     places("in", out="new/deep")
     places("in", out="old/deep")
     assert sorted(here.rglob("*")) == before
+
+
+# --- The work
+
+
+@pytest.fixture
+def photos(image: Callable[..., Image.Image]) -> None:
+    """Three images in in/, and one that is broken."""
+    Path("in").mkdir()
+    for seed, name in enumerate("abd"):
+        image(48 + 8 * seed, 40, seed).save(f"in/{name}.png")
+    Path("in/c.png").write_bytes(b"not an image")
+
+
+def run(out: str, executor: Executor, **options: Any) -> tuple[list[FolderProgress], list[ImageOutcome]]:
+    jobs = plan_outputs([Path("in")], Path(out))
+    request = SegmentationRequest("", ["cat", "grass"], ["sky"])
+    events = list(segment_images(jobs, request, ModelOptions(batch=1), executor=executor, **options))
+    outcomes = [event for event in events if isinstance(event, ImageOutcome)]
+    assert [outcome.job for outcome in outcomes] == list(jobs)
+    return [event for event in events if isinstance(event, FolderProgress)], outcomes
+
+
+def results(outcomes: list[ImageOutcome]) -> list[Any]:
+    return [str(item.result) if isinstance(item.result, GocaError) else item.result for item in outcomes]
+
+
+def content(out: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(out).iterdir())}
+
+
+def test_progress_and_outcomes_are_values(photos: None) -> None:
+    progress, outcomes = run("out", Executor())
+    assert progress[0] == FolderProgress(total=4)
+    assert progress[-1] == FolderProgress(total=4, done=3, left_out=1)
+    assert [event.done + event.left_out for event in progress] == [0, 1, 2, 3, 4]
+    assert [isinstance(outcome.result, GocaError) for outcome in outcomes] == [False, False, True, False]
+    assert sorted(content("out")) == sorted(f"{stem}{suffix}" for stem in "abd" for suffix in SUFFIXES)
+
+
+def test_two_workers_agree_with_one_and_resume_it(photos: None) -> None:
+    _, alone = run("alone", Executor())
+    progress, shared = run("shared", Executor(workers=2))
+    assert progress[-1] == FolderProgress(total=4, done=3, left_out=1)
+    assert results(shared) == results(alone)
+    assert content("shared") == content("alone")
+
+    Path("shared/d.json").unlink()
+    progress, resumed = run("shared", Executor(workers=2), resume=True)
+    assert progress[0] == FolderProgress(total=4, done=2, kept=2)
+    assert progress[-1] == FolderProgress(total=4, done=3, kept=2, left_out=1)
+    assert [outcome.kept for outcome in resumed] == [True, True, False, False]
+    assert content("shared") == content("alone")
+
+
+def test_a_cluster_that_does_not_answer_is_refused_before_the_model_is_loaded(photos: None, monkeypatch: Any) -> None:
+    def load(*args: Any, **options: Any) -> Segmenter:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", load)
+    with pytest.raises(GocaError, match="no Ray"):
+        run("out", Executor(ray="nowhere"))

@@ -1,0 +1,242 @@
+"""`goca evaluate`: a score, with the protocol that made it."""
+
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from goca.cli import arguments
+from goca.cli.console import console, interval, paused, progress, say, session, table
+
+if TYPE_CHECKING:
+    from goca.evaluation.config import EvaluationConfig
+    from goca.evaluation.report import Report
+    from goca.parallel import Executor
+
+
+def evaluate(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="scenes, voc, context, coco-object, coco-stuff-27, coco-stuff-171, cityscapes, ade20k or folder.",
+        ),
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder that the data set was unpacked in.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Split of the data set.  [default: the one that the protocol uses]",
+            show_default=False,
+        ),
+    ] = None,
+    as_background: Annotated[
+        str, typer.Option(metavar="NAMES", help="Categories that count as background.", show_default=False)
+    ] = "",
+    limit: arguments.LimitOption = None,
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/evaluation.md.")] = "honest",
+    switches: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SWITCH=VALUE",
+            help="Change a switch of the protocol, such as void=background; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TAGGER",
+            help="What names the classes in each image: oracle (the ground truth), given:NOUNS, captions:FILE, "
+            "vlm:MODEL, local:MODEL, self:error or self:map.  [default for scenes: oracle]",
+            show_default=False,
+        ),
+    ] = None,
+    prices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INPUT,OUTPUT",
+            help="Price of vlm:MODEL per million input and output tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Print the estimated tokens and cost of vlm:MODEL, then exit.", show_default=False
+        ),
+    ] = False,
+    together: Annotated[int, typer.Option(metavar="N", min=1, help="Concurrent requests to vlm:MODEL.")] = 4,
+    captions: arguments.CaptionsOption = "nouns",
+    model: arguments.ModelOption = "bundled",
+    recipe: arguments.RecipeOption = "goca",
+    timestep: arguments.TimestepOption = None,
+    size: arguments.SizeOption = None,
+    seed: arguments.SeedOption = 0,
+    seeds: arguments.SeedsOption = 1,
+    flip: arguments.FlipOption = False,
+    window: arguments.WindowOption = False,
+    refine_edges: arguments.RefineEdgesOption = False,
+    device: arguments.DeviceOption = None,
+    dtype: arguments.DtypeOption = None,
+    batch: arguments.BatchOption = 8,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="PyTorch threads per process (CPU only).")] = 1,
+    workers: arguments.WorkersOption = None,
+    ray: arguments.RayOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Folder for images.jsonl, run.json and confusion.png; an unfinished run in it is resumed.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: arguments.JsonOption = False,
+    verbose: arguments.VerboseOption = False,
+) -> None:
+    """Score a recipe on a data set.
+
+    Prints mIoU with its confidence interval, the IoU of each class, accuracies, and the protocol. With --out, a run
+    that was stopped or killed is resumed by the same command.
+    """
+    with session(verbose):
+        timesteps = arguments.timesteps(timestep)
+        tags = arguments.tagger(tagger, dataset)
+        overrides = {
+            "timestep": timesteps,
+            "size": size,
+            "seed": seed,
+            "seeds": seeds,
+            "flip": flip,
+            "window": window,
+            "refine_edges": refine_edges,
+        }
+        from goca.evaluation.config import EvaluationConfig
+        from goca.parallel import Executor
+
+        config = EvaluationConfig(
+            dataset=dataset,
+            root=root,
+            split=split,
+            as_background=arguments.names(as_background),
+            limit=limit,
+            protocol=protocol,
+            switches=tuple(switches or ()),
+            tagger=tags,
+            captions=captions,
+            model=model,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            threads=threads,
+            overrides=overrides,
+            prices=arguments.prices(prices, tags),
+            concurrency=together,
+        )
+        if estimate:
+            _estimate(config, out, as_json)
+            return
+        complete = _run(config, out, Executor(workers=workers, ray=ray), as_json)
+    if not complete:
+        raise typer.Exit(1)
+
+
+def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_json: bool) -> bool:
+    """Score a recipe and print the report; returns whether no image was left out."""
+    from goca.diffusion.loading import without_bars
+    from goca.evaluation import runner
+    from goca.tagging.base import Estimate
+
+    done = 0
+    with progress(hidden=as_json) as bar:
+        task = bar.add_task("opening", total=None)
+        try:
+            with without_bars(), closing(runner.run(config, out, executor, sys.argv[1:])) as events:
+                for event in events:
+                    match event:
+                        case runner.Stage():
+                            bar.remove_task(task)
+                            task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                            done = event.done
+                        case runner.ImagesTagged():
+                            bar.advance(task, event.count)
+                        case runner.ImagesDone():
+                            bar.advance(task, len(event.images))
+                            done += len(event.images)
+                        case Estimate():
+                            if not as_json:
+                                with paused(bar):
+                                    console().print(f"expected use of the tagger: {event}", soft_wrap=True)
+                        case runner.Finished():
+                            report, settings = event.report, event.settings
+        except KeyboardInterrupt:
+            bar.stop()
+            again = f"; the same command resumes {out}" if out is not None else ""
+            say(f"stopped; {done} images are done{again}")
+            raise typer.Exit(130) from None
+    # Not before: where all are left out, the run fails with one message.
+    for image in report.left_out:
+        say(f"left out: {image.id}: {image.left_out}")
+    if as_json:
+        left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
+        print(
+            json.dumps(
+                {
+                    **report.metrics(),
+                    "left_out_images": left_out,
+                    "protocol": report.protocol.to_json(),
+                    "plan": settings["plan"],
+                }
+            )
+        )
+    else:
+        _print(report, out)
+    if report.left_out:
+        say(f"{len(report.left_out)} of {len(report.images)} images were left out")
+    return not report.left_out
+
+
+def _estimate(config: "EvaluationConfig", out: Path | None, as_json: bool) -> None:
+    """Print the tokens and cost that the tagger is expected to take."""
+    from goca.evaluation import runner
+
+    expected = runner.estimate(config, out)
+    if as_json:
+        print(json.dumps(vars(expected)))
+    else:
+        console().print(str(expected), soft_wrap=True)
+
+
+def _print(report: "Report", out: Path | None) -> None:
+    metrics: dict[str, Any] = report.metrics()
+    rows = table("class", "IoU")
+    for name, value in sorted(metrics["per_class"].items(), key=lambda item: -item[1]):
+        rows.add_row(name, f"{value:.3f}")
+    page = console()
+    page.print(rows)
+    page.print(
+        f"mIoU {metrics['miou']:.3f} {interval(metrics['ci95'])}, accuracy {metrics['pixel_accuracy']:.3f}, "
+        f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.3f}, {metrics['labels']} labels, "
+        f"{metrics['images']} images",
+        soft_wrap=True,
+    )
+    if "sweep" in metrics:
+        fixed, oracle = metrics["fixed_threshold"], metrics["oracle_threshold"]
+        page.print(
+            f"fixed threshold: {fixed['miou']:.3f} {interval(fixed['ci95'])}; oracle threshold "
+            f"{oracle['threshold']:+.1f}, picked on these images: {oracle['miou']:.3f}",
+            soft_wrap=True,
+        )
+    for line in report.protocol.lines():
+        page.print(line, soft_wrap=True)
+    if out is not None:
+        page.print(f"written to {out}", soft_wrap=True)
