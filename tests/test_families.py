@@ -192,7 +192,7 @@ def test_no_image_is_shown_beyond_the_model_s_positions(
     longest = segmenter.backbone.max_side
     shown: list[tuple[int, int]] = []
     latents = segmenter.backbone.latents
-    segmenter.backbone.latents = lambda images, size: shown.append(size) or latents(images, size)  # type: ignore
+    segmenter.backbone.latents = lambda images, size, batch: shown.append(size) or latents(images, size, batch)  # type: ignore
     result = segmenter(image(*size), classes=["cat", "grass"])
     assert max(shown[0]) <= longest
     assert any("no positions for more" in note for note in result.plan.notes) == (

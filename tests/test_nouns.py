@@ -12,7 +12,9 @@ from goca.evaluation.caption_nouns import HONEST, CaptionedRequest, Policy, capt
 from goca.evaluation.datasets.base import Category
 from goca.request import find_tokens
 from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write
+from goca.text.nouns import parse_nouns
 from goca.text.spelling import STOP
+from goca.text.token_spans import find_noun_tokens
 from goca.text.tokens import Tokens
 
 VOC = (
@@ -134,8 +136,10 @@ def test_every_noun_of_a_request_has_columns_of_its_own(policy: Policy, caption:
     if not request.classes:
         return
     segmentation_request = request.of("photo.jpg")
-    wanted, others = nouns(segmentation_request.classes, segmentation_request.background_classes)
-    spans = words(request.caption, [by_characters(normalize("NFC", request.caption))], wanted, others, named=True)
+    wanted, others = parse_nouns(segmentation_request.classes, segmentation_request.background_classes)
+    spans = find_noun_tokens(
+        request.caption, [by_characters(normalize("NFC", request.caption))], wanted, others, named=True
+    )
     columns = [column for noun in spans.nouns for column in noun]
     silent = {index for match in STOP.finditer(request.caption) for index in range(*match.span())}
     assert sorted(columns) == [index for index in range(len(request.caption)) if index not in silent]

@@ -22,6 +22,7 @@ from goca.maths.concepts import concept_shares
 from goca.maths.fusion import PerResolutionMean, WeightedMean
 from goca.testing.tiny import JOINT_BUILDERS, UNET_BUILDERS
 from goca.text.nouns import Noun
+from goca.text.token_spans import find_noun_tokens
 
 TOKENS = 5
 WEIGHTS = (0.1, 0.1, 0.5, 0.3)
@@ -119,7 +120,9 @@ def aggregated(
     segmenter = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)
     session = segmenter.backbone.session()
     caption = "cat, traffic light, grass"
-    found = words(caption, session.backbone.texts(session.prompt(caption)), NOUNS[:2], NOUNS[2:], named=False)
+    found = find_noun_tokens(
+        caption, session.backbone.texts(session.prompt(caption)), NOUNS[:2], NOUNS[2:], named=False
+    )
     aggregator, calls = AttentionAggregator(segmenter.plan, found, grid), []
 
     def sink(_: int, call: AttentionCall) -> None:

@@ -53,9 +53,9 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     stems: list[str] = []
     save = Segmentation.save
 
-    def noting(self: Segmentation, folder: Path, stem: str, *facts: Any) -> tuple[Path, ...]:
+    def noting(self: Segmentation, folder: Path, stem: str, **options: Any) -> tuple[Path, ...]:
         stems.append(stem)
-        return save(self, folder, stem, *facts)
+        return save(self, folder, stem, **options)
 
     monkeypatch.setattr(Segmentation, "save", noting)
     return stems

@@ -19,6 +19,7 @@ from goca import bundled as data
 from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.evaluation.oracle import OracleTagger, true_classes
+from goca.imaging.images import fit
 from goca.tagging import BatchTagger, Tagger, TaggerOptions, local, prepare, tagger_named
 from goca.tagging.captions import CaptionEntry, CaptionsTagger, CaptionStore, read_captions
 from goca.tagging.multilabel import MultilabelScores

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from goca.evaluation.scenes import evaluate_scenes
 from PIL import Image
 from torch.nn.functional import interpolate
 
 from goca import GOCA, RECIPES, Recipe, Segmentation, SegmentationRequest, Segmenter, bundled, trace
 from goca.diffusion.loading import load, quiet
-from goca.evaluation.config import Job
+from goca.evaluation.ablate import scenes_benchmark
+from goca.evaluation.config import EvaluationConfig
+from goca.evaluation.evaluator import evaluate_dataset
+from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.runner import evaluate
 from goca.testing.tiny import BUILDERS
 
@@ -60,9 +62,10 @@ def background_scores(result: Segmentation) -> np.ndarray:
     return rule.rule(rule.threshold, background[0, 0]).numpy()
 
 
-def without_background(segmenter: Segmenter, scenes: list[Any]) -> list[float]:
+def without_background(segmenter: Segmenter, limit: int) -> list[float]:
     """mIoU and the ends of its interval, where every pixel gets a class."""
-    score = evaluate_scenes(segmenter, scenes=scenes).score
+    dataset, protocol = scenes_benchmark(limit=limit)
+    score = evaluate_dataset(segmenter, dataset, OracleTagger(), protocol).score()
     return [score.miou, *score.ci95]
 
 
@@ -71,8 +74,8 @@ def with_background(recipe: str, stuff: tuple[str, ...], limit: int) -> dict[str
     as background.
     """
     switches = ("threshold=oracle",)
-    job = Job("scenes", as_background=stuff, limit=limit, switches=switches, recipe=recipe)
-    metrics = evaluate(replace(job, threads=torch.get_num_threads()))[0].metrics()
+    config = EvaluationConfig(dataset="scenes", as_background=stuff, limit=limit, switches=switches, recipe=recipe)
+    metrics = evaluate(replace(config, threads=torch.get_num_threads())).report.metrics()
     fixed = metrics["fixed_threshold"]
     return {
         "oracle": [metrics["miou"], *metrics["ci95"], metrics["oracle_threshold"]["threshold"]],
@@ -163,7 +166,7 @@ def recipe_case(name: str) -> Numbers:
     for index, result in enumerate(ask_all(without_rescaling, scenes()[:FEW])):
         numbers.add(f"{index}/raw", [result.scores.grid.mean((1, 2)), result.scores.grid.max((1, 2))])
     if name == "goca":
-        numbers.add("no background", without_background(segmenter, scenes()))
+        numbers.add("no background", without_background(segmenter, SCENES))
     for labelling, values in with_background(name, STUFF, SCENES).items():
         numbers.add(labelling, values)
     return numbers
