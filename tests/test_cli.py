@@ -371,10 +371,10 @@ def test_a_report_always_names_the_image(goca, loaded):
 def test_ctrl_c_keeps_what_is_done(goca, loaded, monkeypatch):
     save = Segmentation.save
 
-    def save_then_stop(self: Segmentation, folder: Path, stem: str, *facts: Any) -> tuple[Path, ...]:
+    def save_then_stop(self: Segmentation, folder: Path, stem: str, **options: Any) -> tuple[Path, ...]:
         if stem == "b":
             signal.raise_signal(signal.SIGINT)
-        return save(self, folder, stem, *facts)
+        return save(self, folder, stem, **options)
 
     monkeypatch.setattr(Segmentation, "save", save_then_stop)
     done = goca("segment", "in", "photo.jpg", *ASK)

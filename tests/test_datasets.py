@@ -595,7 +595,7 @@ class TestFolder:
             (["3: cat", "3: dog"], "gives 3 to two classes"),
             (["70000: cat"], "above 65535"),
             (["background"], "no classes"),
-            (["cat", "dog, !"], "is no name"),
+            (["cat", "dog, !"], "is not a name"),
             (["caf\u00e9"], "is not in UTF-8"),
         ],
     )

@@ -195,7 +195,7 @@ def test_no_image_is_shown_beyond_the_model_s_positions(
     segmenter.backbone.latents = lambda images, size, batch: shown.append(size) or latents(images, size, batch)  # type: ignore
     result = segmenter(image(*size), classes=["cat", "grass"])
     assert max(shown[0]) <= longest
-    assert any("no positions for more" in note for note in result.plan.notes) == (
+    assert any("position embedding allows" in note for note in result.plan.notes) == (
         shown[0][0] * shown[0][1] < 0.8 * 128**2
     )
 

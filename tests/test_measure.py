@@ -152,17 +152,6 @@ def test_an_ablation_as_a_table_for_a_document() -> None:
     ]
 
 
-def test_the_table_of_an_ablation_by_hand() -> None:
-    first = Row("vanilla", 0.5, (0.25, 0.75), 0.625, 0.0, (0.0, 0.0), (44.3, 51.1))
-    second = Row("heads", 0.4375, (0.125, 0.5), 0.75, -0.0625, (-0.25, 0.125), None)
-    protocol = honest(Job("scenes", limit=2).open(), "oracle")
-    _, _, *rows = Ablation((first, second), protocol).to_markdown().splitlines()
-    assert rows == [
-        "| vanilla | 50.0% [25.0%, 75.0%] | 62.5% |  | 44.3 / 51.1 |",
-        "| heads | 43.8% [12.5%, 50.0%] | 75.0% | -6.2% [-25.0%, 12.5%] |  |",
-    ]
-
-
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

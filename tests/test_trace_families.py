@@ -22,7 +22,6 @@ UNGUIDED = {"z_image": 0.0, "flux": 3.0, "flux2": 3.0}
 
 
 UNTRACED = {
-    "bria": "it tokenises each prompt and then all of them again, which are taken for the next ones",
     "krea2": "its embeddings have an axis of layers, by which a prompt's rows are not recognised",
 }
 

@@ -203,11 +203,15 @@ class Recorder:
 
     def _record(self, texts: Sequence[str], encoding: Any) -> None:
         for index, text in enumerate(texts):
+            # A pipeline may tokenise each prompt alone, and then all of them again.
+            again = text in self._texts
             if len(self.rows) < len(self.captions):
                 caption = self.captions[len(self.rows)]
+                if again and caption not in text:
+                    continue
                 self.rows.append(self._tokens_at(index, text, encoding, caption))
                 self.tokens[caption] = self.rows[-1]
-            elif self._awaited and text not in self._texts:
+            elif self._awaited and not again:
                 caption = self._awaited.pop(0)
                 self.tokens[caption] = self._tokens_at(index, text, encoding, caption)
             self._texts.add(text)

@@ -195,6 +195,11 @@ class TracedImage:
     def _indices(self, word: str | Word, occurrence: int | None) -> tuple[int, ...]:
         """The token indices of a word, or of one of its occurrences."""
         texts = self.attention.prompt.texts
+        if not isinstance(word, str | Word) or not isinstance(occurrence, int | None):
+            raise GocaError(
+                f"{word!r} with occurrence {occurrence!r} is not a word and a number: give a word of the prompt, and "
+                "which of its occurrences from 1"
+            )
         if isinstance(word, Word):
             occurrence = word.occurrence if occurrence is None else occurrence
             word = word.name
