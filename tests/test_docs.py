@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "goca"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("|", ">", ">>", "<", "&&", "||", ";", "&")
-NAMING = (ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md")
-"""Documents that name modules, classes and functions, or say which files to touch."""
+NAMING = {"docs/architecture.md": ["src"], "CONTRIBUTING.md": ["src", "tests"]}
+"""Documents that name modules, classes and functions, or files to touch, and the folders that define these."""
 FOREIGN = {
     *("__call__", "encode_prompt", "DiffusionPipeline", "__setattr__", "TorchFunctionMode"),
     *("scaled_dot_product_attention", "NAME", "slow", "python", "goca", "make"),
@@ -174,26 +174,22 @@ class Definitions(ast.NodeVisitor):
                 yield from self._family(base)
 
 
-@pytest.fixture(scope="module")
-def definitions() -> Definitions:
-    return Definitions(file for folder in ("src", "tests") for file in sorted((ROOT / folder).rglob("*.py")))
-
-
-@pytest.mark.parametrize("document", NAMING, ids=lambda path: path.name)
-def test_names_in_a_document_exist(document, definitions):
-    names = set(names_in(document))
-    assert len(names) > 20
+@pytest.mark.parametrize(("document", "folders"), NAMING.items(), ids=NAMING)
+def test_names_in_a_document_exist(document, folders):
+    definitions = Definitions(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    names = set(names_in(ROOT / document))
+    assert names
     assert sorted(name for name in names if not definitions.has(name)) == []
 
 
-@pytest.mark.parametrize("document", NAMING, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", NAMING)
 def test_paths_in_a_document_exist(document):
     """Below the root, beside the document or, however short, in the package."""
     package = {"/" + path.relative_to(ROOT).as_posix() for path in SOURCE.rglob("*")}
-    paths = {path.rstrip("/") for code in inline_code(document) for path in paths_in(code)}
-    missing = {path for path in paths if not (ROOT / path).exists() and not (document.parent / path).exists()}
+    paths = {path.rstrip("/") for code in inline_code(ROOT / document) for path in paths_in(code)}
+    elsewhere = {path for path in paths if not any((home / path).exists() for home in (ROOT, (ROOT / document).parent))}
     assert paths
-    assert sorted(path for path in missing if not any(known.endswith("/" + path) for known in package)) == []
+    assert sorted(path for path in elsewhere if not any(known.endswith("/" + path) for known in package)) == []
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
