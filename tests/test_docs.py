@@ -1,12 +1,13 @@
-"""The documentation's own code: Python blocks run, `goca` command lines name what the program knows."""
+"""The documentation: Python blocks run, command lines name what the program knows, and names and paths exist."""
 
 import ast
 import itertools
+import keyword
 import re
 import shlex
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,16 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "goca"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("|", ">", ">>", "<", "&&", "||", ";", "&")
+NAMING = {"docs/architecture.md": ["src"], "CONTRIBUTING.md": ["src", "tests"]}
+"""Documents that name modules, classes and functions, or files to touch, and the folders that define these."""
+FOREIGN = {
+    *("__call__", "encode_prompt", "DiffusionPipeline", "__setattr__", "TorchFunctionMode"),
+    *("scaled_dot_product_attention", "NAME", "slow", "python", "goca", "make"),
+}
+"""Names in those documents that are not goca's, and placeholders."""
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -92,3 +101,99 @@ def test_command_lines_name_real_commands_and_options(line):
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     options = [word.split("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
     assert set(options) <= known | {"--help"}, f"{command.name} knows {sorted(known)}"
+
+
+def paths_in(text: str) -> Iterator[str]:
+    """Files, with their endings, and folders, with a slash behind; placeholders in capitals are left out."""
+    for word in re.findall(r"(?<![\w./:-])[\w./-]+(?:\.(?:pyi?|md|json|toml)|/)(?![\w./*])", text):
+        if not re.search("NAME|DIR", word):
+            yield word
+
+
+def inline_code(document: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", document.read_text()))
+
+
+def names_in(document: Path) -> Iterator[str]:
+    """Identifiers, dotted ones too, that are all that stands between backticks, but for arguments of a call."""
+    for code in inline_code(document):
+        match = re.fullmatch(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(.*\))?", code)
+        if match and not keyword.iskeyword(code) and not code.endswith((".py", ".pyi", ".md", ".toml")):
+            yield match[1]
+
+
+class Definitions(ast.NodeVisitor):
+    """The names that some modules define, and those of each class, its bases' included."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.names: set[str] = set()
+        self.members: dict[str, set[str]] = {}
+        self._bases: dict[str, list[str]] = {}
+        self._classes: list[str] = []
+        for file in files:
+            self.visit(ast.parse(file.read_text()))
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self._define(node.name)
+        self.members[node.name] = set()
+        self._bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        self._classes.append(node.name)
+        self.generic_visit(node)
+        self._classes.pop()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self._define(node.name)
+        self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> None:
+        self.names.add(node.arg)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Store):
+            self._define(node.id)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Store):
+            self._define(node.attr)
+
+    def _define(self, name: str) -> None:
+        self.names.add(name)
+        if self._classes:
+            self.members[self._classes[-1]].add(name)
+
+    def has(self, dotted: str) -> bool:
+        owner, *attributes = dotted.split(".")
+        if owner in self.members and attributes:
+            return any(attributes[0] in self.members[name] for name in self._family(owner))
+        return {owner, *attributes} - FOREIGN <= self.names
+
+    def _family(self, name: str) -> Iterator[str]:
+        if name in self.members:
+            yield name
+            for base in self._bases[name]:
+                yield from self._family(base)
+
+
+@pytest.mark.parametrize(("document", "folders"), NAMING.items(), ids=NAMING)
+def test_names_in_a_document_exist(document, folders):
+    definitions = Definitions(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    names = set(names_in(ROOT / document))
+    assert names
+    assert sorted(name for name in names if not definitions.has(name)) == []
+
+
+@pytest.mark.parametrize("document", NAMING)
+def test_paths_in_a_document_exist(document):
+    """Below the root, beside the document or, however short, in the package."""
+    package = {"/" + path.relative_to(ROOT).as_posix() for path in SOURCE.rglob("*")}
+    paths = {path.rstrip("/") for code in inline_code(ROOT / document) for path in paths_in(code)}
+    elsewhere = {path for path in paths if not any((home / path).exists() for home in (ROOT, (ROOT / document).parent))}
+    assert paths
+    assert sorted(path for path in elsewhere if not any(known.endswith("/" + path) for known in package)) == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_rooms_in_a_tree_exist(document):
+    rooms = {path for block in blocks(ROOT / document) if block.info == "text" for path in paths_in(block.code)}
+    assert "segmenter.py" in rooms
+    assert sorted(room for room in rooms if not any((home / room).exists() for home in (SOURCE, ROOT))) == []
