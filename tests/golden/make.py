@@ -1,6 +1,7 @@
-"""Computes the golden numbers; `main` writes them (see README.md beside this)."""
+"""Computes the golden numbers; `write` writes them (see README.md beside this)."""
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -281,21 +282,20 @@ def stored(file: str) -> dict[str, dict[str, np.ndarray]]:
     return cases
 
 
-def _write() -> Iterator[Path]:
+def write(only: Collection[str] = ()) -> None:
+    """Write the files: every case, or only those named FILE:CASE, beside which nothing moves."""
     for file, cases in FILES.items():
-        arrays = {f"{name}/{number}": array for name, case in cases.items() for number, array in case().arrays.items()}
-        path = FOLDER / f"{file}.npz"
-        np.savez_compressed(path, **arrays)
-        yield path
-    (FOLDER / "processor.txt").write_text(processor() + "\n")
-
-
-def main() -> None:
-    import conftest  # noqa: F401 - one thread, and a torchvision for the pipelines that ask for one
-
-    for path in _write():
-        print(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
+        chosen = {name: case for name, case in cases.items() if not only or f"{file}:{name}" in only}
+        if chosen:
+            kept = {name: numbers for name, numbers in stored(file).items() if only and name not in chosen}
+            kept |= {name: case().arrays for name, case in chosen.items()}
+            arrays = {f"{name}/{number}": array for name, numbers in kept.items() for number, array in numbers.items()}
+            np.savez_compressed(FOLDER / f"{file}.npz", **arrays)
+    if not only:
+        (FOLDER / "processor.txt").write_text(processor() + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    import conftest  # noqa: F401 - one thread, and a torchvision for the pipelines that ask for one
+
+    write(sys.argv[1:])
