@@ -75,7 +75,7 @@ def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple
     """
     dataset = EvaluationConfig(dataset="scenes", captions=captions, limit=limit).open_dataset()
     shown = {name for sample in dataset.samples for name in sample.captions["nouns"].split(", ")}
-    absent = [category.name for category in dataset.categories if category.name not in shown]
+    absent = [name for name in dataset.class_names if name not in shown]
     dataset = narrowed(dataset, absent, background=False)
     return dataset, replace(honest(dataset, OracleTagger().name), captions=caption_style(captions))
 

@@ -9,7 +9,7 @@ from goca.errors import GocaError
 from goca.evaluation.fingerprint import differences
 from goca.evaluation.metrics import Interval, gain
 from goca.evaluation.protocol import Protocol
-from goca.evaluation.report import Report, in_order
+from goca.evaluation.report import Report
 from goca.evaluation.run_folder import FACTS, IMAGES, image_lines, read_facts
 
 
@@ -95,7 +95,8 @@ def compare(runs: Sequence[FinishedRun]) -> tuple[ComparedRun, ...]:
     names, protocol = first.report.names, first.report.protocol
     rows = []
     for run in runs:
-        report = Report(names, protocol, in_order(ids, {image.id: image for image in run.report.images}))
+        images = {image.id: image for image in run.report.images}
+        report = Report(names, protocol, tuple(images[name] for name in ids))
         tally = report.tally()
         if run is first:
             first_tally = tally

@@ -16,7 +16,7 @@ from goca.evaluation.protocol import PRESETS, Protocol, caption_style, changed, 
 from goca.evaluation.remap import narrowed
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
-from goca.tagging import TaggerOptions, tagger_named
+from goca.tagging import tagger_named
 from goca.tagging.base import Prices, Tagger
 
 AHEAD = ("vlm", "local")
@@ -105,14 +105,14 @@ class EvaluationConfig:
         """
         if self.tagger == "oracle":
             return OracleTagger()
-        options = TaggerOptions(
+        return tagger_named(
+            self.tagger,
             captions=captions,
             prices=self.prices,
             concurrency=self.concurrency,
             batch=self.batch,
             segmenter=segmenter,
         )
-        return tagger_named(self.tagger, options)
 
     def load_evaluator(self, protocol: Protocol) -> Evaluator:
         """Ready to work, in whatever process this is. protocol: as the process that leads the run has it."""

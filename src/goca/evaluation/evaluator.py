@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -70,11 +71,11 @@ class Evaluator:
     dataset: Dataset
     tagger: Tagger | None
     protocol: Protocol
-    _session: BackboneSession = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        # Captions recur from unit to unit.
-        self._session = self.segmenter.backbone.session()
+    @cached_property
+    def _session(self) -> BackboneSession:
+        """One for all batches, because captions recur."""
+        return self.segmenter.backbone.session()
 
     def __call__(self, batch: ImageBatch) -> list[ImageRecord]:
         """Segment images and count, in their order; one that cannot be read, tagged or segmented is left out."""
@@ -171,7 +172,7 @@ class Evaluator:
 
     def _dataset_labels(self, classes: Iterable[str]) -> list[int]:
         """From the labels of a result to those of the data set; 0 stays."""
-        names = [category.name for category in self.dataset.categories]
+        names = self.dataset.class_names
         return [0, *(names.index(name) + 1 for name in classes)]
 
     def _segmented(self, image: _OpenImage, result: Segmentation) -> ImageRecord:
@@ -197,4 +198,4 @@ def evaluate_dataset(segmenter: Segmenter, dataset: Dataset, tagger: Tagger, pro
     """Evaluate a loaded segmenter in this process, `segmenter.batch` images at a time; nothing is written."""
     evaluator = Evaluator(segmenter, dataset, tagger, protocol)
     records = (record for batch in batches(dataset, segmenter.batch) for record in evaluator(batch))
-    return Report(tuple(category.name for category in dataset.categories), protocol, tuple(records))
+    return Report(dataset.class_names, protocol, tuple(records))

@@ -105,8 +105,3 @@ class Report:
             out["oracle_threshold"] = {"threshold": float(best), "miou": self.sweep[best]}
             out["sweep"] = [{"threshold": float(name), "miou": value} for name, value in self.sweep.items()]
         return out
-
-
-def in_order(ids: Sequence[str], images: Mapping[str, ImageRecord]) -> tuple[ImageRecord, ...]:
-    """The images in the data set's order, whatever order they were done in."""
-    return tuple(images[name] for name in ids)

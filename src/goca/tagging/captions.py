@@ -80,14 +80,7 @@ def _entry(value: Any) -> CaptionEntry:
 
 
 class CaptionsTagger:
-    """Captions that were saved, by hand or by an earlier run of another tagger.
-
-    Args:
-        path: see `read_captions`.
-
-    Raises:
-        GocaError: the file cannot be read.
-    """
+    """Captions that were saved, by hand or by another tagger, in a file that `read_captions` reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,11 +129,7 @@ class CaptionStore:
         return self._captions.get((dataset.name, sample.id))
 
     def add(self, sample: TaggableImage, dataset: ImageCollection, caption: str) -> None:
-        """Save a caption.
-
-        Raises:
-            GocaError: the file cannot be written.
-        """
+        """Save a caption; GocaError if the file cannot be written."""
         self._file.append(CaptionEntry(sample.id, caption, dataset.name, self.tagger))
         self._captions[dataset.name, sample.id] = caption
 

@@ -20,7 +20,6 @@ from goca.recipe import GOCA_BALANCED, Recipe
 from goca.segmenter import Segmenter
 from goca.tagging.answers import parse, write
 from goca.tagging.base import ImageCollection, TaggableImage
-from goca.tagging.instruction import class_names
 from goca.text.nouns import in_vocabulary, parse_nouns
 
 
@@ -173,7 +172,7 @@ class SelfPruningTagger:
         return f"self {self.scorer.name}"
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        candidates = self.candidates or class_names(dataset) or self.segmenter.backbone.settings.nouns
+        candidates = self.candidates or dataset.class_names or self.segmenter.backbone.settings.nouns
         if not candidates:
             raise GocaError('no candidates are named: write them behind a colon, such as "self:map:cat, dog, grass"')
         return write((noun,) for noun in self.pruned(images.load(sample.image), candidates))

@@ -61,3 +61,8 @@ class Dataset:
     palette: UInt8[np.ndarray, "label 3"]
     source: str = ""
     merges: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The categories' names."""
+        return tuple(category.name for category in self.categories)

@@ -4,7 +4,6 @@ Published as .mat files with 459 classes; also found as PNGs of the 59. Both rea
 annotated or not, is background; only PNGs may have void beside it.
 """
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +34,13 @@ def open_context(root: Path | None, split: str | None = None) -> Dataset:
     ids = read_ids(NAME, next((path for path in lists if path.is_file()), lists[0]))
     classes = published_classes("context")
     if (home / PNGS).is_dir():
-        source, truths, ending = "PNG, 59 classes", home / PNGS, "png"
-        read = partial(
-            read_indexed, labels=label_table({0: 0, UNLABELLED: VOID} | {entry.id: entry.id for entry in classes})
-        )
+        source, truths, ending, read = "PNG, 59 classes", home / PNGS, "png", read_indexed
+        labels = label_table({0: 0, UNLABELLED: VOID} | {entry.id: entry.id for entry in classes})
     else:
-        source, truths, ending = ".mat, 459 classes", _mat_folder(root or home, home), "mat"
-        read = partial(_read_mat, labels=_of_459(truths))
+        source, truths, ending, read = ".mat, 459 classes", _mat_folder(root or home, home), "mat", _read_mat
+        labels = _of_459(truths)
     entries = [(name, home / "JPEGImages" / f"{name}.jpg", truths / f"{name}.{ending}") for name in ids]
-    samples = paired_samples(NAME, entries, read)
+    samples = paired_samples(NAME, entries, labels, read)
     return Dataset(NAME, split, categories(classes), samples, True, voc_colours(len(classes) + 1), source)
 
 

@@ -16,9 +16,9 @@ from goca.evaluation.datasets.labels import check_size, size_of
 
 
 def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> LabelMap:
-    """The label map of a labelme file.
+    """The label map of an image's labelme file.
 
-    A pixel is inside a shape if its middle is, so that what `goca.export.labelme` wrote comes back exactly.
+    A pixel is inside a shape if its middle is, so that what `goca.exports.labelme` wrote comes back exactly.
 
     Args:
         path: the file.
