@@ -64,15 +64,7 @@ class AblationRow:
 
 
 def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple[Dataset, Protocol]:
-    """The scenes, with the categories that they show, and their protocol.
-
-    Args:
-        captions: how the classes are said to the model.
-        limit: only the first N scenes.
-
-    Raises:
-        GocaError: there is no such style of captions.
-    """
+    """The first `limit` scenes, with the categories that they show, and their protocol; GocaError for odd captions."""
     dataset = EvaluationConfig(dataset="scenes", captions=captions, limit=limit).open_dataset()
     shown = {name for sample in dataset.samples for name in sample.captions["nouns"].split(", ")}
     absent = [name for name in dataset.class_names if name not in shown]
@@ -81,15 +73,7 @@ def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple
 
 
 def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int) -> Iterator[AblationRow]:
-    """Score every variant on the same images.
-
-    Args:
-        backbone: the model that they share.
-        dataset: see `scenes_benchmark`; so is protocol.
-        batch: images that go through the denoiser together.
-
-    Yields:
-        The row of each of `VARIANTS`, as it is done.
+    """Score `VARIANTS` on the same images, `batch` at a time, and yield the row of each.
 
     Raises:
         GocaError: an image cannot be segmented.

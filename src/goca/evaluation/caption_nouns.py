@@ -48,11 +48,7 @@ ODD_SYNONYMS = (Category("aeroplane", ("skyline",)), Category("person", ("woodpe
 
 
 def paper(dataset: str) -> Policy:
-    """What the released code does on a data set, which flatters: classes are those of the ground truth.
-
-    Raises:
-        GocaError: the released code does not know the data set.
-    """
+    """What the released code does on a data set it knows, which flatters: classes are those of the ground truth."""
     if dataset not in _PAPER:
         raise GocaError(f'no "paper" protocol for "{dataset}": there is one for {", ".join(_PAPER)}; use "honest"')
     suffix, complete = _PAPER[dataset]

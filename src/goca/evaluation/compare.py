@@ -38,11 +38,7 @@ class ComparedRun:
 
 
 def load_run(folder: Path) -> FinishedRun:
-    """Read a run back.
-
-    Raises:
-        GocaError: the folder is not a run's, or the run is not finished or lacks images.
-    """
+    """Read a run back; GocaError if the folder is not a run's, or the run is not finished or lacks images."""
     facts = read_facts(folder)
     if facts is None:
         raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate wrote")
@@ -108,23 +104,25 @@ def compare(runs: Sequence[FinishedRun]) -> tuple[ComparedRun, ...]:
 
 
 def _refuse_different(first: FinishedRun, run: FinishedRun) -> None:
-    unlike = f"{run.folder} and {first.folder} cannot be ranked,"
+    refusal = f"{run.folder} and {first.folder} cannot be ranked,"
     for part in ("dataset", "protocol"):
         different = list(differences(run.settings[part], first.settings[part], part))
         if different:
             raise GocaError(
-                f"{unlike} they differ in {'; '.join(different[:3])}: compare runs of one protocol on the same images"
+                f"{refusal} they differ in {'; '.join(different[:3])}: compare runs of one protocol on the same images"
             )
-    # The listings are alike, but they are of images in the data set's order, and lines come as images were done.
-    odd = {image.id for image in first.report.images} ^ {image.id for image in run.report.images}
-    if odd:
+    # The listings are the same, but they are of images in the data set's order, and lines come as images were done.
+    unmatched = {image.id for image in first.report.images} ^ {image.id for image in run.report.images}
+    if unmatched:
         raise GocaError(
-            f"{unlike} only one of them has {min(odd)}, so that the {IMAGES} of one is of another run: restore it, or "
-            "begin a new run"
+            f"{refusal} only one of them has {min(unmatched)}, so that the {IMAGES} of one is of another run: restore "
+            "it, or begin a new run"
         )
-    odd = {image.id for image in first.report.left_out} ^ {image.id for image in run.report.left_out}
-    if odd:
-        raise GocaError(f"{unlike} only one of them left out {min(odd)}: mend it, and run the same goca evaluate again")
+    unmatched = {image.id for image in first.report.left_out} ^ {image.id for image in run.report.left_out}
+    if unmatched:
+        raise GocaError(
+            f"{refusal} only one of them left out {min(unmatched)}: mend it, and run the same goca evaluate again"
+        )
 
 
 def to_json(rows: Sequence[ComparedRun], protocol: Protocol) -> dict[str, Any]:

@@ -94,15 +94,7 @@ class EvaluationConfig:
         return self.tagger.partition(":")[0] in AHEAD
 
     def load_tagger(self, segmenter: Segmenter | None, captions: Path | None = None) -> Tagger:
-        """The tagger.
-
-        Args:
-            segmenter: whose model "self" is.
-            captions: the file in which some taggers save what they say.
-
-        Raises:
-            GocaError: there is no such tagger.
-        """
+        """The tagger; "self" uses the segmenter's model, and vlm and local save their captions in the file."""
         if self.tagger == "oracle":
             return OracleTagger()
         return tagger_named(

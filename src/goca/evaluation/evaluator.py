@@ -33,7 +33,7 @@ class ImageBatch:
     every figure is the same to the last digit.
 
     Attributes:
-        indices: their places in the data set.
+        indices: of the data set's samples.
         tags: of those that the tagger was asked about before.
     """
 
@@ -62,7 +62,7 @@ class Evaluator:
 
     Args:
         segmenter: the model.
-        dataset: the images, whole.
+        dataset: the images, all of them.
         tagger: says what an image shows, where its batch does not; None if every batch does.
         protocol: what is counted, and how.
     """

@@ -16,13 +16,7 @@ from goca.evaluation.records import ImageRecord, matrix, tally
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found.
-
-    Attributes:
-        names: of labels 1, 2, ...
-        protocol: what its figures are figures of.
-        images: in the data set's order, those that were left out included.
-    """
+    """What a run found; `names` are those of labels 1, 2, ..., and `images` those of the data set, in its order."""
 
     names: tuple[str, ...]
     protocol: Protocol

@@ -118,11 +118,7 @@ def evaluate(config: EvaluationConfig, out: Path | None = None, executor: Execut
 
 
 def estimate(config: EvaluationConfig, out: Path | None = None) -> Estimate:
-    """What the tagger will take for the images that `out` has no captions of; no model is loaded or asked.
-
-    Raises:
-        GocaError: nobody has to pay the tagger; or as `run`.
-    """
+    """What the tagger will take for the images that `out` has no captions of; no model is loaded or asked."""
     dataset = config.open_dataset()
     with TemporaryDirectory() as empty:
         tagger = config.load_tagger(None, _captions_file(out or Path(empty))) if config.tags_ahead else None

@@ -43,19 +43,11 @@ class JsonLines(Generic[T]):
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
 
     def read(self) -> list[T]:
-        """The records, in the order in which they were appended.
-
-        Raises:
-            GocaError: the file is missing or cannot be read, or a line of it is damaged.
-        """
+        """The records in order; GocaError if the file cannot be read or a line of it is damaged."""
         return [self._record(line, number) for number, line in enumerate(self._lines()[0], start=1) if line.strip()]
 
     def open(self) -> None:
-        """Take the file for this process; `append` does so itself if need be.
-
-        Raises:
-            GocaError: another process has it open, or it cannot be written.
-        """
+        """Take the file for this process; GocaError if another has it open, or it cannot be written."""
         with self._mutex:
             if self._file is not None:
                 return
@@ -73,11 +65,7 @@ class JsonLines(Generic[T]):
                 raise self._refusal(error) if isinstance(error, OSError) else error from None
 
     def append(self, *records: T) -> None:
-        """Write records, so that a crash of the system does not lose them either.
-
-        Raises:
-            GocaError: another process has the file open, or it cannot be written.
-        """
+        """Write records, so that a crash of the system does not lose them either; opens the file if need be."""
         with self._mutex:
             self.open()
             assert self._file is not None

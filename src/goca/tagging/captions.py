@@ -102,12 +102,8 @@ class CaptionsTagger:
 class CaptionStore:
     """A .jsonl file to which one tagger adds each caption as soon as it has it, and whose captions it need not repeat.
 
-    As a context manager it takes the file for this process, before a caption is paid for. Safe to use from several
-    threads.
-
-    Args:
-        path: the file; it is only read until the store is entered.
-        tagger: the name of the tagger.
+    As a context manager it takes the file for this process, before a caption is paid for; until then the file is only
+    read. Safe to use from several threads.
 
     Raises:
         GocaError: the file cannot be read, or has captions of another tagger.

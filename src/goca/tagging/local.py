@@ -36,9 +36,6 @@ class LocalTagger:
             needs it, from safetensors, and no code of its repository runs.
         path: the .jsonl file of the captions.
         batch: images at a time, 1 or more.
-
-    Raises:
-        GocaError: a value is unusable, or the file has captions of another tagger.
     """
 
     model: str

@@ -178,11 +178,7 @@ class SelfPruningTagger:
         return write((noun,) for noun in self.pruned(images.load(sample.image), candidates))
 
     def pruned(self, image: Image.Image, candidates: Sequence[str]) -> tuple[str, ...]:
-        """The candidates that the image shows.
-
-        Raises:
-            GocaError: the model does not know a candidate.
-        """
+        """The candidates that the image shows; GocaError if the model does not know one."""
         scores = self.scores(image, candidates)
         kept = scores >= min(self.scorer.threshold, float(scores.max()))
         return tuple(name for name, keep in zip(candidates, kept.tolist(), strict=True) if keep)
@@ -196,11 +192,7 @@ class SelfPruningTagger:
 
 
 def self_tagger(name: str, segmenter: Segmenter | None) -> SelfPruningTagger:
-    """The tagger "self:NAME"; a name is a scorer's, and may end in candidates: "map:cat, dog".
-
-    Raises:
-        GocaError: there is no such scorer, or no segmenter.
-    """
+    """The tagger "self:NAME", a scorer's name that may end in candidates: "map:cat, dog"; GocaError for any other."""
     scorer, colon, listed = name.partition(":")
     candidates = tuple(noun for group in parse(listed) for noun in group)
     if scorer not in SCORERS or (colon and not candidates):

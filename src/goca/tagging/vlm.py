@@ -45,9 +45,6 @@ class VLMTagger:
         path: the .jsonl file of the captions.
         concurrency: requests at a time, 1 or more.
         prices: for `estimate`.
-
-    Raises:
-        GocaError: a value is unusable, or the file has captions of another tagger.
     """
 
     model: str

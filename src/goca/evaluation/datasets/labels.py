@@ -30,11 +30,7 @@ def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN)
 
 
 def read_indexed(path: Path, image: Path, labels: LabelTable) -> LabelMap:
-    """The label map of an image's indexed or grey PNG.
-
-    Raises:
-        GocaError: the PNG is damaged, not of the image's size, or has a value that stands for no label.
-    """
+    """The label map of an indexed or grey PNG; GocaError if it is damaged, or does not fit the image or the labels."""
     return translate(path, image, _opened(path, _values), labels)
 
 
