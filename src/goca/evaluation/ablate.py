@@ -1,7 +1,7 @@
 """Heads x layers x rescaling: what each part of the method adds, on the scenes benchmark, beside the paper's table."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from goca.diffusion.backbone import Backbone
@@ -88,11 +88,6 @@ def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int)
         first = tally if first is None else first
         scores = (score.miou, score.ci95, score.pixel_accuracy)
         yield AblationRow(variant.name, *scores, *gain(tally, first), variant.paper)
-
-
-def to_json(rows: Sequence[AblationRow], protocol: Protocol) -> dict[str, Any]:
-    """{"rows": [...], "protocol": {...}}."""
-    return {"rows": [asdict(row) for row in rows], "protocol": protocol.to_json()}
 
 
 def to_markdown(rows: Sequence[AblationRow]) -> str:

@@ -125,9 +125,9 @@ def captioned(
     groups = _with(groups, policy.suffix)
     assigned = list(_assigned(groups, class_of, policy.keep_parts))
     if len(assigned) == 1:
-        ((alone, name),) = assigned
-        named_alike = {key(alone)} | {word for word, category in category_names.items() if category == name}
-        extra = [noun for noun in background_classes if key(noun) not in named_alike]
+        ((only_noun, name),) = assigned
+        same_class = {key(only_noun)} | {word for word, category in category_names.items() if category == name}
+        extra = [noun for noun in background_classes if key(noun) not in same_class]
         if extra:
             notes.append(f"one noun alone: {', '.join(extra)} added as background classes")
         assigned += [(noun, None) for noun in extra]

@@ -1,7 +1,7 @@
 """Runs side by side: figures, and paired differences to the first."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,3 @@ def _refuse_different(first: FinishedRun, run: FinishedRun) -> None:
         raise GocaError(
             f"{refusal} only one of them left out {min(unmatched)}: mend it, and run the same goca evaluate again"
         )
-
-
-def to_json(rows: Sequence[ComparedRun], protocol: Protocol) -> dict[str, Any]:
-    """{"rows": [...], "protocol": {...}}."""
-    return {"rows": [asdict(row) for row in rows], "protocol": protocol.to_json()}

@@ -149,21 +149,19 @@ class Evaluator:
         """
         assert isinstance(request.classes, Mapping)
         words = {name: tuple(synonyms) for name, synonyms in request.classes.items()}
-        background_classes = image.query.background_classes
-        while background_classes and not all(
-            self._fits((name, *synonyms, *background_classes)) for name, synonyms in words.items()
-        ):
-            background_classes = background_classes[:-1]
+        kept = image.query.background_classes
+        while kept and not all(self._fits((name, *synonyms, *kept)) for name, synonyms in words.items()):
+            kept = kept[:-1]
         for name in words:
-            while words[name] and not self._fits((name, *words[name], *background_classes)):
+            while words[name] and not self._fits((name, *words[name], *kept)):
                 words[name] = words[name][:-1]
-        dropped = [*image.query.background_classes[len(background_classes) :]]
+        dropped = [*image.query.background_classes[len(kept) :]]
         dropped += [word for name, synonyms in request.classes.items() for word in synonyms[len(words[name]) :]]
         record = image.record
         if dropped:
             note = f"too long a caption for this model: without {', '.join(dropped)}"
-            record = replace(record, background_classes=background_classes, notes=(*record.notes, note))
-        request = replace(request, classes=words, background_classes=background_classes)
+            record = replace(record, background_classes=kept, notes=(*record.notes, note))
+        request = replace(request, classes=words, background_classes=kept)
         return request, image._replace(record=record)
 
     def _fits(self, nouns: Sequence[str]) -> bool:

@@ -107,6 +107,10 @@ class Protocol:
         """Every switch, as plain numbers, strings, lists and dicts."""
         return {**asdict(self), "merged": [list(pair) for pair in self.merged]}
 
+    def with_rows(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """Rows of scores, which are dataclasses, and the protocol that made them, as JSON."""
+        return {"rows": [asdict(row) for row in rows], "protocol": self.to_json()}
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Protocol":
         """The opposite of `to_json`. Raises KeyError, TypeError or ValueError for what is not a protocol."""

@@ -35,9 +35,9 @@ def locate(dataset: str, root: Path | None, homes: Sequence[str], members: Seque
     raise GocaError(f"{dataset}: expected {expected}; give the folder that the data set was unpacked in", "root")
 
 
-def first_of(folders: Sequence[Path]) -> Path:
+def first_of(paths: Sequence[Path]) -> Path:
     """The first that exists; if none does, the first, whose name is the published one, for the error to come."""
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def read_ids(dataset: str, path: Path) -> tuple[str, ...]:
