@@ -1,5 +1,6 @@
 """From answers to captions to requests: the parser, the policies, and that the requests can be made."""
 
+from dataclasses import replace
 from unicodedata import normalize
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError, Segmenter
-from goca.evaluation.caption_nouns import HONEST, CaptionedRequest, Policy, captioned, paper
+from goca.evaluation.caption_nouns import HONEST, ODD_SYNONYMS, CaptionedRequest, Policy, captioned, paper
 from goca.evaluation.datasets.base import Category
 from goca.request import find_tokens
 from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write
@@ -130,7 +131,7 @@ def by_characters(caption: str) -> Tokens:
 
 
 @given(CAPTIONS, st.sets(st.sampled_from([category.name for category in VOC])))
-@pytest.mark.parametrize("policy", [HONEST, paper("voc"), paper("cityscapes", odd_synonyms=True)])
+@pytest.mark.parametrize("policy", [HONEST, paper("voc"), replace(paper("cityscapes"), synonyms=ODD_SYNONYMS)])
 def test_every_noun_of_a_request_has_columns_of_its_own(policy: Policy, caption: str, truth: set[str]) -> None:
     request = captioned(caption + ", jets, (bike, tyre), dog", VOC, policy, truth)
     if not request.classes:
@@ -214,10 +215,11 @@ def test_the_papers_data_sets(dataset: str, suffix: bool, complete: bool) -> Non
 def test_the_switch_for_odd_synonyms() -> None:
     caption, truth = "skyline, woodpecker", {"aeroplane", "person"}
     assert captioned(caption, VOC, paper("cityscapes"), truth).classes == {}
-    odd = captioned(caption, VOC, paper("cityscapes", odd_synonyms=True), truth)
+    odd = captioned(caption, VOC, replace(paper("cityscapes"), synonyms=ODD_SYNONYMS), truth)
     assert odd.classes == {"aeroplane": ("skyline",), "person": ("woodpecker",)}
     # A data set without such a category is not given one.
-    assert captioned(caption, VOC[:1], paper("ade20k", odd_synonyms=True), truth).classes == {"aeroplane": ("skyline",)}
+    policy = replace(paper("ade20k"), synonyms=ODD_SYNONYMS)
+    assert captioned(caption, VOC[:1], policy, truth).classes == {"aeroplane": ("skyline",)}
 
 
 def test_a_lone_noun_gets_support() -> None:
@@ -230,12 +232,8 @@ def test_a_lone_noun_gets_support() -> None:
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
-    with pytest.raises(GocaError, match=r'"paper".*"honest"'):
-        captioned("cat", VOC, paper("voc"))
     with pytest.raises(GocaError, match="voc, context"):
         paper("scenes")
-    with pytest.raises(GocaError, match="every pixel is background"):
-        captioned("cat", VOC).of("photo.jpg")
     for name in ("door, double", "wall (brick)", "the"):
         with pytest.raises(GocaError, match="cannot stand in a list"):
             write([(name,)])

@@ -172,7 +172,8 @@ def test_honest(background: bool) -> None:
     assert found.threshold == ("fixed" if background else "none")
     assert found.counting.background == background
     assert not found.counting.absent
-    assert not found.nouns.needs_truth
+    assert not found.nouns.complete
+    assert not found.nouns.true_only
     truth = toy().samples[0].truth()
     assert np.array_equal(found.truth(truth), truth)
 

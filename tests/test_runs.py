@@ -364,10 +364,8 @@ class Slow:
         self.prepared: list[str] = []
         self.asked: list[str] = []
 
-    def prepare(self, samples: Sequence[Sample], dataset: Dataset, done: Callable[[], None]) -> None:
+    def prepare(self, samples: Sequence[Sample], dataset: Dataset) -> None:
         self.prepared += [sample.id for sample in samples]
-        for _ in samples:
-            done()
 
     def tag(self, sample: Sample, dataset: Dataset) -> str:
         self.asked.append(sample.id)
@@ -378,7 +376,7 @@ class Slow:
 
 def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    monkeypatch.setattr("goca.evaluation.config.tagger_named", lambda spec, means: slow)
+    monkeypatch.setattr("goca.evaluation.config.tagger_named", lambda spec, **means: slow)
     config = EvaluationConfig(dataset="scenes", limit=3, batch=2, tagger="vlm:slow")
     told = events(config, tmp_path / "run")
     assert slow.prepared == slow.asked == ["000", "001", "002"]

@@ -127,11 +127,11 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         numbered(tmp_path / "numbers.jsonl").read()
 
 
-def test_one_writer_at_a_time_whatever_replaces_the_file(tmp_path: Path) -> None:
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "numbers.jsonl"
     code = (
         "import sys; from pathlib import Path; from goca.storage.json_lines import JsonLines\n"
-        "JsonLines(Path(sys.argv[1])).append({'n': 9})\n"
+        "JsonLines(Path(sys.argv[1]), dict, dict, 'a number').append({'n': 9})\n"
     )
 
     def another() -> str:
@@ -143,14 +143,14 @@ def test_one_writer_at_a_time_whatever_replaces_the_file(tmp_path: Path) -> None
 
     with numbered(path) as lines:
         lines.append(2)
-        lines.replace([3, 5])
+        lines.append(3, 5)
         with pytest.raises(GocaError, match="another process writes") as caught:
             numbered(path).open()
         assert caught.value.hint == "out"
         assert "another process writes" in another()
         lines.append(7)
     assert another() == ""
-    assert numbered(path).read() == [3, 5, 7, 9]
+    assert numbered(path).read() == [2, 3, 5, 7, 9]
 
 
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

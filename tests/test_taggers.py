@@ -20,7 +20,7 @@ from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
 from goca.evaluation.oracle import OracleTagger, true_classes
 from goca.imaging.images import fit
-from goca.tagging import BatchTagger, Tagger, TaggerOptions, local, prepare, tagger_named
+from goca.tagging import BatchTagger, Tagger, local, tagger_named
 from goca.tagging.captions import CaptionEntry, CaptionsTagger, CaptionStore, read_captions
 from goca.tagging.multilabel import MultilabelScores
 from goca.tagging.self_pruning import AttentionMapScorer, DenoisingErrorScorer, SelfPruningTagger
@@ -270,7 +270,7 @@ def test_a_local_model(
     monkeypatch.setattr(local, "MOST_TOKENS", 7)
     toy = dataset(*photos)
     path = tmp_path / "captions.jsonl"
-    tagger = tagger_named(f"local:{folder}", TaggerOptions(captions=path, batch=2))
+    tagger = tagger_named(f"local:{folder}", captions=path, batch=2)
     assert re.fullmatch(r"local llava \([0-9a-f]{8}\)", tagger.name)
     batches = []
     generate = LlavaForConditionalGeneration.generate
@@ -280,11 +280,9 @@ def test_a_local_model(
         return generate(self, **inputs)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "generate", counted)
-    done: list[int] = []
     photos[3].image.write_text("broken")
     first = tagger.tag(photos[1], toy)
-    prepare(tagger, photos, toy, lambda: done.append(1))
-    assert len(done) == 5
+    tagger.prepare(photos, toy)
     assert batches == [1, 2, 1]
     with pytest.raises(GocaError, match=r"3\.png"):
         tagger.tag(photos[3], toy)
@@ -305,7 +303,7 @@ def test_a_local_model_is_named_by_its_files(
     folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def name(model: str | Path) -> str:
-        return tagger_named(f"local:{model}", TaggerOptions(captions=tmp_path / "none" / "captions.jsonl")).name
+        return tagger_named(f"local:{model}", captions=tmp_path / "none" / "captions.jsonl").name
 
     copy = tmp_path / "elsewhere" / folder.name
     copytree(folder, copy)
@@ -330,7 +328,7 @@ def test_a_local_model_is_named_by_its_files(
     with CaptionStore(path, name(folder)) as store:
         store.add(photos[0], dataset(), "cat")
     with pytest.raises(GocaError, match="name another file"):
-        tagger_named(f"local:{copy}", TaggerOptions(captions=path))
+        tagger_named(f"local:{copy}", captions=path)
 
 
 def test_captions_that_cannot_be_kept_are_not_made(
@@ -340,14 +338,14 @@ def test_captions_that_cannot_be_kept_are_not_made(
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *unused, **more: pytest.fail("loaded"))
     tagger = local.LocalTagger("someone/llava", tmp_path / "file" / "captions.jsonl")
     with pytest.raises(GocaError, match="cannot write"):
-        prepare(tagger, photos, dataset(*photos))
+        tagger.prepare(photos, dataset(*photos))
 
 
 def test_alone_or_in_a_batch(folder: Path, photos: tuple[Sample, ...], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(local, "MOST_TOKENS", 7)
     toy = dataset(*photos)
     together = local.LocalTagger(str(folder), tmp_path / "a.jsonl", batch=3)
-    prepare(together, photos, toy)
+    together.prepare(photos, toy)
     alone = local.LocalTagger(str(folder), tmp_path / "b.jsonl")
     assert [alone.tag(photo, toy) for photo in photos] == [together.tag(photo, toy) for photo in photos]
 
@@ -496,7 +494,7 @@ def test_a_model_tags_scenes(scorer: str, bundled: Segmenter, tmp_path: Path) ->
     for index, scene in enumerate(scenes):
         scene.image.save(tmp_path / f"{index}.png")
     toy = dataset(categories=candidates)
-    tagger = tagger_named(f"self:{scorer}", TaggerOptions(segmenter=bundled))
+    tagger = tagger_named(f"self:{scorer}", segmenter=bundled)
     assert tagger.name == f"self {scorer}"
     captions = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
     assert all(set(names) <= set(candidates) for names in captions)
@@ -524,20 +522,20 @@ def test_candidates_and_threshold(bundled: Segmenter, tmp_path: Path) -> None:
     assert SelfPruningTagger(bundled, Fixed(0.5, 0.4, 0.7)).tag(photo, dataset()) == "cat, sky"
     # Who is sure of nothing says the likeliest.
     assert SelfPruningTagger(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(photo, dataset()) == "sky"
-    listed = tagger_named("self:map:fish, road", TaggerOptions(segmenter=bundled))
+    listed = tagger_named("self:map:fish, road", segmenter=bundled)
     assert isinstance(listed, SelfPruningTagger)
     assert listed.candidates == ("fish", "road")
     assert set(listed.tag(photo, dataset()).split(", ")) <= {"fish", "road"}
     for scorer in ("error", "map"):
         with pytest.raises(GocaError, match='does not know "spoon"'):
-            tagger_named(f"self:{scorer}:spoon, cat", TaggerOptions(segmenter=bundled)).tag(photo, dataset())
+            tagger_named(f"self:{scorer}:spoon, cat", segmenter=bundled).tag(photo, dataset())
 
 
 class Photos:
     """Images that are of no data set."""
 
     name = ""
-    categories = ()
+    class_names = ()
 
 
 def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
@@ -549,8 +547,8 @@ def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
     assert CaptionsTagger(tmp_path / "captions.jsonl").tag(photo, Photos()) == "cat, sky"
     # Without classes to choose from, the model chooses among the nouns that it knows.
     vocabulary = bundled.backbone.settings.nouns
-    tagger = tagger_named("self:map", TaggerOptions(segmenter=bundled))
+    tagger = tagger_named("self:map", segmenter=bundled)
     assert set(tagger.tag(photo, Photos()).split(", ")) <= set(vocabulary)
     free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
     with pytest.raises(GocaError, match="no candidates are named"):
-        tagger_named("self:map", TaggerOptions(segmenter=free)).tag(photo, Photos())
+        tagger_named("self:map", segmenter=free).tag(photo, Photos())

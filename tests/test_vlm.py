@@ -5,7 +5,8 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,10 +20,10 @@ from PIL import Image
 
 from goca import GocaError
 from goca.evaluation.datasets.base import Category, Dataset, Sample
-from goca.tagging import TaggerOptions, prepare, tagger_named
+from goca.tagging import tagger_named
 from goca.tagging.captions import CaptionsTagger, read_captions
 from goca.tagging.endpoint import ATTEMPTS, MOST_BYTES, ChatEndpoint, DeclinedError
-from goca.tagging.instruction import instruction, most_words
+from goca.tagging.instruction import instruction
 from goca.tagging.vlm import VLMTagger
 
 KEY = "sk-not-for-your-eyes"
@@ -37,7 +38,7 @@ def completion(text: object, finish_reason: str = "stop", **members: object) -> 
 
 def as_asked(dataset: Dataset) -> str:
     """The instruction that goes with the data set's images."""
-    return instruction([category.name for category in dataset.categories], most_words(dataset), as_json=True)
+    return instruction(dataset, as_json=True)
 
 
 def shown(request: dict[str, Any]) -> Image.Image:
@@ -214,10 +215,10 @@ def test_the_instruction(dataset: Dataset) -> None:
     assert "use that very word: cat, sky." in as_asked(dataset)
     context = Dataset("context", "val", dataset.categories, (), True, dataset.palette)
     assert "at most 35 words" in as_asked(context)
-    # Without a data set the words are the model's own.
-    for free in (instruction(None), instruction(())):
-        assert "that very word" not in free
-        assert "at most 20 words" in free
+    # Without classes the words are the model's own.
+    free = instruction(replace(dataset, categories=()))
+    assert "that very word" not in free
+    assert "at most 20 words" in free
 
 
 def test_many_images_go_together_and_none_is_asked_twice(
@@ -229,9 +230,7 @@ def test_many_images_go_together_and_none_is_asked_twice(
 
     server.answer = answer
     vlm.tag(dataset.samples[1], dataset)
-    done: list[int] = []
-    prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
-    assert len(done) == 5
+    vlm.prepare(dataset.samples, dataset)
     assert len(server.requests) == 5
     assert 2 <= server.most <= 3
     captions = [vlm.tag(sample, dataset) for sample in dataset.samples]
@@ -239,7 +238,7 @@ def test_many_images_go_together_and_none_is_asked_twice(
     assert sorted(captions) == [f"noun {number}" for number in range(5)]
     # A second run knows them all, a file of captions has them, and neither asks.
     again = VLMTagger("m-1", ChatEndpoint("http://127.0.0.1:1"), vlm.path)
-    prepare(again, dataset.samples, dataset)
+    again.prepare(dataset.samples, dataset)
     assert [again.tag(sample, dataset) for sample in dataset.samples] == captions
     saved = CaptionsTagger(vlm.path)
     assert [saved.tag(sample, dataset) for sample in dataset.samples] == captions
@@ -248,14 +247,14 @@ def test_many_images_go_together_and_none_is_asked_twice(
 
 
 def test_a_run_that_was_killed_goes_on(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
-    prepare(vlm, dataset.samples[:3], dataset)
+    vlm.prepare(dataset.samples[:3], dataset)
     # Killed while it wrote the third answer.
     content = vlm.path.read_bytes()
     vlm.path.write_bytes(content[:-20])
     lost = {"p0", "p1", "p2"} - {entry.id for entry in read_captions(vlm.path)}
     assert len(lost) == 1
     again = VLMTagger("m-1", vlm.endpoint, vlm.path)
-    prepare(again, dataset.samples, dataset)
+    again.prepare(dataset.samples, dataset)
     assert len(server.requests) == 3 + 3
     assert {entry.id for entry in read_captions(vlm.path)} == {"p0", "p1", "p2", "p3", "p4"}
     assert len(vlm.path.read_bytes().splitlines()) == 5
@@ -296,7 +295,7 @@ def test_patience_ends(server: Server, vlm: VLMTagger, dataset: Dataset, answer:
     assert read_captions(vlm.path) == []
     # It ends the run.
     with pytest.raises(GocaError, match=reason):
-        prepare(vlm, dataset.samples, dataset)
+        vlm.prepare(dataset.samples, dataset)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +313,7 @@ def test_a_model_that_will_not_speak_of_one_image(
     body: bytes, attempts: int, reason: str, server: Server, vlm: VLMTagger, dataset: Dataset
 ) -> None:
     server.answer = lambda number, request: (200, {}, body if shown(request).height == 37 + 2 else completion("cat"))
-    done: list[int] = []
-    prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
-    assert len(done) == 5
+    vlm.prepare(dataset.samples, dataset)
     assert sorted(entry.id for entry in read_captions(vlm.path)) == ["p0", "p1", "p3", "p4"]
     assert len(server.requests) == 4 + attempts
     assert pauses(vlm) == [1, 2, 4, 8, 16][: attempts - 1]
@@ -331,9 +328,7 @@ def test_one_unreadable_image_does_not_stop_the_others(server: Server, vlm: VLMT
     path = dataset.samples[3].image
     Image.effect_noise((59, 61), 50).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:700])
-    done: list[int] = []
-    prepare(vlm, dataset.samples, dataset, lambda: done.append(1))
-    assert len(done) == 5
+    vlm.prepare(dataset.samples, dataset)
     assert sorted(entry.id for entry in read_captions(vlm.path)) == ["p0", "p1", "p2", "p4"]
     with pytest.raises(GocaError, match=r"3\.png cannot be read"):
         vlm.tag(dataset.samples[3], dataset)
@@ -345,7 +340,7 @@ def test_nothing_is_paid_for_what_cannot_be_kept(server: Server, dataset: Datase
     vlm = VLMTagger("m", ChatEndpoint(server.base), tmp_path / "file" / "captions.jsonl")
     assert vlm.estimate(dataset.samples, dataset).images == 5
     with pytest.raises(GocaError, match="cannot write"):
-        prepare(vlm, dataset.samples, dataset)
+        vlm.prepare(dataset.samples, dataset)
     with pytest.raises(GocaError, match="cannot write"):
         vlm.tag(dataset.samples[0], dataset)
     assert not server.requests
@@ -382,14 +377,14 @@ def test_a_wrong_key_ends_the_run_and_is_not_shown(
 ) -> None:
     server.answer = lambda number, request: failed(401, f"Incorrect API key: {KEY}")
     with pytest.raises(GocaError, match=r"HTTP 401, Incorrect API key: \*\*\*.*check OPENAI_API_KEY") as caught:
-        prepare(vlm, dataset.samples, dataset)
+        vlm.prepare(dataset.samples, dataset)
     assert len(server.requests) <= 3
     # The cause is told, also where others were waiting for their next attempt; and then one may try again.
     server.answer = lambda number, request: failed(500) if number % 2 else failed(404, "no such model")
     server.requests.clear()
     slow = VLMTagger("m-1", ChatEndpoint(server.base), vlm.path, concurrency=2)
     with pytest.raises(GocaError, match="no such model"):
-        prepare(slow, dataset.samples, dataset)
+        slow.prepare(dataset.samples, dataset)
     assert not slow.endpoint.stop.is_set()
     out = capfd.readouterr()
     assert KEY not in f"{caught.value}{vlm!r}{vlm.endpoint}{out.out}{out.err}{vlm.path.read_text()}"
@@ -398,7 +393,7 @@ def test_a_wrong_key_ends_the_run_and_is_not_shown(
 def test_an_account_without_credit_ends_the_run(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
     server.answer = lambda number, request: failed(402, "insufficient balance")
     with pytest.raises(GocaError, match=r"HTTP 402, insufficient balance.*check the account's credit"):
-        prepare(vlm, dataset.samples, dataset)
+        vlm.prepare(dataset.samples, dataset)
     assert len(server.requests) <= 3
 
 
@@ -414,7 +409,7 @@ def test_one_declined_image_does_not_stop_the_others(server: Server, vlm: VLMTag
         return failed(400, "not such an image") if shown(request).height == 37 + 2 else (200, {}, completion("cat"))
 
     server.answer = answer
-    prepare(vlm, dataset.samples, dataset)
+    vlm.prepare(dataset.samples, dataset)
     assert len(read_captions(vlm.path)) == 4
     with pytest.raises(DeclinedError, match="not such an image"):
         vlm.tag(dataset.samples[2], dataset)
@@ -499,17 +494,17 @@ def test_what_cannot_be_estimated(options: tuple[str, ...], reason: str, goca: G
 def test_where_and_who_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dataset: Dataset
 ) -> None:
-    means = TaggerOptions(captions=tmp_path / "captions.jsonl", prices=(1.0, 2.0), concurrency=2)
+    means: dict[str, Any] = {"captions": tmp_path / "captions.jsonl", "prices": (1.0, 2.0), "concurrency": 2}
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     # Without a key one may see what it would take, and is told as soon as somebody would have to be asked.
-    keyless = tagger_named("vlm:gpt", means)
+    keyless = tagger_named("vlm:gpt", **means)
     assert isinstance(keyless, VLMTagger)
     assert keyless.estimate(dataset.samples, dataset).images == 5
     monkeypatch.setattr("urllib.request.urlopen", lambda *unused, **more: pytest.fail("asked"))
     keyless.endpoint = replace(keyless.endpoint, stop=Hasty())
     for ask in (
-        lambda: prepare(keyless, dataset.samples, dataset),
+        lambda: keyless.prepare(dataset.samples, dataset),
         lambda: keyless.tag(dataset.samples[0], dataset),
         lambda: keyless.endpoint.complete({}),
     ):
@@ -519,7 +514,7 @@ def test_where_and_who_come_from_the_environment(
     assert pauses(keyless) == []
     assert not (tmp_path / "captions.jsonl").exists()
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
-    made = tagger_named("vlm:gpt", means)
+    made = tagger_named("vlm:gpt", **means)
     assert isinstance(made, VLMTagger)
     assert (made.endpoint.base, made.endpoint.key) == ("https://api.openai.com/v1", KEY)
     assert (made.model, made.prices, made.concurrency) == ("gpt", (1, 2), 2)
@@ -539,19 +534,19 @@ def test_where_and_who_come_from_the_environment(
 @pytest.mark.parametrize(
     ("spec", "means", "reason"),
     [
-        ("vlm:gpt", TaggerOptions(), "saves its captions as it makes them"),
-        ("vlm:", TaggerOptions(captions=Path("captions.jsonl")), "no model"),
-        ("vlm:gpt", TaggerOptions(captions=Path("captions.txt")), "ends in .jsonl"),
-        ("vlm:gpt", TaggerOptions(captions=Path("captions.jsonl"), concurrency=0), "1 or more"),
+        ("vlm:gpt", {}, "saves its captions as it makes them"),
+        ("vlm:", {"captions": Path("captions.jsonl")}, "no model"),
+        ("vlm:gpt", {"captions": Path("captions.txt")}, "ends in .jsonl"),
+        ("vlm:gpt", {"captions": Path("captions.jsonl"), "concurrency": 0}, "1 or more"),
     ],
 )
 def test_what_it_cannot_start_with(
-    spec: str, means: TaggerOptions, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    spec: str, means: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with pytest.raises(GocaError, match=reason):
-        tagger_named(spec, means)
+        tagger_named(spec, **means)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -561,18 +556,22 @@ def test_a_file_has_one_tagger(server: Server, vlm: VLMTagger, dataset: Dataset)
         VLMTagger("m-2", vlm.endpoint, vlm.path)
 
 
-def test_ctrl_c_does_not_wait_for_a_patient_thread(server: Server, dataset: Dataset, tmp_path: Path) -> None:
+def test_ctrl_c_does_not_wait_for_a_patient_thread(
+    server: Server, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def answer(number: int, request: dict[str, Any]) -> Answer:
         return (200, {}, completion("cat")) if number == 0 else failed(429, Retry_After="300")
 
     server.answer = answer
     vlm = VLMTagger("m", ChatEndpoint(server.base), tmp_path / "captions.jsonl", concurrency=1)
 
-    def interrupt() -> None:
+    def interrupted(futures: Iterable[Future[None]]) -> Iterator[Future[None]]:
+        yield next(as_completed(futures))
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("goca.tagging.vlm.as_completed", interrupted)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        vlm.prepare(dataset.samples, dataset, interrupt)
+        vlm.prepare(dataset.samples, dataset)
     assert time.monotonic() - start < 60
     assert len(read_captions(vlm.path)) == 1

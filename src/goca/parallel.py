@@ -1,5 +1,6 @@
 """Units of work, done in this process, in several, or on a Ray cluster."""
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -8,6 +9,7 @@ import socket
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +120,9 @@ class _Attempts:
     def attempt(self, unit: Any) -> Any:
         try:
             if self._worker is None:
-                _silence_libraries()
+                # Keep what libraries print out of the leading process's progress display.
+                logging.disable(logging.CRITICAL)
+                warnings.simplefilter("ignore")
                 self._worker = self._make_worker()
             return self._worker(unit)
         except GocaError as error:
@@ -139,15 +143,6 @@ def _result(answer: Any) -> Any:
     if isinstance(answer, _Failure):
         raise answer.error
     return answer
-
-
-def _silence_libraries() -> None:
-    """Keep what libraries print in a worker out of the leading process's progress display."""
-    import logging
-    import warnings
-
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
 
 
 # ---- processes

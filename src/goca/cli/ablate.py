@@ -42,7 +42,7 @@ def _run(model: str, captions: str, batch: int, limit: int | None, as_json: bool
             rows.append(row)
             bar.advance(task)
     if as_json:
-        print(json.dumps(ablation.to_json(rows, protocol)))
+        print(json.dumps(protocol.with_rows(rows)))
         return
     if as_markdown:
         print(ablation.to_markdown(rows))

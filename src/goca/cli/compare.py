@@ -48,7 +48,7 @@ def _run(folders: Sequence[Path], plot: Path | None, as_json: bool) -> None:
             comparison, f"{protocol.dataset} {protocol.split}, {protocol.images} images, protocol {protocol.name}", plot
         )
     if as_json:
-        print(json.dumps(side_by_side.to_json(comparison, protocol)))
+        print(json.dumps(protocol.with_rows(comparison)))
         return
     rows = table("run", "recipe, model", "mIoU", "95 %", "accuracy", "threshold", "to the first", "95 %")
     for row in comparison:

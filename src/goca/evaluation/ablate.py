@@ -1,7 +1,7 @@
 """Heads x layers x rescaling: what each part of the method adds, on the scenes benchmark, beside the paper's table."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from goca.diffusion.backbone import Backbone
@@ -64,32 +64,16 @@ class AblationRow:
 
 
 def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple[Dataset, Protocol]:
-    """The scenes, with the categories that they show, and their protocol.
-
-    Args:
-        captions: how the classes are said to the model.
-        limit: only the first N scenes.
-
-    Raises:
-        GocaError: there is no such style of captions.
-    """
+    """The first `limit` scenes, with the categories that they show, and their protocol; GocaError for odd captions."""
     dataset = EvaluationConfig(dataset="scenes", captions=captions, limit=limit).open_dataset()
     shown = {name for sample in dataset.samples for name in sample.captions["nouns"].split(", ")}
-    absent = [category.name for category in dataset.categories if category.name not in shown]
+    absent = [name for name in dataset.class_names if name not in shown]
     dataset = narrowed(dataset, absent, background=False)
     return dataset, replace(honest(dataset, OracleTagger().name), captions=caption_style(captions))
 
 
 def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int) -> Iterator[AblationRow]:
-    """Score every variant on the same images.
-
-    Args:
-        backbone: the model that they share.
-        dataset: see `scenes_benchmark`; so is protocol.
-        batch: images that go through the denoiser together.
-
-    Yields:
-        The row of each of `VARIANTS`, as it is done.
+    """Score `VARIANTS` on the same images, `batch` at a time, and yield the row of each.
 
     Raises:
         GocaError: an image cannot be segmented.
@@ -104,11 +88,6 @@ def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int)
         first = tally if first is None else first
         scores = (score.miou, score.ci95, score.pixel_accuracy)
         yield AblationRow(variant.name, *scores, *gain(tally, first), variant.paper)
-
-
-def to_json(rows: Sequence[AblationRow], protocol: Protocol) -> dict[str, Any]:
-    """{"rows": [...], "protocol": {...}}."""
-    return {"rows": [asdict(row) for row in rows], "protocol": protocol.to_json()}
 
 
 def to_markdown(rows: Sequence[AblationRow]) -> str:

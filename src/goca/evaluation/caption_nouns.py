@@ -39,39 +39,20 @@ class Policy:
     keep_parts: bool = True
     synonyms: tuple[Category, ...] = ()
 
-    @property
-    def needs_truth(self) -> bool:
-        return self.complete or self.true_only
-
 
 HONEST = Policy(name="honest")
 """A noun that names a category is that class, any other is a background class, and nothing comes from ground truth."""
 
 ODD_SYNONYMS = (Category("aeroplane", ("skyline",)), Category("person", ("woodpecker",)))
-"""Odd synonyms of the released code, those that are known to us; the `paper` preset has a switch for them."""
+"""Odd synonyms of the released code, those that are known to us; a switch of the protocol adds them."""
 
 
-def paper(dataset: str, odd_synonyms: bool = False) -> Policy:
-    """What the released code does on a data set, which flatters: classes are those of the ground truth.
-
-    Args:
-        dataset: "voc", "context", "coco-object", "coco-stuff-27", "coco-stuff-171", "cityscapes" or "ade20k".
-        odd_synonyms: whether `ODD_SYNONYMS` count.
-
-    Raises:
-        GocaError: the data set is another.
-    """
+def paper(dataset: str) -> Policy:
+    """What the released code does on a data set it knows, which flatters: classes are those of the ground truth."""
     if dataset not in _PAPER:
         raise GocaError(f'no "paper" protocol for "{dataset}": there is one for {", ".join(_PAPER)}; use "honest"')
     suffix, complete = _PAPER[dataset]
-    return Policy(
-        name="paper",
-        suffix=suffix,
-        complete=complete,
-        true_only=True,
-        keep_parts=False,
-        synonyms=ODD_SYNONYMS if odd_synonyms else (),
-    )
+    return Policy(name="paper", suffix=suffix, complete=complete, true_only=True, keep_parts=False)
 
 
 # Data set: (what stands behind every caption, whether missed classes are added).
@@ -103,13 +84,7 @@ class CaptionedRequest:
     notes: tuple[str, ...] = ()
 
     def of(self, image: ImageLike, background: str | float | None = AUTO) -> SegmentationRequest:
-        """The request for an image, with the caption as the prompt.
-
-        Raises:
-            GocaError: no noun is a class; then every pixel is background, and there is nothing to segment.
-        """
-        if not self.classes:
-            raise GocaError(f'no class of the data set is in the caption "{self.caption}": every pixel is background')
+        """The request for an image, with the caption as the prompt; there has to be a class to segment."""
         # For a segmenter a class's name is one of its words; it need not be in the caption.
         synonyms = {name: [word for word in words if key(word) != key(name)] for name, words in self.classes.items()}
         return SegmentationRequest(image, synonyms, self.background_classes, background, self.caption)
@@ -119,7 +94,7 @@ def captioned(
     caption: str,
     categories: tuple[Category, ...],
     policy: Policy = HONEST,
-    truth: Collection[str] | None = None,
+    truth: Collection[str] = (),
     background_classes: Sequence[str] = (),
 ) -> CaptionedRequest:
     """What to segment by a tagger's caption.
@@ -128,41 +103,31 @@ def captioned(
         caption: the tagger's, as `goca.tagging.answers.parse` reads it.
         categories: of the data set.
         policy: what becomes of each noun.
-        truth: names of the categories in the image's ground truth, if the policy needs them.
+        truth: names of the categories in the image's ground truth.
         background_classes: background classes to add if there is one noun alone, whose share of itself says nothing
             (`segmenter.plan.background_classes`).
-
-    Raises:
-        GocaError: the policy needs the ground truth and has none.
     """
-    if policy.needs_truth and truth is None:
-        raise GocaError(f'the "{policy.name}" policy looks at the ground truth: give its classes, or use "honest"')
     category_names = _index(categories, policy.synonyms)
-    true_names = set(truth or ())
 
     def class_of(noun: str) -> str | None:
         name = category_names.get(key(noun))
-        return None if policy.true_only and name not in true_names else name
+        return None if policy.true_only and name not in truth else name
 
     groups = list(_split_pairs(parse(caption), category_names))
     notes = []
     if policy.complete:
         named = {class_of(noun) for group in groups for noun in group}
-        missed = [
-            category.name for category in categories if category.name in true_names and category.name not in named
-        ]
+        names = [category.name for category in categories]
+        missed = [name for name in names if name in truth and name not in named]
         if missed:
             notes.append(f"from the ground truth: {', '.join(missed)}")
             groups = _with(groups, missed)
     groups = _with(groups, policy.suffix)
     assigned = list(_assigned(groups, class_of, policy.keep_parts))
     if len(assigned) == 1:
-        ((alone, name),) = assigned
-        extra = [
-            noun
-            for noun in background_classes
-            if key(noun) != key(alone) and (name is None or category_names.get(key(noun)) != name)
-        ]
+        ((only_noun, name),) = assigned
+        same_class = {key(only_noun)} | {word for word, category in category_names.items() if category == name}
+        extra = [noun for noun in background_classes if key(noun) not in same_class]
         if extra:
             notes.append(f"one noun alone: {', '.join(extra)} added as background classes")
         assigned += [(noun, None) for noun in extra]
@@ -181,8 +146,8 @@ def _split_pairs(groups: Iterable[NounGroup], category_names: Mapping[str, str])
         nouns: dict[str, str] = {}
         for noun in group:
             halves = noun.split(" and ")
-            whole = key(noun) in category_names or not any(key(half) in category_names for half in halves)
-            for part in [noun] if whole else map(clean, halves):
+            keep = key(noun) in category_names or not any(key(half) in category_names for half in halves)
+            for part in [noun] if keep else map(clean, halves):
                 if part and key(part) not in seen:
                     nouns.setdefault(key(part), part)
         seen.update(nouns)

@@ -1,7 +1,7 @@
 """Runs side by side: figures, and paired differences to the first."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from goca.errors import GocaError
 from goca.evaluation.fingerprint import differences
 from goca.evaluation.metrics import Interval, gain
 from goca.evaluation.protocol import Protocol
-from goca.evaluation.report import Report, in_order
+from goca.evaluation.report import Report
 from goca.evaluation.run_folder import FACTS, IMAGES, image_lines, read_facts
 
 
@@ -38,11 +38,7 @@ class ComparedRun:
 
 
 def load_run(folder: Path) -> FinishedRun:
-    """Read a run back.
-
-    Raises:
-        GocaError: the folder is not a run's, or the run is not finished or lacks images.
-    """
+    """Read a run back; GocaError if the folder is not a run's, or the run is not finished or lacks images."""
     facts = read_facts(folder)
     if facts is None:
         raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate wrote")
@@ -95,7 +91,8 @@ def compare(runs: Sequence[FinishedRun]) -> tuple[ComparedRun, ...]:
     names, protocol = first.report.names, first.report.protocol
     rows = []
     for run in runs:
-        report = Report(names, protocol, in_order(ids, {image.id: image for image in run.report.images}))
+        images = {image.id: image for image in run.report.images}
+        report = Report(names, protocol, tuple(images[name] for name in ids))
         tally = report.tally()
         if run is first:
             first_tally = tally
@@ -107,25 +104,22 @@ def compare(runs: Sequence[FinishedRun]) -> tuple[ComparedRun, ...]:
 
 
 def _refuse_different(first: FinishedRun, run: FinishedRun) -> None:
-    unlike = f"{run.folder} and {first.folder} cannot be ranked,"
+    refusal = f"{run.folder} and {first.folder} cannot be ranked,"
     for part in ("dataset", "protocol"):
         different = list(differences(run.settings[part], first.settings[part], part))
         if different:
             raise GocaError(
-                f"{unlike} they differ in {'; '.join(different[:3])}: compare runs of one protocol on the same images"
+                f"{refusal} they differ in {'; '.join(different[:3])}: compare runs of one protocol on the same images"
             )
-    # The listings are alike, but they are of images in the data set's order, and lines come as images were done.
-    odd = {image.id for image in first.report.images} ^ {image.id for image in run.report.images}
-    if odd:
+    # The listings are the same, but they are of images in the data set's order, and lines come as images were done.
+    unmatched = {image.id for image in first.report.images} ^ {image.id for image in run.report.images}
+    if unmatched:
         raise GocaError(
-            f"{unlike} only one of them has {min(odd)}, so that the {IMAGES} of one is of another run: restore it, or "
-            "begin a new run"
+            f"{refusal} only one of them has {min(unmatched)}, so that the {IMAGES} of one is of another run: restore "
+            "it, or begin a new run"
         )
-    odd = {image.id for image in first.report.left_out} ^ {image.id for image in run.report.left_out}
-    if odd:
-        raise GocaError(f"{unlike} only one of them left out {min(odd)}: mend it, and run the same goca evaluate again")
-
-
-def to_json(rows: Sequence[ComparedRun], protocol: Protocol) -> dict[str, Any]:
-    """{"rows": [...], "protocol": {...}}."""
-    return {"rows": [asdict(row) for row in rows], "protocol": protocol.to_json()}
+    unmatched = {image.id for image in first.report.left_out} ^ {image.id for image in run.report.left_out}
+    if unmatched:
+        raise GocaError(
+            f"{refusal} only one of them left out {min(unmatched)}: mend it, and run the same goca evaluate again"
+        )

@@ -16,7 +16,7 @@ from goca.evaluation.protocol import PRESETS, Protocol, caption_style, changed, 
 from goca.evaluation.remap import narrowed
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
-from goca.tagging import TaggerOptions, tagger_named
+from goca.tagging import tagger_named
 from goca.tagging.base import Prices, Tagger
 
 AHEAD = ("vlm", "local")
@@ -94,25 +94,17 @@ class EvaluationConfig:
         return self.tagger.partition(":")[0] in AHEAD
 
     def load_tagger(self, segmenter: Segmenter | None, captions: Path | None = None) -> Tagger:
-        """The tagger.
-
-        Args:
-            segmenter: whose model "self" is.
-            captions: the file in which some taggers save what they say.
-
-        Raises:
-            GocaError: there is no such tagger.
-        """
+        """The tagger; "self" uses the segmenter's model, and vlm and local save their captions in the file."""
         if self.tagger == "oracle":
             return OracleTagger()
-        options = TaggerOptions(
+        return tagger_named(
+            self.tagger,
             captions=captions,
             prices=self.prices,
             concurrency=self.concurrency,
             batch=self.batch,
             segmenter=segmenter,
         )
-        return tagger_named(self.tagger, options)
 
     def load_evaluator(self, protocol: Protocol) -> Evaluator:
         """Ready to work, in whatever process this is. protocol: as the process that leads the run has it."""

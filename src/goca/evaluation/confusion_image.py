@@ -19,12 +19,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 def confusion_image(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> bytes:
     """A PNG: a row for each label of the ground truth, the colours of its cells saying where its pixels went.
 
-    A row is shares of that label's pixels, black for none and pale yellow for all. Labels that no pixel has or was
-    predicted as are omitted.
-
-    Args:
-        report: whose confusion matrix is drawn.
-        palette: the data set's colours, which stand beside the names.
+    A row is shares of that label's pixels, black for none and pale yellow for all. The data set's colours stand beside
+    the names. Labels that no pixel has or was predicted as are omitted.
     """
     counts = report.confusion
     labels = np.flatnonzero(counts.sum(0) + counts.sum(1)).tolist()

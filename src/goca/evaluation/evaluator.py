@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class ImageBatch:
     every figure is the same to the last digit.
 
     Attributes:
-        indices: their places in the data set.
+        indices: of the data set's samples.
         tags: of those that the tagger was asked about before.
     """
 
@@ -61,7 +62,7 @@ class Evaluator:
 
     Args:
         segmenter: the model.
-        dataset: the images, whole.
+        dataset: the images, all of them.
         tagger: says what an image shows, where its batch does not; None if every batch does.
         protocol: what is counted, and how.
     """
@@ -70,11 +71,11 @@ class Evaluator:
     dataset: Dataset
     tagger: Tagger | None
     protocol: Protocol
-    _session: BackboneSession = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        # Captions recur from unit to unit.
-        self._session = self.segmenter.backbone.session()
+    @cached_property
+    def _session(self) -> BackboneSession:
+        """One for all batches, because captions recur."""
+        return self.segmenter.backbone.session()
 
     def __call__(self, batch: ImageBatch) -> list[ImageRecord]:
         """Segment images and count, in their order; one that cannot be read, tagged or segmented is left out."""
@@ -148,21 +149,19 @@ class Evaluator:
         """
         assert isinstance(request.classes, Mapping)
         words = {name: tuple(synonyms) for name, synonyms in request.classes.items()}
-        background_classes = image.query.background_classes
-        while background_classes and not all(
-            self._fits((name, *synonyms, *background_classes)) for name, synonyms in words.items()
-        ):
-            background_classes = background_classes[:-1]
+        kept = image.query.background_classes
+        while kept and not all(self._fits((name, *synonyms, *kept)) for name, synonyms in words.items()):
+            kept = kept[:-1]
         for name in words:
-            while words[name] and not self._fits((name, *words[name], *background_classes)):
+            while words[name] and not self._fits((name, *words[name], *kept)):
                 words[name] = words[name][:-1]
-        dropped = [*image.query.background_classes[len(background_classes) :]]
+        dropped = [*image.query.background_classes[len(kept) :]]
         dropped += [word for name, synonyms in request.classes.items() for word in synonyms[len(words[name]) :]]
         record = image.record
         if dropped:
             note = f"too long a caption for this model: without {', '.join(dropped)}"
-            record = replace(record, background_classes=background_classes, notes=(*record.notes, note))
-        request = replace(request, classes=words, background_classes=background_classes)
+            record = replace(record, background_classes=kept, notes=(*record.notes, note))
+        request = replace(request, classes=words, background_classes=kept)
         return request, image._replace(record=record)
 
     def _fits(self, nouns: Sequence[str]) -> bool:
@@ -171,7 +170,7 @@ class Evaluator:
 
     def _dataset_labels(self, classes: Iterable[str]) -> list[int]:
         """From the labels of a result to those of the data set; 0 stays."""
-        names = [category.name for category in self.dataset.categories]
+        names = self.dataset.class_names
         return [0, *(names.index(name) + 1 for name in classes)]
 
     def _segmented(self, image: _OpenImage, result: Segmentation) -> ImageRecord:
@@ -197,4 +196,4 @@ def evaluate_dataset(segmenter: Segmenter, dataset: Dataset, tagger: Tagger, pro
     """Evaluate a loaded segmenter in this process, `segmenter.batch` images at a time; nothing is written."""
     evaluator = Evaluator(segmenter, dataset, tagger, protocol)
     records = (record for batch in batches(dataset, segmenter.batch) for record in evaluator(batch))
-    return Report(tuple(category.name for category in dataset.categories), protocol, tuple(records))
+    return Report(dataset.class_names, protocol, tuple(records))

@@ -25,7 +25,7 @@ def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, seg
             "name": dataset.name,
             "split": dataset.split,
             "source": dataset.source,
-            "categories": [category.name for category in dataset.categories],
+            "categories": list(dataset.class_names),
             "words": blake2b(words.encode(), digest_size=8).hexdigest(),
             "images": len(dataset.samples),
             "listing": blake2b(ids.encode(), digest_size=8).hexdigest(),

@@ -35,10 +35,7 @@ class Counting:
 class Tally:
     """Pixels of each image, by label; all that scores need of confusion matrices. Label 0 is background.
 
-    Attributes:
-        hit: pixels of the label that were predicted as it.
-        truth: pixels of the label.
-        predicted: pixels that were predicted as the label.
+    Of `truth` are the pixels of a label, of `predicted` those that were predicted as it, of `hit` those that are both.
     """
 
     hit: Int[Tensor, "image label"]
@@ -55,12 +52,9 @@ class Score:
     """Scores from 0 to 1.
 
     Attributes:
-        miou: the mean of `per_class`.
+        miou: the mean of `per_class`, {name: IoU}, whose length is `labels`.
         ci95: the 95 % interval of miou.
-        pixel_accuracy: the share of pixels whose label is right.
         frequency_weighted_iou: each label's IoU weighs as many pixels as it has.
-        labels: how many the mean is over.
-        per_class: {name: IoU} of the labels in the mean.
     """
 
     miou: float

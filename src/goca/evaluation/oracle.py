@@ -15,7 +15,7 @@ def true_classes(sample: Sample, dataset: Dataset, truth: LabelMap | None = None
     Args:
         sample: the image.
         dataset: whose categories its labels stand for.
-        truth: its ground truth, read from its file if it is left out.
+        truth: its labels, if they were read before.
 
     Raises:
         GocaError: the ground truth cannot be read, or has a label that the data set lacks.

@@ -8,12 +8,7 @@ from goca.evaluation.compare import ComparedRun
 
 
 def plot(rows: Sequence[ComparedRun], title: str, path: Path) -> None:
-    """Write an image of the rows' mIoU.
-
-    Args:
-        rows: from `compare`.
-        title: stands above.
-        path: the file; its suffix decides the format.
+    """Write an image of the rows' mIoU; the file's suffix decides the format.
 
     Raises:
         GocaError: matplotlib is not installed, or the file cannot be written.

@@ -107,6 +107,10 @@ class Protocol:
         """Every switch, as plain numbers, strings, lists and dicts."""
         return {**asdict(self), "merged": [list(pair) for pair in self.merged]}
 
+    def with_rows(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """Rows of scores, which are dataclasses, and the protocol that made them, as JSON."""
+        return {"rows": [asdict(row) for row in rows], "protocol": self.to_json()}
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Protocol":
         """The opposite of `to_json`. Raises KeyError, TypeError or ValueError for what is not a protocol."""
@@ -188,22 +192,10 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "odd-synonyms": {"no": (), "yes": caption_nouns.ODD_SYNONYMS},
 }
 """{switch: {name of a value: the value}}, as the command line names them."""
-_POLICY_FIELDS = {
-    "suffix": "suffix",
-    "complete": "complete",
-    "true-only": "true_only",
-    "keep-parts": "keep_parts",
-    "odd-synonyms": "synonyms",
-}
-"""Switches of `Protocol.nouns`; the others are fields of the protocol itself."""
 
 
 def changed(protocol: Protocol, switches: Sequence[str]) -> Protocol:
-    """The protocol with some switches set; its name says which.
-
-    Args:
-        protocol: what to change.
-        switches: each as "name=value".
+    """The protocol with some switches set, each as "name=value"; its name says which.
 
     Raises:
         GocaError: there is no such switch or value; the message names those that there are.
@@ -215,10 +207,10 @@ def changed(protocol: Protocol, switches: Sequence[str]) -> Protocol:
             raise GocaError(f'no switch "{name}": there are {", ".join(SWITCHES)}')
         if value not in SWITCHES[name]:
             raise GocaError(f'no value "{value}" for the switch {name}: there are {", ".join(SWITCHES[name])}')
-        if name in _POLICY_FIELDS:
-            nouns = replace(protocol.nouns, **{_POLICY_FIELDS[name]: SWITCHES[name][value]})
-            protocol = replace(protocol, nouns=nouns)
-        else:
-            protocol = replace(protocol, **{name: SWITCHES[name][value]})
+        field = name.replace("-", "_").removeprefix("odd_")  # the odd synonyms are those of a policy
+        change: dict[str, Any] = {field: SWITCHES[name][value]}
+        if field in Policy.__dataclass_fields__:
+            change = {"nouns": replace(protocol.nouns, **change)}
+        protocol = replace(protocol, **change)
         changes.append(f"{name}={value}")
     return replace(protocol, name=f"{protocol.name}, but {', '.join(changes)}") if changes else protocol

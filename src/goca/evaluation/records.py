@@ -20,7 +20,6 @@ class ImageRecord:
     """One evaluated image; or one that was left out, and then why.
 
     Attributes:
-        id: of the image in its data set.
         caption: the tagger's; None where it gave none.
         classes: what the model was asked for, in the prompt's order.
         background_classes: further nouns of the prompt, in its order.

@@ -24,11 +24,10 @@ def narrowed(dataset: Dataset, names: Sequence[str], background: bool = True) ->
     """
     if not names:
         return dataset
-    categories = [category.name for category in dataset.categories]
     for name in names:
-        if name not in categories:
-            raise GocaError(f'{dataset.name} has no category "{name}": there are {", ".join(categories)}')
-    kept = [label for label, name in enumerate(categories, start=1) if name not in names]
+        if name not in dataset.class_names:
+            raise GocaError(f'{dataset.name} has no category "{name}": there are {", ".join(dataset.class_names)}')
+    kept = [label for label, name in enumerate(dataset.class_names, start=1) if name not in names]
     if not kept:
         raise GocaError(f"every category of {dataset.name} would be background: keep some")
     table = np.zeros(VOID + 1, np.uint16)

@@ -16,13 +16,7 @@ from goca.evaluation.records import ImageRecord, matrix, tally
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found.
-
-    Attributes:
-        names: of labels 1, 2, ...
-        protocol: what its figures are figures of.
-        images: in the data set's order, those that were left out included.
-    """
+    """What a run found; `names` are those of labels 1, 2, ..., and `images` those of the data set, in its order."""
 
     names: tuple[str, ...]
     protocol: Protocol
@@ -105,8 +99,3 @@ class Report:
             out["oracle_threshold"] = {"threshold": float(best), "miou": self.sweep[best]}
             out["sweep"] = [{"threshold": float(name), "miou": value} for name, value in self.sweep.items()]
         return out
-
-
-def in_order(ids: Sequence[str], images: Mapping[str, ImageRecord]) -> tuple[ImageRecord, ...]:
-    """The images in the data set's order, whatever order they were done in."""
-    return tuple(images[name] for name in ids)

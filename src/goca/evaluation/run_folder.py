@@ -38,11 +38,7 @@ class RunFolder:
         self._lines = None if folder is None else image_lines(folder)
 
     def __enter__(self) -> "RunFolder":
-        """Take the folder up, or begin it.
-
-        Raises:
-            GocaError: it belongs to another run, cannot be written, or another process is at it.
-        """
+        """Resume the folder, or begin it; GocaError if it is another run's, or another process writes it."""
         if self.folder is None or self._lines is None:
             return self
         before = read_facts(self.folder)
@@ -86,15 +82,10 @@ class RunFolder:
             figures: what run.json says beside the settings, as JSON.
             files: the content of further files, by their names.
             executor: what did this session's part; None if nothing was left to do.
-
-        Raises:
-            ValueError: a figure is NaN, which is not JSON.
         """
         if executor is not None or "finished" not in self._facts:
-            self._facts["sessions"] = [
-                *self._facts["sessions"],
-                {"executor": executor, "command": list(self.command)},
-            ]
+            session = {"executor": executor, "command": list(self.command)}
+            self._facts["sessions"] = [*self._facts["sessions"], session]
             self._facts["finished"] = _now()
         if self.folder is not None:
             # One at a time: written together, the last would be away for a moment, and a folder without its run.json

@@ -15,11 +15,10 @@ from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import Evaluator, ImageBatch, batches
 from goca.evaluation.fingerprint import settings
 from goca.evaluation.records import ImageRecord
-from goca.evaluation.report import Report, in_order
+from goca.evaluation.report import Report
 from goca.evaluation.run_folder import CONFUSION, RunFolder
 from goca.parallel import THIS_PROCESS, Executor, run_units
-from goca.tagging import prepare
-from goca.tagging.base import Estimate, PaidTagger, Tagger
+from goca.tagging.base import BatchTagger, Estimate, PaidTagger, Tagger
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ def run(
         for images in run_units(make_worker, work, executor):
             folder.add(images)
             yield ImagesDone(images)
-        names = tuple(category.name for category in dataset.categories)
-        report = Report(names, protocol, in_order([sample.id for sample in dataset.samples], folder.images))
+        records = tuple(folder.images[sample.id] for sample in dataset.samples)
+        report = Report(dataset.class_names, protocol, records)
         _finish(folder, report, dataset, str(executor) if work else None)
     yield Finished(report, decisive)
 
@@ -119,11 +118,7 @@ def evaluate(config: EvaluationConfig, out: Path | None = None, executor: Execut
 
 
 def estimate(config: EvaluationConfig, out: Path | None = None) -> Estimate:
-    """What the tagger will take for the images that `out` has no captions of; no model is loaded or asked.
-
-    Raises:
-        GocaError: nobody has to pay the tagger; or as `run`.
-    """
+    """What the tagger will take for the images that `out` has no captions of; no model is loaded or asked."""
     dataset = config.open_dataset()
     with TemporaryDirectory() as empty:
         tagger = config.load_tagger(None, _captions_file(out or Path(empty))) if config.tags_ahead else None
@@ -160,7 +155,8 @@ def _tagged(
     yield Stage(f"tagging with {tagger.name}", len(missing))
     for start in range(0, len(missing), chunk):
         part = missing[start : start + chunk]
-        prepare(tagger, part, dataset)
+        if isinstance(tagger, BatchTagger):
+            tagger.prepare(part, dataset)
         tags |= {sample.id: _tag(tagger, sample, dataset) for sample in part}
         yield ImagesTagged(len(part))
     ids = [sample.id for sample in dataset.samples]

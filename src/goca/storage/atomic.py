@@ -17,9 +17,6 @@ def write_atomic(files: Mapping[Path, bytes]) -> None:
 
     Earlier files of those names stay until all the new ones are complete. Missing folders are made.
 
-    Args:
-        files: the content of each file.
-
     Raises:
         GocaError: the system refuses; the message has the path and the reason.
     """
@@ -46,11 +43,7 @@ def write_atomic(files: Mapping[Path, bytes]) -> None:
 
 
 def sweep(paths: Iterable[Path]) -> None:
-    """Remove the scratch files of these paths that processes killed while writing have left.
-
-    Args:
-        paths: as they were given to `write_atomic`.
-    """
+    """Remove scratch files that processes killed while writing have left; paths: as for `write_atomic`."""
     prefixes: dict[Path, set[str]] = {}
     for path in paths:
         prefixes.setdefault(path.parent, set()).add(_prefix(path))

@@ -2,16 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, BinaryIO, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
 from goca.errors import GocaError
-from goca.storage.atomic import write_atomic
 
 T = TypeVar("T")
 
@@ -33,42 +32,42 @@ class JsonLines(Generic[T]):
     def __init__(
         self,
         path: Path,
-        decode: Callable[[Any], T] = lambda value: value,
-        encode: Callable[[T], Any] = lambda record: record,
-        kind: str = "a record",
+        decode: Callable[[Any], T],
+        encode: Callable[[T], Any],
+        kind: str,
     ) -> None:
         self.path, self.kind = path, kind
         self._decode, self._encode = decode, encode
         self._file: BinaryIO | None = None
-        self._mutex = Lock()
-        # Beside the file, because `replace` puts another file in its place.
+        self._mutex = RLock()
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
 
     def read(self) -> list[T]:
-        """The records, in the order in which they were appended.
-
-        Raises:
-            GocaError: the file is missing or cannot be read, or a line of it is damaged.
-        """
+        """The records in order; GocaError if the file cannot be read or a line of it is damaged."""
         return [self._record(line, number) for number, line in enumerate(self._lines()[0], start=1) if line.strip()]
 
     def open(self) -> None:
-        """Take the file for this process and make it ready for `append`, once; `append` does so itself if need be.
-
-        Raises:
-            GocaError: another process has it open, or it cannot be written.
-        """
+        """Take the file for this process; GocaError if another has it open, or it cannot be written."""
         with self._mutex:
-            self._open()
+            if self._file is not None:
+                return
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire()
+                self._file = self.path.open("ab", buffering=0)
+                self._mend()
+            except Timeout:
+                raise GocaError(
+                    f"another process writes {self.path}: wait for it, or choose another folder", "out"
+                ) from None
+            except (OSError, GocaError) as error:
+                self.close()
+                raise self._refusal(error) if isinstance(error, OSError) else error from None
 
     def append(self, *records: T) -> None:
-        """Write records, so that a crash of the system does not lose them either.
-
-        Raises:
-            GocaError: another process has the file open, or it cannot be written.
-        """
+        """Write records, so that a crash of the system does not lose them either; opens the file if need be."""
         with self._mutex:
-            self._open()
+            self.open()
             assert self._file is not None
             end = self._file.seek(0, os.SEEK_END)
             try:
@@ -79,23 +78,13 @@ class JsonLines(Generic[T]):
                     self._file.truncate(end)
                 raise self._refusal(error) from None
 
-    def replace(self, records: Iterable[T]) -> None:
-        """Put a file of these records in its place, whole or not at all.
-
-        Raises:
-            GocaError: another process has the file open, or it cannot be written.
-        """
-        with self._mutex:
-            self._open()
-            write_atomic({self.path: b"".join(map(self._line, records))})
-            assert self._file is not None
-            self._file.close()
-            self._file = self.path.open("ab", buffering=0)
-
     def close(self) -> None:
         """Let other processes append."""
         with self._mutex:
-            self._close()
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            self._lock.release()
 
     def __enter__(self) -> "JsonLines[T]":
         self.open()
@@ -103,28 +92,6 @@ class JsonLines(Generic[T]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _open(self) -> None:
-        if self._file is not None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            self._file = self.path.open("ab", buffering=0)
-            self._mend()
-        except Timeout:
-            raise GocaError(
-                f"another process writes {self.path}: wait for it, or choose another folder", "out"
-            ) from None
-        except (OSError, GocaError) as error:
-            self._close()
-            raise self._refusal(error) if isinstance(error, OSError) else error from None
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._lock.release()
 
     def _mend(self) -> None:
         """Cut off a torn last line; end one that lacks only its line break."""

@@ -59,11 +59,7 @@ def clean(noun: str) -> str:
 
 
 def write(groups: Iterable[Sequence[str]]) -> str:
-    """A caption that `parse` reads as these groups.
-
-    Raises:
-        GocaError: a noun would be read as something else, such as "door, double".
-    """
+    """A caption that `parse` reads as these groups; GocaError for nouns that it would not, such as "door, double"."""
     groups = [tuple(group) for group in groups]
     caption = ", ".join(group[0] if len(group) == 1 else f"({', '.join(group)})" for group in groups)
     readable = {key(noun) for group in parse(caption) for noun in group}

@@ -1,20 +1,12 @@
 """What a tagger is: something that says which nouns an image shows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 Prices = tuple[float, float]
 """The price of a million tokens, (input, output), in any currency."""
-
-
-@runtime_checkable
-class NamedClass(Protocol):
-    """A class that an image may show."""
-
-    @property
-    def name(self) -> str: ...
 
 
 @runtime_checkable
@@ -30,13 +22,13 @@ class TaggableImage(Protocol):
 
 @runtime_checkable
 class ImageCollection(Protocol):
-    """What taggers read of the data set that an image is from: its name, and its classes, which may be none."""
+    """What taggers read of the data set that an image is from: its name, and its classes' names, which may be none."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def categories(self) -> Sequence[NamedClass]: ...
+    def class_names(self) -> tuple[str, ...]: ...
 
 
 @runtime_checkable
@@ -101,13 +93,8 @@ class PaidTagger(Tagger, Protocol):
 class BatchTagger(Tagger, Protocol):
     """A tagger that handles many images faster than one after the other."""
 
-    def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection, progress: Callable[[], None]) -> None:
+    def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> None:
         """Tag images ahead, so that `tag` has their captions; it raises for those that cannot be tagged.
-
-        Args:
-            samples: the images.
-            dataset: what they are from.
-            progress: called once for every image that is done with.
 
         Raises:
             GocaError: tagging cannot go on; captions made so far are kept.

@@ -80,14 +80,7 @@ def _entry(value: Any) -> CaptionEntry:
 
 
 class CaptionsTagger:
-    """Captions that were saved, by hand or by an earlier run of another tagger.
-
-    Args:
-        path: see `read_captions`.
-
-    Raises:
-        GocaError: the file cannot be read.
-    """
+    """Captions that were saved, by hand or by another tagger, in a file that `read_captions` reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,12 +102,8 @@ class CaptionsTagger:
 class CaptionStore:
     """A .jsonl file to which one tagger adds each caption as soon as it has it, and whose captions it need not repeat.
 
-    As a context manager it takes the file for this process, before a caption is paid for. Safe to use from several
-    threads.
-
-    Args:
-        path: the file; it is only read until the store is entered.
-        tagger: the name of the tagger.
+    As a context manager it takes the file for this process, before a caption is paid for; until then the file is only
+    read. Safe to use from several threads.
 
     Raises:
         GocaError: the file cannot be read, or has captions of another tagger.
@@ -136,11 +125,7 @@ class CaptionStore:
         return self._captions.get((dataset.name, sample.id))
 
     def add(self, sample: TaggableImage, dataset: ImageCollection, caption: str) -> None:
-        """Save a caption.
-
-        Raises:
-            GocaError: the file cannot be written.
-        """
+        """Save a caption; GocaError if the file cannot be written."""
         self._file.append(CaptionEntry(sample.id, caption, dataset.name, self.tagger))
         self._captions[dataset.name, sample.id] = caption
 

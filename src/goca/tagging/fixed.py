@@ -9,14 +9,7 @@ from goca.tagging.base import ImageCollection, TaggableImage
 
 @dataclass(frozen=True)
 class FixedTagger:
-    """Gives every image the same caption.
-
-    Args:
-        caption: the nouns, such as "cat, (person, hat)".
-
-    Raises:
-        GocaError: the caption has no noun.
-    """
+    """Gives every image the same caption, such as "cat, (person, hat)"; GocaError for one without a noun."""
 
     caption: str
 

@@ -1,7 +1,5 @@
 """What a vision-language model is asked for."""
 
-from collections.abc import Sequence
-
 from goca.tagging.base import ImageCollection
 
 MOST_WORDS = {"context": 35}
@@ -14,25 +12,20 @@ def most_words(dataset: ImageCollection) -> int:
     return MOST_WORDS.get(dataset.name, USUAL_WORDS)
 
 
-def class_names(dataset: ImageCollection) -> tuple[str, ...]:
-    """The names of a data set's classes."""
-    return tuple(category.name for category in dataset.categories)
-
-
-def instruction(classes: Sequence[str] | None = None, most: int = USUAL_WORDS, as_json: bool = False) -> str:
+def instruction(dataset: ImageCollection, as_json: bool = False) -> str:
     """The request for one image's nouns.
 
     Args:
-        classes: names that the answer should use where they fit; None or empty leaves the words to the model.
-        most: words that the answer may have.
+        dataset: the answer should use the names of its classes where they fit; without any the words are the model's.
         as_json: whether to ask for an object, {"nouns": [...]}, instead of a list between commas.
     """
-    words = ", ".join(name.lower() for name in classes or ())
+    words = ", ".join(name.lower() for name in dataset.class_names)
     vocabulary = f" Where one of the following words fits exactly, use that very word: {words}." if words else ""
     form = 'as JSON, such as {"nouns": ["(person, clothes)", "grass"]}, and' if as_json else "with the list and"
     return (
         "List what this image shows, as nouns divided by commas. Name the foreground and the background: people, "
         "animals and objects, and also sky, ground, walls and the like. Use singular nouns, no verbs and no plurals, "
-        f"none of them twice, and at most {most} words in all. Nouns that are parts of one object go into parentheses "
-        f"together, the object first, as in: (person, clothes), grass.{vocabulary} Answer {form} nothing else."
+        f"none of them twice, and at most {most_words(dataset)} words in all. Nouns that are parts of one object go "
+        f"into parentheses together, the object first, as in: (person, clothes), grass.{vocabulary} Answer {form} "
+        "nothing else."
     )

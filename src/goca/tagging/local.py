@@ -1,6 +1,6 @@
 """A vision-language model on this machine, through transformers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -16,7 +16,7 @@ from goca.imaging import images
 from goca.tagging.answers import caption_in
 from goca.tagging.base import ImageCollection, TaggableImage
 from goca.tagging.captions import CaptionStore
-from goca.tagging.instruction import class_names, instruction, most_words
+from goca.tagging.instruction import instruction
 
 MOST_TOKENS = 160
 """Of an answer: 35 words, commas and parentheses included, with room to spare."""
@@ -36,9 +36,6 @@ class LocalTagger:
             needs it, from safetensors, and no code of its repository runs.
         path: the .jsonl file of the captions.
         batch: images at a time, 1 or more.
-
-    Raises:
-        GocaError: a value is unusable, or the file has captions of another tagger.
     """
 
     model: str
@@ -59,14 +56,9 @@ class LocalTagger:
         folder = Path(self.model)
         return f"local {folder.absolute().name} ({_fingerprint(folder)})" if folder.is_dir() else f"local {self.model}"
 
-    def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection, progress: Callable[[], None]) -> None:
+    def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> None:
         """Tag the images without a caption, a batch at a time. See `BatchTagger`."""
-        missing = []
-        for sample in samples:
-            if self.store.get(sample, dataset) is None and _readable(sample):
-                missing.append(sample)
-            else:
-                progress()
+        missing = [sample for sample in samples if self.store.get(sample, dataset) is None and _readable(sample)]
         if not missing:
             return
         with self.store:
@@ -74,7 +66,6 @@ class LocalTagger:
                 part = missing[start : start + self.batch]
                 for sample, caption in zip(part, self._captions(part, dataset), strict=True):
                     self.store.add(sample, dataset, caption)
-                    progress()
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
         """See `Tagger`."""
@@ -88,8 +79,7 @@ class LocalTagger:
     @torch.no_grad()
     def _captions(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> list[str]:
         processor, model = self._loaded
-        request = instruction(class_names(dataset), most_words(dataset))
-        content = [{"type": "image"}, {"type": "text", "text": request}]
+        content = [{"type": "image"}, {"type": "text", "text": instruction(dataset)}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         loaded_images = [[images.load(sample.image)] for sample in samples]
         try:

@@ -20,7 +20,6 @@ from goca.recipe import GOCA_BALANCED, Recipe
 from goca.segmenter import Segmenter
 from goca.tagging.answers import parse, write
 from goca.tagging.base import ImageCollection, TaggableImage
-from goca.tagging.instruction import class_names
 from goca.text.nouns import in_vocabulary, parse_nouns
 
 
@@ -173,17 +172,13 @@ class SelfPruningTagger:
         return f"self {self.scorer.name}"
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        candidates = self.candidates or class_names(dataset) or self.segmenter.backbone.settings.nouns
+        candidates = self.candidates or dataset.class_names or self.segmenter.backbone.settings.nouns
         if not candidates:
             raise GocaError('no candidates are named: write them behind a colon, such as "self:map:cat, dog, grass"')
         return write((noun,) for noun in self.pruned(images.load(sample.image), candidates))
 
     def pruned(self, image: Image.Image, candidates: Sequence[str]) -> tuple[str, ...]:
-        """The candidates that the image shows.
-
-        Raises:
-            GocaError: the model does not know a candidate.
-        """
+        """The candidates that the image shows; GocaError if the model does not know one."""
         scores = self.scores(image, candidates)
         kept = scores >= min(self.scorer.threshold, float(scores.max()))
         return tuple(name for name, keep in zip(candidates, kept.tolist(), strict=True) if keep)
@@ -197,11 +192,7 @@ class SelfPruningTagger:
 
 
 def self_tagger(name: str, segmenter: Segmenter | None) -> SelfPruningTagger:
-    """The tagger "self:NAME"; a name is a scorer's, and may end in candidates: "map:cat, dog".
-
-    Raises:
-        GocaError: there is no such scorer, or no segmenter.
-    """
+    """The tagger "self:NAME", a scorer's name that may end in candidates: "map:cat, dog"; GocaError for any other."""
     scorer, colon, listed = name.partition(":")
     candidates = tuple(noun for group in parse(listed) for noun in group)
     if scorer not in SCORERS or (colon and not candidates):

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from goca.tagging.answers import caption_in
 from goca.tagging.base import Estimate, ImageCollection, Prices, TaggableImage
 from goca.tagging.captions import CaptionStore
 from goca.tagging.endpoint import ChatEndpoint, DeclinedError, ModelRefusedError
-from goca.tagging.instruction import class_names, instruction, most_words
+from goca.tagging.instruction import instruction, most_words
 
 LONGEST_SIDE = 1024
 """Pixels; larger images are sent smaller: nouns can still be told, and it costs less."""
@@ -45,9 +45,6 @@ class VLMTagger:
         path: the .jsonl file of the captions.
         concurrency: requests at a time, 1 or more.
         prices: for `estimate`.
-
-    Raises:
-        GocaError: a value is unusable, or the file has captions of another tagger.
     """
 
     model: str
@@ -77,19 +74,17 @@ class VLMTagger:
     def estimate(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> Estimate:
         """What the images without a caption will take at most."""
         count = sum(self.store.get(sample, dataset) is None for sample in samples)
-        letters = len(instruction(class_names(dataset), most_words(dataset), as_json=True))
+        letters = len(instruction(dataset, as_json=True))
         read = count * (TOKENS_PER_IMAGE + letters // LETTERS_PER_TOKEN)
         written = count * TOKENS_PER_WORD * most_words(dataset)
         cost = None if self.prices is None else (read * self.prices[0] + written * self.prices[1]) / 1e6
         return Estimate(images=count, read=read, written=written, cost=cost)
 
-    def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection, progress: Callable[[], None]) -> None:
+    def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> None:
         """Tag the images without a caption, several at a time. See `BatchTagger`."""
         stop = self.endpoint.stop
         causes: list[Exception] = []
         missing = [sample for sample in samples if self.store.get(sample, dataset) is None]
-        for _ in range(len(samples) - len(missing)):
-            progress()
         if not missing:
             return
         self.endpoint.check()
@@ -110,7 +105,6 @@ class VLMTagger:
                 for _ in as_completed([pool.submit(attempt, sample) for sample in missing]):
                     if causes:
                         break
-                    progress()
             finally:
                 stop.set()  # so that Ctrl-C does not wait for a server's patience
                 pool.shutdown(cancel_futures=True)
@@ -142,7 +136,7 @@ class VLMTagger:
         """The model's answer. An option that the server refuses is left out from then on."""
         options = self._options
         while True:
-            text = instruction(class_names(dataset), most_words(dataset), as_json="response_format" in options)
+            text = instruction(dataset, as_json="response_format" in options)
             content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
             request = {"model": self.model, "messages": [{"role": "user", "content": content}], **options}
             try:

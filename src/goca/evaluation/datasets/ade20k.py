@@ -1,12 +1,11 @@
 """ADE20K as its scene parsing challenge publishes it: 150 classes; what is none of them is void."""
 
-from functools import partial
 from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Dataset
 from goca.evaluation.datasets.files import choose_split, locate, paired_samples, stems
-from goca.evaluation.datasets.labels import label_table, read_indexed
+from goca.evaluation.datasets.labels import label_table
 from goca.evaluation.datasets.names import categories, colours, published_classes
 
 NAME = "ade20k"
@@ -25,5 +24,5 @@ def open_ade20k(root: Path | None, split: str | None = None) -> Dataset:
     classes = published_classes("ade20k")
     # 0 is "other objects"; values above 150 occur in copies that keep more classes.
     labels = label_table({entry.id: label for label, entry in enumerate(classes, start=1)}, rest=VOID)
-    samples = paired_samples(NAME, entries, partial(read_indexed, labels=labels))
+    samples = paired_samples(NAME, entries, labels)
     return Dataset(NAME, split, categories(classes), samples, False, colours(classes))

@@ -43,8 +43,6 @@ class Dataset:
     """A data set's split, opened; images and label files are read later, one at a time.
 
     Attributes:
-        name: as `open_dataset` takes it.
-        split: such as "val".
         categories: label i is categories[i - 1].
         samples: the images, in a fixed order.
         background: whether label 0 occurs, for what is none of the categories.
@@ -61,3 +59,8 @@ class Dataset:
     palette: UInt8[np.ndarray, "label 3"]
     source: str = ""
     merges: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The categories' names."""
+        return tuple(category.name for category in self.categories)

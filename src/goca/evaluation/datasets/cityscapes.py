@@ -1,12 +1,11 @@
 """Cityscapes: the 19 classes that are evaluated; what its ids ignore is void."""
 
-from functools import partial
 from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Dataset
 from goca.evaluation.datasets.files import choose_split, locate, paired_samples, stems
-from goca.evaluation.datasets.labels import label_table, read_indexed
+from goca.evaluation.datasets.labels import label_table
 from goca.evaluation.datasets.names import categories, colours, published_classes
 
 NAME = "cityscapes"
@@ -36,5 +35,5 @@ def open_cityscapes(root: Path | None, split: str | None = None) -> Dataset:
     classes = published_classes("cityscapes")
     ignored = dict.fromkeys((*range(IDS), 255), VOID)
     labels = label_table(ignored | {entry.id: label for label, entry in enumerate(classes, start=1)})
-    samples = paired_samples(NAME, entries, partial(read_indexed, labels=labels))
+    samples = paired_samples(NAME, entries, labels)
     return Dataset(NAME, split, categories(classes), samples, False, colours(classes))

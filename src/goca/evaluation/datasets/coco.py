@@ -13,7 +13,7 @@ from goca.errors import GocaError
 from goca.evaluation.datasets.base import Dataset, LabelMap, Sample
 from goca.evaluation.datasets.coco_json import CocoFile, Mask, decode_mask, read_coco
 from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, require_files
-from goca.evaluation.datasets.labels import check_size, size_of
+from goca.evaluation.datasets.labels import check_size
 from goca.evaluation.datasets.names import categories, colours, published_classes
 
 NAME = "coco-object"
@@ -55,7 +55,7 @@ def image_folder(home: Path, split: str) -> Path:
 def _draw(coco: CocoFile, number: int, image: Path, labels: Mapping[int, int]) -> LabelMap:
     """The label map of one image."""
     height, width = coco.images[number].height, coco.images[number].width
-    check_size(coco.path, (height, width), image, size_of(image))
+    check_size(coco.path, (height, width), image)
     layers: list[tuple[bool, int, int, int, Mask]] = []
     for annotation in coco.annotations.get(number, ()):
         try:

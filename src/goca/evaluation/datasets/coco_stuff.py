@@ -14,7 +14,7 @@ from goca.evaluation.datasets.base import VOID, Category, Dataset, LabelMap, Sam
 from goca.evaluation.datasets.coco import SPLITS, image_folder
 from goca.evaluation.datasets.coco_json import CocoFile, read_coco
 from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, paired_samples, require_files, stems
-from goca.evaluation.datasets.labels import check_size, label_table, read_indexed, read_rgb, size_of
+from goca.evaluation.datasets.labels import check_size, label_table, read_rgb
 from goca.evaluation.datasets.names import categories, colours, published_classes
 from goca.imaging.palette import palette
 
@@ -71,7 +71,7 @@ def _of_maps(dataset: str, home: Path, split: str, maps: Path, labels: Mapping[i
     entries = [(name, images / f"{name}.jpg", maps / f"{name}.png") for name in ids]
     # A map's values are the categories' ids less one.
     values = label_table({category - 1: label for category, label in labels.items()} | {UNLABELLED: VOID})
-    return paired_samples(dataset, entries, partial(read_indexed, labels=values))
+    return paired_samples(dataset, entries, values)
 
 
 def _of_panoptic(home: Path, split: str, groups: Mapping[str, int]) -> tuple[Sample, ...]:
@@ -109,7 +109,7 @@ def _read_panoptic(coco: CocoFile, number: int, mask: Path, image: Path, labels:
             if category not in labels:
                 raise GocaError(f"{coco.path} does not list the category {category}: download it again")
     ids = read_rgb(mask).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
-    check_size(mask, ids.shape, image, size_of(image))
+    check_size(mask, ids.shape, image)
     present, inverse = np.unique(ids, return_inverse=True)
     unknown = [segment for segment in present.tolist() if segment not in segments]
     if unknown:

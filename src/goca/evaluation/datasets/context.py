@@ -4,14 +4,13 @@ Published as .mat files with 459 classes; also found as PNGs of the 59. Both rea
 annotated or not, is background; only PNGs may have void beside it.
 """
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Dataset, LabelMap
-from goca.evaluation.datasets.files import choose_split, locate, paired_samples, read_ids
+from goca.evaluation.datasets.files import choose_split, first_of, locate, paired_samples, read_ids
 from goca.evaluation.datasets.labels import LabelTable, label_table, read_indexed, translate
 from goca.evaluation.datasets.names import categories, published_classes, voc_colours
 
@@ -32,25 +31,23 @@ def open_context(root: Path | None, split: str | None = None) -> Dataset:
     split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, HOMES, ("JPEGImages", "ImageSets", PNGS))
     lists = [home / "ImageSets" / kind / f"{split}.txt" for kind in ("SegmentationContext", "Main")]
-    ids = read_ids(NAME, next((path for path in lists if path.is_file()), lists[0]))
+    ids = read_ids(NAME, first_of(lists))
     classes = published_classes("context")
     if (home / PNGS).is_dir():
-        source, truths, ending = "PNG, 59 classes", home / PNGS, "png"
-        read = partial(
-            read_indexed, labels=label_table({0: 0, UNLABELLED: VOID} | {entry.id: entry.id for entry in classes})
-        )
+        source, truths, ending, read = "PNG, 59 classes", home / PNGS, "png", read_indexed
+        labels = label_table({0: 0, UNLABELLED: VOID} | {entry.id: entry.id for entry in classes})
     else:
-        source, truths, ending = ".mat, 459 classes", _mat_folder(root or home, home), "mat"
-        read = partial(_read_mat, labels=_of_459(truths))
+        source, truths, ending, read = ".mat, 459 classes", _mat_folder(root or home, home), "mat", _read_mat
+        labels = _of_459(truths)
     entries = [(name, home / "JPEGImages" / f"{name}.jpg", truths / f"{name}.{ending}") for name in ids]
-    samples = paired_samples(NAME, entries, read)
+    samples = paired_samples(NAME, entries, labels, read)
     return Dataset(NAME, split, categories(classes), samples, True, voc_colours(len(classes) + 1), source)
 
 
 def _mat_folder(root: Path, home: Path) -> Path:
     folders = [base / inner / "trainval" for base in (home, root) for inner in ("", "33_context_labels")]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
+    folder = first_of(folders)
+    if not folder.is_dir():
         raise GocaError(
             f"{NAME}: expected {home / PNGS} or {folders[0]} with the ground truth: download or unpack the rest"
         )
@@ -64,8 +61,8 @@ def _mat_folder(root: Path, home: Path) -> Path:
 def _of_459(truths: Path) -> LabelTable:
     """From the 459 classes to the 59, by the names in labels.txt, whose lines read "2: aeroplane"."""
     paths = [truths.parent / "labels.txt", truths / "labels.txt"]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    path = first_of(paths)
+    if not path.is_file():
         raise GocaError(f"{NAME}: expected {paths[0]} with the names of the 459 classes: download or unpack the rest")
     lines = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
     ids = {name.replace(" ", ""): int(number) for number, colon, name in lines if colon and number.strip().isdigit()}

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap, Sample
-
-TruthReader = Callable[[Path, Path], LabelMap]
-"""Reads a file of ground truth; its second argument is the image that it belongs to."""
+from goca.evaluation.datasets.labels import LabelTable, read_indexed
 
 
 def choose_split(dataset: str, split: str | None, splits: Sequence[str]) -> str:
@@ -28,11 +26,7 @@ def dataset_root(dataset: str, root: Path | None) -> Path:
 
 
 def locate(dataset: str, root: Path | None, homes: Sequence[str], members: Sequence[str]) -> Path:
-    """The first of root / home that has one of the members in it.
-
-    Raises:
-        GocaError: none has; it names the first member in the last home, which is where it is published.
-    """
+    """The first of root / home with one of the members in it; GocaError says what the last home should have."""
     folder = dataset_root(dataset, root)
     for home in homes:
         if any((folder / home / member).exists() for member in members):
@@ -41,9 +35,9 @@ def locate(dataset: str, root: Path | None, homes: Sequence[str], members: Seque
     raise GocaError(f"{dataset}: expected {expected}; give the folder that the data set was unpacked in", "root")
 
 
-def first_of(folders: Sequence[Path]) -> Path:
+def first_of(paths: Sequence[Path]) -> Path:
     """The first that exists; if none does, the first, whose name is the published one, for the error to come."""
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def read_ids(dataset: str, path: Path) -> tuple[str, ...]:
@@ -74,7 +68,12 @@ def require_files(dataset: str, paths: Iterable[Path]) -> None:
         raise GocaError(f"{dataset}: {count}, the first is {missing[0]}: download or unpack the rest")
 
 
-def paired_samples(dataset: str, entries: Sequence[tuple[str, Path, Path]], read: TruthReader) -> tuple[Sample, ...]:
-    """Samples from (id, image, ground truth), all of which must exist."""
+def paired_samples(
+    dataset: str,
+    entries: Sequence[tuple[str, Path, Path]],
+    labels: LabelTable,
+    read: Callable[[Path, Path, LabelTable], LabelMap] = read_indexed,
+) -> tuple[Sample, ...]:
+    """Samples from (id, image, ground truth), all of which must exist; `read` takes the ground truth and the image."""
     require_files(dataset, (path for _, *paths in entries for path in paths))
-    return tuple(Sample(name, image, partial(read, truth, image)) for name, image, truth in entries)
+    return tuple(Sample(name, image, partial(read, truth, image, labels)) for name, image, truth in entries)

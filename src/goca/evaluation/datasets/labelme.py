@@ -16,9 +16,9 @@ from goca.evaluation.datasets.labels import check_size, size_of
 
 
 def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> LabelMap:
-    """The label map of a labelme file.
+    """The label map of an image's labelme file.
 
-    A pixel is inside a shape if its middle is, so that what `goca.export.labelme` wrote comes back exactly.
+    A pixel is inside a shape if its middle is, so that what `goca.exports.labelme` wrote comes back exactly.
 
     Args:
         path: the file.
@@ -36,7 +36,7 @@ def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) 
         raise GocaError(f"{path} cannot be read ({error}): is the file complete?") from None
     if not isinstance(file, dict) or not isinstance(file.get("shapes"), list):
         raise GocaError(f"{path} has no list of shapes: it is not a labelme file")
-    check_size(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), image, (height, width))
+    check_size(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), image)
     out = np.full((height, width), rest, np.uint16)
     for shape in file["shapes"]:
         name, corners = _polygon(path, shape)

@@ -30,16 +30,7 @@ def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN)
 
 
 def read_indexed(path: Path, image: Path, labels: LabelTable) -> LabelMap:
-    """The label map of an indexed or grey PNG.
-
-    Args:
-        path: the PNG.
-        image: the image that it belongs to.
-        labels: of the PNG's values.
-
-    Raises:
-        GocaError: the PNG is damaged, not of the image's size, or has a value that stands for no label.
-    """
+    """The label map of an indexed or grey PNG; GocaError if it is damaged, or does not fit the image or the labels."""
     return translate(path, image, _opened(path, _values), labels)
 
 
@@ -50,14 +41,15 @@ def translate(path: Path, image: Path, values: Integer[np.ndarray, "height width
     unknown = values[outside | (label_map == UNKNOWN)]
     if unknown.size:
         raise GocaError(f"{path} has the value {unknown[0]}, which no class has: is it this data set's?")
-    check_size(path, label_map.shape, image, size_of(image))
+    check_size(path, label_map.shape, image)
     return label_map
 
 
-def check_size(path: Path, size: tuple[int, ...], image: Path, image_size: tuple[int, int]) -> None:
-    """GocaError if a file's labels are not of the image's size; both are (height, width)."""
-    if size != image_size:
-        sizes = f"{path} is {size[1]} x {size[0]} px and {image} {image_size[1]} x {image_size[0]}"
+def check_size(path: Path, size: tuple[int, ...], image: Path) -> None:
+    """GocaError if a file's labels, of this (height, width), are not of the image's size."""
+    height, width = size_of(image)
+    if size != (height, width):
+        sizes = f"{path} is {size[1]} x {size[0]} px and {image} {width} x {height}"
         raise GocaError(f"{sizes}: they do not belong together, download or write the one again that is wrong")
 
 

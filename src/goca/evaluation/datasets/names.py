@@ -49,9 +49,5 @@ def colours(classes: Sequence[PublishedClass]) -> UInt8[np.ndarray, "label 3"]:
 
 def voc_colours(labels: int) -> UInt8[np.ndarray, "label 3"]:
     """Pascal VOC's colour map: a label's bits, lowest first, dealt to red, green and blue from their highest bit on."""
-    label = np.arange(labels)
-    channels = np.zeros((labels, 3), np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            channels[:, channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
-    return channels.astype(np.uint8)
+    bits = (np.arange(labels)[:, None] >> np.arange(24) & 1).reshape(labels, 8, 3)
+    return (bits << np.arange(7, -1, -1)[:, None]).sum(1).astype(np.uint8)
