@@ -24,10 +24,10 @@ def settings_for(denoiser: Any, family: Family, vae_scale_factor: int, blocks: C
         Settings whose size is the denoiser's own: SD 2.1 exists at 512 and 768 px with one layout.
     """
     size = family.image_size(denoiser, vae_scale_factor)
-    for known in family.checkpoints:
-        alike = all(_plain(denoiser.config.get(key)) == value for key, value in known.layout.items())
-        if alike and {known.reference, *known.refine} <= set(blocks):
-            return replace(known, size=size)
+    for settings in family.checkpoints:
+        same_layout = all(_plain(denoiser.config.get(key)) == value for key, value in settings.layout.items())
+        if same_layout and {settings.reference, *settings.refine} <= set(blocks):
+            return replace(settings, size=size)
     reference, refine = family.block_rule.choose(denoiser, blocks)
     return CheckpointSettings(
         name=f"unlisted {family.name}",

@@ -106,8 +106,7 @@ def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) 
     Raises:
         GocaError: where no tokenizer reports character offsets.
     """
-    names = tokenizers(pipeline)
-    recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in names}
+    recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in tokenizers(pipeline)}
     encode, encoded = pipeline.encode_prompt, []
 
     def recording(*args: Any, **kwargs: Any) -> Any:

@@ -44,8 +44,10 @@ class EncodedTexts:
         if self.negative is None:
             return
         # Position ids of a text may have the shape of embeddings, but for their width.
-        alike = (batch for batch in map(rows_of, others) if batch and rows and batch[0].shape[-1] == rows[0].shape[-1])
-        self.negative.embeddings.append(next(alike, []))
+        batches = (batch for batch in map(rows_of, others) if batch and rows)
+        self.negative.embeddings.append(
+            next((batch for batch in batches if batch[0].shape[-1] == rows[0].shape[-1]), [])
+        )
         for name, recorder in recorders.items():
             captions = enumerate(self.negative.captions[name])
             tokens = {number: recorder.tokens[caption] for number, caption in captions if caption in recorder.tokens}
@@ -66,9 +68,9 @@ class EncodedTexts:
         for batch in map(rows_of, inputs):
             for rows in filter(None, self.embeddings):
                 count = images or len(rows)
-                wanted = [rows[index * len(rows) // count] for index in range(count)]
+                prompts = [rows[index * len(rows) // count] for index in range(count)]
                 starts = range(len(batch) - count + 1)
-                if blocks := [range(i, i + count) for i in starts if all(map(_equal, wanted, batch[i:]))]:
+                if blocks := [range(i, i + count) for i in starts if all(map(_equal, prompts, batch[i:]))]:
                     return blocks
         return []
 
@@ -112,5 +114,5 @@ def _listed(prompt: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (prompt,) if isinstance(prompt, str) else None if prompt is None else tuple(prompt)
 
 
-def _equal(known: Tensor, row: Tensor) -> bool:
-    return known.shape == row.shape and torch.equal(known.to(row), row)
+def _equal(embedding: Tensor, row: Tensor) -> bool:
+    return embedding.shape == row.shape and torch.equal(embedding.to(row), row)

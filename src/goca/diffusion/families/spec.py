@@ -199,7 +199,7 @@ class Family:
     feature: Literal["query", "output"] = "query"
     flow: bool = False
     edm_sigmas: bool = False
-    texts: tuple[TextInput, ...] = (TextInput("tokenizer"),)
+    texts: tuple[TextInput, ...] = (TextInput("tokenizer", respects_max_sequence_length=True),)
     joint: JointLayout | None = None
     linear_self_attention: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

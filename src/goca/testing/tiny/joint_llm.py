@@ -32,7 +32,7 @@ def flux2() -> Any:
 
 @ready
 def flux2_klein() -> Any:
-    """FLUX.2-klein: three layers of Qwen 3, of which the pipeline reads 9, 18 and 27; distilled."""
+    """FLUX.2-klein: three layers of Qwen 3, the 9th, 18th and 27th; distilled."""
     text = components(qwen3(limit=512, model="Qwen3ForCausalLM", layers=27))
     return diffusers.Flux2KleinPipeline(**text, **_flux2(guidance=False), is_distilled=True)
 

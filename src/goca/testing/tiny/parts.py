@@ -37,7 +37,7 @@ def ready(build: Callable[[], Any]) -> Callable[[], Any]:
 
 def components(*pairs: Text) -> dict[str, Any]:
     """The components of a pipeline that reads several texts: `tokenizer`, `tokenizer_2` and so on."""
-    parts = {}
+    parts: dict[str, Any] = {}
     for number, (tokenizer, encoder) in enumerate(pairs, start=1):
         suffix = f"_{number}" if number > 1 else ""
         parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
