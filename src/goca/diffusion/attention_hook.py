@@ -8,7 +8,7 @@ the attention modules say which module is making the call. No processor is repla
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import get_ident
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class AttentionHook(TorchFunctionMode):
         self._handles: list[Any] = []
         self._thread = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "AttentionHook":
         self._thread = get_ident()
         for attention in self.attention_modules:
             self._handles += [

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached

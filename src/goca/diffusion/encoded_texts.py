@@ -44,10 +44,9 @@ class EncodedTexts:
         if self.negative is None:
             return
         # Position ids of a text may have the shape of embeddings, but for their width.
-        batches = (batch for batch in map(rows_of, others) if batch and rows)
-        self.negative.embeddings.append(
-            next((batch for batch in batches if batch[0].shape[-1] == rows[0].shape[-1]), [])
-        )
+        batches = [batch for batch in map(rows_of, others) if batch and rows]
+        same_width = (batch for batch in batches if batch[0].shape[-1] == rows[0].shape[-1])
+        self.negative.embeddings.append(next(same_width, []))
         for name, recorder in recorders.items():
             captions = enumerate(self.negative.captions[name])
             tokens = {number: recorder.tokens[caption] for number, caption in captions if caption in recorder.tokens}

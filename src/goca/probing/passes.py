@@ -78,7 +78,8 @@ class ProbePass:
 def run_pass(backbone: Backbone, size: Grid, caption: str, **turn: Any) -> ProbePass:
     """One pass, its attention recorded, with `denoiser_call`'s arguments. Raises whatever the pipeline raises."""
     with denoiser_call(backbone, size, caption, **turn) as (args, kwargs, prompt):
-        with AttentionRecorder(backbone.denoiser) as recorder:
+        recorder = AttentionRecorder(backbone.denoiser)
+        with recorder:
             backbone.denoiser(*args, **kwargs)
         return ProbePass(tuple(recorder.recorded), recorder.linear, prompt, _timestep(args, kwargs))
 

@@ -170,7 +170,7 @@ def _pixart(pipeline: Any, limit: int, scaling_factor: float, sample_size: int =
 
 
 def _bert() -> Text:
-    tokenizer = tokenizers.bert()
+    tokenizer = tokenizers.bert(limit=77)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer), hidden_size=40, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37
     )

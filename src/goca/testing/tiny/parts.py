@@ -51,8 +51,9 @@ def flow_pipeline(kind: Any, transformer: Any, vae: Any, *pairs: Text, **schedul
 
 
 def clip(projected: bool, limit: int = 77, pad: str | None = None) -> Text:
-    """CLIP, with the projection of its pooled output or without."""
-    tokenizer = tokenizers.clip(limit, pad)
+    """CLIP, with the projection of its pooled output or without; `pad` is a padding token of its own."""
+    tokenizer = tokenizers.clip(limit)
+    tokenizer.pad_token = pad or tokenizer.pad_token
     config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
