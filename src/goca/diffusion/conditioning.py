@@ -50,17 +50,14 @@ class FirstCall(Exception):  # noqa: N818 - a signal, not an error
 def first_call(
     pipeline: Any, denoiser: nn.Module, captions: Sequence[str], size: Grid, options: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Run a pipeline until it calls its denoiser.
+    """The (positional, named) arguments of a pipeline's first denoiser call; None where it never makes one.
 
     Args:
-        pipeline: as `restoring` lends it, with a scheduler whose only timestep is the one wanted.
-        denoiser: the module to stop at.
-        captions: the prompts of the batch.
+        pipeline: As `restoring` lends it, with a scheduler whose only timestep is the one wanted.
+        denoiser: The module to stop at.
+        captions: The prompts of the batch.
         size: (height, width) in pixels.
-        options: further arguments of the pipeline's call, as its family sets them.
-
-    Returns:
-        The denoiser's (positional, named) arguments; None where the pipeline never called it.
+        options: Further arguments of the pipeline's call, as its family sets them.
     """
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -96,15 +93,10 @@ def tokenizers(pipeline: Any) -> tuple[str, ...]:
 
 @torch.no_grad()
 def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) -> EncodedPrompt:
-    """Record what a pipeline's tokenizers and its `encode_prompt` return while it encodes a caption.
-
-    Args:
-        pipeline: as `restoring` lends it.
-        caption: the prompt.
-        encode_it: makes the pipeline encode the caption.
+    """Record what the tokenizers and `encode_prompt` of a pipeline return while `encode_it` makes it encode a caption.
 
     Raises:
-        GocaError: where no tokenizer reports character offsets.
+        GocaError: No tokenizer reports character offsets.
     """
     recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in tokenizers(pipeline)}
     encode, encoded = pipeline.encode_prompt, []

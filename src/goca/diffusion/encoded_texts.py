@@ -56,13 +56,8 @@ class EncodedTexts:
     def blocks(self, inputs: Sequence[Any], images: int) -> list[range]:
         """The rows of a denoiser call that attend to these texts: block by block, one row for each image.
 
-        Args:
-            inputs: What the denoiser is called with.
-            images: How many images are generated; 0 for one of each text.
-
-        Returns:
-            Blocks of consecutive rows, in which the embeddings come in again in their order. A single row would not
-            do: a negative prompt may be the prompt of another image.
+        In a block of consecutive rows the embeddings come in again in their order. A single row would not do: a
+        negative prompt may be the prompt of another image. `images` is 0 for one of each text.
         """
         for batch in map(rows_of, inputs):
             for rows in filter(None, self.embeddings):

@@ -52,12 +52,7 @@ def check_generation(backbone: Backbone) -> None:
 
 
 def step_number(scheduler: Any, evaluation: int) -> int:
-    """The step, from 0, that an evaluation of the denoiser belongs to, as a scheduler counts.
-
-    Args:
-        scheduler: A diffusers scheduler.
-        evaluation: How many latents the denoiser was given before, since the scheduler's first step.
-    """
+    """The step, from 0, that the denoiser's evaluation, from 0, belongs to, as a diffusers scheduler counts."""
     if hasattr(scheduler, "prk_timesteps"):
         # PNDM evaluates each of its Runge-Kutta steps four times; without them it takes its first step twice.
         runge_kutta = len(scheduler.prk_timesteps)

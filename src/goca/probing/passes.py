@@ -92,17 +92,11 @@ def denoiser_call(
     cell: Grid | None = None,
     token: tuple[str, Tokens, int] | None = None,
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], EncodedPrompt]]:
-    """While it is entered, the pipeline is borrowed for one denoiser call on noise, always the same.
+    """Borrow a pipeline, whose family may be a guess, for one denoiser call on noise, always the same.
 
-    Args:
-        backbone: The pipeline, with a family that may be a guess.
-        size: Of the noise, in latent cells.
-        caption: The prompt.
-        cell: The latent cell that is turned into its opposite.
-        token: (tokenizer, what it made of the caption, index) of the token whose embedding is turned.
-
-    Yields:
-        The call's arguments, its keyword arguments, and the encoded prompt.
+    The noise has `size` latent cells, of which `cell` is turned into its opposite; `token` is (tokenizer, what it made
+    of the caption, index) of the token whose embedding is turned. Yields the call's positional and named arguments,
+    and the encoded prompt.
     """
     noise = torch.randn(1, latent_channels(backbone.pipeline), *size, generator=torch.Generator().manual_seed(0))
     if cell is not None:

@@ -104,11 +104,7 @@ def _is_unet(denoiser: Any) -> bool:
 
 
 class Probe:
-    """Establishes one fact after another; each is needed to ask for the next.
-
-    Args:
-        pipeline: A loaded pipeline.
-    """
+    """Establishes one fact of a loaded pipeline after another; each is needed to ask for the next."""
 
     def __init__(self, pipeline: Any) -> None:
         self.backbone = Backbone(pipeline, family=guess(pipeline))
@@ -191,7 +187,7 @@ class Probe:
         raise GocaError("turning the embedding of a token moved no key that a pixel looks at")
 
     def _turn_tokens(self, plain: ProbePass, caption: str, third: int) -> Iterator[TurnedToken]:
-        """Each tokenizer's token after so many thirds of a caption; never the last token, which may be pooled."""
+        """Each tokenizer's token after a number of thirds of a caption; never the last token, which may be pooled."""
         for name, tokens in plain.prompt.texts.items():
             if name in self.tokenizers and encoder_of(self.backbone.pipeline, name) is not None:
                 words = [index for index, special in enumerate(tokens.special) if not special]
@@ -253,7 +249,7 @@ class Probe:
         passes = [self.plain, *(self._run(caption=caption) for caption in CAPTIONS[1:])]
         turns = zip((passes[0], *passes), (CAPTIONS[0], *CAPTIONS), (2, 1, 1, 1), strict=True)
         tokens = [token for turn in turns for token in self._turn_tokens(*turn)]
-        ranges = [range(len(taken.attentions[self.reading].k))[text_columns] for taken in passes]
+        ranges = [range(len(each.attentions[self.reading].k))[text_columns] for each in passes]
         constant = len({len(columns) for columns in ranges}) == 1
         limited = self.backbone.family.texts[0].respects_max_sequence_length
         texts: list[TextInput] = []
