@@ -1,7 +1,7 @@
 """The passes of a probe: the denoiser runs on a little noise, in which one thing may be turned into its opposite."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -149,19 +149,11 @@ def turned(encoder: nn.Module, tokens: Tokens, index: int) -> Iterator[None]:
         position = running.pop()
         return _turned(output, *position) if position is not None and not running else None
 
-    handles = [
-        handle
-        for module in encoder.modules()
-        for handle in (
-            module.register_forward_pre_hook(starts, with_kwargs=True),
-            module.register_forward_hook(ends, always_call=True),
-        )
-    ]
-    try:
+    with ExitStack() as stack:
+        for module in encoder.modules():
+            stack.callback(module.register_forward_pre_hook(starts, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(ends, always_call=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _find(wanted: list[int], ids: list[int]) -> int | None:

@@ -187,7 +187,7 @@ class Probe:
         raise GocaError("turning the embedding of a token moved no key that a pixel looks at")
 
     def _turn_tokens(self, plain: ProbePass, caption: str, third: int) -> Iterator[TurnedToken]:
-        """Each tokenizer's token after a number of thirds of a caption; never the last token, which may be pooled."""
+        """Each tokenizer's token after `third` thirds of a caption; never the last token, which may be pooled."""
         for name, tokens in plain.prompt.texts.items():
             if name in self.tokenizers and encoder_of(self.backbone.pipeline, name) is not None:
                 words = [index for index, special in enumerate(tokens.special) if not special]

@@ -56,7 +56,8 @@ def qwen_image() -> Any:
         **VIDEO_STATISTICS,
     )
     schedule = {"use_dynamic_shifting": True, "max_shift": 0.9, "shift_terminal": 0.02}
-    return flow_pipeline(diffusers.QwenImagePipeline, transformer, autoencoder, _qwen_vl(), **schedule)
+    text = _qwen_vl(transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration, [1, 1, 2])
+    return flow_pipeline(diffusers.QwenImagePipeline, transformer, autoencoder, text, **schedule)
 
 
 @ready
@@ -167,10 +168,12 @@ def krea2() -> Any:
         num_refiner_text_blocks=1,
         axes_dims_rope=(8, 4, 4),
     )
+    autoencoder = qwen_image().vae
+    text = _qwen_vl(transformers.Qwen3VLConfig, transformers.Qwen3VLModel, [2, 1, 1], deepstack_visual_indexes=[0])
     return diffusers.Krea2Pipeline(
         transformer=transformer,
-        vae=qwen_image().vae,
-        **components(_qwen3_vl()),
+        vae=autoencoder,
+        **components(text),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         text_encoder_select_layers=(1, 2),
     )
@@ -204,22 +207,10 @@ def _mistral() -> Text:
     return tokenizer, transformers.Mistral3ForConditionalGeneration(config)
 
 
-def _qwen_vl() -> Text:
+def _qwen_vl(config: Any, model: Any, sections: list[int], **sight: Any) -> Text:
+    """Qwen 2.5-VL or 3-VL; `sections` are the shares of time, height and width in the positions."""
     tokenizer = tokenizers.qwen(limit=1024)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
-    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=language_model(tokenizer, **ends, rope_parameters=rope),
-        vision_config={**_SIGHT, "depth": 1, "num_heads": 2, "out_hidden_size": 16},
-    )
-    return tokenizer, transformers.Qwen2_5_VLForConditionalGeneration(config)
-
-
-def _qwen3_vl() -> Text:
-    tokenizer = tokenizers.qwen(limit=1024)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}
-    config = transformers.Qwen3VLConfig(
-        text_config=language_model(tokenizer, rope_parameters=rope),
-        vision_config={**_SIGHT, "depth": 1, "num_heads": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0]},
-    )
-    return tokenizer, transformers.Qwen3VLModel(config)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    text = language_model(tokenizer, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, rope_parameters=rope)
+    sight = {**_SIGHT, "depth": 1, "num_heads": 2, "out_hidden_size": 16, **sight}
+    return tokenizer, model(config(text_config=text, vision_config=sight))
