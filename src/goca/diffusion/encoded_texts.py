@@ -38,20 +38,21 @@ class EncodedTexts:
         first, *others = answer if isinstance(answer, tuple) else (answer,)
         rows = rows_of(first)
         self.embeddings.append(rows)
-        for name, recorder in recorders.items():
-            if recorder.rows:
-                self.tokens[name] = dict(enumerate(recorder.rows))
+        self._take_tokens(recorders)
         if self.negative is None:
             return
         # Position ids of a text may have the shape of embeddings, but for their width.
         batches = [batch for batch in map(rows_of, others) if batch and rows]
         same_width = (batch for batch in batches if batch[0].shape[-1] == rows[0].shape[-1])
         self.negative.embeddings.append(next(same_width, []))
+        self.negative._take_tokens(recorders)
+
+    def _take_tokens(self, recorders: Mapping[str, Recorder]) -> None:
         for name, recorder in recorders.items():
-            captions = enumerate(self.negative.captions[name])
+            captions = enumerate(self.captions[name])
             tokens = {number: recorder.tokens[caption] for number, caption in captions if caption in recorder.tokens}
             if tokens:
-                self.negative.tokens[name] = tokens
+                self.tokens[name] = tokens
 
     def blocks(self, inputs: Sequence[Any], images: int) -> list[range]:
         """The rows of a denoiser call that attend to these texts: block by block, one row for each image.

@@ -173,7 +173,7 @@ class GenerationSession:
         encoded = next(same, fresh)
         self._encoded = [*(before for before in self._encoded if before is not encoded), encoded]
         for name, recorder in self._tokenizers.items():
-            recorder.expect(encoded.captions[name], encoded.negative.captions[name] if encoded.negative else ())
+            recorder.expect([*encoded.captions[name], *(encoded.negative.captions[name] if encoded.negative else ())])
         answer = encode(*args, **kwargs)
         encoded.add(answer, self._tokenizers)
         return answer
