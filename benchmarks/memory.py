@@ -48,7 +48,7 @@ from goca import GOCA, Segmenter
 from goca.diffusion.families.flux import FLUX
 from goca.diffusion.families.unet import SDXL
 from goca.testing import tiny
-from goca.testing.tiny.parts import t5_text
+from goca.testing.tiny.parts import t5
 
 SIZE = 1024
 BLOCK = 512  # rows and columns of a product at a time
@@ -157,7 +157,7 @@ def flux(groups: int, dtype: torch.dtype, whole: bool = False) -> Slice:
         "transformer": transformer.to(dtype).eval(),
         "vae": _vae(16, dtype),
         "text_encoder": small.text_encoder.to(dtype),
-        "text_encoder_2": t5_text(small.tokenizer_2, width).to(dtype).eval(),
+        "text_encoder_2": t5(width=width)[1].to(dtype).eval(),
     }
     pixels = (SIZE // 16) ** 2
     call = {

@@ -136,10 +136,10 @@ def check(recorded: RecordedPass, rtol: float = 1e-3, atol: float = 1e-5) -> Non
         rebuilt = torch.einsum("hpd,hdm->pm", call.output.float(), call.projection.float())
         torch.testing.assert_close(rebuilt, recorded.projected[call.block].float(), rtol=rtol, atol=atol)
         if call.block not in recorded.mixed:  # the pixels are first or last
-            whole = rebuilt + recorded.bias[call.block].float()
+            expected = rebuilt + recorded.bias[call.block].float()
             output = recorded.layer_outputs[call.block][0].float()
-            ends = (output[: len(whole)], output[-len(whole) :])
-            assert any(torch.allclose(whole, rows, rtol=rtol, atol=atol) for rows in ends)
+            ends = (output[: len(expected)], output[-len(expected) :])
+            assert any(torch.allclose(expected, rows, rtol=rtol, atol=atol) for rows in ends)
 
 
 def state(pipeline: Any) -> dict[str, Any]:

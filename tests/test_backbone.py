@@ -311,9 +311,9 @@ def test_a_pass_may_end_with_the_last_attention(pipeline: Any, image: Make) -> N
     assert outputs[0] is not None
     assert outputs[1] is None
     assert ends == ["conv_out"]
-    for whole, short in zip(seen[False], seen[True], strict=True):
-        assert (whole.block, whole.kind) == (short.block, short.kind)
-        assert torch.equal(whole.q, short.q)
+    for complete, short in zip(seen[False], seen[True], strict=True):
+        assert (complete.block, complete.kind) == (short.block, short.kind)
+        assert torch.equal(complete.q, short.q)
     # Parts that are moved to and fro have to be put back, so there the pass is whole.
     pipeline.unet.mid_block._hf_hook = object()
     assert backbone.session().forward(latents, CAPTIONS[:1], 100, 0, ignore, stop_early=True) is not None

@@ -75,10 +75,10 @@ def test_what_is_handed_on_is_what_ran(name: str, recorded: RecordedPass) -> Non
 def test_the_denoiser_is_told_the_noise_in_its_own_way(name: str, recorded: RecordedPass) -> None:
     args, kwargs = recorded.arguments
     named = [value for key, value in kwargs.items() if key in ("timestep", "timesteps", "t")]
-    told = named[0] if named else args[1]
+    timestep = named[0] if named else args[1]
     expected = TIMESTEP / 1000 if name in TOLD_SIGMA else TIMESTEP
     expected = 1 - TIMESTEP / 1000 if name in TOLD_WHAT_IS_LEFT else expected
-    assert float(torch.as_tensor(told).flatten()[0]) == pytest.approx(expected)
+    assert float(torch.as_tensor(timestep).flatten()[0]) == pytest.approx(expected)
 
 
 def test_a_text_embedding_is_where_its_column_is_said_to_be(name: str, recorded: RecordedPass) -> None:
@@ -90,8 +90,8 @@ def test_a_text_embedding_is_where_its_column_is_said_to_be(name: str, recorded:
         assert recorded.moved(nudged(prompt, 1, columns[-1] - 77)) == [columns[-1]]
     if name == "hidream":
         # Llama's last layer has the word in one column, the block's own layer in another; T5 has it first.
-        last, own = (next(column for column in columns if column >= first) for first in (128, 256))
-        assert sorted(recorded.moved(nudged(prompt, 0, last - 128, part=2))) == [last, own]
+        last, second = (next(column for column in columns if column >= first) for first in (128, 256))
+        assert sorted(recorded.moved(nudged(prompt, 0, last - 128, part=2))) == [last, second]
     moved = recorded.moved(nudged(prompt, 0, column - start))
     if name in ("lumina2", "z_image", "krea2"):
         # Words look at each other before they meet the pixels: the one that was nudged moves most.
@@ -103,9 +103,9 @@ def test_a_text_embedding_is_where_its_column_is_said_to_be(name: str, recorded:
 def nudged(prompt: EncodedPrompt, answer: int, index: int, part: int = 0) -> EncodedPrompt:
     """The prompt with one token's embedding changed."""
     parts = prompt.encoded[answer]
-    whole = parts[part] if isinstance(parts, tuple) else parts
-    listed = isinstance(whole, list)
-    changed = (whole[0] if listed else whole).clone()
+    embeddings = parts[part] if isinstance(parts, tuple) else parts
+    listed = isinstance(embeddings, list)
+    changed = (embeddings[0] if listed else embeddings).clone()
     # The tokens are the second axis from the end; Krea 2 has its layers there.
     axis = -3 if changed.ndim == 4 and changed.shape[0] == 1 else -2
     changed.select(axis, index).add_(3)

@@ -52,11 +52,11 @@ def modules(pipeline: Any) -> dict[str, nn.Module]:
 
 
 def weights(pipeline: Any) -> dict[str, Tensor]:
-    found = {}
+    tensors_by_path = {}
     for name, module in modules(pipeline).items():
         for tensors in (module.named_parameters(name), module.named_buffers(name)):
-            found.update({path: tensor.detach() for path, tensor in tensors})
-    return found
+            tensors_by_path.update({path: tensor.detach() for path, tensor in tensors})
+    return tensors_by_path
 
 
 def test_the_same_weights_every_time_and_all_of_them_set(build: Callable[[], Any]) -> None:
@@ -107,8 +107,8 @@ def test_every_tokenizer_knows_every_printable_character(build: Callable[[], Any
             # Alone, at the start, in the midst and at the end of a word.
             for text in (character, f"{character}o", f"o{character}o", f"o{character}"):
                 ids = tokenizer(text, add_special_tokens=False).input_ids
-                said = tokenizer.decode(ids).replace(" ", "")
-                assert said.lower() == text.lower(), tokenizer
+                decoded = tokenizer.decode(ids).replace(" ", "")
+                assert decoded.lower() == text.lower(), tokenizer
 
 
 def test_qwen_images_template_is_as_long_as_what_it_cuts_off() -> None:

@@ -3,8 +3,8 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import requires
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from goca.diffusion.families.spec import CheckpointSettings, Family, TextInput
 
-OK, FAILED = "ok", "failed"
 UNVERIFIED = "not verified here"
 
 
@@ -29,9 +28,7 @@ def models(
     check: Annotated[
         bool,
         typer.Option(
-            "--check",
-            help="Segment an image with a tiny random pipeline of every family.",
-            show_default=False,
+            "--check", help="Segment an image with a tiny random pipeline of every family.", show_default=False
         ),
     ] = False,
     probe: Annotated[
@@ -56,45 +53,31 @@ def models(
         if probe and (check or as_markdown or as_json):
             raise GocaError("--probe prints Python source: give it alone")
         if probe:
-            print(probed(probe), end="")
-            passed = True
+            from goca.diffusion.loading import load
+            from goca.probing import probe as find_facts
+            from goca.probing import source
+
+            print(source(find_facts(load(probe, unlisted=True))), end="")
         elif check:
             from goca.testing.tiny import BUILDERS
 
-            passed = report(BUILDERS, as_json)
+            if not report(BUILDERS, as_json):
+                raise typer.Exit(1)
         elif as_markdown:
             print(families())
-            passed = True
         else:
-            passed = listing(as_json)
-    if not passed:
-        raise typer.Exit(1)
+            listing(as_json)
 
 
-@dataclass(frozen=True)
-class FamilyCheck:
-    """How a family did.
-
-    Attributes:
-        name: Its tiny pipeline's builder.
-        status: "ok", "failed" or "needs EXTRA".
-        detail: The time it took, or the error.
-    """
-
-    name: str
-    status: str
-    detail: str
-
-
-def listing(as_json: bool) -> bool:
-    """Print the known checkpoints; True."""
+def listing(as_json: bool) -> None:
+    """Print the known checkpoints."""
     from goca.diffusion.checkpoints import CHECKPOINTS
     from goca.diffusion.families import FAMILIES
 
     by_rule = [_by_rule(family) for family in FAMILIES if not family.checkpoints]
     if as_json:
         print(json.dumps({"models": [_json(settings) for settings in CHECKPOINTS], "by_rule": by_rule}))
-        return True
+        return
     out = console()
     for settings in CHECKPOINTS:
         out.print(_table(settings))
@@ -103,7 +86,6 @@ def listing(as_json: bool) -> bool:
         for name, value in facts.items():
             rows.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
         out.print(rows)
-    return True
 
 
 def _by_rule(family: "Family") -> dict[str, Any]:
@@ -152,53 +134,36 @@ def _text(text: "TextInput") -> str:
     return f"`{text.tokenizer}`" + (f" from column {text.start}" if text.start else "")
 
 
-def probed(folder: Path) -> str:
-    """The facts of a pipeline's denoiser, found by running it, as the source of a family file.
-
-    Args:
-        folder: A diffusers folder.
-
-    Raises:
-        GocaError: It cannot be loaded, or a fact cannot be established.
-    """
-    from goca.diffusion.loading import load
-    from goca.probing import probe, source
-
-    return source(probe(load(folder, None, None, None, None, unlisted=True)))
-
-
 def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:
     """Check the family behind each builder of a tiny pipeline and print how it did; whether none failed."""
     with progress(hidden=as_json) as bar:
         task = bar.add_task("checking", total=len(builders))
         checks = []
-        for result in check(builders):
-            checks.append(result)
+        for name, build in builders.items():
+            status, detail = _check(build)
+            checks.append({"name": name, "status": status, "detail": detail})
             bar.advance(task)
     if as_json:
-        print(json.dumps({"families": [asdict(result) for result in checks]}))
+        print(json.dumps({"families": checks}))
     else:
         rows = table("family", "status", "detail")
         for result in checks:
-            rows.add_row(result.name, result.status, result.detail)
+            rows.add_row(*result.values())
         console().print(rows)
-    return all(result.status != FAILED for result in checks)
+    return all(result["status"] != "failed" for result in checks)
 
 
-def check(builders: Mapping[str, Callable[[], Any]]) -> Iterator[FamilyCheck]:
-    """Segment a small image with each pipeline; whatever goes wrong is the family's result."""
-    for name, build in builders.items():
-        start = time.perf_counter()
-        try:
-            _segment(build())
-            status, detail = OK, f"segmented in {time.perf_counter() - start:.1f} s"
-        except Exception as error:
-            detail = " ".join(f"{type(error).__name__}: {error}".split())
-            extra = _extra(error)
-            status = f"needs {extra}" if extra else FAILED
-            if extra:
-                detail = f'pip install "goca[{extra}]" ({detail})'
-        yield FamilyCheck(name, status, detail)
+def _check(build: Callable[[], Any]) -> tuple[str, str]:
+    """Segment a small image: ("ok", "failed" or "needs EXTRA"; the time it took, or the error)."""
+    start = time.perf_counter()
+    try:
+        _segment(build())
+    except Exception as error:  # whatever goes wrong is the family's result
+        detail = " ".join(f"{type(error).__name__}: {error}".split())
+        if extra := _extra(error):
+            return f"needs {extra}", f'pip install "goca[{extra}]" ({detail})'
+        return "failed", detail
+    return "ok", f"segmented in {time.perf_counter() - start:.1f} s"
 
 
 def _segment(pipeline: Any) -> None:

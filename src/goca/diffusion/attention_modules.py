@@ -47,11 +47,8 @@ def output_projection(attention: AttentionModule, query: Tensor) -> Float[Tensor
     A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
     channels come first. Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded
     layer) is applied to the unit vectors, so that what really runs is what is weighed. That takes as long as projecting
-    as many tokens as there are channels.
-
-    Args:
-        attention: The attention module.
-        query: Its queries, (batch, head, position, dim), for their shape, dtype and device.
+    as many tokens as there are channels. The module's queries, (batch, head, position, dim), give shape, dtype and
+    device.
     """
     linear: Any = getattr(attention.module, "to_out", None)
     if isinstance(linear, nn.ModuleList | nn.Sequential):

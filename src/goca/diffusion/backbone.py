@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
@@ -23,9 +23,9 @@ from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.checkpoints import settings_for
 from goca.diffusion.conditioning import EncodedPrompt, first_call, record_prompt, replay
 from goca.diffusion.exclusive import restoring
-from goca.diffusion.families import bare, check_kind, family_of, unsupported
+from goca.diffusion.families import bare, check_kind, encoder_of, family_of, unsupported
 from goca.diffusion.families.spec import Family, TextInput
-from goca.diffusion.latents import encode, packed, with_sample
+from goca.diffusion.latents import encode, latent_channels, packed, with_sample
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
 from goca.maths import Grid
@@ -68,8 +68,7 @@ class Backbone:
         """Raise GocaError for a pipeline that cannot segment a user's image."""
         check_kind(self.pipeline, self.family)
         self.family.check(self.denoiser)
-        vae = self.pipeline.vae.config
-        latent, inputs = getattr(vae, "latent_channels", None) or vae.z_dim, self.denoiser.config.in_channels
+        latent, inputs = latent_channels(self.pipeline), self.denoiser.config.in_channels
         if inputs not in (latent, 4 * latent):  # 2 x 2 cells may be packed into one
             raise GocaError(
                 f"{self.name} takes {inputs} latent channels where its VAE gives {latent}: an inpainting or editing "
@@ -91,7 +90,8 @@ class Backbone:
     @property
     def in_parts(self) -> bool:
         """Whether the denoiser is offloaded in parts: a pass that stops early would leave them on the device."""
-        return any(_is_moved(module) for module in self.denoiser.modules())
+        hooks = ("_hf_hook", "_diffusers_hook")
+        return any(hasattr(module, hook) for module in self.denoiser.modules() for hook in hooks)
 
     @property
     def device(self) -> str:
@@ -147,6 +147,13 @@ class Backbone:
         blocks = dict.fromkeys(site.block for site in attention_modules(self.denoiser))
         return tuple(block for block in blocks if not block.startswith(unimodal_blocks))
 
+    def attention_hook(self, latent: Grid, sink: Sink, to_the_end: bool = True) -> AttentionHook:
+        """A hook on the denoiser's attention for latents of (height, width) cells."""
+        grids = self.family.grids(self.denoiser, latent)
+        return AttentionHook(
+            self.denoiser, grids, sink, self.family.joint, self.family.linear_self_attention, to_the_end
+        )
+
     def fits(self, nouns: Sequence[Noun]) -> bool:
         """Whether the caption that lists the nouns fits one of the tokenizers whose tokens are attended to."""
         caption = caption_of(nouns)
@@ -155,7 +162,7 @@ class Backbone:
 
     def _fits(self, pipeline: Any, text: TextInput, caption: str) -> bool:
         tokenizer = getattr(pipeline, text.tokenizer, None)
-        encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
+        encoder = encoder_of(pipeline, text.tokenizer)
         if tokenizer is None or encoder is None:
             return False
         limit = tokenizer.model_max_length
@@ -194,7 +201,7 @@ class Backbone:
             batch: images in one pass of the VAE; by default all.
 
         Raises:
-            GocaError: where the encoding is not finite.
+            GocaError: The encoding is not finite.
         """
         step = batch or len(images)
         with restoring(self.pipeline) as pipeline:
@@ -305,22 +312,14 @@ class BackboneSession:
             GocaError: for a timestep out of range, or a denoiser whose attention cannot be read.
         """
         backbone = self.backbone
-        grids = backbone.family.grids(backbone.denoiser, (latents.shape[-2], latents.shape[-1]))
         prompts = [self.prompt(caption) for caption in captions]
         with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser):
             noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
             object.__setattr__(pipeline, "encode_prompt", replay(prompts))
             args, kwargs = backbone.inputs(pipeline, noisy, captions, timestep)
-            hook = AttentionHook(
-                backbone.denoiser,
-                grids,
-                sink,
-                backbone.family.joint,
-                backbone.family.linear_self_attention,
-                to_the_end=not stop_early or backbone.in_parts,
-            )
+            size = latents.shape[-2], latents.shape[-1]
             try:
-                with hook:
+                with backbone.attention_hook(size, sink, to_the_end=not stop_early or backbone.in_parts):
                     return backbone.denoiser(*args, **kwargs)[0]
             except LastAttentionReached:
                 return None
@@ -331,11 +330,11 @@ class BackboneSession:
         Items share a pass where size, timestep, seed and the shape of their encoded captions agree. A pass ends with
         the last attention.
         """
-        alike: dict[Hashable, list[BatchItem]] = {}
+        groups: dict[Hashable, list[BatchItem]] = {}
         for item in items:
             key = (item.size, item.timestep, item.seed, self.prompt(item.caption).shape)
-            alike.setdefault(key, []).append(item)
-        for group in alike.values():
+            groups.setdefault(key, []).append(item)
+        for group in groups.values():
             for start in range(0, len(group), batch):
                 self._pass(group[start : start + batch])
 
@@ -348,7 +347,3 @@ class BackboneSession:
             lambda row, call: items[row].sink(call),
             stop_early=True,
         )
-
-
-def _is_moved(module: nn.Module) -> bool:
-    return hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")

@@ -12,22 +12,17 @@ CHECKPOINTS = tuple(settings for family in FAMILIES for settings in family.check
 
 
 def settings_for(denoiser: Any, family: Family, vae_scale_factor: int, blocks: Collection[str]) -> CheckpointSettings:
-    """The settings of the checkpoint whose layout the denoiser has, or those of its family's rule.
+    """The settings of the checkpoint whose layout the bare denoiser has, or those of its family's rule.
 
-    Args:
-        denoiser: The bare denoiser.
-        family: Its family.
-        vae_scale_factor: Pixels a side of one latent cell.
-        blocks: Paths of its blocks that attend to the text, in order; a distilled model may lack some of its teacher's.
-
-    Returns:
-        Settings whose size is the denoiser's own: SD 2.1 exists at 512 and 768 px with one layout.
+    `vae_scale_factor` is in pixels a side; `blocks` are the paths of the blocks that attend to the text, in order: a
+    distilled model may lack some of its teacher's. The size is the denoiser's own: SD 2.1 exists at 512 and 768 px
+    with one layout.
     """
     size = family.image_size(denoiser, vae_scale_factor)
-    for known in family.checkpoints:
-        alike = all(_plain(denoiser.config.get(key)) == value for key, value in known.layout.items())
-        if alike and {known.reference, *known.refine} <= set(blocks):
-            return replace(known, size=size)
+    for settings in family.checkpoints:
+        same_layout = all(_plain(denoiser.config.get(key)) == value for key, value in settings.layout.items())
+        if same_layout and {settings.reference, *settings.refine} <= set(blocks):
+            return replace(settings, size=size)
     reference, refine = family.block_rule.choose(denoiser, blocks)
     return CheckpointSettings(
         name=f"unlisted {family.name}",

@@ -50,17 +50,14 @@ class FirstCall(Exception):  # noqa: N818 - a signal, not an error
 def first_call(
     pipeline: Any, denoiser: nn.Module, captions: Sequence[str], size: Grid, options: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Run a pipeline until it calls its denoiser.
+    """The (positional, named) arguments of a pipeline's first denoiser call; None where it never makes one.
 
     Args:
-        pipeline: as `restoring` lends it, with a scheduler whose only timestep is the one wanted.
-        denoiser: the module to stop at.
-        captions: the prompts of the batch.
+        pipeline: As `restoring` lends it, with a scheduler whose only timestep is the one wanted.
+        denoiser: The module to stop at.
+        captions: The prompts of the batch.
         size: (height, width) in pixels.
-        options: further arguments of the pipeline's call, as its family sets them.
-
-    Returns:
-        The denoiser's (positional, named) arguments; None where the pipeline never called it.
+        options: Further arguments of the pipeline's call, as its family sets them.
     """
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -96,18 +93,12 @@ def tokenizers(pipeline: Any) -> tuple[str, ...]:
 
 @torch.no_grad()
 def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) -> EncodedPrompt:
-    """Record what a pipeline's tokenizers and its `encode_prompt` return while it encodes a caption.
-
-    Args:
-        pipeline: as `restoring` lends it.
-        caption: the prompt.
-        encode_it: makes the pipeline encode the caption.
+    """Record what the tokenizers and `encode_prompt` of a pipeline return while `encode_it` makes it encode a caption.
 
     Raises:
-        GocaError: where no tokenizer reports character offsets.
+        GocaError: No tokenizer reports character offsets.
     """
-    names = tokenizers(pipeline)
-    recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in names}
+    recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in tokenizers(pipeline)}
     encode, encoded = pipeline.encode_prompt, []
 
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -122,7 +113,7 @@ def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) 
     finally:
         for recorder in recorders.values():
             recorder.restore()
-    texts = {name: recorder.rows[0] for name, recorder in recorders.items() if recorder.rows}
+    texts = {name: recorder.tokens[caption] for name, recorder in recorders.items() if recorder.tokens}
     if not texts:
         raise GocaError("the tokenizer reports no character offsets: load the pipeline with its fast tokenizer")
     return EncodedPrompt(tuple(encoded), texts)
@@ -157,23 +148,19 @@ class Recorder:
     """Stands in for a tokenizer and records the first tokens of each caption; all else is the tokenizer's.
 
     Attributes:
-        captions: the captions to come, in their order; the pipeline may wrap them in a template, and tokenise them in
-            one call or one by one.
-        rows: the tokens of each caption that has come.
-        tokens: {text: its tokens}, of the captions and of the negative prompts that came behind them.
+        tokens: {caption: its tokens}, of those that have come.
     """
 
-    _FIELDS = ("_tokenizer", "_before", "_awaited", "_texts", "captions", "rows", "tokens")
+    _FIELDS = ("_tokenizer", "_before", "_awaited", "_texts", "tokens")
 
     def __init__(self, tokenizer: Any, captions: Sequence[str] = ()) -> None:
         self._tokenizer, self._before = tokenizer, {}  # type: ignore[var-annotated]
         self.expect(captions)
 
-    def expect(self, captions: Sequence[str], negative: Sequence[str] = ()) -> None:
-        """Start again with other captions, and the negative prompts that may come behind them."""
-        self.captions, self.rows, self.tokens = tuple(captions), list[Tokens](), dict[str, Tokens]()
-        self._awaited = [text for text in dict.fromkeys(negative) if text not in self.captions]
-        self._texts = set[str]()
+    def expect(self, captions: Sequence[str]) -> None:
+        """Start again with captions that will come in this order, in one call or several, perhaps in a template."""
+        self.tokens, self._texts = dict[str, Tokens](), set[str]()
+        self._awaited = list(dict.fromkeys(captions))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -197,21 +184,14 @@ class Recorder:
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         # Pipelines tokenise twice, the second time only to see what was cut off; its warning is noise.
         encoding = self._tokenizer(text, *args, **{"verbose": False, **kwargs})
-        if len(self.rows) < len(self.captions) or self._awaited:
+        if self._awaited:
             self._record([text] if isinstance(text, str) else list(text), encoding)
         return encoding
 
     def _record(self, texts: Sequence[str], encoding: Any) -> None:
         for index, text in enumerate(texts):
             # A pipeline may tokenise each prompt alone, and then all of them again.
-            again = text in self._texts
-            if len(self.rows) < len(self.captions):
-                caption = self.captions[len(self.rows)]
-                if again and caption not in text:
-                    continue
-                self.rows.append(self._tokens_at(index, text, encoding, caption))
-                self.tokens[caption] = self.rows[-1]
-            elif self._awaited and not again:
+            if self._awaited and (text not in self._texts or text == self._awaited[0]):
                 caption = self._awaited.pop(0)
                 self.tokens[caption] = self._tokens_at(index, text, encoding, caption)
             self._texts.add(text)

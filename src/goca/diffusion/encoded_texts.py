@@ -38,37 +38,34 @@ class EncodedTexts:
         first, *others = answer if isinstance(answer, tuple) else (answer,)
         rows = rows_of(first)
         self.embeddings.append(rows)
-        for name, recorder in recorders.items():
-            if recorder.rows:
-                self.tokens[name] = dict(enumerate(recorder.rows))
+        self._take_tokens(recorders)
         if self.negative is None:
             return
         # Position ids of a text may have the shape of embeddings, but for their width.
-        alike = (batch for batch in map(rows_of, others) if batch and rows and batch[0].shape[-1] == rows[0].shape[-1])
-        self.negative.embeddings.append(next(alike, []))
+        batches = [batch for batch in map(rows_of, others) if batch and rows]
+        same_width = (batch for batch in batches if batch[0].shape[-1] == rows[0].shape[-1])
+        self.negative.embeddings.append(next(same_width, []))
+        self.negative._take_tokens(recorders)
+
+    def _take_tokens(self, recorders: Mapping[str, Recorder]) -> None:
         for name, recorder in recorders.items():
-            captions = enumerate(self.negative.captions[name])
+            captions = enumerate(self.captions[name])
             tokens = {number: recorder.tokens[caption] for number, caption in captions if caption in recorder.tokens}
             if tokens:
-                self.negative.tokens[name] = tokens
+                self.tokens[name] = tokens
 
     def blocks(self, inputs: Sequence[Any], images: int) -> list[range]:
         """The rows of a denoiser call that attend to these texts: block by block, one row for each image.
 
-        Args:
-            inputs: What the denoiser is called with.
-            images: How many images are generated; 0 for one of each text.
-
-        Returns:
-            Blocks of consecutive rows, in which the embeddings come in again in their order. A single row would not
-            do: a negative prompt may be the prompt of another image.
+        In a block of consecutive rows the embeddings come in again in their order. A single row would not do: a
+        negative prompt may be the prompt of another image. `images` is 0 for one of each text.
         """
         for batch in map(rows_of, inputs):
             for rows in filter(None, self.embeddings):
                 count = images or len(rows)
-                wanted = [rows[index * len(rows) // count] for index in range(count)]
+                prompts = [rows[index * len(rows) // count] for index in range(count)]
                 starts = range(len(batch) - count + 1)
-                if blocks := [range(i, i + count) for i in starts if all(map(_equal, wanted, batch[i:]))]:
+                if blocks := [range(i, i + count) for i in starts if all(map(_equal, prompts, batch[i:]))]:
                     return blocks
         return []
 
@@ -112,5 +109,5 @@ def _listed(prompt: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (prompt,) if isinstance(prompt, str) else None if prompt is None else tuple(prompt)
 
 
-def _equal(known: Tensor, row: Tensor) -> bool:
-    return known.shape == row.shape and torch.equal(known.to(row), row)
+def _equal(embedding: Tensor, row: Tensor) -> bool:
+    return embedding.shape == row.shape and torch.equal(embedding.to(row), row)

@@ -18,14 +18,12 @@ _LENT: "WeakSet[Any]" = WeakSet()
 
 @contextmanager
 def exclusive(pipeline: Any, lend: bool = False) -> Iterator[None]:
-    """Exclusive access to a pipeline for this thread; others wait.
+    """Exclusive access to a user's pipeline for this thread; others wait.
 
-    Args:
-        pipeline: the user's pipeline.
-        lend: the user, not goca, will call the pipeline meanwhile.
+    With `lend` it is the user, not goca, who calls the pipeline meanwhile.
 
     Raises:
-        GocaError: inside a block that lends the pipeline to the user.
+        GocaError: Inside a block that lends the pipeline to the user.
     """
     with _LOCKS_LOCK:
         lock = _LOCKS.setdefault(pipeline, RLock())

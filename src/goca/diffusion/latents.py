@@ -14,19 +14,13 @@ from goca.maths import Grid
 
 @torch.no_grad()
 def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Tensor, "image channel height width"]:
-    """The mode of the VAE's posterior, scaled for the denoiser.
-
-    Args:
-        pipeline: as `restoring` lends it.
-        images: RGB images of any size; they are resized.
-        size: (height, width) in pixels at which the VAE sees them.
+    """The mode of the VAE's posterior for images that are resized to (height, width), scaled for the denoiser.
 
     Raises:
-        GocaError: where the encoding is not finite.
+        GocaError: The encoding is not finite.
     """
     vae = pipeline.vae
-    processor = getattr(pipeline, "image_processor", None) or pipeline.video_processor
-    pixels = processor.preprocess(list(images), height=size[0], width=size[1])
+    pixels = processor_of(pipeline).preprocess(list(images), height=size[0], width=size[1])
     before = vae.dtype
     # Stable Diffusion XL's VAE overflows in half precision, as its configuration says.
     upcast = before == torch.float16 and getattr(vae.config, "force_upcast", False)
@@ -65,6 +59,17 @@ def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel h
         centre, scale = (torch.tensor(values).to(latent).view(1, -1, 1, 1) for values in (mean, deviation))
         return (latent - centre) / scale * factor
     return (latent - (getattr(vae.config, "shift_factor", None) or 0.0)) * factor
+
+
+def latent_channels(pipeline: Any) -> int:
+    """The channels of the latents that a pipeline's VAE makes."""
+    config = pipeline.vae.config
+    return int(getattr(config, "latent_channels", None) or config.z_dim)
+
+
+def processor_of(pipeline: Any) -> Any:
+    """What turns images into what the VAE encodes, and what it decodes into images; None where there is none."""
+    return getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
 
 
 def sample_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:

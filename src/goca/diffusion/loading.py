@@ -15,10 +15,10 @@ from goca.diffusion.families import FAMILIES, unsupported
 from goca.errors import GocaError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError, SafetensorError)
 PARTS = (("vae",), ("text_encoder",), ("tokenizer",), ("transformer", "unet"))
 """The parts of a text-to-image pipeline, by their names: one of each."""
-_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def load(
@@ -99,18 +99,19 @@ def _from_pretrained(
 
 
 def _device(device: str | None) -> torch.device:
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if device is None:
-        backends = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True))
-        return torch.device(next(name for name, available in backends if available))
+        return torch.device(next(name for name, count in counts.items() if count))
     try:
         target = torch.device(device)
+        exists = (target.index or 0) < counts.get(target.type, 0)
     except RuntimeError:
-        raise GocaError(f'no device "{device}": give cpu, cuda, cuda:1 or mps', hint="device") from None
-    if target.type not in ("cpu", "cuda", "mps") or (target.type == "mps" and not torch.backends.mps.is_available()):
-        raise GocaError(f'no device "{device}" on this machine: give cpu, cuda, cuda:1 or mps', hint="device")
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        exists = False
+    if not exists:
         raise GocaError(
-            f'no device "{device}" on this machine: {torch.cuda.device_count()} CUDA devices found', hint="device"
+            f'no device "{device}" on this machine, which has {counts["cuda"]} CUDA devices: give cpu, cuda, cuda:1 or '
+            "mps",
+            hint="device",
         )
     return target
 
@@ -120,10 +121,9 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
         return dtype
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
-    name = _SHORT.get(dtype, dtype)
-    if name not in DTYPES:
+    if dtype not in DTYPES:
         raise GocaError(f'no dtype "{dtype}": give {", ".join(DTYPES)}', hint="dtype")
-    return DTYPES[name]
+    return DTYPES[dtype]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from goca.diffusion.denoiser_call import Branch, DenoiserCall, DenoiserRow, Obse
 from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
 from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.families import check_tokenizers
-from goca.diffusion.latents import sample_of
+from goca.diffusion.latents import processor_of, sample_of
 from goca.errors import GocaError
 from goca.maths import Grid
 
@@ -40,7 +40,7 @@ def check_generation(backbone: Backbone) -> None:
     """
     pipeline = backbone.pipeline
     parameters = inspect.signature(pipeline.__call__).parameters
-    lacking = getattr(pipeline, "vae", None) is None or _processor(pipeline) is None
+    lacking = getattr(pipeline, "vae", None) is None or processor_of(pipeline) is None
     lacking |= not all(callable(getattr(pipeline, name, None)) for name in ("encode_prompt", "prepare_latents"))
     if lacking or "prompt" not in parameters or "pag_scale" in parameters:
         raise GocaError(
@@ -52,12 +52,7 @@ def check_generation(backbone: Backbone) -> None:
 
 
 def step_number(scheduler: Any, evaluation: int) -> int:
-    """The step, from 0, that an evaluation of the denoiser belongs to, as a scheduler counts.
-
-    Args:
-        scheduler: A diffusers scheduler.
-        evaluation: How many latents the denoiser was given before, since the scheduler's first step.
-    """
+    """The step, from 0, that the denoiser's evaluation, from 0, belongs to, as a diffusers scheduler counts."""
     if hasattr(scheduler, "prk_timesteps"):
         # PNDM evaluates each of its Runge-Kutta steps four times; without them it takes its first step twice.
         runge_kutta = len(scheduler.prk_timesteps)
@@ -136,7 +131,7 @@ class GenerationSession:
     def __enter__(self) -> "GenerationSession":
         pipeline, denoiser = self._backbone.pipeline, self._backbone.denoiser
         self._thread = get_ident()
-        processor = _processor(pipeline)
+        processor = processor_of(pipeline)
         shows = "postprocess" if getattr(pipeline, "image_processor", None) is processor else "postprocess_video"
         with ExitStack() as stack:
             stack.enter_context(exclusive(pipeline, lend=True))
@@ -174,11 +169,11 @@ class GenerationSession:
             self._encoded, self._are_stale = [], False
         fresh = texts_to_encode(encode, args, kwargs, self._tokenizers)
         # There are pipelines that ask their encoders one after the other.
-        alike = (before for before in self._encoded if (before.texts, before.captions) == (fresh.texts, fresh.captions))
-        encoded = next(alike, fresh)
+        same = (before for before in self._encoded if (before.texts, before.captions) == (fresh.texts, fresh.captions))
+        encoded = next(same, fresh)
         self._encoded = [*(before for before in self._encoded if before is not encoded), encoded]
         for name, recorder in self._tokenizers.items():
-            recorder.expect(encoded.captions[name], encoded.negative.captions[name] if encoded.negative else ())
+            recorder.expect([*encoded.captions[name], *(encoded.negative.captions[name] if encoded.negative else ())])
         answer = encode(*args, **kwargs)
         encoded.add(answer, self._tokenizers)
         return answer
@@ -209,10 +204,7 @@ class GenerationSession:
         self._call = call
         sinks = [sink for observer in self._observers if (sink := observer.begin(call)) is not None]
         if sinks:
-            family = self._backbone.family
-            grids = family.grids(module, call.latent_size)
-            hook = AttentionHook(module, grids, _shared(sinks), family.joint, family.linear_self_attention)
-            self._hook = hook.__enter__()
+            self._hook = self._backbone.attention_hook(call.latent_size, _shared(sinks)).__enter__()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._call is None or get_ident() != self._thread:
@@ -336,11 +328,6 @@ class GenerationSession:
                 "leave the other image out"
             )
         return height, width
-
-
-def _processor(pipeline: Any) -> Any:
-    """What makes images of what the VAE decodes, if the pipeline has it."""
-    return getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
 
 
 def _shared(sinks: Sequence[Sink]) -> Sink:

@@ -4,8 +4,6 @@ A developer's tool: `goca models --probe DIR` prints the facts as the source of 
 `Segmenter.from_pipeline(pipe, family=probe(pipe))` segments with them. Nothing else in the library runs it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,17 +29,12 @@ def probe(pipeline: Any) -> Family:
     Raises:
         GocaError: A fact cannot be established; the message names it.
     """
-    with _refusing(type(pipeline).__name__), quiet():
-        return Probe(pipeline).family()
-
-
-@contextmanager
-def _refusing(kind: str) -> Iterator[None]:
     try:
-        yield
+        with quiet():
+            return Probe(pipeline).family()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the pipeline's own code runs
         reason = " ".join(str(error).split())[:300]
         reason = reason if isinstance(error, GocaError) else f"it does not run ({type(error).__name__}: {reason})"
-        raise GocaError(f"{kind} cannot be read, as a probe found: {reason}") from error
+        raise GocaError(f"{type(pipeline).__name__} cannot be read, as a probe found: {reason}") from error

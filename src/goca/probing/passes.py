@@ -1,21 +1,22 @@
 """The passes of a probe: the denoiser runs on a little noise, in which one thing may be turned into its opposite."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from goca.diffusion.attention_modules import AttentionModule, attention_modules, native
+from goca.diffusion.attention_hook import AttentionHook
+from goca.diffusion.attention_modules import native
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import EncodedPrompt, record_prompt
 from goca.diffusion.exclusive import restoring
+from goca.diffusion.families import encoder_of
+from goca.diffusion.latents import latent_channels
 from goca.maths import Grid
 from goca.text.tokens import Tokens
 
@@ -31,64 +32,29 @@ OUTLIER = 3.0
 
 @dataclass(frozen=True)
 class RecordedAttention:
-    """One attention of a pass: its first head's queries and keys.
+    """One softmax attention of a pass: its block, and its first head's queries and keys."""
 
-    Attributes:
-        attention: The module that made the call; None for one outside of every attention module.
-        q: The queries.
-        k: The keys.
-    """
-
-    attention: AttentionModule | None
+    block: str
     q: Float[Tensor, "position dim"]
     k: Float[Tensor, "key dim"]
 
 
-class AttentionRecorder(TorchFunctionMode):
+class AttentionRecorder(AttentionHook):
     """While it is entered, records the softmax attention of a denoiser, whatever its layout."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.attention_modules = attention_modules(denoiser)
+        super().__init__(denoiser, (), lambda *_: None, linear_self_attention=True)
         self.recorded: list[RecordedAttention] = []
-        self._running: list[AttentionModule] = []
-        self._entered: list[AttentionModule] = []
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> "AttentionRecorder":
-        for attention in self.attention_modules:
-            starts: Any = partial(self._starts, attention)
-            self._handles += [
-                attention.module.register_forward_pre_hook(starts),
-                attention.module.register_forward_hook(self._ends, always_call=True),
-            ]
-        super().__enter__()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
-        for handle in self._handles:
-            handle.remove()
-
-    def _starts(self, attention: AttentionModule, module: nn.Module, args: Any) -> None:
-        self._running.append(attention)
-        self._entered.append(attention)
-
-    def _ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._running.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            arguments = dict(zip(("query", "key"), args, strict=False)) | (kwargs or {})
-            query, key = arguments["query"][0, 0], arguments["key"][0, 0]
-            self.recorded.append(RecordedAttention(self._running[-1] if self._running else None, query, key))
-        return func(*args, **(kwargs or {}))
+    def _see(self, output: Tensor, query: Tensor, key: Tensor, *others: Any, **options: Any) -> None:
+        attention, _ = self._running[-1]
+        self._calls[attention] += 1
+        self.recorded.append(RecordedAttention(attention.block, query[0, 0], key[0, 0]))
 
     @property
-    def unseen(self) -> tuple[AttentionModule, ...]:
-        """The modules that ran without softmax attention."""
-        seen = [call.attention for call in self.recorded]
-        return tuple(attention for attention in self._entered if attention not in seen)
+    def linear(self) -> bool:
+        """Whether an attention module ran without softmax attention; a check saw to it that it is a linear one."""
+        return not all(self._calls.values())
 
 
 @dataclass(frozen=True)
@@ -96,14 +62,14 @@ class ProbePass:
     """One denoiser pass.
 
     Attributes:
-        attentions: Its attentions, in order.
-        unseen: The attention modules that ran without softmax attention.
+        attentions: Its softmax attentions, in order.
+        linear: Whether it has linear attention too.
         prompt: The caption as the pipeline encoded it.
         timestep: What the pipeline told the denoiser; None where the argument goes by an unknown name.
     """
 
     attentions: tuple[RecordedAttention, ...]
-    unseen: tuple[AttentionModule, ...]
+    linear: bool
     prompt: EncodedPrompt
     timestep: float | None
 
@@ -112,9 +78,10 @@ class ProbePass:
 def run_pass(backbone: Backbone, size: Grid, caption: str, **turn: Any) -> ProbePass:
     """One pass, its attention recorded, with `denoiser_call`'s arguments. Raises whatever the pipeline raises."""
     with denoiser_call(backbone, size, caption, **turn) as (args, kwargs, prompt):
-        with AttentionRecorder(backbone.denoiser) as recorder:
+        recorder = AttentionRecorder(backbone.denoiser)
+        with recorder:
             backbone.denoiser(*args, **kwargs)
-        return ProbePass(tuple(recorder.recorded), recorder.unseen, prompt, _timestep(args, kwargs))
+        return ProbePass(tuple(recorder.recorded), recorder.linear, prompt, _timestep(args, kwargs))
 
 
 @contextmanager
@@ -125,21 +92,13 @@ def denoiser_call(
     cell: Grid | None = None,
     token: tuple[str, Tokens, int] | None = None,
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], EncodedPrompt]]:
-    """While it is entered, the pipeline is borrowed for one denoiser call on noise, always the same.
+    """Borrow a pipeline, whose family may be a guess, for one denoiser call on noise, always the same.
 
-    Args:
-        backbone: The pipeline, with a family that may be a guess.
-        size: Of the noise, in latent cells.
-        caption: The prompt.
-        cell: The latent cell that is turned into its opposite.
-        token: (tokenizer, what it made of the caption, index) of the token whose embedding is turned.
-
-    Yields:
-        The call's arguments, its keyword arguments, and the encoded prompt.
+    The noise has `size` latent cells, of which `cell` is turned into its opposite; `token` is (tokenizer, what it made
+    of the caption, index) of the token whose embedding is turned. Yields the call's positional and named arguments,
+    and the encoded prompt.
     """
-    vae = backbone.pipeline.vae.config
-    channels = getattr(vae, "latent_channels", None) or vae.z_dim
-    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, latent_channels(backbone.pipeline), *size, generator=torch.Generator().manual_seed(0))
     if cell is not None:
         noise[..., cell[0], cell[1]] *= OPPOSITE
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -149,11 +108,6 @@ def denoiser_call(
                 pipeline, caption, lambda: calls.append(backbone.inputs(pipeline, noise, [caption], TIMESTEP))
             )
         yield *calls[0], prompt
-
-
-def encoder_of(pipeline: Any, tokenizer: str) -> Any:
-    """The text encoder that belongs to a tokenizer of a pipeline; None where there is none."""
-    return getattr(pipeline, tokenizer.replace("tokenizer", "text_encoder"), None)
 
 
 def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
@@ -195,19 +149,11 @@ def turned(encoder: nn.Module, tokens: Tokens, index: int) -> Iterator[None]:
         position = running.pop()
         return _turned(output, *position) if position is not None and not running else None
 
-    handles = [
-        handle
-        for module in encoder.modules()
-        for handle in (
-            module.register_forward_pre_hook(starts, with_kwargs=True),
-            module.register_forward_hook(ends, always_call=True),
-        )
-    ]
-    try:
+    with ExitStack() as stack:
+        for module in encoder.modules():
+            stack.callback(module.register_forward_pre_hook(starts, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(ends, always_call=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _find(wanted: list[int], ids: list[int]) -> int | None:

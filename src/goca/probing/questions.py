@@ -14,16 +14,16 @@ from PIL import Image
 from torch import nn
 
 from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.attention_hook import AttentionHook
 from goca.diffusion.attention_modules import attention_modules
 from goca.diffusion.backbone import Backbone
-from goca.diffusion.families import bare, unet
+from goca.diffusion.conditioning import tokenizers
+from goca.diffusion.families import bare, encoder_of, unet
 from goca.diffusion.families.blocks import FLUX_DEPTH, PIXART_DEPTH, UP_PATH
 from goca.diffusion.families.grids import Patches, levels
 from goca.diffusion.families.spec import Family, JointLayout, TextInput, anything, default_size, sample_size
 from goca.diffusion.timesteps import NUM_TRAIN_TIMESTEPS, is_flow
 from goca.errors import GocaError
-from goca.probing.passes import TIMESTEP, ProbePass, denoiser_call, encoder_of, moved, run_pass
+from goca.probing.passes import TIMESTEP, ProbePass, denoiser_call, moved, run_pass
 
 CAPTIONS = (
     "cat, traffic light, grass",
@@ -63,8 +63,8 @@ def guess(pipeline: Any) -> Family:
     """What can be read off a pipeline, enough to run it."""
     component = _component(pipeline)
     denoiser = bare(getattr(pipeline, component))
-    tokenizers = [name for name in pipeline.components if name.startswith("tokenizer") and getattr(pipeline, name)]
-    if not any(encoder_of(pipeline, name) is not None for name in tokenizers):
+    names = tokenizers(pipeline)
+    if not any(encoder_of(pipeline, name) is not None for name in names):
         raise GocaError("it has no tokenizer with a text encoder")
     defaults = {name: entry.default for name, entry in inspect.signature(pipeline.__call__).parameters.items()}
     options = {name: value for name, value in PLAIN.items() if name in defaults}
@@ -79,7 +79,7 @@ def guess(pipeline: Any) -> Family:
         image_size=sample_size if getattr(denoiser.config, "sample_size", None) else default_size,
         grids=levels if _is_unet(denoiser) else Patches(1),
         block_rule=UP_PATH if _is_unet(denoiser) else PIXART_DEPTH,
-        texts=tuple(TextInput(name, respects_max_sequence_length=limited) for name in tokenizers),
+        texts=tuple(TextInput(name, respects_max_sequence_length=limited) for name in names),
         flow=is_flow(pipeline.scheduler),
         timestep=150 if is_flow(pipeline.scheduler) else 100,
         options=options,
@@ -104,15 +104,11 @@ def _is_unet(denoiser: Any) -> bool:
 
 
 class Probe:
-    """Establishes one fact after another; each is needed to ask for the next.
-
-    Args:
-        pipeline: A loaded pipeline.
-    """
+    """Establishes one fact of a loaded pipeline after another; each is needed to ask for the next."""
 
     def __init__(self, pipeline: Any) -> None:
         self.backbone = Backbone(pipeline, family=guess(pipeline))
-        self.tokenizers = {name for name in pipeline.components if name.startswith("tokenizer")}
+        self.tokenizers = set(tokenizers(pipeline))
 
     def family(self) -> Family:
         """All facts. Raises GocaError, saying what is missing, for one that cannot be established."""
@@ -120,7 +116,7 @@ class Probe:
         self.step, self.plain = self._size_step()
         self.size = (3 * self.step, 5 * self.step)
         self.attentions = self.plain.attentions
-        self._learn(edm_sigmas=self._has_edm_sigmas(), linear_self_attention=self._has_linear_attention())
+        self._learn(edm_sigmas=self._has_edm_sigmas(), linear_self_attention=self.plain.linear)
         self.far = self._run(cell=(self.size[0] - 1, self.size[1] - 1)).attentions
         self.reading = self._first_reading()
         first, cells = self._pixel_order()
@@ -180,27 +176,18 @@ class Probe:
         # Half precision rounds by less than a hundredth.
         return self.backbone.family.flow and any(isclose(self.plain.timestep or 0, s, rel_tol=1e-2) for s in edm)
 
-    def _has_linear_attention(self) -> bool:
-        for attention in self.plain.unseen:
-            if "Linear" not in attention.processor:
-                raise GocaError(
-                    f"attention of {attention.block} is not seen: it runs without scaled_dot_product_attention "
-                    f"(processor {attention.processor})"
-                )
-        return bool(self.plain.unseen)
-
     def _first_reading(self) -> int:
         """The first attention whose queries depend on a pixel and whose keys depend on a word, and whose words."""
         tokens = list(self._turn_tokens(self.plain, CAPTIONS[0], 1))
         for index, call in enumerate(self.attentions):
-            tokenizers = {token.tokenizer for token in tokens if token.columns(index)}
-            if tokenizers and moved(call.q, self.far[index].q):
-                self.tokenizers = tokenizers
+            names = {token.tokenizer for token in tokens if token.columns(index)}
+            if names and moved(call.q, self.far[index].q):
+                self.tokenizers = names
                 return index
         raise GocaError("turning the embedding of a token moved no key that a pixel looks at")
 
     def _turn_tokens(self, plain: ProbePass, caption: str, third: int) -> Iterator[TurnedToken]:
-        """Each tokenizer's token after so many thirds of a caption; never the last token, which may be pooled."""
+        """Each tokenizer's token after `third` thirds of a caption; never the last token, which may be pooled."""
         for name, tokens in plain.prompt.texts.items():
             if name in self.tokenizers and encoder_of(self.backbone.pipeline, name) is not None:
                 words = [index for index, special in enumerate(tokens.special) if not special]
@@ -250,9 +237,9 @@ class Probe:
 
     def _unimodal_blocks(self, length: int) -> tuple[str, ...]:
         """Prefixes of the blocks in which text or pixels attend to themselves alone."""
-        owned = [(call.attention.block, len(call.q)) for call in self.attentions if call.attention is not None]
-        joint = {block for block, count in owned if count == length}
-        prefixes = tuple(dict.fromkeys(block.partition(".")[0] for block, _ in owned if block not in joint))
+        joint = {call.block for call in self.attentions if len(call.q) == length}
+        apart = (call.block for call in self.attentions if call.block not in joint)
+        prefixes = tuple(dict.fromkeys(block.partition(".")[0] for block in apart))
         if prefixes and any(block.startswith(prefixes) for block in joint):
             raise GocaError(f"blocks of {', '.join(prefixes)} attend to text and pixels, but not all of them")
         return prefixes
@@ -262,7 +249,7 @@ class Probe:
         passes = [self.plain, *(self._run(caption=caption) for caption in CAPTIONS[1:])]
         turns = zip((passes[0], *passes), (CAPTIONS[0], *CAPTIONS), (2, 1, 1, 1), strict=True)
         tokens = [token for turn in turns for token in self._turn_tokens(*turn)]
-        ranges = [range(len(taken.attentions[self.reading].k))[text_columns] for taken in passes]
+        ranges = [range(len(each.attentions[self.reading].k))[text_columns] for each in passes]
         constant = len({len(columns) for columns in ranges}) == 1
         limited = self.backbone.family.texts[0].respects_max_sequence_length
         texts: list[TextInput] = []
@@ -289,15 +276,9 @@ class Probe:
 
     def _confirm(self) -> None:
         """Read a pass of another size by all that was learnt."""
-        backbone, family = self.backbone, self.backbone.family
+        backbone = self.backbone
         size, calls = (4 * self.step, 3 * self.step), list[AttentionCall]()
-        hook = AttentionHook(
-            backbone.denoiser,
-            family.grids(backbone.denoiser, size),
-            lambda _, call: calls.append(call),
-            family.joint,
-            family.linear_self_attention,
-        )
+        hook = backbone.attention_hook(size, lambda _, call: calls.append(call))
         with denoiser_call(backbone, size, CAPTIONS[0]) as (args, kwargs, prompt), hook:
             backbone.denoiser(*args, **kwargs)
         if any(call.kind == "self" and call.q.shape[-2] != call.k.shape[-2] for call in calls):

@@ -17,8 +17,8 @@ def source(family: Family) -> str:
 
 def _call(value: Any, used: dict[str, set[str]]) -> str:
     """The constructor's call that gives a dataclass; what it needs imported goes into `used`."""
-    given = {f.name: getattr(value, f.name) for f in fields(value)}
-    stated = {f.name: given[f.name] for f in fields(value) if given[f.name] != _default(f)}
+    facts = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    stated = {entry.name: facts[entry.name] for entry in fields(value) if facts[entry.name] != _default(entry)}
     used.setdefault(type(value).__module__, set()).add(type(value).__name__)
     if type(value) is not Family:
         return f"{type(value).__name__}({', '.join(f'{name}={_expression(v, used)}' for name, v in stated.items())})"

@@ -5,10 +5,10 @@ from importlib import import_module
 from typing import Any
 
 from goca.diffusion.families.spec import Family
-from goca.diffusion.families.support import bare, check_kind, check_tokenizers
+from goca.diffusion.families.support import bare, check_kind, check_tokenizers, encoder_of
 from goca.errors import GocaError
 
-__all__ = ["FAMILIES", "Family", "bare", "check_kind", "check_tokenizers", "family_of", "unsupported"]
+__all__ = ["FAMILIES", "Family", "bare", "check_kind", "check_tokenizers", "encoder_of", "family_of", "unsupported"]
 
 _FILES = (
     *("unet", "kolors", "pixart", "hunyuan_dit", "sana", "wan", "cosmos2", "flux", "chroma", "sd3", "flux2"),

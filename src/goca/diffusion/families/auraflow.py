@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.blocks import like_flux
 from goca.diffusion.families.grids import configured_patches
-from goca.diffusion.families.spec import Family, JointLayout, TextInput
+from goca.diffusion.families.spec import TextInput
 
 
 def max_grid(transformer: Any) -> int:
@@ -13,20 +13,12 @@ def max_grid(transformer: Any) -> int:
     return math.isqrt(int(transformer.config.pos_embed_max_size))
 
 
-FAMILY = Family(
+FAMILY = like_flux(
     name="auraflow",
     denoisers=("AuraFlowTransformer2DModel",),
     grids=configured_patches,
-    block_rule=FLUX_DEPTH,
     max_grid=max_grid,
-    timestep=407,
-    feature="output",
-    flow=True,
     texts=(TextInput("tokenizer", start=8, respects_max_sequence_length=True),),
-    joint=JointLayout(text_first=True),
-    repos=(
-        "fal/AuraFlow-v0.3",
-        "fal/AuraFlow",
-    ),
+    repos=("fal/AuraFlow-v0.3", "fal/AuraFlow"),
     tiny=("auraflow",),
 )

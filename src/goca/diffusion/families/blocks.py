@@ -1,9 +1,10 @@
-"""Rules that choose the blocks of a checkpoint nobody has published settings for."""
+"""Rules that choose the blocks and other settings of a checkpoint nobody has published settings for."""
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
-from goca.diffusion.families.spec import BlockRule, Blocks
+from goca.diffusion.families.spec import BlockRule, Blocks, Family, JointLayout
 from goca.errors import GocaError
 
 
@@ -46,3 +47,7 @@ HUNYUAN_DEPTH = BlockRule("HunyuanDiT's settings in proportion to the depth", by
 FLUX_DEPTH = BlockRule(
     "Flux's settings in proportion to the depth", by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56))
 )
+like_flux = partial(
+    Family, block_rule=FLUX_DEPTH, timestep=407, feature="output", flow=True, joint=JointLayout(text_first=True)
+)
+"""A family with joint attention and Flux's settings: a flow model that has the text before the pixels."""

@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.blocks import like_flux
 from goca.diffusion.families.flux import FLUX
 from goca.diffusion.families.grids import Patches
-from goca.diffusion.families.spec import Family, JointLayout, TextInput
 
 CHROMA = replace(
     FLUX,
@@ -15,16 +14,10 @@ CHROMA = replace(
     origin="the authors' settings for Flux.1-dev, whose layout it shares; nobody has reported a score",
     scores=(),
 )
-FAMILY = Family(
+FAMILY = like_flux(
     name="chroma",
     denoisers=("ChromaTransformer2DModel",),
     grids=Patches(2),
-    block_rule=FLUX_DEPTH,
-    timestep=407,
-    feature="output",
-    flow=True,
-    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
-    joint=JointLayout(text_first=True),
     checkpoints=(CHROMA,),
     tiny=("chroma",),
 )

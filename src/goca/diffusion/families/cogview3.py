@@ -5,7 +5,7 @@ These facts were established by a probe of a tiny pipeline with random weights; 
 
 from goca.diffusion.families.blocks import FLUX_DEPTH
 from goca.diffusion.families.grids import Patches
-from goca.diffusion.families.spec import Family, JointLayout, TextInput, sample_size
+from goca.diffusion.families.spec import Family, JointLayout, sample_size
 
 FAMILY = Family(
     name="cogview3",
@@ -14,7 +14,6 @@ FAMILY = Family(
     grids=Patches(2),
     block_rule=FLUX_DEPTH,
     feature="output",
-    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
     joint=JointLayout(text_first=True),
     tiny=("cogview3",),
 )

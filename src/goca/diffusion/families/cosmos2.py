@@ -4,7 +4,7 @@ from typing import Any
 
 from goca.diffusion.families.blocks import PIXART_DEPTH
 from goca.diffusion.families.grids import configured_patches
-from goca.diffusion.families.spec import Family, TextInput
+from goca.diffusion.families.spec import Family
 
 
 def max_grid(transformer: Any) -> int:
@@ -22,7 +22,6 @@ FAMILY = Family(
     timestep=150,
     flow=True,
     edm_sigmas=True,
-    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
     repos=("nvidia/Cosmos-Predict2-2B-Text2Image", "nvidia/Cosmos-Predict2-14B-Text2Image"),
     tiny=("cosmos2",),
 )

@@ -1,9 +1,9 @@
 """Flux.1: text and pixels in two streams, then in one, with one softmax over both."""
 
-from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.blocks import like_flux
 from goca.diffusion.families.grids import Patches
 from goca.diffusion.families.reported import paper_scores
-from goca.diffusion.families.spec import CheckpointSettings, Family, JointLayout, TextInput
+from goca.diffusion.families.spec import CheckpointSettings, TextInput
 
 FLUX = CheckpointSettings(
     name="Flux.1",
@@ -19,17 +19,12 @@ FLUX = CheckpointSettings(
     origin='the authors\' settings for Flux.1-dev ("t 150", in effect sigma 0.407), whose scores these are',
     scores=paper_scores(voc=70.7, context=51.1, coco_object=48.1, cityscapes=27.1, ade20k=29.3),
 )
-FAMILY = Family(
+FAMILY = like_flux(
     name="flux",
     denoisers=("FluxTransformer2DModel",),
     grids=Patches(2),
-    block_rule=FLUX_DEPTH,
-    timestep=407,
-    feature="output",
-    flow=True,
     # The other tokenizer is for a pooled embedding.
     texts=(TextInput("tokenizer_2", respects_max_sequence_length=True),),
-    joint=JointLayout(text_first=True),
     checkpoints=(FLUX,),
     tiny=("flux", "flux_schnell"),
 )

@@ -1,17 +1,13 @@
 """HiDream-I1: the text of T5, and for each block a layer of Llama."""
 
-from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.blocks import like_flux
 from goca.diffusion.families.grids import configured_patches
-from goca.diffusion.families.spec import Family, JointLayout, TextInput
+from goca.diffusion.families.spec import JointLayout, TextInput
 
-FAMILY = Family(
+FAMILY = like_flux(
     name="hidream",
     denoisers=("HiDreamImageTransformer2DModel",),
     grids=configured_patches,
-    block_rule=FLUX_DEPTH,
-    timestep=407,
-    feature="output",
-    flow=True,
     texts=(
         TextInput("tokenizer_3", respects_max_sequence_length=True),
         # Each word comes twice from Llama: from its last layer, and from the layer that belongs to the block.

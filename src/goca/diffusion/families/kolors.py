@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from goca.diffusion.families.blocks import UP_PATH
 from goca.diffusion.families.grids import levels
-from goca.diffusion.families.spec import Family, TextInput, sample_size
+from goca.diffusion.families.spec import Family, sample_size
 from goca.diffusion.families.unet import SDXL, check
 
 KOLORS = replace(
@@ -24,7 +24,6 @@ FAMILY = Family(
     image_size=sample_size,
     grids=levels,
     block_rule=UP_PATH,
-    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
     checkpoints=(KOLORS,),
     tiny=("kolors",),
 )

@@ -5,18 +5,14 @@ A sigmoid gate scales what attention gives before it is projected; the weights o
 These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
 """
 
-from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.blocks import like_flux
 from goca.diffusion.families.grids import Patches
-from goca.diffusion.families.spec import Family, JointLayout, TextInput
+from goca.diffusion.families.spec import JointLayout, TextInput
 
-FAMILY = Family(
+FAMILY = like_flux(
     name="krea2",
     denoisers=("Krea2Transformer2DModel",),
     grids=Patches(2),
-    block_rule=FLUX_DEPTH,
-    timestep=407,
-    feature="output",
-    flow=True,
     texts=(TextInput("tokenizer", start=-34, respects_max_sequence_length=True),),
     joint=JointLayout(text_first=True, unimodal_blocks=("text_fusion",)),
     tiny=("krea2",),

@@ -3,7 +3,7 @@
 from goca.diffusion.families.blocks import PIXART_DEPTH
 from goca.diffusion.families.grids import configured_patches
 from goca.diffusion.families.reported import paper_scores
-from goca.diffusion.families.spec import CheckpointSettings, Family, TextInput, sample_size
+from goca.diffusion.families.spec import CheckpointSettings, Family, sample_size
 
 PIXART = CheckpointSettings(
     name="PixArt",
@@ -28,7 +28,6 @@ FAMILY = Family(
     grids=configured_patches,
     block_rule=PIXART_DEPTH,
     order=5,
-    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
     options={"use_resolution_binning": False, "clean_caption": False},
     checkpoints=(PIXART,),
     tiny=("pixart_alpha", "pixart_alpha_1024", "pixart_sigma"),

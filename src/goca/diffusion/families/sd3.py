@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from goca.diffusion.families.blocks import FLUX_DEPTH
+from goca.diffusion.families.blocks import like_flux
 from goca.diffusion.families.grids import configured_patches
-from goca.diffusion.families.spec import Family, JointLayout, TextInput, sample_size
+from goca.diffusion.families.spec import JointLayout, TextInput, sample_size
 
 
 def max_grid(transformer: Any) -> int:
@@ -12,16 +12,12 @@ def max_grid(transformer: Any) -> int:
     return int(transformer.config.pos_embed_max_size)
 
 
-FAMILY = Family(
+FAMILY = like_flux(
     name="sd3",
     denoisers=("SD3Transformer2DModel",),
     image_size=sample_size,
     grids=configured_patches,
-    block_rule=FLUX_DEPTH,
     max_grid=max_grid,
-    timestep=407,
-    feature="output",
-    flow=True,
     texts=(
         TextInput("tokenizer"),
         TextInput("tokenizer_2"),
@@ -33,8 +29,5 @@ FAMILY = Family(
         "stabilityai/stable-diffusion-3.5-medium",
         "stabilityai/stable-diffusion-3.5-large",
     ),
-    tiny=(
-        "sd3",
-        "sd35",
-    ),
+    tiny=("sd3", "sd35"),
 )

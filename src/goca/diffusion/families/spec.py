@@ -166,7 +166,7 @@ class Family:
         pipelines: Class names of the pipelines it is limited to, where another family has the same denoiser.
         check: Raises GocaError, saying why, for a denoiser that cannot be read.
         image_size: Gives the side in pixels it was trained at, from the denoiser and the VAE's scale factor.
-        max_grid: Gives the most patches a side that a denoiser has positions for, None where there is no limit.
+        max_grid: Gives the most patches a side that a denoiser has positions for, None without a limit.
         timestep: Training timestep for a checkpoint without settings; for a flow model thousandths of sigma.
         order: How often such a checkpoint's refinement is applied.
         feature: What the reference block is compared by: its raw queries, or its attention's output.
@@ -199,7 +199,7 @@ class Family:
     feature: Literal["query", "output"] = "query"
     flow: bool = False
     edm_sigmas: bool = False
-    texts: tuple[TextInput, ...] = (TextInput("tokenizer"),)
+    texts: tuple[TextInput, ...] = (TextInput("tokenizer", respects_max_sequence_length=True),)
     joint: JointLayout | None = None
     linear_self_attention: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

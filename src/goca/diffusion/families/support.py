@@ -13,6 +13,11 @@ def bare(denoiser: Any) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def encoder_of(pipeline: Any, tokenizer: str) -> Any:
+    """The text encoder that belongs to a tokenizer of a pipeline; None where there is none."""
+    return getattr(pipeline, tokenizer.replace("tokenizer", "text_encoder"), None)
+
+
 def check_kind(pipeline: Any, family: Family) -> None:
     """Refuse pipelines that share a text-to-image pipeline's parts but cannot be called as one."""
     kind = type(pipeline).__name__
@@ -37,7 +42,7 @@ def check_tokenizers(pipeline: Any, family: Family) -> None:
     """Refuse pipelines that were loaded from a folder with files missing."""
     for text in family.texts:
         tokenizer = getattr(pipeline, text.tokenizer, None)
-        encoder = getattr(pipeline, text.tokenizer.replace("tokenizer", "text_encoder"), None)
+        encoder = encoder_of(pipeline, text.tokenizer)
         # A tokenizer folder with files missing loads as an almost empty vocabulary, or without a limit.
         if tokenizer is None or encoder is None:
             continue

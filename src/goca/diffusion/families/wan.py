@@ -4,7 +4,7 @@ from typing import Any
 
 from goca.diffusion.families.blocks import PIXART_DEPTH
 from goca.diffusion.families.grids import configured_patches
-from goca.diffusion.families.spec import Family, TextInput
+from goca.diffusion.families.spec import Family
 
 
 def image_size(transformer: Any, vae_scale_factor: int) -> int:
@@ -20,7 +20,6 @@ FAMILY = Family(
     block_rule=PIXART_DEPTH,
     timestep=150,
     flow=True,
-    texts=(TextInput("tokenizer", respects_max_sequence_length=True),),
     options={"num_frames": 1},
     repos=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
     tiny=("wan",),

@@ -6,9 +6,8 @@ model_max_length; special tokens and the side of the padding follow the checkpoi
 
 import json
 import string
-from collections.abc import Iterable
-from copy import deepcopy
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
 from shutil import rmtree
@@ -42,37 +41,107 @@ _MISTRAL_TEMPLATE = (
 )
 
 
-def clip(limit: int = 77, pad: str | None = None) -> Any:
-    """CLIP's: <|startoftext|> before, <|endoftext|> after and, without `pad`, as the padding."""
-    tokenizer = _fresh(_clip(), limit)
-    if pad is not None:
-        tokenizer.pad_token = pad
-    return tokenizer
+def _copied(learn: Callable[[], Any]) -> Callable[..., Any]:
+    """Learn a tokenizer once, and return a new copy of it on every call."""
+    learnt = cache(learn)
+
+    @wraps(learn)
+    def copy(limit: int = 512) -> Any:
+        # A deep copy of CLIP's says "</w>" when it decodes.
+        with TemporaryDirectory() as folder:
+            learnt().save_pretrained(folder)
+            tokenizer = type(learnt()).from_pretrained(folder)
+        tokenizer.model_max_length = limit
+        return tokenizer
+
+    return copy
 
 
-def t5(limit: int = 512) -> Any:
-    """T5's: </s> after the text, then <pad>."""
-    return _fresh(_t5(), limit)
+def _train(untrained: Any, texts: Iterable[str], size: int) -> Any:
+    return untrained.train_new_from_iterator(list(texts) * 20, vocab_size=size, show_progress=False)
 
 
-def bert(limit: int = 77) -> Any:
-    """BERT's: [CLS] before, [SEP] after, lower case."""
-    return _fresh(_bert(), limit)
+def _words() -> list[str]:
+    """What opens a word stays with it, and no piece spans a space."""
+    return [*(f" {word}" for sentence in CORPUS for word in sentence.split()), "\n"]
 
 
-def gemma(limit: int) -> Any:
+@_copied
+def gemma() -> Any:
     """Gemma's: <bos> before the text; pads on the left until a pipeline turns it."""
-    return _fresh(_gemma(), limit)
+    from transformers import GemmaTokenizer
+
+    return _train(GemmaTokenizer(add_bos_token=True), _words(), 400)
 
 
-def llama(limit: int) -> Any:
+@_copied
+def llama() -> Any:
     """The first Llama's as AuraFlow has it: no <s> before the text, </s> after, pads on the left."""
-    return _fresh(_llama(), limit)
+    from transformers import LlamaTokenizer
+
+    return _train(LlamaTokenizer(add_bos_token=False, add_eos_token=True, pad_token="<pad>"), _words(), 400)
+
+
+# Trainers that mark where a word ends or goes on break ties anew in every process, so these are put together.
+
+
+@_copied
+def clip() -> Any:
+    """CLIP's: <|startoftext|> before, <|endoftext|> after and as the padding."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer, Qwen2Tokenizer
+
+    learnt = _train(Qwen2Tokenizer(), (word for sentence in CORPUS for word in sentence.split()), 340)
+    pairs = json.loads(learnt.backend_tokenizer.to_str())["model"]["merges"]
+    # Each merge of two pieces, inside a word and at its end.
+    merges = [(first, second + end) for first, second in pairs for end in ("", "</w>")]
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *(first + second for first, second in merges)]
+    return CLIPTokenizer(vocab=_numbered("<|startoftext|>", "<|endoftext|>", *pieces), merges=merges)
+
+
+@_copied
+def bert() -> Any:
+    """BERT's: [CLS] before, [SEP] after, lower case."""
+    from transformers import BertTokenizer
+
+    pieces = [piece.removeprefix("▁") if piece.startswith("▁") else f"##{piece}" for piece in _pieces()]
+    marks = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+    return BertTokenizer(vocab=_numbered(*marks, *string.punctuation, *string.digits, *string.ascii_lowercase, *pieces))
+
+
+@_copied
+def t5() -> Any:
+    """T5's: </s> after the text, then <pad>.
+
+    Every piece is as likely as another: there is too little text to learn how likely they are.
+    """
+    from transformers import T5Tokenizer
+
+    marks = [(mark, 0.0) for mark in ("<pad>", "</s>", "<unk>")]
+    return T5Tokenizer(vocab=[*marks, ("▁", -1.0), *((piece, -1.0) for piece in _pieces())])
+
+
+def _pieces() -> list[str]:
+    """Gemma's pieces of words; "▁" stands for the space before."""
+    learnt = gemma()
+    return sorted(learnt.get_vocab().keys() - {*learnt.all_special_tokens, "▁", "\n"})
+
+
+def _numbered(*pieces: str) -> dict[str, int]:
+    return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+
+
+@_copied
+def _byte_level() -> Any:
+    from transformers import Qwen2Tokenizer
+
+    return _train(Qwen2Tokenizer(), (*CORPUS, *_CHAT), 800)
 
 
 def qwen(limit: int) -> Any:
     """Qwen's: bytes, nothing around the text but what the chat template says."""
-    tokenizer = _fresh(_byte_level(), limit)
+    tokenizer = _byte_level(limit)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.chat_template = _QWEN_TEMPLATE
@@ -118,22 +187,13 @@ def chatglm(limit: int) -> Any:
     return tokenizer
 
 
-def _fresh(learnt: Any, limit: int) -> Any:
-    # A deep copy of CLIP's says "</w>" when it decodes.
-    with TemporaryDirectory() as folder:
-        learnt.save_pretrained(folder)
-        tokenizer = type(learnt).from_pretrained(folder)
-    tokenizer.model_max_length = limit
-    return tokenizer
-
-
 def _opened(opening: tuple[str, ...], others: tuple[str, ...], limit: int, side: str) -> Any:
     """A byte-level tokenizer that puts the special tokens `opening` before each text and knows `others`."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=deepcopy(_byte_level().backend_tokenizer),
+        tokenizer_object=_byte_level().backend_tokenizer,
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=[*opening, *others],
@@ -145,78 +205,3 @@ def _opened(opening: tuple[str, ...], others: tuple[str, ...], limit: int, side:
         special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in opening],
     )
     return tokenizer
-
-
-def _train(untrained: Any, texts: Iterable[str], size: int) -> Any:
-    return untrained.train_new_from_iterator(list(texts) * 20, vocab_size=size, show_progress=False)
-
-
-@cache
-def _byte_level() -> Any:
-    from transformers import Qwen2Tokenizer
-
-    return _train(Qwen2Tokenizer(), (*CORPUS, *_CHAT), 800)
-
-
-@cache
-def _gemma() -> Any:
-    from transformers import GemmaTokenizer
-
-    return _train(GemmaTokenizer(add_bos_token=True), _words(), 400)
-
-
-@cache
-def _llama() -> Any:
-    from transformers import LlamaTokenizer
-
-    return _train(LlamaTokenizer(add_bos_token=False, add_eos_token=True, pad_token="<pad>"), _words(), 400)
-
-
-def _words() -> list[str]:
-    """What opens a word stays with it, and no piece spans a space."""
-    return [*(f" {word}" for sentence in CORPUS for word in sentence.split()), "\n"]
-
-
-# Trainers that mark where a word ends or goes on break ties anew in every process, so these are put together.
-
-
-@cache
-def _clip() -> Any:
-    """Each merge of two pieces, inside a word and at its end."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer, Qwen2Tokenizer
-
-    learnt = _train(Qwen2Tokenizer(), (word for sentence in CORPUS for word in sentence.split()), 340)
-    pairs = json.loads(learnt.backend_tokenizer.to_str())["model"]["merges"]
-    merges = [(first, second + end) for first, second in pairs for end in ("", "</w>")]
-    letters = sorted(ByteLevel.alphabet())
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *(first + second for first, second in merges)]
-    return CLIPTokenizer(vocab=_numbered("<|startoftext|>", "<|endoftext|>", *pieces), merges=merges)
-
-
-@cache
-def _bert() -> Any:
-    from transformers import BertTokenizer
-
-    pieces = [piece.removeprefix("▁") if piece.startswith("▁") else f"##{piece}" for piece in _pieces()]
-    marks = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-    return BertTokenizer(vocab=_numbered(*marks, *string.punctuation, *string.digits, *string.ascii_lowercase, *pieces))
-
-
-@cache
-def _t5() -> Any:
-    """Every piece as likely as another: there is too little text to learn how likely they are."""
-    from transformers import T5Tokenizer
-
-    marks = [(mark, 0.0) for mark in ("<pad>", "</s>", "<unk>")]
-    return T5Tokenizer(vocab=[*marks, ("▁", -1.0), *((piece, -1.0) for piece in _pieces())])
-
-
-def _pieces() -> list[str]:
-    """Gemma's pieces of words; "▁" stands for the space before."""
-    learnt = _gemma()
-    return sorted(learnt.get_vocab().keys() - {*learnt.all_special_tokens, "▁", "\n"})
-
-
-def _numbered(*pieces: str) -> dict[str, int]:
-    return {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
