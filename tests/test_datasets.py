@@ -102,7 +102,7 @@ def test_opening_reads_no_image(
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(GocaError, match=r'no data set "coco": there are voc, context, .*, scenes, folder'):
+    with pytest.raises(GocaError, match=r'no data set "coco": there are scenes, voc, .*, folder'):
         open_dataset("coco", None)
     with pytest.raises(GocaError, match='no split "test": there are val, train, trainval'):
         open_dataset("voc", None, "test")

@@ -10,6 +10,7 @@ import typer
 
 from goca.cli import arguments
 from goca.cli.console import console, interval, paused, progress, say, session, table
+from goca.evaluation.datasets import DATASETS
 
 if TYPE_CHECKING:
     from goca.evaluation.config import EvaluationConfig
@@ -22,7 +23,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATASET",
-            help="scenes, voc, context, coco-object, coco-stuff-27, coco-stuff-171, cityscapes, ade20k or folder.",
+            help=f"{', '.join([*DATASETS][:-1])} or {[*DATASETS][-1]}.",
         ),
     ],
     root: Annotated[

@@ -1,33 +1,30 @@
 """Data sets in the layout in which their authors publish them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.ade20k import open_ade20k
-from goca.evaluation.datasets.base import Dataset
-from goca.evaluation.datasets.cityscapes import open_cityscapes
-from goca.evaluation.datasets.coco import open_coco_object
-from goca.evaluation.datasets.coco_stuff import open_coco_stuff_27, open_coco_stuff_171
-from goca.evaluation.datasets.context import open_context
-from goca.evaluation.datasets.folder import open_folder
-from goca.evaluation.datasets.scenes import open_scenes
-from goca.evaluation.datasets.voc import open_voc
 
-DATASETS: Mapping[str, Callable[[Path | None, str | None], Dataset]] = {
-    "voc": open_voc,
-    "context": open_context,
-    "coco-object": open_coco_object,
-    "coco-stuff-27": open_coco_stuff_27,
-    "coco-stuff-171": open_coco_stuff_171,
-    "cityscapes": open_cityscapes,
-    "ade20k": open_ade20k,
-    "scenes": open_scenes,
-    "folder": open_folder,
+if TYPE_CHECKING:
+    from goca.evaluation.datasets.base import Dataset
+
+# Names of modules here and of their functions: the command line lists the data sets without loading any.
+DATASETS: Mapping[str, tuple[str, str]] = {
+    "scenes": ("scenes", "open_scenes"),
+    "voc": ("voc", "open_voc"),
+    "context": ("context", "open_context"),
+    "coco-object": ("coco", "open_coco_object"),
+    "coco-stuff-27": ("coco_stuff", "open_coco_stuff_27"),
+    "coco-stuff-171": ("coco_stuff", "open_coco_stuff_171"),
+    "cityscapes": ("cityscapes", "open_cityscapes"),
+    "ade20k": ("ade20k", "open_ade20k"),
+    "folder": ("folder", "open_folder"),
 }
 
 
-def open_dataset(name: str, root: Path | None, split: str | None = None) -> Dataset:
+def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dataset":
     """Open a data set. Every listed file must exist; only lists and COCO's JSON are read.
 
     Args:
@@ -41,4 +38,5 @@ def open_dataset(name: str, root: Path | None, split: str | None = None) -> Data
     """
     if name not in DATASETS:
         raise GocaError(f'no data set "{name}": there are {", ".join(DATASETS)}')
-    return DATASETS[name](root, split)
+    module, function = DATASETS[name]
+    return getattr(import_module(f"goca.evaluation.datasets.{module}"), function)(root, split)
