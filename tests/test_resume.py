@@ -14,7 +14,7 @@ from commands import GOCA_SCRIPT, Outcome
 from faults import KilledError, full_disk, killed_after
 from PIL import Image
 
-from goca.folders import SUFFIXES
+from goca.exports import DEFAULT_FORMATS, EXPORTERS
 from goca.plan import Options
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
@@ -242,8 +242,9 @@ def test_pieces_of_a_killed_run_are_swept_and_those_of_others_stay(goca: Goca) -
     other = OUT / ".goca-0123456789abcdef-another"
     other.touch()
     assert goca("segment", "in", *ASK, "--resume").code == 0
+    suffixes = [EXPORTERS[name].suffix for name in DEFAULT_FORMATS]
     assert sorted(content()) == sorted(
-        [str(other), *(str(OUT / f"{stem}{suffix}") for stem in "abc" for suffix in SUFFIXES)]
+        [str(other), *(str(OUT / f"{stem}{suffix}") for stem in "abc" for suffix in suffixes)]
     )
 
 

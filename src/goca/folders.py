@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from goca.errors import GocaError
+from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
 from goca.parallel import Executor, run_units
 from goca.storage.atomic import sweep
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from goca.request import SegmentationRequest
     from goca.segmenter import Segmenter
 
-SUFFIXES = (".labels.png", ".overlay.png", ".json")
-"""What `Segmentation.save` appends to an image's stem."""
 _NOT_COMPARED = {"origin", "device", "background", "background_classes", "captions", "notes", "versions"}
 """Fields of a plan that say where it ran, or follow from the request and the model."""
 _THIS_PROCESS = Executor()
@@ -38,16 +37,17 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ImageJob:
-    """An image as the user named it, and the folder and stem of its results."""
+    """An image as the user named it, the folder and stem of its results, and their formats."""
 
     image: Path
     folder: Path
     stem: str
+    formats: tuple[str, ...] = DEFAULT_FORMATS
 
     @property
     def targets(self) -> tuple[Path, ...]:
-        """The files of its results, the JSON last."""
-        return tuple(self.folder / f"{self.stem}{suffix}" for suffix in SUFFIXES)
+        """The files of its results, in the order in which they are written: the JSON, if any, last."""
+        return tuple(self.folder / f"{self.stem}{exporter.suffix}" for exporter in exporters(self.formats).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,8 @@ def segment_images(
     # What fails without the model fails before it is loaded.
     executor.check()
     parse_nouns(request.classes, request.background_classes)
+    if resume and not all("json" in job.formats for job in jobs):
+        raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
     segmenter = model.load()
     encoded = segmenter.check(request.classes, request.background_classes, request.caption, request.background)
     kept = finished(jobs, request, segmenter.plan.to_json()) if resume else {}
@@ -173,7 +175,8 @@ def _segment(
         if isinstance(outcome, GocaError):
             yield job, outcome
         else:
-            outcome.save(job.folder, job.stem, facts=shared, file_name=job.image.name)
+            file_name = os.path.relpath(job.image, job.folder)
+            outcome.save(job.folder, job.stem, formats=job.formats, facts=shared, file_name=file_name)
             yield job, {**outcome.to_json(), **shared}
 
 
@@ -204,20 +207,27 @@ def request_facts(request: "SegmentationRequest") -> dict[str, Any]:
 # --- Outputs
 
 
-def plan_outputs(inputs: Sequence[Path], out: Path) -> tuple[ImageJob, ...]:
+def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> tuple[ImageJob, ...]:
     """The images among the inputs, folders searched, each with a place below `out`.
 
     That is the image's path below the common parent of all inputs; an image's parent is its folder, a folder's is
     itself, so that adding an image to a folder moves no other one's results. Nothing is written for good.
 
+    Args:
+        inputs: images and folders.
+        out: the folder of all results.
+        formats: names of `goca.exports.EXPORTERS`, the files that each image gets.
+
     Raises:
-        GocaError: an input does not exist, a folder has no images, results would overwrite each other or an input,
-            or `out` cannot be written.
+        GocaError: a format is unknown, an input does not exist, a folder has no images, results would overwrite each
+            other or an input, or `out` cannot be written.
     """
+    written = tuple(exporters(formats))
     images = [(image, root) for path in inputs for image, root in _images(path)]
     parent = os.path.commonpath([_absolute(root) for _, root in images])
     jobs = tuple(
-        ImageJob(image, out / os.path.relpath(_absolute(image.parent), parent), image.stem) for image, _ in images
+        ImageJob(image, out / os.path.relpath(_absolute(image.parent), parent), image.stem, written)
+        for image, _ in images
     )
     _refuse_collisions(jobs)
     for folder in dict.fromkeys(job.folder for job in jobs):
@@ -240,6 +250,7 @@ def _images(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _search(folder: Path) -> list[Path]:
+    earlier_results = tuple(exporter.suffix for exporter in EXPORTERS.values())
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     return sorted(
         path
@@ -247,7 +258,7 @@ def _search(folder: Path) -> list[Path]:
         if path.suffix.lower() in readable
         # "._photo.jpg" is not an image, and a second run must not take results for images.
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.name.endswith(SUFFIXES)
+        and not path.name.endswith(earlier_results)
         and path.is_file()
     )
 

@@ -13,6 +13,8 @@ from goca.errors import GocaError
 
 RECIPES = tuple(name.lower().replace("_", "-") for name in goca.__all__ if name.isupper() and name != "RECIPES")
 """The keys of `goca.RECIPES`, each a constant of goca, read off their names because the values need torch."""
+FORMATS = ("labels", "overlay", "coco", "labelme", "json")
+"""The keys of `goca.exports.EXPORTERS`, whose import would make the help slow."""
 
 ModelOption = Annotated[
     str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id to download.')

@@ -71,6 +71,12 @@ def segment(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for NAME.labels.png, NAME.overlay.png and NAME.json.")
     ] = Path("goca-out"),
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="F,F", help=f"Files to write for each image, of: {', '.join(arguments.FORMATS)}."
+        ),
+    ] = "labels,overlay,json",
     as_json: arguments.JsonLinesOption = False,
     resume: Annotated[
         bool,
@@ -92,8 +98,8 @@ def segment(
 ) -> None:
     """Label the pixels of images with class names.
 
-    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file. Below --out, results keep
-    the images' paths from the common parent folder of all inputs.
+    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file, or what --format says.
+    Below --out, results keep the images' paths from the common parent folder of all inputs.
     """
     with session(verbose):
         listed = arguments.classes(classes, classes_file)
@@ -101,7 +107,7 @@ def segment(
         from goca.folders import ModelOptions, plan_outputs
         from goca.parallel import Executor
 
-        jobs = plan_outputs(images, out)
+        jobs = plan_outputs(images, out, arguments.names(formats))
         from goca.request import SegmentationRequest
 
         request = SegmentationRequest("", listed, arguments.names(background_classes), threshold, caption)

@@ -1,6 +1,6 @@
 """Per-pixel rescaling (paper, gap 2): small steps that compose.
 
-A step takes the maps so far and the token mass they came from, and gives new maps; `rescale` applies one after the other.
+A step takes the maps so far and the token mass they came from, and gives new maps; `rescale` composes them.
 The paper's rule is (share, blur, minmax); others are other tuples.
 """
 
