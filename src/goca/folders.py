@@ -54,7 +54,7 @@ class ImageJob:
 class ModelOptions:
     """Which model to load, and how, as plain values that a worker can be sent.
 
-    The fields are the arguments of `Segmenter.from_pretrained`; `settings` are the fields of `goca.recipe.Options`.
+    The fields are the arguments of `Segmenter.from_pretrained`; `settings` are those of `goca.plan.Options`.
     """
 
     name: str = "bundled"

@@ -43,7 +43,6 @@ class GenerationOptions:
     """What a pipeline is asked for; None leaves an option to the pipeline.
 
     Attributes:
-        prompt: What the images show.
         steps: Number of the sampler's steps.
         scale: Guidance scale, from 0; 1 for no guidance.
         size: Pixels a side.
@@ -75,14 +74,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Explained:
-    """What the names of a prompt attended to.
-
-    Attributes:
-        generated: The image.
-        heatmaps: {name: its heat map}.
-        masks: The image labelled with the names.
-        left_out: Names that the model was not given.
-    """
+    """What the names of a prompt attended to: heat maps and masks of each, but of those that the model was not given."""
 
     generated: Generated
     heatmaps: dict[str, Image.Image]
@@ -127,8 +119,8 @@ def generate(
 
 
 def explain(generated: Generated) -> Explained:
-    """Show what the names of a traced image attended to: those of a prompt that is a list, or the words of a sentence
-    that may name something.
+    """Show what the names of a traced image attended to: the parts of a list, or the words of a sentence that may name
+    something.
 
     Raises:
         GocaError: The image was not traced, or its prompt names nothing.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
 from numbers import Integral
-from typing import Any
+from typing import Any, TypedDict
 
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
@@ -18,9 +18,32 @@ from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, n
 from goca.recipe import FROM_MODEL, RECIPES, Recipe
 
 
+class OptionValues(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments."""
+
+    size: int | None
+    timestep: int | Sequence[int] | None
+    seed: int
+    seeds: int
+    flip: bool
+    window: bool
+    refine_edges: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user sets for a run; `Segmenter.from_pretrained` describes each field.
+    """What the user sets for a run.
+
+    Attributes:
+        size: images are shown with about size x size pixels, in their own aspect; by default as the model was trained.
+            At most four times that.
+        timestep: noise level of the pass, 0 to 999, for flow models thousandths of sigma; with several, the scores are
+            averaged. By default the recipe's, else the checkpoint's.
+        seed: of the first noise.
+        seeds: how many consecutive noise seeds are averaged.
+        flip: average with the mirrored image.
+        window: see the image through overlapping windows at its own scale.
+        refine_edges: make the scores follow the image's edges before pixels are labelled (`goca.maths.edges`).
 
     Raises:
         GocaError: for a number that is not whole.
@@ -138,9 +161,9 @@ def plan(
     Args:
         recipe: the rules.
         settings: what the recipe leaves to the checkpoint.
-        blocks: the denoiser's blocks that attend to the text.
-        model: its name.
-        options: the user's settings, which go before both.
+        blocks: those of the denoiser that attend to the text.
+        model: the checkpoint's name.
+        options: the user's, which go before both.
         joint: whether text and pixels share one attention.
 
     Raises:

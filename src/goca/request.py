@@ -59,12 +59,9 @@ class PreparedImage:
 
     Attributes:
         image: upright, RGB.
-        classes: their names.
         prompts: the nouns' tokens in each prompt that the classes were spread over.
-        background: the rule for pixels of no class.
-        background_by_user: whether the user chose it.
-        windows: where the windows lie on the common grid.
-        tiles: the image under each window.
+        background: the rule for pixels of no class; background_by_user: whether the user chose it.
+        windows: where they lie on the common grid; tiles: the image under each.
         size: (height, width) in pixels at which the model sees a window.
         notes: what had to differ from the recipe.
     """

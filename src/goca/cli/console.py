@@ -84,6 +84,13 @@ def console() -> "Console":
     return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
+def show(*parts: "str | Table") -> None:
+    """Print lines and tables on stdout; a line is not broken, however long."""
+    page = console()
+    for part in parts:
+        page.print(part, soft_wrap=isinstance(part, str))
+
+
 def table(*columns: str) -> "Table":
     """An empty table; text that is too long for its column is wrapped, not cut."""
     from rich import box
@@ -131,6 +138,6 @@ def paused(bar: "Progress") -> Iterator[None]:
         bar.start()
 
 
-def interval(bounds: Sequence[float]) -> str:
-    """A confidence interval: [0.123, 0.456]"""
-    return "[{:.3f}, {:.3f}]".format(*bounds)
+def interval(bounds: Sequence[float], sign: str = "") -> str:
+    """A confidence interval: [0.123, 0.456], or with sign "+" that of a difference: [-0.123, +0.456]."""
+    return "[{}]".format(", ".join(f"{bound:{sign}.3f}" for bound in bounds))

@@ -22,7 +22,6 @@ def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], 
 
     Args:
         labels: 0 for background, i for `classes[i - 1]`.
-        classes: names.
         file_name: the image's path from the folder that the file will lie in.
     """
     height, width = labels.shape

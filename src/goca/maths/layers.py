@@ -104,10 +104,10 @@ class Reference:
         if count > DENSE_PIXELS:
             return probabilities(self.feature[:, pixels], self.feature, self.feature.shape[-1] ** -0.5)[0]
         if self.grid not in self._pulled:
-            whole = self.feature.new_empty(count, count, dtype=torch.float32)
+            matrix = self.feature.new_empty(count, count, dtype=torch.float32)
             for block, part in affinity_blocks(self.feature, self.feature, self.feature.shape[-1] ** -0.5):
-                whole[block] = part
-            self._pulled[self.grid] = whole
+                matrix[block] = part
+            self._pulled[self.grid] = matrix
         return self._pulled[self.grid][pixels]
 
     def picked(self, grid: Grid) -> tuple[Int[Tensor, " row"], Int[Tensor, " pixel"]]:
@@ -163,6 +163,13 @@ class LayerWeigher:
             resized = resize_keys(affinity, self.grid, self.reference.grid)[self.place[pixels] - block.start]
             statistics = self.rule.statistics(self.reference.rows(pixels), resized)
         self.total = statistics if self.total is None else self.total + statistics
+
+    def add_rows(self, block: slice, affinity: Float[Tensor, "block pixel"]) -> None:
+        """Take from the affinity's rows `block` those that are wanted."""
+        edges = self.rows.new_tensor([block.start, block.stop])
+        first, past = torch.searchsorted(self.rows, edges).tolist()
+        if first < past:
+            self.add(slice(first, past), affinity[self.rows[first:past] - block.start])
 
     def value(self) -> float:
         """The weight, clamped at 0, not yet normalised over layers."""

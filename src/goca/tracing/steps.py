@@ -66,13 +66,11 @@ class TracedAttention:
 
     Attributes:
         plan: The recipe of the trace, made concrete; `plan_for` does so with others.
-        prompt: The image's prompt and its tokens.
         size: (height, width) of the image, in pixels.
-        token_indices: The token token_indices of the prompt, the only ones that are kept.
+        token_indices: Those of the prompt, the only ones that are kept.
         grid: (height, width) of the maps.
         affinity: The self-attention that refines the maps.
         total: Sum of the maps of `token_indices`.
-        steps: The weights of each call.
     """
 
     plan: Plan
@@ -96,7 +94,7 @@ class TracedAttention:
 
     @cached_property
     def word_indices(self) -> dict[Word, tuple[int, ...]]:
-        """The token token_indices of each word of the prompt."""
+        """The token indices of each word of the prompt."""
         return prompt_words(self.prompt.texts)
 
     def aggregator(self) -> AttentionAggregator:
@@ -108,10 +106,10 @@ class TracedAttention:
 
     def add(self, aggregator: AttentionAggregator, call: DenoiserCall) -> None:
         """Add what a call's aggregator has seen."""
-        whole = aggregator.global_map()
+        global_map = aggregator.global_map()
         # A pipeline may mask the end of a prompt: nothing attends there.
-        hidden = max(0, max(self.token_indices, default=-1) + 1 - len(whole))
-        self.total = self.total + F.pad(whole, (0, 0, 0, 0, 0, hidden))[list(self.token_indices)]
+        hidden = max(0, max(self.token_indices, default=-1) + 1 - len(global_map))
+        self.total = self.total + F.pad(global_map, (0, 0, 0, 0, 0, hidden))[list(self.token_indices)]
         heads = {block: tuple(weights.tolist()) for block, weights in aggregator.heads.items()}
         self.steps.append(TracedStep(call.step, call.timestep, aggregator.layer_weights(), heads))
 
