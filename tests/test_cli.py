@@ -186,8 +186,8 @@ def test_models_that_cannot_be_loaded(goca, arguments, told):
     [
         (("photo.jpg", "--classes", "cat, unicorn"), 'does not know "unicorn"; it knows cat, dog'),
         (("photo.jpg", "--classes", "cat", "--caption", "a dog on grass"), '"cat" is not in the caption'),
-        (("broken.png", *ASK), "broken.png is no image"),
-        (("names.txt", *ASK), "names.txt is no image"),
+        (("broken.png", *ASK), "broken.png is not an image"),
+        (("names.txt", *ASK), "names.txt is not an image"),
     ],
 )
 def test_mistakes_that_only_the_model_or_the_image_shows(goca, loaded, arguments, told):
@@ -350,7 +350,7 @@ def test_options_reach_the_library(goca, loaded):
 def test_one_broken_image_among_many(goca, loaded, quietly):
     done = goca("segment", "in", "broken.png", "photo.jpg", *ASK, *quietly)
     assert done.code == 1
-    assert "left out: broken.png is no image" in done.err
+    assert "left out: broken.png is not an image" in done.err
     summary = "3 images segmented, 1 left out; results in goca-out"
     if quietly:
         assert done.err.splitlines()[1:] == [f"goca: {summary}"]

@@ -215,7 +215,7 @@ def test_a_bad_image_among_kept_ones_keeps_its_place(goca: Goca) -> None:
     (OUT / "c.json").unlink()
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, again.out) == (1, first.out)
-    assert "left out: in/ab.png is no image" in again.err
+    assert "left out: in/ab.png is not an image" in again.err
     assert "3 images segmented, 2 of them by an earlier run, 1 left out" in again.err
 
 

@@ -52,8 +52,7 @@ class AttentionAggregator:
     """Sums the attention of one pass over one window: `add` while the denoiser runs, then `token_mass` and `affinity`.
 
     Args:
-        plan: the rules.
-        tokens: where the nouns are in the prompt.
+        plan, tokens: the rules, and where the nouns are in the prompt.
         grid: (height, width) of the window on the common grid.
         only_window: whether the image has no other window: for each of several a matrix would be too much memory, so
             queries and keys are kept for refinement.
@@ -81,11 +80,7 @@ class AttentionAggregator:
         return self.plan.layers.statistics is not None
 
     def add(self, call: AttentionCall) -> None:
-        """Take from one attention what the plan needs.
-
-        Raises:
-            GocaError: for a block that attends to the text twice.
-        """
+        """Take from one attention what the plan needs. Raises GocaError for a block that attends to the text twice."""
         if call.text is not None and call.block in self._read:
             raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
         if call.text is not None:
@@ -135,24 +130,19 @@ class AttentionAggregator:
         weigher = None
         if self._reference is not None and self._takes_part(call.block):
             weigher = LayerWeigher(self.plan.layers, self._reference, call.grid)
-        if dense or call.text is not None:
-            self._one_pass(call, weigher, dense)
+        if dense or call.text is not None:  # every row is computed anyway
+            for rows, affinity in call.affinity() if call.text is None else self._joint(call):
+                if dense:
+                    self.affinity.add_rows(rows, affinity, call.grid)
+                if weigher is not None:
+                    weigher.add_rows(rows, affinity)
+            self.affinity.layers += dense
         elif weigher is not None:
-            for block, rows in call.affinity(weigher.rows):
-                weigher.add(block, rows)
+            for block, affinity in call.affinity(weigher.rows):
+                weigher.add(block, affinity)
         if refines and not dense:
             self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
         self._add_weight(call.block, weigher.value() if weigher is not None else 1.0)
-
-    def _one_pass(self, call: PendingLayer, weigher: LayerWeigher | None, dense: bool) -> None:
-        """Every row of the affinity is computed anyway, so the layer's weight comes from the same rows."""
-        for rows, affinity in call.affinity() if call.text is None else self._joint(call):
-            if dense:
-                self.affinity.add_rows(rows, affinity, call.grid)
-            if weigher is not None:
-                weigher.add_rows(rows, affinity)
-        if dense:
-            self.affinity.layers += 1
 
     def _joint(self, call: PendingLayer) -> Iterator[tuple[slice, Tensor]]:
         """The affinity of a joint attention, block by block of rows; its map of the tokens is added at the end."""
@@ -193,8 +183,7 @@ class AttentionAggregator:
     def global_map(self) -> Float[Tensor, "token height width"]:
         """All layers as one map of the tokens on the common grid, once the denoiser has run.
 
-        Raises:
-            GocaError: where the reference block has no cross-attention, or attention is not finite.
+        Raises GocaError where the reference block has no cross-attention, or attention is not finite.
         """
         if self._weighs and self.plan.reference not in self._read:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
@@ -243,11 +232,7 @@ class ImageAttention:
     def token_mass(self) -> TokenMass:
         """The nouns' shares over the whole image; joined before rescaling, so that classes compare everywhere."""
         parts = [aggregator.token_mass() for aggregator in self.aggregators]
-        return TokenMass(
-            self.windows.join([part.raw for part in parts]),
-            self.windows.join([part.content[None] for part in parts])[0],
-            self.windows.join([part.prompt[None] for part in parts])[0],
-        )
+        return TokenMass(*map(self.windows.join, zip(*parts, strict=True)))
 
     @property
     def affinity(self) -> JoinedAffinity:

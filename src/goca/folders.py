@@ -109,7 +109,7 @@ def segment_images(
     Args:
         jobs: the images, as `plan_outputs` makes them.
         request: what is asked of every image; its own image is not used.
-        model: the model, which this process loads once, and each worker once more.
+        model: this process loads it once, and each worker once more.
         resume: keep the results of an earlier run that asked the same in the same way.
         executor: this process, several, or a Ray cluster.
 
@@ -131,7 +131,7 @@ def segment_images(
     if resume and not all("json" in job.formats for job in jobs):
         raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
     segmenter = model.load()
-    encoded = segmenter.check(request.classes, request.background_classes, request.caption, request.background)
+    encoded = segmenter.check(request)
     kept = finished(jobs, request, segmenter.plan.to_json()) if resume else {}
     remaining = [job for job in jobs if job not in kept]
     work: Iterable[tuple[ImageJob, Facts | GocaError]]
@@ -145,24 +145,21 @@ def segment_images(
 
     progress = FolderProgress(total=len(jobs), done=len(kept), kept=len(kept))
     yield progress
-    results: dict[ImageJob, Facts | GocaError] = {}
+    outcomes = {job: ImageOutcome(job, facts, kept=True) for job, facts in kept.items()}
     waiting = deque(jobs)
     for job, result in work:
-        results[job] = result
+        outcomes[job] = ImageOutcome(job, result)
         left_out = isinstance(result, GocaError)
         progress = replace(progress, done=progress.done + (not left_out), left_out=progress.left_out + left_out)
         yield progress
-        yield from _in_order(waiting, kept, results)
-    yield from _in_order(waiting, kept, results)
+        yield from _in_order(waiting, outcomes)
+    yield from _in_order(waiting, outcomes)
 
 
-def _in_order(
-    waiting: deque[ImageJob], kept: Mapping[ImageJob, Facts], results: dict[ImageJob, Facts | GocaError]
-) -> Iterator[ImageOutcome]:
+def _in_order(waiting: deque[ImageJob], outcomes: dict[ImageJob, ImageOutcome]) -> Iterator[ImageOutcome]:
     """The outcomes at the head of the queue, up to the first image that is not done."""
-    while waiting and (waiting[0] in kept or waiting[0] in results):
-        job = waiting.popleft()
-        yield ImageOutcome(job, kept[job], kept=True) if job in kept else ImageOutcome(job, results.pop(job))
+    while waiting and waiting[0] in outcomes:
+        yield outcomes.pop(waiting.popleft())
 
 
 def _segment(
@@ -212,11 +209,7 @@ def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEF
 
     That is the image's path below the common parent of all inputs; an image's parent is its folder, a folder's is
     itself, so that adding an image to a folder moves no other one's results. Nothing is written for good.
-
-    Args:
-        inputs: images and folders.
-        out: the folder of all results.
-        formats: names of `goca.exports.EXPORTERS`, the files that each image gets.
+    `formats`, names of `goca.exports.EXPORTERS`, are the files that each image gets.
 
     Raises:
         GocaError: a format is unknown, an input does not exist, a folder has no images, results would overwrite each
@@ -310,16 +303,10 @@ def _absolute(path: Path) -> str:
 
 
 def finished(jobs: Sequence[ImageJob], request: "SegmentationRequest", plan: Facts) -> dict[ImageJob, Facts]:
-    """The jobs that an earlier run finished, with the facts of their results.
+    """The jobs that an earlier run by this plan finished, with the facts of their results.
 
-    Scratch files that a killed run left beside the results of the others are removed.
-
-    Args:
-        plan: the plan that this run would make, as JSON.
-
-    Raises:
-        GocaError: a result is of another request or was made in another way; it names the first such result and
-            what differs.
+    Scratch files that a killed run left beside the results of the others are removed. Raises GocaError for a result of
+    another request or plan, which it names with what differs.
     """
     kept = {}
     expected = _comparable(request_facts(request), plan)

@@ -40,13 +40,7 @@ NO_THINGS = frozenset(_NO_THINGS.split())
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """What a pipeline is asked for; None leaves an option to the pipeline.
-
-    Attributes:
-        steps: Number of the sampler's steps.
-        scale: Guidance scale, from 0; 1 for no guidance.
-        size: Pixels a side.
-    """
+    """What a pipeline is asked for; None leaves it to the pipeline. scale: of guidance, 1 for none. size: px a side."""
 
     prompt: str
     steps: int | None = None
@@ -74,7 +68,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Explained:
-    """What the names of a prompt attended to: heat maps and masks of each, but of those that the model was not given."""
+    """Heat maps and masks of what the names of a prompt attended to. left_out: names that the model was not given."""
 
     generated: Generated
     heatmaps: dict[str, Image.Image]
@@ -95,9 +89,8 @@ def generate(
         pipeline: A diffusers pipeline. It runs in a thread of its own, and no further than the step after the one
             where the iteration is abandoned.
         options: What it is asked for.
-        seeds: Of the images.
-        explain: Whether to trace the images.
-        recipe: What they are traced with.
+        seeds: One for each image.
+        explain, recipe: Whether to trace the images, and with what.
 
     Yields:
         `Progress` after each step, and `Generated` behind the last step of each image.
@@ -108,14 +101,13 @@ def generate(
     if not options.prompt.strip():
         raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
     if options.scale is not None and not 0 <= options.scale < math.inf:
-        raise GocaError(f"scale {options.scale} is not one: give a number from 0, 1 for no guidance")
+        raise GocaError(f"scale {options.scale} is not valid: give a number from 0, 1 for no guidance")
     # From another thread, a pipeline that is being traced in this one would wait for ever.
     with exclusive(pipeline):
         arguments = _arguments(pipeline, options)
+    tracing = partial(trace, pipeline, recipe) if explain else nullcontext
     for seed in seeds:
-        yield from _generate_one(
-            pipeline, arguments, seed, partial(trace, pipeline, recipe) if explain else nullcontext
-        )
+        yield from _generate_one(pipeline, arguments, seed, tracing)
 
 
 def explain(generated: Generated) -> Explained:

@@ -159,11 +159,9 @@ def plan(
     """Make every field of a recipe concrete.
 
     Args:
-        recipe: the rules.
-        settings: what the recipe leaves to the checkpoint.
+        recipe, settings, options: the rules, what they leave to the checkpoint, and the user's, which go before both.
         blocks: those of the denoiser that attend to the text.
         model: the checkpoint's name.
-        options: the user's, which go before both.
         joint: whether text and pixels share one attention.
 
     Raises:
@@ -183,19 +181,15 @@ def plan(
     chosen["size"] = settings.size if options.size is None else options.size
     timestep = chosen["timestep"] if options.timestep is None else options.timestep
     chosen["timestep"] = tuple(timestep) if isinstance(timestep, Sequence) else (timestep,)
+    chosen |= {name: getattr(options, name) for name in ("flip", "window", "refine_edges")}
+    chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes")}
     origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
     origin |= dict.fromkeys(options.set_by_user(), "user")
     made = Plan(
         recipe=name_of(recipe, RECIPES),
         model=model,
         settings=settings.origin,
-        grid=settings.grid,
         seeds=tuple(range(options.seed, options.seed + options.seeds)),
-        flip=options.flip,
-        window=options.window,
-        refine_edges=options.refine_edges,
-        feature=settings.feature,
-        background_classes=settings.background_classes,
         origin=origin,
         **chosen,
     )

@@ -1,6 +1,5 @@
 """From a name or a loaded pipeline to a model with a plan: how a `Segmenter` is made."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,8 @@ from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.plan import Options, OptionValues, plan
-from goca.recipe import AUTO, GOCA, Recipe, recipe_named
+from goca.recipe import GOCA, Recipe, recipe_named
 from goca.request import SegmentationRequest, find_tokens
-from goca.text.nouns import Classes
 
 MAX_ENLARGEMENT = 4
 """How many times its training side a model may be shown: attention grows with the fourth power of the side."""
@@ -48,17 +46,8 @@ class PlannedModel:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.plan!r}, {self.plan.dtype} on {self.plan.device}, batch {self.batch})"
 
-    def check(
-        self,
-        classes: Classes,
-        background_classes: Sequence[str] = (),
-        caption: str | None = None,
-        background: str | float | None = AUTO,
-    ) -> BackboneSession:
+    def check(self, request: SegmentationRequest) -> BackboneSession:
         """Find out before any image is read whether this model can segment by such a request.
-
-        Args:
-            classes, background_classes, caption, background: see `SegmentationRequest`.
 
         Returns:
             A session that has encoded the captions, for `Segmenter.stream`.
@@ -68,7 +57,7 @@ class PlannedModel:
         """
         session = self.backbone.session()
         with self.inference():
-            find_tokens(SegmentationRequest("", classes, background_classes, background, caption), self.plan, session)
+            find_tokens(request, self.plan, session)
         return session
 
     def inference(self) -> AbstractContextManager[None]:

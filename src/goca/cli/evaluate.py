@@ -93,10 +93,9 @@ def evaluate(
     that was stopped or killed is resumed by the same command.
     """
     with session(verbose):
-        timesteps = arguments.timesteps(timestep)
         tags = arguments.tagger(tagger, dataset)
         overrides = {
-            "timestep": timesteps,
+            "timestep": arguments.timesteps(timestep),
             "size": size,
             "seed": seed,
             "seeds": seeds,

@@ -72,7 +72,7 @@ def generate(
 
         recipe_named(recipe)
         check_writable(out)
-        files = GenerationFiles(out, prompt, range(seed, seed + count))
+        files = GenerationFiles(out, slug(prompt) or "image", range(seed, seed + count))
         options = generation.GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
         rows: list[list[Cell]] = []
         done = 0
@@ -102,15 +102,11 @@ def generate(
 
 @dataclass(frozen=True)
 class GenerationFiles:
-    """Where results go: NAME-SEED.png and what explains it in `folder`, NAME from the prompt."""
+    """Where results go: NAME-SEED.png and what explains it in `folder`."""
 
     folder: Path
-    prompt: str
+    name: str
     seeds: Sequence[int]
-
-    @property
-    def name(self) -> str:
-        return slug(self.prompt) or "image"
 
     def of(self, seed: int, ending: str) -> Path:
         """NAME-SEED.ENDING"""
@@ -147,6 +143,7 @@ def _explain(
     files: GenerationFiles, options: "GenerationOptions", generated: "Generated", rows: "list[list[Cell]]"
 ) -> "tuple[Explained, list[Path]]":
     """Explain an image in files, all or none, the JSON last; then on the contact sheet, which has `rows` so far."""
+    from goca.exports.json_document import document
     from goca.exports.labels_png import labels_png
     from goca.generation import explain, row
     from goca.imaging.draw import png
@@ -166,7 +163,7 @@ def _explain(
     contents = {f"{stems[name]}.heatmap.png": png(image) for name, image in explained.heatmaps.items()} | {
         "labels.png": labels_png(masks.labels, masks.classes),
         "overlay.png": png(masks.overlay()),
-        "json": (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode(),
+        "json": document(facts),
     }
     paths = {files.of(generated.seed, part): content for part, content in contents.items()}
     write_atomic(paths)

@@ -20,11 +20,7 @@ DEFAULT_FORMATS = ("labels", "overlay", "json")
 
 
 def exporters(formats: Iterable[str]) -> dict[str, Exporter]:
-    """The exporters of some formats, in the order in which their files are written.
-
-    Raises:
-        GocaError: a format is unknown, or there is none.
-    """
+    """The exporters of some formats, in the order in which their files are written; GocaError for an unknown one."""
     wanted = set(formats)
     unknown = sorted(wanted - EXPORTERS.keys())
     if unknown or not wanted:

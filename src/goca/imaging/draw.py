@@ -30,18 +30,11 @@ def overlay(
     """The image with its regions coloured and outlined, and a legend below, or beside it if upright.
 
     Args:
-        image: the image that was segmented, of the labels' size.
+        image: of the labels' size; one with a long side under 384 px is shown at the least whole multiple that is not.
         labels: 0 for background, which stays as photographed, i for `classes[i - 1]`.
-        classes: names; those that no pixel has are listed as not found, up to 20 of them.
+        classes: names; up to 20 that no pixel has are listed as not found. Pillow's font has no accents, which are
+            dropped, and no other scripts: such a name appears as "class i".
         alpha: share of a region's colour, 0 to 1.
-
-    Returns:
-        The image in the upper left corner, in its own size, or in k times that for the smallest whole
-        number k that makes its long side at least 384 px; then the legend, in the letters of Pillow's own
-        font: accents are dropped, and a name in another script appears as "class i".
-
-    Raises:
-        ValueError: image and labels differ in size.
     """
     painted_image = painted(image, labels, len(classes), alpha)
     colours = palette(len(classes))
@@ -73,12 +66,7 @@ def painted(
 
 
 def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Image.Image:
-    """The image in grey under the scores in colour: black is 0, pale yellow 1.
-
-    Args:
-        image: the image that the scores belong to; the result has its size.
-        scores: in [0, 1], on any grid that covers the image; interpolated bilinearly.
-    """
+    """The image in grey under the scores in colour: black is 0, pale yellow 1; a coarse grid is resized bilinearly."""
     smooth = Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
     colours = Image.fromarray(magma(np.asarray(smooth)))
     return Image.blend(image.convert("L").convert("RGB"), colours, 0.65)

@@ -31,10 +31,10 @@ def concept_shares(
     """
     concepts = torch.stack([words[:, list(columns)].float().mean(1) for columns in nouns], dim=1)
     shares = einsum(pixels.float(), concepts, "head pixel dim, head noun dim -> pixel noun").softmax(-1)
-    found = shares.new_zeros(pixels.shape[1], words.shape[1])
+    by_token = shares.new_zeros(pixels.shape[1], words.shape[1])
     for noun, columns in enumerate(nouns):
-        found[:, list(columns)] = shares[:, [noun]]
-    return found
+        by_token[:, list(columns)] = shares[:, [noun]]
+    return by_token
 
 
 attention = MapRule()

@@ -64,12 +64,8 @@ class WeightedSum(WeightedMean):
 class PerResolutionMean:
     """The layers of a grid averaged, each token's mean min-maxed on the common grid, and the grids' means weighed.
 
-    Grids that no layer has drop out, so the values are in [0, 1].
-
-    Args:
-        grid: the common grid.
-        weights: of grids 1, 2, 4, ... times coarser a side than the common grid; a grid between two of them takes the
-            nearer one's, a grid beyond them the last.
+    Grids that no layer has drop out, so the values are in [0, 1]. `weights` are of grids 1, 2, 4, ... times coarser a
+    side than the common grid; a grid between two of them takes the nearer one's, a grid beyond them the last.
     """
 
     def __init__(self, grid: Grid, weights: Sequence[float]) -> None:

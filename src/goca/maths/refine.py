@@ -18,7 +18,7 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, Keys, Mask, Queries, affinity_blocks
-from goca.maths.resize import nearest_pixels, picked_pixels, resize_keys, resize_keys_adjoint
+from goca.maths.resize import nearest_pixels, picked_pixels, resize_keys, resize_keys_adjoint, rows_in
 
 
 @dataclass
@@ -65,11 +65,11 @@ class Affinity:
             for rows, affinity in blocks():
                 self.add_rows(rows, affinity, grid)
         elif self.common is not None and self.is_dense(self.common):
-            wanted, place = picked_pixels(grid, self.common, q.device)
+            wanted, index = picked_pixels(grid, self.common, q.device)
             total = self._matrix(self.common, q)
             for block, affinity in blocks(wanted):
-                here = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
-                total[here] += resize_keys(affinity, grid, self.common)[place[here] - block.start]
+                pixels, numbers = rows_in(block, index)
+                total[pixels] += resize_keys(affinity, grid, self.common)[numbers]
         else:
             self._streamed.append((blocks, grid))
         self.layers += 1
@@ -83,9 +83,9 @@ class Affinity:
             total += _spread(_gather(maps, grid) @ matrix.T, grid, maps)
         for blocks, grid in self._streamed:
             values = _gather(maps, grid)
-            rows, place = picked_pixels(grid, (maps.shape[-2], maps.shape[-1]), maps.device)
+            rows, index = picked_pixels(grid, (maps.shape[-2], maps.shape[-1]), maps.device)
             parts = [values @ affinity.T for _, affinity in blocks(rows)]
-            total += torch.cat(parts, dim=-1)[:, place].view_as(total)
+            total += torch.cat(parts, dim=-1)[:, index].view_as(total)
         return total / self.layers
 
 

@@ -5,8 +5,8 @@ The paper's rule is (share, blur, minmax); others are other tuples.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,7 @@ from torch import Tensor
 Maps = Float[Tensor, "class height width"]
 
 
-@dataclass(frozen=True)
-class TokenMass:
+class TokenMass(NamedTuple):
     """What the global map says of each noun.
 
     raw: class score, the mean over the noun's token columns. content: the sum over ALL content tokens' columns, never

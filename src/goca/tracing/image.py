@@ -1,6 +1,5 @@
 """An image that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
 
-import json
 import math
 import os
 import re
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from goca.class_maps import ClassMaps, refined, rescaled
 from goca.errors import GocaError
+from goca.exports.json_document import document
 from goca.imaging import draw, images
 from goca.imaging.images import ImageLike
-from goca.maths.rescale import TokenMass, rescale, share
+from goca.maths.rescale import rescale, share
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
@@ -103,7 +103,7 @@ class TracedImage:
         mass = self.attention.token_mass(nouns)
         # With one word its share is 1 everywhere and says nothing.
         steps = [step for step in self.attention.plan.rescale if step is not share or rivals]
-        maps = rescale(TokenMass(mass.raw[:1], mass.content, mass.prompt), steps)
+        maps = rescale(mass._replace(raw=mass.raw[:1]), steps)
         return self._cropped(maps, self.image)[0].cpu().numpy()
 
     def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
@@ -147,13 +147,8 @@ class TracedImage:
         cropped = ClassMaps(self._cropped(maps.classes, shown), background_map)
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
         (labels,) = label_pixels(cropped, [rule], shown, refine_edges=False)
-        return Segmentation(
-            image=shown,
-            classes=tuple(classes),
-            labels=labels,
-            scores=ScoreMaps.of(cropped),
-            plan=plan.as_run(rule, background != AUTO, plan.captions, plan.notes),
-        )
+        ran = plan.as_run(rule, background != AUTO, plan.captions, plan.notes)
+        return Segmentation(shown, tuple(classes), labels, ScoreMaps.of(cropped), ran)
 
     def overlay(self, *classes: str) -> Image.Image:
         """The image under the coloured masks of some words, with a legend."""
@@ -186,9 +181,7 @@ class TracedImage:
         for word in self.words():
             drawings[heatmap_name(stem, str(word).replace("#", "-"))] = self.heatmap(word)
         files = {Path(folder) / name: draw.png(drawing) for name, drawing in drawings.items()}
-        files[Path(folder) / f"{stem}.json"] = (
-            json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
-        ).encode()
+        files[Path(folder) / f"{stem}.json"] = document(self.to_json())
         write_atomic(files)
         return tuple(files)
 
@@ -222,21 +215,20 @@ class TracedImage:
     def _plan(self, recipe: Recipe | str | None) -> Plan:
         """The plan of the trace, with what another recipe does differently once everything is collected."""
         attention = self.attention
+        steps = len({step.step for step in attention.steps})
         traced = replace(
             attention.plan,
             timestep=tuple(round(step.timestep) for step in attention.steps),
             size=round(math.sqrt(attention.size[0] * attention.size[1])),
             captions=(self.prompt,),
-            notes=(
-                *attention.plan.notes,
-                f"traced over {len({step.step for step in attention.steps})} of the sampler's steps",
-            ),
+            notes=(*attention.plan.notes, f"traced over {steps} of the sampler's steps"),
         )
         if recipe is None:
             return traced
         other = attention.plan_for(recipe)
-        alike = all(getattr(other, name) == getattr(traced, name) for name in ("heads", "layers", "cross", "reference"))
-        if not alike or (other.order and (other.refine, True) != (traced.refine, traced.order > 0)):
+        fixed = ("heads", "layers", "cross", "reference", *(["refine"] if other.order else []))
+        differs = any(getattr(other, name) != getattr(traced, name) for name in fixed)
+        if differs or (other.order and not traced.order):
             raise GocaError(
                 f'recipe "{other.recipe}" reads the attention otherwise than the trace did: name it where the trace '
                 "begins, trace(pipe, recipe=...)"

@@ -49,7 +49,6 @@ class TracedStep:
 
     Attributes:
         step: Step of the sampler, from 0.
-        timestep: The scheduler's timestep.
         layers: {block: weight}, summing to 1.
         heads: {block: weight of each head}, averaged over pixels, summing to 1 in a block.
     """
