@@ -86,9 +86,9 @@ class AttentionAggregator:
         if call.text is not None:
             self._read.add(call.block)
         reads = call.text is not None and self._takes_part(call.block)
-        if reads and self.plan.maps.score is not None:
+        if reads and self.plan.maps is not None:
             assert call.text_output is not None  # plans of such rules need joint attention, which has it
-            layer_map = self.plan.maps.score(call.output, call.text_output, self.tokens.nouns)
+            layer_map = self.plan.maps(call.output, call.text_output, self.tokens.nouns)
             self._add_map(call.block, layer_map, call.grid)
             reads = False
         weights = None

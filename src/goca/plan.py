@@ -203,7 +203,7 @@ def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool) -> None:
             f"size ({plan.size}), seeds ({seeds}) and the number of timesteps ({len(plan.timestep)}) are 1 or more, "
             f"order ({plan.order}) is 0 or more"
         )
-    if plan.maps.score is not None and not joint:
+    if plan.maps is not None and not joint:
         raise GocaError(
             f'recipe "{plan.recipe}" needs joint attention, which {plan.model} lacks: choose another recipe',
             hint="recipe",

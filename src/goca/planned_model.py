@@ -28,12 +28,11 @@ class PlannedModel:
     def __init__(
         self, backbone: Backbone, recipe: Recipe | str = GOCA, options: Options = _DEFAULTS, batch: int = 4
     ) -> None:
-        recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
         if batch < 1:
             raise GocaError(f"batch {batch} is too small: give 1 or more", hint="batch")
         self.backbone, self.batch = backbone, batch
         joint = backbone.family.joint is not None
-        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, options, joint)
+        made = plan(recipe_named(recipe), backbone.settings, backbone.blocks, backbone.name, options, joint)
         trained = backbone.settings.size
         if made.size > MAX_ENLARGEMENT * trained:
             raise GocaError(

@@ -24,9 +24,7 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def overlay(
-    image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], alpha: float = 0.5
-) -> Image.Image:
+def overlay(image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> Image.Image:
     """The image with its regions coloured and outlined, and a legend below, or beside it if upright.
 
     Args:
@@ -34,24 +32,20 @@ def overlay(
         labels: 0 for background, which stays as photographed, i for `classes[i - 1]`.
         classes: names; up to 20 that no pixel has are listed as not found. Pillow's font has no accents, which are
             dropped, and no other scripts: such a name appears as "class i".
-        alpha: share of a region's colour, 0 to 1.
     """
-    painted_image = painted(image, labels, len(classes), alpha)
     colours = palette(len(classes))
     shares = np.bincount(labels.ravel(), minlength=len(classes) + 1) / labels.size
     names = {index: legible(name, f"class {index}") for index, name in enumerate(classes, start=1)}
-    present = [
-        LegendItem(name, percent(shares[index]), tuple(colours[index].tolist()))
-        for index, name in names.items()
-        if shares[index]
-    ]
-    missing = [name for index, name in names.items() if not shares[index]]
-    return with_legend(painted_image, present, missing_items(missing))
+    present, missing = [], []
+    for index, name in names.items():
+        if shares[index]:
+            present.append(LegendItem(name, percent(shares[index]), tuple(colours[index].tolist())))
+        else:
+            missing.append(name)
+    return with_legend(painted(image, labels, len(classes)), present, missing_items(missing))
 
 
-def painted(
-    image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int, alpha: float = 0.5
-) -> Image.Image:
+def painted(image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int) -> Image.Image:
     """`overlay` without its legend."""
     canvas = image.convert("RGB")
     factor = math.ceil(SHORTEST_LONG_SIDE / max(canvas.size))
@@ -59,7 +53,7 @@ def painted(
         canvas = canvas.resize((canvas.width * factor, canvas.height * factor), Image.Resampling.BICUBIC)
         labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     paint = Image.fromarray(palette(classes)[labels])
-    canvas.paste(Image.blend(canvas, paint, alpha), mask=Image.fromarray(labels > 0))
+    canvas.paste(Image.blend(canvas, paint, 0.5), mask=Image.fromarray(labels > 0))
     thickness = max(1, round(max(canvas.size) / 300))
     canvas.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
     return canvas

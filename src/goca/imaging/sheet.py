@@ -29,10 +29,8 @@ class Cell:
 
 
 def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
-    """Rows of cells; captions that are too long are cut. Raises ValueError where there is no cell."""
-    columns = max((len(row) for row in rows), default=0)
-    if not columns:
-        raise ValueError("a contact sheet needs an image")
+    """Rows of cells, at least one of them; captions that are too long are cut."""
+    columns = max(len(row) for row in rows)
     line = round(1.7 * TYPE)
     heights = [max((cell.image.height for cell in row), default=0) for row in rows]
     widths = [max(cell.image.width for cell in column if cell) for column in zip_longest(*rows)]

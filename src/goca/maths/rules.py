@@ -24,7 +24,7 @@ LAYERS: dict[str, layers.LayerRule] = {
 }
 MAPS: dict[str, concepts.MapRule] = {
     "attention": concepts.attention,
-    "output-space": concepts.output_space,
+    "output-space": concepts.concept_shares,
 }
 STEPS: dict[str, rescale.Step] = {
     "share": rescale.share,

@@ -20,7 +20,6 @@ from goca.errors import GocaError
 from goca.exports.json_document import document
 from goca.imaging import draw, images
 from goca.imaging.images import ImageLike
-from goca.maths.rescale import rescale, share
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
@@ -100,11 +99,8 @@ class TracedImage:
         content = {index for indices in self.attention.word_indices.values() for index in indices} | set(indices)
         rivals = tuple(sorted(content - set(indices)))
         nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.token_indices)
-        mass = self.attention.token_mass(nouns)
-        # With one word its share is 1 everywhere and says nothing.
-        steps = [step for step in self.attention.plan.rescale if step is not share or rivals]
-        maps = rescale(mass._replace(raw=mass.raw[:1]), steps)
-        return self._cropped(maps, self.image)[0].cpu().numpy()
+        maps = rescaled(self.attention.plan, self.attention.token_mass(nouns), nouns)
+        return self._cropped(maps[:1], self.image)[0].cpu().numpy()
 
     def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
         """The image under a word's map, from dark (0) to bright (1); see `map`."""

@@ -33,9 +33,8 @@ def plan_for(backbone: Backbone) -> PlanFor:
 def _plan(
     settings: CheckpointSettings, blocks: tuple[str, ...], model: str, device: str, dtype: str, recipe: Recipe | str
 ) -> Plan:
-    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    made = plan(chosen, settings, blocks, model, Options(), joint=True)
-    if made.maps.score is not None:
+    made = plan(recipe_named(recipe), settings, blocks, model, Options(), joint=True)
+    if made.maps is not None:
         raise GocaError(
             f'recipe "{made.recipe}" weighs nouns against each other while the model runs, and a trace learns them '
             "only later: choose another recipe"
