@@ -81,24 +81,23 @@ class AttentionAggregator:
 
     def add(self, call: AttentionCall) -> None:
         """Take from one attention what the plan needs. Raises GocaError for a block that attends to the text twice."""
-        if call.text is not None and call.block in self._read:
-            raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
         if call.text is not None:
+            if call.block in self._read:
+                raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
             self._read.add(call.block)
         reads = call.text is not None and self._takes_part(call.block)
+        weights = None
         if reads and self.plan.maps is not None:
             assert call.text_output is not None  # plans of such rules need joint attention, which has it
             layer_map = self.plan.maps(call.output, call.text_output, self.tokens.nouns)
             self._add_map(call.block, layer_map, call.grid)
-            reads = False
-        weights = None
-        if reads:
+        elif reads:
             assert call.projection is not None  # the hook has one wherever text is read
             parts = rearrange(call.output, "head pixel dim -> pixel head dim")
             weights = head_weights(self.plan.heads, parts, call.projection)
             self.heads[call.block] = weights.mean(0)
         if call.image is not None:
-            text = call.text if reads else None
+            text = call.text if weights is not None else None
             # In joint attention a slice would keep the text's queries alive as well.
             q = call.q.clone() if call.kind == "joint" and self._reference is None and self._weighs else call.q
             self._pending.append(

@@ -257,12 +257,12 @@ def _search(folder: Path) -> list[Path]:
 
 
 def _refuse_collisions(jobs: Sequence[ImageJob]) -> None:
-    sources = {_absolute(job.image): job for job in jobs}
-    writers: dict[str, ImageJob] = {}
+    sources = {_absolute(job.image): job.image for job in jobs}
+    writers: dict[str, Path] = {}
     for job in jobs:
         for target in map(_absolute, job.targets):
             if target in writers:
-                first, second = writers[target].image, job.image
+                first, second = writers[target], job.image
                 if _absolute(first) == _absolute(second):
                     raise GocaError(f"{first} and {second} are the same file: name it once")
                 raise GocaError(
@@ -271,11 +271,11 @@ def _refuse_collisions(jobs: Sequence[ImageJob]) -> None:
                     hint="out",
                 )
             if target in sources:
-                victim = sources[target].image
                 raise GocaError(
-                    f"{job.image} would overwrite {victim} with its results: choose another output folder", hint="out"
+                    f"{job.image} would overwrite {sources[target]} with its results: choose another output folder",
+                    hint="out",
                 )
-            writers[target] = job
+            writers[target] = job.image
 
 
 def check_writable(folder: Path) -> None:

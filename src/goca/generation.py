@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -213,20 +213,17 @@ def _arguments(pipeline: Any, options: GenerationOptions) -> dict[str, Any]:
     if options.steps is not None:
         arguments["num_inference_steps"] = options.steps
     if options.scale is not None:
-        arguments |= _guidance(pipeline, options.scale, parameters)
+        # Guidance is two rows or calls a step, but for models that take its scale as input; some pipelines know both.
+        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+        if "true_cfg_scale" in parameters and not getattr(denoiser.config, "guidance_embeds", False):
+            arguments.update(true_cfg_scale=options.scale, negative_prompt=" ")
+        else:
+            arguments["guidance_scale"] = options.scale
     if options.size is not None:
         arguments.update(height=options.size, width=options.size)
     if "num_frames" in parameters:
         arguments.update(num_frames=1, output_type="pil")
     return arguments
-
-
-def _guidance(pipeline: Any, scale: float, parameters: Collection[str]) -> dict[str, Any]:
-    """Guidance is two rows or calls a step, but for models that take its scale as input; some pipelines know both."""
-    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
-    if "true_cfg_scale" in parameters and not getattr(denoiser.config, "guidance_embeds", False):
-        return {"true_cfg_scale": scale, "negative_prompt": " "}
-    return {"guidance_scale": scale}
 
 
 def _names(traced: TracedImage) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class TracedImage:
 
     def __init__(self, attention: TracedAttention) -> None:
         self._attention = attention
-        self._decoded: Image.Image | None = None
+        self.decoded: Image.Image | None = None
 
     @property
     def attention(self) -> TracedAttention:
@@ -58,10 +58,10 @@ class TracedImage:
         With `padding_mask_crop` it is the part that was painted anew, which is what the denoiser saw, and not the whole
         that the pipeline pastes it into.
         """
-        if self._decoded is None:
+        if self.decoded is None:
             height, width = self.attention.size
             return Image.new("RGB", (width, height), GREY)
-        return self._decoded.convert("RGB")
+        return self.decoded.convert("RGB")
 
     @property
     def prompt(self) -> str:

@@ -1,7 +1,7 @@
 """What is kept of an image's denoiser calls: sums, which do not grow with their number, and the weights of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch.nn.functional as F
@@ -58,7 +58,6 @@ class TracedStep:
     heads: dict[str, tuple[float, ...]]
 
 
-@dataclass
 class TracedAttention:
     """The attention of an image's prompt, summed over denoiser calls; only `steps` grows with their number.
 
@@ -71,24 +70,14 @@ class TracedAttention:
         total: Sum of the maps of `token_indices`.
     """
 
-    plan: Plan
-    plan_for: PlanFor
-    prompt: PromptTokens
-    size: Grid
-    token_indices: tuple[int, ...]
-    grid: Grid
-    affinity: Affinity
-    total: Float[Tensor, "token height width"] | float = 0.0
-    steps: list[TracedStep] = field(default_factory=list)
-
-    @classmethod
-    def empty(
-        cls, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, latent_size: Grid
-    ) -> "TracedAttention":
+    def __init__(self, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, latent_size: Grid) -> None:
         """Nothing yet, of an image of `size` pixels whose latent has (height, width) `latent_size`."""
-        grid = images.common_grid(latent_size, plan.grid)
-        token_indices = find_noun_tokens(prompt.prompt, prompt.texts, (), (), named=True).prompt
-        return cls(plan, plan_for, prompt, size, token_indices, grid, Affinity(grid))
+        self.plan, self.plan_for, self.prompt, self.size = plan, plan_for, prompt, size
+        self.token_indices = find_noun_tokens(prompt.prompt, prompt.texts, (), (), named=True).prompt
+        self.grid = images.common_grid(latent_size, plan.grid)
+        self.affinity = Affinity(self.grid)
+        self.total: Float[Tensor, "token height width"] | float = 0.0
+        self.steps: list[TracedStep] = []
 
     @cached_property
     def word_indices(self) -> dict[Word, tuple[int, ...]]:
