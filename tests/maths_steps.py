@@ -1,12 +1,14 @@
-"""Two stages of the mathematics, composed from its accumulators as a test of one stage needs them."""
+"""Stages of the mathematics, composed from its accumulators as a test of one stage needs them."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import affinity_blocks
+from goca.maths.background import Background, labels
 from goca.maths.fusion import WeightedSum
 from goca.maths.layers import LayerRule, LayerWeigher, Reference
 
@@ -28,3 +30,8 @@ def global_map(
     for weight, layer_map, layer_grid in layers:
         total.add(weight, layer_map, layer_grid)
     return total.value()
+
+
+def label(classes: Tensor, background_scores: Tensor | None, background: Background, *to: Any, **how: Any) -> Tensor:
+    """The labels under one background."""
+    return next(labels(classes, background_scores, (background,), *to, **how))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from maths_steps import label
 from torch import Tensor
 from yardsticks import bilinear_axis
 
-from goca.maths.background import Background, constant, label, labels, maximum, none, offset
+from goca.maths.background import Background, constant, labels, maximum, none, offset
 
 RULES = [offset, maximum, constant, none]
 SIZES = [((5, 7), (11, 13)), ((5, 7), (3, 17)), ((7, 3), (41, 2)), ((5, 7), (5, 7)), ((1, 1), (5, 3))]

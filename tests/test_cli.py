@@ -21,6 +21,7 @@ from PIL import Image
 from goca.cli import arguments, console, models
 from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
+from goca.exports import EXPORTERS
 from goca.recipe import GOCA, VANILLA
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
@@ -185,8 +186,8 @@ def test_models_that_cannot_be_loaded(goca, arguments, told):
     [
         (("photo.jpg", "--classes", "cat, unicorn"), 'does not know "unicorn"; it knows cat, dog'),
         (("photo.jpg", "--classes", "cat", "--caption", "a dog on grass"), '"cat" is not in the caption'),
-        (("broken.png", *ASK), "broken.png is no image"),
-        (("names.txt", *ASK), "names.txt is no image"),
+        (("broken.png", *ASK), "broken.png is not an image"),
+        (("names.txt", *ASK), "names.txt is not an image"),
     ],
 )
 def test_mistakes_that_only_the_model_or_the_image_shows(goca, loaded, arguments, told):
@@ -349,7 +350,7 @@ def test_options_reach_the_library(goca, loaded):
 def test_one_broken_image_among_many(goca, loaded, quietly):
     done = goca("segment", "in", "broken.png", "photo.jpg", *ASK, *quietly)
     assert done.code == 1
-    assert "left out: broken.png is no image" in done.err
+    assert "left out: broken.png is not an image" in done.err
     summary = "3 images segmented, 1 left out; results in goca-out"
     if quietly:
         assert done.err.splitlines()[1:] == [f"goca: {summary}"]
@@ -557,3 +558,58 @@ def test_the_document_of_the_families_is_what_the_table_prints(goca: Any) -> Non
 @pytest.mark.parametrize("other", ["--check", "--json"])
 def test_a_table_for_a_document_is_that_alone(goca, other):
     assert f"--markdown and {other} exclude each other" in goca("models", "--markdown", other).mistake()
+
+
+# --- Formats
+
+
+def test_a_run_writes_the_formats_that_are_asked_for(goca, loaded):
+    done = goca("segment", "in", *ASK, "--format", "labelme, labels,coco", "--json")
+    assert (done.code, done.err) == (0, "")
+    files = [
+        "a.labels.png",
+        "a.coco.json",
+        "a.labelme.json",
+        "sub/b.labels.png",
+        "sub/b.coco.json",
+        "sub/b.labelme.json",
+    ]
+    assert [name for line in done.out.splitlines() for name in json.loads(line)["files"]] == [
+        f"goca-out/{name}" for name in files
+    ]
+    assert written() == sorted(f"goca-out/{name}" for name in files)
+    # As the folder of the result sees the image.
+    assert json.loads(Path("goca-out/sub/b.labelme.json").read_text())["imagePath"] == "../../in/sub/b.png"
+    assert json.loads(Path("goca-out/a.coco.json").read_text())["images"][0]["file_name"] == "../in/a.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "labels,gif"), 'no format "gif": choose from labels, overlay, coco, labelme, json (--format)'),
+        (("--format", ","), "no format: choose from labels, overlay, coco, labelme, json (--format)"),
+        (("--format", "labels", "--resume"), "add the format json (--format)"),
+    ],
+)
+def test_formats_that_cannot_be_written_are_refused_before_a_model_is_loaded(goca, loaded, options, message):
+    assert message in goca("segment", "photo.jpg", *ASK, *options).mistake()
+    assert not loaded
+    assert not written()
+
+
+def test_a_run_of_other_formats_is_resumed_by_its_json(goca, loaded):
+    options = ("in", *ASK, "--format", "json,labels")
+    assert goca("segment", *options).code == 0
+    Path("goca-out/sub/b.labels.png").unlink()
+    assert "2 images segmented, 1 of them by an earlier run" in goca("segment", *options, "--resume").out
+
+
+def test_only_files_of_the_same_formats_collide(goca, loaded):
+    Path("photo.jpg").rename("x.labels.png")
+    Path("in/a.png").rename("x.png")
+    assert "would overwrite" in goca("segment", "x.png", "x.labels.png", *ASK, "--out", ".").mistake()
+    assert goca("segment", "x.png", "x.labels.png", *ASK, "--out", ".", "--format", "json").code == 0
+
+
+def test_the_help_lists_every_format(goca):
+    assert ", ".join(EXPORTERS) in " ".join(goca("segment", "--help").out.split())

@@ -56,11 +56,11 @@ class TestPalette:
 class TestOverlay:
     def test_background_stays_regions_are_tinted_borders_are_solid(self):
         labels = block_labels(400, 600)
-        image, _ = parts(overlay(grey(600, 400), labels, ["cat"], alpha=0.25), 600, 400)
+        image, _ = parts(overlay(grey(600, 400), labels, ["cat"]), 600, 400)
         pixels = np.asarray(image)
         colour = palette(1)[1]
         assert (pixels[labels == 0] == 100).all()
-        np.testing.assert_allclose(pixels[200, 300], 0.75 * 100 + 0.25 * colour, atol=1)
+        np.testing.assert_allclose(pixels[200, 300], 0.5 * 100 + 0.5 * colour, atol=1)
         # A 300th of the long side: two pixels, on the inside.
         assert (pixels[100:102, 200:400] == colour).all()
         assert (pixels[102, 200:400] != colour).any()

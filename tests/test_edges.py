@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from maths_steps import label
 from PIL import Image
 from torch import Tensor
 from yardsticks import Allocations, bilinear_matrix
 
-from goca.maths.background import Background, constant, label, maximum, none, offset
+from goca.maths.background import Background, constant, maximum, none, offset
 from goca.maths.edges import EPSILON, Edges, GuidedFilter, box
 from goca.segmenter import Segmenter
 

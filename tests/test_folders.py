@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from goca.errors import GocaError
-from goca.folders import SUFFIXES, FolderProgress, ImageOutcome, ModelOptions, plan_outputs, segment_images
+from goca.exports import DEFAULT_FORMATS, EXPORTERS
+from goca.folders import FolderProgress, ImageOutcome, ModelOptions, plan_outputs, segment_images
 from goca.parallel import Executor
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
@@ -188,7 +189,8 @@ def test_progress_and_outcomes_are_values(photos: None) -> None:
     assert progress[-1] == FolderProgress(total=4, done=3, left_out=1)
     assert [event.done + event.left_out for event in progress] == [0, 1, 2, 3, 4]
     assert [isinstance(outcome.result, GocaError) for outcome in outcomes] == [False, False, True, False]
-    assert sorted(content("out")) == sorted(f"{stem}{suffix}" for stem in "abd" for suffix in SUFFIXES)
+    suffixes = [EXPORTERS[name].suffix for name in DEFAULT_FORMATS]
+    assert sorted(content("out")) == sorted(f"{stem}{suffix}" for stem in "abd" for suffix in suffixes)
 
 
 def test_two_workers_agree_with_one_and_resume_it(photos: None) -> None:

@@ -42,7 +42,7 @@ def refused(image: Any, *parts: str) -> None:
         assert part in str(error.value)
 
 
-# ---- what is no image
+# ---- what is not an image
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     refused(str(tmp_path / "missing.png"), "no such file", "missing.png")
     refused(tmp_path, "folder", tmp_path.name)
     (tmp_path / "empty.png").touch()
-    refused(tmp_path / "empty.png", "empty.png", "no image")
+    refused(tmp_path / "empty.png", "empty.png", "not an image")
     (tmp_path / "notes.jpg").write_text("a cat on grass")
-    refused(tmp_path / "notes.jpg", "notes.jpg", "no image")
+    refused(tmp_path / "notes.jpg", "notes.jpg", "not an image")
     refused(tmp_path / "notes.jpg" / "inside.png", "inside.png")
     refused(tmp_path / ("long" * 500), "cannot be read")
 

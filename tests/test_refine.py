@@ -109,7 +109,7 @@ def test_by_hand() -> None:
     affinity = Affinity()
     affinity.add_rows(slice(1, 2), torch.tensor([[0.75, 0.25]]), (1, 2))
     affinity.add_rows(slice(0, 1), torch.tensor([[0.25, 0.75]]), (1, 2))
-    affinity.count()
+    affinity.layers += 1
     maps = torch.tensor([[[1.0, 0.0]], [[4.0, 8.0]]])
     equal(propagate(affinity, maps, 1), torch.tensor([[[0.25, 0.75]], [[7.0, 5.0]]]))
     equal(propagate(affinity, maps, 2), torch.tensor([[[0.625, 0.375]], [[5.5, 6.5]]]))
@@ -136,7 +136,7 @@ def test_rows_in_any_order_are_the_whole_layer() -> None:
         rows = slice(start, min(start + 10, 33))
         ((_, affinity),) = attention.affinity_blocks(q, k, SCALE, torch.arange(33)[rows])
         piecewise.add_rows(rows, affinity, grid)
-    piecewise.count()
+    piecewise.layers += 1
     maps = numbers(2, *COMMON)
     equal(propagate(piecewise, maps, 2), propagate(whole, maps, 2))
 

@@ -14,7 +14,7 @@ from commands import GOCA_SCRIPT, Outcome
 from faults import KilledError, full_disk, killed_after
 from PIL import Image
 
-from goca.folders import SUFFIXES
+from goca.exports import DEFAULT_FORMATS, EXPORTERS
 from goca.plan import Options
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
@@ -215,7 +215,7 @@ def test_a_bad_image_among_kept_ones_keeps_its_place(goca: Goca) -> None:
     (OUT / "c.json").unlink()
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, again.out) == (1, first.out)
-    assert "left out: in/ab.png is no image" in again.err
+    assert "left out: in/ab.png is not an image" in again.err
     assert "3 images segmented, 2 of them by an earlier run, 1 left out" in again.err
 
 
@@ -242,8 +242,9 @@ def test_pieces_of_a_killed_run_are_swept_and_those_of_others_stay(goca: Goca) -
     other = OUT / ".goca-0123456789abcdef-another"
     other.touch()
     assert goca("segment", "in", *ASK, "--resume").code == 0
+    suffixes = [EXPORTERS[name].suffix for name in DEFAULT_FORMATS]
     assert sorted(content()) == sorted(
-        [str(other), *(str(OUT / f"{stem}{suffix}") for stem in "abc" for suffix in SUFFIXES)]
+        [str(other), *(str(OUT / f"{stem}{suffix}") for stem in "abc" for suffix in suffixes)]
     )
 
 

@@ -407,13 +407,13 @@ def test_what_a_user_loads_between_two_calls_counts(sd15: Any, image: Make) -> N
 def test_a_check_reads_no_image_and_encodes_for_the_stream(sd15: Any, image: Make) -> None:
     segmenter, encodings = Segmenter.from_pipeline(sd15, size=64), list[int]()
     sd15.text_encoder.register_forward_hook(lambda *_: encodings.append(1))
-    session = segmenter.check(["cat", "dog"])
+    session = segmenter.check(SegmentationRequest("", ["cat", "dog"]))
     encoded = len(encodings)
     ((_, result),) = segmenter.stream([SegmentationRequest(image(), ["cat", "dog"])], session)
     assert isinstance(result, goca.Segmentation)
     assert len(encodings) == encoded
     with pytest.raises(GocaError, match="named twice"):
-        segmenter.check(["cat", "cat"])
+        segmenter.check(SegmentationRequest("", ["cat", "cat"]))
 
 
 def test_images_of_different_shapes_with_different_numbers_of_windows(bundled: Segmenter, image: Make) -> None:

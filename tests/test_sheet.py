@@ -52,8 +52,3 @@ def test_a_long_caption_is_cut_and_a_foreign_one_stands_as_a_mark() -> None:
     assert (written[:, GAP : GAP + 100] < 200).any()
     assert (written[:, GAP + 100 : GAP + 100 + GAP] == 255).all()
     assert (written[:, GAP + 100 + GAP :] < 200).any()
-
-
-def test_no_image_makes_no_sheet() -> None:
-    with pytest.raises(ValueError, match="needs an image"):
-        contact_sheet([[]])

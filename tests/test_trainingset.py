@@ -41,7 +41,7 @@ def test_it_is_a_folder_data_set(found: Segmentation, tmp_path: Path) -> None:
 
 def test_what_cannot_be_added_or_begun(found: Segmentation, tmp_path: Path) -> None:
     made = TrainingSet(tmp_path / "made", ("cat", "grass"))
-    with pytest.raises(GocaError, match=r'"sky" is no class of .*made: there are cat, grass'):
+    with pytest.raises(GocaError, match=r'"sky" is not a class of .*made: there are cat, grass'):
         made.add(found)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["classes.txt"]
     with pytest.raises(GocaError, match=r"classes\.txt lists other classes, or in another order"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
+from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities
 from goca.maths.heads import head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
@@ -34,10 +34,10 @@ class PendingLayer(NamedTuple):
     """
 
     block: str
-    q: Float[Tensor, "head pixel dim"]
-    k: Float[Tensor, "head key dim"]
+    q: Queries
+    k: Keys
     scale: float
-    mask: Float[Tensor, "#head #pixel key"] | None
+    mask: Mask
     grid: Grid
     image: slice
     text: slice | None
@@ -52,10 +52,9 @@ class AttentionAggregator:
     """Sums the attention of one pass over one window: `add` while the denoiser runs, then `token_mass` and `affinity`.
 
     Args:
-        plan: the rules.
-        tokens: where the nouns are in the prompt.
+        plan, tokens: the rules, and where the nouns are in the prompt.
         grid: (height, width) of the window on the common grid.
-        only_window: whether the image has no other window. With others, a matrix for each would be too much memory, so
+        only_window: whether the image has no other window: for each of several a matrix would be too much memory, so
             queries and keys are kept for refinement.
 
     Attributes:
@@ -74,7 +73,6 @@ class AttentionAggregator:
         self._read: set[str] = set()
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers without a weight yet
         self._reference: Reference | None = None
-        self._had_reference = False
         self._pending: list[PendingLayer] = []
 
     @property
@@ -82,26 +80,24 @@ class AttentionAggregator:
         return self.plan.layers.statistics is not None
 
     def add(self, call: AttentionCall) -> None:
-        """Take from one attention what the plan needs.
-
-        Raises:
-            GocaError: for a block that attends to the text twice.
-        """
-        if call.text is not None and call.block in self._read:
-            raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
+        """Take from one attention what the plan needs. Raises GocaError for a block that attends to the text twice."""
         if call.text is not None:
+            if call.block in self._read:
+                raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
             self._read.add(call.block)
         reads = call.text is not None and self._takes_part(call.block)
-        if reads and self.plan.maps.score is not None:
+        weights = None
+        if reads and self.plan.maps is not None:
             assert call.text_output is not None  # plans of such rules need joint attention, which has it
-            layer_map = self.plan.maps.score(call.output, call.text_output, self.tokens.nouns)
+            layer_map = self.plan.maps(call.output, call.text_output, self.tokens.nouns)
             self._add_map(call.block, layer_map, call.grid)
-            reads = False
-        weights = self._head_weights(call) if reads else None
-        if weights is not None:
+        elif reads:
+            assert call.projection is not None  # the hook has one wherever text is read
+            parts = rearrange(call.output, "head pixel dim -> pixel head dim")
+            weights = head_weights(self.plan.heads, parts, call.projection)
             self.heads[call.block] = weights.mean(0)
         if call.image is not None:
-            text = call.text if reads else None
+            text = call.text if weights is not None else None
             # In joint attention a slice would keep the text's queries alive as well.
             q = call.q.clone() if call.kind == "joint" and self._reference is None and self._weighs else call.q
             self._pending.append(
@@ -112,7 +108,6 @@ class AttentionAggregator:
             self._add_map(call.block, head_map(weights, attention), call.grid)
         if call.text is not None and call.block == self.plan.reference and self._weighs:
             self._reference = Reference(self._feature(call), call.grid)
-            self._had_reference = True
         if self._reference is not None or not self._weighs:
             while self._pending:
                 self._release(self._pending.pop())
@@ -127,11 +122,6 @@ class AttentionAggregator:
     def _takes_part(self, block: str) -> bool:
         return not self.plan.cross or block in self.plan.cross
 
-    def _head_weights(self, call: AttentionCall) -> Float[Tensor, "pixel head"]:
-        assert call.projection is not None  # the hook has one wherever text is read
-        parts = rearrange(call.output, "head pixel dim -> pixel head dim")
-        return head_weights(self.plan.heads, parts, call.projection)
-
     def _release(self, call: PendingLayer) -> None:
         """Weigh a layer, add it to the refinement and, in joint attention, compute its map, all from the same rows."""
         refines = call.block in self.plan.refine and self.plan.order > 0
@@ -139,30 +129,19 @@ class AttentionAggregator:
         weigher = None
         if self._reference is not None and self._takes_part(call.block):
             weigher = LayerWeigher(self.plan.layers, self._reference, call.grid)
-        if dense or call.text is not None:
-            self._one_pass(call, weigher, dense)
+        if dense or call.text is not None:  # every row is computed anyway
+            for rows, affinity in call.affinity() if call.text is None else self._joint(call):
+                if dense:
+                    self.affinity.add_rows(rows, affinity, call.grid)
+                if weigher is not None:
+                    weigher.add_rows(rows, affinity)
+            self.affinity.layers += dense
         elif weigher is not None:
-            for block, rows in call.affinity(weigher.rows):
-                weigher.add(block, rows)
+            for block, affinity in call.affinity(weigher.rows):
+                weigher.add(block, affinity)
         if refines and not dense:
             self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
         self._add_weight(call.block, weigher.value() if weigher is not None else 1.0)
-
-    def _one_pass(self, call: PendingLayer, weigher: LayerWeigher | None, dense: bool) -> None:
-        """Every row of the affinity is computed anyway, so the layer's weight comes from the same rows."""
-        position = torch.full((call.q.shape[1],), -1, device=call.q.device)  # of each row among the weigher's
-        if weigher is not None:
-            position[weigher.rows] = torch.arange(len(weigher.rows), device=position.device)
-        for rows, affinity in call.affinity() if call.text is None else self._joint(call):
-            if dense:
-                self.affinity.add_rows(rows, affinity, call.grid)
-            positions = position[rows]
-            picked = positions >= 0
-            if weigher is not None and bool(picked.any()):
-                first = int(positions[picked][0])  # positions are consecutive
-                weigher.add(slice(first, first + int(picked.sum())), affinity[picked])
-        if dense:
-            self.affinity.count()
 
     def _joint(self, call: PendingLayer) -> Iterator[tuple[slice, Tensor]]:
         """The affinity of a joint attention, block by block of rows; its map of the tokens is added at the end."""
@@ -191,28 +170,31 @@ class AttentionAggregator:
 
     def layer_weights(self) -> dict[str, float]:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
-        having = [(block, weight) for block, weight in self.weights.items() if block in self._grids]
-        raw = {block: weight * self._total.effective_weight(self._grids[block]) for block, weight in having}
+        weight_of = self._total.effective_weight
+        raw = {
+            block: weight * weight_of(self._grids[block])
+            for block, weight in self.weights.items()
+            if block in self._grids
+        }
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 
     def global_map(self) -> Float[Tensor, "token height width"]:
         """All layers as one map of the tokens on the common grid, once the denoiser has run.
 
-        Raises:
-            GocaError: where the reference block has no cross-attention, or attention is not finite.
+        Raises GocaError where the reference block has no cross-attention, or attention is not finite.
         """
-        if self._weighs and not self._had_reference:
+        if self._weighs and self.plan.reference not in self._read:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
         self._reference = None  # all layers have a weight, and its affinity is large
         for block in tuple(self._maps):  # layers without self-attention to compare
             self._add_weight(block, 0.0 if self._weighs else 1.0)
-        whole = self._total.value()
-        if not bool(torch.isfinite(whole).all()):
+        global_map = self._total.value()
+        if not bool(torch.isfinite(global_map).all()):
             raise GocaError(
                 "the model's attention is not finite: run it in float32 or bfloat16, or check its weights", hint="dtype"
             )
-        return whole
+        return global_map
 
     def token_mass(self) -> TokenMass:
         """The nouns' shares of the global map: classes first, then background classes."""
@@ -249,11 +231,7 @@ class ImageAttention:
     def token_mass(self) -> TokenMass:
         """The nouns' shares over the whole image; joined before rescaling, so that classes compare everywhere."""
         parts = [aggregator.token_mass() for aggregator in self.aggregators]
-        return TokenMass(
-            self.windows.join([part.raw for part in parts]),
-            self.windows.join([part.content[None] for part in parts])[0],
-            self.windows.join([part.prompt[None] for part in parts])[0],
-        )
+        return TokenMass(*map(self.windows.join, zip(*parts, strict=True)))
 
     @property
     def affinity(self) -> JoinedAffinity:

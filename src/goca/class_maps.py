@@ -49,9 +49,8 @@ def refined(
 def joined(prompts: Sequence[ClassMaps]) -> ClassMaps:
     """The maps of an image's prompts: classes one after the other, background classes merged by maximum."""
     background = [maps.background for maps in prompts if maps.background is not None]
-    return ClassMaps(
-        torch.cat([maps.classes for maps in prompts]), torch.stack(background).amax(0) if background else None
-    )
+    classes = torch.cat([maps.classes for maps in prompts])
+    return ClassMaps(classes, torch.stack(background).amax(0) if background else None)
 
 
 def mean(passes: Sequence[ClassMaps]) -> ClassMaps:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from goca.errors import GocaError
+from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
 from goca.parallel import Executor, run_units
 from goca.storage.atomic import sweep
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from goca.request import SegmentationRequest
     from goca.segmenter import Segmenter
 
-SUFFIXES = (".labels.png", ".overlay.png", ".json")
-"""What `Segmentation.save` appends to an image's stem."""
 _NOT_COMPARED = {"origin", "device", "background", "background_classes", "captions", "notes", "versions"}
 """Fields of a plan that say where it ran, or follow from the request and the model."""
 _THIS_PROCESS = Executor()
@@ -38,23 +37,24 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ImageJob:
-    """An image as the user named it, and the folder and stem of its results."""
+    """An image as the user named it, the folder and stem of its results, and their formats."""
 
     image: Path
     folder: Path
     stem: str
+    formats: tuple[str, ...] = DEFAULT_FORMATS
 
     @property
     def targets(self) -> tuple[Path, ...]:
-        """The files of its results, the JSON last."""
-        return tuple(self.folder / f"{self.stem}{suffix}" for suffix in SUFFIXES)
+        """The files of its results, in the order in which they are written: the JSON, if any, last."""
+        return tuple(self.folder / f"{self.stem}{exporter.suffix}" for exporter in exporters(self.formats).values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model to load, and how, as plain values that a worker can be sent.
 
-    The fields are the arguments of `Segmenter.from_pretrained`; `settings` are the fields of `goca.recipe.Options`.
+    The fields are the arguments of `Segmenter.from_pretrained`; `settings` are those of `goca.plan.Options`.
     """
 
     name: str = "bundled"
@@ -109,7 +109,7 @@ def segment_images(
     Args:
         jobs: the images, as `plan_outputs` makes them.
         request: what is asked of every image; its own image is not used.
-        model: the model, which this process loads once, and each worker once more.
+        model: this process loads it once, and each worker once more.
         resume: keep the results of an earlier run that asked the same in the same way.
         executor: this process, several, or a Ray cluster.
 
@@ -128,8 +128,10 @@ def segment_images(
     # What fails without the model fails before it is loaded.
     executor.check()
     parse_nouns(request.classes, request.background_classes)
+    if resume and not all("json" in job.formats for job in jobs):
+        raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
     segmenter = model.load()
-    encoded = segmenter.check(request.classes, request.background_classes, request.caption, request.background)
+    encoded = segmenter.check(request)
     kept = finished(jobs, request, segmenter.plan.to_json()) if resume else {}
     remaining = [job for job in jobs if job not in kept]
     work: Iterable[tuple[ImageJob, Facts | GocaError]]
@@ -143,24 +145,21 @@ def segment_images(
 
     progress = FolderProgress(total=len(jobs), done=len(kept), kept=len(kept))
     yield progress
-    results: dict[ImageJob, Facts | GocaError] = {}
+    outcomes = {job: ImageOutcome(job, facts, kept=True) for job, facts in kept.items()}
     waiting = deque(jobs)
     for job, result in work:
-        results[job] = result
+        outcomes[job] = ImageOutcome(job, result)
         left_out = isinstance(result, GocaError)
         progress = replace(progress, done=progress.done + (not left_out), left_out=progress.left_out + left_out)
         yield progress
-        yield from _in_order(waiting, kept, results)
-    yield from _in_order(waiting, kept, results)
+        yield from _in_order(waiting, outcomes)
+    yield from _in_order(waiting, outcomes)
 
 
-def _in_order(
-    waiting: deque[ImageJob], kept: Mapping[ImageJob, Facts], results: dict[ImageJob, Facts | GocaError]
-) -> Iterator[ImageOutcome]:
+def _in_order(waiting: deque[ImageJob], outcomes: dict[ImageJob, ImageOutcome]) -> Iterator[ImageOutcome]:
     """The outcomes at the head of the queue, up to the first image that is not done."""
-    while waiting and (waiting[0] in kept or waiting[0] in results):
-        job = waiting.popleft()
-        yield ImageOutcome(job, kept[job], kept=True) if job in kept else ImageOutcome(job, results.pop(job))
+    while waiting and waiting[0] in outcomes:
+        yield outcomes.pop(waiting.popleft())
 
 
 def _segment(
@@ -173,7 +172,8 @@ def _segment(
         if isinstance(outcome, GocaError):
             yield job, outcome
         else:
-            outcome.save(job.folder, job.stem, facts=shared, file_name=job.image.name)
+            file_name = os.path.relpath(job.image, job.folder)
+            outcome.save(job.folder, job.stem, formats=job.formats, facts=shared, file_name=file_name)
             yield job, {**outcome.to_json(), **shared}
 
 
@@ -204,20 +204,23 @@ def request_facts(request: "SegmentationRequest") -> dict[str, Any]:
 # --- Outputs
 
 
-def plan_outputs(inputs: Sequence[Path], out: Path) -> tuple[ImageJob, ...]:
+def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> tuple[ImageJob, ...]:
     """The images among the inputs, folders searched, each with a place below `out`.
 
     That is the image's path below the common parent of all inputs; an image's parent is its folder, a folder's is
     itself, so that adding an image to a folder moves no other one's results. Nothing is written for good.
+    `formats`, names of `goca.exports.EXPORTERS`, are the files that each image gets.
 
     Raises:
-        GocaError: an input does not exist, a folder has no images, results would overwrite each other or an input,
-            or `out` cannot be written.
+        GocaError: a format is unknown, an input does not exist, a folder has no images, results would overwrite each
+            other or an input, or `out` cannot be written.
     """
+    written = tuple(exporters(formats))
     images = [(image, root) for path in inputs for image, root in _images(path)]
     parent = os.path.commonpath([_absolute(root) for _, root in images])
     jobs = tuple(
-        ImageJob(image, out / os.path.relpath(_absolute(image.parent), parent), image.stem) for image, _ in images
+        ImageJob(image, out / os.path.relpath(_absolute(image.parent), parent), image.stem, written)
+        for image, _ in images
     )
     _refuse_collisions(jobs)
     for folder in dict.fromkeys(job.folder for job in jobs):
@@ -240,6 +243,7 @@ def _images(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _search(folder: Path) -> list[Path]:
+    earlier_results = tuple(exporter.suffix for exporter in EXPORTERS.values())
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     return sorted(
         path
@@ -247,18 +251,18 @@ def _search(folder: Path) -> list[Path]:
         if path.suffix.lower() in readable
         # "._photo.jpg" is not an image, and a second run must not take results for images.
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.name.endswith(SUFFIXES)
+        and not path.name.endswith(earlier_results)
         and path.is_file()
     )
 
 
 def _refuse_collisions(jobs: Sequence[ImageJob]) -> None:
-    sources = {_absolute(job.image): job for job in jobs}
-    writers: dict[str, ImageJob] = {}
+    sources = {_absolute(job.image): job.image for job in jobs}
+    writers: dict[str, Path] = {}
     for job in jobs:
         for target in map(_absolute, job.targets):
             if target in writers:
-                first, second = writers[target].image, job.image
+                first, second = writers[target], job.image
                 if _absolute(first) == _absolute(second):
                     raise GocaError(f"{first} and {second} are the same file: name it once")
                 raise GocaError(
@@ -267,11 +271,11 @@ def _refuse_collisions(jobs: Sequence[ImageJob]) -> None:
                     hint="out",
                 )
             if target in sources:
-                victim = sources[target].image
                 raise GocaError(
-                    f"{job.image} would overwrite {victim} with its results: choose another output folder", hint="out"
+                    f"{job.image} would overwrite {sources[target]} with its results: choose another output folder",
+                    hint="out",
                 )
-            writers[target] = job
+            writers[target] = job.image
 
 
 def check_writable(folder: Path) -> None:
@@ -299,16 +303,10 @@ def _absolute(path: Path) -> str:
 
 
 def finished(jobs: Sequence[ImageJob], request: "SegmentationRequest", plan: Facts) -> dict[ImageJob, Facts]:
-    """The jobs that an earlier run finished, with the facts of their results.
+    """The jobs that an earlier run by this plan finished, with the facts of their results.
 
-    Scratch files that a killed run left beside the results of the others are removed.
-
-    Args:
-        plan: the plan that this run would make, as JSON.
-
-    Raises:
-        GocaError: a result is of another request or was made in another way; it names the first such result and
-            what differs.
+    Scratch files that a killed run left beside the results of the others are removed. Raises GocaError for a result of
+    another request or plan, which it names with what differs.
     """
     kept = {}
     expected = _comparable(request_facts(request), plan)

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -40,14 +40,7 @@ NO_THINGS = frozenset(_NO_THINGS.split())
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """What a pipeline is asked for; None leaves an option to the pipeline.
-
-    Attributes:
-        prompt: What the images show.
-        steps: Number of the sampler's steps.
-        scale: Guidance scale, from 0; 1 for no guidance.
-        size: Pixels a side.
-    """
+    """What a pipeline is asked for; None leaves it to the pipeline. scale: of guidance, 1 for none. size: px a side."""
 
     prompt: str
     steps: int | None = None
@@ -75,14 +68,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Explained:
-    """What the names of a prompt attended to.
-
-    Attributes:
-        generated: The image.
-        heatmaps: {name: its heat map}.
-        masks: The image labelled with the names.
-        left_out: Names that the model was not given.
-    """
+    """Heat maps and masks of what the names of a prompt attended to. left_out: names that the model was not given."""
 
     generated: Generated
     heatmaps: dict[str, Image.Image]
@@ -103,9 +89,8 @@ def generate(
         pipeline: A diffusers pipeline. It runs in a thread of its own, and no further than the step after the one
             where the iteration is abandoned.
         options: What it is asked for.
-        seeds: Of the images.
-        explain: Whether to trace the images.
-        recipe: What they are traced with.
+        seeds: One for each image.
+        explain, recipe: Whether to trace the images, and with what.
 
     Yields:
         `Progress` after each step, and `Generated` behind the last step of each image.
@@ -116,19 +101,18 @@ def generate(
     if not options.prompt.strip():
         raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
     if options.scale is not None and not 0 <= options.scale < math.inf:
-        raise GocaError(f"scale {options.scale} is not one: give a number from 0, 1 for no guidance")
+        raise GocaError(f"scale {options.scale} is not valid: give a number from 0, 1 for no guidance")
     # From another thread, a pipeline that is being traced in this one would wait for ever.
     with exclusive(pipeline):
         arguments = _arguments(pipeline, options)
+    tracing = partial(trace, pipeline, recipe) if explain else nullcontext
     for seed in seeds:
-        yield from _generate_one(
-            pipeline, arguments, seed, partial(trace, pipeline, recipe) if explain else nullcontext
-        )
+        yield from _generate_one(pipeline, arguments, seed, tracing)
 
 
 def explain(generated: Generated) -> Explained:
-    """Show what the names of a traced image attended to: those of a prompt that is a list, or the words of a sentence
-    that may name something.
+    """Show what the names of a traced image attended to: the parts of a list, or the words of a sentence that may name
+    something.
 
     Raises:
         GocaError: The image was not traced, or its prompt names nothing.
@@ -229,20 +213,17 @@ def _arguments(pipeline: Any, options: GenerationOptions) -> dict[str, Any]:
     if options.steps is not None:
         arguments["num_inference_steps"] = options.steps
     if options.scale is not None:
-        arguments |= _guidance(pipeline, options.scale, parameters)
+        # Guidance is two rows or calls a step, but for models that take its scale as input; some pipelines know both.
+        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+        if "true_cfg_scale" in parameters and not getattr(denoiser.config, "guidance_embeds", False):
+            arguments.update(true_cfg_scale=options.scale, negative_prompt=" ")
+        else:
+            arguments["guidance_scale"] = options.scale
     if options.size is not None:
         arguments.update(height=options.size, width=options.size)
     if "num_frames" in parameters:
         arguments.update(num_frames=1, output_type="pil")
     return arguments
-
-
-def _guidance(pipeline: Any, scale: float, parameters: Collection[str]) -> dict[str, Any]:
-    """Guidance is two rows or calls a step, but for models that take its scale as input; some pipelines know both."""
-    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
-    if "true_cfg_scale" in parameters and not getattr(denoiser.config, "guidance_embeds", False):
-        return {"true_cfg_scale": scale, "negative_prompt": " "}
-    return {"guidance_scale": scale}
 
 
 def _names(traced: TracedImage) -> tuple[str, ...]:

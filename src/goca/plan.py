@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
 from numbers import Integral
-from typing import Any
+from typing import Any, TypedDict
 
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
@@ -18,9 +18,32 @@ from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, n
 from goca.recipe import FROM_MODEL, RECIPES, Recipe
 
 
+class OptionValues(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments."""
+
+    size: int | None
+    timestep: int | Sequence[int] | None
+    seed: int
+    seeds: int
+    flip: bool
+    window: bool
+    refine_edges: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user sets for a run; `Segmenter.from_pretrained` describes each field.
+    """What the user sets for a run.
+
+    Attributes:
+        size: images are shown with about size x size pixels, in their own aspect; by default as the model was trained.
+            At most four times that.
+        timestep: noise level of the pass, 0 to 999, for flow models thousandths of sigma; with several, the scores are
+            averaged. By default the recipe's, else the checkpoint's.
+        seed: of the first noise.
+        seeds: how many consecutive noise seeds are averaged.
+        flip: average with the mirrored image.
+        window: see the image through overlapping windows at its own scale.
+        refine_edges: make the scores follow the image's edges before pixels are labelled (`goca.maths.edges`).
 
     Raises:
         GocaError: for a number that is not whole.
@@ -136,11 +159,9 @@ def plan(
     """Make every field of a recipe concrete.
 
     Args:
-        recipe: the rules.
-        settings: what the recipe leaves to the checkpoint.
-        blocks: the denoiser's blocks that attend to the text.
-        model: its name.
-        options: the user's settings, which go before both.
+        recipe, settings, options: the rules, what they leave to the checkpoint, and the user's, which go before both.
+        blocks: those of the denoiser that attend to the text.
+        model: the checkpoint's name.
         joint: whether text and pixels share one attention.
 
     Raises:
@@ -160,19 +181,15 @@ def plan(
     chosen["size"] = settings.size if options.size is None else options.size
     timestep = chosen["timestep"] if options.timestep is None else options.timestep
     chosen["timestep"] = tuple(timestep) if isinstance(timestep, Sequence) else (timestep,)
+    chosen |= {name: getattr(options, name) for name in ("flip", "window", "refine_edges")}
+    chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes")}
     origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
     origin |= dict.fromkeys(options.set_by_user(), "user")
     made = Plan(
         recipe=name_of(recipe, RECIPES),
         model=model,
         settings=settings.origin,
-        grid=settings.grid,
         seeds=tuple(range(options.seed, options.seed + options.seeds)),
-        flip=options.flip,
-        window=options.window,
-        refine_edges=options.refine_edges,
-        feature=settings.feature,
-        background_classes=settings.background_classes,
         origin=origin,
         **chosen,
     )
@@ -186,7 +203,7 @@ def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool) -> None:
             f"size ({plan.size}), seeds ({seeds}) and the number of timesteps ({len(plan.timestep)}) are 1 or more, "
             f"order ({plan.order}) is 0 or more"
         )
-    if plan.maps.score is not None and not joint:
+    if plan.maps is not None and not joint:
         raise GocaError(
             f'recipe "{plan.recipe}" needs joint attention, which {plan.model} lacks: choose another recipe',
             hint="recipe",

@@ -1,10 +1,9 @@
 """From a name or a loaded pipeline to a model with a plan: how a `Segmenter` is made."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 
@@ -13,10 +12,9 @@ from goca.diffusion.families.spec import Family
 from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
 from goca.errors import GocaError
-from goca.plan import Options, plan
-from goca.recipe import AUTO, GOCA, Recipe, recipe_named
+from goca.plan import Options, OptionValues, plan
+from goca.recipe import GOCA, Recipe, recipe_named
 from goca.request import SegmentationRequest, find_tokens
-from goca.text.nouns import Classes
 
 MAX_ENLARGEMENT = 4
 """How many times its training side a model may be shown: attention grows with the fourth power of the side."""
@@ -25,23 +23,16 @@ _Model = TypeVar("_Model", bound="PlannedModel")
 
 
 class PlannedModel:
-    """A pipeline and the plan to use it by.
-
-    Attributes:
-        backbone: the pipeline and its facts.
-        plan: every choice, made concrete; `plan.origin` says where each comes from.
-        batch: rows that go through the denoiser at once.
-    """
+    """A pipeline (`backbone`), the `plan` to use it by, and how many rows go through the denoiser at once (`batch`)."""
 
     def __init__(
         self, backbone: Backbone, recipe: Recipe | str = GOCA, options: Options = _DEFAULTS, batch: int = 4
     ) -> None:
-        recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
         if batch < 1:
             raise GocaError(f"batch {batch} is too small: give 1 or more", hint="batch")
         self.backbone, self.batch = backbone, batch
         joint = backbone.family.joint is not None
-        made = plan(recipe, backbone.settings, backbone.blocks, backbone.name, options, joint)
+        made = plan(recipe_named(recipe), backbone.settings, backbone.blocks, backbone.name, options, joint)
         trained = backbone.settings.size
         if made.size > MAX_ENLARGEMENT * trained:
             raise GocaError(
@@ -54,17 +45,8 @@ class PlannedModel:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.plan!r}, {self.plan.dtype} on {self.plan.device}, batch {self.batch})"
 
-    def check(
-        self,
-        classes: Classes,
-        background_classes: Sequence[str] = (),
-        caption: str | None = None,
-        background: str | float | None = AUTO,
-    ) -> BackboneSession:
+    def check(self, request: SegmentationRequest) -> BackboneSession:
         """Find out before any image is read whether this model can segment by such a request.
-
-        Args:
-            classes, background_classes, caption, background: see `SegmentationRequest`.
 
         Returns:
             A session that has encoded the captions, for `Segmenter.stream`.
@@ -74,7 +56,7 @@ class PlannedModel:
         """
         session = self.backbone.session()
         with self.inference():
-            find_tokens(SegmentationRequest("", classes, background_classes, background, caption), self.plan, session)
+            find_tokens(request, self.plan, session)
         return session
 
     def inference(self) -> AbstractContextManager[None]:
@@ -92,13 +74,7 @@ class PlannedModel:
         revision: str | None = None,
         variant: str | None = None,
         batch: int = 4,
-        size: int | None = None,
-        timestep: int | Sequence[int] | None = None,
-        seed: int = 0,
-        seeds: int = 1,
-        flip: bool = False,
-        window: bool = False,
-        refine_edges: bool = False,
+        **options: Unpack[OptionValues],
     ) -> _Model:
         """Load a model and plan how to use it.
 
@@ -110,31 +86,14 @@ class PlannedModel:
             revision: branch, tag or commit of a Hub id.
             variant: of the weight files, such as "fp16".
             batch: rows that go through the denoiser at once, 1 or more.
-            size: images are shown with about size x size pixels, in their own aspect; by default as the model was
-                trained. At most four times that.
-            timestep: noise level of the pass, 0 to 999, for flow models thousandths of sigma; with several, the scores
-                are averaged. By default the recipe's, else the checkpoint's.
-            seed: of the first noise.
-            seeds: how many consecutive noise seeds are averaged.
-            flip: average with the mirrored image.
-            window: see the image through overlapping windows at its own scale.
-            refine_edges: make the scores follow the image's edges before pixels are labelled (`goca.maths.edges`).
+            **options: size, timestep, seed, seeds, flip, window, refine_edges: see `goca.plan.Options`.
 
         Raises:
             GocaError: for a model that cannot be loaded or read, an unknown recipe, or a setting out of range.
         """
         pipeline = load(name, device, dtype, revision, variant)
         full_name = "@".join(str(part) for part in (name, revision, variant) if part is not None)
-        options = Options(
-            size=size,
-            timestep=timestep,
-            seed=seed,
-            seeds=seeds,
-            flip=flip,
-            window=window,
-            refine_edges=refine_edges,
-        )
-        return cls(Backbone(pipeline, full_name), recipe, options, batch)
+        return cls(Backbone(pipeline, full_name), recipe, Options(**options), batch)
 
     @classmethod
     def from_pipeline(
@@ -144,13 +103,7 @@ class PlannedModel:
         *,
         family: Family | None = None,
         batch: int = 4,
-        size: int | None = None,
-        timestep: int | Sequence[int] | None = None,
-        seed: int = 0,
-        seeds: int = 1,
-        flip: bool = False,
-        window: bool = False,
-        refine_edges: bool = False,
+        **options: Unpack[OptionValues],
     ) -> _Model:
         """Wrap a loaded pipeline, which stays as it is; one call at a time uses it.
 
@@ -158,18 +111,9 @@ class PlannedModel:
             pipe: a text-to-image diffusers pipeline.
             recipe: the method, a `Recipe` or its name.
             family: the facts of its denoiser, where no listed family has it; `goca models` can probe for them.
-            batch, size, timestep, seed, seeds, flip, window, refine_edges: see `from_pretrained`.
+            batch, **options: see `from_pretrained`.
 
         Raises:
             GocaError: for a pipeline that cannot be read, an unknown recipe, or a setting out of range.
         """
-        options = Options(
-            size=size,
-            timestep=timestep,
-            seed=seed,
-            seeds=seeds,
-            flip=flip,
-            window=window,
-            refine_edges=refine_edges,
-        )
-        return cls(Backbone(pipe, family=family), recipe, options, batch)
+        return cls(Backbone(pipe, family=family), recipe, Options(**options), batch)

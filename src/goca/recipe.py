@@ -119,9 +119,11 @@ RECIPES = {
 }
 
 
-def recipe_named(name: str) -> Recipe:
-    """Look up a recipe, whatever the case, with "-" or "_". Raises GocaError, listing the names, for an unknown one."""
-    key = name.lower().replace("_", "-")
+def recipe_named(recipe: Recipe | str) -> Recipe:
+    """The recipe of a name, whatever its case, with "-" or "_"; GocaError for an unknown one. A recipe itself stays."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    key = recipe.lower().replace("_", "-")
     if key not in RECIPES:
-        raise GocaError(f'no recipe "{name}": there are {", ".join(RECIPES)}', hint="recipe")
+        raise GocaError(f'no recipe "{recipe}": there are {", ".join(RECIPES)}', hint="recipe")
     return RECIPES[key]

@@ -59,12 +59,9 @@ class PreparedImage:
 
     Attributes:
         image: upright, RGB.
-        classes: their names.
         prompts: the nouns' tokens in each prompt that the classes were spread over.
-        background: the rule for pixels of no class.
-        background_by_user: whether the user chose it.
-        windows: where the windows lie on the common grid.
-        tiles: the image under each window.
+        background: the rule for pixels of no class; background_by_user: whether the user chose it.
+        windows: where they lie on the common grid; tiles: the image under each.
         size: (height, width) in pixels at which the model sees a window.
         notes: what had to differ from the recipe.
     """
@@ -90,11 +87,7 @@ class PreparedImage:
 
 
 def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) -> PreparedImage:
-    """Read the image, find the nouns' tokens, choose windows and background.
-
-    Raises:
-        GocaError: for an image that cannot be read, or nouns that cannot be asked for.
-    """
+    """Read the image, find the nouns' tokens, choose windows and background; GocaError where that fails."""
     image = images.load(request.image)
     prompts, notes = find_tokens(request, plan, session)
     background = background_of(request.background, plan, has_background_classes=bool(prompts[0].background_classes))
@@ -123,8 +116,7 @@ def find_tokens(
 ) -> tuple[tuple[NounTokens, ...], list[str]]:
     """The tokens of the request's nouns in each prompt, and notes on what had to be done; no image is read.
 
-    Raises:
-        GocaError: for nouns that cannot be asked for.
+    Raises GocaError for nouns that cannot be asked for.
     """
     classes, background_classes = parse_nouns(request.classes, request.background_classes)
     check_rivals(request.background, classes)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from goca.class_maps import ClassMaps
 from goca.errors import GocaError
-from goca.exports import DEFAULT_FORMATS, EXPORTERS, ExportContext
+from goca.exports import DEFAULT_FORMATS, ExportContext, exporters
 from goca.exports.coco import coco
 from goca.exports.labelme import labelme
 from goca.imaging import draw
@@ -173,14 +173,10 @@ class Segmentation:
         Raises:
             GocaError: a format is unknown, or the folder cannot be written.
         """
-        for name in formats:
-            if name not in EXPORTERS:
-                raise GocaError(f'no format "{name}": choose from {", ".join(EXPORTERS)}', "format")
         context = ExportContext(file_name=file_name or f"{stem}.png", facts=facts or {})
         files = {
             Path(folder) / f"{stem}{exporter.suffix}": exporter.write(self, context)
-            for name, exporter in EXPORTERS.items()
-            if name in formats
+            for exporter in exporters(formats).values()
         }
         write_atomic(files)
         return tuple(files)

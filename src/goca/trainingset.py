@@ -36,7 +36,7 @@ class TrainingSet:
         for name in self.classes:
             if name.strip().lower() in RESERVED or len(name.splitlines()) > 1:
                 raise GocaError(f"{name!r} cannot be a class of a folder: name it otherwise, in one line")
-        text = "".join(f"{place}: {name}\n" for place, name in enumerate(self.classes, start=1))
+        text = "".join(f"{number}: {name}\n" for number, name in enumerate(self.classes, start=1))
         path = Path(self.folder) / CLASSES
         try:
             if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -45,21 +45,21 @@ class TrainingSet:
             raise GocaError(f"cannot read {path}: {error}; choose another folder") from None
         write_atomic({path: text.encode()})
 
-    def add(self, found: Segmentation, prompt: str = "") -> Path:
+    def add(self, segmentation: Segmentation, prompt: str = "") -> Path:
         """Write an image with its mask, then its prompt as a line; the image's path.
 
         Raises GocaError for a class that the set does not have, and where the folder cannot be written.
         """
-        for name in found.classes:
+        for name in segmentation.classes:
             if name not in self.classes:
-                raise GocaError(f'"{name}" is no class of {self.folder}: there are {", ".join(self.classes)}')
-        ids = np.array([0, *(list(self.classes).index(name) + 1 for name in found.classes)], np.uint16)
+                raise GocaError(f'"{name}" is not a class of {self.folder}: there are {", ".join(self.classes)}')
+        ids = np.array([0, *(list(self.classes).index(name) + 1 for name in segmentation.classes)], np.uint16)
         folder = Path(self.folder)
         taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
         image = folder / f"{max(taken, default=-1) + 1}.png"
-        mask = labels_png(ids[found.labels], self.classes)
+        mask = labels_png(ids[segmentation.labels], self.classes)
         # The image last: where it is, its mask is.
-        write_atomic({image.with_suffix(".labels.png"): mask, image: png(found.image)})
+        write_atomic({image.with_suffix(".labels.png"): mask, image: png(segmentation.image)})
         try:
             with (folder / PROMPTS).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"image": image.name, "prompt": prompt}, ensure_ascii=False) + "\n")

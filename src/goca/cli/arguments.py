@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,11 @@ from goca.errors import GocaError
 
 RECIPES = tuple(name.lower().replace("_", "-") for name in goca.__all__ if name.isupper() and name != "RECIPES")
 """The keys of `goca.RECIPES`, each a constant of goca, read off their names because the values need torch."""
+FORMATS = ("labels", "overlay", "coco", "labelme", "json")
+"""The keys of `goca.exports.EXPORTERS`, whose import would make the help slow."""
+
+option = partial(typer.Option, show_default=False)
+"""An option whose help says itself what happens without it."""
 
 ModelOption = Annotated[
     str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id to download.')
@@ -20,81 +26,53 @@ ModelOption = Annotated[
 RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.join(RECIPES[:-1])} or {RECIPES[-1]}.")]
 TimestepOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="T[,T...]",
         help="Noise level of the forward pass, 0 to 1000; the maps of several are averaged.  [default: the model's]",
-        show_default=False,
     ),
 ]
 SizeOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Side in pixels of the image that the model sees.  [default: the model's]",
-        show_default=False,
-    ),
+    option(metavar="N", min=1, help="Side in pixels of the image that the model sees.  [default: the model's]"),
 ]
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the noise.")]
 SeedsOption = Annotated[int, typer.Option(metavar="N", min=1, help="Average over N noise seeds.")]
-FlipOption = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.", show_default=False)]
-WindowOption = Annotated[
-    bool,
-    typer.Option("--window", help="Process large images in overlapping windows, at full scale.", show_default=False),
-]
+FlipOption = Annotated[bool, option("--flip", help="Average with the mirrored image.")]
+WindowOption = Annotated[bool, option("--window", help="Process large images in overlapping windows, at full scale.")]
 RefineEdgesOption = Annotated[
-    bool,
-    typer.Option("--refine-edges", help="Align the masks with the image's edges (guided filter).", show_default=False),
+    bool, option("--refine-edges", help="Align the masks with the image's edges (guided filter).")
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="DEVICE",
-        help="cpu, cuda, cuda:1 or mps.  [default: cuda or mps where available, else cpu]",
-        show_default=False,
-    ),
+    option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.  [default: cuda or mps where available, else cpu]"),
 ]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="DTYPE",
-        help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]",
-        show_default=False,
-    ),
+    option(metavar="DTYPE", help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]"),
 ]
 BatchOption = Annotated[int, typer.Option(metavar="N", min=1, help="Images per forward pass.")]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(
+    option(
         metavar="N",
         min=1,
         help="Processes, each with its own model.  [default: 1; with --ray one per GPU, or per CPU without GPUs]",
-        show_default=False,
     ),
 ]
 RayOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="ADDRESS",
-        help='Run on a Ray cluster: its address, "auto", or "local" to start one on this machine.',
-        show_default=False,
+    option(
+        metavar="ADDRESS", help='Run on a Ray cluster: its address, "auto", or "local" to start one on this machine.'
     ),
 ]
-LimitOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Evaluate only the first N images.", show_default=False)
-]
+LimitOption = Annotated[int | None, option(metavar="N", min=1, help="Evaluate only the first N images.")]
 CaptionsOption = Annotated[
     str, typer.Option(metavar="STYLE", help='Prompts: "nouns", a list of the classes, or "sentences".')
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)]
-JsonLinesOption = Annotated[
-    bool, typer.Option("--json", help="Print one line of JSON per image and nothing else.", show_default=False)
-]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.", show_default=False)]
-VerboseOption = Annotated[
-    bool,
-    typer.Option("-v", "--verbose", help="Show warnings of the libraries, and tracebacks.", show_default=False),
-]
+JsonOption = Annotated[bool, option("--json", help="Print JSON and nothing else.")]
+JsonLinesOption = Annotated[bool, option("--json", help="Print one line of JSON per image and nothing else.")]
+MarkdownOption = Annotated[bool, option("--markdown", help="Print a Markdown table.")]
+VerboseOption = Annotated[bool, option("-v", "--verbose", help="Show warnings of the libraries, and tracebacks.")]
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -84,6 +84,13 @@ def console() -> "Console":
     return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
+def show(*parts: "str | Table") -> None:
+    """Print lines and tables on stdout; a line is not broken, however long."""
+    page = console()
+    for part in parts:
+        page.print(part, soft_wrap=isinstance(part, str))
+
+
 def table(*columns: str) -> "Table":
     """An empty table; text that is too long for its column is wrapped, not cut."""
     from rich import box
@@ -94,26 +101,18 @@ def table(*columns: str) -> "Table":
 
 def progress(hidden: bool) -> "Progress":
     """A progress display on stderr that vanishes when done; nothing is shown unless stderr is a terminal."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     disable = hidden or not sys.stderr.isatty()
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    return bars.Progress(
+        bars.SpinnerColumn(),
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
         console=Console(stderr=True, quiet=disable),
         transient=True,
         redirect_stdout=False,  # results belong on stdout, which need not be the same terminal
@@ -131,6 +130,6 @@ def paused(bar: "Progress") -> Iterator[None]:
         bar.start()
 
 
-def interval(bounds: Sequence[float]) -> str:
-    """A confidence interval: [0.123, 0.456]"""
-    return "[{:.3f}, {:.3f}]".format(*bounds)
+def interval(bounds: Sequence[float], sign: str = "") -> str:
+    """A confidence interval: [0.123, 0.456], or with sign "+" that of a difference: [-0.123, +0.456]."""
+    return "[{}]".format(", ".join(f"{bound:{sign}.3f}" for bound in bounds))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import console, interval, paused, progress, say, session, table
+from goca.cli.console import interval, paused, progress, say, session, show, table
 from goca.evaluation.datasets import DATASETS
 
 if TYPE_CHECKING:
@@ -28,52 +28,38 @@ def evaluate(
     ],
     root: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder that the data set was unpacked in.", show_default=False),
+        arguments.option(metavar="DIR", help="Folder that the data set was unpacked in."),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Split of the data set.  [default: the one that the protocol uses]",
-            show_default=False,
-        ),
+        arguments.option(metavar="NAME", help="Split of the data set.  [default: the one that the protocol uses]"),
     ] = None,
-    as_background: Annotated[
-        str, typer.Option(metavar="NAMES", help="Categories that count as background.", show_default=False)
-    ] = "",
+    as_background: Annotated[str, arguments.option(metavar="NAMES", help="Categories that count as background.")] = "",
     limit: arguments.LimitOption = None,
     protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/evaluation.md.")] = "honest",
     switches: Annotated[
         list[str] | None,
-        typer.Option(
+        arguments.option(
             "--set",
             metavar="SWITCH=VALUE",
             help="Change a switch of the protocol, such as void=background; may be repeated.",
-            show_default=False,
         ),
     ] = None,
     tagger: Annotated[
         str | None,
-        typer.Option(
+        arguments.option(
             metavar="TAGGER",
             help="What names the classes in each image: oracle (the ground truth), given:NOUNS, captions:FILE, "
             "vlm:MODEL, local:MODEL, self:error or self:map.  [default for scenes: oracle]",
-            show_default=False,
         ),
     ] = None,
     prices: Annotated[
         str | None,
-        typer.Option(
-            metavar="INPUT,OUTPUT",
-            help="Price of vlm:MODEL per million input and output tokens.",
-            show_default=False,
-        ),
+        arguments.option(metavar="INPUT,OUTPUT", help="Price of vlm:MODEL per million input and output tokens."),
     ] = None,
     estimate: Annotated[
         bool,
-        typer.Option(
-            "--estimate", help="Print the estimated tokens and cost of vlm:MODEL, then exit.", show_default=False
-        ),
+        arguments.option("--estimate", help="Print the estimated tokens and cost of vlm:MODEL, then exit."),
     ] = False,
     together: Annotated[int, typer.Option(metavar="N", min=1, help="Concurrent requests to vlm:MODEL.")] = 4,
     captions: arguments.CaptionsOption = "nouns",
@@ -94,10 +80,9 @@ def evaluate(
     ray: arguments.RayOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        arguments.option(
             metavar="RUN",
             help="Folder for images.jsonl, run.json and confusion.png; an unfinished run in it is resumed.",
-            show_default=False,
         ),
     ] = None,
     as_json: arguments.JsonOption = False,
@@ -109,10 +94,9 @@ def evaluate(
     that was stopped or killed is resumed by the same command.
     """
     with session(verbose):
-        timesteps = arguments.timesteps(timestep)
         tags = arguments.tagger(tagger, dataset)
         overrides = {
-            "timestep": timesteps,
+            "timestep": arguments.timesteps(timestep),
             "size": size,
             "seed": seed,
             "seeds": seeds,
@@ -144,7 +128,10 @@ def evaluate(
             concurrency=together,
         )
         if estimate:
-            _estimate(config, out, as_json)
+            from goca.evaluation import runner
+
+            expected = runner.estimate(config, out)
+            show(json.dumps(vars(expected)) if as_json else str(expected))
             return
         complete = _run(config, out, Executor(workers=workers, ray=ray), as_json)
     if not complete:
@@ -176,7 +163,7 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
                         case Estimate():
                             if not as_json:
                                 with paused(bar):
-                                    console().print(f"expected use of the tagger: {event}", soft_wrap=True)
+                                    show(f"expected use of the tagger: {event}")
                         case runner.Finished():
                             report, settings = event.report, event.settings
         except KeyboardInterrupt:
@@ -189,16 +176,8 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
         say(f"left out: {image.id}: {image.left_out}")
     if as_json:
         left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
-        print(
-            json.dumps(
-                {
-                    **report.metrics(),
-                    "left_out_images": left_out,
-                    "protocol": report.protocol.to_json(),
-                    "plan": settings["plan"],
-                }
-            )
-        )
+        facts = {"left_out_images": left_out, "protocol": report.protocol.to_json(), "plan": settings["plan"]}
+        print(json.dumps({**report.metrics(), **facts}))
     else:
         _print(report, out)
     if report.left_out:
@@ -206,38 +185,23 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
     return not report.left_out
 
 
-def _estimate(config: "EvaluationConfig", out: Path | None, as_json: bool) -> None:
-    """Print the tokens and cost that the tagger is expected to take."""
-    from goca.evaluation import runner
-
-    expected = runner.estimate(config, out)
-    if as_json:
-        print(json.dumps(vars(expected)))
-    else:
-        console().print(str(expected), soft_wrap=True)
-
-
 def _print(report: "Report", out: Path | None) -> None:
     metrics: dict[str, Any] = report.metrics()
     rows = table("class", "IoU")
     for name, value in sorted(metrics["per_class"].items(), key=lambda item: -item[1]):
         rows.add_row(name, f"{value:.3f}")
-    page = console()
-    page.print(rows)
-    page.print(
+    show(
+        rows,
         f"mIoU {metrics['miou']:.3f} {interval(metrics['ci95'])}, accuracy {metrics['pixel_accuracy']:.3f}, "
         f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.3f}, {metrics['labels']} labels, "
         f"{metrics['images']} images",
-        soft_wrap=True,
     )
     if "sweep" in metrics:
         fixed, oracle = metrics["fixed_threshold"], metrics["oracle_threshold"]
-        page.print(
+        show(
             f"fixed threshold: {fixed['miou']:.3f} {interval(fixed['ci95'])}; oracle threshold "
-            f"{oracle['threshold']:+.1f}, picked on these images: {oracle['miou']:.3f}",
-            soft_wrap=True,
+            f"{oracle['threshold']:+.1f}, picked on these images: {oracle['miou']:.3f}"
         )
-    for line in report.protocol.lines():
-        page.print(line, soft_wrap=True)
+    show(*report.protocol.lines())
     if out is not None:
-        page.print(f"written to {out}", soft_wrap=True)
+        show(f"written to {out}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import console, paused, progress, say, session
+from goca.cli.console import paused, progress, say, session, show
 
 if TYPE_CHECKING:
     from goca.generation import Explained, Generated, GenerationOptions
@@ -31,31 +31,24 @@ def generate(
     model: arguments.ModelOption = "bundled",
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]", show_default=False),
+        arguments.option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]"),
     ] = None,
     scale: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Guidance scale.  [default: the model's]", show_default=False),
+        arguments.option(metavar="S", help="Guidance scale.  [default: the model's]"),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images, with consecutive seeds.")] = 1,
     size: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=8192,
-            help="Width and height in pixels.  [default: the model's]",
-            show_default=False,
-        ),
+        arguments.option(metavar="N", min=1, max=8192, help="Width and height in pixels.  [default: the model's]"),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("goca-out"),
     explain: Annotated[
         bool,
-        typer.Option(
+        arguments.option(
             "--explain",
             help="Also write heat maps of the names in the prompt, labelled masks, and a sheet that shows all of them.",
-            show_default=False,
         ),
     ] = False,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="Method that --explain uses; see goca segment.")] = "goca",
@@ -70,32 +63,54 @@ def generate(
     ones are overwritten.
     """
     with session(verbose):
+        from goca import generation
+        from goca.diffusion.loading import load, without_bars
         from goca.folders import check_writable
-        from goca.generation import GenerationOptions
+        from goca.imaging.draw import png
         from goca.recipe import recipe_named
+        from goca.storage.atomic import write_atomic
 
         recipe_named(recipe)
         check_writable(out)
-        files = GenerationFiles(out, prompt, range(seed, seed + count))
-        options = GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
-        _run(files, options, model, device, dtype, explain, recipe, as_json)
+        files = GenerationFiles(out, slug(prompt) or "image", range(seed, seed + count))
+        options = generation.GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
+        rows: list[list[Cell]] = []
+        done = 0
+        try:
+            with progress(hidden=as_json) as bar:
+                task = bar.add_task(f"loading {model}", total=None)
+                with without_bars() if as_json else nullcontext():
+                    pipeline = load(model, device, dtype, None, None)
+                bar.reset(task, description=f"generating seed {seed}", total=None)
+                # Closed, the pipeline stops at its next step.
+                with closing(generation.generate(pipeline, options, files.seeds, explain, recipe)) as events:
+                    for event in events:
+                        if isinstance(event, generation.Progress):
+                            description = f"generating seed {event.seed}"
+                            bar.update(task, description=description, completed=event.step, total=event.steps)
+                            continue
+                        image = files.of(event.seed, "png")
+                        write_atomic({image: png(event.image)})
+                        explained, explanation = _explain(files, options, event, rows) if explain else (None, [])
+                        done += 1
+                        with paused(bar):
+                            _print(event, explained, [image, *explanation], as_json)
+        except KeyboardInterrupt:
+            say(f"stopped; {done} of {count} images are done and complete")
+            raise typer.Exit(130) from None
 
 
 @dataclass(frozen=True)
 class GenerationFiles:
-    """Where results go: NAME-SEED.png and what explains it in `folder`, NAME from the prompt."""
+    """Where results go: NAME-SEED.png and what explains it in `folder`."""
 
     folder: Path
-    prompt: str
+    name: str
     seeds: Sequence[int]
 
-    @property
-    def name(self) -> str:
-        return slug(self.prompt) or "image"
-
-    def of(self, seed: int, *parts: str) -> Path:
-        """NAME-SEED.PART.PART"""
-        return self.folder / ".".join((f"{self.name}-{seed}", *parts))
+    def of(self, seed: int, ending: str) -> Path:
+        """NAME-SEED.ENDING"""
+        return self.folder / f"{self.name}-{seed}.{ending}"
 
     def sheet(self, seed: int) -> Path:
         """NAME-FIRST-LAST.sheet.png: the contact sheet that a seed's image is on."""
@@ -124,79 +139,19 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
     return unique
 
 
-def _run(
-    files: GenerationFiles,
-    options: "GenerationOptions",
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    explain: bool,
-    recipe: str,
-    as_json: bool,
-) -> None:
-    """Generate every image. What is written stays, whatever happens later."""
-    from goca.diffusion.loading import load, without_bars
-    from goca.generation import Progress, generate
-
-    rows: list[list[Cell]] = []
-    count = 0
-    try:
-        with progress(hidden=as_json) as bar:
-            task = bar.add_task(f"loading {model}", total=None)
-            with without_bars() if as_json else nullcontext():
-                pipeline = load(model, device, dtype, None, None)
-            bar.reset(task, description=f"generating seed {files.seeds[0]}", total=None)
-            # Closed, the pipeline stops at its next step.
-            with closing(generate(pipeline, options, files.seeds, explain, recipe)) as events:
-                for event in events:
-                    if isinstance(event, Progress):
-                        description = f"generating seed {event.seed}"
-                        bar.update(task, description=description, completed=event.step, total=event.steps)
-                        continue
-                    explained, written = _write(files, options, event, explain, rows)
-                    count += 1
-                    with paused(bar):
-                        _print(event, explained, written, as_json)
-    except KeyboardInterrupt:
-        say(f"stopped; {count} of {len(files.seeds)} images are done and complete")
-        raise typer.Exit(130) from None
-
-
-def _write(
-    files: GenerationFiles,
-    options: "GenerationOptions",
-    generated: "Generated",
-    explain: bool,
-    rows: "list[list[Cell]]",
-) -> "tuple[Explained | None, list[Path]]":
-    """Write the files of one image. rows: those of the current contact sheet, to which the image's is added."""
-    from goca.generation import explain as explain_image
-    from goca.generation import row
+def _explain(
+    files: GenerationFiles, options: "GenerationOptions", generated: "Generated", rows: "list[list[Cell]]"
+) -> "tuple[Explained, list[Path]]":
+    """Explain an image in files, all or none, the JSON last; then on the contact sheet, which has `rows` so far."""
+    from goca.exports.json_document import document
+    from goca.exports.labels_png import labels_png
+    from goca.generation import explain, row
     from goca.imaging.draw import png
     from goca.imaging.sheet import contact_sheet
     from goca.storage.atomic import write_atomic
 
-    written = [files.of(generated.seed, "png")]
-    write_atomic({written[0]: png(generated.image)})
-    if not explain:
-        return None, written
-    explained = explain_image(generated)
-    written += _write_explanation(files, options, explained)
-    if len(rows) == ROWS:
-        rows.clear()
-    rows.append(row(explained))
-    sheet = files.sheet(generated.seed)
-    write_atomic({sheet: png(contact_sheet(rows))})
-    return explained, [*written, sheet]
-
-
-def _write_explanation(files: GenerationFiles, options: "GenerationOptions", explained: "Explained") -> list[Path]:
-    """The files that explain an image, all or none; the JSON last."""
-    from goca.exports.labels_png import labels_png
-    from goca.imaging.draw import png
-    from goca.storage.atomic import write_atomic
-
-    masks, generated = explained.masks, explained.generated
+    explained = explain(generated)
+    masks = explained.masks
     facts = {
         "request": vars(options),
         "seed": generated.seed,
@@ -205,14 +160,19 @@ def _write_explanation(files: GenerationFiles, options: "GenerationOptions", exp
         "left_out": list(explained.left_out),
     }
     stems = slugs(explained.heatmaps)
-    paths = {
-        files.of(generated.seed, stems[name], "heatmap.png"): png(image) for name, image in explained.heatmaps.items()
+    contents = {f"{stems[name]}.heatmap.png": png(image) for name, image in explained.heatmaps.items()} | {
+        "labels.png": labels_png(masks.labels, masks.classes),
+        "overlay.png": png(masks.overlay()),
+        "json": document(facts),
     }
-    paths[files.of(generated.seed, "labels.png")] = labels_png(masks.labels, masks.classes)
-    paths[files.of(generated.seed, "overlay.png")] = png(masks.overlay())
-    paths[files.of(generated.seed, "json")] = (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+    paths = {files.of(generated.seed, part): content for part, content in contents.items()}
     write_atomic(paths)
-    return list(paths)
+    if len(rows) == ROWS:
+        rows.clear()
+    rows.append(row(explained))
+    sheet = files.sheet(generated.seed)
+    write_atomic({sheet: png(contact_sheet(rows))})
+    return explained, [*paths, sheet]
 
 
 def _print(generated: "Generated", explained: "Explained | None", written: Sequence[Path], as_json: bool) -> None:
@@ -223,8 +183,6 @@ def _print(generated: "Generated", explained: "Explained | None", written: Seque
             facts["left_out"] = list(explained.left_out)
         print(json.dumps(facts), flush=True)
         return
-    page = console()
-    for path in written:
-        page.print(str(path), soft_wrap=True)
+    show(*map(str, written))
     for name in explained.left_out if explained is not None else ():
-        page.print(f'note: "{name}" has no map: the tokenizer cuts it off, or it has only stop words', soft_wrap=True)
+        show(f'note: "{name}" has no map: the tokenizer cuts it off, or it has only stop words')

@@ -1,7 +1,7 @@
 """`goca segment`: label images and folders of images, and print each as it is done."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import console, described, paused, progress, say, session, table
+from goca.cli.console import described, paused, progress, say, session, show, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
-    from goca.folders import Facts, FolderProgress, ImageJob, ImageOutcome, ModelOptions
-    from goca.parallel import Executor
-    from goca.request import SegmentationRequest
+    from goca.folders import Facts, FolderProgress, ImageJob, ImageOutcome
 
 MOST_CLASSES = 8
 """Classes that the line of an image in a folder lists; its JSON file has them all."""
@@ -32,13 +30,12 @@ def segment(
     ],
     classes: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help='Classes to look for: "cat, grass".', show_default=False),
+        arguments.option(metavar="NAMES", help='Classes to look for: "cat, grass".'),
     ] = None,
     classes_file: Annotated[
         Path | None,
-        typer.Option(
+        arguments.option(
             metavar="FILE",
-            show_default=False,
             help='The classes in a file, one per line: "class" or "class: synonym, synonym". # starts a comment.',
         ),
     ] = None,
@@ -55,10 +52,8 @@ def segment(
     ] = "auto",
     caption: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Prompt to use instead of the list of classes; it must contain every class.",
-            show_default=False,
+        arguments.option(
+            metavar="TEXT", help="Prompt to use instead of the list of classes; it must contain every class."
         ),
     ] = None,
     model: arguments.ModelOption = "bundled",
@@ -71,14 +66,19 @@ def segment(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for NAME.labels.png, NAME.overlay.png and NAME.json.")
     ] = Path("goca-out"),
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="F,F", help=f"Files to write for each image, of: {', '.join(arguments.FORMATS)}."
+        ),
+    ] = "labels,overlay,json",
     as_json: arguments.JsonLinesOption = False,
     resume: Annotated[
         bool,
-        typer.Option(
+        arguments.option(
             "--resume",
             help="Keep the results of an earlier run and segment the remaining images; results that were made with "
             "other classes or settings stop the run.",
-            show_default=False,
         ),
     ] = False,
     workers: arguments.WorkersOption = None,
@@ -92,16 +92,16 @@ def segment(
 ) -> None:
     """Label the pixels of images with class names.
 
-    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file. Below --out, results keep
-    the images' paths from the common parent folder of all inputs.
+    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file, or what --format says.
+    Below --out, results keep the images' paths from the common parent folder of all inputs.
     """
     with session(verbose):
         listed = arguments.classes(classes, classes_file)
         threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
-        from goca.folders import ModelOptions, plan_outputs
+        from goca.folders import ModelOptions, plan_outputs, segment_images
         from goca.parallel import Executor
 
-        jobs = plan_outputs(images, out)
+        jobs = plan_outputs(images, out, arguments.names(formats))
         from goca.request import SegmentationRequest
 
         request = SegmentationRequest("", listed, arguments.names(background_classes), threshold, caption)
@@ -121,44 +121,39 @@ def segment(
                 "refine_edges": refine_edges,
             },
         )
-        summary = _run(jobs, request, options, resume, Executor(workers=workers, ray=ray), as_json)
+        executor = Executor(workers=workers, ray=ray)
+        events = segment_images(jobs, request, options, resume=resume, executor=executor)
+        summary = _run(events, len(jobs), model, as_json)
         _print_summary(summary, out, resume, as_json)
     if summary.left_out:
         raise typer.Exit(1)
 
 
-def _run(
-    jobs: "Sequence[ImageJob]",
-    request: "SegmentationRequest",
-    model: "ModelOptions",
-    resume: bool,
-    executor: "Executor",
-    as_json: bool,
-) -> "FolderProgress":
+def _run(events: "Iterable[FolderProgress | ImageOutcome]", total: int, model: str, as_json: bool) -> "FolderProgress":
     """Segment every image and print each as it is done. Where there is only one, its error is the command's."""
     from goca.diffusion.loading import without_bars
-    from goca.folders import FolderProgress, segment_images
+    from goca.folders import FolderProgress
 
-    summary = FolderProgress(total=len(jobs))
+    summary = FolderProgress(total=total)
     known_notes: set[str] = set()
     try:
         # A model that is downloaded shows the Hub's own progress, but not beside JSON.
         with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext():
-            loading = bar.add_task(f"loading {model.name}", total=None)
-            segmenting = bar.add_task("segmenting", total=len(jobs), start=False, visible=False)
-            for event in segment_images(jobs, request, model, resume=resume, executor=executor):
+            loading = bar.add_task(f"loading {model}", total=None)
+            segmenting = bar.add_task("segmenting", total=total, start=False, visible=False)
+            for event in events:
                 if isinstance(event, FolderProgress):
                     summary = event
                     bar.update(loading, visible=False)
                     bar.start_task(segmenting)
                     bar.update(segmenting, completed=event.done + event.left_out, visible=True)
                     continue
-                if len(jobs) == 1 and isinstance(event.result, GocaError):
+                if total == 1 and isinstance(event.result, GocaError):
                     raise event.result
                 with paused(bar):
-                    _print_outcome(event, as_json, len(jobs) == 1, known_notes)
+                    _print_outcome(event, as_json, total == 1, known_notes)
     except KeyboardInterrupt:
-        say(f"stopped; {summary.done} of {len(jobs)} images are done and complete")
+        say(f"stopped; {summary.done} of {total} images are done and complete")
         raise typer.Exit(130) from None
     return summary
 
@@ -186,11 +181,7 @@ def _print_table(job: "ImageJob", facts: "Facts") -> None:
         rows.add_row(entry["name"], f"{entry['share']:.1%}", f"{entry['peak']:.2f}")
     if background := _background(facts):
         rows.add_row("(background)", f"{background:.1%}", "")
-    page = console()
-    page.print(str(job.image), soft_wrap=True)
-    page.print(rows)
-    for line in (*(f"note: {note}" for note in facts["plan"]["notes"]), *map(str, job.targets)):
-        page.print(line, soft_wrap=True)
+    show(str(job.image), rows, *(f"note: {note}" for note in facts["plan"]["notes"]), *map(str, job.targets))
 
 
 def _print_block(job: "ImageJob", facts: "Facts", known_notes: set[str]) -> None:
@@ -200,12 +191,9 @@ def _print_block(job: "ImageJob", facts: "Facts", known_notes: set[str]) -> None
     listed = [f"{name} {shares[name]:.1%}" for name in visible[:MOST_CLASSES]]
     if len(visible) > MOST_CLASSES:
         listed.append(f"{len(visible) - MOST_CLASSES} more")
-    page = console()
-    page.print(f"{job.image}: {', '.join(listed)}", soft_wrap=True)
-    for note in facts["plan"]["notes"]:
-        if note not in known_notes:
-            known_notes.add(note)
-            page.print(f"  note: {note}", soft_wrap=True)
+    notes = [note for note in facts["plan"]["notes"] if note not in known_notes]
+    known_notes.update(notes)
+    show(f"{job.image}: {', '.join(listed)}", *(f"  note: {note}" for note in notes))
 
 
 def _background(facts: "Facts") -> float:
@@ -225,4 +213,4 @@ def _print_summary(summary: "FolderProgress", out: Path, resume: bool, as_json: 
     if as_json and (resume or summary.left_out):
         say(text)
     elif not as_json and (resume or summary.total > 1):
-        console().print(text, soft_wrap=True)
+        show(text)

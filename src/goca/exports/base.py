@@ -5,16 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt16
+from jaxtyping import UInt16
 from PIL import Image
-
-
-@runtime_checkable
-class Scores(Protocol):
-    """The part of `goca.segmentation.ScoreMaps` that formats read."""
-
-    @property
-    def grid(self) -> Float32[np.ndarray, "class height width"]: ...
 
 
 @runtime_checkable
@@ -27,8 +19,6 @@ class Exportable(Protocol):
     def classes(self) -> tuple[str, ...]: ...
     @property
     def labels(self) -> UInt16[np.ndarray, "height width"]: ...
-    @property
-    def scores(self) -> Scores: ...
     def overlay(self) -> Image.Image: ...
     def to_json(self) -> dict[str, Any]: ...
 
@@ -39,23 +29,16 @@ class ExportContext:
 
     Attributes:
         file_name: the image's path from the folder that the file will lie in.
-        image_id: the image's number, for formats that want one.
         facts: further entries for the JSON.
     """
 
-    file_name: str = "image.png"
-    image_id: int = 1
+    file_name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """An export format.
-
-    Attributes:
-        suffix: what follows the image's stem in the name of the file.
-        write: the file's content.
-    """
+    """A format: what follows the image's stem in the name of the file, and what makes the file's content."""
 
     suffix: str
     write: Callable[[Exportable, ExportContext], bytes]

@@ -21,9 +21,7 @@ def coco(
 
     Args:
         labels: 0 for background, i for `classes[i - 1]`.
-        classes: names.
-        image_id: the image's id.
-        file_name: the image's file name.
+        classes, image_id, file_name: as the file shall name them.
 
     Raises:
         GocaError: pycocotools is not installed.
@@ -57,4 +55,4 @@ def coco(
 
 def write(result: Exportable, context: ExportContext) -> bytes:
     """`coco` as a file."""
-    return json.dumps(coco(result.labels, result.classes, context.image_id, context.file_name)).encode()
+    return json.dumps(coco(result.labels, result.classes, image_id=1, file_name=context.file_name)).encode()

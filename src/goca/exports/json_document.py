@@ -1,11 +1,17 @@
 """Classes, shares and the plan as JSON."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from goca.exports.base import Exportable, ExportContext
 
 
+def document(facts: Mapping[str, Any]) -> bytes:
+    """An indented JSON file."""
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def write(result: Exportable, context: ExportContext) -> bytes:
-    """The result's own JSON and the context's facts, indented."""
-    document = {**result.to_json(), **context.facts}
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    """The result's own JSON and the context's facts."""
+    return document({**result.to_json(), **context.facts})

@@ -19,11 +19,7 @@ def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], 
 
     Points are x, y in pixels from the image's upper left corner, on the outlines of pixels: a polygon's area is its
     region's number of pixels. labelme knows no holes: a hole is joined to the outline by a seam of no width.
-
-    Args:
-        labels: 0 for background, i for `classes[i - 1]`.
-        classes: names.
-        file_name: the image's path from the folder that the file will lie in.
+    `file_name` is the image's path from the folder that the file will lie in.
     """
     height, width = labels.shape
     shapes: list[dict[str, Any]] = [

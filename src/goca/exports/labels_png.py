@@ -8,14 +8,12 @@ from PIL import Image
 
 from goca.exports.base import Exportable, ExportContext
 from goca.imaging.draw import png
-from goca.imaging.palette import palette
-
-MAX_INDEXED = 255  # classes that 8 bits hold next to the background
+from goca.imaging.palette import MAX_COLOURS, palette
 
 
 def labels_png(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> bytes:
     """A PNG whose pixel values are the labels: 8 bits with the palette, or 16-bit grey above 255 classes."""
-    if len(classes) <= MAX_INDEXED:
+    if len(classes) <= MAX_COLOURS:
         image = Image.fromarray(labels.astype(np.uint8))
         image.putpalette(palette(len(classes)).tobytes())
     else:

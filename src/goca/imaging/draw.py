@@ -24,41 +24,28 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def overlay(
-    image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], alpha: float = 0.5
-) -> Image.Image:
+def overlay(image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> Image.Image:
     """The image with its regions coloured and outlined, and a legend below, or beside it if upright.
 
     Args:
-        image: the image that was segmented, of the labels' size.
+        image: of the labels' size; one with a long side under 384 px is shown at the least whole multiple that is not.
         labels: 0 for background, which stays as photographed, i for `classes[i - 1]`.
-        classes: names; those that no pixel has are listed as not found, up to 20 of them.
-        alpha: share of a region's colour, 0 to 1.
-
-    Returns:
-        The image in the upper left corner, in its own size, or in k times that for the smallest whole
-        number k that makes its long side at least 384 px; then the legend, in the letters of Pillow's own
-        font: accents are dropped, and a name in another script appears as "class i".
-
-    Raises:
-        ValueError: image and labels differ in size.
+        classes: names; up to 20 that no pixel has are listed as not found. Pillow's font has no accents, which are
+            dropped, and no other scripts: such a name appears as "class i".
     """
-    painted_image = painted(image, labels, len(classes), alpha)
     colours = palette(len(classes))
     shares = np.bincount(labels.ravel(), minlength=len(classes) + 1) / labels.size
     names = {index: legible(name, f"class {index}") for index, name in enumerate(classes, start=1)}
-    present = [
-        LegendItem(name, percent(shares[index]), tuple(colours[index].tolist()))
-        for index, name in names.items()
-        if shares[index]
-    ]
-    missing = [name for index, name in names.items() if not shares[index]]
-    return with_legend(painted_image, present, missing_items(missing))
+    present, missing = [], []
+    for index, name in names.items():
+        if shares[index]:
+            present.append(LegendItem(name, percent(shares[index]), tuple(colours[index].tolist())))
+        else:
+            missing.append(name)
+    return with_legend(painted(image, labels, len(classes)), present, missing_items(missing))
 
 
-def painted(
-    image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int, alpha: float = 0.5
-) -> Image.Image:
+def painted(image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int) -> Image.Image:
     """`overlay` without its legend."""
     canvas = image.convert("RGB")
     factor = math.ceil(SHORTEST_LONG_SIDE / max(canvas.size))
@@ -66,19 +53,14 @@ def painted(
         canvas = canvas.resize((canvas.width * factor, canvas.height * factor), Image.Resampling.BICUBIC)
         labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     paint = Image.fromarray(palette(classes)[labels])
-    canvas.paste(Image.blend(canvas, paint, alpha), mask=Image.fromarray(labels > 0))
+    canvas.paste(Image.blend(canvas, paint, 0.5), mask=Image.fromarray(labels > 0))
     thickness = max(1, round(max(canvas.size) / 300))
     canvas.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
     return canvas
 
 
 def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Image.Image:
-    """The image in grey under the scores in colour: black is 0, pale yellow 1.
-
-    Args:
-        image: the image that the scores belong to; the result has its size.
-        scores: in [0, 1], on any grid that covers the image; interpolated bilinearly.
-    """
+    """The image in grey under the scores in colour: black is 0, pale yellow 1; a coarse grid is resized bilinearly."""
     smooth = Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
     colours = Image.fromarray(magma(np.asarray(smooth)))
     return Image.blend(image.convert("L").convert("RGB"), colours, 0.65)

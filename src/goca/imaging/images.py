@@ -24,19 +24,19 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 def load(image: ImageLike) -> Image.Image:
     """An RGB image, EXIF rotation applied, transparency laid on white.
 
-    Raises GocaError where there is no such file, it is no image, it is broken, or a side is under 16 px.
+    Raises GocaError where there is no such file, it is not an image, it is broken, or a side is under 16 px.
     """
     name = "the image"
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise GocaError(
-                f"an array of shape {image.shape} and type {image.dtype} is no image: pass (height, width, 3) uint8"
+                f"an array of shape {image.shape} and type {image.dtype} is not an image: pass (height, width, 3) uint8"
             )
         image, name = Image.fromarray(image), "the array"
     elif isinstance(image, str | os.PathLike):
         name = str(image)
     elif not isinstance(image, Image.Image):
-        raise GocaError(f"{type(image).__name__} is no image: pass a path, a PIL image or a uint8 array")
+        raise GocaError(f"{type(image).__name__} is not an image: pass a path, a PIL image or a uint8 array")
     upright = _decode(image, name)
     if min(upright.size) < SMALLEST:
         raise GocaError(f"{name} is {upright.width} x {upright.height} px: a side under {SMALLEST} px shows too little")
@@ -54,7 +54,7 @@ def _decode(image: str | os.PathLike[str] | Image.Image, name: str) -> Image.Ima
     except IsADirectoryError:
         raise GocaError(f"{name} is a folder: name an image") from None
     except UnidentifiedImageError:
-        raise GocaError(f"{name} is no image that Pillow can read: convert it to PNG or JPEG") from None
+        raise GocaError(f"{name} is not an image that Pillow can read: convert it to PNG or JPEG") from None
     except Image.DecompressionBombError:
         raise GocaError(f"{name} is too large to open safely: scale it down first") from None
     except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
@@ -82,9 +82,9 @@ def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, l
     long that, with a side of one multiple, it would be over four times that many, or over `most`.
     """
 
-    def scaled(factor: float, whole: Callable[[float], int]) -> Grid:
+    def scaled(factor: float, rounding: Callable[[float], int]) -> Grid:
         height, width = (
-            max(multiple, multiple * whole(side * factor / multiple)) for side in (image.height, image.width)
+            max(multiple, multiple * rounding(side * factor / multiple)) for side in (image.height, image.width)
         )
         return height, width
 

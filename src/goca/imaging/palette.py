@@ -32,9 +32,6 @@ def palette(classes: int) -> UInt8[np.ndarray, "colour 3"]:
     """RGB colours for a label map: row 0 is black, for background, row i is the colour of class i.
 
     A shorter palette is the beginning of a longer one. After 255 classes the colours repeat.
-
-    Args:
-        classes: how many.
     """
     indices = [0, *(1 + index % MAX_COLOURS for index in range(classes))]
     return _from_hex("000000" + _COLOURS)[indices]

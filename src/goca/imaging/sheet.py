@@ -29,24 +29,18 @@ class Cell:
 
 
 def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
-    """Rows of cells; captions that are too long are cut. Raises ValueError where there is no cell."""
-    columns = max((len(row) for row in rows), default=0)
-    if not columns:
-        raise ValueError("a contact sheet needs an image")
-    fitted = [[cell.image for cell in row] for row in rows]
-    heights = [max((image.height for image in row), default=0) for row in fitted]
-    widths = [max(image.width for image in column if image) for column in zip_longest(*fitted)]
+    """Rows of cells, at least one of them; captions that are too long are cut."""
+    columns = max(len(row) for row in rows)
     line = round(1.7 * TYPE)
-    sheet = Image.new(
-        "RGB",
-        (sum(widths) + GAP * (columns + 1), sum(heights) + line * len(rows) + GAP * (len(rows) + 1)),
-        PAPER,
-    )
+    heights = [max((cell.image.height for cell in row), default=0) for row in rows]
+    widths = [max(cell.image.width for cell in column if cell) for column in zip_longest(*rows)]
+    size = (sum(widths) + GAP * (columns + 1), sum(heights) + line * len(rows) + GAP * (len(rows) + 1))
+    sheet = Image.new("RGB", size, PAPER)
     top = GAP
-    for row, images, height in zip(rows, fitted, heights, strict=True):
+    for row, height in zip(rows, heights, strict=True):
         left = GAP
-        for cell, image, width in zip(row, images, widths, strict=False):
-            sheet.paste(image, (left, top))
+        for cell, width in zip(row, widths, strict=False):
+            sheet.paste(cell.image, (left, top))
             sheet.paste(_caption(cell, width, line), (left, top + height))
             left += width + GAP
         top += height + line + GAP

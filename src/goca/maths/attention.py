@@ -16,25 +16,26 @@ BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 DENSE_PIXELS = 64 * 64
 
 
-def probabilities(
-    q: Float[Tensor, "head pixel dim"],
-    k: Float[Tensor, "head key dim"],
-    scale: float,
-    mask: Float[Tensor, "#head #pixel key"] | None = None,
-) -> Float[Tensor, "head pixel key"]:
+Queries = Float[Tensor, "head pixel dim"]
+Keys = Float[Tensor, "head key dim"]
+Mask = Float[Tensor, "#head #pixel key"] | None
+"""What is added to the logits, if anything."""
+
+
+def probabilities(q: Queries, k: Keys, scale: float, mask: Mask = None) -> Float[Tensor, "head pixel key"]:
     """softmax(q k^T scale + mask) over keys, in float32."""
     logits = (q.float() * scale) @ k.float().transpose(-1, -2)
     return torch.softmax(logits if mask is None else logits + mask, dim=-1)
 
 
 def affinity_blocks(
-    q: Float[Tensor, "head pixel dim"],
-    k: Float[Tensor, "head key dim"],
+    q: Queries,
+    k: Keys,
     scale: float,
     rows: Int[Tensor, " row"] | None = None,
     *,
     image: slice = slice(None),
-    mask: Float[Tensor, "#head #pixel key"] | None = None,
+    mask: Mask = None,
 ) -> Iterator[tuple[slice, Float[Tensor, "block pixel"]]]:
     """The head-mean self-attention, some rows at a time: (which of `rows`, those rows); all pixels by default.
 
@@ -52,13 +53,13 @@ def affinity_blocks(
 
 
 def joint_blocks(
-    q: Float[Tensor, "head pixel dim"],
-    k: Float[Tensor, "head key dim"],
+    q: Queries,
+    k: Keys,
     scale: float,
     weights: Float[Tensor, "pixel head"],
     text: slice,
     image: slice,
-    mask: Float[Tensor, "#head #pixel key"] | None = None,
+    mask: Mask = None,
 ) -> Iterator[tuple[slice, Float[Tensor, "block token"], Float[Tensor, "block pixel"]]]:
     """One softmax over text and pixels: (which rows, their map of the tokens, their head-mean affinity).
 
@@ -66,12 +67,12 @@ def joint_blocks(
     """
     keys = range(k.shape[1])
     for block, parts in _blocks(q, k, scale, mask):
-        tokens, pixels = (
-            q.new_zeros(block.stop - block.start, len(keys[some]), dtype=torch.float32) for some in (text, image)
-        )
+        rows = block.stop - block.start
+        tokens = q.new_zeros(rows, len(keys[text]), dtype=torch.float32)
+        pixels = q.new_zeros(rows, len(keys[image]), dtype=torch.float32)
         for first, part in parts:
-            own = weights[block, first : first + len(part)]
-            tokens += einsum(own, part[..., text], "pixel head, head pixel token -> pixel token")
+            shares = weights[block, first : first + len(part)]
+            tokens += einsum(shares, part[..., text], "pixel head, head pixel token -> pixel token")
             pixels += _over_heads(part[..., image])
         yield block, tokens, pixels.div_(len(q))
 
@@ -81,9 +82,7 @@ def _over_heads(part: Tensor) -> Tensor:
     return part[0] if len(part) == 1 else part.sum(0)
 
 
-def _blocks(
-    q: Tensor, k: Tensor, scale: float, mask: Tensor | None
-) -> Iterator[tuple[slice, Iterator[tuple[int, Tensor]]]]:
+def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[slice, Iterator[tuple[int, Tensor]]]]:
     """Probabilities, some rows and some heads at a time: (rows, (first head, its and the next ones' rows) ...).
 
     Every part lies in the memory of the one before.
@@ -99,11 +98,11 @@ def _blocks(
 
     def parts(block: slice) -> Iterator[tuple[int, Tensor]]:
         for first in range(0, heads, together):
-            some = slice(first, min(first + together, heads))
-            part = memory[: some.stop - first, : block.stop - block.start]
-            torch.baddbmm(part, q[some, block].float(), keys[some], beta=0, alpha=scale, out=part)
+            group = slice(first, min(first + together, heads))
+            part = memory[: group.stop - first, : block.stop - block.start]
+            torch.baddbmm(part, q[group, block].float(), keys[group], beta=0, alpha=scale, out=part)
             if mask is not None:
-                part += mask[some if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
+                part += mask[group if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
             torch.softmax(part, dim=-1, out=part)
             yield first, part
 

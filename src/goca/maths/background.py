@@ -44,17 +44,6 @@ class Background:
     threshold: float = 0.0
 
 
-def label(
-    classes: Float[Tensor, "class h w"],
-    background_scores: Float[Tensor, "h w"] | None,
-    background: Background,
-    size: Grid,
-    guide: UInt8[Tensor, "height width 3"] | None = None,
-) -> Int[Tensor, "height width"]:
-    """Upsample, settle the background, take the argmax; see `labels`."""
-    return next(labels(classes, background_scores, (background,), size, guide))
-
-
 def labels(
     classes: Float[Tensor, "class h w"],
     background_scores: Float[Tensor, "h w"] | None,
@@ -69,7 +58,7 @@ def labels(
         classes: scores on the common grid; a class whose map is -inf cannot win.
         background_scores: what the background classes score; None counts as 0.
         backgrounds: the rules to label by.
-        size: (height, width) in pixels of the labels.
+        size: of the labels, in pixels.
         guide: the image, RGB, whose edges the upsampled scores follow; without it they are resized bilinearly.
         strip: rows that are upsampled at once without a guide, which bounds the memory.
 
@@ -100,7 +89,7 @@ def _upsampled(
         # In the products 0 * -inf gave NaN.
         scores[1:][absent] = -torch.inf
         parts.append((scores[0], *scores[1:].max(0)))
-    extra, best, winner = (torch.cat(part) for part in zip(*parts, strict=True))
+    extra, best, winner = map(torch.cat, zip(*parts, strict=True))
     return extra, best, winner
 
 

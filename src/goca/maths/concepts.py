@@ -1,7 +1,6 @@
 """What a layer's map is made of: attention probabilities, or what joint attention gave to pixels and to words."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import einsum
@@ -13,13 +12,9 @@ OutputScore = Callable[
     Float[Tensor, "pixel token"],
 ]
 """(what attention gave the pixels, what it gave the text, each noun's token columns) -> the layer's map."""
-
-
-@dataclass(frozen=True)
-class MapRule:
-    """`score`, or where there is none the attention probabilities, weighed over heads."""
-
-    score: OutputScore | None = None
+MapRule = OutputScore | None
+attention: MapRule = None
+"""How much of its attention a pixel pays a token, weighed over heads."""
 
 
 def concept_shares(
@@ -27,17 +22,12 @@ def concept_shares(
 ) -> Float[Tensor, "pixel token"]:
     """softmax over nouns of <o_pixel, o_noun>, all heads in one vector, o_noun the mean over the noun's tokens.
 
-    Each of a noun's columns holds the noun's share; the columns of all other tokens hold 0.
+    How alike the outputs of a pixel and of a noun are in the layer's output space (ConceptAttention). Each of a noun's
+    columns holds the noun's share; the columns of all other tokens hold 0.
     """
     concepts = torch.stack([words[:, list(columns)].float().mean(1) for columns in nouns], dim=1)
     shares = einsum(pixels.float(), concepts, "head pixel dim, head noun dim -> pixel noun").softmax(-1)
-    found = shares.new_zeros(pixels.shape[1], words.shape[1])
+    by_token = shares.new_zeros(pixels.shape[1], words.shape[1])
     for noun, columns in enumerate(nouns):
-        found[:, list(columns)] = shares[:, [noun]]
-    return found
-
-
-attention = MapRule()
-"""How much of its attention a pixel pays a token."""
-output_space = MapRule(concept_shares)
-"""How alike the outputs of a pixel and of a noun are in the layer's output space (ConceptAttention)."""
+        by_token[:, list(columns)] = shares[:, [noun]]
+    return by_token

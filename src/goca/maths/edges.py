@@ -18,17 +18,17 @@ from goca.maths import Grid
 from goca.maths.resize import resize
 
 FINEST = 8
-"""Functions are fitted on at most so many pixels a side of a score's cell; a window reaches one cell to every side."""
+"""Functions are fitted on at most this many pixels a side of a score's cell; a window reaches a cell to every side."""
 EPSILON = 1e-3
-"""Added to the variances of a window's colours, which are from 0 to 1: below it, a difference is no edge."""
+"""Added to the variances of a window's colours, which are from 0 to 1: below it, a difference is not an edge."""
 
 
 def box(maps: Float[Tensor, "*channel height width"], radius: int) -> Float[Tensor, "*channel height width"]:
     """The mean over the (2 radius + 1)^2 window round each pixel, as far as it is in the image; by running sums."""
     for axis in (-1, -2):
         size = maps.shape[axis]
-        place = torch.arange(size, device=maps.device)
-        first, past = (place - radius).clamp(min=0), (place + radius + 1).clamp(max=size)
+        index = torch.arange(size, device=maps.device)
+        first, past = (index - radius).clamp(min=0), (index + radius + 1).clamp(max=size)
         sums = F.pad(maps.cumsum(axis), (1, 0) if axis == -1 else (0, 0, 1, 0))
         inside = past - first
         window = sums.index_select(axis, past) - sums.index_select(axis, first)
@@ -60,12 +60,7 @@ class GuidedFilter:
 
 
 class Edges:
-    """The edges of an image, for scores on a grid over it.
-
-    Args:
-        image: RGB, any size.
-        cells: the grid of the scores.
-    """
+    """The edges of an image, for scores on a grid of `cells` over it."""
 
     def __init__(self, image: UInt8[Tensor, "height width 3"], cells: Grid) -> None:
         self.image = image

@@ -6,7 +6,6 @@ paper's, has the tokens of a pixel sum to 1.
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -18,51 +17,6 @@ from goca.maths.rescale import minmax
 from goca.maths.resize import resize
 
 
-@runtime_checkable
-class LayerFusion(Protocol):
-    """Makes one map of all layers' maps, on a common grid."""
-
-    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
-        """Add the map of a layer on `grid`; weights need not sum to 1."""
-
-    def effective_weight(self, grid: Grid) -> float:
-        """What a weight of 1 counts for in a layer on `grid`."""
-
-    def value(self) -> Float[Tensor, "token height width"]:
-        """The fused map; at least one layer must have been added."""
-
-
-def _on_grid(layer_map: Float[Tensor, "pixel token"], grid: Grid, common: Grid) -> Float[Tensor, "token h w"]:
-    return resize(rearrange(layer_map, "(h w) token -> token h w", h=grid[0]), common)
-
-
-class WeightedSum:
-    """sum_l weight_l (layer map on the common grid), clamped at 0, normalised over tokens (paper, global map)."""
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-        self._total: Float[Tensor, "token height width"] | None = None
-        self._weightless = True
-
-    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
-        # Where all weights are 0 the layers weigh the same.
-        if weight == 0 and not self._weightless:
-            return
-        if weight != 0 and self._weightless:
-            self._total, self._weightless = None, False
-        maps = _on_grid(layer_map, grid, self.grid) * (weight or 1.0)
-        self._total = maps if self._total is None else self._total.add_(maps)
-
-    def effective_weight(self, grid: Grid) -> float:
-        return 1.0
-
-    def value(self) -> Float[Tensor, "token height width"]:
-        assert self._total is not None  # a denoiser that reads no text is not a text-to-image one
-        summed = self._total.clamp(min=0)
-        mass = summed.sum(0, keepdim=True)
-        return torch.where(mass == 0, 0.0, summed / mass)  # so written that NaN stays NaN
-
-
 class WeightedMean:
     """sum_l weight_l (layer map on the common grid) / sum_l weight_l."""
 
@@ -72,27 +26,46 @@ class WeightedMean:
         self._total: Float[Tensor, "token height width"] | None = None
 
     def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
-        maps = _on_grid(layer_map, grid, self.grid) * weight
+        """Add the map of a layer on `grid`; weights need not sum to 1."""
+        maps = resize(rearrange(layer_map, "(h w) token -> token h w", h=grid[0]), self.grid) * weight
         self._total = maps if self._total is None else self._total.add_(maps)
         self.mass += weight
 
     def effective_weight(self, grid: Grid) -> float:
+        """What a weight of 1 counts for in a layer on `grid`."""
         return 1.0
 
     def value(self) -> Float[Tensor, "token height width"]:
+        """The fused map; at least one layer must have been added."""
         assert self._total is not None  # a denoiser that reads no text is not a text-to-image one
         return self._total / self.mass
+
+
+class WeightedSum(WeightedMean):
+    """sum_l weight_l (layer map on the common grid), clamped at 0, normalised over tokens (paper, global map)."""
+
+    _weightless = True
+
+    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
+        # Where all weights are 0 the layers weigh the same.
+        if weight == 0 and not self._weightless:
+            return
+        if weight != 0 and self._weightless:
+            self._total, self._weightless = None, False
+        super().add(weight or 1.0, layer_map, grid)
+
+    def value(self) -> Float[Tensor, "token height width"]:
+        assert self._total is not None
+        summed = self._total.clamp(min=0)
+        mass = summed.sum(0, keepdim=True)
+        return torch.where(mass == 0, 0.0, summed / mass)  # so written that NaN stays NaN
 
 
 class PerResolutionMean:
     """The layers of a grid averaged, each token's mean min-maxed on the common grid, and the grids' means weighed.
 
-    Grids that no layer has drop out, so the values are in [0, 1].
-
-    Args:
-        grid: the common grid.
-        weights: of grids 1, 2, 4, ... times coarser a side than the common grid; a grid between two of them takes the
-            nearer one's, a grid beyond them the last.
+    Grids that no layer has drop out, so the values are in [0, 1]. `weights` are of grids 1, 2, 4, ... times coarser a
+    side than the common grid; a grid between two of them takes the nearer one's, a grid beyond them the last.
     """
 
     def __init__(self, grid: Grid, weights: Sequence[float]) -> None:
@@ -114,3 +87,6 @@ class PerResolutionMean:
     def _weight(self, grid: Grid) -> float:
         coarser = math.log2(math.prod(self.grid) / math.prod(grid)) / 2
         return self.weights[min(max(0, round(coarser)), len(self.weights) - 1)]
+
+
+LayerFusion = WeightedMean | PerResolutionMean

@@ -11,20 +11,21 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-HeadRule = Callable[[Float[Tensor, "pixel head dim"], Float[Tensor, "head dim model"]], Float[Tensor, "pixel head"]]
-"""(head outputs z_h, output projection W_h) -> a weight for each head at each pixel, up to normalisation over heads."""
+Parts = Float[Tensor, "pixel head dim"]
+"""The outputs z_h of a layer's heads."""
+Projection = Float[Tensor, "head dim model"]
+"""The output projections W_h of a layer's heads."""
+Weights = Float[Tensor, "pixel head"]
+HeadRule = Callable[[Parts, Projection], Weights]
+"""A weight for each head at each pixel, up to normalisation over heads."""
 
 
-def mean_heads(
-    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
-) -> Float[Tensor, "pixel head"]:
+def mean_heads(parts: Parts, weight: Projection) -> Weights:
     """Every head weighs the same (DAAM and other averaging segmentors)."""
     return torch.ones_like(parts[..., 0])
 
 
-def output_share(
-    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
-) -> Float[Tensor, "pixel head"]:
+def output_share(parts: Parts, weight: Projection) -> Weights:
     """<z_h W_h, o>: how much of the layer's output o = sum_h z_h W_h the head made (paper, head-wise weights).
 
     <z_h W_h, o> = <z_h, o W_h^T>, so one projection back replaces a tensor of pixel x head x model. May be negative.
@@ -40,41 +41,31 @@ def output_share(
     return (parts * back).sum(-1)
 
 
-def output_share_clamped(
-    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
-) -> Float[Tensor, "pixel head"]:
+def output_share_clamped(parts: Parts, weight: Projection) -> Weights:
     """`output_share`, negative shares set to 0."""
     return output_share(parts, weight).clamp(min=0)
 
 
-def l2_norm(
-    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
-) -> Float[Tensor, "pixel head"]:
+def l2_norm(parts: Parts, weight: Projection) -> Weights:
     """|z_h W_h|, through the Gram matrix W_h W_h^T of each head."""
     gram = einsum(weight, weight, "head dim model, head other model -> head dim other")
     squared = einsum(parts, gram, parts, "pixel head dim, head dim other, pixel head other -> pixel head")
     return squared.clamp(min=0).sqrt()
 
 
-def cosine(
-    parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
-) -> Float[Tensor, "pixel head"]:
+def cosine(parts: Parts, weight: Projection) -> Weights:
     """cos(z_h W_h, o), up to |o|, which all heads of a pixel share. May be negative."""
     length = l2_norm(parts, weight)
     return torch.where(length > 0, output_share(parts, weight) / length, 0.0)
 
 
-def head_weights(
-    rule: HeadRule, parts: Float[Tensor, "pixel head dim"], weight: Float[Tensor, "head dim model"]
-) -> Float[Tensor, "pixel head"]:
+def head_weights(rule: HeadRule, parts: Parts, weight: Projection) -> Weights:
     """The rule's weights over their sum: they sum to 1 over heads; equal where the sum is 0."""
     raw = rule(parts.float(), weight.float())
     total = raw.sum(-1, keepdim=True)
     return torch.where(total == 0, 1 / raw.shape[-1], raw / total)
 
 
-def head_map(
-    weights: Float[Tensor, "pixel head"], attention: Float[Tensor, "head pixel token"]
-) -> Float[Tensor, "pixel token"]:
+def head_map(weights: Weights, attention: Float[Tensor, "head pixel token"]) -> Float[Tensor, "pixel token"]:
     """The layer's map: sum_h w_h(pixel) A_h(pixel, token)."""
     return einsum(weights, attention, "pixel head, head pixel token -> pixel token")

@@ -14,7 +14,7 @@ from torch import Tensor
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, affinity_blocks, probabilities
 from goca.maths.fusion import LayerFusion, PerResolutionMean, WeightedMean, WeightedSum
-from goca.maths.resize import picked_pixels, resize_keys, resize_keys_adjoint
+from goca.maths.resize import picked_pixels, resize_keys, resize_keys_adjoint, rows_in
 
 RowStatistics = Callable[[Float[Tensor, "row key"], Float[Tensor, "row key"]], Float[Tensor, " statistic"]]
 """(rows of R, the same rows of S') -> statistics, which are summed over all rows."""
@@ -104,14 +104,14 @@ class Reference:
         if count > DENSE_PIXELS:
             return probabilities(self.feature[:, pixels], self.feature, self.feature.shape[-1] ** -0.5)[0]
         if self.grid not in self._pulled:
-            whole = self.feature.new_empty(count, count, dtype=torch.float32)
+            matrix = self.feature.new_empty(count, count, dtype=torch.float32)
             for block, part in affinity_blocks(self.feature, self.feature, self.feature.shape[-1] ** -0.5):
-                whole[block] = part
-            self._pulled[self.grid] = whole
+                matrix[block] = part
+            self._pulled[self.grid] = matrix
         return self._pulled[self.grid][pixels]
 
     def picked(self, grid: Grid) -> tuple[Int[Tensor, " row"], Int[Tensor, " pixel"]]:
-        """(rows of a layer on `grid` that nearest-neighbour picks, for each reference pixel its place among them)."""
+        """(rows of a layer on `grid` that nearest-neighbour picks, for each reference pixel its index among them)."""
         if grid not in self._picked:
             self._picked[grid] = picked_pixels(grid, self.grid, self.feature.device)
         return self._picked[grid]
@@ -128,13 +128,12 @@ class Reference:
         return self._pulled[grid][block]
 
     def _pull(self, grid: Grid, block: slice) -> Float[Tensor, "row key"]:
-        _, place = self.picked(grid)
-        pixels = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
+        _, index = self.picked(grid)
+        pixels, rows = rows_in(block, index)
         out = self.feature.new_zeros(block.stop - block.start, grid[0] * grid[1], dtype=torch.float32)
         # Many reference pixels may share a row of a coarse layer, so they come some at a time.
-        for part in pixels.split(DENSE_PIXELS):
-            keys = resize_keys_adjoint(self.rows(part), grid, self.grid)
-            out.index_add_(0, place[part] - block.start, keys)
+        for part, targets in zip(pixels.split(DENSE_PIXELS), rows.split(DENSE_PIXELS), strict=True):
+            out.index_add_(0, targets, resize_keys_adjoint(self.rows(part), grid, self.grid))
         return out
 
 
@@ -143,9 +142,9 @@ class LayerWeigher:
 
     def __init__(self, rule: LayerRule, reference: Reference, grid: Grid) -> None:
         self.rule, self.reference, self.grid = rule, reference, grid
-        self.rows, self.place = reference.picked(grid)
-        everything = reference.feature.new_ones(1, reference.feature.shape[1], dtype=torch.float32)
-        self.key_mass = resize_keys_adjoint(everything, grid, reference.grid)[0]
+        self.rows, self.index = reference.picked(grid)
+        ones = reference.feature.new_ones(1, reference.feature.shape[1], dtype=torch.float32)
+        self.key_mass = resize_keys_adjoint(ones, grid, reference.grid)[0]
         self.total: Tensor | None = None
 
     def add(self, block: slice, affinity: Float[Tensor, "block pixel"]) -> None:
@@ -159,10 +158,17 @@ class LayerWeigher:
         if self.rule.bilinear:
             statistics = self.rule.statistics(self.reference.pulled(self.grid, block), affinity)
         else:
-            pixels = ((self.place >= block.start) & (self.place < block.stop)).nonzero().flatten()
-            resized = resize_keys(affinity, self.grid, self.reference.grid)[self.place[pixels] - block.start]
+            pixels, rows = rows_in(block, self.index)
+            resized = resize_keys(affinity, self.grid, self.reference.grid)[rows]
             statistics = self.rule.statistics(self.reference.rows(pixels), resized)
         self.total = statistics if self.total is None else self.total + statistics
+
+    def add_rows(self, block: slice, affinity: Float[Tensor, "block pixel"]) -> None:
+        """Take from the affinity's rows `block` those that are wanted."""
+        edges = self.rows.new_tensor([block.start, block.stop])
+        first, past = torch.searchsorted(self.rows, edges).tolist()
+        if first < past:
+            self.add(slice(first, past), affinity[self.rows[first:past] - block.start])
 
     def value(self) -> float:
         """The weight, clamped at 0, not yet normalised over layers."""

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from goca.maths import Grid
-from goca.maths.attention import DENSE_PIXELS, affinity_blocks
-from goca.maths.resize import nearest_pixels, picked_pixels, resize_keys, resize_keys_adjoint
+from goca.maths.attention import DENSE_PIXELS, Keys, Mask, Queries, affinity_blocks
+from goca.maths.resize import nearest_pixels, picked_pixels, resize_keys, resize_keys_adjoint, rows_in
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Affinity:
         return grid[0] * grid[1] <= self.largest
 
     def add_rows(self, rows: slice, affinity: Float[Tensor, "block pixel"], grid: Grid) -> None:
-        """Add some rows of a layer's affinity; every row must be added once, and then the layer counted (`count`)."""
+        """Add some rows of a layer's affinity; every row must be added once, and then 1 to `layers`."""
         self._matrix(grid, affinity)[rows] += affinity
 
     def _matrix(self, grid: Grid, like: Tensor) -> Tensor:
@@ -49,19 +49,15 @@ class Affinity:
             self._dense[grid] = like.new_zeros(pixels, pixels, dtype=torch.float32)
         return self._dense[grid]
 
-    def count(self) -> None:
-        """One more layer has been added row by row."""
-        self.layers += 1
-
     def add(
         self,
-        q: Float[Tensor, "head pixel dim"],
-        k: Float[Tensor, "head key dim"],
+        q: Queries,
+        k: Keys,
         scale: float,
         grid: Grid,
         *,
         image: slice = slice(None),
-        mask: Float[Tensor, "#head #pixel key"] | None = None,
+        mask: Mask = None,
     ) -> None:
         """Add a whole layer; `image`: the keys that are pixels."""
         blocks = partial(affinity_blocks, q, k, scale, image=image, mask=mask)
@@ -69,14 +65,14 @@ class Affinity:
             for rows, affinity in blocks():
                 self.add_rows(rows, affinity, grid)
         elif self.common is not None and self.is_dense(self.common):
-            wanted, place = picked_pixels(grid, self.common, q.device)
+            wanted, index = picked_pixels(grid, self.common, q.device)
             total = self._matrix(self.common, q)
             for block, affinity in blocks(wanted):
-                here = ((place >= block.start) & (place < block.stop)).nonzero().flatten()
-                total[here] += resize_keys(affinity, grid, self.common)[place[here] - block.start]
+                pixels, numbers = rows_in(block, index)
+                total[pixels] += resize_keys(affinity, grid, self.common)[numbers]
         else:
             self._streamed.append((blocks, grid))
-        self.count()
+        self.layers += 1
 
     def apply(self, maps: Float[Tensor, "class height width"]) -> Float[Tensor, "class height width"]:
         """S-bar times the maps; without any layer, the maps as they are."""
@@ -87,9 +83,9 @@ class Affinity:
             total += _spread(_gather(maps, grid) @ matrix.T, grid, maps)
         for blocks, grid in self._streamed:
             values = _gather(maps, grid)
-            rows, place = picked_pixels(grid, (maps.shape[-2], maps.shape[-1]), maps.device)
+            rows, index = picked_pixels(grid, (maps.shape[-2], maps.shape[-1]), maps.device)
             parts = [values @ affinity.T for _, affinity in blocks(rows)]
-            total += torch.cat(parts, dim=-1)[:, place].view_as(total)
+            total += torch.cat(parts, dim=-1)[:, index].view_as(total)
         return total / self.layers
 
 

@@ -1,12 +1,12 @@
 """Per-pixel rescaling (paper, gap 2): small steps that compose.
 
-A step takes the maps so far and the token mass they came from, and gives new maps; `rescale` applies one after the
-other. The paper's rule is (share, blur, minmax); others are other tuples.
+A step takes the maps so far and the token mass they came from, and gives new maps; `rescale` composes them.
+The paper's rule is (share, blur, minmax); others are other tuples.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,7 @@ from torch import Tensor
 Maps = Float[Tensor, "class height width"]
 
 
-@dataclass(frozen=True)
-class TokenMass:
+class TokenMass(NamedTuple):
     """What the global map says of each noun.
 
     raw: class score, the mean over the noun's token columns. content: the sum over ALL content tokens' columns, never

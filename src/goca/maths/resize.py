@@ -39,8 +39,14 @@ def nearest_pixels(grid_in: Grid, grid_out: Grid, device: torch.device | None = 
 def picked_pixels(
     grid_in: Grid, grid_out: Grid, device: torch.device | None = None
 ) -> tuple[Int[Tensor, " picked"], Int[Tensor, " out"]]:
-    """(the pixels of `grid_in` that nearest-neighbour picks, for each pixel of `grid_out` its place among them)."""
+    """(the pixels of `grid_in` that nearest-neighbour picks, for each pixel of `grid_out` its index among them)."""
     return nearest_pixels(grid_in, grid_out, device).unique(return_inverse=True)
+
+
+def rows_in(block: slice, index: Int[Tensor, " out"]) -> tuple[Int[Tensor, " some"], Int[Tensor, " some"]]:
+    """(the pixels whose picked row is in the block, that row's number within the block); index: see `picked_pixels`."""
+    pixels = ((index >= block.start) & (index < block.stop)).nonzero().flatten()
+    return pixels, index[pixels] - block.start
 
 
 def resize_keys(rows: Float[Tensor, "row pixel"], grid_in: Grid, grid_out: Grid) -> Float[Tensor, "row out"]:
@@ -71,5 +77,5 @@ def centre(
     if all((1 - share) * side < 1 for share, side in zip(shares, maps.shape[-2:], strict=True)):
         return maps
     frame = maps.new_tensor([[shares[1], 0.0, 0.0], [0.0, shares[0], 0.0]])
-    places = F.affine_grid(frame[None], [1, *maps.shape], align_corners=False)
-    return F.grid_sample(maps[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    points = F.affine_grid(frame[None], [1, *maps.shape], align_corners=False)
+    return F.grid_sample(maps[None], points, mode="bilinear", padding_mode="border", align_corners=False)[0]

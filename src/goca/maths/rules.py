@@ -24,7 +24,7 @@ LAYERS: dict[str, layers.LayerRule] = {
 }
 MAPS: dict[str, concepts.MapRule] = {
     "attention": concepts.attention,
-    "output-space": concepts.output_space,
+    "output-space": concepts.concept_shares,
 }
 STEPS: dict[str, rescale.Step] = {
     "share": rescale.share,
@@ -42,15 +42,15 @@ BACKGROUNDS: dict[str, background.BackgroundRule] = {
 }
 
 
-def named(value: Any, known: Mapping[str, Any], what: str) -> Any:
+def named(value: Any, rules: Mapping[str, Any], what: str) -> Any:
     """The rule of that name; a rule itself stays. GocaError, with the names there are, for an unknown name."""
     if not isinstance(value, str):
         return value
-    if value not in known:
-        raise GocaError(f'no {what} "{value}": there are {", ".join(known)}')
-    return known[value]
+    if value not in rules:
+        raise GocaError(f'no {what} "{value}": there are {", ".join(rules)}')
+    return rules[value]
 
 
-def name_of(value: Any, known: Mapping[str, Any]) -> str:
+def name_of(value: Any, rules: Mapping[str, Any]) -> str:
     """The name of a known rule, the function's own name of another, or "custom"."""
-    return next((name for name, rule in known.items() if rule == value), getattr(value, "__name__", "custom"))
+    return next((name for name, rule in rules.items() if rule == value), getattr(value, "__name__", "custom"))

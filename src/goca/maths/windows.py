@@ -51,11 +51,11 @@ class Windows:
         """The part of canvas maps that lies under a window."""
         return maps[..., box.top : box.top + box.height, box.left : box.left + box.width]
 
-    def join(self, pieces: Sequence[Float[Tensor, "channel h w"]]) -> Float[Tensor, "channel height width"]:
+    def join(self, pieces: Sequence[Float[Tensor, "*channel h w"]]) -> Float[Tensor, "*channel height width"]:
         """One map from one piece a window: where windows overlap, the nearer a window's middle the more it counts."""
         if len(self.boxes) == 1:
             return pieces[0]
-        total = pieces[0].new_zeros(pieces[0].shape[0], *self.canvas)
+        total = pieces[0].new_zeros(*pieces[0].shape[:-2], *self.canvas)
         mass = pieces[0].new_zeros(self.canvas)
         for piece, box in zip(pieces, self.boxes, strict=True):
             weight = torch.outer(_tent(box.height, piece), _tent(box.width, piece))

@@ -21,17 +21,9 @@ class Noun:
 
 
 def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
-    """Check what the user asked for.
+    """What the user named, checked: the nouns of the classes, and those of the background classes.
 
-    Args:
-        classes: names, or {class: [synonyms]}.
-        background_classes: names.
-
-    Returns:
-        The nouns of the classes, and those of the background classes.
-
-    Raises:
-        GocaError: a list is empty or not a list, a name is empty, repeated or has a comma.
+    Raises GocaError where a list is empty or not a list, or a name is empty, repeated or has a comma.
     """
     for names in (classes, background_classes):
         if not _is_list(names):
@@ -71,14 +63,9 @@ def caption_of(nouns: Sequence[Noun]) -> str:
 
 
 def split_over_prompts(nouns: Sequence[Noun], fits: Callable[[Sequence[Noun]], bool]) -> list[tuple[Noun, ...]]:
-    """The nouns in as few groups, of sizes as equal, as fit one prompt each.
+    """The nouns in as few groups, of sizes as equal, as fit one prompt each. fits: whether one prompt holds them.
 
-    Args:
-        nouns: those of the classes.
-        fits: whether one prompt holds these nouns.
-
-    Raises:
-        GocaError: a noun is too long for a prompt of its own.
+    Raises GocaError for a noun that is too long for a prompt of its own.
     """
     for count in range(1, len(nouns) + 1):
         edges = [round(i * len(nouns) / count) for i in range(count + 1)]
@@ -92,12 +79,7 @@ def split_over_prompts(nouns: Sequence[Noun], fits: Callable[[Sequence[Noun]], b
 def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str]) -> tuple[Noun, ...]:
     """The nouns in the words of a model that knows only its vocabulary: "Cats" becomes "cat".
 
-    Args:
-        nouns: what the user named; unknown synonyms are left out.
-        vocabulary: every word that the model knows.
-
-    Raises:
-        GocaError: a noun has no known word, or two nouns share one.
+    Raises GocaError where a noun has no known word, or two nouns share one.
     """
     entries = {form: word for word in vocabulary for form in forms(word)} | {plain(word): word for word in vocabulary}
     translated: list[Noun] = []

@@ -29,11 +29,11 @@ def plurals(word: str) -> frozenset[str]:
         regular = {word + "s", word + "es"}
     else:
         regular = {word + "s"}
-    classical = {word.removesuffix(one) + many for one, many in CLASSICAL if word.endswith(one)}
+    classical = {word.removesuffix(singular) + plural for singular, plural in CLASSICAL if word.endswith(singular)}
     return frozenset(regular | classical | {IRREGULAR.get(word, word)}) - {word}
 
 
 def singulars(word: str) -> frozenset[str]:
     """The words whose plural this word in lower case may be."""
-    stems = {word.removesuffix(many) + one for one, many in ENDINGS if word.endswith(many)}
+    stems = {word.removesuffix(plural) + singular for singular, plural in ENDINGS if word.endswith(plural)}
     return frozenset({stem for stem in stems if stem and word in plurals(stem)} | {SINGULARS.get(word, word)}) - {word}

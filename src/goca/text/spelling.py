@@ -19,7 +19,7 @@ LETTER = rf"[^{MARKS}][{MARKS}\u1160-\u11FF]*|[{MARKS}]"
 WORD = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*")
 
 STOP = re.compile(rf"{START}(?:a|an|the|and){END}(?![{MARKS}])|[,.\-\s_]", re.IGNORECASE)
-"""Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is no whole word."""
+"""Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is not a word."""
 
 DOTTED = "i\N{COMBINING DOT ABOVE}"
 """What Python makes of the Turkish capital i in lower case."""
@@ -47,19 +47,19 @@ def composed(word: str) -> str:
 def found_in(form: str, text: str) -> Iterator[tuple[int, int]]:
     """The character ranges of a text that say a name in lower case with single spaces, whatever its accents are."""
     pattern = START + r"[\s_-]+".join(re.escape(part) for part in form.split(" ")) + END
-    composed, places = _letters(text)
+    composed, ranges = _letters(text)
     for match in re.finditer(pattern, composed, re.IGNORECASE):
         start, end = match.span()
         # A mark that nothing is composed with goes on with the word.
         if end == len(composed) or composed[end] not in MARKS:
-            yield places[start][0], places[end - 1][1]
+            yield ranges[start][0], ranges[end - 1][1]
 
 
 @lru_cache(maxsize=64)
 def _letters(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """A text with its accents composed, and the range of each of its characters in the text as it was."""
-    parts, places = [], []
+    parts, ranges = [], []
     for match in re.finditer(LETTER, text, re.DOTALL):
         parts.append(composed(match[0]).replace(DOTTED, "i"))
-        places += [match.span()] * len(parts[-1])
-    return "".join(parts), tuple(places)
+        ranges += [match.span()] * len(parts[-1])
+    return "".join(parts), tuple(ranges)

@@ -21,14 +21,7 @@ Indices = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NounTokens:
-    """The token indices of a caption's nouns.
-
-    Attributes:
-        caption: the prompt.
-        classes: of each class's noun, in the order of the request.
-        background_classes: likewise.
-        prompt: of every token but the special ones.
-    """
+    """The token indices of a caption's nouns, in the order of the request; prompt: of every token but special ones."""
 
     caption: str
     classes: tuple[Indices, ...]
@@ -57,8 +50,7 @@ def find_noun_tokens(
     Args:
         caption: the prompt.
         texts: what each tokenizer made of it; where one cuts a noun off, another may still have it.
-        classes: nouns to find.
-        background_classes: more of them.
+        classes, background_classes: the nouns.
         named: whether the user wrote the caption, so that a noun may be missing from it.
 
     Raises:
@@ -147,7 +139,7 @@ def _indices(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named
         raise GocaError(f'"{noun.name}" is not in the caption "{tokens.text}": {remedy}')
     silent = {position for match in STOP.finditer(tokens.text) for position in range(*match.span())}
     indices: set[int] = set()
-    whole = False
+    complete = False
     for start, end in spans:
         inside = [
             index
@@ -155,11 +147,11 @@ def _indices(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named
             if not special and first < end and past > start
         ]
         if inside and max(tokens.offsets[index][1] for index in inside) >= end:
-            whole = True
+            complete = True
             indices.update(
                 index for index in inside if not silent.issuperset(_overlap(tokens.offsets[index], (start, end)))
             )
-    if not whole:
+    if not complete:
         raise GocaError(
             f'"{noun.name}" is cut off by the tokenizer\'s limit of {len(tokens.offsets)} tokens: shorten the caption'
         )

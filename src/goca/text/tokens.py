@@ -40,7 +40,7 @@ def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") ->
     text, special = tokenizer.decode(ids), set(tokenizer.all_special_ids)
     ranges = zip(ids, [0, *ends[:-1]], ends, strict=True)
     # Special tokens stand for no character, as fast tokenizers tell it too.
-    offsets = tuple((b, b) if one in special else (a, b) for one, a, b in ranges)
+    offsets = tuple((b, b) if token in special else (a, b) for token, a, b in ranges)
     flags = tuple(not text[a:b].strip() for a, b in offsets)
     return _within(caption, Tokens(text, offsets, flags, ids=tuple(ids)))
 
@@ -48,7 +48,7 @@ def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") ->
 def _within(caption: str, tokens: Tokens) -> Tokens:
     """The caption's tokens alone, where it stands in a template: the rest is blanked, and counts as special."""
     text = tokens.text
-    place = text.lower().rfind(caption.lower()) if caption else -1
-    start, end = (0, len(text)) if place < 0 else (place, place + len(caption))
+    found_at = text.lower().rfind(caption.lower()) if caption else -1
+    start, end = (0, len(text)) if found_at < 0 else (found_at, found_at + len(caption))
     special = tuple(flag or b <= start or a >= end for flag, (a, b) in zip(tokens.special, tokens.offsets, strict=True))
     return replace(tokens, text=" " * start + text[start:end] + " " * (len(text) - end), special=special)

@@ -113,7 +113,7 @@ class Trace(TracedImage):
             decoded = self._session.images.get(generation, [])
             if len(decoded) == len(images):
                 for traced, image in zip(images, decoded, strict=True):
-                    traced._decoded = image
+                    traced.decoded = image
         return tuple(image for images in self._observer.generations.values() for image in images if image.steps)
 
     def _reason(self) -> str:

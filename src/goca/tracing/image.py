@@ -1,6 +1,5 @@
 """An image that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
 
-import json
 import math
 import os
 import re
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from goca.class_maps import ClassMaps, refined, rescaled
 from goca.errors import GocaError
+from goca.exports.json_document import document
 from goca.imaging import draw, images
 from goca.imaging.images import ImageLike
-from goca.maths.rescale import TokenMass, rescale, share
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
@@ -45,7 +44,7 @@ class TracedImage:
 
     def __init__(self, attention: TracedAttention) -> None:
         self._attention = attention
-        self._decoded: Image.Image | None = None
+        self.decoded: Image.Image | None = None
 
     @property
     def attention(self) -> TracedAttention:
@@ -59,10 +58,10 @@ class TracedImage:
         With `padding_mask_crop` it is the part that was painted anew, which is what the denoiser saw, and not the whole
         that the pipeline pastes it into.
         """
-        if self._decoded is None:
+        if self.decoded is None:
             height, width = self.attention.size
             return Image.new("RGB", (width, height), GREY)
-        return self._decoded.convert("RGB")
+        return self.decoded.convert("RGB")
 
     @property
     def prompt(self) -> str:
@@ -100,11 +99,8 @@ class TracedImage:
         content = {index for indices in self.attention.word_indices.values() for index in indices} | set(indices)
         rivals = tuple(sorted(content - set(indices)))
         nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.token_indices)
-        mass = self.attention.token_mass(nouns)
-        # With one word its share is 1 everywhere and says nothing.
-        steps = [step for step in self.attention.plan.rescale if step is not share or rivals]
-        maps = rescale(TokenMass(mass.raw[:1], mass.content, mass.prompt), steps)
-        return self._cropped(maps, self.image)[0].cpu().numpy()
+        maps = rescaled(self.attention.plan, self.attention.token_mass(nouns), nouns)
+        return self._cropped(maps[:1], self.image)[0].cpu().numpy()
 
     def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
         """The image under a word's map, from dark (0) to bright (1); see `map`."""
@@ -147,13 +143,8 @@ class TracedImage:
         cropped = ClassMaps(self._cropped(maps.classes, shown), background_map)
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
         (labels,) = label_pixels(cropped, [rule], shown, refine_edges=False)
-        return Segmentation(
-            image=shown,
-            classes=tuple(classes),
-            labels=labels,
-            scores=ScoreMaps.of(cropped),
-            plan=plan.as_run(rule, background != AUTO, plan.captions, plan.notes),
-        )
+        ran = plan.as_run(rule, background != AUTO, plan.captions, plan.notes)
+        return Segmentation(shown, tuple(classes), labels, ScoreMaps.of(cropped), ran)
 
     def overlay(self, *classes: str) -> Image.Image:
         """The image under the coloured masks of some words, with a legend."""
@@ -186,9 +177,7 @@ class TracedImage:
         for word in self.words():
             drawings[heatmap_name(stem, str(word).replace("#", "-"))] = self.heatmap(word)
         files = {Path(folder) / name: draw.png(drawing) for name, drawing in drawings.items()}
-        files[Path(folder) / f"{stem}.json"] = (
-            json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
-        ).encode()
+        files[Path(folder) / f"{stem}.json"] = document(self.to_json())
         write_atomic(files)
         return tuple(files)
 
@@ -222,21 +211,20 @@ class TracedImage:
     def _plan(self, recipe: Recipe | str | None) -> Plan:
         """The plan of the trace, with what another recipe does differently once everything is collected."""
         attention = self.attention
+        steps = len({step.step for step in attention.steps})
         traced = replace(
             attention.plan,
             timestep=tuple(round(step.timestep) for step in attention.steps),
             size=round(math.sqrt(attention.size[0] * attention.size[1])),
             captions=(self.prompt,),
-            notes=(
-                *attention.plan.notes,
-                f"traced over {len({step.step for step in attention.steps})} of the sampler's steps",
-            ),
+            notes=(*attention.plan.notes, f"traced over {steps} of the sampler's steps"),
         )
         if recipe is None:
             return traced
         other = attention.plan_for(recipe)
-        alike = all(getattr(other, name) == getattr(traced, name) for name in ("heads", "layers", "cross", "reference"))
-        if not alike or (other.order and (other.refine, True) != (traced.refine, traced.order > 0)):
+        fixed = ("heads", "layers", "cross", "reference", *(["refine"] if other.order else []))
+        differs = any(getattr(other, name) != getattr(traced, name) for name in fixed)
+        if differs or (other.order and not traced.order):
             raise GocaError(
                 f'recipe "{other.recipe}" reads the attention otherwise than the trace did: name it where the trace '
                 "begins, trace(pipe, recipe=...)"

@@ -44,9 +44,7 @@ class TraceObserver:
         if call.generation not in self._generations:
             height, width = (side * self._vae_scale_factor for side in call.latent_size)
             self._generations[call.generation] = [
-                TracedImage(
-                    TracedAttention.empty(self._plan, self._plan_for, row.prompt, (height, width), call.latent_size)
-                )
+                TracedImage(TracedAttention(self._plan, self._plan_for, row.prompt, (height, width), call.latent_size))
                 for row in rows.values()
                 if row.prompt is not None
             ]

@@ -1,7 +1,7 @@
 """What is kept of an image's denoiser calls: sums, which do not grow with their number, and the weights of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch.nn.functional as F
@@ -33,9 +33,8 @@ def plan_for(backbone: Backbone) -> PlanFor:
 def _plan(
     settings: CheckpointSettings, blocks: tuple[str, ...], model: str, device: str, dtype: str, recipe: Recipe | str
 ) -> Plan:
-    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    made = plan(chosen, settings, blocks, model, Options(), joint=True)
-    if made.maps.score is not None:
+    made = plan(recipe_named(recipe), settings, blocks, model, Options(), joint=True)
+    if made.maps is not None:
         raise GocaError(
             f'recipe "{made.recipe}" weighs nouns against each other while the model runs, and a trace learns them '
             "only later: choose another recipe"
@@ -49,7 +48,6 @@ class TracedStep:
 
     Attributes:
         step: Step of the sampler, from 0.
-        timestep: The scheduler's timestep.
         layers: {block: weight}, summing to 1.
         heads: {block: weight of each head}, averaged over pixels, summing to 1 in a block.
     """
@@ -60,43 +58,30 @@ class TracedStep:
     heads: dict[str, tuple[float, ...]]
 
 
-@dataclass
 class TracedAttention:
     """The attention of an image's prompt, summed over denoiser calls; only `steps` grows with their number.
 
     Attributes:
         plan: The recipe of the trace, made concrete; `plan_for` does so with others.
-        prompt: The image's prompt and its tokens.
         size: (height, width) of the image, in pixels.
-        token_indices: The token token_indices of the prompt, the only ones that are kept.
+        token_indices: Those of the prompt, the only ones that are kept.
         grid: (height, width) of the maps.
         affinity: The self-attention that refines the maps.
         total: Sum of the maps of `token_indices`.
-        steps: The weights of each call.
     """
 
-    plan: Plan
-    plan_for: PlanFor
-    prompt: PromptTokens
-    size: Grid
-    token_indices: tuple[int, ...]
-    grid: Grid
-    affinity: Affinity
-    total: Float[Tensor, "token height width"] | float = 0.0
-    steps: list[TracedStep] = field(default_factory=list)
-
-    @classmethod
-    def empty(
-        cls, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, latent_size: Grid
-    ) -> "TracedAttention":
+    def __init__(self, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, latent_size: Grid) -> None:
         """Nothing yet, of an image of `size` pixels whose latent has (height, width) `latent_size`."""
-        grid = images.common_grid(latent_size, plan.grid)
-        token_indices = find_noun_tokens(prompt.prompt, prompt.texts, (), (), named=True).prompt
-        return cls(plan, plan_for, prompt, size, token_indices, grid, Affinity(grid))
+        self.plan, self.plan_for, self.prompt, self.size = plan, plan_for, prompt, size
+        self.token_indices = find_noun_tokens(prompt.prompt, prompt.texts, (), (), named=True).prompt
+        self.grid = images.common_grid(latent_size, plan.grid)
+        self.affinity = Affinity(self.grid)
+        self.total: Float[Tensor, "token height width"] | float = 0.0
+        self.steps: list[TracedStep] = []
 
     @cached_property
     def word_indices(self) -> dict[Word, tuple[int, ...]]:
-        """The token token_indices of each word of the prompt."""
+        """The token indices of each word of the prompt."""
         return prompt_words(self.prompt.texts)
 
     def aggregator(self) -> AttentionAggregator:
@@ -108,10 +93,10 @@ class TracedAttention:
 
     def add(self, aggregator: AttentionAggregator, call: DenoiserCall) -> None:
         """Add what a call's aggregator has seen."""
-        whole = aggregator.global_map()
+        global_map = aggregator.global_map()
         # A pipeline may mask the end of a prompt: nothing attends there.
-        hidden = max(0, max(self.token_indices, default=-1) + 1 - len(whole))
-        self.total = self.total + F.pad(whole, (0, 0, 0, 0, 0, hidden))[list(self.token_indices)]
+        hidden = max(0, max(self.token_indices, default=-1) + 1 - len(global_map))
+        self.total = self.total + F.pad(global_map, (0, 0, 0, 0, 0, hidden))[list(self.token_indices)]
         heads = {block: tuple(weights.tolist()) for block, weights in aggregator.heads.items()}
         self.steps.append(TracedStep(call.step, call.timestep, aggregator.layer_weights(), heads))
 
