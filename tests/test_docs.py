@@ -22,7 +22,7 @@ NAMING = {"docs/architecture.md": ["src"], "CONTRIBUTING.md": ["src", "tests"]}
 """Documents that name modules, classes and functions, or files to touch, and the folders that define these."""
 FOREIGN = {
     *("__call__", "encode_prompt", "DiffusionPipeline", "__setattr__", "TorchFunctionMode"),
-    *("scaled_dot_product_attention", "NAME", "slow", "python", "goca", "make"),
+    *("scaled_dot_product_attention", "replace", "NAME", "slow", "python", "goca", "make"),
 }
 """Names in those documents that are not goca's, and placeholders."""
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
