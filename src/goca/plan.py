@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
 from numbers import Integral
-from typing import Any, TypedDict
+from typing import Any
 
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
@@ -18,32 +18,11 @@ from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, n
 from goca.recipe import FROM_MODEL, RECIPES, Recipe
 
 
-class OptionValues(TypedDict, total=False):
-    """The fields of `Options` as keyword arguments."""
-
-    size: int | None
-    timestep: int | Sequence[int] | None
-    seed: int
-    seeds: int
-    flip: bool
-    window: bool
-    refine_edges: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What the user sets for a run.
 
-    Attributes:
-        size: images are shown with about size x size pixels, in their own aspect; by default as the model was trained.
-            At most four times that.
-        timestep: noise level of the pass, 0 to 999, for flow models thousandths of sigma; with several, the scores are
-            averaged. By default the recipe's, else the checkpoint's.
-        seed: of the first noise.
-        seeds: how many consecutive noise seeds are averaged.
-        flip: average with the mirrored image.
-        window: see the image through overlapping windows at its own scale.
-        refine_edges: make the scores follow the image's edges before pixels are labelled (`goca.maths.edges`).
+    The fields are the settings of `Segmenter.from_pretrained`, which describes them.
 
     Raises:
         GocaError: for a number that is not whole.

@@ -1,9 +1,10 @@
 """From a name or a loaded pipeline to a model with a plan: how a `Segmenter` is made."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,7 +13,7 @@ from goca.diffusion.families.spec import Family
 from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
 from goca.errors import GocaError
-from goca.plan import Options, OptionValues, plan
+from goca.plan import Options, plan
 from goca.recipe import GOCA, Recipe, recipe_named
 from goca.request import SegmentationRequest, find_tokens
 
@@ -74,7 +75,13 @@ class PlannedModel:
         revision: str | None = None,
         variant: str | None = None,
         batch: int = 4,
-        **options: Unpack[OptionValues],
+        size: int | None = None,
+        timestep: int | Sequence[int] | None = None,
+        seed: int = 0,
+        seeds: int = 1,
+        flip: bool = False,
+        window: bool = False,
+        refine_edges: bool = False,
     ) -> _Model:
         """Load a model and plan how to use it.
 
@@ -86,14 +93,31 @@ class PlannedModel:
             revision: branch, tag or commit of a Hub id.
             variant: of the weight files, such as "fp16".
             batch: rows that go through the denoiser at once, 1 or more.
-            **options: size, timestep, seed, seeds, flip, window, refine_edges: see `goca.plan.Options`.
+            size: images are shown with about size x size pixels, in their own aspect; by default as the model was
+                trained. At most four times that.
+            timestep: noise level of the pass, 0 to 999, for flow models thousandths of sigma; with several, the scores
+                are averaged. By default the recipe's, else the checkpoint's.
+            seed: of the first noise.
+            seeds: how many consecutive noise seeds are averaged.
+            flip: average with the mirrored image.
+            window: see the image through overlapping windows at its own scale.
+            refine_edges: make the scores follow the image's edges before pixels are labelled.
 
         Raises:
             GocaError: for a model that cannot be loaded or read, an unknown recipe, or a setting out of range.
         """
         pipeline = load(name, device, dtype, revision, variant)
         full_name = "@".join(str(part) for part in (name, revision, variant) if part is not None)
-        return cls(Backbone(pipeline, full_name), recipe, Options(**options), batch)
+        options = Options(
+            size=size,
+            timestep=timestep,
+            seed=seed,
+            seeds=seeds,
+            flip=flip,
+            window=window,
+            refine_edges=refine_edges,
+        )
+        return cls(Backbone(pipeline, full_name), recipe, options, batch)
 
     @classmethod
     def from_pipeline(
@@ -103,7 +127,13 @@ class PlannedModel:
         *,
         family: Family | None = None,
         batch: int = 4,
-        **options: Unpack[OptionValues],
+        size: int | None = None,
+        timestep: int | Sequence[int] | None = None,
+        seed: int = 0,
+        seeds: int = 1,
+        flip: bool = False,
+        window: bool = False,
+        refine_edges: bool = False,
     ) -> _Model:
         """Wrap a loaded pipeline, which stays as it is; one call at a time uses it.
 
@@ -111,9 +141,18 @@ class PlannedModel:
             pipe: a text-to-image diffusers pipeline.
             recipe: the method, a `Recipe` or its name.
             family: the facts of its denoiser, where no listed family has it; `goca models` can probe for them.
-            batch, **options: see `from_pretrained`.
+            batch, size, timestep, seed, seeds, flip, window, refine_edges: see `from_pretrained`.
 
         Raises:
             GocaError: for a pipeline that cannot be read, an unknown recipe, or a setting out of range.
         """
-        return cls(Backbone(pipe, family=family), recipe, Options(**options), batch)
+        options = Options(
+            size=size,
+            timestep=timestep,
+            seed=seed,
+            seeds=seeds,
+            flip=flip,
+            window=window,
+            refine_edges=refine_edges,
+        )
+        return cls(Backbone(pipe, family=family), recipe, options, batch)
