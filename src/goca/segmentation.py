@@ -15,7 +15,8 @@ from torch import Tensor
 
 from goca.class_maps import ClassMaps
 from goca.errors import GocaError
-from goca.exports import DEFAULT_FORMATS, ExportContext, exporters
+from goca.exports import DEFAULT_FORMATS, exporters
+from goca.exports.base import ExportContext
 from goca.exports.coco import coco
 from goca.exports.labelme import labelme
 from goca.imaging import draw

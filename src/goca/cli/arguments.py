@@ -14,8 +14,6 @@ from goca.errors import GocaError
 
 RECIPES = tuple(name.lower().replace("_", "-") for name in goca.__all__ if name.isupper() and name != "RECIPES")
 """The keys of `goca.RECIPES`, each a constant of goca, read off their names because the values need torch."""
-FORMATS = ("labels", "overlay", "coco", "labelme", "json")
-"""The keys of `goca.exports.EXPORTERS`, whose import would make the help slow."""
 
 option = partial(typer.Option, show_default=False)
 """An option whose help says itself what happens without it."""

@@ -11,6 +11,7 @@ import typer
 from goca.cli import arguments
 from goca.cli.console import described, paused, progress, say, session, show, table
 from goca.errors import GocaError
+from goca.exports import EXPORTERS
 
 if TYPE_CHECKING:
     from goca.folders import Facts, FolderProgress, ImageJob, ImageOutcome
@@ -68,9 +69,7 @@ def segment(
     ] = Path("goca-out"),
     formats: Annotated[
         str,
-        typer.Option(
-            "--format", metavar="F,F", help=f"Files to write for each image, of: {', '.join(arguments.FORMATS)}."
-        ),
+        typer.Option("--format", metavar="F,F", help=f"Files to write for each image, of: {', '.join(EXPORTERS)}."),
     ] = "labels,overlay,json",
     as_json: arguments.JsonLinesOption = False,
     resume: Annotated[

@@ -1,19 +1,40 @@
 """Segmentations as files: one module for each format, listed in `EXPORTERS`."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from goca.errors import GocaError
-from goca.exports import coco, json_document, labelme, labels_png, overlay
-from goca.exports.base import Exportable, ExportContext, Exporter
 
-__all__ = ["DEFAULT_FORMATS", "EXPORTERS", "ExportContext", "Exportable", "Exporter", "exporters"]
+if TYPE_CHECKING:
+    from goca.exports.base import Exportable, ExportContext
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """An export format.
+
+    Attributes:
+        suffix: what follows the image's stem in the name of the file.
+        module: the module here whose `write` makes the file; loaded when it is needed, as the command line lists the
+            formats without loading any.
+    """
+
+    suffix: str
+    module: str
+
+    def write(self, result: "Exportable", context: "ExportContext") -> bytes:
+        """The content of a result's file."""
+        return import_module(f"goca.exports.{self.module}").write(result, context)
+
 
 EXPORTERS: Mapping[str, Exporter] = {
-    "labels": Exporter(".labels.png", labels_png.write),
-    "overlay": Exporter(".overlay.png", overlay.write),
-    "coco": Exporter(".coco.json", coco.write),
-    "labelme": Exporter(".labelme.json", labelme.write),
-    "json": Exporter(".json", json_document.write),
+    "labels": Exporter(".labels.png", "labels_png"),
+    "overlay": Exporter(".overlay.png", "overlay"),
+    "coco": Exporter(".coco.json", "coco"),
+    "labelme": Exporter(".labelme.json", "labelme"),
+    "json": Exporter(".json", "json_document"),
 }
 """Every format by its name. A file of a later format is written after those of earlier ones."""
 DEFAULT_FORMATS = ("labels", "overlay", "json")

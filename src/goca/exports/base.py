@@ -1,6 +1,6 @@
 """What an export format is, and what it reads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,14 +34,6 @@ class ExportContext:
 
     file_name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Exporter:
-    """A format: what follows the image's stem in the name of the file, and what makes the file's content."""
-
-    suffix: str
-    write: Callable[[Exportable, ExportContext], bytes]
 
 
 def occurring(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> list[int]:
