@@ -336,7 +336,7 @@ def test_memory_does_not_grow_with_the_steps(name: str) -> None:
             make(pipe, **options)  # the scheduler has tables of that length
             before = held()
             with trace(pipe) as tr:
-                # Behind the listener's own hook, so that the step is summed up.
+                # Behind the session's own hook, so that the step is summed up.
                 handle = (pipe.unet if name == "sd15" else pipe.transformer).register_forward_hook(look)
                 make(pipe, **options)
                 handle.remove()
