@@ -259,7 +259,7 @@ def test_an_unlisted_denoiser_is_refused_and_may_be_given_a_family(sd15: Any, im
 
 def test_a_family_of_another_denoiser_is_refused(sd15: Any) -> None:
     flux = next(family for family in FAMILIES if family.name == "flux")
-    with pytest.raises(GocaError, match='StableDiffusionPipeline has no transformer, .* not of the family "flux"'):
+    with pytest.raises(GocaError, match=r'StableDiffusionPipeline has no transformer, .* not of the family "flux"'):
         Backbone(sd15, family=flux)
 
 
