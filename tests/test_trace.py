@@ -150,6 +150,10 @@ def test_the_self_attention_of_all_steps_refines() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_class_names_lose_the_spaces_around_them(traced: Trace) -> None:
+    assert traced.segment([" cat ", "grass"]).classes == ("cat", "grass")
+
+
 def test_a_range_of_steps(pipe: Any) -> None:
     with trace(pipe, steps=range(1, 9, 2)) as tr:
         make(pipe, num_inference_steps=5)

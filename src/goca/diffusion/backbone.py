@@ -150,7 +150,7 @@ class Backbone:
     def blocks(self) -> tuple[str, ...]:
         """The denoiser's blocks that attend to the text."""
         unimodal_blocks = self.family.joint.unimodal_blocks if self.family.joint else ()
-        blocks = dict.fromkeys(site.block for site in attention_modules(self.denoiser))
+        blocks = dict.fromkeys(module.block for module in attention_modules(self.denoiser))
         return tuple(block for block in blocks if not block.startswith(unimodal_blocks))
 
     def attention_hook(self, latent: Grid, sink: Sink, to_the_end: bool = True) -> AttentionHook:

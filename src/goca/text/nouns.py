@@ -53,7 +53,7 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
     return class_nouns, background_nouns
 
 
-def class_names(classes: Classes) -> tuple[str, ...]:
+def class_names(classes: Iterable[str]) -> tuple[str, ...]:
     """The names that results have for checked classes: without spaces around them."""
     return tuple(str(name).strip() for name in classes)
 

@@ -144,7 +144,7 @@ class TracedImage:
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
         (labels,) = label_pixels(cropped, [rule], shown, refine_edges=False)
         ran = plan.as_run(rule, background != AUTO, plan.captions, plan.notes)
-        return Segmentation(shown, class_names(classes), labels, ScoreMaps.of(cropped), ran)
+        return Segmentation(shown, class_names(noun.name for noun in wanted), labels, ScoreMaps.of(cropped), ran)
 
     def overlay(self, *classes: str) -> Image.Image:
         """The image under the coloured masks of some words, with a legend."""
