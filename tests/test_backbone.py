@@ -20,6 +20,7 @@ from torch import nn
 
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import MAX_PROMPTS, Backbone, BatchItem
+from goca.diffusion.families import FAMILIES
 from goca.diffusion.timesteps import add_noise
 from goca.errors import GocaError
 
@@ -254,6 +255,12 @@ def test_an_unlisted_denoiser_is_refused_and_may_be_given_a_family(sd15: Any, im
     backbone = Backbone(sd15, "mine", family=listed.family)
     assert backbone.name == "mine"
     assert torch.equal(backbone.session().forward(latents, CAPTIONS[:1], 100, 0, ignore), expected)
+
+
+def test_a_family_of_another_denoiser_is_refused(sd15: Any) -> None:
+    flux = next(family for family in FAMILIES if family.name == "flux")
+    with pytest.raises(GocaError, match=r'StableDiffusionPipeline has no transformer, .* not of the family "flux"'):
+        Backbone(sd15, family=flux)
 
 
 @pytest.mark.parametrize("compile_it", [lambda unet: torch.compile(unet, backend="eager"), None])

@@ -82,7 +82,7 @@ def test_rules_by_hand() -> None:
 
 
 def test_labels_by_hand() -> None:
-    # Four pixels, two classes, one supporting map, nothing to upsample.
+    # Four pixels, two classes, one background map, nothing to upsample.
     classes = torch.tensor([[[0.9, 0.2, 0.4, 0.0]], [[0.1, 0.3, 0.6, 0.1]]])
     background_scores = torch.tensor([[0.5, 0.25, 0.5, 0.0]])
     by_hand = {
@@ -94,7 +94,7 @@ def test_labels_by_hand() -> None:
     for rule, expected in by_hand.items():
         assert label(classes, background_scores, Background(rule, 0.2), (1, 4)).tolist() == expected
     assert label(classes, background_scores, Background(maximum, 0.5), (1, 4)).tolist() == [[1, 0, 2, 0]]
-    # Without supporting nouns their map is 0.
+    # Without background classes their map is 0.
     assert label(classes, None, Background(offset, 0.2), (1, 4)).tolist() == [[1, 2, 2, 0]]
 
 
@@ -113,7 +113,7 @@ def test_label_is_the_loop(rule: object, grid: tuple[int, int], size: tuple[int,
 
 
 def test_the_rule_is_applied_to_the_upsampled_map() -> None:
-    # Half way between 0 and 1 the supporting map is 0.5; its maximum with 0.6, taken first, would be 0.8.
+    # Half way between 0 and 1 the background map is 0.5; its maximum with 0.6, taken first, would be 0.8.
     background_scores = torch.tensor([[0.0, 1.0]])
     classes = torch.full((1, 1, 2), 0.7)
     assert label(classes, background_scores, Background(maximum, 0.6), (1, 3)).tolist() == [[1, 1, 0]]
@@ -184,5 +184,5 @@ def test_ties_go_to_the_background_then_to_the_first_class(size: tuple[int, int]
     assert not label(half, half[0], Background(maximum, 0.5), size).any()
     assert label(half, None, Background(constant, 0.4375), size).unique().tolist() == [1]
     assert label(half, None, Background(none), size).unique().tolist() == [1]
-    # A map that is 0, as a constant one is after min-max, does not beat no supporting map at all.
+    # A map that is 0, as a constant one is after min-max, does not beat no background map at all.
     assert not label(torch.zeros(2, 5, 7), None, Background(offset, 0.0), size).any()

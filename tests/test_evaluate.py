@@ -355,7 +355,7 @@ def test_what_cannot_be_done_is_left_out_with_its_reason(bundled: Segmenter, sce
 def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
     order: int, sd15: Any, scene: Scene, photo: Path
 ) -> None:
-    """Classes and supporting nouns, mixed: 77 tokens hold some of them."""
+    """Classes and background classes, mixed: 77 tokens hold some of them."""
     classes = [f"animal{number}" for number in range(9)]
     others = [f"surrounding{number}" for number in range(9)]
     mixed = [noun for pair in zip(classes, others, strict=True) for noun in pair][::order]
@@ -374,7 +374,7 @@ def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
     assert not found.left_out
     assert set(found.classes) == set(classes)
     assert any("spread over" in note for note in found.notes)
-    # Supporting nouns are in every prompt; what does not fit beside the longest class is left out, and said.
+    # Background classes are in every prompt; what does not fit beside the longest class is left out, and said.
     kept = [noun for noun in mixed if noun in others][: len(found.background_classes)]
     assert list(found.background_classes) == kept
     assert 0 < len(kept) < 9

@@ -156,6 +156,7 @@ def test_an_ablation_as_a_table_for_a_document() -> None:
     ("wrong", "said"),
     [
         (("imagenet", "--tagger", "oracle"), 'no data set "imagenet"'),
+        (("imagenet",), 'no data set "imagenet"'),
         (("voc",), "--tagger"),
         (("voc", "--tagger", "oracle"), "--root"),
         (("scenes", "--recipe", "best"), 'no recipe "best"'),

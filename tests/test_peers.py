@@ -1,4 +1,4 @@
-"""Other authors' methods as values: DiffSegmenter and ConceptAttention, against loops over what the tap saw."""
+"""Other authors' methods as values: DiffSegmenter and ConceptAttention, against loops over what the hook saw."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,7 +96,7 @@ def test_not_a_number_is_not_hidden() -> None:
     assert means.value().isnan().all()
 
 
-# ---- what the tap tells of the text
+# ---- what the hook tells of the text
 
 
 class Raw(TorchFunctionMode):

@@ -162,6 +162,13 @@ def test_one_noun_alone_gets_company(bundled: Segmenter, image: Make) -> None:
     assert bundled(image(), classes=["grass"]).plan.captions == ("grass, sky, road",)
 
 
+@pytest.mark.parametrize("classes", [[" cat ", "water\n"], {" cat ": ["kitty "], "water\n": []}])
+def test_names_lose_the_spaces_around_them(classes: Any, bundled: Segmenter, image: Make) -> None:
+    result = bundled(image(), classes)
+    assert result.classes == ("cat", "water")
+    np.testing.assert_array_equal(result["cat"], bundled(image(), ["cat", "water"])["cat"])
+
+
 def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, image: Make) -> None:
     result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat"], caption="a photo of a cat")
     assert result.plan.captions == ("a photo of a cat",)

@@ -150,6 +150,10 @@ def test_the_self_attention_of_all_steps_refines() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_class_names_lose_the_spaces_around_them(traced: Trace) -> None:
+    assert traced.segment([" cat ", "grass"]).classes == ("cat", "grass")
+
+
 def test_a_range_of_steps(pipe: Any) -> None:
     with trace(pipe, steps=range(1, 9, 2)) as tr:
         make(pipe, num_inference_steps=5)
@@ -336,7 +340,7 @@ def test_memory_does_not_grow_with_the_steps(name: str) -> None:
             make(pipe, **options)  # the scheduler has tables of that length
             before = held()
             with trace(pipe) as tr:
-                # Behind the listener's own hook, so that the step is summed up.
+                # Behind the session's own hook, so that the step is summed up.
                 handle = (pipe.unet if name == "sd15" else pipe.transformer).register_forward_hook(look)
                 make(pipe, **options)
                 handle.remove()

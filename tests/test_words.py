@@ -56,12 +56,12 @@ class Asked:
         tokenizer: Callable[[], Any] = bundled,
         limit: int = 1000,
     ) -> None:
-        wanted, supporting = parse_nouns(classes, others)
-        self.caption = caption_of((*wanted, *supporting)) if caption is None else caption
+        wanted, background = parse_nouns(classes, others)
+        self.caption = caption_of((*wanted, *background)) if caption is None else caption
         batch = tokenizer()(self.caption, padding="max_length", truncation=True, max_length=limit, verbose=False)
         self.tokenizer, self.encoding = tokenizer(), batch.encodings[0]
         tokens = tokens_of(self.caption, self.encoding)
-        self.words: NounTokens = find_noun_tokens(self.caption, [tokens], wanted, supporting, named=caption is not None)
+        self.words: NounTokens = find_noun_tokens(self.caption, [tokens], wanted, background, named=caption is not None)
 
     def says(self, columns: Sequence[int]) -> str:
         """What the tokens of these columns decode to, without the gaps between words."""
@@ -609,7 +609,7 @@ def test_two_names_for_one_known_word_are_refused() -> None:
 
 
 def test_two_nouns_of_one_word_in_a_caption_are_refused() -> None:
-    # A class and a supporting noun may come to this through a vocabulary.
+    # A class and a background class may come to this through a vocabulary.
     text = "cat, cat"
     tokens = tokens_of(text, bundled()(text).encodings[0])
     with pytest.raises(GocaError) as error:

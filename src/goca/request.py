@@ -18,7 +18,7 @@ from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.recipe import AUTO, NO_BACKGROUND
-from goca.text.nouns import Classes, Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts
+from goca.text.nouns import Classes, Noun, caption_of, class_names, in_vocabulary, parse_nouns, split_over_prompts
 from goca.text.spelling import forms
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
@@ -100,7 +100,7 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
         notes.append(f"processed at {size[1]} x {size[0]} px, the most that this model's position embedding allows")
     return PreparedImage(
         image=image,
-        classes=tuple(request.classes),
+        classes=class_names(request.classes),
         prompts=prompts,
         background=background,
         background_by_user=request.background != AUTO,

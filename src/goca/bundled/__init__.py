@@ -40,7 +40,7 @@ class Scene:
 
 
 def scenes() -> Iterator[Scene]:
-    """The scenes benchmark: pictures in an art style that the pipeline was not trained on, with exact labels."""
+    """The scenes benchmark: images in an art style that the pipeline was not trained on, with exact labels."""
     import numpy as np
     from PIL import Image
 

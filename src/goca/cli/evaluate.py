@@ -10,7 +10,7 @@ import typer
 
 from goca.cli import arguments
 from goca.cli.console import interval, paused, progress, say, session, show, table
-from goca.evaluation.datasets import DATASETS
+from goca.evaluation.datasets import DATASETS, check_name
 
 if TYPE_CHECKING:
     from goca.evaluation.config import EvaluationConfig
@@ -94,6 +94,7 @@ def evaluate(
     that was stopped or killed is resumed by the same command.
     """
     with session(verbose):
+        check_name(dataset)
         tags = arguments.tagger(tagger, dataset)
         overrides = {
             "timestep": arguments.timesteps(timestep),

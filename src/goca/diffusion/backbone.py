@@ -46,7 +46,7 @@ class Backbone:
         check: raises GocaError for a pipeline that cannot be used; by default, for one that cannot segment an image.
 
     Raises:
-        GocaError: for a denoiser that no family lists, and for a pipeline that `check` refuses.
+        GocaError: for a denoiser that no family lists, a family of another one, and a pipeline that `check` refuses.
     """
 
     def __init__(
@@ -59,6 +59,12 @@ class Backbone:
         family = family or family_of(pipeline)
         if family is None:
             raise unsupported(type(pipeline).__name__)
+        if getattr(pipeline, family.component, None) is None:
+            raise GocaError(
+                f"{type(pipeline).__name__} has no {family.component}, so its denoiser is not of the family "
+                f'"{family.name}": leave the family out, or give the one that a probe of this pipeline prints',
+                hint="family",
+            )
         self.pipeline, self.family = pipeline, family
         self.name = name or str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
         (check or Backbone._check)(self)
@@ -144,7 +150,7 @@ class Backbone:
     def blocks(self) -> tuple[str, ...]:
         """The denoiser's blocks that attend to the text."""
         unimodal_blocks = self.family.joint.unimodal_blocks if self.family.joint else ()
-        blocks = dict.fromkeys(site.block for site in attention_modules(self.denoiser))
+        blocks = dict.fromkeys(module.block for module in attention_modules(self.denoiser))
         return tuple(block for block in blocks if not block.startswith(unimodal_blocks))
 
     def attention_hook(self, latent: Grid, sink: Sink, to_the_end: bool = True) -> AttentionHook:

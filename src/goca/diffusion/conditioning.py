@@ -53,7 +53,7 @@ def first_call(
     """The (positional, named) arguments of a pipeline's first denoiser call; None where it never makes one.
 
     Args:
-        pipeline: As `restoring` lends it, with a scheduler whose only timestep is the one wanted.
+        pipeline: As `restoring` gives it, with a scheduler whose only timestep is the one wanted.
         denoiser: The module to stop at.
         captions: The prompts of the batch.
         size: (height, width) in pixels.

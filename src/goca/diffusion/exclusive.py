@@ -13,30 +13,30 @@ _LOCKS: "WeakKeyDictionary[Any, RLock]" = WeakKeyDictionary()
 
 _LOCKS_LOCK = RLock()
 
-_LENT: "WeakSet[Any]" = WeakSet()
+_FOR_USER: "WeakSet[Any]" = WeakSet()
 
 
 @contextmanager
-def exclusive(pipeline: Any, lend: bool = False) -> Iterator[None]:
+def exclusive(pipeline: Any, for_user: bool = False) -> Iterator[None]:
     """Exclusive access to a user's pipeline for this thread; others wait.
 
-    With `lend` it is the user, not goca, who calls the pipeline meanwhile.
+    With `for_user` it is the user, not goca, who calls the pipeline meanwhile.
 
     Raises:
-        GocaError: Inside a block that lends the pipeline to the user.
+        GocaError: Inside a block that keeps the pipeline for the user.
     """
     with _LOCKS_LOCK:
         lock = _LOCKS.setdefault(pipeline, RLock())
     with lock:
-        if pipeline in _LENT:
+        if pipeline in _FOR_USER:
             raise GocaError("this pipeline is being traced: use it after the `with` block")
         try:
-            if lend:
-                _LENT.add(pipeline)
+            if for_user:
+                _FOR_USER.add(pipeline)
             yield
         finally:
-            if lend:
-                _LENT.discard(pipeline)
+            if for_user:
+                _FOR_USER.discard(pipeline)
 
 
 @contextmanager

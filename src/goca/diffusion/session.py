@@ -134,7 +134,7 @@ class GenerationSession:
         processor = processor_of(pipeline)
         shows = "postprocess" if getattr(pipeline, "image_processor", None) is processor else "postprocess_video"
         with ExitStack() as stack:
-            stack.enter_context(exclusive(pipeline, lend=True))
+            stack.enter_context(exclusive(pipeline, for_user=True))
             stack.enter_context(native(denoiser))
             self._tokenizers = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
             for target, name, wrapper in (

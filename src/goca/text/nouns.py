@@ -53,6 +53,11 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
     return class_nouns, background_nouns
 
 
+def class_names(classes: Iterable[str]) -> tuple[str, ...]:
+    """The names that results have for checked classes: without spaces around them."""
+    return tuple(str(name).strip() for name in classes)
+
+
 def _is_list(names: object) -> bool:
     return isinstance(names, Iterable) and not isinstance(names, str)
 

@@ -24,6 +24,12 @@ DATASETS: Mapping[str, tuple[str, str]] = {
 }
 
 
+def check_name(name: str) -> None:
+    """Raise GocaError unless there is such a data set."""
+    if name not in DATASETS:
+        raise GocaError(f'no data set "{name}": there are {", ".join(DATASETS)}')
+
+
 def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dataset":
     """Open a data set. Every listed file must exist; only lists and COCO's JSON are read.
 
@@ -36,7 +42,6 @@ def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dat
         GocaError: there is no such data set or split; the root is another or incomplete, with the file that was
             expected; or a package is missing that the data set needs.
     """
-    if name not in DATASETS:
-        raise GocaError(f'no data set "{name}": there are {", ".join(DATASETS)}')
+    check_name(name)
     module, function = DATASETS[name]
     return getattr(import_module(f"goca.evaluation.datasets.{module}"), function)(root, split)
