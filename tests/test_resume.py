@@ -294,3 +294,22 @@ def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
     assert (rest.code, rest.out) == (0, whole.out)
     assert f"{len(stopped)} of them by an earlier run" in rest.line()
     assert content() == files
+
+
+def test_files_of_another_run_are_not_taken_for_the_result_s(goca: Goca) -> None:
+    goca("segment", "in/a.png", *ASK)
+    before = content()
+    # Another run without JSON: its labels are newer than the JSON that would vouch for them.
+    goca("segment", "in/a.png", "--classes", "water, road", "--format", "labels")
+    assert content() != before
+    assert goca("segment", "in/a.png", *ASK, "--resume").code == 0
+    assert content() == before
+
+
+def test_a_file_that_the_last_run_did_not_write_is_made_again(goca: Goca) -> None:
+    goca("segment", "in/a.png", "--classes", "water, road")
+    stale = content()
+    goca("segment", "in/a.png", *ASK, "--format", "labels,json")
+    assert goca("segment", "in/a.png", *ASK, "--resume").code == 0
+    overlay = next(name for name in stale if name.endswith(".overlay.png"))
+    assert content()[overlay] != stale[overlay]

@@ -173,8 +173,9 @@ def _segment(
             yield job, outcome
         else:
             file_name = os.path.relpath(job.image, job.folder)
-            outcome.save(job.folder, job.stem, formats=job.formats, facts=shared, file_name=file_name)
-            yield job, {**outcome.to_json(), **shared}
+            facts = {**shared, "formats": list(job.formats)}
+            outcome.save(job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name)
+            yield job, {**outcome.to_json(), **facts}
 
 
 def _worker(
@@ -336,10 +337,13 @@ def _comparable(request: Facts, plan: Facts) -> dict[str, Any]:
 def _read_result(job: ImageJob) -> Facts | None:
     """The facts of a complete result for this job's image; None where there is none."""
     try:
-        if not all(target.stat().st_size for target in job.targets):
+        *others, last = (target.stat() for target in job.targets)
+        # The JSON is written last: a newer file is of another run, which wrote no JSON.
+        if not last.st_size or not all(other.st_size and other.st_mtime_ns <= last.st_mtime_ns for other in others):
             return None
         facts = json.loads(job.targets[-1].read_bytes())
         complete = isinstance(facts["request"], dict) and isinstance(facts["plan"], dict)
+        complete = complete and set(job.formats) <= set(facts["formats"])
         return facts if complete and _fits(facts, job.image) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
