@@ -20,7 +20,7 @@ from PIL import Image
 
 from goca.errors import GocaError
 from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
-from goca.parallel import Executor, run_units
+from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.storage.atomic import sweep
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _NOT_COMPARED = {"origin", "device", "background", "background_classes", "captions", "notes", "versions"}
 """Fields of a plan that say where it ran, or follow from the request and the model."""
-_THIS_PROCESS = Executor()
 
 Facts = Mapping[str, Any]
 """What a result's JSON file holds."""
@@ -100,7 +99,7 @@ def segment_images(
     model: ModelOptions,
     *,
     resume: bool = False,
-    executor: Executor = _THIS_PROCESS,
+    executor: Executor = THIS_PROCESS,
 ) -> Iterator[FolderProgress | ImageOutcome]:
     """Segment images and write their results, each whole or not at all.
 

@@ -29,7 +29,7 @@ Tags = Mapping[str, str | GocaError]
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images that go through the denoiser together, whoever does them: no batch is ever composed otherwise, so that
+    """Images that go through the denoiser together, in whichever process: batches are always composed alike, so that
     every figure is the same to the last digit.
 
     Attributes:

@@ -33,7 +33,7 @@ class Report:
         return counted
 
     def _refuse_unlabelled(self, counted: Sequence[ImageRecord]) -> None:
-        """GocaError where every score would be of nothing, which is no number."""
+        """Raise GocaError where no pixel is left to score, and every score would be NaN."""
         any_labelling = self.protocol.labellings[0]  # the truth is the same under each
         labels = {true for image in counted for true, _, _ in (image.counts or {})[any_labelling]}
         where = f"{len(counted)} image{'s' if len(counted) > 1 else ''} of {self.protocol.dataset}"
