@@ -1,0 +1,23 @@
+"""Text from outside (file names, labels, answers of servers), made safe to show and to store."""
+
+import unicodedata
+
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, invisible formats, lone surrogates, line separators
+_JOINERS = frozenset("\u200c\u200d")  # parts of words in some scripts and of emoji
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may show it: what could steer one, or hide, is written as an escape such as \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _UNSAFE and character not in _JOINERS
+        else character
+        for character in text
+    )
+
+
+def storable(text: str) -> str:
+    """The text as UTF-8 can hold it: each lone surrogate, from a JSON escape or a file name, becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
