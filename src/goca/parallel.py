@@ -246,7 +246,7 @@ def _in_cluster(
     try:
         import ray
     except ImportError:
-        raise GocaError('a Ray cluster needs Ray Data: pip install "goca[ray]"', "ray") from None
+        raise GocaError('a Ray cluster needs Ray Data: pip install "ray[data]"', "ray") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody opted in
     started = not ray.is_initialized()
     if started:

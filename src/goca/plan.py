@@ -7,6 +7,8 @@ from importlib.metadata import version
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
 from goca.maths.background import Background
@@ -17,6 +19,11 @@ from goca.maths.rescale import Step
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
 from goca.recipe import FROM_MODEL, RECIPES, Recipe
 
+MAX_SEED = 2**64
+"""PyTorch's generators take seeds below it."""
+MAX_SEEDS = 1000
+"""More passes than anybody waits for: such a number is a mistake, as a seed given for their count."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -25,7 +32,7 @@ class Options:
     The fields are the settings of `Segmenter.from_pretrained`, which describes them.
 
     Raises:
-        GocaError: for a number that is not whole.
+        GocaError: for a value of another type, or a seed that no generator takes.
     """
 
     size: int | None = None
@@ -39,9 +46,19 @@ class Options:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-            if not all(number is None or isinstance(number, Integral) for number in numbers):
-                raise GocaError(f"{item.name} {value!r} is not a whole number", hint=item.name)
+            if isinstance(item.default, bool):
+                if not isinstance(value, bool | np.bool_):
+                    raise GocaError(f"{item.name} {value!r} is neither True nor False", hint=item.name)
+                continue
+            several = item.name == "timestep" and isinstance(value, Sequence) and not isinstance(value, str)
+            for number in value if several else (value,):
+                whole = isinstance(number, Integral) and not isinstance(number, bool)
+                if not whole and (several or number is not item.default):
+                    raise GocaError(f"{item.name} {value!r} is not a whole number", hint=item.name)
+        if self.seeds > MAX_SEEDS:
+            raise GocaError(f"seeds {self.seeds} is too large: give {MAX_SEEDS} or fewer", hint="seeds")
+        if not 0 <= self.seed <= MAX_SEED - self.seeds:
+            raise GocaError(f"seed {self.seed} is out of range: give 0 to {MAX_SEED - self.seeds}", hint="seed")
 
     def set_by_user(self) -> frozenset[str]:
         """The fields of a plan that differ from the defaults because the user said so."""
@@ -92,12 +109,12 @@ class Plan:
     order: int
     background: Background | str
     background_classes: tuple[str, ...]
-    origin: Mapping[str, str]
+    origin: Mapping[str, str] = field(hash=False)
     device: str = ""
     dtype: str = ""
     captions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=versions)
+    versions: Mapping[str, str] = field(default_factory=versions, hash=False)
 
     def __repr__(self) -> str:
         passes = f", {self.num_passes} passes" if self.num_passes > 1 else ""

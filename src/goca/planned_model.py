@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from goca.diffusion.families.spec import Family
 from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
 from goca.errors import GocaError
+from goca.imaging import html
 from goca.plan import Options, plan
 from goca.recipe import GOCA, Recipe, recipe_named
 from goca.request import SegmentationRequest, find_tokens
@@ -29,8 +31,8 @@ class PlannedModel:
     def __init__(
         self, backbone: Backbone, recipe: Recipe | str = GOCA, options: Options = _DEFAULTS, batch: int = 4
     ) -> None:
-        if batch < 1:
-            raise GocaError(f"batch {batch} is too small: give 1 or more", hint="batch")
+        if not isinstance(batch, Integral) or batch < 1:
+            raise GocaError(f"batch {batch!r} is not a number of rows: give a whole number, 1 or more", hint="batch")
         self.backbone, self.batch = backbone, batch
         joint = backbone.family.joint is not None
         made = plan(recipe_named(recipe), backbone.settings, backbone.blocks, backbone.name, options, joint)
@@ -45,6 +47,12 @@ class PlannedModel:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.plan!r}, {self.plan.dtype} on {self.plan.device}, batch {self.batch})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the choices of the plan, and where each comes from."""
+        choices = {key: value for key, value in self.plan.to_json().items() if key in self.plan.origin}
+        rows = [(key, str(value), self.plan.origin[key]) for key, value in choices.items()]
+        return html.figure(repr(self), None, ("choice", "value", "set by"), rows)
 
     def check(self, request: SegmentationRequest) -> BackboneSession:
         """Find out before any image is read whether this model can segment by such a request.

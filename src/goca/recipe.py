@@ -123,7 +123,7 @@ def recipe_named(recipe: Recipe | str) -> Recipe:
     """The recipe of a name, whatever its case, with "-" or "_"; GocaError for an unknown one. A recipe itself stays."""
     if isinstance(recipe, Recipe):
         return recipe
-    key = recipe.lower().replace("_", "-")
+    key = str(recipe).lower().replace("_", "-")
     if key not in RECIPES:
         raise GocaError(f'no recipe "{recipe}": there are {", ".join(RECIPES)}', hint="recipe")
     return RECIPES[key]

@@ -26,7 +26,7 @@ MUCH_FEWER = 0.8
 """A result notes when the model sees less than this share of the pixels that the plan asks for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SegmentationRequest:
     """What is asked of one image.
 
@@ -37,6 +37,9 @@ class SegmentationRequest:
         background: "auto" (the recipe's rule), a constant threshold on scores in [0, 1], or "none" or None: every pixel
             gets a class.
         caption: the prompt, instead of the list of nouns; every noun must be in it.
+
+    Raises:
+        GocaError: the caption is not text.
     """
 
     image: ImageLike
@@ -46,6 +49,8 @@ class SegmentationRequest:
     caption: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.caption, str | None):
+            raise GocaError(f"caption {self.caption!r} is not text: write the prompt, or leave it out", hint="caption")
         # An iterator could be read only once, and a request may be repeated for many images.
         for name in ("classes", "background_classes"):
             names = getattr(self, name)

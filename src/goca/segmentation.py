@@ -19,11 +19,16 @@ from goca.exports import DEFAULT_FORMATS, exporters
 from goca.exports.base import ExportContext
 from goca.exports.coco import coco
 from goca.exports.labelme import labelme
-from goca.imaging import draw
+from goca.imaging import draw, html
 from goca.maths.background import Background, labels
 from goca.maths.resize import resize
 from goca.plan import Plan
 from goca.storage.atomic import write_atomic
+
+PREVIEW_SIDE = 640
+"""Pixels: about the longest side at which a notebook shows a result."""
+LISTED_CLASSES = 5
+"""How many classes a result's repr names."""
 
 
 class Presence(NamedTuple):
@@ -33,7 +38,7 @@ class Presence(NamedTuple):
     peak: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ScoreMaps:
     """Scores on the common grid, after rescaling and refinement; where there is refinement each class is min-maxed.
 
@@ -46,6 +51,9 @@ class ScoreMaps:
     grid: Float32[np.ndarray, "class height width"]
     background: Float32[np.ndarray, "height width"] | None
     ensemble_std: Float32[np.ndarray, "class height width"] | None = None
+
+    def __repr__(self) -> str:
+        return "ScoreMaps({} classes on {} x {} cells)".format(*self.grid.shape)
 
     @classmethod
     def of(cls, maps: ClassMaps, ensemble_std: Tensor | None = None) -> "ScoreMaps":
@@ -66,9 +74,9 @@ class ScoreMaps:
         return resize(torch.from_numpy(self.grid), size).numpy()
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
-    """The result for one image.
+    """The result for one image. It can be pickled, and read as a mapping from classes to masks.
 
     Attributes:
         image: upright, RGB.
@@ -85,8 +93,27 @@ class Segmentation:
     plan: Plan
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{name} {presence.share:.0%}" for name, presence in self.present.items())
-        return f"Segmentation({self.image.width} x {self.image.height} px: {shares}; {self.plan!r})"
+        largest = self._by_share()[:LISTED_CLASSES]
+        shares = ", ".join(f"{name} {presence.share:.0%}" for name, presence in largest)
+        more = f" and {len(self) - LISTED_CLASSES} more" if len(self) > LISTED_CLASSES else ""
+        return f"Segmentation({self.image.width} x {self.image.height} px: {shares}{more}; {self.plan!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the overlay, and the classes with their shares, the largest first."""
+        step = max(1, round(max(self.image.size) / PREVIEW_SIDE))
+        preview = draw.overlay(self.image.reduce(step), self.labels[::step, ::step], self.classes)
+        rows = [(name, f"{share:.1%}", f"{peak:.2f}") for name, (share, peak) in self._by_share()]
+        return html.figure(repr(self), preview, ("class", "share of pixels", "highest score"), rows)
+
+    def _by_share(self) -> list[tuple[str, Presence]]:
+        return sorted(self.present.items(), key=lambda item: -item[1].share)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __iter__(self) -> Iterator[str]:
+        """The classes."""
+        return iter(self.classes)
 
     def mask(self, name: str) -> Bool[np.ndarray, "height width"]:
         """The pixels of one class. Raises GocaError, listing the classes, for another name."""
@@ -134,7 +161,7 @@ class Segmentation:
         return draw.heatmap(self.image, self.scores.at((height, width))[self._index(name)])
 
     def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
-        """The masks as COCO images, annotations (RLE) and categories; needs the extra `goca[export]`."""
+        """The masks as COCO images, annotations (RLE) and categories; needs pycocotools."""
         return coco(self.labels, self.classes, image_id, file_name)
 
     def to_labelme(self, file_name: str) -> dict[str, Any]:

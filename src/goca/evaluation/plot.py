@@ -17,7 +17,7 @@ def plot(rows: Sequence[ComparedRun], title: str, path: Path) -> None:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise GocaError('a plot needs matplotlib: pip install "goca[plots]"', "plot") from None
+        raise GocaError("a plot needs matplotlib: pip install matplotlib", "plot") from None
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(max(4.0, 1.1 * len(rows) + 1), 3.6), dpi=150, layout="constrained")
         axes = figure.subplots()

@@ -29,7 +29,7 @@ def coco(
     try:
         from pycocotools import mask as rle
     except ImportError:
-        raise GocaError('COCO export needs pycocotools: pip install "goca[export]"') from None
+        raise GocaError("COCO export needs pycocotools: pip install pycocotools") from None
 
     height, width = labels.shape
     annotations = []

@@ -7,6 +7,7 @@ tr.segment(["cat", "grass"])
 """
 
 from collections.abc import Iterable, Iterator
+from html import escape
 from operator import index
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -68,6 +69,13 @@ class Trace(TracedImage):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._session.__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        return f"Trace({', '.join(map(repr, self)) or 'nothing yet'})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each image as `TracedImage` shows it."""
+        return "".join(image._repr_html_() for image in self) or f"<p>{escape(repr(self))}</p>"
 
     @property
     def images(self) -> tuple[TracedImage, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from torch import Tensor
 from goca.class_maps import ClassMaps, refined, rescaled
 from goca.errors import GocaError
 from goca.exports.json_document import document
-from goca.imaging import draw, images
+from goca.imaging import draw, html, images
 from goca.imaging.images import ImageLike
+from goca.imaging.sheet import Cell, contact_sheet
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
@@ -35,6 +37,8 @@ GREY = (128, 128, 128)
 
 NUMBERED = re.compile(r"(.+)#([0-9]{1,9})", re.DOTALL)
 """A word and its occurrence, as in "cat#2"."""
+SHOWN_WORDS = 6
+"""How many heat maps a notebook shows of an image."""
 MAX_NAME_BYTES = 255
 """Bytes in a file's name."""
 
@@ -45,6 +49,19 @@ class TracedImage:
     def __init__(self, attention: TracedAttention) -> None:
         self._attention = attention
         self.decoded: Image.Image | None = None
+
+    def __repr__(self) -> str:
+        prompt = shorten(self.prompt, 60, placeholder=" …")
+        return (
+            f'{type(self).__name__}({self.image.width} x {self.image.height} px, {len(self.steps)} calls, "{prompt}")'
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image beside the heat maps of its first words."""
+        words = self.words()[:SHOWN_WORDS]
+        cells = [Cell(self.image, "image"), *(Cell(self.heatmap(word), str(word)) for word in words)]
+        step = [(str(step.step), f"{step.timestep:.0f}") for step in self.steps]
+        return html.figure(repr(self), contact_sheet([cells]), ("step", "timestep"), step)
 
     @property
     def attention(self) -> TracedAttention:

@@ -1,7 +1,7 @@
 """What is kept of an image's denoiser calls: sums, which do not grow with their number, and the weights of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch.nn.functional as F
@@ -54,8 +54,8 @@ class TracedStep:
 
     step: int
     timestep: float
-    layers: dict[str, float]
-    heads: dict[str, tuple[float, ...]]
+    layers: dict[str, float] = field(repr=False)
+    heads: dict[str, tuple[float, ...]] = field(repr=False)
 
 
 class TracedAttention:

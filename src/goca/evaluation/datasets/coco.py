@@ -31,7 +31,7 @@ def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
     try:
         from pycocotools import mask  # noqa: F401
     except ImportError:
-        raise GocaError('COCO-Object needs pycocotools: pip install "goca[bench]"') from None
+        raise GocaError("COCO-Object needs pycocotools: pip install pycocotools") from None
     home = dataset_root(NAME, root)
     path = home / "annotations" / f"instances_{split}.json"
     require_files(NAME, [path])

@@ -54,7 +54,7 @@ def _mat_folder(root: Path, home: Path) -> Path:
     try:
         import scipy.io  # noqa: F401
     except ImportError:
-        raise GocaError('Pascal Context as .mat files needs scipy: pip install "goca[bench]"') from None
+        raise GocaError("Pascal Context as .mat files needs scipy: pip install scipy") from None
     return folder
 
 

@@ -121,7 +121,7 @@ def cosmos2() -> Any:
 
     if not hasattr(transformer_cosmos, "transforms"):
         # The transformer resizes a mask with it, and only says so when it runs.
-        raise ImportError('Cosmos needs torchvision: pip install "goca[cosmos]"', name="torchvision")
+        raise ImportError("Cosmos needs torchvision: pip install torchvision", name="torchvision")
     transformer = diffusers.CosmosTransformer3DModel(
         in_channels=4,
         out_channels=4,
