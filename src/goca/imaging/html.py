@@ -9,8 +9,10 @@ from PIL import Image
 from goca.imaging.draw import png
 
 
-def figure(title: str, image: Image.Image | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A title, an image if there is one, and a table whose first column is text and whose others are numbers.
+def figure(
+    title: str, image: Image.Image | None, header: Sequence[str] = (), rows: Sequence[Sequence[str]] = ()
+) -> str:
+    """A title, over an image if there is one, over a table if there is one.
 
     Args:
         title: one line of text, escaped here as all cells are.
@@ -22,4 +24,5 @@ def figure(title: str, image: Image.Image | None, header: Sequence[str], rows: S
     drawing = f'<img style="max-width: 100%" alt="" src="data:image/png;base64,{source}">' if source else ""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div><p>{escape(title)}</p>{drawing}<table><tr>{head}</tr>{body}</table></div>"
+    table = f"<table><tr>{head}</tr>{body}</table>" if rows else ""
+    return f"<div><p>{escape(title)}</p>{drawing}{table}</div>"

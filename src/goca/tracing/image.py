@@ -60,8 +60,7 @@ class TracedImage:
         """What a notebook shows: the image beside the heat maps of its first words."""
         words = self.words()[:SHOWN_WORDS]
         cells = [Cell(self.image, "image"), *(Cell(self.heatmap(word), str(word)) for word in words)]
-        step = [(str(step.step), f"{step.timestep:.0f}") for step in self.steps]
-        return html.figure(repr(self), contact_sheet([cells]), ("step", "timestep"), step)
+        return html.figure(repr(self), contact_sheet([cells]))
 
     @property
     def attention(self) -> TracedAttention:
