@@ -33,7 +33,7 @@ MAX_EXTRA_IDS = 10_000
 MAX_COUNT = 1 << 31
 """Of any whole number in a model's configuration."""
 _PLAIN = re.compile(r"[^/\\:]+\.(safetensors|json)")
-_LAYERS = re.compile(r"(^|_)(layers?|blocks?|depth|experts?)(_|$)")
+_COUNTED = re.compile(r"(^|_)(layers?|blocks?|depth|experts?|axes_dims?)(_|$)")
 _WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -68,8 +68,10 @@ def read_settings(path: Path) -> Any:
     """The content of a file of settings, to be judged: the libraries read the file themselves.
 
     Raises:
-        GocaError: it is not JSON.
+        GocaError: it is missing or not JSON.
     """
+    if not path.exists():
+        raise GocaError(f"{path} is missing: fetch the folder again")
     # diffusers writes it where a scheduler has no lower limit; JSON has no such number.
     return parse_json(read_text(path).replace("-Infinity", "-1e308"), str(path))
 
@@ -164,7 +166,7 @@ def _tensor_names(path: Path) -> set[str]:
 
 
 def check_numbers(path: Path, config: Mapping[str, Any], tensors: int) -> None:
-    """Refuse a model's configuration that asks for more layers or experts than its weights have tensors, or that cannot be one.
+    """Refuse a configuration that asks for more layers or experts than there are tensors, or for other absurd numbers.
 
     Args:
         path: of the file, for the message.
@@ -177,7 +179,7 @@ def check_numbers(path: Path, config: Mapping[str, Any], tensors: int) -> None:
     most = max(tensors, 1024)
     for key, value in _pairs(config):
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and abs(number) > (most if _LAYERS.search(key) else MAX_COUNT):
+            if isinstance(number, int) and abs(number) > (most if _COUNTED.search(key) else MAX_COUNT):
                 raise GocaError(f"{path} has {key} = {_shown(number)}, more than its weights can fill: fetch it again")
         if isinstance(value, list) and len(value) > max(most, 4096):
             raise GocaError(f"{path} has {len(value)} entries for {key}: fetch it again")

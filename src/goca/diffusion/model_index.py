@@ -16,6 +16,7 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _LEGACY = (
     "Transformer2DModel"  # the older name of PixArt's and other transformers; diffusers tells them by their settings
 )
+_NEEDED = ("vae", "unet", "transformer", "scheduler")
 _ADVICE = "fetch the folder again, or save it with save_pretrained"
 
 
@@ -55,6 +56,8 @@ def model_index(content: Any, path: str, unlisted: bool = False) -> ModelIndex:
     for name, parameter in _parameters(pipeline).items():
         if parameter.default is Parameter.empty or name in optional:
             entry = _entry(name, content.get(name, [] if name not in optional else [None]), path)
+            if entry is None and name in _NEEDED and name not in optional:
+                raise GocaError(f"{path} is without a {name}, which {kind} needs: {_ADVICE}")
             parts[name] = None if entry is None or name in UNUSED else _part_class(name, *entry, path)
         elif name in content and name not in UNUSED:
             settings[name] = content[name]
@@ -107,11 +110,18 @@ def _part_class(name: str, library: str, kind: str, path: str) -> type:
         )
     part = getattr(module, kind, None)
     getattr(part, "from_pretrained", None)
+    tokenizers = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
+    bases = {
+        **dict.fromkeys(("vae", "unet", "transformer"), diffusers.ModelMixin),
+        "scheduler": diffusers.SchedulerMixin,
+        "text_encoder": transformers.PreTrainedModel,
+        "tokenizer": tokenizers,
+    }
     loadable = (
-        *(diffusers.ModelMixin, diffusers.SchedulerMixin),
-        *(transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin),
+        *(diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel, *tokenizers),
         *(transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin),
     )
-    if not isinstance(part, type) or not issubclass(part, loadable):
-        raise GocaError(f'{path} wants "{kind}" for {name}, which is not a part that {library} can load: {_ADVICE}')
+    # text_encoder_2 is a text_encoder.
+    if not isinstance(part, type) or not issubclass(part, bases.get(name.rstrip("_0123456789"), loadable)):
+        raise GocaError(f'{path} wants "{kind}" for {name}, which is not a {name} that {library} has: {_ADVICE}')
     return part
