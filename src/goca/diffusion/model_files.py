@@ -185,7 +185,7 @@ def check_numbers(path: Path, config: Mapping[str, Any], tensors: int) -> None:
             raise GocaError(f"{path} has {len(value)} entries for {key}: fetch it again")
 
 
-def check_types(path: Path, config: Mapping[str, Any], kind: type) -> None:
+def check_types(path: Path, config: Mapping[str, Any], kind: Any) -> None:
     """Refuse settings of other types than a diffusers class declares, and negative counts.
 
     Raises:

@@ -76,7 +76,7 @@ def _entry(name: str, entry: Any, path: str) -> tuple[str, str] | None:
     raise GocaError(f"{path} does not name a library and a class for {name}: {_ADVICE}")
 
 
-def _parameters(pipeline: type) -> dict[str, Parameter]:
+def _parameters(pipeline: Any) -> dict[str, Parameter]:
     parameters = signature(pipeline.__init__).parameters
     return {name: parameter for name, parameter in parameters.items() if name != "self"}
 

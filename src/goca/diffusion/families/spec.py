@@ -154,8 +154,8 @@ def sample_size(denoiser: Any, vae_scale_factor: int) -> int:
     sides = size if isinstance(size, list | tuple) else [size]
     if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
         raise GocaError(
-            f"{type(denoiser).__name__} has sample_size = {size} in its configuration, so the size it was trained at is "
-            "not known: set it there"
+            f"{type(denoiser).__name__} has sample_size = {size} in its configuration, so the size it was trained at "
+            "is not known: set it there"
         )
     return max(sides) * vae_scale_factor
 
