@@ -446,6 +446,7 @@ def test_progress_is_for_terminals(goca, loaded, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     shown = goca("segment", "photo.jpg", *ASK)
     assert "loading bundled" in shown.err
+    assert "/?" not in shown.err
     assert "loading" not in shown.out
     assert goca("segment", "photo.jpg", *ASK, "--json").err == ""
 

@@ -1,6 +1,7 @@
 """Who says what is in an image: ground truth, lists, files, a local model, and the diffusion model itself."""
 
 import json
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from goca import GocaError, Segmenter
@@ -372,7 +374,7 @@ def test_models_that_cannot_be_local(folder: Path, photos: tuple[Sample, ...], t
     with pytest.raises(GocaError, match="no model"):
         local.LocalTagger("", tmp_path / "a.jsonl")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GocaError, match="is the folder complete"):
+    with pytest.raises(GocaError, match=r"config\.json is missing"):
         local.LocalTagger(str(tmp_path / "empty"), tmp_path / "a.jsonl").tag(photos[0], toy)
     mute = tmp_path / "mute"
     mute.mkdir()
@@ -381,6 +383,48 @@ def test_models_that_cannot_be_local(folder: Path, photos: tuple[Sample, ...], t
             (mute / file.name).write_bytes(file.read_bytes())
     with pytest.raises(GocaError, match="no chat template"):
         local.LocalTagger(str(mute), tmp_path / "a.jsonl").tag(photos[0], toy)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("adapter_config.json", {"base_model_name_or_path": "someone/else"}, "would load another model"),
+        ("config.json", {"transformers_weights": "../model.safetensors"}, "only a safetensors file beside it"),
+        ("config.json", {"attn_implementation": "someone/kernel"}, "code or a model to fetch"),
+        (
+            "config.json",
+            {"auto_map": {"AutoModelForImageTextToText": "model.Mine"}, "model_type": "mine"},
+            "cannot load",
+        ),
+        ("config.json", {"image_token_index": 10**12}, "image_token_index = 1000000000000"),
+        ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "a/b"}}, "a model to fetch"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../model.bin"}}, "only safetensors files beside it"),
+        ("chat_template.jinja", "{{ raise_exception('no') }}", "chat template that fails"),
+    ],
+)
+def test_a_local_model_whose_folder_leads_elsewhere(
+    file: str, content: Any, reason: str, folder: Path, photos: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    broken = Path(copytree(folder, tmp_path / "model"))
+    (broken / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    path = broken / file
+    if isinstance(content, dict):
+        content = json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **content})
+    path.write_text(content)
+    with pytest.raises(GocaError, match=reason):
+        local.LocalTagger(str(broken), tmp_path / "a.jsonl").tag(photos[0], dataset(*photos))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_local_model_that_lacks_a_tensor(seed: int, folder: Path, photos: tuple[Sample, ...], tmp_path: Path) -> None:
+    broken = Path(copytree(folder, tmp_path / "model"))
+    tensors = load_file(broken / "model.safetensors")
+    lost = random.Random(seed).choice(sorted(tensors))
+    del tensors[lost]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(GocaError, match=re.escape(".".join(lost.split(".")[-3:]))):
+        local.LocalTagger(str(broken), tmp_path / "a.jsonl").tag(photos[0], dataset(*photos))
 
 
 # The diffusion model itself.

@@ -15,8 +15,9 @@ from goca.errors import GocaError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
     from rich.table import Table
+    from rich.text import Text
 
 # Newer typers bring a private click: what typer does not export is reached through what it does.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -103,13 +104,20 @@ def progress(hidden: bool) -> "Progress":
     """A progress display on stderr that vanishes when done; nothing is shown unless stderr is a terminal."""
     from rich import progress as bars
     from rich.console import Console
+    from rich.text import Text
+
+    class Done(bars.MofNCompleteColumn):
+        """How many of how many; nothing for a task that nobody can count, such as loading."""
+
+        def render(self, task: "Task") -> "Text":
+            return super().render(task) if task.total is not None else Text()
 
     disable = hidden or not sys.stderr.isatty()
     return bars.Progress(
         bars.SpinnerColumn(),
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
-        bars.MofNCompleteColumn(),
+        Done(),
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
         bars.TimeRemainingColumn(),

@@ -1,24 +1,35 @@
 """From a name to a loaded pipeline: "bundled", a local diffusers folder, or a Hub id. Safetensors only."""
 
+import errno
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from goca import bundled
-from goca.diffusion.families import FAMILIES, unsupported
+from goca.diffusion.model_files import (
+    check_complete,
+    check_numbers,
+    check_scheduler,
+    check_settings,
+    check_size,
+    check_types,
+    check_weights,
+    read_settings,
+    variant_of,
+)
+from goca.diffusion.model_index import UNUSED, model_index
 from goca.errors import GocaError
+from goca.storage.reading import read_json
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError, SafetensorError)
-PARTS = (("vae",), ("text_encoder",), ("tokenizer",), ("transformer", "unet"))
-"""The parts of a text-to-image pipeline, by their names: one of each."""
+_INDEX = "model_index.json"
 
 
 def load(
@@ -52,13 +63,13 @@ def load(
             f"{source} is not a diffusers pipeline: it has no model_index.json; save one with save_pretrained"
         )
     if not local and (isinstance(name, Path) or str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
-        raise GocaError(f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name')
+        raise GocaError(
+            f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name', hint="model"
+        )
     if local and revision is not None:
         raise GocaError(f'"{name}" is a local folder, which has no revision "{revision}": leave revision out')
     try:
-        # A local folder loads in silence; what is fetched shows the libraries' own progress.
-        with quiet() if local else nullcontext():
-            return _from_pretrained(source, weights, revision, variant, local, unlisted).to(target)
+        return _from_pretrained(source, weights, revision, variant, local, unlisted).to(target)
     except torch.OutOfMemoryError:
         raise GocaError(
             f'{name} does not fit {target}: load it with dtype "float16" or device "cpu"', hint="dtype"
@@ -68,34 +79,143 @@ def load(
 def _from_pretrained(
     source: str | Path, dtype: torch.dtype, revision: str | None, variant: str | None, local: bool, unlisted: bool
 ) -> Any:
-    import diffusers
-
-    options: dict[str, Any] = {"revision": revision, "local_files_only": local}
     try:
-        index = diffusers.DiffusionPipeline.load_config(source, **options)
-        kind = str(index.get("_class_name"))
-        classes = {name: part[-1] for name, part in index.items() if isinstance(part, list | tuple) and part}
-        if not any(set(classes.values()).intersection(family.denoisers) for family in FAMILIES):
-            missing = [" or ".join(names) for names in PARTS if not any(map(classes.get, names))]
-            if missing or not unlisted:
-                raise unsupported(kind, missing)
-        for part in ("safety_checker", "feature_extractor", "image_encoder"):
-            if part in index:
-                options[part] = None
-        if "requires_safety_checker" in index:
-            options["requires_safety_checker"] = False
-        return diffusers.DiffusionPipeline.from_pretrained(
-            source, torch_dtype=dtype, variant=variant, use_safetensors=True, **options
-        )
+        folder = Path(source) if local else _fetched(str(source), revision, variant, unlisted)
+        with quiet():
+            return _assembled(folder, dtype, variant, unlisted)
     except (GocaError, torch.OutOfMemoryError):
         raise
-    except _UNLOADABLE as error:
-        # diffusers and the hub client raise many kinds for a folder or id they cannot load, often over many lines.
-        reason = " ".join(str(error).split())[:200]
-        advice = "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
-        if isinstance(error, ImportError):
-            advice = "install what it needs"
-        raise GocaError(f"cannot load {source}: {advice} ({type(error).__name__}: {reason})") from None
+    except Exception as error:  # these libraries raise any kind for a folder or id that they cannot load
+        raise unloadable(source, error, local) from None
+
+
+def unloadable(source: str | Path, error: Exception, local: bool) -> GocaError:
+    """What a library's error means for the user, in one line.
+
+    Args:
+        source: what was to be loaded.
+        error: what the library raised.
+        local: whether the source is a local folder, not a Hub id.
+    """
+    reason = " ".join(str(error).split())[:200]
+    advice = "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
+    if isinstance(error, MemoryError) or "allocate memory" in reason:
+        return GocaError(f'{source} does not fit the memory: load it with dtype "float16"', hint="dtype")
+    if isinstance(error, ImportError):
+        advice = "install what it needs"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "make room on the disk"
+    return GocaError(f"cannot load {source}: {advice} ({type(error).__name__}: {reason})")
+
+
+def hub_options(name: str, revision: str | None, file: str) -> dict[str, Any]:
+    """How to ask for the files of a Hub id: for one commit of it, or without a network for what the cache has.
+
+    The hub client by itself tries again for half a minute before it says that there is no network.
+
+    Args:
+        name: the Hub id.
+        revision: branch, tag or commit.
+        file: one that is in the cache where the model is.
+
+    Raises:
+        Exception: of the hub client: there is no such id or revision, this user may not read it, or there is neither a
+            network nor the file in the cache.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception:  # of the hub client's HTTP library, which differs between its versions
+        if not isinstance(try_to_load_from_cache(name, file, revision=revision), str):
+            raise
+        return {"revision": revision, "local_files_only": True}
+    return {"revision": info.sha, "local_files_only": False}
+
+
+def _fetched(name: str, revision: str | None, variant: str | None, unlisted: bool) -> Path:
+    """The folder of a Hub id's files in the local cache. Its index is judged before weights are fetched."""
+    from huggingface_hub import hf_hub_download
+
+    options = hub_options(name, revision, _INDEX)
+    # Slow to import: not before the Hub has answered.
+    from diffusers import DiffusionPipeline
+
+    content = read_json(Path(hf_hub_download(name, _INDEX, **options)))
+    model_index(content, f"{_INDEX} of {name}", unlisted)
+    skipped = {part: None for part in UNUSED if part in content}
+    return Path(DiffusionPipeline.download(name, variant=variant, use_safetensors=True, **options, **skipped))
+
+
+def _assembled(folder: Path, dtype: torch.dtype, variant: str | None, unlisted: bool) -> Any:
+    """The pipeline in a folder, part by part: diffusers' own way also takes Python that lies in the folder."""
+    index = model_index(read_json(folder / _INDEX), str(folder / _INDEX), unlisted)
+    folders = {name: folder / name if (folder / name).is_dir() else folder for name in index.parts}
+    loaded = [name for name, kind in index.parts.items() if kind is not None]
+    if variant is not None and not any(variant_of(folders[name], variant) for name in loaded):
+        raise GocaError(f'{folder} has no weights of variant "{variant}": leave variant out', hint="variant")
+    parts: dict[str, Any] = dict.fromkeys(index.parts)
+    for name in loaded:
+        parts[name] = load_part(index.parts[name], folders[name], dtype, variant)
+    pipeline = index.pipeline(**parts, **index.settings)
+    pipeline.register_to_config(_name_or_path=str(folder))
+    return pipeline
+
+
+def load_part(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """One part of a pipeline, complete or refused.
+
+    Args:
+        kind: its class, of diffusers or transformers.
+        folder: of its files.
+        dtype: of its weights, if it has any.
+        variant: of the weight files, such as "fp16"; those without are read where the part has none of it.
+
+    Raises:
+        GocaError: naming the file or the tensor that is at fault.
+        ImportError: a package that the part needs is not installed.
+    """
+    from diffusers import SchedulerMixin
+
+    try:
+        check_settings(folder)
+        if issubclass(kind, SchedulerMixin):
+            check_scheduler(folder / "scheduler_config.json")
+        if not issubclass(kind, torch.nn.Module):
+            return kind.from_pretrained(folder, local_files_only=True)
+        return _model(kind, folder, dtype, variant_of(folder, variant))
+    except (GocaError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise unloadable(folder, error, local=True) from None
+
+
+def _model(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> torch.nn.Module:
+    from diffusers import ModelMixin
+
+    weights = check_weights(folder, variant)
+    path = folder / "config.json"
+    config = read_settings(path)
+    check_numbers(path, config, weights.tensors)
+    options: dict[str, Any] = {} if variant is None else {"variant": variant}
+    if issubclass(kind, ModelMixin):
+        check_types(path, config, kind)
+        build = partial(kind.from_config, config)
+        options["torch_dtype"] = dtype
+    else:
+        build = partial(kind, kind.config_class.from_pretrained(folder, local_files_only=True))
+        # Tensors of another shape are then told by name.
+        options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
+    with torch.device("meta"):
+        check_size(path, build(), weights)
+    model, info = kind.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+    )
+    check_complete(folder, model, info)
+    return model
 
 
 def _device(device: str | None) -> torch.device:

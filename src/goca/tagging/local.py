@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from goca.diffusion.loading import quiet
+from goca.diffusion.loading import hub_options, quiet, unloadable
+from goca.diffusion.model_files import (
+    check_complete,
+    check_numbers,
+    check_settings,
+    check_size,
+    check_weights,
+    read_settings,
+)
 from goca.errors import GocaError
 from goca.imaging import images
 from goca.tagging.answers import caption_in
@@ -24,7 +31,8 @@ PIECES, PIECE = 64, 4096
 """How many pieces of a file a fingerprint covers, and the bytes of each."""
 _DECISIVE = (".safetensors", ".json", ".jinja")
 """Suffixes of what decides a model's answers: weights, settings, templates."""
-_UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError, SafetensorError)
+_SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""What of a Hub id is looked at before its weights are fetched."""
 
 
 @dataclass
@@ -80,7 +88,12 @@ class LocalTagger:
     def _captions(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> list[str]:
         processor, model = self._loaded
         content = [{"type": "image"}, {"type": "text", "text": instruction(dataset)}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        try:
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        except Exception as error:  # a template is a program: what it raises is of any kind
+            raise GocaError(
+                f"{self.model} has a chat template that fails ({type(error).__name__}: {error}): take another model"
+            ) from None
         loaded_images = [[images.load(sample.image)] for sample in samples]
         try:
             with quiet():
@@ -98,22 +111,36 @@ class LocalTagger:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """(processor, model), the model on an accelerator where there is one."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
         local = Path(self.model).is_dir()
-        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
         try:
+            folder, options = (Path(self.model), {"local_files_only": True}) if local else _settings(self.model)
+            check_settings(folder)
+            weights = check_weights(folder, fetched=local)
+            # Slow to import: not before the folder, or the Hub, has answered.
+            from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
             with quiet():
-                processor = AutoProcessor.from_pretrained(self.model, **options)
-                model = AutoModelForImageTextToText.from_pretrained(
-                    self.model, dtype="auto", use_safetensors=True, **options
+                if local:
+                    path = folder / "config.json"
+                    check_numbers(path, read_settings(path), weights.tensors)
+                    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+                    with torch.device("meta"):
+                        check_size(path, AutoModelForImageTextToText.from_config(config), weights)
+                processor = AutoProcessor.from_pretrained(self.model, trust_remote_code=False, **options)
+                model, info = AutoModelForImageTextToText.from_pretrained(
+                    self.model,
+                    dtype="auto",
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # and told by name
+                    **options,
                 )
-        except _UNLOADABLE as error:
-            reason = " ".join(str(error).split())[:200]
-            hint = (
-                "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
-            )
-            raise GocaError(f"cannot load {self.model}: {hint} ({type(error).__name__}: {reason})") from None
+            check_complete(folder, model, info)
+        except GocaError:
+            raise
+        except Exception as error:  # transformers and the hub client raise any kind for what they cannot load
+            raise unloadable(self.model, error, local) from None
         if not getattr(processor, "chat_template", None):
             raise GocaError(
                 f"{self.model} has no chat template, so it takes no instruction: name one that is tuned for it"
@@ -122,6 +149,15 @@ class LocalTagger:
         processor.tokenizer.padding_side = "left"
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         return processor, model.to(device).eval()
+
+
+def _settings(name: str) -> tuple[Path, dict[str, Any]]:
+    """The settings of a Hub id, in the local cache, and how to ask for the rest of the same commit."""
+    from huggingface_hub import snapshot_download
+
+    options = hub_options(name, None, "config.json")
+    folder = Path(snapshot_download(name, allow_patterns=_SETTINGS, ignore_patterns="*/*", **options))
+    return folder, {**options, "revision": folder.name}
 
 
 def _fingerprint(folder: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from goca.errors import GocaError
 from goca.maths import Grid
 
 Blocks = tuple[str, tuple[str, ...]]
@@ -149,8 +150,14 @@ def default_size(denoiser: Any, vae_scale_factor: int) -> int:
 
 def sample_size(denoiser: Any, vae_scale_factor: int) -> int:
     """The side in pixels of the images a denoiser was trained on, from its configuration."""
-    side = denoiser.config.sample_size
-    return int(side if isinstance(side, int) else max(side)) * vae_scale_factor
+    size = denoiser.config.sample_size
+    sides = size if isinstance(size, list | tuple) else [size]
+    if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise GocaError(
+            f"{type(denoiser).__name__} has sample_size = {size} in its configuration, so the size it was trained at "
+            "is not known: set it there"
+        )
+    return max(sides) * vae_scale_factor
 
 
 @dataclass(frozen=True, kw_only=True)
