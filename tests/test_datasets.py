@@ -329,7 +329,7 @@ class TestCocoObject:
         folders.make_coco_object(tmp_path)
         path = tmp_path / "annotations" / "instances_val2017.json"
         path.write_bytes(path.read_bytes()[:left])
-        with pytest.raises(GocaError, match=r"instances_val2017\.json is not a complete JSON file"):
+        with pytest.raises(GocaError, match=r"instances_val2017\.json is not JSON .*: is the file complete\?"):
             open_dataset("coco-object", tmp_path)
 
     def test_in_another_encoding(self, tmp_path: Path) -> None:
@@ -596,7 +596,7 @@ class TestFolder:
             (["70000: cat"], "above 65535"),
             (["background"], "no classes"),
             (["cat", "dog, !"], "is not a name"),
-            (["caf\u00e9"], "is not in UTF-8"),
+            (["caf\u00e9"], "is not text in UTF-8"),
         ],
     )
     def test_classes_that_are_unclear(self, tmp_path: Path, classes: list[str], message: str) -> None:
@@ -660,7 +660,7 @@ class TestFolder:
     def test_half_a_labelme_file(self, tmp_path: Path) -> None:
         self.drawn(tmp_path, ["cat"])
         (tmp_path / "photo.json").write_text('{"shapes": [')
-        with pytest.raises(GocaError, match=r"photo\.json cannot be read .*: is the file complete\?"):
+        with pytest.raises(GocaError, match=r"photo\.json is not JSON .*: is the file complete\?"):
             open_dataset("folder", tmp_path).samples[0].truth()
 
     @given(
