@@ -206,6 +206,12 @@ class TestLabelFiles:
         with pytest.raises(GocaError, match=r"2007_000033\.png has the value 21, which no class has"):
             open_dataset("voc", tmp_path).samples[0].truth()
 
+    def test_a_jpeg_is_not_a_label_file(self, tmp_path: Path) -> None:
+        def as_jpeg(path: Path) -> None:
+            Image.open(path).convert("L").save(path, "JPEG")
+
+        assert "is not an image that Pillow can read" in self.broken(tmp_path, as_jpeg)
+
     def test_the_image_is_broken(self, tmp_path: Path) -> None:
         folders.make_ade20k(tmp_path)
         path = tmp_path / "ADEChallengeData2016" / "images" / "validation" / "ADE_val_00000001.jpg"

@@ -50,10 +50,11 @@ class TrainingSet:
 
         Raises GocaError for a class that the set does not have, and where the folder cannot be written.
         """
+        names = class_names(self.classes)
         for name in segmentation.classes:
-            if name not in self.classes:
-                raise GocaError(f'"{name}" is not a class of {self.folder}: there are {", ".join(self.classes)}')
-        ids = np.array([0, *(list(self.classes).index(name) + 1 for name in segmentation.classes)], np.uint16)
+            if name not in names:
+                raise GocaError(f'"{name}" is not a class of {self.folder}: there are {", ".join(names)}')
+        ids = np.array([0, *(names.index(name) + 1 for name in segmentation.classes)], np.uint16)
         folder = Path(self.folder)
         taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
         image = folder / f"{max(taken, default=-1) + 1}.png"

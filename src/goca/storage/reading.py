@@ -58,12 +58,14 @@ def read_json(path: Path, finite: bool = True) -> Any:
 
 def decode_text(content: bytes, name: str) -> str:
     """Text from bytes, as `read_text` says; name: what they are, for the message of the GocaError."""
+    encoding = json.detect_encoding(content)  # by its mark, or by where the first null bytes are
     try:
-        # By its mark, or by where the null bytes are.
-        text = content.decode(json.detect_encoding(content))
+        text = content.decode(encoding)
     except UnicodeDecodeError:
         text = "\0"
-    if "\0" in text:
+    # Without a mark, a null byte may be damage.
+    unsure = encoding.endswith(("le", "be")) and 4 * content.count(0) < len(content)
+    if unsure or "\0" in text:
         raise GocaError(f"{name} is not text in UTF-8: save it as UTF-8")
     return text
 

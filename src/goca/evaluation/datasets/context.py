@@ -68,7 +68,7 @@ def _of_459(truths: Path) -> LabelTable:
     if not path.is_file():
         raise GocaError(f"{NAME}: expected {paths[0]} with the names of the 459 classes: download or unpack the rest")
     lines = re.findall(r"^\s*([0-9]{1,9})\s*:(.*)$", "\n".join(read_text(path).splitlines()), re.MULTILINE)
-    ids = {name.replace(" ", ""): int(number) for number, name in lines}
+    ids = {"".join(name.split()): int(number) for number, name in lines}
     if len(set(ids.values())) < len(lines) or max(ids.values(), default=0) >= UNLISTED:
         raise GocaError(f"{path} gives a number or name twice, or a number that is too high: download it again")
     labels = dict.fromkeys(range(max(ids.values(), default=0) + 1), 0)

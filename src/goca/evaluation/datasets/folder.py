@@ -99,5 +99,8 @@ def read_classes(path: Path) -> FolderClasses:
         words |= {word.lower(): label for word in (entry.name, *entry.synonyms)}
         if entry.label is not None:
             labels[entry.label] = label
-    parse_nouns({category.name: category.synonyms for category in categories})
+    try:
+        parse_nouns({category.name: category.synonyms for category in categories})
+    except GocaError as error:
+        raise GocaError(f"{path}: {error}") from None
     return FolderClasses(tuple(categories), label_table(labels, VOID + 1), words, 0 in labels.values())

@@ -16,7 +16,9 @@ UNKNOWN = 65534
 """What a table holds for values that no file should have."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""What is read, whatever a file is called: other formats of Pillow start programs."""
+"""What images may be, whatever they are called: other formats of Pillow start programs."""
+LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
+"""What label files may be: in a JPEG called .png values have become others."""
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 
@@ -39,7 +41,7 @@ def read_indexed(path: Path, image: Path, labels: LabelTable) -> LabelMap:
         check_size(path, (opened.height, opened.width), image)  # before memory is taken for another size
         return _values(opened)
 
-    return translate(path, _opened(path, values), labels)
+    return translate(path, _opened(path, values, LOSSLESS), labels)
 
 
 def translate(path: Path, values: Integer[np.ndarray, "height width"], labels: LabelTable) -> LabelMap:
@@ -85,7 +87,7 @@ def read_rgb(path: Path, image: Path) -> UInt8[np.ndarray, "height width 3"]:
         check_size(path, (opened.height, opened.width), image)
         return np.asarray(opened)
 
-    return _opened(path, colours)
+    return _opened(path, colours, LOSSLESS)
 
 
 def _values(image: Image.Image) -> Integer[np.ndarray, "height width"]:
@@ -104,10 +106,10 @@ def _upright(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def _opened(path: Path, read: Callable[[Image.Image], T]) -> T:
+def _opened(path: Path, read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
     require_regular(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=formats) as image:
             return read(image)
     except GocaError:
         raise
