@@ -153,7 +153,7 @@ def test_names_in_a_folder(name: str) -> None:
         "a\\..\\..\\b",
         "\\\\host\\share\\a",
         "//host/a/b",
-        *("", " ", "a\0", "a\n", "a\x1b[2J", None, 7, ["a"], True),
+        *("", " ", ".", "./", "a\0", "a\n", "a\x1b[2J", None, 7, ["a"], True),
     ],
 )
 def test_names_that_lead_elsewhere(name: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import GOCA_SCRIPT
+from damage import damaged, places
 from PIL import Image
 
 from goca import GocaError, bundled
+from goca.evaluation.compare import load_run
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import batches
@@ -457,6 +460,24 @@ def test_counts_of_labels_that_there_are_not_are_refused(copied: Path) -> None:
     (copied / "images.jsonl").write_text(f"{json.dumps(line)}\n")
     with pytest.raises(GocaError, match="has lines of another run"):
         evaluate(SCENES, copied)
+
+
+@pytest.mark.parametrize("inputs", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_damaged_run_is_read_or_refused(copied: Path, inputs: int) -> None:
+    whole, chance, good = facts(copied), random.Random(0), load_run(copied)
+    everywhere = list(places(whole))
+    for _ in range(inputs):
+        place = chance.choice(everywhere)
+        value = damaged(whole, place, chance)
+        (copied / "run.json").write_text(json.dumps(value))
+        try:
+            run_again = load_run(copied)
+        except GocaError as error:
+            assert str(copied) in str(error)  # noqa: PT017
+            # What is said beside the settings does not matter, unless it is a number that is none.
+            assert place[:1] in ((), ("settings",), ("sessions",), ("state",)) or "is not JSON" in str(error)  # noqa: PT017
+        else:
+            assert run_again.report.images == good.report.images
 
 
 @pytest.mark.slow

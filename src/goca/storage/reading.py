@@ -112,7 +112,7 @@ def inside(name: Any) -> str:
 
     What a file of annotations names might otherwise show a server any file of this machine.
     """
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not PureWindowsPath(name).name.strip():
         raise ValueError(f"{repr(name)[:40]} is not a file's name")
     path = PureWindowsPath(name)  # takes both kinds of slashes for separators
     if path.anchor or ".." in path.parts or re.search(r"[\0-\x1f]", name):
