@@ -156,7 +156,7 @@ def _of_a_label_below_all(image: dict[str, Any]) -> list[dict[str, Any]]:
         (_doubled, "images.jsonl has lines of another run: restore it"),
         (_counted_otherwise, "images.jsonl has lines of another run: restore it"),
         (_of_a_label_that_there_is_not, "images.jsonl has lines of another run: restore it"),
-        (_of_a_label_below_all, "images.jsonl has lines of another run: restore it"),
+        (_of_a_label_below_all, "images.jsonl, line 4 is not an image of a run (-1 is not a whole number"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])

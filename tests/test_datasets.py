@@ -206,6 +206,12 @@ class TestLabelFiles:
         with pytest.raises(GocaError, match=r"2007_000033\.png has the value 21, which no class has"):
             open_dataset("voc", tmp_path).samples[0].truth()
 
+    def test_a_jpeg_is_not_a_label_file(self, tmp_path: Path) -> None:
+        def as_jpeg(path: Path) -> None:
+            Image.open(path).convert("L").save(path, "JPEG")
+
+        assert "is not an image that Pillow can read" in self.broken(tmp_path, as_jpeg)
+
     def test_the_image_is_broken(self, tmp_path: Path) -> None:
         folders.make_ade20k(tmp_path)
         path = tmp_path / "ADEChallengeData2016" / "images" / "validation" / "ADE_val_00000001.jpg"
@@ -329,7 +335,7 @@ class TestCocoObject:
         folders.make_coco_object(tmp_path)
         path = tmp_path / "annotations" / "instances_val2017.json"
         path.write_bytes(path.read_bytes()[:left])
-        with pytest.raises(GocaError, match=r"instances_val2017\.json is not a complete JSON file"):
+        with pytest.raises(GocaError, match=r"instances_val2017\.json is not JSON .*: is the file complete\?"):
             open_dataset("coco-object", tmp_path)
 
     def test_in_another_encoding(self, tmp_path: Path) -> None:
@@ -596,7 +602,7 @@ class TestFolder:
             (["70000: cat"], "above 65535"),
             (["background"], "no classes"),
             (["cat", "dog, !"], "is not a name"),
-            (["caf\u00e9"], "is not in UTF-8"),
+            (["caf\u00e9"], "is not text in UTF-8"),
         ],
     )
     def test_classes_that_are_unclear(self, tmp_path: Path, classes: list[str], message: str) -> None:
@@ -660,7 +666,7 @@ class TestFolder:
     def test_half_a_labelme_file(self, tmp_path: Path) -> None:
         self.drawn(tmp_path, ["cat"])
         (tmp_path / "photo.json").write_text('{"shapes": [')
-        with pytest.raises(GocaError, match=r"photo\.json cannot be read .*: is the file complete\?"):
+        with pytest.raises(GocaError, match=r"photo\.json is not JSON .*: is the file complete\?"):
             open_dataset("folder", tmp_path).samples[0].truth()
 
     @given(

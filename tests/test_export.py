@@ -144,6 +144,13 @@ class TestFormats:
         assert json.loads(content["labelme"])["imagePath"] == "photo.jpg"
         assert json.loads(content["json"])["plan"]["recipe"] == "goca"
 
+    def test_a_name_that_is_no_text_is_written_and_read_back(self, bundled, image, tmp_path):
+        name = "caf\udce9.jpg"
+        result = bundled(image(), ["cat", "grass"])
+        paths = result.save(tmp_path, "photo", facts={"image": name}, formats=tuple(EXPORTERS), file_name=name)
+        coco, drawn, facts = (json.loads(path.read_bytes()) for path in paths[2:])
+        assert coco["images"][0]["file_name"] == drawn["imagePath"] == facts["image"] == name
+
     def test_the_json_is_written_last_whatever_the_order(self, bundled, image, tmp_path):
         paths = bundled(image(), ["cat", "grass"]).save(tmp_path, formats=("json", "labels"))
         assert [path.name for path in paths] == ["image.labels.png", "image.json"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import GOCA_SCRIPT
+from damage import damaged, places
 from PIL import Image
 
 from goca import GocaError, bundled
+from goca.evaluation.compare import load_run
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import batches
@@ -406,6 +409,75 @@ def test_ground_truth_that_is_all_void_has_no_figures(images: Path, tmp_path: Pa
         evaluate(config)
     background = replace(config, switches=("void=background", "counted=and-background"))
     assert evaluate(background).report.metrics()["per_class"] == {"background": 1}
+
+
+def test_names_that_are_no_text_do_not_stop_a_run(images: Path, tmp_path: Path) -> None:
+    """Undecodable file names, and lone surrogates in captions: the run is finished, and taken up again."""
+    shutil.copy(tmp_path / "good.jpg", images / "1.jpg")
+    names = [os.fsdecode(b"a\xe8"), os.fsdecode(b"a\xe9"), "2", "3"]
+    for number, name in enumerate(names):
+        (images / f"{number}.jpg").rename(images / f"{name}.jpg")
+        (images / f"{number}.png").rename(images / f"{name}.png")
+    ids = ["2.jpg", "3.jpg", "a\\udce8.jpg", "a\\udce9.jpg"]
+    captions = tmp_path / os.fsdecode(b"captions \xe9.json")
+    captions.write_text(json.dumps(dict.fromkeys(ids, "(grass, caf\udce9), sky")))
+    config = EvaluationConfig(dataset="folder", root=images, batch=2, tagger=f"captions:{captions}")
+    first = evaluate(config, tmp_path / "run").report
+    told = facts(tmp_path / "run")
+    assert told["state"] == "finished"
+    assert [(image.id, image.left_out, image.caption) for image in first.images] == [
+        (name, "", "(grass, caf\ufffd), sky") for name in ids
+    ]
+    whole = lines(tmp_path / "run")
+    (tmp_path / "run" / "images.jsonl").write_text("".join(f"{line}\n" for line in whole[:2]))
+    assert evaluate(config, tmp_path / "run").report == first
+    assert [json.loads(line)["id"] for line in lines(tmp_path / "run")] == ids
+    assert facts(tmp_path / "run")["metrics"] == told["metrics"]
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("moved"))])
+def test_a_folder_that_is_gone_is_not_written_anew(copied: Path, gone: Callable[[Path], object]) -> None:
+    settings = facts(copied)["settings"]
+    with RunFolder(copied, settings) as run_folder:
+        gone(copied)
+        for again in (False, True):
+            if again:  # somebody else's folder of that name
+                copied.mkdir()
+                (copied / "images.jsonl").write_text("")
+            with pytest.raises(GocaError, match=r"images\.jsonl was deleted, moved or replaced"):
+                run_folder.add([ImageRecord("x", left_out="it is broken")])
+            with pytest.raises(GocaError, match=r"images\.jsonl was deleted, moved or replaced"):
+                run_folder.finish({}, {"confusion.png": b""}, "1 process")
+            assert copied.exists() == again
+    assert names_in(copied) == {"images.jsonl"}
+    assert (copied / "images.jsonl").read_text() == ""
+
+
+def test_counts_of_labels_that_there_are_not_are_refused(copied: Path) -> None:
+    text = (copied / "images.jsonl").read_text()
+    line = json.loads(text.splitlines()[0])
+    line["counts"] = {name: [[99, 1, 5]] for name in line["counts"]}
+    (copied / "images.jsonl").write_text(f"{json.dumps(line)}\n")
+    with pytest.raises(GocaError, match="has lines of another run"):
+        evaluate(SCENES, copied)
+
+
+@pytest.mark.parametrize("inputs", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_damaged_run_is_read_or_refused(copied: Path, inputs: int) -> None:
+    whole, chance, good = facts(copied), random.Random(0), load_run(copied)
+    everywhere = list(places(whole))
+    for _ in range(inputs):
+        place = chance.choice(everywhere)
+        value = damaged(whole, place, chance)
+        (copied / "run.json").write_text(json.dumps(value))
+        try:
+            run_again = load_run(copied)
+        except GocaError as error:
+            assert str(copied) in str(error)  # noqa: PT017
+            # What is said beside the settings does not matter, unless it is a number that is none.
+            assert place[:1] in ((), ("settings",), ("sessions",), ("state",)) or "is not JSON" in str(error)  # noqa: PT017
+        else:
+            assert run_again.report.images == good.report.images
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_a_damaged_line_is_named_and_stays(tmp_path: Path, line: str) -> None:
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(GocaError, match=r"cannot read .*numbers\.jsonl: No such file"):
+    with pytest.raises(GocaError, match=r"no such file: .*numbers\.jsonl"):
         numbered(tmp_path / "numbers.jsonl").read()
 
 

@@ -113,14 +113,14 @@ def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path
         ("a.jsonl", '{"id": "a", "cap\n{"id": "b", "caption": "cat"}\n', "line 1 is not a caption"),
         ("a.jsonl", '{"id": "a"}\n', "line 1 is not a caption"),
         ("a.jsonl", '{"id": 7, "caption": "cat"}\n', "line 1 is not a caption"),
-        ("a.jsonl", b"\xff\xfe\n", "line 1 is not a caption"),
-        ("a.json", "{", "is not a .json file of captions"),
+        ("a.jsonl", b"\xff\xfe\n", "is not text in UTF-8"),
+        ("a.json", "{", "is not JSON .*: is the file complete"),
         ("a.json", "7", "neither {id: caption} nor a list"),
         ("a.json", '["cat"]', "entry 1 is not a caption"),
         ("a.json", '{"a": ["cat"]}', "entry 1 is not a caption"),
         ("a.tsv", "cat", "entry 1 is not a caption"),
-        ("a.tsv", b"a\t\xff", "is not a .tsv file of captions"),
-        ("missing.json", None, "cannot read .* No such file"),
+        ("a.tsv", b"a\t\xff", "is not text in UTF-8"),
+        ("missing.json", None, "no such file: .*missing.json"),
     ],
 )
 def test_files_that_hold_no_captions(name: str, content: str | bytes | None, reason: str, tmp_path: Path) -> None:

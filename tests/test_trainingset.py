@@ -48,10 +48,25 @@ def test_what_cannot_be_added_or_begun(found: Segmentation, tmp_path: Path) -> N
         TrainingSet(tmp_path / "made", ("grass", "cat"))
     with pytest.raises(GocaError, match="no classes"):
         TrainingSet(tmp_path / "other", ())
-    for name in ("cat\ndog", "Void", "background"):
+    for name in ("cat\ndog", "Void", "background", "sky: blue", "cat # 1"):
         with pytest.raises(GocaError, match="cannot be a class of a folder"):
             TrainingSet(tmp_path / "other", ("grass", name))
     assert not (tmp_path / "other").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(GocaError, match=r"cannot (read|write) .*file"):
         TrainingSet(tmp_path / "file" / "inside", ("cat",))
+
+
+def test_a_list_that_an_editor_saved_is_the_same(found: Segmentation, tmp_path: Path) -> None:
+    TrainingSet(tmp_path, ("cat", "2 wheeler", "sky"))
+    path = tmp_path / "classes.txt"
+    assert path.read_text() == "1: cat\n2: 2 wheeler\n3: sky\n"
+    path.write_text("# mine\r\ncat\r\n2: 2 wheeler\r\nsky\r\n", encoding="utf-16")
+    content = path.read_bytes()
+    TrainingSet(tmp_path, ("cat", "2 wheeler", "sky")).add(found, "a cat \udce9")
+    assert path.read_bytes() == content
+    assert open_dataset("folder", tmp_path).samples[0].truth()[::16, 0].tolist() == [0, 3, 1]
+    assert json.loads((tmp_path / "prompts.jsonl").read_bytes()) == {"image": "0.png", "prompt": "a cat \udce9"}
+    path.write_bytes(b"\xff")
+    with pytest.raises(GocaError, match="is not text in UTF-8"):
+        TrainingSet(tmp_path, ("cat", "sky"))

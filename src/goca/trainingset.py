@@ -12,11 +12,11 @@ from goca.exports.labels_png import labels_png
 from goca.imaging.draw import png
 from goca.segmentation import Segmentation
 from goca.storage.atomic import write_atomic
-from goca.text.nouns import parse_nouns
+from goca.storage.reading import read_text, require_regular
+from goca.text.class_list import ListedClass, parse_class_list
+from goca.text.nouns import class_names, parse_nouns
 
 CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"
-RESERVED = ("background", "void")
-"""What stands in classes.txt for no class."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,28 @@ class TrainingSet:
 
     def __post_init__(self) -> None:
         parse_nouns(self.classes)
-        for name in self.classes:
-            if name.strip().lower() in RESERVED or len(name.splitlines()) > 1:
-                raise GocaError(f"{name!r} cannot be a class of a folder: name it otherwise, in one line")
-        text = "".join(f"{number}: {name}\n" for number, name in enumerate(self.classes, start=1))
+        names = class_names(self.classes)
+        text = "".join(f"{number}: {name}\n" for number, name in enumerate(names, start=1))
         path = Path(self.folder) / CLASSES
-        try:
-            if path.exists() and path.read_text(encoding="utf-8") != text:
-                raise GocaError(f"{path} lists other classes, or in another order: choose another folder")
-        except (OSError, UnicodeDecodeError) as error:
-            raise GocaError(f"cannot read {path}: {error}; choose another folder") from None
-        write_atomic({path: text.encode()})
+        listed = [ListedClass(name, (), number) for number, name in enumerate(names, start=1)]
+        for entry in listed:
+            if entry.special or list(parse_class_list(f"{entry.label}: {entry.name}", CLASSES)) != [entry]:
+                raise GocaError(f"{entry.name!r} cannot be a class of a folder: name it otherwise, in one line")
+        if not path.exists():
+            write_atomic({path: text.encode()})
+        elif list(parse_class_list(read_text(path), str(path))) != listed:
+            raise GocaError(f"{path} lists other classes, or in another order: choose another folder")
 
     def add(self, segmentation: Segmentation, prompt: str = "") -> Path:
         """Write an image with its mask, then its prompt as a line; the image's path.
 
         Raises GocaError for a class that the set does not have, and where the folder cannot be written.
         """
+        names = class_names(self.classes)
         for name in segmentation.classes:
-            if name not in self.classes:
-                raise GocaError(f'"{name}" is not a class of {self.folder}: there are {", ".join(self.classes)}')
-        ids = np.array([0, *(list(self.classes).index(name) + 1 for name in segmentation.classes)], np.uint16)
+            if name not in names:
+                raise GocaError(f'"{name}" is not a class of {self.folder}: there are {", ".join(names)}')
+        ids = np.array([0, *(names.index(name) + 1 for name in segmentation.classes)], np.uint16)
         folder = Path(self.folder)
         taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
         image = folder / f"{max(taken, default=-1) + 1}.png"
@@ -61,7 +62,9 @@ class TrainingSet:
         # The image last: where it is, its mask is.
         write_atomic({image.with_suffix(".labels.png"): mask, image: png(segmentation.image)})
         try:
-            with (folder / PROMPTS).open("a", encoding="utf-8") as lines:
+            if (folder / PROMPTS).exists():
+                require_regular(folder / PROMPTS)
+            with (folder / PROMPTS).open("a", encoding="utf-8", errors="backslashreplace") as lines:
                 lines.write(json.dumps({"image": image.name, "prompt": prompt}, ensure_ascii=False) + "\n")
         except OSError as error:
             raise GocaError(f"cannot write {folder / PROMPTS}: {error.strerror}; choose another folder") from None

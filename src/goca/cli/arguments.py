@@ -11,6 +11,8 @@ import typer
 
 import goca
 from goca.errors import GocaError
+from goca.storage.reading import read_text
+from goca.text.class_list import classes_to_find, parse_class_list
 
 RECIPES = tuple(name.lower().replace("_", "-") for name in goca.__all__ if name.isupper() and name != "RECIPES")
 """The keys of `goca.RECIPES`, each a constant of goca, read off their names because the values need torch."""
@@ -78,38 +80,17 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
 
 
-def classes(text: str | None, file: Path | None) -> Sequence[str] | Mapping[str, Sequence[str]]:
-    """The classes of --classes or --classes-file. Raises GocaError where both, neither or none are given."""
+def classes(text: str | None, file: Path | None) -> Mapping[str, Sequence[str]]:
+    """{class: synonyms} of --classes or --classes-file. Raises GocaError where both, neither or none are given."""
     if text is not None and file is not None:
         raise GocaError("--classes and --classes-file exclude each other: give one of them")
-    if file is not None:
-        return _from_file(file)
-    listed = names(text or "")
-    if not listed:
+    if text is None and file is None:
         raise GocaError('no classes: name what to look for with --classes "cat, grass" or --classes-file FILE')
-    return listed
-
-
-def _from_file(file: Path) -> Mapping[str, Sequence[str]]:
+    name, hint = ("the list", "classes") if file is None else (str(file), "classes_file")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise GocaError(f"--classes-file {file} is not UTF-8 text: give one class per line") from None
-    except OSError as error:
-        raise GocaError(f"--classes-file {file} cannot be read: {error.strerror}") from None
-    synonyms: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(lines, start=1):
-        # A comment starts a line or follows a space: "c#" is a name.
-        content = re.sub(r"(^|\s)#.*", "", line).strip()
-        if not content:
-            continue
-        name, _, rest = (part.strip() for part in content.partition(":"))
-        if name in synonyms:
-            raise GocaError(f'--classes-file {file}, line {number}: "{name}" is listed twice; remove one')
-        synonyms[name] = names(rest)
-    if not synonyms:
-        raise GocaError(f"--classes-file {file} has no classes: write one per line")
-    return synonyms
+        return classes_to_find(parse_class_list(text or "" if file is None else read_text(file), name), name)
+    except GocaError as error:
+        raise GocaError(str(error), hint) from None
 
 
 def background(text: str) -> str | float | None:

@@ -37,7 +37,8 @@ def segment(
         Path | None,
         arguments.option(
             metavar="FILE",
-            help='The classes in a file, one per line: "class" or "class: synonym, synonym". # starts a comment.',
+            help='The classes in a file, one per line: "class" or "class: synonym, synonym"; # starts a comment, and a '
+            "number in front is the label.",
         ),
     ] = None,
     background_classes: Annotated[

@@ -61,21 +61,9 @@ def load_run(folder: Path) -> FinishedRun:
         raise GocaError(
             f"{folder} has only {len(images)} of its {count} images: ask the same goca evaluate again to complete it"
         )
-    if len(images) > count or not _is_plausible(report):
+    if len(images) > count or not report.is_plausible():
         raise GocaError(f"{folder / IMAGES} has lines of another run: restore it, or begin a new run")
     return FinishedRun(folder, name, settings, report)
-
-
-def _is_plausible(report: Report) -> bool:
-    """Whether every image has counts of the protocol's labellings, and of labels that there are."""
-    counted = [image.counts for image in report.images if image.counts is not None]
-    labels = range(len(report.names) + 1)
-    return all(counts.keys() >= {*report.protocol.labellings} for counts in counted) and all(
-        true in labels and predicted in labels and pixels > 0
-        for counts in counted
-        for triples in counts.values()
-        for true, predicted, pixels in triples
-    )
 
 
 def compare(runs: Sequence[FinishedRun]) -> tuple[ComparedRun, ...]:

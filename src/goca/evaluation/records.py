@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from goca.evaluation.datasets.base import VOID, LabelMap
 from goca.evaluation.metrics import Tally
+from goca.storage.reading import whole
 
 Counts = tuple[tuple[int, int, int], ...]
 """(true label, predicted label, pixels), of the pairs that occur."""
@@ -50,16 +51,26 @@ class ImageRecord:
             counts = value.get("counts")
             if counts is not None:
                 counts = {
-                    name: tuple((int(true), int(predicted), int(pixels)) for true, predicted, pixels in triples)
+                    name: tuple(
+                        (whole(true), whole(predicted), whole(pixels, 1)) for true, predicted, pixels in triples
+                    )
                     for name, triples in counts.items()
                 }
             elif not value.get("left_out"):
                 raise ValueError("it was neither counted nor left out")
             lists = {name: tuple(value.get(name, ())) for name in ("classes", "background_classes", "notes")}
-            left_out = value.get("left_out", "")
-            return cls(value["id"], value.get("caption"), **lists, counts=counts, left_out=left_out)
+            record = cls(value["id"], value.get("caption"), **lists, counts=counts, left_out=value.get("left_out", ""))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
+        texts = (
+            record.id,
+            record.caption or "",
+            record.left_out,
+            *(text for texts in lists.values() for text in texts),
+        )
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("what should be text is not")
+        return record
 
 
 def count(truth: LabelMap, predicted: LabelMap, labels: int) -> Counts:

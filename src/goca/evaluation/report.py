@@ -51,6 +51,17 @@ class Report:
                 "set",
             )
 
+    def is_plausible(self) -> bool:
+        """Whether every image has counts of the protocol's labellings, and of labels that there are."""
+        counted = [image.counts for image in self.images if image.counts is not None]
+        labels = range(len(self.names) + 1)
+        return all(counts.keys() >= {*self.protocol.labellings} for counts in counted) and all(
+            true in labels and predicted in labels
+            for counts in counted
+            for triples in counts.values()
+            for true, predicted, _ in triples
+        )
+
     @property
     def left_out(self) -> tuple[ImageRecord, ...]:
         """The images that have no counts, each with its reason."""

@@ -5,6 +5,7 @@ stays.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from goca.evaluation.fingerprint import differences
 from goca.evaluation.records import ImageRecord
 from goca.storage.atomic import sweep, write_atomic
 from goca.storage.json_lines import JsonLines
+from goca.storage.reading import escaped, read_json
 
 IMAGES, FACTS, CONFUSION = "images.jsonl", "run.json", "confusion.png"
 
@@ -82,7 +84,12 @@ class RunFolder:
             figures: what run.json says beside the settings, as JSON.
             files: the content of further files, by their names.
             executor: what did this session's part; None if nothing was left to do.
+
+        Raises:
+            GocaError: the folder cannot be written, or was deleted or moved meanwhile.
         """
+        if self._lines is not None:
+            self._lines.require_present()
         if executor is not None or "finished" not in self._facts:
             session = {"executor": executor, "command": list(self.command)}
             self._facts["sessions"] = [*self._facts["sessions"], session]
@@ -99,7 +106,7 @@ class RunFolder:
         content = {"state": state, "settings": self.settings, **facts}
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if self.folder is not None:
-            write_atomic({self.folder / FACTS: text.encode()})
+            write_atomic({self.folder / FACTS: escaped(text).encode()})
 
 
 def image_lines(folder: Path) -> JsonLines[ImageRecord]:
@@ -110,15 +117,15 @@ def image_lines(folder: Path) -> JsonLines[ImageRecord]:
 def read_facts(folder: Path) -> dict[str, Any] | None:
     """What run.json says, None where there is none. Raises GocaError for one that is not a run's."""
     path = folder / FACTS
-    try:
-        facts = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    # pathlib raises for a name that the system refuses; who writes there says so.
+    if not os.path.exists(path):  # noqa: PTH110
         return None
-    except NotADirectoryError:
-        raise GocaError(f"{folder} is not a folder: choose another", "out") from None
-    except (OSError, ValueError) as error:
-        raise GocaError(f"{path} cannot be read ({error}): choose another folder", "out") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("settings"), dict):
+    try:
+        facts = read_json(path)
+    except GocaError as error:
+        raise GocaError(f"{error}; choose another folder", "out") from None
+    parts = (facts.get("settings"), facts.get("sessions")) if isinstance(facts, dict) else ()
+    if [type(part) for part in parts] != [dict, list]:
         raise GocaError(f"{path} is not of a run of goca evaluate: choose another folder", "out")
     return facts
 

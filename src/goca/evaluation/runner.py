@@ -88,6 +88,8 @@ def run(
     protocol = config.protocol_for(dataset, tagger.name)
     decisive = settings(config, dataset, protocol, segmenter)
     with RunFolder(out, decisive, command) as folder:
+        if not Report(dataset.class_names, protocol, tuple(folder.images.values())).is_plausible():
+            raise GocaError(f"{out} has lines of another run: choose another folder, or begin anew", "out")
         work = list(_open_batches(dataset, config.batch, folder.images))
         if config.tags_ahead:
             # Rarely enough that questions under way at a time hardly wait for each other.

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int8, UInt16
 
 from goca.exports.base import Exportable, ExportContext, occurring
+from goca.storage.reading import escaped
 
 Point = tuple[int, int]
 
@@ -48,7 +49,7 @@ def labelme(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], 
 
 def write(result: Exportable, context: ExportContext) -> bytes:
     """`labelme` as a file."""
-    return json.dumps(labelme(result.labels, result.classes, context.file_name), ensure_ascii=False).encode()
+    return escaped(json.dumps(labelme(result.labels, result.classes, context.file_name), ensure_ascii=False)).encode()
 
 
 def _polygons(mask: Bool[np.ndarray, "height width"]) -> list[list[Point]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from goca.errors import GocaError
 
 SCRATCH = ".goca-"  # how every scratch file's name starts
+LONGEST_NAME = 255  # bytes, on every file system in common use
 
 
 def write_atomic(files: Mapping[Path, bytes]) -> None:
@@ -40,6 +41,22 @@ def write_atomic(files: Mapping[Path, bytes]) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space or choose another folder" if full else "choose another folder"
         raise GocaError(f"cannot write {path}: {error.strerror}; {remedy}", "out") from error
+
+
+def short_stem(stem: str, suffixes: Iterable[str]) -> str:
+    """A stem with which each of these suffixes is a file's name that file systems hold: 255 bytes at most.
+
+    A longer stem is cut, and ends in a hash of the whole, so that stems that differ stay different.
+    """
+    room = LONGEST_NAME - max((len(os.fsencode(suffix)) for suffix in suffixes), default=0)
+    content = os.fsencode(stem)
+    if len(content) <= room:
+        return stem
+    mark = f"-{blake2b(content, digest_size=4).hexdigest()}"
+    kept = stem
+    while len(os.fsencode(kept)) > room - len(mark):
+        kept = kept[:-1]
+    return kept + mark
 
 
 def sweep(paths: Iterable[Path]) -> None:

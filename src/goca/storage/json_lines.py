@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from goca.errors import GocaError
+from goca.storage.reading import decode_text, json_value, read_bytes, require_regular
 
 T = TypeVar("T")
 
@@ -18,6 +20,7 @@ T = TypeVar("T")
 class JsonLines(Generic[T]):
     """A file with one JSON object a line: anybody reads it, one process at a time appends to it.
 
+    People may edit it: lines may end as on any system, and what is only read may be in UTF-16.
     A process may be killed at any moment. What was appended stays; a last line that it left unfinished is passed over
     by readers, and cut off by the next process that opens the file. One that lacks only its line break counts.
     Safe to use from several threads.
@@ -54,6 +57,8 @@ class JsonLines(Generic[T]):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire()
+                if self.path.exists():
+                    require_regular(self.path)
                 self._file = self.path.open("ab", buffering=0)
                 self._mend()
             except Timeout:
@@ -65,10 +70,15 @@ class JsonLines(Generic[T]):
                 raise self._refusal(error) if isinstance(error, OSError) else error from None
 
     def append(self, *records: T) -> None:
-        """Write records, so that a crash of the system does not lose them either; opens the file if need be."""
+        """Write records, so that a crash of the system does not lose them either; opens the file if need be.
+
+        Raises:
+            GocaError: the file cannot be written, or is not where it was any more, see `require_present`.
+        """
         with self._mutex:
             self.open()
             assert self._file is not None
+            self.require_present()
             end = self._file.seek(0, os.SEEK_END)
             try:
                 self._write(b"".join(map(self._line, records)))
@@ -77,6 +87,19 @@ class JsonLines(Generic[T]):
                 with suppress(OSError):
                     self._file.truncate(end)
                 raise self._refusal(error) from None
+
+    def require_present(self) -> None:
+        """GocaError if the file was deleted, moved or replaced since it was opened: what it had is not there now."""
+        with self._mutex:
+            try:
+                present = self._file is not None and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+            except OSError:
+                present = False
+        if not present:
+            raise GocaError(
+                f"{self.path} was deleted, moved or replaced while it was being written: put it back, or begin anew",
+                "out",
+            )
 
     def close(self) -> None:
         """Let other processes append."""
@@ -94,7 +117,9 @@ class JsonLines(Generic[T]):
         self.close()
 
     def _mend(self) -> None:
-        """Cut off a torn last line; end one that lacks only its line break."""
+        """Cut off a torn last line; end one that lacks only its line break. GocaError if it is not in UTF-8."""
+        if not json.detect_encoding(read_bytes(self.path)).startswith("utf-8"):
+            raise GocaError(f"{self.path} is not text in UTF-8, as lines are added to it: save it as UTF-8")
         lines, torn = self._lines()
         assert self._file is not None
         if torn:
@@ -104,20 +129,23 @@ class JsonLines(Generic[T]):
 
     def _lines(self) -> tuple[list[bytes], int]:
         """(the whole lines, what is behind the last line break being one if it is JSON; the length of a torn one)."""
-        try:
-            *lines, last = self.path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise GocaError(f"cannot read {self.path}: {error.strerror}; check the path") from None
+        content = read_bytes(self.path)
+        if not json.detect_encoding(content).startswith("utf-8"):
+            content = decode_text(content, str(self.path)).encode(errors="replace")
+        # JSON has no bare line break within a text, not that of an old Mac either.
+        *lines, last = re.split(rb"\r\n|[\r\n]", content)
         # No part of an object is JSON, so what is JSON is whole.
         try:
             json.loads(last or b"null")
         except ValueError:
             return lines, len(last)
+        except RecursionError:
+            pass  # not torn, and refused when it is read
         return [*lines, last], 0
 
     def _record(self, line: bytes, number: int) -> T:
         try:
-            return self._decode(json.loads(line))
+            return self._decode(json_value(line.decode("utf-8-sig")))
         except ValueError as error:
             raise GocaError(
                 f"{self.path}, line {number} is not {self.kind} ({error}): restore the file, or begin a new one"

@@ -1,23 +1,17 @@
 """Files that people write and edit: read whole and decoded, or refused in one line."""
 
-import codecs
 import json
 import math
 import os
+import re
 import stat
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn
 
 from goca.errors import GocaError
 
-# UTF-32 first: its little-endian mark starts with that of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+MOST_DIGITS = 300
+"""Longer whole numbers than these are no float either, and very long ones take Python for ever."""
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
@@ -26,7 +20,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
         raise GocaError(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte, or what no file name can hold
         reason = error.strerror if isinstance(error, OSError) else error
         raise GocaError(f"cannot read {path}: {reason}; check the path") from None
     if stat.S_ISDIR(mode):
@@ -45,7 +39,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, which editors write; no mark is left.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32, which editors write; a byte order mark is left out.
 
     Raises:
         GocaError: it is not a regular file, cannot be read, or is not text in one of these encodings.
@@ -53,36 +47,91 @@ def read_text(path: Path) -> str:
     return decode_text(read_bytes(path), str(path))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, finite: bool = True) -> Any:
     """The value in a JSON file, whose encoding may be any that `read_text` knows.
 
     Raises:
         GocaError: as for `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path), str(path), finite)
 
 
 def decode_text(content: bytes, name: str) -> str:
     """Text from bytes, as `read_text` says; name: what they are, for the message of the GocaError."""
-    encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
+    encoding = json.detect_encoding(content)  # by its mark, or by where the first null bytes are
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError:
-        raise GocaError(f"{name} is not text in UTF-8: save it as UTF-8") from None
+        text = "\0"
+    # Without a mark, a null byte may be damage.
+    unsure = encoding.endswith(("le", "be")) and 4 * content.count(0) < len(content)
+    if unsure or "\0" in text:
+        raise GocaError(f"{name} is not text in UTF-8: save it as UTF-8")
+    return text
 
 
-def parse_json(text: str, name: str) -> Any:
-    """The value of a JSON text; name: what it is, for the message.
+def parse_json(text: str, name: str, finite: bool = True) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: what to read.
+        name: what it is, for the message.
+        finite: whether NaN, Infinity and numbers that no float holds are refused; otherwise they are read as floats,
+            so that one of them does not cost the rest.
 
     Raises:
-        GocaError: it is not JSON, is nested too deeply, or has a number that is not finite (NaN, Infinity, 1e400).
+        GocaError: it is not JSON, is nested too deeply, or has a number that is refused.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
-    except RecursionError:
-        raise GocaError(f"{name} is nested too deeply to be read: is it the right file?") from None
+        return json_value(text, finite)
     except ValueError as error:
         raise GocaError(f"{name} is not JSON ({error}): is the file complete?") from None
+
+
+def json_value(text: str, finite: bool = True) -> Any:
+    """As `parse_json`, but it raises ValueError with the reason alone."""
+    try:
+        if finite:
+            return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else math.inf)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def whole(value: Any, least: int = 0, most: int = 2**53) -> int:
+    """A whole number that JSON may hold as 3 or 3.0; ValueError for any other value, and outside the bounds."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{repr(value)[:40]} is not a whole number from {least} to {most}")
+    return value
+
+
+def inside(name: Any) -> str:
+    """A file's name or relative path that stays in its folder, on any system; ValueError for any other value.
+
+    What a file of annotations names might otherwise show a server any file of this machine.
+    """
+    if not isinstance(name, str) or not PureWindowsPath(name).name.strip():
+        raise ValueError(f"{repr(name)[:40]} is not a file's name")
+    path = PureWindowsPath(name)  # takes both kinds of slashes for separators
+    if path.anchor or ".." in path.parts or re.search(r"[\0-\x1f]", name):
+        raise ValueError(f"{repr(name)[:80]} is not the name of a file in the folder")
+    return name
+
+
+def escaped(text: str) -> str:
+    """The text as UTF-8 can hold it: a lone surrogate, as of an undecodable file name, becomes an escape: \\udce9.
+
+    Names that differ stay different, and JSON that was escaped so is read back as it was.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        _refuse(digits)
+    return int(digits)
 
 
 def _finite(digits: str) -> float:

@@ -8,7 +8,9 @@ from typing import Any
 
 from goca.errors import GocaError
 from goca.storage.json_lines import JsonLines
+from goca.storage.reading import escaped, read_json, read_text
 from goca.tagging.base import ImageCollection, TaggableImage
+from goca.text.clean import storable
 
 FORMATS = (".jsonl", ".json", ".tsv")
 
@@ -34,16 +36,12 @@ def read_captions(path: Path) -> list[CaptionEntry]:
     Raises:
         GocaError: the file is missing, or is none of these.
     """
-    if path.suffix not in FORMATS:
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
         raise GocaError(f"{path} is not a file of captions: name one that ends in {', '.join(FORMATS)}")
-    if path.suffix == ".jsonl":
+    if kind == ".jsonl":
         return _json_lines(path).read()
-    try:
-        values = (_json if path.suffix == ".json" else _tsv)(path.read_bytes())
-    except OSError as error:
-        raise GocaError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise GocaError(f"{path} is not a {path.suffix} file of captions ({error}): write it again") from None
+    values = _json(path) if kind == ".json" else _tsv(read_text(path))
     entries = []
     for number, value in enumerate(values, start=1):
         try:
@@ -57,26 +55,26 @@ def _json_lines(path: Path) -> JsonLines[CaptionEntry]:
     return JsonLines(path, _entry, asdict, "a caption")
 
 
-def _json(content: bytes) -> list[Any]:
-    value = json.loads(content)
+def _json(path: Path) -> list[Any]:
+    value = read_json(path)
     if isinstance(value, dict):
         return [{"id": name, "caption": caption} for name, caption in value.items()]
     if not isinstance(value, list):
-        raise ValueError('it is neither {id: caption} nor a list of {"id", "caption"}')
+        raise GocaError(f'{path} is neither {{id: caption}} nor a list of {{"id", "caption"}}: write it as one of them')
     return value
 
 
-def _tsv(content: bytes) -> list[Any]:
-    lines = (line.partition("\t") for line in content.decode("utf-8-sig").splitlines() if line.strip())
-    return [{"id": name, "caption": caption} if tab else None for name, tab, caption in lines]
+def _tsv(text: str) -> list[Any]:
+    lines = (line.partition("\t") for line in text.splitlines() if line.strip())
+    return [{"id": name.strip(), "caption": caption.strip()} if tab else None for name, tab, caption in lines]
 
 
 def _entry(value: Any) -> CaptionEntry:
     fields = {name: value.get(name, "") for name in CaptionEntry.__annotations__} if isinstance(value, dict) else {}
     if not fields.get("id") or "caption" not in value or not all(isinstance(text, str) for text in fields.values()):
         raise ValueError("give each image's id and its caption, both text")
-    # Half of a surrogate pair, which JSON can hold, could not be written down again.
-    return CaptionEntry(**{name: text.encode(errors="replace").decode() for name, text in fields.items()})
+    # As a data set names its images, and so that a caption can be written down again.
+    return CaptionEntry(escaped(fields.pop("id")), **{name: storable(text) for name, text in fields.items()})
 
 
 class CaptionsTagger:
@@ -126,6 +124,7 @@ class CaptionStore:
 
     def add(self, sample: TaggableImage, dataset: ImageCollection, caption: str) -> None:
         """Save a caption; GocaError if the file cannot be written."""
+        caption = storable(caption)
         self._file.append(CaptionEntry(sample.id, caption, dataset.name, self.tagger))
         self._captions[dataset.name, sample.id] = caption
 

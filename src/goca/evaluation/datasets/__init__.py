@@ -1,11 +1,14 @@
 """Data sets in the layout in which their authors publish them."""
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goca.errors import GocaError
+from goca.storage.reading import escaped
 
 if TYPE_CHECKING:
     from goca.evaluation.datasets.base import Dataset
@@ -40,8 +43,17 @@ def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dat
 
     Raises:
         GocaError: there is no such data set or split; the root is another or incomplete, with the file that was
-            expected; or a package is missing that the data set needs.
+            expected; a list cannot be read, or two images have one id; or a package is missing that the set needs.
     """
     check_name(name)
     module, function = DATASETS[name]
-    return getattr(import_module(f"goca.evaluation.datasets.{module}"), function)(root, split)
+    try:
+        dataset: Dataset = getattr(import_module(f"goca.evaluation.datasets.{module}"), function)(root, split)
+    except OSError as error:
+        raise GocaError(f"{name}: cannot read {error.filename or root}: {error.strerror}; check the folder") from None
+    samples = tuple(replace(sample, id=escaped(sample.id)) for sample in dataset.samples)
+    ids = Counter(sample.id for sample in samples)
+    if len(ids) < len(samples):
+        ((twice, _),) = ids.most_common(1)
+        raise GocaError(f'{name}: two images are called "{twice}": rename one')
+    return replace(dataset, samples=samples)

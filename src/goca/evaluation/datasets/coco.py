@@ -11,10 +11,11 @@ import numpy as np
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import Dataset, LabelMap, Sample
-from goca.evaluation.datasets.coco_json import CocoFile, Mask, decode_mask, read_coco
+from goca.evaluation.datasets.coco_json import CocoFile, decode_mask, read_coco
 from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, require_files
 from goca.evaluation.datasets.labels import check_size
 from goca.evaluation.datasets.names import categories, colours, published_classes
+from goca.storage.reading import whole
 
 NAME = "coco-object"
 SPLITS = ("val2017", "train2017")
@@ -40,6 +41,7 @@ def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
     images = {number: folder / entry.file_name for number, entry in sorted(coco.images.items())}
     require_files(NAME, images.values())
     classes = [entry for entry in published_classes("coco") if entry.id <= LAST_THING]
+    _check_names(coco, {entry.id: entry.name for entry in classes})
     labels = {entry.id: label for label, entry in enumerate(classes, start=1)}
     samples = tuple(
         Sample(image.stem, image, partial(_draw, coco, number, image, labels)) for number, image in images.items()
@@ -56,18 +58,31 @@ def _draw(coco: CocoFile, number: int, image: Path, labels: Mapping[int, int]) -
     """The label map of one image."""
     height, width = coco.images[number].height, coco.images[number].width
     check_size(coco.path, (height, width), image)
-    layers: list[tuple[bool, int, int, int, Mask]] = []
+    out = np.zeros((height, width), np.uint16)
+    depths = np.full(
+        (height, width), 2 * height * width + 1
+    )  # of what is on top: its area, a crowd's behind all others
     for annotation in coco.annotations.get(number, ()):
         try:
-            label = labels.get(annotation["category_id"])
+            category = whole(annotation["category_id"])
+            crowd = whole(annotation.get("iscrowd") or 0, most=1)
             mask = decode_mask(annotation["segmentation"], height, width)
         except Exception as error:  # pycocotools raises errors of every kind on broken masks
             raise coco.damaged(annotation, image, error) from None
-        if label is None:
-            category = annotation["category_id"]
+        if category not in labels:
             raise GocaError(f"{coco.path} has the category {category}, which COCO has not: is it this data set's?")
-        layers.append((not annotation.get("iscrowd"), -int(mask.sum()), len(layers), label, mask))
-    out = np.zeros((height, width), np.uint16)
-    for *_, label, mask in sorted(layers, key=lambda layer: layer[:3]):
-        out[mask > 0] = label
+        depth = int(mask.sum()) + crowd * (height * width + 1)
+        top = (mask > 0) & (depth <= depths)
+        out[top], depths[top] = labels[category], depth
     return out
+
+
+def _check_names(coco: CocoFile, names: Mapping[int, str]) -> None:
+    """GocaError if the file's categories are others than COCO's: another data set in COCO's format."""
+    for category in coco.categories:
+        name = names.get(category["id"])
+        if name is not None and category.get("name", name) != name:
+            raise GocaError(
+                f'{coco.path}: category {category["id"]} is {repr(category["name"])[:40]}, in COCO it is "{name}": '
+                f"{NAME} reads no other data set in COCO's format"
+            )

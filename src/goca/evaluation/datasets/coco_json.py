@@ -1,16 +1,17 @@
 """COCO's annotation files, and the masks in them, checked before pycocotools' C code sees them."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from goca.errors import GocaError
+from goca.evaluation.datasets.labels import check_coordinates
+from goca.storage.reading import inside, read_json, whole
 
 Mask = UInt8[np.ndarray, "height width"]
 
@@ -45,41 +46,40 @@ class CocoFile:
 def read_coco(path: Path) -> CocoFile:
     """Read a COCO file; GocaError if it is incomplete, or of another kind.
 
+    What an annotation draws is checked when it is drawn, and costs one image; which image it is of is checked here.
     `pycocotools.coco.COCO` reads no panoptic files, and in an encoding that depends on the system.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise GocaError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except (ValueError, RecursionError):
-        raise GocaError(f"{path} is not a complete JSON file: download it again") from None
+    content = read_json(path, finite=False)
+    images: dict[int, CocoImage] = {}
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     try:
-        images = {entry["id"]: _image(entry) for entry in content["images"]}
-        categories = tuple(dict(category) for category in content["categories"])
+        for entry in content["images"]:
+            if whole(entry["id"]) in images:
+                raise ValueError(f"two images have the id {entry['id']}")
+            images[whole(entry["id"])] = CocoImage(
+                inside(entry["file_name"]), whole(entry["height"]), whole(entry["width"])
+            )
+        categories = tuple({**category, "id": whole(category["id"])} for category in content["categories"])
         for annotation in content["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-    except (KeyError, TypeError, ValueError):
-        images, categories = {}, ()
-    if not images or not categories:
-        raise GocaError(f"{path} lists no images and categories as COCO does: is it this data set's?")
+            annotations[whole(annotation["image_id"])].append(annotation)
+        reason = "" if images and categories else ": there are none"
+    except (AttributeError, KeyError, TypeError):
+        reason = ": a part is missing or of another type"
+    except ValueError as error:
+        reason = f": {error}"
+    if reason:
+        raise GocaError(f"{path} lists no images and categories as COCO does{reason}. Is it this data set's?")
     return CocoFile(path, images, categories, dict(annotations))
 
 
-def _image(entry: Mapping[str, Any]) -> CocoImage:
-    name = PurePath(entry["file_name"])
-    # A name that leaves the data set's folder could show a vision-language model any file of this machine.
-    if name.is_absolute() or ".." in name.parts or not all(type(entry[side]) is int for side in ("height", "width")):
-        raise ValueError("not an image of COCO's")
-    return CocoImage(entry["file_name"], entry["height"], entry["width"])
-
-
 def decode_mask(segmentation: Any, height: int, width: int) -> Mask:
-    """The mask of polygons, or of run lengths as a list or a string; an exception of any kind if it is damaged."""
+    """The mask of polygons, or of run lengths as a list or a string; ValueError or TypeError if it is damaged."""
     if isinstance(segmentation, list):
         return _from_polygons(segmentation, height, width)
-    if segmentation["size"] != [height, width]:
-        raise ValueError(f"its size is {segmentation['size']}, the image's [{height}, {width}]")
+    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
+        raise ValueError("it has neither polygons nor runs")
+    if segmentation.get("size") != [height, width]:
+        raise ValueError(f"its size is {repr(segmentation.get('size'))[:40]}, the image's [{height}, {width}]")
     counts = segmentation["counts"]
     runs = counts if isinstance(counts, list) else _decompressed(counts)
     # pycocotools would leave what is behind the last run uninitialised.
@@ -91,11 +91,16 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Mask:
 def _from_polygons(polygons: list[Any], height: int, width: int) -> Mask:
     from pycocotools import mask
 
-    # pycocotools' memory grows with the length of the outline: far points end the process.
-    reach = max(height, width)
+    outline = 0.0
     for polygon in polygons:
-        if len(polygon) % 2 or not all(-reach <= coordinate <= 2 * reach for coordinate in polygon):
-            raise ValueError("it has a point without two coordinates, or far outside the image")
+        if not isinstance(polygon, list) or len(polygon) % 2:
+            raise ValueError("it has a point without two coordinates")
+        check_coordinates(polygon, height, width)
+        corners = np.array(polygon, float).reshape(-1, 2)
+        outline += float(np.abs(np.diff(corners, axis=0, append=corners[:1])).sum())
+    # pycocotools' memory grows with the length of the outline; around every pixel it would be this long.
+    if outline > 4 * (height + 2) * (width + 2):
+        raise ValueError("its outline is too long for the image")
     # A polygon of two points has no area, and pycocotools would take it for a box.
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
@@ -103,12 +108,14 @@ def _from_polygons(polygons: list[Any], height: int, width: int) -> Mask:
     return mask.decode(mask.merge(mask.frPyObjects(polygons, height, width)))
 
 
-def _decompressed(counts: Any) -> list[int]:
+def _decompressed(counts: str) -> list[int]:
     """Run lengths from COCO's compressed form: five bits a character; from the third run on, less the last but one."""
     runs: list[int] = []
     value = shift = 0
-    for code in counts.encode("ascii"):
-        bits = code - 48
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("its runs are not written as COCO does")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -14,9 +14,10 @@ from goca.evaluation.datasets.base import VOID, Category, Dataset, LabelMap, Sam
 from goca.evaluation.datasets.coco import SPLITS, image_folder
 from goca.evaluation.datasets.coco_json import CocoFile, read_coco
 from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, paired_samples, require_files, stems
-from goca.evaluation.datasets.labels import check_size, label_table, read_rgb
+from goca.evaluation.datasets.labels import label_table, read_rgb
 from goca.evaluation.datasets.names import categories, colours, published_classes
 from goca.imaging.palette import palette
+from goca.storage.reading import whole
 
 FINE, COARSE = "coco-stuff-171", "coco-stuff-27"
 UNLABELLED = 255
@@ -82,8 +83,8 @@ def _of_panoptic(home: Path, split: str, groups: Mapping[str, int]) -> tuple[Sam
     coco = read_coco(path)
     labels = {}
     for category in coco.categories:
-        if category.get("supercategory") not in groups:
-            raise GocaError(f"{path}: category {category.get('id')} is in none of the 27 groups: is it COCO's?")
+        if not isinstance(category.get("supercategory"), str) or category["supercategory"] not in groups:
+            raise GocaError(f"{path}: category {category['id']} is in none of the 27 groups: is it COCO's?")
         labels[category["id"]] = groups[category["supercategory"]]
     images, masks = image_folder(home, split), first_of([path.with_suffix(""), home / path.stem])
     samples = []
@@ -101,15 +102,16 @@ def _read_panoptic(coco: CocoFile, number: int, mask: Path, image: Path, labels:
     segments = {0: VOID}
     for annotation in coco.annotations.get(number, ()):
         try:
-            listed = [(segment["id"], segment["category_id"]) for segment in annotation["segments_info"]]
-            segments |= {segment: labels.get(category, -1) for segment, category in listed}
-        except (KeyError, TypeError) as error:
+            for segment in annotation["segments_info"]:
+                name, category = whole(segment["id"], least=1), whole(segment["category_id"])
+                if segments.setdefault(name, labels.get(category, VOID)) != labels.get(category):
+                    reason = (
+                        "does not list the category" if category not in labels else "lists a segment twice, also as"
+                    )
+                    raise GocaError(f"{coco.path} {reason} {category}: download it again")
+        except (KeyError, TypeError, ValueError) as error:
             raise coco.damaged(annotation, image, error) from None
-        for _, category in listed:
-            if category not in labels:
-                raise GocaError(f"{coco.path} does not list the category {category}: download it again")
-    ids = read_rgb(mask).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
-    check_size(mask, ids.shape, image)
+    ids = read_rgb(mask, image).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
     present, inverse = np.unique(ids, return_inverse=True)
     unknown = [segment for segment in present.tolist() if segment not in segments]
     if unknown:

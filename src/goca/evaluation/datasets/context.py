@@ -4,6 +4,7 @@ Published as .mat files with 459 classes; also found as PNGs of the 59. Both rea
 annotated or not, is background; only PNGs may have void beside it.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy as np
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Dataset, LabelMap
 from goca.evaluation.datasets.files import choose_split, first_of, locate, paired_samples, read_ids
-from goca.evaluation.datasets.labels import LabelTable, label_table, read_indexed, translate
+from goca.evaluation.datasets.labels import LabelTable, check_size, label_table, read_indexed, translate
 from goca.evaluation.datasets.names import categories, published_classes, voc_colours
+from goca.storage.reading import read_text, require_regular
 
 NAME = "context"
 SPLITS = ("val", "train")
 HOMES = ("", "VOC2010", "VOCdevkit/VOC2010")
+UNLISTED = 1000  # higher than the number of any of the 459
 UNLABELLED = 255
 """Void, in PNGs whose makers kept it apart from background."""
 PNGS = "SegmentationClassContext"
@@ -64,8 +67,10 @@ def _of_459(truths: Path) -> LabelTable:
     path = first_of(paths)
     if not path.is_file():
         raise GocaError(f"{NAME}: expected {paths[0]} with the names of the 459 classes: download or unpack the rest")
-    lines = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
-    ids = {name.replace(" ", ""): int(number) for number, colon, name in lines if colon and number.strip().isdigit()}
+    lines = re.findall(r"^\s*([0-9]{1,9})\s*:(.*)$", "\n".join(read_text(path).splitlines()), re.MULTILINE)
+    ids = {"".join(name.split()): int(number) for number, name in lines}
+    if len(set(ids.values())) < len(lines) or max(ids.values(), default=0) >= UNLISTED:
+        raise GocaError(f"{path} gives a number or name twice, or a number that is too high: download it again")
     labels = dict.fromkeys(range(max(ids.values(), default=0) + 1), 0)
     for entry in published_classes("context"):
         name = entry.name.replace(" ", "")
@@ -76,11 +81,22 @@ def _of_459(truths: Path) -> LabelTable:
 
 
 def _read_mat(path: Path, image: Path, labels: LabelTable) -> LabelMap:
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
+    require_regular(path)
     try:
-        values = loadmat(path, variable_names=["LabelMap"])["LabelMap"].astype(np.int64)
+        shape = next((shape for name, shape, _ in whosmat(path) if name == "LabelMap"), ())
+        if len(shape) != 2:
+            raise ValueError("no LabelMap of two dimensions in it")
+        check_size(path, shape, image)  # before memory is taken for another size
+        values = loadmat(path, variable_names=["LabelMap"])["LabelMap"]
+        if values.dtype.kind == "f" and (values == np.rint(values)).all() and (np.abs(values) < 2**31).all():
+            values = values.astype(np.int64)  # MATLAB stores whole numbers so too
+        if values.dtype.kind not in "ui":
+            raise ValueError("its LabelMap has other values than labels")
+    except GocaError:
+        raise
     except Exception as error:  # scipy raises errors of every kind on broken files
-        reason = "no LabelMap in it" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise GocaError(f"{path} cannot be read ({reason}): is the file complete?") from None
-    return translate(path, image, values, labels)
+    return translate(path, values, labels)

@@ -1,12 +1,14 @@
 """How the data sets find their files: which folder, which split, and that nothing listed is missing."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap, Sample
 from goca.evaluation.datasets.labels import LabelTable, read_indexed
+from goca.storage.reading import inside, read_text
 
 
 def choose_split(dataset: str, split: str | None, splits: Sequence[str]) -> str:
@@ -41,12 +43,17 @@ def first_of(paths: Sequence[Path]) -> Path:
 
 
 def read_ids(dataset: str, path: Path) -> tuple[str, ...]:
-    """The ids that a split's list names, one a line; GocaError if the list is missing or empty."""
+    """The ids that a split's list names, one a line; GocaError if the list is missing, empty or names other folders."""
     if not path.is_file():
         raise GocaError(f"{dataset}: expected {path}: download or unpack the rest, or choose another split")
-    ids = dict.fromkeys(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    ids = dict.fromkeys(line.split()[0] for line in read_text(path).splitlines() if line.strip())
     if not ids:
         raise GocaError(f"{dataset}: {path} lists no image: is the file complete?")
+    try:
+        for name in ids:
+            inside(name)
+    except ValueError as error:
+        raise GocaError(f"{dataset}: {path} is not a list of images ({error}): is it this data set's?") from None
     return tuple(ids)
 
 
@@ -56,6 +63,24 @@ def stems(folder: Path, ending: str) -> set[str]:
         return set()
     names = (path.name for path in folder.iterdir())
     return {name.removesuffix(ending) for name in names if name.endswith(ending) and not name.startswith(".")}
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and below it, links followed, but for folders and what is hidden. Raises OSError.
+
+    Pipes and dangling links are among it: what is named like an image and cannot be read is not to be passed over.
+    """
+    seen = set()
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(base)
+        # A link may lead back up.
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        yield from (Path(base, name) for name in names if real not in seen and not name.startswith("."))
+        seen.add(real)
 
 
 def require_files(dataset: str, paths: Iterable[Path]) -> None:

@@ -1,6 +1,5 @@
 """A folder of one's own: images, for each an indexed PNG or a labelme file, and classes.txt."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,17 +7,19 @@ from pathlib import Path
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
-from goca.evaluation.datasets.files import choose_split, dataset_root
+from goca.evaluation.datasets.files import choose_split, dataset_root, walk
 from goca.evaluation.datasets.labelme import read_labelme
 from goca.evaluation.datasets.labels import LabelTable, label_table, read_indexed
 from goca.imaging.palette import palette
+from goca.storage.reading import read_text
+from goca.text.class_list import SPECIAL, parse_class_list
 from goca.text.nouns import parse_nouns
 
 NAME = "folder"
 SPLITS = ("all",)
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OURS = (".labels.png", ".overlay.png")  # what `goca segment` writes beside an image
-SPECIAL = {"background": 0, "_background_": 0, "void": VOID, "ignore": VOID, "__ignore__": VOID}
+SPECIAL_LABELS = {"background": 0, "void": VOID}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     apart = (home / "images").is_dir()
     images = home / "images" if apart else home
     truths = home / "labels" if apart else home
-    files = sorted(path for path in home.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(walk(home))
     present = set(files)
     samples, missing = [], []
     for image in _images(files, images):
@@ -79,43 +80,27 @@ def _images(files: Sequence[Path], home: Path) -> Iterator[Path]:
 
 
 def read_classes(path: Path) -> FolderClasses:
-    """One class a line: "cat", "cat, kitty" with synonyms, or "7: cat" with its value in the PNGs.
+    """What classes.txt says, in the grammar of `goca.text.class_list`: a class's label is its value in the PNGs.
 
-    Without a value it is one more than the line before, from 1. "background" and "void" are not classes; 0 is
-    background, and 255 and 65535 are void, unless a line says otherwise.
+    0 is background, and 255 and 65535 are void, unless a line says otherwise.
 
     Raises:
-        GocaError: the file is missing, or a value or name stands twice.
+        GocaError: the file is missing, or cannot be read as a list of classes.
     """
     if not path.is_file():
         raise GocaError(f"{NAME}: expected {path}: write it, one class a line, the first being 1 in the label files")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise GocaError(f"{path} is not in UTF-8: save it as such") from None
     categories: list[Category] = []
-    labels: dict[int, int] = {}
-    words = dict(SPECIAL)
-    value = 0
-    for line in lines:
-        numbered = re.fullmatch(r"\s*(\d+)\s*:(.*)", line)
-        names = [word.strip() for word in (numbered[2] if numbered else line).split(",") if word.strip()]
-        if not names:
-            continue
-        name, *synonyms = names
-        special = SPECIAL.get(name.lower())
-        if special is None:
-            categories.append(Category(name, tuple(synonyms)))
-        label = len(categories) if special is None else special
-        for word in names:
-            if words.setdefault(word.lower(), label) != label:
-                raise GocaError(f'{path} names "{word}" twice: every name and synonym may stand there once')
-        if special is not None and not numbered:
-            continue
-        value = int(numbered[1]) if numbered else value + 1
-        if value in labels or value > VOID:
-            raise GocaError(f"{path} gives {value} to two classes, or it is above {VOID}: give each its own value")
-        labels[value] = label
-    parse_nouns({category.name: category.synonyms for category in categories})
-    labels = {0: 0, 255: VOID, VOID: VOID} | labels
+    labels = {0: 0, 255: VOID, VOID: VOID}
+    words = {word: SPECIAL_LABELS[meaning] for word, meaning in SPECIAL.items()}
+    for entry in parse_class_list(read_text(path), str(path)):
+        if entry.special is None:
+            categories.append(Category(entry.name, entry.synonyms))
+        label = len(categories) if entry.special is None else SPECIAL_LABELS[entry.special]
+        words |= {word.lower(): label for word in (entry.name, *entry.synonyms)}
+        if entry.label is not None:
+            labels[entry.label] = label
+    try:
+        parse_nouns({category.name: category.synonyms for category in categories})
+    except GocaError as error:
+        raise GocaError(f"{path}: {error}") from None
     return FolderClasses(tuple(categories), label_table(labels, VOID + 1), words, 0 in labels.values())

@@ -1,6 +1,5 @@
 """labelme files to labels: polygons and rectangles, the later over the earlier."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import ceil
@@ -12,7 +11,8 @@ from jaxtyping import Bool
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap
-from goca.evaluation.datasets.labels import check_size, size_of
+from goca.evaluation.datasets.labels import check_coordinates, check_size, size_of
+from goca.storage.reading import read_json, whole
 
 
 def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> LabelMap:
@@ -30,32 +30,38 @@ def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) 
         GocaError: the file is damaged, names a class that is not in `labels`, or is of another size than the image.
     """
     height, width = size_of(image)
-    try:
-        file = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise GocaError(f"{path} cannot be read ({error}): is the file complete?") from None
+    file = read_json(path)
     if not isinstance(file, dict) or not isinstance(file.get("shapes"), list):
         raise GocaError(f"{path} has no list of shapes: it is not a labelme file")
-    check_size(path, (file.get("imageHeight") or height, file.get("imageWidth") or width), image)
+    try:
+        sides = [(file.get("imageHeight"), height), (file.get("imageWidth"), width)]
+        stated_height, stated_width = (side if stated is None else whole(stated) for stated, side in sides)
+    except ValueError as error:
+        raise GocaError(f"{path} has an odd size ({error}): is the file complete?") from None
+    check_size(path, (stated_height, stated_width), image)
     out = np.full((height, width), rest, np.uint16)
     for shape in file["shapes"]:
-        name, corners = _polygon(path, shape)
+        name, corners = _polygon(path, shape, height, width)
         if name.lower() not in labels:
             raise GocaError(f'{path} has the label "{name}", which classes.txt has not: add it there')
         out[fill(corners, height, width)] = labels[name.lower()]
     return out
 
 
-def _polygon(path: Path, shape: Any) -> tuple[str, list[tuple[float, float]]]:
+def _polygon(path: Path, shape: Any, height: int, width: int) -> tuple[str, list[tuple[float, float]]]:
     try:
-        name, points = str(shape["label"]), [(float(x), float(y)) for x, y in shape["points"]]
-        kind = shape.get("shape_type", "polygon")
-    except (AttributeError, KeyError, TypeError, ValueError):
+        name, corners = shape["label"].strip(), [(x, y) for x, y in shape["points"]]
+        check_coordinates((coordinate for corner in corners for coordinate in corner), height, width)
+        points = [(float(x), float(y)) for x, y in corners]
+        kind = shape.get("shape_type") or "polygon"
+    except (AttributeError, KeyError, TypeError):
         raise GocaError(f"{path} has a shape without a label or points: it is not a labelme file") from None
+    except ValueError as error:
+        raise GocaError(f"{path} has a shape that cannot be drawn ({error}): draw it again") from None
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    elif kind != "polygon":
+    elif kind != "polygon" and (kind, len(points)) != ("rectangle", 4):
         raise GocaError(f'{path} has a shape of type "{kind}": only polygons and rectangles are read, draw it as one')
     return name, points
 

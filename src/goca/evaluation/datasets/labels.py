@@ -1,8 +1,8 @@
 """Label files to arrays: values to labels, sizes held against the image, broken files named."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Integer, UInt8, UInt16
@@ -10,10 +10,15 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap
+from goca.storage.reading import require_regular
 
 UNKNOWN = 65534
 """What a table holds for values that no file should have."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""What images may be, whatever they are called: other formats of Pillow start programs."""
+LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
+"""What label files may be: in a JPEG called .png values have become others."""
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 
@@ -31,17 +36,21 @@ def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN)
 
 def read_indexed(path: Path, image: Path, labels: LabelTable) -> LabelMap:
     """The label map of an indexed or grey PNG; GocaError if it is damaged, or does not fit the image or the labels."""
-    return translate(path, image, _opened(path, _values), labels)
+
+    def values(opened: Image.Image) -> Integer[np.ndarray, "height width"]:
+        check_size(path, (opened.height, opened.width), image)  # before memory is taken for another size
+        return _values(opened)
+
+    return translate(path, _opened(path, values, LOSSLESS), labels)
 
 
-def translate(path: Path, image: Path, values: Integer[np.ndarray, "height width"], labels: LabelTable) -> LabelMap:
-    """The label map of a file's values; GocaError as for `read_indexed`."""
+def translate(path: Path, values: Integer[np.ndarray, "height width"], labels: LabelTable) -> LabelMap:
+    """The label map of a file's values, which has the image's size; GocaError for a value without a label."""
     outside = (values < 0) | (values >= len(labels))
     label_map = labels[np.where(outside, 0, values)]
     unknown = values[outside | (label_map == UNKNOWN)]
     if unknown.size:
         raise GocaError(f"{path} has the value {unknown[0]}, which no class has: is it this data set's?")
-    check_size(path, label_map.shape, image)
     return label_map
 
 
@@ -53,20 +62,32 @@ def check_size(path: Path, size: tuple[int, ...], image: Path) -> None:
         raise GocaError(f"{sizes}: they do not belong together, download or write the one again that is wrong")
 
 
+def check_coordinates(coordinates: Iterable[Any], height: int, width: int) -> None:
+    """ValueError unless all are numbers, inside the image or at most its longer side away from it.
+
+    What lies farther is a mistake, and code that draws could take memory, or end the process, for it.
+    """
+    reach = max(height, width)
+    for coordinate in coordinates:
+        if type(coordinate) not in (int, float) or not -reach <= coordinate <= 2 * reach:
+            raise ValueError(f"{repr(coordinate)[:40]} is not a coordinate, or lies far outside the image")
+
+
 def size_of(image: Path) -> tuple[int, int]:
     """(height, width) of an image after EXIF rotation; only its header is read."""
     return _opened(image, _upright)
 
 
-def read_rgb(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """A colour PNG whose colours are numbers; GocaError if it is damaged or of another kind."""
+def read_rgb(path: Path, image: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """A colour PNG whose colours are numbers; GocaError if it is damaged, of another kind or size than the image."""
 
-    def colours(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-        if image.mode != "RGB":
-            raise GocaError(f"{path} is of mode {image.mode}, not RGB: is it this data set's?")
-        return np.asarray(image)
+    def colours(opened: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+        if opened.mode != "RGB":
+            raise GocaError(f"{path} is of mode {opened.mode}, not RGB: is it this data set's?")
+        check_size(path, (opened.height, opened.width), image)
+        return np.asarray(opened)
 
-    return _opened(path, colours)
+    return _opened(path, colours, LOSSLESS)
 
 
 def _values(image: Image.Image) -> Integer[np.ndarray, "height width"]:
@@ -78,13 +99,17 @@ def _values(image: Image.Image) -> Integer[np.ndarray, "height width"]:
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:
-    sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    try:
+        sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    except Exception:  # Pillow raises errors of every kind; an orientation that cannot be read turns nothing
+        sideways = False
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def _opened(path: Path, read: Callable[[Image.Image], T]) -> T:
+def _opened(path: Path, read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
+    require_regular(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats) as image:
             return read(image)
     except GocaError:
         raise

@@ -1,0 +1,153 @@
+"""Lists of classes as people write them, on a command line, in a file, or in a data set's classes.txt: one grammar.
+
+One class a line. A colon, or a comma, divides it from its synonyms. "#" at the start of a line or behind a space begins
+a comment; blank lines do not count.
+
+    # animals first
+    cat: kitty, puss
+    dog
+    grass
+
+A list of a single line without a colon has its classes between commas: `cat, dog, grass`.
+
+A number in front is the class's label: its value in label files, and in results, which count from 1. Before a colon it
+always is, `7: road`; lines without a number then count on. Before a tab, space, dot, bracket or comma it is one only if
+every line has one and they count up by one: `1 cat`, `2 grass`. A list in which only part of the lines begin so is
+refused, because nobody can tell whether `2 wheeler` is a name: write `1: 2 wheeler` where it is.
+
+"background", "void" and "ignore", also as "_background_" and "__ignore__", are not classes: they name the pixels that
+have none. Without a number they take no label.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from goca.errors import GocaError
+from goca.text.clean import storable
+
+SPECIAL = {
+    "background": "background",
+    "_background_": "background",
+    "void": "void",
+    "ignore": "void",
+    "__ignore__": "void",
+}
+"""What stands in a list for no class, in lower case, and what it means."""
+HIGHEST = 65535
+"""The highest label that a file of 16 bits holds."""
+
+_COMMENT = re.compile(r"(^|\s)#.*")  # "c#" is a name
+_NUMBER = re.compile(r"(-?[0-9]+)\s*:(.*)")
+_PERHAPS = re.compile(
+    r"(-?[0-9]+)(?:\s*[.),;=]\s*|\s+(?![\s:]))(.*[^\W\d_].*)"
+)  # a number that may be part of the name
+
+
+@dataclass(frozen=True)
+class ListedClass:
+    """A line of a list: a name, its synonyms, and its label; None for background or void without a number."""
+
+    name: str
+    synonyms: tuple[str, ...]
+    label: int | None
+
+    @property
+    def special(self) -> str | None:
+        """ "background" or "void", for what is not a class."""
+        return SPECIAL.get(self.name.lower())
+
+
+def parse_class_list(text: str, name: str) -> tuple[ListedClass, ...]:
+    """The lines of a list in the module's grammar, comments left out. name: of the list, for messages.
+
+    Raises:
+        GocaError: a line can be read in two ways or in none, or a word or label stands twice.
+    """
+    # A byte order mark within is of files that were joined.
+    lines = [
+        (f"{name}, line {number}", content)
+        for number, line in enumerate(storable(text).replace("\ufeff", "").splitlines(), start=1)
+        if (content := _COMMENT.sub("", line).strip())
+    ]
+    if len(lines) == 1 and ":" not in lines[0][1]:
+        lines = [(name, part.strip()) for part in lines[0][1].split(",") if part.strip()]
+    entries: list[ListedClass] = []
+    labels: set[int] = set()
+    words: set[str] = set()
+    last = 0
+    for where, number, content in _numbered(lines, name):
+        listed = _names(content, where)
+        entry = ListedClass(listed[0], tuple(listed[1:]), None)
+        if number is not None or entry.special is None:
+            last = last + 1 if number is None else number
+            if not 0 <= last <= HIGHEST:
+                raise GocaError(f'{where} gives "{entry.name}" a label below 0 or above {HIGHEST}: choose another')
+            if last in labels:
+                raise GocaError(f"{where} gives {last} to two classes: give each its own label")
+            labels.add(last)
+            entry = ListedClass(entry.name, entry.synonyms, last)
+        for word in listed:
+            if word.lower() in words or SPECIAL.get(word.lower(), entry.special) != entry.special:
+                raise GocaError(f'{where} names "{word}" twice: every class and synonym may appear once')
+            words.add(word.lower())
+        entries.append(entry)
+    return tuple(entries)
+
+
+def classes_to_find(entries: Sequence[ListedClass], name: str) -> Mapping[str, Sequence[str]]:
+    """{class: synonyms} of a list, without background and void, whose labels in results are 1, 2, ...
+
+    Raises:
+        GocaError: no class is left, or the list gives one another label than results would.
+    """
+    classes = [entry for entry in entries if entry.special is None]
+    if not classes:
+        raise GocaError(f"{name} has no classes: write one per line")
+    for label, entry in enumerate(classes, start=1):
+        if entry.label != label:
+            raise GocaError(
+                f'{name} gives "{entry.name}" the label {entry.label}, which in results would be {label}: number the '
+                "classes from 1 without gaps, or leave out the numbers"
+            )
+    return {entry.name: entry.synonyms for entry in classes}
+
+
+def _numbered(lines: Sequence[tuple[str, str]], name: str) -> list[tuple[str, int | None, str]]:
+    """(where, the number in front or None, the rest) of each line; the whole list decides what is a number."""
+    perhaps = [match for _, content in lines if (match := _PERHAPS.fullmatch(content))]
+    if perhaps:
+        first = _value(perhaps[0][1])
+        counted = [_value(match[1]) for match in perhaps] == list(range(first, first + len(lines)))
+        if not counted:
+            raise GocaError(
+                f'{name}: in "{perhaps[0][0][:60]}" it is unclear whether {perhaps[0][1][:20]} is a label, as not all '
+                'lines count up by one: write "NUMBER: name", also where a name itself begins with a number'
+            )
+        return [(where, _value(match[1]), match[2]) for (where, _), match in zip(lines, perhaps, strict=True)]
+    out: list[tuple[str, int | None, str]] = []
+    for where, content in lines:
+        match = _NUMBER.fullmatch(content)
+        out.append((where, _value(match[1]), match[2]) if match else (where, None, content))
+    return out
+
+
+def _value(digits: str) -> int:
+    """The number; of one that is too long for a label, the next one that no label can be."""
+    return int(digits) if len(digits) <= 9 else HIGHEST + 1
+
+
+def _names(content: str, where: str) -> list[str]:
+    """The class of a line, and its synonyms."""
+    name, colon, rest = content.partition(":")
+    if not colon:
+        name, _, rest = content.partition(",")
+    names = [word.strip() for word in rest.split(",") if word.strip()]
+    if not name.strip():
+        raise GocaError(f"{where} has no class before its synonyms: write it in front")
+    for word in (name.strip(), *names):
+        if "\t" in word or ":" in word:
+            raise GocaError(f'{where}: {word[:60]!r} is not a name: write "NUMBER: name: synonym, synonym"')
+        if "," in word:
+            raise GocaError(f'{where}: "{word[:60]}" has a comma before its colon: write one class a line')
+    return [name.strip(), *names]
