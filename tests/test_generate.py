@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import HeunDiscreteScheduler, PNDMScheduler
+from diffusers import HeunDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from goca import GocaError, trace
@@ -210,9 +210,14 @@ def test_an_abandoned_generation_ends_and_gives_the_pipeline_back() -> None:
         assert images_of(pipeline, "a cat", steps=1, size=32, explain=True)[0].traced is not None
 
 
-def test_a_pipeline_that_is_traced_meanwhile_is_refused() -> None:
+@pytest.mark.parametrize("explain", [False, True])
+def test_a_pipeline_that_is_traced_meanwhile_is_refused(explain: bool) -> None:
     pipeline = BUILDERS["sd15"]()
-    with trace(pipeline), pytest.raises(GocaError, match="is being traced"):
+    twin = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
+    # Its own thread would wait for this one, which waits for it.
+    with trace(pipeline), pytest.raises(GocaError, match="shares parts with this one is observed by a `with` block"):
+        images_of(twin, "a cat", explain=explain, steps=1, size=32)
+    with trace(pipeline), pytest.raises(GocaError, match="is observed by a `with` block"):
         images_of(pipeline, "a cat", steps=1, size=32)
 
 

@@ -11,15 +11,18 @@ from diffusers import (
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionPanoramaPipeline,
+    StableDiffusionPipeline,
 )
 from torch import Tensor
 
-from goca import trace
+from goca import GocaError, trace
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.denoiser_call import DenoiserCall
 from goca.diffusion.loading import quiet
-from goca.diffusion.session import GenerationSession, check_generation, step_number
+from goca.diffusion.own_calls import step_number
+from goca.diffusion.session import GenerationSession, check_generation
 from goca.testing.tiny import BUILDERS
 from goca.tracing.observer import TraceObserver
 from goca.tracing.steps import plan_for
@@ -100,6 +103,13 @@ def make(pipeline: Any, scale: float = 3.0, **options: Any) -> Tensor:
 def build(name: str) -> Any:
     with quiet():
         pipeline = BUILDERS[name]()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def panorama() -> Any:
+    pipeline = StableDiffusionPanoramaPipeline(**build("sd15").components, requires_safety_checker=False)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -232,6 +242,96 @@ def test_runge_kutta_steps_of_pndm_have_four_evaluations() -> None:
     assert steps == [0] * 4 + [1] * 4 + [2] * 4 + [3, 4, 5]
 
 
+def test_timesteps_of_a_sampler_that_ends_early() -> None:
+    pipeline, recorder = build("sdxl"), Recorder()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    with session(pipeline, recorder):
+        make(pipeline, num_inference_steps=10, denoising_end=0.5, output_type="latent")
+    assert [call.step for call in recorder.calls] == [0, 1, 2, 3, 4]
+    assert [call.timestep for call in recorder.calls] == pipeline.scheduler.timesteps.tolist()[:5]
+
+
+# --- more than one pass a step
+
+
+class Thorough(StableDiffusionPipeline):
+    """With further passes in each evaluation: one as the prompt's own but for an option, and one of other latents."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: str, further: bool) -> None:
+        embedded, negative = self.encode_prompt(prompt, "cpu", 1, True)
+        self.scheduler.set_timesteps(3)
+        latents = self.prepare_latents(1, 4, 64, 96, torch.float32, "cpu", torch.Generator().manual_seed(0))
+        for timestep in self.scheduler.timesteps:
+            rows = self.scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+            uncond, cond = self.unet(rows, timestep, torch.cat([negative, embedded]))[0].chunk(2)
+            if further:
+                self.unet(rows[1:], timestep, embedded, attention_mask=None)
+                self.unet(rows[1:] + 1, timestep, embedded)
+            latents = self.scheduler.step(uncond + 3 * (cond - uncond), timestep, latents).prev_sample
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler])
+def test_passes_beside_the_prompt_s_own_are_neither_branch(scheduler: Any) -> None:
+    pipeline = Thorough(**build("sd15").components, requires_safety_checker=False)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    plain, recorder = Recorder(), Recorder()
+    with session(pipeline, plain):
+        pipeline("a cat", further=False)
+    with session(pipeline, recorder):
+        pipeline("a cat", further=True)
+    assert recorder.calls[::3] == plain.calls
+    further = [call for number, call in enumerate(recorder.calls) if number % 3]
+    assert {row.branch for call in further for row in call.rows} == {"other"}
+    assert [call.evaluation for call in recorder.calls] == [call.evaluation for call in plain.calls for _ in range(3)]
+
+
+class Loop(StableDiffusionPipeline):
+    """A loop over any of the scheduler's timesteps, unguided, that may give several rows of an image in one pass."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: str, order: list[int], rows: int = 1, steps_itself: bool = False) -> None:
+        embedded, _ = self.encode_prompt(prompt, "cpu", 1, False)
+        self.scheduler.set_timesteps(3)
+        latents = self.prepare_latents(1, 4, 64, 96, torch.float32, "cpu", torch.Generator().manual_seed(0))
+        for index in order:
+            timestep = self.scheduler.timesteps[index]
+            noise = self.unet(torch.cat([latents] * rows), timestep, torch.cat([embedded] * rows))[0][:1]
+            latents = latents - noise if steps_itself else self.scheduler.step(noise, timestep, latents).prev_sample
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 2], [0, 1, 0, 1, 2], [0, 1, 2, 1, 2]])
+@pytest.mark.parametrize("steps_itself", [False, True])
+def test_steps_of_a_sampler_that_goes_back(order: list[int], steps_itself: bool) -> None:
+    pipeline, recorder = Loop(**build("sd15").components, requires_safety_checker=False), Recorder()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    with session(pipeline, recorder):
+        pipeline("a cat", order, steps_itself=steps_itself)
+    assert [call.timestep for call in recorder.calls] == pipeline.scheduler.timesteps[order].tolist()
+    assert [call.step for call in recorder.calls] == [index - order[0] for index in order]
+    assert [[row.branch for row in call.rows] for call in recorder.calls] == [["cond"]] * len(order)
+
+
+def test_several_rows_of_one_image_and_prompt() -> None:
+    pipeline = Loop(**build("sd15").components, requires_safety_checker=False)
+    with (
+        session(pipeline, Recorder()),
+        pytest.raises(GocaError, match=r"Loop .* several rows of the same prompt for each"),
+    ):
+        pipeline("a cat", [0], rows=2)
+
+
+def test_skip_layer_guidance_is_neither_branch() -> None:
+    pipeline, recorder = build("sd3"), Recorder()
+    skipped = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    with quiet(), session(pipeline, recorder):
+        make(pipeline, **skipped)
+    branches = [[row.branch for row in call.rows] for call in recorder.calls]
+    guided, other = ["uncond"] * 2 + ["cond"] * 2, ["other"] * 2
+    assert branches == [guided, guided, other, guided, other]
+    assert [call.step for call in recorder.calls] == [0, 1, 1, 2, 2]
+
+
 # --- observers that answer
 
 
@@ -279,24 +379,54 @@ def test_an_observer_is_given_what_those_before_it_left() -> None:
 
 
 def test_an_output_that_is_no_tuple_is_answered_in_kind() -> None:
-    pipeline = build("sd15")
+    pipeline, outputs, seen = panorama(), [], []
 
     class Doubles:
         def begin(self, call: DenoiserCall) -> None:
             return None
 
         def end(self, call: DenoiserCall, noise_pred: Tensor) -> Tensor:
+            seen.append(noise_pred)
             return 2 * noise_pred
 
-    pipeline.scheduler.set_timesteps(1)
-    embedded, _ = pipeline.encode_prompt("a cat", "cpu", 1, False)
-    latent = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
-    plain = pipeline.unet(latent, 5, embedded)
     with session(pipeline, Doubles()):
-        embedded, _ = pipeline.encode_prompt("a cat", "cpu", 1, False)
-        doubled = pipeline.unet(latent, 5, embedded)
-    assert type(doubled) is type(plain)
-    assert torch.equal(doubled.sample, 2 * plain.sample)
+        handle = pipeline.unet.register_forward_hook(lambda module, args, output: outputs.append(output))
+        pipeline("a cat", height=128, width=128, num_inference_steps=1)
+        handle.remove()
+    assert type(outputs[0]).__name__ == "UNet2DConditionOutput"
+    assert torch.equal(outputs[0].sample, 2 * seen[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "described"),
+    [
+        (lambda prediction: prediction[:1], "a tensor of shape \\(1, 4, 32, 48\\)"),
+        (lambda prediction: prediction[..., None], "a tensor of shape \\(2, 4, 32, 48, 1\\)"),
+        (lambda prediction: prediction.double(), "torch.float64"),
+        (lambda prediction: prediction.to("meta"), "on meta"),
+        (lambda prediction: prediction.numpy(), "answered ndarray"),
+        (lambda prediction: (prediction,), "answered tuple"),
+    ],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_an_answer_that_the_pipeline_could_not_go_on_with(answer: Any, described: str, last: bool) -> None:
+    pipeline, recorder = build("sd15"), Recorder()
+
+    class Careless(ConstantRate):
+        def end(self, call: DenoiserCall, noise_pred: Tensor) -> Any:
+            return answer(noise_pred)
+
+    observers = [recorder, Careless(1.0, 1.0)] if last else [Careless(1.0, 1.0), recorder]
+    expected = rf"Careless\.end answered .*{described}.* where the prediction is a tensor of shape \(2, 4, 32, 48\)"
+    with (
+        session(pipeline, *observers),
+        pytest.raises(GocaError, match=f"(?s){expected}" if "answered" not in described else described),
+    ):
+        make(pipeline, prompt="a cat", negative_prompt=None, generator=None)
+    assert len(recorder.shapes) == (1 if last else 0)
+    with session(pipeline, recorder):
+        make(pipeline, num_inference_steps=1)
+    assert recorder.calls[-1].generation == 0
 
 
 def test_a_call_that_fails_is_not_ended() -> None:

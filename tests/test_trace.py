@@ -1,22 +1,35 @@
 """Trace: what is collected while a pipeline generates, and what can be asked of it."""
 
+import inspect
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForText2Image,
+    DDIMParallelScheduler,
     DDIMScheduler,
     FluxImg2ImgPipeline,
+    FluxPipeline,
     HeunDiscreteScheduler,
+    StableDiffusionAttendAndExcitePipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPAGPipeline,
+    StableDiffusionPanoramaPipeline,
+    StableDiffusionParadigmsPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionSAGPipeline,
     UNet2DConditionModel,
 )
 from jaxtyping import config
@@ -264,11 +277,35 @@ def test_what_a_callback_encodes_does_not_end_the_generation(pipe: Any, traced: 
     assert np.array_equal(maps_of(tr[0]), maps_of(traced))
 
 
-def test_a_pass_that_attends_to_no_known_prompt_is_told(pipe: Any, traced: Trace) -> None:
-    embedded, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
+def test_why_nothing_was_traced(pipe: Any) -> None:
+    embedded, unwanted = pipe.encode_prompt(PROMPT, "cpu", 1, True)
+    other = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+
+    def by_hand() -> None:
+        known, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
+        pipe.unet(torch.zeros(1, 4, 16, 24), 5, known)
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=make, args=(pipe,))
+        thread.start()
+        thread.join()
+
+    given = {"prompt_embeds": embedded, "negative_prompt_embeds": unwanted}
+    for run, told in (
+        (lambda: None, "nothing was traced: call the pipeline, with a prompt as text, inside"),
+        (by_hand, "ran, but not by a call of this very StableDiffusionPipeline; call it"),
+        (lambda: make(other), "ran, but not by a call of this very StableDiffusionPipeline; call it"),
+        (in_a_thread, "ran in another thread than the `with` block; call the pipeline in the block's"),
+    ):
+        with trace(pipe) as tr:
+            run()
+        with pytest.raises(GocaError, match=told):
+            tr.words()
+    # An encoder beside the session's: the pipeline's own is not asked.
     with trace(pipe) as tr:
-        pipe.encode_prompt("a dog", "cpu", 1, False)
-        pipe.unet(torch.zeros(1, 4, 16, 24), 5, embedded)
+        object.__setattr__(pipe, "encode_prompt", lambda *args, **kwargs: (embedded, unwanted))
+        make(pipe, None, **given)
+        del pipe.encode_prompt
     with pytest.raises(GocaError, match="attended to no prompt that was encoded inside"):
         tr.words()
 
@@ -438,6 +475,8 @@ def state(pipeline: Any) -> dict[str, Any]:
         "config": dict(pipeline.config),
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
         "processors": [id(getattr(m, "processor", None)) for m in modules],
+        "class": type(pipeline),
+        "scheduler": set(vars(pipeline.scheduler)),
         "modes": torch.overrides._len_torch_function_stack(),
     }
 
@@ -491,12 +530,83 @@ def test_inside_a_trace_a_pipeline_is_nobody_else_s(pipe: Any, image: Make) -> N
     segmenter = Segmenter.from_pipeline(pipe, size=64)
     before = state(pipe)
     with trace(pipe):
-        with pytest.raises(GocaError, match="is being traced"), trace(pipe):
+        with pytest.raises(GocaError, match="is observed by a `with` block around"), trace(pipe):
             pass
-        with pytest.raises(GocaError, match="is being traced"):
+        with pytest.raises(GocaError, match="is observed by a `with` block around"):
             segmenter(image(), classes=["cat", "grass"])
     assert state(pipe) == before
     segmenter(image(), classes=["cat", "grass"])
+
+
+def _hires(pipe: Any, image: Make) -> None:
+    again = StableDiffusionImg2ImgPipeline.from_pipe(pipe, scheduler=deepcopy(pipe.scheduler))
+    again(PROMPT, image=image(48, 32), num_inference_steps=4, strength=0.5)
+
+
+def _twin(pipe: Any, image: Make) -> None:
+    twin = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    make(twin, num_inference_steps=3)
+
+
+def _automatic(pipe: Any, image: Make) -> None:
+    make(AutoPipelineForText2Image.from_pipe(pipe, scheduler=deepcopy(pipe.scheduler)), "a dog")
+
+
+def _by_hand(pipe: Any, image: Make) -> None:
+    embedded, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
+    pipe.unet(torch.zeros(1, 4, 16, 24), pipe.scheduler.timesteps[0], embedded)
+
+
+def _segmenter(pipe: Any, image: Make) -> None:
+    twin = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    Segmenter.from_pipeline(twin, size=64)(image(), classes=["cat", "grass"], caption=PROMPT)
+
+
+def _inner_trace(pipe: Any, image: Make) -> None:
+    twin = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    with trace(twin) as tr:
+        make(twin)
+    assert [step.step for step in tr.steps] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("other", [_hires, _twin, _automatic, _by_hand, _segmenter, _inner_trace])
+@pytest.mark.parametrize("when", ["before", "after", "callback"])
+def test_what_else_calls_the_denoiser_is_not_the_pipeline_s_own(
+    pipe: Any, traced: Trace, image: Make, other: Callable[[Any, Make], None], when: str
+) -> None:
+    """A second pipeline of the same parts, the denoiser by hand, a segmenter: before, after and within a call."""
+
+    def callback(pipeline: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        with torch.random.fork_rng():
+            if step == 1:
+                other(pipe, image)
+        return given
+
+    plain, before = make(pipe), state(pipe)
+    with trace(pipe) as tr:
+        if when == "before":
+            other(pipe, image)
+        assert torch.equal(make(pipe, **({"callback_on_step_end": callback} if when == "callback" else {})), plain)
+        if when == "after":
+            other(pipe, image)
+    assert state(pipe) == before
+    assert len(tr) == 1
+    assert tr.steps == traced.steps
+    assert np.array_equal(maps_of(tr), maps_of(traced))
+
+
+def test_a_call_within_a_callback_of_the_same_pipeline_is_its_own(pipe: Any, traced: Trace) -> None:
+    def callback(pipeline: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            make(pipe, "a dog")
+        return given
+
+    with trace(pipe) as tr:
+        make(pipe, callback_on_step_end=callback)
+    first, second = sorted(tr.images, key=lambda image: image.prompt != PROMPT)
+    assert (first.prompt, second.prompt) == (PROMPT, "a dog")
+    assert [[step.step for step in image.steps] for image in (first, second)] == [[0, 1, 2]] * 2
+    assert np.array_equal(maps_of(first), maps_of(traced))
 
 
 def test_what_another_thread_does_is_not_heard_and_a_segmenter_there_waits(
@@ -662,6 +772,64 @@ def test_a_word_that_is_not_in_the_prompt(traced: Trace) -> None:
         traced.segment(["cat"], background=None)
 
 
+def refusals(image: Trace, word: str) -> str:
+    """What `map`, `heatmap` and `segment` alike say of a word."""
+    messages = set()
+    for ask in (image.map, image.heatmap, image.overlay):
+        with pytest.raises(GocaError) as told:
+            ask(word)
+        messages.add(str(told.value))
+    (message,) = messages
+    assert len(message) < 400
+    return message
+
+
+def test_a_word_behind_the_limit(pipe: Any) -> None:
+    with trace(pipe, steps=[0]) as tr:
+        make(pipe, f"a cat and {'very ' * 80} big cat, dog, {'long' * 40}", num_inference_steps=1)
+    assert refusals(tr, "dog") == (
+        '"dog" is cut off by the tokenizer\'s limit of 77 tokens: shorten the caption, or choose from cat, very'
+    )
+    assert '"long' in refusals(tr, "long" * 40)
+    assert refusals(tr, "and").startswith('"and" consists of stop words: name a thing')
+    message = refusals(tr, "zebra " * 100)
+    assert message.startswith('the prompt "a cat and very very')
+    assert 'does not say "zebra zebra' in message
+    with pytest.raises(GocaError, match='"cat" is 1 times in the part of the prompt that its tokens hold'):
+        tr.map("cat", 2)
+
+
+def test_a_word_of_another_text(pipe: Any) -> None:
+    with trace(pipe, steps=[0]) as tr:
+        make(pipe, "a cat", negative_prompt="a blurred dog", num_inference_steps=1)
+    assert refusals(tr, "dog") == '"dog" is said in negative_prompt alone, which a trace does not read: choose from cat'
+    with quiet():
+        flux = BUILDERS["flux"]()
+        flux.set_progress_bar_config(disable=True)
+        with trace(flux) as tr:
+            make(flux, "cat", prompt_2="a red boat", negative_prompt="dog", true_cfg_scale=2.0, num_inference_steps=1)
+    assert refusals(tr, "cat") == (
+        '"cat" is said in prompt alone, whose tokens the model does not attend to: choose from red, boat'
+    )
+    assert refusals(tr, "dog").startswith('"dog" is said in negative_prompt alone')
+    assert tr.map("boat").max() == 1
+    with quiet():
+        xl = BUILDERS["sdxl"]()
+        xl.set_progress_bar_config(disable=True)
+        with trace(xl) as tr:
+            make(xl, "a cat", prompt_2="a boat", negative_prompt="x", negative_prompt_2="dog", num_inference_steps=1)
+    # Both encoders' tokens are attended to.
+    assert [word.name for word in tr.words()] == ["cat", "boat"]
+    assert refusals(tr, "bus").startswith('the prompt "a cat" does not say "bus"')
+
+
+def test_a_name_inside_another(traced: Trace, pipe: Any) -> None:
+    with trace(pipe, steps=[0]) as tr:
+        make(pipe, "a traffic light", num_inference_steps=1)
+    with pytest.raises(GocaError, match='"light" is not on its own in the caption "a traffic light": another name has'):
+        tr.segment(["traffic light", "light"])
+
+
 def test_what_is_no_word_and_no_number(traced: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     # As users have it, without the tests' type checks, which would speak first.
     monkeypatch.setattr(config, "jaxtyping_disable", True)
@@ -711,14 +879,90 @@ def test_embeddings_have_no_words(pipe: Any) -> None:
     assert state(pipe) == before
 
 
-def test_pipelines_that_cannot_be_traced(image: Make) -> None:
-    with pytest.raises(GocaError, match="StableDiffusionPAGPipeline cannot be traced"):
-        trace(StableDiffusionPAGPipeline(**sd15().components, requires_safety_checker=False))
-    for lacking in ("image_processor", "prepare_latents"):
+def assembled(kind: Any, scheduler: Any = DDIMScheduler) -> Any:
+    """A pipeline of the parts of Stable Diffusion 1.5."""
+    parts = sd15().components
+    parts["scheduler"] = scheduler.from_config(parts["scheduler"].config)
+    wanted = {name: part for name, part in parts.items() if name in inspect.signature(kind.__init__).parameters}
+    with quiet():
+        pipeline = kind(**wanted, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_pipelines_that_cannot_be_traced_at_all() -> None:
+    with pytest.raises(GocaError, match=r"perturb it; trace .* instead, StableDiffusionPipeline.from_pipe\(pipe\)"):
+        trace(assembled(StableDiffusionPAGPipeline))
+    with pytest.raises(GocaError, match=r"StableDiffusionInstructPix2PixPipeline .* has no method encode_prompt, by"):
+        trace(assembled(StableDiffusionInstructPix2PixPipeline))
+    for lacking, told in (("image_processor", "image processor"), ("prepare_latents", "method prepare_latents")):
         incomplete = sd15()
         object.__setattr__(incomplete, lacking, None)
-        with pytest.raises(GocaError, match="StableDiffusionPipeline cannot be traced"):
+        with pytest.raises(GocaError, match=f"StableDiffusionPipeline cannot be traced: it has no {told}, by which"):
             trace(incomplete)
+
+    class Wordless(StableDiffusionPipeline):
+        def __call__(self, steps: int) -> None:
+            pass
+
+    with pytest.raises(GocaError, match="Wordless cannot be traced: it takes no prompt"):
+        trace(assembled(Wordless))
+
+
+def test_every_pipeline_of_perturbed_attention_has_one_without() -> None:
+    perturbed = [name for name in dir(diffusers) if name.endswith("Pipeline") and "PAG" in name]
+    assert len(perturbed) > 10
+    assert all(callable(getattr(diffusers, name.replace("PAG", "")).from_pipe) for name in perturbed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "options", "told"),
+    [
+        (StableDiffusionSAGPipeline, DDIMScheduler, {}, "sets attention of its own (CrossAttnStoreProcessor)"),
+        (
+            StableDiffusionAttendAndExcitePipeline,
+            DDIMScheduler,
+            {"token_indices": [2]},
+            "sets attention of its own (AttendExciteAttnProcessor)",
+        ),
+        (StableDiffusionParadigmsPipeline, DDIMParallelScheduler, {}, "denoises several steps in one pass"),
+        (
+            StableDiffusionPanoramaPipeline,
+            DDIMScheduler,
+            {"height": 512, "width": 576},
+            "denoises its image of 512 x 576 pixels in parts of 128 x 128",
+        ),
+    ],
+)
+def test_a_call_that_cannot_be_traced_and_its_remedies(kind: Any, scheduler: Any, options: Any, told: str) -> None:
+    pipeline = assembled(kind, scheduler)
+    before = state(pipeline)["processors"]
+    expected = rf"{kind.__name__} .*{re.escape(told)}.*StableDiffusionPipeline.from_pipe"
+    with pytest.raises(GocaError, match=expected), quiet(), trace(pipeline):
+        make(pipeline, **options)
+    assert state(pipeline)["processors"] == before
+    plain = StableDiffusionPipeline.from_pipe(pipeline)
+    with trace(plain) as tr:
+        make(plain)
+    assert [step.step for step in tr.steps] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "options"),
+    [
+        (StableDiffusionPanoramaPipeline, DDIMScheduler, {"height": 128, "width": 128, "guidance_scale": 3.0}),
+        (StableDiffusionParadigmsPipeline, DDIMParallelScheduler, {"parallel": 1, "guidance_scale": 3.0}),
+    ],
+)
+def test_those_pipelines_where_they_make_whole_images(kind: Any, scheduler: Any, options: Any) -> None:
+    pipeline = assembled(kind, scheduler)
+    plain = make(pipeline, **options)
+    with trace(pipeline) as tr:
+        assert torch.equal(make(pipeline, **options), plain)
+    assert [(step.step, step.timestep) for step in tr.steps] == [*enumerate(pipeline.scheduler.timesteps.tolist())]
+
+
+def test_latents_beside_the_image_s_own(image: Make) -> None:
     with quiet():
         flux2 = BUILDERS["flux2"]()
         flux2.set_progress_bar_config(disable=True)
@@ -730,18 +974,29 @@ def test_pipelines_that_cannot_be_traced(image: Make) -> None:
             make(wan, num_frames=5)
 
 
-def test_packed_latents_of_unknown_size() -> None:
-    with quiet():
-        flux = BUILDERS["flux"]()
+def test_packed_latents_of_a_part_or_of_unknown_size() -> None:
+    class Tiled(FluxPipeline):
+        def prepare_latents(self, count: int, channels: int, height: int, width: int, *args: Any) -> Any:
+            latents, ids = super().prepare_latents(count, channels, height, width, *args)
+            return latents[:, :4], ids[:4]
 
-        def denoise() -> None:
-            embedded, pooled, ids = flux.encode_prompt(PROMPT, None)
-            latents = torch.zeros(1, 6, flux.transformer.config.in_channels)
-            flux.transformer(latents, embedded, pooled, torch.ones(1), torch.zeros(6, 3), ids, torch.ones(1))
+    class Vague(FluxPipeline):
+        def prepare_latents(self, *args: Any) -> Any:
+            return super().prepare_latents(*args)
 
-        denoise()
-        with pytest.raises(GocaError, match="for an unknown size"), trace(flux):
-            denoise()
+    for kind, told in (
+        (Tiled, "its denoiser is given 4 patches of the [0-9]+ of"),
+        (Vague, "does not name its height"),
+    ):
+        with quiet():
+            flux = kind(**BUILDERS["flux"]().components)
+            flux.set_progress_bar_config(disable=True)
+            with pytest.raises(GocaError, match=f"{kind.__name__} cannot be traced: .*{told}"), trace(flux):
+                make(flux, num_inference_steps=1)
+            plain = FluxPipeline.from_pipe(flux)
+            with trace(plain) as tr:
+                make(plain, num_inference_steps=1)
+        assert [step.step for step in tr.steps] == [0]
 
 
 def test_a_recipe_that_needs_its_nouns_beforehand(pipe: Any) -> None:

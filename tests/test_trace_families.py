@@ -1,11 +1,13 @@
 """Every family traced while its stock pipeline generates: the same images, and the prompts' own attention."""
 
 import inspect
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import WanPipeline
 from torch import Tensor
 
 from goca import trace
@@ -21,17 +23,7 @@ NEGATIVE = ["an ugly cat, grass and more of it", "bad"]
 UNGUIDED = {"z_image": 0.0, "flux": 3.0, "flux2": 3.0}
 
 
-UNTRACED = {
-    "krea2": "its embeddings have an axis of layers, by which a prompt's rows are not recognised",
-}
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.xfail(reason=UNTRACED[name])] if name in UNTRACED else [])
-        for name in BUILDERS
-    ]
-)
+@pytest.fixture(params=BUILDERS)
 def name(request: pytest.FixtureRequest) -> str:
     if request.param == "kolors":
         pytest.importorskip("sentencepiece")
@@ -156,3 +148,26 @@ def test_two_images_of_each_of_two_prompts(name: str) -> None:
         np.testing.assert_allclose(np.asarray(image.image) / 255, expected, atol=0.51 / 255)
     torch.testing.assert_close(tr[3].attention.total, alone[0].attention.total, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(tr[2].attention.total, alone[0].attention.total, rtol=1e-3, atol=1e-5)
+
+
+def test_the_second_denoiser_of_a_pipeline_is_traced_too() -> None:
+    with quiet():
+        wan = BUILDERS["wan"]()
+        parts = {**wan.components, "transformer_2": deepcopy(wan.transformer)}
+        two = WanPipeline(**parts, boundary_ratio=0.7)
+        for pipeline in (wan, two):
+            pipeline.set_progress_bar_config(disable=True)
+        plain = make(two, num_inference_steps=4)
+        with trace(two) as tr:
+            assert torch.equal(make(two, num_inference_steps=4), plain)
+        with trace(wan) as alone:
+            make(wan, num_inference_steps=4)
+        # The second one takes over where there is little noise.
+        assert float(two.scheduler.timesteps[-1]) < 700 < float(two.scheduler.timesteps[0])
+        with trace(two, steps=[3]) as last:
+            make(two, num_inference_steps=4)
+    assert [step.step for step in tr.steps] == [0, 1, 2, 3]
+    assert tr.steps == alone.steps
+    for image, expected in zip(tr.images, alone.images, strict=True):
+        assert torch.equal(image.attention.total, expected.attention.total)
+    assert last.steps == tr.steps[3:]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from goca.diffusion.exclusive import exclusive, patched
-from goca.diffusion.session import step_number
+from goca.diffusion.own_calls import step_number, stepping
 from goca.errors import GocaError
 from goca.imaging import draw
 from goca.imaging.palette import palette
@@ -25,6 +25,7 @@ from goca.imaging.sheet import Cell
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
 from goca.text.spelling import forms
+from goca.text.token_spans import shortened
 from goca.tracing import Trace, TracedImage, trace
 
 MAX_NAME_WORDS = 4
@@ -102,8 +103,8 @@ def generate(
         raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
     if options.scale is not None and not 0 <= options.scale < math.inf:
         raise GocaError(f"scale {options.scale} is not valid: give a number from 0, 1 for no guidance")
-    # From another thread, a pipeline that is being traced in this one would wait for ever.
-    with exclusive(pipeline):
+    # From its own thread, a pipeline of which this one keeps a part would wait for ever.
+    with exclusive(pipeline, nested=False):
         arguments = _arguments(pipeline, options)
     tracing = partial(trace, pipeline, recipe) if explain else nullcontext
     for seed in seeds:
@@ -127,7 +128,7 @@ def explain(generated: Generated) -> Explained:
         except GocaError:  # cut off by the tokenizer's limit, or stop words alone
             left_out.append(name)
     if not heatmaps:
-        raise GocaError(f'"{traced.prompt}" has no word to explain: name things')
+        raise GocaError(f'"{shortened(traced.prompt)}" has no word to explain: name things')
     return Explained(generated, heatmaps, traced.segment(tuple(heatmaps)), tuple(left_out))
 
 
@@ -190,19 +191,15 @@ def _steps_counted(pipeline: Any, stepped: Callable[[int, int], None]) -> Iterat
 
     stepped: called with the number of the step, from 1, and how many there are.
     """
-    scheduler = pipeline.scheduler
-    original, evaluations = scheduler.step, count()
+    scheduler, evaluations = pipeline.scheduler, count()
 
-    @wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        answer = original(*args, **kwargs)
+    def told() -> None:
         evaluation, last = next(evaluations), len(scheduler.timesteps) - 1
         done = step_number(scheduler, evaluation)
         if evaluation == last or step_number(scheduler, evaluation + 1) > done:
             stepped(done + 1, step_number(scheduler, last) + 1)
-        return answer
 
-    with patched(scheduler, "step", step), patched(pipeline, "_progress_bar_config", {"disable": True}):
+    with stepping(scheduler, told), patched(pipeline, "_progress_bar_config", {"disable": True}):
         yield
 
 

@@ -153,12 +153,11 @@ class Backbone:
         blocks = dict.fromkeys(module.block for module in attention_modules(self.denoiser))
         return tuple(block for block in blocks if not block.startswith(unimodal_blocks))
 
-    def attention_hook(self, latent: Grid, sink: Sink, to_the_end: bool = True) -> AttentionHook:
-        """A hook on the denoiser's attention for latents of (height, width) cells."""
-        grids = self.family.grids(self.denoiser, latent)
-        return AttentionHook(
-            self.denoiser, grids, sink, self.family.joint, self.family.linear_self_attention, to_the_end
-        )
+    def attention_hook(self, latent: Grid, sink: Sink, to_the_end: bool = True, denoiser: Any = None) -> AttentionHook:
+        """A hook on the attention of the denoiser, or of a second one, for latents of (height, width) cells."""
+        denoiser = denoiser or self.denoiser
+        grids = self.family.grids(denoiser, latent)
+        return AttentionHook(denoiser, grids, sink, self.family.joint, self.family.linear_self_attention, to_the_end)
 
     def fits(self, nouns: Sequence[Noun]) -> bool:
         """Whether the caption that lists the nouns fits one of the tokenizers whose tokens are attended to."""

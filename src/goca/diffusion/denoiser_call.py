@@ -1,6 +1,7 @@
 """A denoiser call of a generation, row by row, and the protocol of those who observe it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -20,10 +21,13 @@ class PromptTokens:
     Attributes:
         prompt: The text.
         texts: What each tokenizer made of it, special tokens included; empty where it was not given as text.
+        unread: {argument of the pipeline: its text} for what the image is given besides, but attends to by no tokens of
+            these: the prompt of an encoder that gives one vector for all of it, or the negative prompt.
     """
 
     prompt: str
     texts: tuple[Tokens, ...]
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class DenoiserRow:
 class DenoiserCall:
     """A denoiser call that attends to prompts of a generation.
 
-    A pipeline guides in one call with rows of both branches, or in two calls, which have the same `evaluation`.
+    A pipeline guides in one call with rows of both branches, or in two calls, which have the same `evaluation`. Each
+    branch comes once in an evaluation: rows of further passes, as skip-layer guidance makes them, are "other".
 
     Attributes:
         generation: Number of the pipeline's own call, from 0.
         step: Step of the sampler, from 0, as the scheduler counts: both evaluations of a second-order step have the
             same, and so have the first two of PNDM.
-        evaluation: How many latents the denoiser was given before this one in the generation.
+        evaluation: How many steps the scheduler has made before in the generation, each time that it was asked.
         timestep: The scheduler's timestep.
         latent_size: (height, width) of the latent, in cells of `Backbone.vae_scale_factor` pixels.
         rows: The rows of the batch, in order.
@@ -95,5 +100,6 @@ class Observer(Protocol):
             noise_pred: (row, ...) what the denoiser returned, or what the observers before this one made of it.
 
         Returns:
-            The prediction that the pipeline goes on with, of the same shape, or None to leave it as it is.
+            The prediction that the pipeline goes on with, of the same shape, dtype and device, or None to leave it as
+            it is. Anything else ends the pipeline's call with a GocaError.
         """

@@ -1,7 +1,7 @@
 """The texts that a pipeline encodes while it generates, and the rows of a denoiser call that attend to them."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,7 @@ class EncodedTexts:
             return
         # Position ids of a text may have the shape of embeddings, but for their width.
         batches = [batch for batch in map(rows_of, others) if batch and rows]
-        same_width = (batch for batch in batches if batch[0].shape[-1] == rows[0].shape[-1])
+        same_width = (batch for batch in batches if _width(batch[0]) == _width(rows[0]))
         self.negative.embeddings.append(next(same_width, []))
         self.negative._take_tokens(recorders)
 
@@ -53,6 +53,16 @@ class EncodedTexts:
             tokens = {number: recorder.tokens[caption] for number, caption in captions if caption in recorder.tokens}
             if tokens:
                 self.tokens[name] = tokens
+
+    def captions_at(self, number: int, tokenizers: Container[str]) -> dict[str, str]:
+        """{argument of the pipeline: its text} for the text of a number, where it is read by none of these tokenizers.
+
+        Most encoders that are given no text of their own are given the prompt.
+        """
+        texts = {name: captions[number] for name, captions in self.captions.items() if number < len(captions)}
+        read = {text for name, text in texts.items() if name in tokenizers}
+        others = {name: text for name, text in texts.items() if name not in tokenizers and text not in read}
+        return {name.replace("tokenizer", "prompt"): text for name, text in others.items()}
 
     def blocks(self, inputs: Sequence[Any], images: int) -> list[range]:
         """The rows of a denoiser call that attend to these texts: block by block, one row for each image.
@@ -98,15 +108,19 @@ def texts_to_encode(
 
 
 def rows_of(embedded: Any) -> list[Tensor]:
-    """The embedding of each row, (token, model); none for what is not a batch of embeddings."""
+    """The embedding of each row, (token, model) or (token, layer, model); none for what is not a batch of them."""
     if isinstance(embedded, Tensor):
-        return list(embedded) if embedded.ndim == 3 else []
+        return list(embedded) if embedded.ndim in (3, 4) else []
     is_batch = isinstance(embedded, list) and all(isinstance(row, Tensor) and row.ndim == 2 for row in embedded)
     return embedded if is_batch else []
 
 
 def _listed(prompt: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (prompt,) if isinstance(prompt, str) else None if prompt is None else tuple(prompt)
+
+
+def _width(embedding: Tensor) -> tuple[int, int]:
+    return embedding.ndim, embedding.shape[-1]
 
 
 def _equal(embedding: Tensor, row: Tensor) -> bool:

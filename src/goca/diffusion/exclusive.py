@@ -1,42 +1,102 @@
 """Borrowing a pipeline that belongs to the user: exclusive access, restored attributes, patched attributes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from threading import RLock
+from dataclasses import dataclass
+from threading import Condition, get_ident
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
+from goca.diffusion.families import bare
 from goca.errors import GocaError
 
-# One lock for each pipeline: two segmenters may share it.
-_LOCKS: "WeakKeyDictionary[Any, RLock]" = WeakKeyDictionary()
+Parts = dict[int, Any]
+"""{id: object} of a pipeline and its parts: several pipelines may have the same denoiser, text encoder or VAE."""
 
-_LOCKS_LOCK = RLock()
 
-_FOR_USER: "WeakSet[Any]" = WeakSet()
+@dataclass(eq=False)
+class _Hold:
+    """What a thread keeps; `observed` is the pipeline that the user calls meanwhile, None where goca calls it."""
+
+    thread: int
+    parts: Parts
+    observed: Any
+
+
+_CHANGED = Condition()
+"""Guards the two below; notified when a hold ends."""
+_HOLDS: list[_Hold] = []
+_WAITING: dict[int, Parts] = {}
+"""What each waiting thread waits for."""
 
 
 @contextmanager
-def exclusive(pipeline: Any, for_user: bool = False) -> Iterator[None]:
-    """Exclusive access to a user's pipeline for this thread; others wait.
+def exclusive(pipeline: Any, for_user: bool = False, nested: bool = True) -> Iterator[None]:
+    """Exclusive access to a user's pipeline and its parts for this thread; other threads wait.
 
-    With `for_user` it is the user, not goca, who calls the pipeline meanwhile.
+    Args:
+        pipeline: The pipeline.
+        for_user: It is the user, not goca, who calls the pipeline meanwhile.
+        nested: Whether this thread may already keep a part for a call of another pipeline.
 
     Raises:
-        GocaError: Inside a block that keeps the pipeline for the user.
+        GocaError: Inside a block that keeps the pipeline for the user, or where two threads would wait for each other.
     """
-    with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(pipeline, RLock())
-    with lock:
-        if pipeline in _FOR_USER:
-            raise GocaError("this pipeline is being traced: use it after the `with` block")
+    parts, thread = _parts(pipeline), get_ident()
+    hold = _Hold(thread, parts, pipeline if for_user else None)
+    with _CHANGED:
+        for outer in _HOLDS:
+            if outer.thread == thread and outer.observed is not None:
+                _check_free(pipeline, outer, nested)
         try:
-            if for_user:
-                _FOR_USER.add(pipeline)
-            yield
+            while holders := _holders(parts, thread):
+                if thread in _blocking(holders):
+                    raise GocaError(
+                        "another thread keeps a part of this pipeline and waits for a part that this thread keeps: "
+                        "leave the `with` block of one pipeline before that of the other begins"
+                    )
+                _WAITING[thread] = parts
+                _CHANGED.wait()
         finally:
-            if for_user:
-                _FOR_USER.discard(pipeline)
+            _WAITING.pop(thread, None)
+        _HOLDS.append(hold)
+    try:
+        yield
+    finally:
+        with _CHANGED:
+            _HOLDS.remove(hold)
+            _CHANGED.notify_all()
+
+
+def _check_free(pipeline: Any, outer: _Hold, nested: bool) -> None:
+    if outer.observed is pipeline:
+        raise GocaError(
+            "this pipeline is observed by a `with` block around this call, such as `with trace(pipe)`: use it after "
+            "the block"
+        )
+    if not nested and outer.parts.keys() & _parts(pipeline).keys():
+        raise GocaError(
+            "a pipeline that shares parts with this one is observed by a `with` block around this call, such as "
+            "`with trace(pipe)`: use this one after the block"
+        )
+
+
+def _parts(pipeline: Any) -> Parts:
+    components = getattr(pipeline, "components", {}).values()
+    return {id(part): part for part in (pipeline, *map(bare, components)) if hasattr(part, "__dict__")}
+
+
+def _holders(parts: Parts, thread: int) -> set[int]:
+    """The other threads that keep one of the parts."""
+    return {hold.thread for hold in _HOLDS if hold.thread != thread and hold.parts.keys() & parts.keys()}
+
+
+def _blocking(threads: Set[int]) -> set[int]:
+    """The threads that these wait for, directly or not."""
+    blocking: set[int] = set()
+    while fresh := {other for thread in threads for other in _holders(_WAITING.get(thread, {}), thread)} - blocking:
+        blocking |= fresh
+        threads = fresh
+    return blocking
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 Nothing is assumed about how a pipeline guides: in one batch, in two calls, or not at all. What its `encode_prompt`
 returns is remembered, and a row of a denoiser call belongs to an image and a branch where that embedding comes in
 again. All pipelines of the families encode the prompt before the negative one, return it first, and call with it first.
+The first pass with the prompt in each of the scheduler's evaluations is the prompt's own; those of skip-layer or
+self-attention guidance come behind it.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,16 +23,21 @@ from torch import Tensor, nn
 
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook
-from goca.diffusion.attention_modules import native
+from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import EncodedPrompt, Recorder, tokenizers
 from goca.diffusion.denoiser_call import Branch, DenoiserCall, DenoiserRow, Observer, PromptTokens
 from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
 from goca.diffusion.exclusive import exclusive, patched
-from goca.diffusion.families import check_tokenizers
+from goca.diffusion.families import bare, check_tokenizers
 from goca.diffusion.latents import processor_of, sample_of
+from goca.diffusion.own_calls import codes_of, intercepted, is_own, step_number, stepping
+from goca.diffusion.timesteps import is_flow
 from goca.errors import GocaError
 from goca.maths import Grid
+
+MAX_ENCODED = 16
+"""How many batches of texts are remembered that were encoded outside the pipeline's call; then the oldest goes."""
 
 
 def check_generation(backbone: Backbone) -> None:
@@ -39,70 +47,111 @@ def check_generation(backbone: Backbone) -> None:
         GocaError: The pipeline lacks a part, or guides by perturbed attention.
     """
     pipeline = backbone.pipeline
-    parameters = inspect.signature(pipeline.__call__).parameters
-    lacking = getattr(pipeline, "vae", None) is None or processor_of(pipeline) is None
-    lacking |= not all(callable(getattr(pipeline, name, None)) for name in ("encode_prompt", "prepare_latents"))
-    if lacking or "prompt" not in parameters or "pag_scale" in parameters:
+    name, parameters = type(pipeline).__name__, inspect.signature(pipeline.__call__).parameters
+    if "pag_scale" in parameters:
+        plain = name.replace("PAG", "")
         raise GocaError(
-            f"{type(pipeline).__name__} cannot be traced: goca observes pipelines that make an image from a prompt, "
-            "from an image and a prompt, or inside a mask"
+            f"{name} cannot be traced: its attention attends more than once in each pass, to perturb it; trace the "
+            f"pipeline without that instead, {plain}.from_pipe(pipe)"
         )
-    backbone.family.check(backbone.denoiser)
+    if "prompt" not in parameters:
+        raise GocaError(
+            f"{name} cannot be traced: it takes no prompt, whose words would have maps; trace one that does"
+        )
+    needed = {
+        "VAE": getattr(pipeline, "vae", None),
+        "image processor": processor_of(pipeline),
+        "method encode_prompt": getattr(pipeline, "encode_prompt", None),
+        "method prepare_latents": getattr(pipeline, "prepare_latents", None),
+    }
+    if lacking := [part for part, value in needed.items() if value is None]:
+        raise GocaError(
+            f"{name} cannot be traced: it has no {', no '.join(lacking)}, by which goca follows a generation; trace a "
+            "pipeline that has, such as the family's own for text-to-image or image-to-image"
+        )
+    for denoiser in _denoisers(backbone):
+        backbone.family.check(denoiser)
     check_tokenizers(pipeline, backbone.family)
 
 
-def step_number(scheduler: Any, evaluation: int) -> int:
-    """The step, from 0, that the denoiser's evaluation, from 0, belongs to, as a diffusers scheduler counts."""
-    if hasattr(scheduler, "prk_timesteps"):
-        # PNDM evaluates each of its Runge-Kutta steps four times; without them it takes its first step twice.
-        runge_kutta = len(scheduler.prk_timesteps)
-        if evaluation < runge_kutta:
-            return evaluation // 4
-        return evaluation - runge_kutta + runge_kutta // 4 if runge_kutta else max(0, evaluation - 1)
-    return evaluation // getattr(scheduler, "order", 1)
-
-
 @dataclass
-class _Generation:
-    """One call of the pipeline: the texts it attends to, the prompts first, and the last evaluation of its denoiser."""
+class _Run:
+    """One call of the pipeline.
+
+    Attributes:
+        index: Its number among the pipeline's calls, from 0.
+        frame: Of the call.
+        processors: Each denoiser's attention processors when it began.
+        encoded: The texts that it encoded.
+        texts: Those that its generation attends to, the prompts first; none before the first such denoiser call.
+        count: How many latents it prepared, 0 if unknown.
+        size: Their (height, width) in pixels, if known.
+        cells: Their (height, width), where they are not packed.
+        first: The index of its first timestep among the scheduler's; None before its first denoiser call.
+        evaluation: How many steps the scheduler has made.
+        timestep: What the denoiser was given behind the last of them; None before it ran.
+        branches: Those whose rows this evaluation has had.
+        inputs: The latents that it was given for the prompt, and the names of its other inputs.
+    """
 
     index: int
-    texts: list[EncodedTexts]
+    frame: FrameType
+    processors: list[tuple[nn.Module, Any]]
+    encoded: list[EncodedTexts] = field(default_factory=list)
+    texts: list[EncodedTexts] = field(default_factory=list)
+    count: int = 0
+    size: Grid | None = None
+    cells: Grid | None = None
     first: int | None = None
-    evaluations: int = 0
-    timestep: float = 0.0
-    step: int = 0
-    _inputs: tuple[Tensor, Tensor] | None = None
+    evaluation: int = 0
+    timestep: Tensor | None = None
+    branches: set[Branch] = field(default_factory=set)
+    inputs: tuple[Tensor, frozenset[str]] | None = None
 
-    def repeats(self, latent: Tensor, timestep: Any) -> bool:
-        """Whether the last call was given this very latent: then the two are one evaluation, guided in two calls."""
-        before, self._inputs = self._inputs, (latent, torch.as_tensor(timestep))
-        return before is not None and all(map(torch.equal, before, self._inputs))
+    def stepped(self) -> None:
+        """The scheduler has made a step; one without a pass of the denoiser is another pipeline's."""
+        if self.timestep is not None:
+            self.evaluation += 1
+            self.timestep, self.branches, self.inputs = None, set(), None
 
-    def advance(self, pipeline: Any) -> None:
-        """To the next evaluation, as the scheduler counts them where it does."""
-        scheduler, timesteps = pipeline.scheduler, pipeline.scheduler.timesteps
-        index = getattr(scheduler, "step_index", None)
-        if index is None:
-            # A pipeline that starts from an image begins behind the first timesteps.
-            skipped = len(timesteps) - (getattr(pipeline, "_num_timesteps", None) or len(timesteps))
-            begin = getattr(scheduler, "begin_index", None)
-            index = (skipped if begin is None else begin) + self.evaluations
-        self.first = index if self.first is None else self.first
-        self.evaluations = index - self.first + 1
-        self.step = step_number(scheduler, index - self.first)
-        self.timestep = float(timesteps[min(index, len(timesteps) - 1)])
+    def passes(self, scheduler: Any, timestep: Tensor) -> None:
+        """The denoiser is called by the pipeline."""
+        if self.first is None:
+            indices = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
+            index = next((index for index in indices if index is not None), None)
+            # Schedulers that count no steps are told their timestep. A pipeline may leave the first ones out.
+            self.first = (_position(scheduler, timestep) or 0) if index is None else int(index)
+        if self.timestep is not None and not torch.equal(self.timestep, timestep):
+            self.stepped()  # by the pipeline itself, without its scheduler
+        self.timestep = timestep
+
+    def moment(self, scheduler: Any, timestep: Tensor) -> tuple[int, float]:
+        """The step, from 0, and the scheduler's timestep."""
+        first = self.first or 0
+        index = min(first + self.evaluation, len(scheduler.timesteps) - 1)
+        position = _position(scheduler, timestep)
+        if position is not None and float(scheduler.timesteps[index]) != float(timestep):
+            index = max(first, position)  # the pipeline went back to more noise
+        return step_number(scheduler, index - first), float(scheduler.timesteps[index])
+
+    def repeats(self, latent: Tensor, inputs: frozenset[str]) -> bool:
+        """Whether a denoiser call differs from the prompt's own in this evaluation in nothing but what guides it."""
+        if self.inputs is None:
+            self.inputs = latent, inputs
+            return False
+        before, its_inputs = self.inputs
+        return before.dtype == latent.dtype and torch.equal(before, latent) and its_inputs == inputs
 
 
 class GenerationSession:
     """While it is entered, tells observers of the denoiser calls of what the pipeline generates.
 
-    The pipeline belongs to the session's thread meanwhile; calls from other threads are not heard, nor are denoiser
-    calls that attend to no prompt encoded in the session. Everything that is borrowed is given back.
+    The pipeline belongs to the session's thread meanwhile. Only denoiser calls that the pipeline's own call makes in
+    that thread are observed, and of them those that attend to a prompt encoded in the session; not those of another
+    pipeline with the same denoiser, or by hand. Everything that is borrowed is given back.
 
     Attributes:
         images: {generation: the images that the pipeline returned}; none where it returned latents.
-        missed: Whether the denoiser was called without any prompt encoded in the session.
     """
 
     def __init__(self, backbone: Backbone, observers: Sequence[Observer]) -> None:
@@ -113,41 +162,48 @@ class GenerationSession:
             observers: Told of every call in this order; each is given the prediction that those before it left.
         """
         self.images: dict[int, list[Image.Image]] = {}
-        self.missed = False
         self._backbone, self._observers = backbone, tuple(observers)
         self._stack = ExitStack()
         self._thread = 0
-        self._tokenizers: dict[str, Recorder] = {}
+        self._missed: set[str] = set()
+        self._codes = codes_of(type(backbone.pipeline))
         self._encoded: list[EncodedTexts] = []
-        # What the last latents were prepared for: the number of images, 0 if unknown, and their size in pixels.
-        self._prepared: tuple[int, Grid | None] = 0, None
-        # Whether what was encoded belongs to an earlier call of the pipeline, which may have failed.
-        self._are_stale = False
-        self._generation: _Generation | None = None
+        self._run: _Run | None = None
         self._count = 0
         self._call: DenoiserCall | None = None
         self._hook: AttentionHook | None = None
 
+    @property
+    def missed(self) -> str | None:
+        """Why denoiser calls were not observed, and what to do; None where all were."""
+        kind = type(self._backbone.pipeline).__name__
+        reasons = {
+            "text": "the denoiser ran, but attended to no prompt that was encoded inside the `with` block; pass the "
+            "pipeline its prompt as text",
+            "caller": f"the denoiser ran, but not by a call of this very {kind}; call it inside the `with` block",
+            "thread": "the denoiser ran in another thread than the `with` block; call the pipeline in the block's",
+        }
+        return next((text for reason, text in reasons.items() if reason in self._missed), None)
+
     def __enter__(self) -> "GenerationSession":
-        pipeline, denoiser = self._backbone.pipeline, self._backbone.denoiser
+        pipeline = self._backbone.pipeline
         self._thread = get_ident()
         processor = processor_of(pipeline)
         shows = "postprocess" if getattr(pipeline, "image_processor", None) is processor else "postprocess_video"
         with ExitStack() as stack:
             stack.enter_context(exclusive(pipeline, for_user=True))
-            stack.enter_context(native(denoiser))
-            self._tokenizers = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
             for target, name, wrapper in (
                 (pipeline, "encode_prompt", self._encode),
                 (pipeline, "prepare_latents", self._prepare),
                 (processor, shows, self._show),
             ):
                 stack.enter_context(patched(target, name, self._wrapped(getattr(target, name), wrapper)))
-            for name, recorder in self._tokenizers.items():
-                stack.enter_context(patched(pipeline, name, recorder))
+            stack.enter_context(intercepted(pipeline, self._running))
             stack.callback(self._forget)
-            stack.callback(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-            stack.callback(denoiser.register_forward_hook(self._end, always_call=True).remove)
+            for denoiser in _denoisers(self._backbone):
+                stack.enter_context(native(denoiser))
+                stack.callback(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+                stack.callback(denoiser.register_forward_hook(self._end, always_call=True).remove)
             self._stack = stack.pop_all()
         return self
 
@@ -163,63 +219,107 @@ class GenerationSession:
 
         return wrapped
 
+    @contextmanager
+    def _running(self, frame: FrameType) -> Iterator[None]:
+        """One call of the pipeline, perhaps from a callback of another one."""
+        if get_ident() != self._thread:
+            yield
+            return
+        modules = [attention.module for part in _denoisers(self._backbone) for attention in attention_modules(part)]
+        run = _Run(self._count, frame, [(module, getattr(module, "processor", None)) for module in modules])
+        self._count += 1
+        outer, self._run = self._run, run
+        try:
+            with stepping(self._backbone.pipeline.scheduler, run.stepped):
+                yield
+        finally:
+            self._abort()
+            self._run = outer
+
     def _encode(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember what is encoded; the denoiser calls to come tell which of it is a prompt."""
-        if self._are_stale:
-            self._encoded, self._are_stale = [], False
-        fresh = texts_to_encode(encode, args, kwargs, self._tokenizers)
+        pipeline = self._backbone.pipeline
+        recorders = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
+        fresh = texts_to_encode(encode, args, kwargs, recorders)
+        remembered = self._encoded if self._run is None else self._run.encoded
         # There are pipelines that ask their encoders one after the other.
-        same = (before for before in self._encoded if (before.texts, before.captions) == (fresh.texts, fresh.captions))
+        same = (before for before in remembered if (before.texts, before.captions) == (fresh.texts, fresh.captions))
         encoded = next(same, fresh)
-        self._encoded = [*(before for before in self._encoded if before is not encoded), encoded]
-        for name, recorder in self._tokenizers.items():
-            recorder.expect([*encoded.captions[name], *(encoded.negative.captions[name] if encoded.negative else ())])
-        answer = encode(*args, **kwargs)
-        encoded.add(answer, self._tokenizers)
+        remembered[:] = [*(before for before in remembered if before is not encoded), encoded]
+        del self._encoded[:-MAX_ENCODED]
+        negative = encoded.negative.captions if encoded.negative else {}
+        with ExitStack() as stack:
+            for name, recorder in recorders.items():
+                recorder.expect([*encoded.captions[name], *negative.get(name, ())])
+                stack.enter_context(patched(pipeline, name, recorder))
+            answer = encode(*args, **kwargs)
+        encoded.add(answer, recorders)
         return answer
 
     def _prepare(self, prepare: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The latents to come are another generation's, even if this fails."""
-        self._generation, self._prepared, self._are_stale = None, (0, None), True
         answer = prepare(*args, **kwargs)
-        arguments = inspect.signature(prepare).bind(*args, **kwargs).arguments
-        has_size = {"height", "width"} <= arguments.keys()
-        size = (int(arguments["height"]), int(arguments["width"])) if has_size else None
-        self._prepared = len(answer[0] if isinstance(answer, tuple) else answer), size
+        if (run := self._run) is not None:
+            arguments = inspect.signature(prepare).bind(*args, **kwargs).arguments
+            has_size = {"height", "width"} <= arguments.keys()
+            run.size = (int(arguments["height"]), int(arguments["width"])) if has_size else None
+            latents = answer[0] if isinstance(answer, tuple) else answer
+            run.count = len(latents)
+            run.cells = (latents.shape[-2], latents.shape[-1]) if latents.ndim > 3 else None
         return answer
 
     def _show(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = show(*args, **kwargs)
-        if self._generation is not None:
-            self.images[self._generation.index] = _images(answer)
+        if self._run is not None and self._run.texts:
+            self.images[self._run.index] = _images(answer)
         return answer
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if get_ident() != self._thread:
+            self._missed.add("thread")
+            return
+        run = self._run
+        if run is None or not is_own(run.frame, self._codes):
+            self._missed.add("caller")
             return
         self._abort()
-        call = self._heard(args, kwargs)
+        call = self._heard(run, args, kwargs)
         if call is None:
             return
         self._call = call
         sinks = [sink for observer in self._observers if (sink := observer.begin(call)) is not None]
         if sinks:
-            self._hook = self._backbone.attention_hook(call.latent_size, _shared(sinks)).__enter__()
+            self._hook = self._backbone.attention_hook(call.latent_size, _shared(sinks), denoiser=module).__enter__()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._call is None or get_ident() != self._thread:
+        run = self._run
+        if self._call is None or run is None or get_ident() != self._thread or not is_own(run.frame, self._codes):
             return None
         if output is None:  # the denoiser has raised an exception
             return self._abort()
         call, hook = self._call, self._hook
         self._call = self._hook = None
         if hook is not None:
-            hook.__exit__(None, None, None)
+            try:
+                hook.__exit__(None, None, None)
+            except GocaError:
+                self._check_processors(run)
+                raise
         before = noise_pred = _prediction(output)
         for observer in self._observers:
-            answer = observer.end(call, noise_pred)
-            noise_pred = noise_pred if answer is None else answer
+            noise_pred = _answered(observer, observer.end(call, noise_pred), noise_pred)
         return None if noise_pred is before else _with_prediction(output, noise_pred)
+
+    def _check_processors(self, run: _Run) -> None:
+        """Raise GocaError where the pipeline itself set the attention that cannot be read, and take it back."""
+        changed = [(module, old) for module, old in run.processors if getattr(module, "processor", None) is not old]
+        names = sorted({type(module.processor).__name__ for module, _ in changed})
+        for module, processor in changed:
+            module.processor = processor
+        if changed:
+            raise GocaError(
+                f"{type(self._backbone.pipeline).__name__} cannot be traced: in each call it sets attention of its own "
+                f"({', '.join(names)}), which goca cannot read; {_plain(self._backbone)}"
+            ) from None
 
     def _abort(self) -> None:
         """Close a call that failed."""
@@ -230,70 +330,82 @@ class GenerationSession:
     def _forget(self) -> None:
         """Nothing of the pipeline's is kept behind the session."""
         self._abort()
-        self._generation, self._tokenizers, self._encoded = None, {}, []
+        self._run, self._encoded = None, []
 
-    def _heard(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall | None:
+    def _heard(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall | None:
         """What a denoiser call is to its generation; None for one that attends to nothing encoded in the session."""
+        scheduler = self._backbone.pipeline.scheduler
+        timestep = torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else 0)).cpu().double()
+        moment = timestep.flatten()[:1]
+        run.passes(scheduler, moment)
         inputs, (_, sample) = [*args[1:], *kwargs.values()], sample_of(args, kwargs)
-        blocks = [] if self._generation is None else self._blocks(self._generation.texts, inputs)
-        if not blocks:
-            generation = self._next_generation(inputs)
-            if generation is None:
-                self.missed |= self._generation is None
+        if not run.texts:
+            run.texts = self._texts(run, inputs)
+            if not run.texts:
+                self._missed.add("text")
                 return None
-            self._generation, self._encoded = generation, []
-            self._count += 1
-            blocks = self._blocks(generation.texts, inputs)
-        generation = self._generation
-        assert generation is not None
-        prompts = generation.texts[0]
+        blocks = self._blocks(run, run.texts, inputs)
+        if not blocks:
+            return None
+        prompts = run.texts[0]
         # In one batch, pipelines put the negative prompts first where both are the same.
         block = next((block for texts, block in reversed(blocks) if texts is prompts), blocks[0][1])
         latent = torch.stack([sample[row] for row in block])
-        size = self._latent_size(latent)
-        repeats = generation.repeats(latent, kwargs.get("timestep", args[1] if len(args) > 1 else 0))
-        if not repeats:
-            generation.advance(self._backbone.pipeline)
-        rows = self._rows(len(sample), prompts, blocks, repeats)
-        evaluation = generation.evaluations - 1
-        return DenoiserCall(generation.index, generation.step, evaluation, generation.timestep, size, rows)
+        size = self._latent_size(run, latent, timestep)
+        rows = self._rows(run, len(sample), blocks, run.repeats(latent, frozenset(kwargs)))
+        run.branches |= {row.branch for row in rows}
+        step, noise = run.moment(scheduler, moment)
+        return DenoiserCall(run.index, step, run.evaluation, noise, size, rows)
 
-    def _blocks(self, texts: Sequence[EncodedTexts], inputs: Sequence[Any]) -> list[tuple[EncodedTexts, range]]:
-        return [(encoded, block) for encoded in texts for block in encoded.blocks(inputs, self._prepared[0])]
+    def _blocks(
+        self, run: _Run, texts: Sequence[EncodedTexts], inputs: Sequence[Any]
+    ) -> list[tuple[EncodedTexts, range]]:
+        return [(encoded, block) for encoded in texts for block in encoded.blocks(inputs, run.count)]
 
-    def _next_generation(self, inputs: Sequence[Any]) -> _Generation | None:
-        """One whose prompts are what a denoiser call attends to; of several, the last rows', then the latest."""
+    def _texts(self, run: _Run, inputs: Sequence[Any]) -> list[EncodedTexts]:
+        """What a generation attends to, as its first denoiser call tells: the prompts first, then all others.
+
+        Of several texts that come in, the prompts are the last rows', then those encoded last.
+        """
         # Embeddings that were made in the session have words, even where the pipeline is given nothing else.
-        latest_first = [*reversed(self._encoded)]
+        latest_first = [*reversed(run.encoded), *reversed(self._encoded)]
         encoded = sorted(latest_first, key=lambda texts: texts.texts is None)
-        blocks = self._blocks(encoded, inputs)
+        blocks = self._blocks(run, encoded, inputs)
         if not blocks:
-            return None
+            return []
         prompts, _ = max(blocks, key=lambda pair: pair[1].stop)
         others = [texts for texts in encoded if texts is not prompts]
-        negative = [texts.negative for texts in (prompts, *others) if texts.negative is not None]
-        return _Generation(self._count, [prompts, *negative, *others])
+        return [prompts, *(texts.negative for texts in (prompts, *others) if texts.negative is not None), *others]
 
     def _rows(
-        self, count: int, prompts: EncodedTexts, blocks: list[tuple[EncodedTexts, range]], repeats: bool
+        self, run: _Run, count: int, blocks: list[tuple[EncodedTexts, range]], repeats: bool
     ) -> tuple[DenoiserRow, ...]:
-        """The rows of a batch of `count`; one that repeats the call before is guided away from what it attends to."""
+        """The rows of a batch of `count`; a branch that this evaluation has had already does not come again.
+
+        Where the prompt's own pass is only repeated, it is the prompt that the pipeline guides away from.
+        """
         rows = [DenoiserRow("other")] * count
+        prompts = run.texts[0]
         prompt_blocks = [block for texts, block in blocks if texts is prompts]
         labelled: list[tuple[Branch, EncodedTexts, range]] = [
             ("uncond", texts, block) for texts, block in blocks if texts is not prompts
         ]
-        if repeats:
-            labelled = labelled or [("uncond", prompts, block) for block in prompt_blocks]
-        elif prompt_blocks:
-            labelled = [("cond", prompts, prompt_blocks[-1]), *labelled]
+        if "cond" not in run.branches:
+            labelled = [*(("cond", prompts, block) for block in prompt_blocks[-1:]), *labelled]
+        elif repeats and not labelled:
+            labelled = [("uncond", prompts, block) for block in prompt_blocks]
         for branch, texts, block in labelled:
-            if all(rows[row].branch == "other" for row in block):
+            if branch not in run.branches and all(rows[row].branch == "other" for row in block):
                 for image, row in enumerate(block):
-                    rows[row] = DenoiserRow(branch, image, self._prompt_tokens(branch, texts, image, len(block)))
+                    rows[row] = DenoiserRow(branch, image, self._prompt_tokens(run, branch, texts, image, len(block)))
+        if "cond" not in run.branches and any(rows[row].branch == "other" for block in prompt_blocks for row in block):
+            raise GocaError(
+                f"{type(self._backbone.pipeline).__name__} cannot be traced: in one pass its denoiser is given several "
+                f"rows of the same prompt for each image, as a video's frames; {_plain(self._backbone)}"
+            )
         return tuple(rows)
 
-    def _prompt_tokens(self, branch: Branch, encoded: EncodedTexts, image: int, images: int) -> PromptTokens:
+    def _prompt_tokens(self, run: _Run, branch: Branch, encoded: EncodedTexts, image: int, images: int) -> PromptTokens:
         """What an image's text is to the tokenizers; GocaError for a prompt that was not given as text."""
         if encoded.texts is None:
             if branch == "cond":
@@ -306,28 +418,100 @@ class GenerationSession:
             # All that there is then are the words of a template.
             tokens = {name: replace(made, special=(True,) * len(made.special)) for name, made in tokens.items()}
         embeddings = next(filter(None, reversed(encoded.embeddings)))
-        return PromptTokens(text, self._backbone.texts(EncodedPrompt((embeddings[0],), tokens)))
+        attended = self._backbone.texts(EncodedPrompt((embeddings[0],), tokens))
+        unread = encoded.captions_at(number, {text.tokenizer for text in self._backbone.family.texts})
+        if branch == "cond":
+            negative = (texts for texts in run.texts[1:] if texts is encoded.negative or texts in run.encoded)
+            if (texts := next((made.texts for made in negative if made.texts), None)) is not None:
+                unread["negative_prompt"] = texts[image * len(texts) // images]
+        return PromptTokens(text, attended, unread)
 
-    def _latent_size(self, latent: Tensor) -> Grid:
+    def _latent_size(self, run: _Run, latent: Tensor, timestep: Tensor) -> Grid:
         """(height, width) in cells of what the denoiser is given; GocaError where that is not one image a row."""
+        kind = type(self._backbone.pipeline).__name__
+        if timestep.ndim == 1 and len(timestep.unique()) > 1:
+            raise GocaError(f"{kind} cannot be traced: it denoises several steps in one pass; {_plain(self._backbone)}")
         if latent.ndim == 5 and latent.shape[2] != 1:
-            raise GocaError(
-                f"a video of {latent.shape[2]} latent frames cannot be traced: make one frame, num_frames=1"
-            )
+            parameters = inspect.signature(self._backbone.pipeline.__call__).parameters
+            remedy = "make one frame, num_frames=1" if "num_frames" in parameters else "trace one that makes images"
+            raise GocaError(f"a video of {latent.shape[2]} latent frames cannot be traced: {remedy}")
         if latent.ndim > 3:
-            return latent.shape[-2], latent.shape[-1]
-        _, size = self._prepared
-        if size is None:
+            height, width = latent.shape[-2], latent.shape[-1]
+            if run.cells not in (None, (height, width)):
+                self._refuse_part((height, width), run.cells)
+            return height, width
+        if run.size is None:
             raise GocaError(
-                "the denoiser's latents are packed and for an unknown size: call the pipeline, which prepares them"
+                f"{kind} cannot be traced: it packs its latents, and its prepare_latents does not name its height "
+                f"and width, by which goca knows the image's size; {_plain(self._backbone)}"
             )
-        height, width = (2 * (side // (2 * self._backbone.vae_scale_factor)) for side in size)
-        if latent.shape[1] != height * width // 4:
+        height, width = (2 * (side // (2 * self._backbone.vae_scale_factor)) for side in run.size)
+        positions = latent.shape[1]
+        if positions > height * width // 4:
             raise GocaError(
                 "the denoiser is given another image beside the one that it makes: such a call cannot be traced, "
-                "leave the other image out"
+                "leave the other image out, or trace a pipeline that needs none"
+            )
+        if positions < height * width // 4:
+            raise GocaError(
+                f"{kind} cannot be traced: its denoiser is given {positions} patches of the {height * width // 4} of "
+                f"the image, and the attention of a part is not that of the image; {_plain(self._backbone)}"
             )
         return height, width
+
+    def _refuse_part(self, given: Grid, prepared: Grid) -> None:
+        kind, factor = type(self._backbone.pipeline).__name__, self._backbone.vae_scale_factor
+        (height, width), (whole_height, whole_width) = ([factor * side for side in size] for size in (given, prepared))
+        if height > whole_height or width > whole_width:
+            raise GocaError(
+                f"{kind} cannot be traced: it prepared latents for {whole_height} x {whole_width} pixels and denoises "
+                f"others for {height} x {width}; {_plain(self._backbone)}"
+            )
+        raise GocaError(
+            f"{kind} denoises its image of {whole_height} x {whole_width} pixels in parts of {height} x {width}, and "
+            f"the attention of a part is not that of the image: make an image of height={height} and width={width}, "
+            f"or {_plain(self._backbone)}"
+        )
+
+
+def _plain(backbone: Backbone) -> str:
+    """What to do about a pipeline that cannot be traced, though another one of its parts can."""
+    kind = "its class"
+    if backbone.family.component == "unet" and not backbone.family.pipelines:
+        is_xl = getattr(backbone.pipeline, "text_encoder_2", None) is not None
+        kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
+    return f"trace the plain pipeline of the same parts instead, made with {kind}.from_pipe(pipe)"
+
+
+def _denoisers(backbone: Backbone) -> list[nn.Module]:
+    """A pipeline's denoisers: some have a second one for little noise."""
+    parts = (bare(getattr(backbone.pipeline, backbone.family.component + end, None)) for end in ("", "_2"))
+    return [part for part in parts if type(part).__name__ in backbone.family.denoisers]
+
+
+def _position(scheduler: Any, timestep: Tensor) -> int | None:
+    """The index of a denoiser's timestep among the scheduler's; None where the two may be on different scales."""
+    if is_flow(scheduler):
+        return None
+    matching = (scheduler.timesteps.cpu() == timestep).nonzero()
+    return int(matching[0]) if len(matching) else None
+
+
+def _answered(observer: Observer, answer: Any, noise_pred: Tensor) -> Tensor:
+    """The prediction that an observer leaves; GocaError where the pipeline could not go on with it."""
+    if answer is None:
+        return noise_pred
+    if not isinstance(answer, Tensor) or _looks(answer) != _looks(noise_pred):
+        given = _looks(answer) if isinstance(answer, Tensor) else type(answer).__name__
+        raise GocaError(
+            f"{type(observer).__name__}.end answered {given} where the prediction is {_looks(noise_pred)}: return a "
+            "tensor like the prediction, or None to leave it as it is"
+        )
+    return answer
+
+
+def _looks(tensor: Tensor) -> str:
+    return f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
 
 
 def _shared(sinks: Sequence[Sink]) -> Sink:

@@ -5,7 +5,7 @@ multi-token words need no special case. A token index is a position in the seque
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +17,9 @@ from goca.text.tokens import Tokens
 
 Indices = tuple[int, ...]
 """Token indices, rising."""
+
+MAX_QUOTED = 60
+"""The most characters of a text in a message."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def find_noun_tokens(
     nouns = (*classes, *background_classes)
     indices: list[set[int]] = [set() for _ in nouns]
     errors: dict[int, GocaError] = {}
-    for tokens in texts:
+    for tokens in _longest_first(texts):
         spans = _spans(tokens.text, nouns)
         for number, noun in enumerate(nouns):
             try:
@@ -116,6 +119,53 @@ def token_indices_of(name: str, texts: Sequence[Tokens]) -> list[Indices]:
     return [tuple(sorted(place_indices)) for place_indices in indices]
 
 
+def why_absent(words: Sequence[str], texts: Sequence[Tokens], prompt: str, unread: Mapping[str, str]) -> str | None:
+    """Why a name that is said has no token index all the same, and what to do; None where it is not said at all.
+
+    Args:
+        words: The name, and its synonyms.
+        texts: What each tokenizer made of the prompt.
+        prompt: The prompt.
+        unread: {argument of the pipeline: its text} for texts whose tokens are not attended to.
+    """
+    for word in words:
+        for tokens in _longest_first(texts):
+            if spans := _spans(tokens.text, [Noun(word, (word,))])[0]:
+                try:
+                    _indices(tokens, Noun(word, (word,)), spans, named=True)
+                except GocaError as error:
+                    return str(error)
+    for word in words:
+        for argument, text in unread.items():
+            if says(text, word):
+                negative = argument.startswith("negative")
+                why = "which a trace does not read" if negative else "whose tokens the model does not attend to"
+                return f'"{shortened(word)}" is said in {argument} alone, {why}'
+    for word in words:
+        if texts and says(prompt, word) and prompt not in unread.values():
+            count = max(len(tokens.offsets) for tokens in texts)
+            return (
+                f'"{shortened(word)}" is not in the {count} tokens that the prompt is cut to: shorten what is before it'
+            )
+    return None
+
+
+def says(text: str, name: str) -> bool:
+    """Whether a text says a name, in singular or plural."""
+    return any(True for form in forms(name) for _ in found_in(form, text))
+
+
+def shortened(text: str) -> str:
+    """A text as messages quote it: on one line, and cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_QUOTED else line[: MAX_QUOTED - 3] + "..."
+
+
+def _longest_first(texts: Sequence[Tokens]) -> list[Tokens]:
+    """The text with the highest limit first, which is the one that a message is to name."""
+    return sorted(texts, key=lambda tokens: -len(tokens.offsets))
+
+
 def _spans(text: str, nouns: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]:
     """Character spans of each noun in the text, the longest names first to choose."""
     patterns = [(form, number) for number, noun in enumerate(nouns) for word in noun.words for form in forms(word)]
@@ -134,9 +184,12 @@ def _spans(text: str, nouns: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]
 
 def _indices(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named: bool) -> set[int]:
     """The content tokens under a noun's spans; spans that the tokenizer cut off do not count."""
+    name = shortened(noun.name)
     if not spans:
-        remedy = "add it to the caption" if named else "another name has its place; leave one out or use a synonym"
-        raise GocaError(f'"{noun.name}" is not in the caption "{tokens.text}": {remedy}')
+        is_said = not named or any(says(tokens.text, word) for word in noun.words)
+        remedy = "another name has its place; leave one out or use a synonym" if is_said else "add it to the caption"
+        adverb = "on its own " if is_said else ""
+        raise GocaError(f'"{name}" is not {adverb}in the caption "{shortened(tokens.text)}": {remedy}')
     silent = {position for match in STOP.finditer(tokens.text) for position in range(*match.span())}
     indices: set[int] = set()
     complete = False
@@ -153,10 +206,10 @@ def _indices(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named
             )
     if not complete:
         raise GocaError(
-            f'"{noun.name}" is cut off by the tokenizer\'s limit of {len(tokens.offsets)} tokens: shorten the caption'
+            f'"{name}" is cut off by the tokenizer\'s limit of {len(tokens.offsets)} tokens: shorten the caption'
         )
     if not indices:
-        raise GocaError(f'"{noun.name}" consists of stop words: name a thing')
+        raise GocaError(f'"{name}" consists of stop words: name a thing')
     return {tokens.start + index for index in indices}
 
 

@@ -29,9 +29,10 @@ def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Iterable[SupportsIndex]
     """Trace a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
 
     The images are bit-identical to those without a trace, where the pipeline runs PyTorch's own attention: attention
-    slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline belongs to the
-    block's thread until its end: segmenters in others wait. Of guided generations only the prompts' own branch is read.
-    Attention that cannot be summed up makes a warning, and the image all the same.
+    slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline and its parts
+    belong to the block's thread until its end: segmenters in others wait. Only what a call of this very pipeline makes
+    is traced, not what another one with the same denoiser does meanwhile; of guided generations only the prompts' own
+    branch, once a step. Attention that cannot be summed up makes a warning, and the image all the same.
 
     Args:
         pipe: A diffusers pipeline.
@@ -134,11 +135,8 @@ class Trace(TracedImage):
                 f"none of the steps asked for came: the sampler made {observer.last_step + 1}, numbered 0 to "
                 f"{observer.last_step}; choose from them"
             )
-        if observer.last_step is None and self._session.missed:
-            return (
-                "nothing was traced: the denoiser ran, but attended to no prompt that was encoded inside the "
-                "`with trace(pipe)` block; pass the pipeline its prompt as text"
-            )
+        if self._session.missed is not None:
+            return f"nothing was traced: {self._session.missed}"
         return "nothing was traced: call the pipeline, with a prompt as text, inside the `with trace(pipe)` block"
 
 

@@ -29,7 +29,7 @@ from goca.request import background_of, check_rivals
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.storage.atomic import write_atomic
 from goca.text.nouns import Classes, class_names, parse_nouns
-from goca.text.token_spans import NounTokens, Word, find_noun_tokens, token_indices_of
+from goca.text.token_spans import NounTokens, Word, find_noun_tokens, shortened, token_indices_of, why_absent
 from goca.tracing.steps import TracedAttention, TracedStep
 
 GREY = (128, 128, 128)
@@ -39,6 +39,8 @@ NUMBERED = re.compile(r"(.+)#([0-9]{1,9})", re.DOTALL)
 """A word and its occurrence, as in "cat#2"."""
 SHOWN_WORDS = 6
 """How many heat maps a notebook shows of an image."""
+MAX_WORDS = 20
+"""Words that a message lists."""
 MAX_NAME_BYTES = 255
 """Bytes in a file's name."""
 
@@ -109,7 +111,8 @@ class TracedImage:
             The map on the common grid of the attention, cut to what the image shows.
 
         Raises:
-            GocaError: The prompt does not say the word; the message lists its words.
+            GocaError: The word has no map: the prompt does not say it, or says it behind the tokenizer's limit, or only
+                another text of the call does. The message says which, and lists the words that have one.
         """
         indices = self._indices(word, occurrence)
         content = {index for indices in self.attention.word_indices.values() for index in indices} | set(indices)
@@ -142,14 +145,14 @@ class TracedImage:
                 of the trace does.
 
         Raises:
-            GocaError: A name is not in the prompt, whose words the message lists, or an argument is not valid.
+            GocaError: A name has no map, as in `map`, or an argument is not valid.
         """
         wanted, background_nouns = parse_nouns(classes, background_classes)
         check_rivals(background, wanted)
         prompt = self.attention.prompt
         for noun in (*wanted, *background_nouns):
-            if not any(token_indices_of(word, prompt.texts) for word in noun.words):
-                raise self._missing(noun.name)
+            if not any(any(token_indices_of(word, prompt.texts)) for word in noun.words):
+                raise self._missing(noun.name, noun.words)
         tokens = find_noun_tokens(prompt.prompt, prompt.texts, wanted, background_nouns, named=True)
         plan = self._plan(recipe)
         shown = self.image if image is None else images.load(image)
@@ -210,19 +213,28 @@ class TracedImage:
             word = word.name
         elif occurrence is None and not token_indices_of(word, texts) and (numbered := NUMBERED.fullmatch(word)):
             word, occurrence = numbered[1], int(numbered[2])
-        by_occurrence = [indices for indices in token_indices_of(word, texts) if indices]
+        places = token_indices_of(word, texts)
+        by_occurrence = [indices for indices in places if indices]
         if not by_occurrence:
-            raise self._missing(word)
+            raise self._missing(word, (word,))
         if occurrence is None:
             return tuple(sorted({index for indices in by_occurrence for index in indices}))
         count = len(by_occurrence)
         if not 1 <= occurrence <= count:
-            raise GocaError(f'"{word}" is {count} times in the prompt: give an occurrence from 1 to {count}')
+            where = "the prompt" if count == len(places) else "the part of the prompt that its tokens hold"
+            raise GocaError(f'"{shortened(word)}" is {count} times in {where}: give an occurrence from 1 to {count}')
         return by_occurrence[occurrence - 1]
 
-    def _missing(self, name: str) -> GocaError:
-        names = ", ".join(dict.fromkeys(word.name for word in self.words())) or "nothing, it has no words"
-        return GocaError(f'the prompt "{self.prompt}" does not say "{name}", so it has no map: choose from {names}')
+    def _missing(self, name: str, words: Sequence[str]) -> GocaError:
+        """Why a name has no map; `words` are all that it may be called."""
+        prompt = self.attention.prompt
+        reason = why_absent(words, prompt.texts, prompt.prompt, prompt.unread)
+        if reason is None:
+            reason = f'the prompt "{shortened(self.prompt)}" does not say "{shortened(name)}", so it has no map'
+        names = list(dict.fromkeys(word.name for word in self.words()))
+        more = ["..."] if len(names) > MAX_WORDS else []
+        listed = ", ".join([*map(shortened, names[:MAX_WORDS]), *more]) or "nothing, it has no words"
+        return GocaError(f"{reason}{', or' if ': ' in reason else ':'} choose from {listed}")
 
     def _plan(self, recipe: Recipe | str | None) -> Plan:
         """The plan of the trace, with what another recipe does differently once everything is collected."""

@@ -1,0 +1,114 @@
+"""Which denoiser calls and scheduler steps are a pipeline's own, and which only happen while it runs.
+
+Several pipelines may share a denoiser, and a callback of a pipeline may call the denoiser by hand. A denoiser call is a
+pipeline's own where nothing but the pipeline's code is between the pipeline's call and the denoiser.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import update_wrapper, wraps
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import nn
+
+from goca.diffusion.exclusive import patched
+
+_MODULE_CALL = nn.Module.__call__.__code__
+_WRAPPERS = frozenset({"torch", "peft", "accelerate"})
+"""Packages that pass a call of the pipeline on to its denoiser, or of the user on to the pipeline."""
+
+
+def codes_of(kind: type) -> frozenset[CodeType]:
+    """The code of a class's functions, inherited and inner ones and decorators included."""
+    codes: set[CodeType] = set()
+    for function in (member for base in kind.__mro__ for member in vars(base).values()):
+        while function is not None:
+            function = getattr(function, "__func__", function)
+            _add(getattr(function, "__code__", None), codes)
+            function = getattr(function, "__wrapped__", None)
+    return frozenset(codes)
+
+
+def _add(code: Any, codes: set[CodeType]) -> None:
+    if isinstance(code, CodeType) and code not in codes:
+        codes.add(code)
+        for constant in code.co_consts:
+            _add(constant, codes)
+
+
+def is_own(call: FrameType, codes: frozenset[CodeType]) -> bool:
+    """Whether the module whose hook asks this is called by a pipeline's own code.
+
+    Args:
+        call: The frame of the pipeline's call.
+        codes: The code of its class.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not _MODULE_CALL:
+        frame = frame.f_back
+    while frame is not None and frame is not call:
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if frame.f_code not in codes and package not in _WRAPPERS:
+            return False
+        frame = frame.f_back
+    return frame is call
+
+
+@contextmanager
+def intercepted(pipeline: Any, around: Callable[[FrameType], AbstractContextManager[None]]) -> Iterator[None]:
+    """Enter `around` with the frame of each call of the pipeline, which has a class of its own meanwhile."""
+    kind = type(pipeline)
+    original = kind.__call__
+
+    @wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is not pipeline:
+            return original(self, *args, **kwargs)
+        with around(sys._getframe()):
+            return original(self, *args, **kwargs)
+
+    own = type(
+        kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    )
+    object.__setattr__(pipeline, "__class__", own)
+    try:
+        yield
+    finally:
+        object.__setattr__(pipeline, "__class__", kind)
+        del own.__call__  # a class lives until the garbage collector comes, and must not keep the pipeline
+
+
+class _Step:
+    """A scheduler's `step` that tells when it is done."""
+
+    def __init__(self, scheduler: Any, stepped: Callable[[], None]) -> None:
+        self._scheduler, self._original, self._stepped = scheduler, scheduler.step, stepped
+        update_wrapper(self, scheduler.step)  # pipelines look at its signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self._original(*args, **kwargs)
+        self._stepped()
+        return answer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the scheduler, which some pipelines make, has a step of its own; its state alone has this one."""
+        copied = memo.get(id(self._scheduler))
+        return self if copied is None else type(copied).step.__get__(copied)
+
+
+def stepping(scheduler: Any, stepped: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call `stepped` behind each step of a scheduler."""
+    return patched(scheduler, "step", _Step(scheduler, stepped))
+
+
+def step_number(scheduler: Any, evaluation: int) -> int:
+    """The step, from 0, that the denoiser's evaluation, from 0, belongs to, as a diffusers scheduler counts."""
+    if hasattr(scheduler, "prk_timesteps"):
+        # PNDM evaluates each of its Runge-Kutta steps four times; without them it takes its first step twice.
+        runge_kutta = len(scheduler.prk_timesteps)
+        if evaluation < runge_kutta:
+            return evaluation // 4
+        return evaluation - runge_kutta + runge_kutta // 4 if runge_kutta else max(0, evaluation - 1)
+    return evaluation // getattr(scheduler, "order", 1)
