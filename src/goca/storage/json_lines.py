@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from goca.errors import GocaError
+from goca.storage.atomic import write_atomic
 
 T = TypeVar("T")
 
@@ -77,6 +78,15 @@ class JsonLines(Generic[T]):
                 with suppress(OSError):
                     self._file.truncate(end)
                 raise self._refusal(error) from None
+
+    def replace(self, *records: T) -> None:
+        """Put these records in the place of all there are, at once; opens the file if need be."""
+        with self._mutex:
+            self.open()
+            assert self._file is not None
+            write_atomic({self.path: b"".join(map(self._line, records))})
+            self._file.close()
+            self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
         """Let other processes append."""
