@@ -21,7 +21,7 @@ from PIL import Image
 
 from goca import bundled
 from goca.errors import GocaError
-from goca.image_jobs import ImageJob, check_writable, plan_outputs
+from goca.image_jobs import ImageJob, plan_outputs
 from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.storage.atomic import sweep
 from goca.storage.json_lines import JsonLines
@@ -33,7 +33,18 @@ if TYPE_CHECKING:
     from goca.request import SegmentationRequest
     from goca.segmenter import Segmenter
 
-__all__ = ["ImageJob", "ImageOutcome", "check_writable", "plan_outputs", "segment_images"]
+__all__ = [
+    "INDEX",
+    "FolderProgress",
+    "ImageJob",
+    "ImageOutcome",
+    "ModelOptions",
+    "index_lines",
+    "plan_outputs",
+    "request_facts",
+    "segment_images",
+    "stored_path",
+]
 
 INDEX = "index.jsonl"
 _NOT_COMPARED = frozenset({"origin", "device", "background", "background_classes", "captions", "notes", "versions"})
