@@ -1,8 +1,10 @@
 """The command line: exit codes, what goes to stdout and what to stderr, and in which order things are checked."""
 
+import itertools
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from commands import GOCA_SCRIPT
 from faults import full_disk
 from PIL import Image
 
+from goca.bundled import vocabulary
 from goca.cli import arguments, console, models
 from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
@@ -66,7 +69,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Callable[...,
 
 
 def written() -> list[str]:
-    return sorted(str(path) for path in Path("goca-out").rglob("*") if path.is_file())
+    """The files of results."""
+    files = (path for path in Path("goca-out").rglob("*") if path.is_file())
+    return sorted(str(path) for path in files if "index.jsonl" not in path.name)
 
 
 # --- The script itself
@@ -159,6 +164,20 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", *ASK, "--timestep", "loud"), "100,50"),
         (("photo.jpg", *ASK, "--timestep", "100,-5"), "100,50"),
         (("photo.jpg", *ASK, "--timestep", ","), "100,50"),
+        (("photo.jpg", *ASK, "--timestep", "100,1000"), "from 0 to 999"),
+        (("photo.jpg", "--classes", "cat, unicorn, yeti"), 'does not know "unicorn", "yeti"; it knows cat, dog'),
+        (("photo.jpg", *ASK, "--background-classes", "unicorn, wall"), 'does not know "unicorn", "wall"'),
+        (("broken.png", "in", "--classes", "unicorn"), "unicorn"),
+        (("photo.jpg", "--classes", "cat", "--background", "none"), 'be labelled "cat"'),
+        (("photo.jpg", *ASK, "--caption", " "), "the caption is empty"),
+        (("photo.jpg", *ASK, "--caption", "a dog"), '"cat", "grass" are not in the caption "a dog": add them (--cap'),
+        (("photo.jpg", *ASK, "--caption", "cats"), '"grass" is not in the caption "cats": add it'),
+        (("photo.jpg", *ASK, "--format", "labels,gif,bmp"), 'no format "bmp", "gif"'),
+        (("photo.jpg", *ASK, "--model", "nonsense"), 'no model "nonsense"'),
+        (("photo.jpg", *ASK, "--model", "in"), "model_index.json"),
+        (("photo.jpg", *ASK, "--device", "toaster"), "cpu, cuda"),
+        (("photo.jpg", *ASK, "--dtype", "float17"), "float32"),
+        (("nowhere.jpg", "photo.jpg", "never.jpg", *ASK), "nowhere.jpg, never.jpg"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(goca, unloadable, folder, arguments, told):
@@ -184,8 +203,6 @@ def test_models_that_cannot_be_loaded(goca, arguments, told):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("photo.jpg", "--classes", "cat, unicorn"), 'does not know "unicorn"; it knows cat, dog'),
-        (("photo.jpg", "--classes", "cat", "--caption", "a dog on grass"), '"cat" is not in the caption'),
         (("broken.png", *ASK), "broken.png is not an image"),
         (("names.txt", *ASK), "names.txt is not an image"),
     ],
@@ -195,8 +212,49 @@ def test_mistakes_that_only_the_model_or_the_image_shows(goca, loaded, arguments
     assert written() == []
 
 
-def test_nouns_are_checked_before_any_image_is_read(goca, loaded):
-    assert "unicorn" in goca("segment", "broken.png", "in", "--classes", "unicorn").mistake()
+REFUSALS = [
+    (("segment", "photo.jpg", "--classes", "unicorn, yeti"), '"unicorn", "yeti"'),
+    (("segment", "photo.jpg", *ASK, "--recipe", "soup"), "goca, vanilla"),
+    (("segment", "photo.jpg", *ASK, "--format", "gif"), 'no format "gif"'),
+    (("segment", "photo.jpg", *ASK, "--caption", ""), "the caption is empty"),
+    (("segment", "photo.jpg", *ASK, "--out", "names.txt"), "cannot write to names.txt"),
+    (("segment", "photo.jpg", *ASK, "--ray", "nowhere"), "no Ray"),
+    (("generate", ""), "the prompt is empty"),
+    (("generate", "cat", "--scale", "nan"), "scale nan"),
+    (("generate", "cat", "--recipe", "soup"), "goca, vanilla"),
+    (("generate", "cat", "--model", "nonsense"), 'no model "nonsense"'),
+    (("generate", "cat", "--out", "names.txt"), "cannot write to names.txt"),
+    (("evaluate", "imagenet"), 'no data set "imagenet"'),
+    (("evaluate", "voc"), "no tagger"),
+    (("evaluate", "scenes", "--tagger", "magic"), 'no tagger "magic"'),
+    (("evaluate", "scenes", "--tagger", "self:magic"), 'no tagger "self:magic"'),
+    (("evaluate", "scenes", "--tagger", "given:"), "no nouns are given"),
+    (("evaluate", "scenes", "--tagger", "captions:nowhere"), "nowhere"),
+    (("evaluate", "scenes", "--recipe", "soup"), "goca, vanilla"),
+    (("evaluate", "scenes", "--dtype", "float17"), "float32"),
+    (("evaluate", "scenes", "--out", "names.txt"), "cannot write to names.txt"),
+    (("ablate", "voc"), 'no data set "voc"'),
+    (("ablate", "scenes", "--model", "nonsense"), 'no model "nonsense"'),
+    (("compare", "in"), "a single run"),
+    (("models", "--probe", "in"), "model_index.json"),
+]
+
+
+@pytest.mark.slow
+def test_torch_is_not_loaded_for_a_refusal():
+    """Importing it takes longer than all that is checked without it; each is one line, with nothing on stdout."""
+    code = (
+        "import json, sys; from goca.cli.main import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    code = main(arguments)\n"
+        "    print(json.dumps([code, 'torch' in sys.modules]))"
+    )
+    commands = json.dumps([arguments for arguments, _ in REFUSALS])
+    done = subprocess.run([sys.executable, "-c", code, commands], capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[2, False]] * len(REFUSALS)
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(REFUSALS)
+    assert [told for (_, told), line in zip(REFUSALS, lines, strict=True) if told not in line] == []
 
 
 @pytest.mark.parametrize(
@@ -263,22 +321,67 @@ def test_names_are_printed_as_they_are(goca, loaded):
     assert goca("segment", "[red]:cat:.jpg", *ASK).out.startswith("[red]:cat:.jpg\n")
 
 
-def test_a_folder_prints_a_line_for_each_image_and_a_summary(goca, loaded):
-    done = goca("segment", "in", *ASK)
+def test_a_folder_prints_a_summary(goca, loaded):
+    done = goca("segment", "in", "photo.jpg", *ASK)
     assert (done.code, done.err) == (0, "")
-    first, second, summary = done.out.splitlines()
-    facts = json.loads(Path("goca-out/a.json").read_text())
-    shares = {one["name"]: one["share"] for one in facts["classes"]}
-    shares["(background)"] = 1 - sum(shares.values())
-    listed = sorted(shares, key=lambda name: -shares[name])
-    assert first == f"in/a.png: {', '.join(f'{name} {shares[name]:.1%}' for name in listed)}"
-    assert second.startswith("in/sub/b.png: ")
-    assert summary == "2 images segmented; results in goca-out"
+    *_, last = done.out.splitlines()
+    assert last == "3 images segmented; results in goca-out, listed in goca-out/index.jsonl"
+    facts = [json.loads(path.read_text()) for path in Path("goca-out").rglob("*.json")]
+    shares = {name: [one["classes"][i]["share"] for one in facts] for i, name in enumerate(("cat", "grass"))}
+    shares["(background)"] = [1 - sum(one["share"] for one in image["classes"]) for image in facts]
+    rows = [
+        [name, str(sum(share > 1e-9 for share in of_class)), f"{sum(of_class) / 3:.1%}"]
+        for name, of_class in sorted(shares.items(), key=lambda item: -sum(item[1]))
+    ]
+    table = [line.split() for line in done.out.splitlines()[:-1]]
+    assert ["class", "images", "mean", "share"] in table
+    assert [row for row in table if len(row) == 3] == rows
+    assert "photo" not in done.out
 
 
 def test_a_note_is_printed_once_in_a_run(goca, loaded):
     done = goca("segment", "in", "photo.jpg", "--classes", "cat")
-    assert done.out.count("note: one noun alone: ") == 1
+    assert "note: one noun alone: grass, sky, road added as background classes (3 of 3 images)\n" in done.out
+    assert done.out.count("note: ") == 1
+
+
+@pytest.mark.parametrize("inputs", [("in",), ("photo.jpg",)])
+def test_of_many_classes_only_those_with_pixels_have_a_row(goca, loaded, inputs):
+    """The bundled model knows 32 nouns, more than so small images can show."""
+    for path in ("in/a.png", "in/sub/b.png"):
+        Image.new("RGB", (16, 16), "green").save(path)
+    names = vocabulary()
+    done = goca("segment", *inputs, "--classes", ", ".join(names))
+    facts = [json.loads(path.read_text()) for path in Path("goca-out").rglob("*.json")]
+    shown = {one["name"] for image in facts for one in image["classes"] if one["share"]}
+    assert {line.split()[0] for line in done.out.splitlines() if line.strip()} & set(names) == shown
+    assert 0 < len(shown) < 32
+    assert f"\n{32 - len(shown)} more classes have no pixels\n" in done.out
+
+
+def test_reasons_that_are_the_same_are_said_once(goca, loaded):
+    for number in range(5):
+        Path(f"in/broken{number}.png").write_bytes(b"no image")
+    Path("in/gone.png").symlink_to("nowhere.png")
+    done = goca("segment", "in", *ASK)
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        "goca: left out: in/broken0.png, in/broken1.png, in/broken2.png and 2 more: it is not an image that Pillow can "
+        "read: convert it to PNG or JPEG",
+        "goca: left out: in/gone.png is a link to nowhere.png, which is not there",
+    ]
+    assert done.out.endswith("2 images segmented, 6 left out; results in goca-out, listed in goca-out/index.jsonl\n")
+
+
+def test_at_most_ten_reasons_are_said(goca, loaded):
+    for number in range(14):
+        Path(f"in/gone{number:02}.png").symlink_to(f"nowhere{number}.png")
+    done = goca("segment", "in", *ASK)
+    assert len(done.err.splitlines()) == 11
+    assert done.err.splitlines()[9] == "goca: left out: in/gone09.png is a link to nowhere9.png, which is not there"
+    assert done.err.splitlines()[10] == "goca: and 4 more: see goca-out/index.jsonl"
+    reasons = [json.loads(line).get("error") for line in Path("goca-out/index.jsonl").read_text().splitlines()]
+    assert sum(reason is not None for reason in reasons) == 14
 
 
 def test_json_is_one_line_an_image_and_the_file_that_was_written(goca, loaded):
@@ -294,6 +397,7 @@ def test_json_is_one_line_an_image_and_the_file_that_was_written(goca, loaded):
 
 
 def test_a_second_run_does_not_take_results_for_images(goca, loaded):
+    Path("broken.png").unlink()
     for _ in range(2):
         done = goca("segment", ".", *ASK, "--json")
         images = [json.loads(line)["image"] for line in done.out.splitlines()]
@@ -315,10 +419,13 @@ def test_a_caption(goca, loaded):
 
 def test_options_reach_the_library(goca, loaded):
     assert goca("segment", "photo.jpg", *ASK).code == 0
-    options = (
-        "--model m --recipe vanilla --device cpu --dtype bf16 --batch 3 --timestep 100,50 --size 32 --seed 5 --seeds 2"
+    options = "--recipe vanilla --device cpu --dtype bf16 --batch 3 --timestep 100,50 --size 32 --seed 5 --seeds 2"
+    assert (
+        goca(
+            "segment", "photo.jpg", *ASK, "--model", "an/m", *options.split(), "--flip", "--window", "--refine-edges"
+        ).code
+        == 0
     )
-    assert goca("segment", "photo.jpg", *ASK, *options.split(), "--flip", "--window", "--refine-edges").code == 0
     plain = {
         "timestep": None,
         "size": None,
@@ -339,7 +446,7 @@ def test_options_reach_the_library(goca, loaded):
     }
     assert loaded == [
         (("bundled", GOCA), {"device": None, "dtype": None, "batch": 4, **plain}),
-        (("m", VANILLA), {"device": "cpu", "dtype": "bf16", "batch": 3, **chosen}),
+        (("an/m", VANILLA), {"device": "cpu", "dtype": "bf16", "batch": 3, **chosen}),
     ]
 
 
@@ -351,9 +458,17 @@ def test_one_broken_image_among_many(goca, loaded, quietly):
     done = goca("segment", "in", "broken.png", "photo.jpg", *ASK, *quietly)
     assert done.code == 1
     assert "left out: broken.png is not an image" in done.err
-    summary = "3 images segmented, 1 left out; results in goca-out"
+    summary = "3 images segmented, 1 left out; results in goca-out, listed in goca-out/index.jsonl"
     if quietly:
         assert done.err.splitlines()[1:] == [f"goca: {summary}"]
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        assert [line["image"] for line in lines] == ["in/a.png", "in/sub/b.png", "broken.png", "photo.jpg"]
+        assert [line for line in lines if "error" in line] == [
+            {
+                "image": "broken.png",
+                "error": "broken.png is not an image that Pillow can read: convert it to PNG or JPEG",
+            }
+        ]
     else:
         assert len(done.err.splitlines()) == 1
         assert done.out.splitlines()[-1] == summary
@@ -447,6 +562,9 @@ def test_progress_is_for_terminals(goca, loaded, monkeypatch):
     shown = goca("segment", "photo.jpg", *ASK)
     assert "loading bundled" in shown.err
     assert "/?" not in shown.err
+    assert "segmenting" in shown.err
+    # Nobody is told "0/?".
+    assert "?" not in re.sub(r"\x1b\[\?25[lh]", "", shown.err)
     assert "loading" not in shown.out
     assert goca("segment", "photo.jpg", *ASK, "--json").err == ""
 
@@ -456,6 +574,17 @@ def test_progress_is_for_terminals(goca, loaded, monkeypatch):
 
 def test_models_as_a_table(goca):
     done = goca("models")
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert len(lines) < 40
+    row = next(line for line in lines if "Stable Diffusion XL" in line)
+    assert row.split()[-2:] == ["stabilityai/stable-diffusion-xl-base-1.0", "65.6"]
+    assert lines[-1].startswith("To begin with photographs: --model stable-diffusion-v1-5/stable-diffusion-v1-5")
+
+
+@pytest.mark.parametrize("option", ["--all", "-v"])
+def test_models_with_every_setting(goca, option):
+    done = goca("models", option)
     assert (done.code, done.err) == (0, "")
     for expected in ("bundled", "Stable Diffusion XL", "VOC 65.6", "not verified here", "up_blocks.2", "output-share"):
         assert expected in done.out
@@ -556,9 +685,13 @@ def test_the_document_of_the_families_is_what_the_table_prints(goca: Any) -> Non
     assert told.out.strip() in document.read_text()
 
 
-@pytest.mark.parametrize("other", ["--check", "--json"])
-def test_a_table_for_a_document_is_that_alone(goca, other):
-    assert f"--markdown and {other} exclude each other" in goca("models", "--markdown", other).mistake()
+@pytest.mark.parametrize("pair", list(itertools.combinations(["--all", "--markdown", "--json", "--check"], 2)))
+def test_models_prints_one_thing(goca, monkeypatch, pair):
+    monkeypatch.setattr("goca.testing.tiny.BUILDERS", {})
+    if pair == ("--json", "--check"):
+        assert json.loads(goca("models", *pair).out) == {"families": []}
+    else:
+        assert f"{pair[0]} and {pair[1]} exclude each other" in goca("models", *pair).mistake()
 
 
 # --- Formats

@@ -4,15 +4,20 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Outcome
 from PIL import Image
+from rich.console import Console
 
 from goca import GocaError
-from goca.evaluation.compare import load_run
+from goca.cli.ablate import ablation_table
+from goca.cli.compare import comparison_table
+from goca.evaluation.ablate import AblationRow
+from goca.evaluation.compare import ComparedRun, load_run
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.metrics import gain
 from goca.evaluation.runner import evaluate
@@ -58,6 +63,7 @@ def test_a_table_of_paired_differences(goca: Goca, runs: Path, tmp_path: Path) -
     shown = goca("compare", runs / "vanilla", runs / "goca")
     assert shown.code == 0
     assert f"{second['gain']:+.3f}" in shown.out
+    assert f"run 2: {runs / 'goca'} (goca, bundled)\n" in shown.out
     assert "tags: oracle" in shown.out
 
 
@@ -68,6 +74,29 @@ def test_the_order_in_which_images_were_done_is_nothing(goca: Goca, runs: Path) 
     rows = json.loads(goca("compare", runs / "goca", other, "--json").out)["rows"]
     assert rows[1]["gain_ci95"] == [0, 0]
     assert rows[1]["ci95"] == rows[0]["ci95"]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_no_figure_is_broken_over_lines(width: int) -> None:
+    name = "a name " * 30
+    compared = [
+        ComparedRun(name, name, 0.512, (0.487, 0.534), 0.731, "-0.4", change, interval)
+        for change, interval in ((0.0, (0.0, 0.0)), (-0.125, (-0.25, 0.0625)))
+    ]
+    ablated = [
+        AblationRow("all, compound rescaling (goca-compound)", 0.512, (0.487, 0.534), 0.731, change, interval, paper)
+        for change, interval, paper in ((0.0, (0.0, 0.0), (60.7, 65.6)), (-0.125, (-0.25, 0.0625), None))
+    ]
+    expected = {
+        comparison_table: ["0.512 [0.487, 0.534]", "0.731", "-0.4", "-0.125 [-0.250, +0.062]"],
+        ablation_table: ["51.2 [48.7, 53.4]", "73.1", "-12.5 [-25.0, +6.2]", "60.7/65.6"],
+    }
+    for draw, rows in ((comparison_table, compared), (ablation_table, ablated)):
+        page = Console(width=width, file=StringIO())
+        page.print(draw(rows))
+        text = page.file.getvalue()
+        assert all(figure in text for figure in expected[draw])
+        assert max(map(len, text.splitlines())) <= width
 
 
 def _void(told: dict[str, Any]) -> None:
@@ -198,6 +227,7 @@ def test_settings_that_are_of_something_else(goca: Goca, runs: Path) -> None:
 
 def test_what_is_no_run(goca: Goca, runs: Path, tmp_path: Path) -> None:
     assert "name two or more" in goca("compare", runs / "goca").mistake()
-    assert "not the folder of a run" in goca("compare", runs / "goca", tmp_path).mistake()
+    mistake = goca("compare", runs / "goca", tmp_path, tmp_path / "no").mistake()
+    assert f"{tmp_path}, {tmp_path / 'no'} are not folders of runs" in mistake
     plot = tmp_path / "runs.txt"
     assert "name a .png" in goca("compare", runs / "goca", runs / "vanilla", "--plot", plot).mistake()

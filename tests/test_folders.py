@@ -1,16 +1,28 @@
 """A folder of images as one job: what is found, where results go, what is refused, and who does the work."""
 
+import errno
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from PIL import Image
 
 from goca.errors import GocaError
 from goca.exports import DEFAULT_FORMATS, EXPORTERS
-from goca.folders import FolderProgress, ImageOutcome, ModelOptions, plan_outputs, segment_images
+from goca.folders import (
+    FolderProgress,
+    ImageOutcome,
+    ModelOptions,
+    index_lines,
+    plan_outputs,
+    segment_images,
+    stored_path,
+)
 from goca.parallel import Executor
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
@@ -106,11 +118,52 @@ def test_a_folder_without_images_is_named():
     assert "no images in other" in refusal("in", "other")
 
 
-def test_two_inputs_for_one_result_are_both_named():
-    touch("in/a.jpg", "in/a.png")
-    message = refusal("in")
-    assert "in/a.jpg" in message
-    assert "in/a.png" in message
+@pytest.mark.parametrize(
+    ("names", "stems"),
+    [
+        (("img.jpg", "img.png"), ("img.jpg", "img.png")),
+        (("img.jpg", "img.png", "other.png"), ("img.jpg", "img.png", "other")),
+        (("IMG.jpg", "img.png"), ("IMG.jpg", "img.png")),
+        # Composed and decomposed accents are one name to some file systems.
+        (("caf\u00e9.jpg", "cafe\u0301.png"), ("caf\u00e9.jpg", "cafe\u0301.png")),
+        # The whole name of the first is the stem of the third.
+        (("a.jpg", "a.jpg.png", "a.png"), ("a.jpg-?", "a.jpg.png", "a.png")),
+        (("IMG.png", "img.png"), ("IMG.png-?", "img.png-?")),
+        (("A/x.png", "a/x.png", "a/y.png"), ("A/x.png-?", "a/x.png-?", "a/y")),
+        # A folder of images has the name that a result would have.
+        (("img.json/x.png", "img.png"), ("img.json/x", "img.png")),
+        (("img.labels.png/x.png", "img.png"), ("img.labels.png/x", "img.png")),
+        (("one/img.png", "two/img.png"), ("one/img", "two/img")),
+    ],
+)
+def test_only_images_whose_results_would_have_one_name_keep_their_suffix(names, stems):
+    touch(*(f"in/{name}" for name in names))
+    planned = {image.removeprefix("in/"): stem.removeprefix("out/") for image, stem in places("in").items()}
+    assert {name: re.sub("-[0-9a-f]{8}$", "-?", stem) for name, stem in planned.items()} == dict(
+        zip(names, stems, strict=True)
+    )
+    targets = [str(target).lower() for job in plan_outputs([Path("in")], Path("out")) for target in job.targets]
+    assert len(set(targets)) == len(targets)
+
+
+def test_formats_of_two_stems_may_meet_in_one_name():
+    touch("in/a.png", "in/a.coco.png")
+    jobs = plan_outputs([Path("in")], Path("out"), ["coco", "json"])
+    assert [job.stem for job in jobs] == ["a.coco.png", "a.png"]
+    assert [job.stem for job in plan_outputs([Path("in")], Path("out"), ["json"])] == ["a.coco", "a"]
+
+
+@pytest.mark.parametrize("letter", ["x", "\N{CJK UNIFIED IDEOGRAPH-732B}"])
+def test_names_that_leave_no_room_for_an_ending_are_shortened(letter):
+    names = [letter * (250 // len(letter.encode())) + end for end in (".png", "y.png")]
+    jobs = plan_outputs(touch(*names, "a.png"), Path("out"))
+    assert jobs[2].stem == "a"
+    targets = [target for job in jobs for target in job.targets]
+    assert len(set(targets)) == 9
+    assert all(len(os.fsencode(target.name)) <= 255 for target in targets)
+    assert all(job.stem.startswith(letter * 70) for job in jobs[:2])
+    again = plan_outputs([Path(name) for name in names], Path("out"))
+    assert [job.stem for job in again] == [job.stem for job in jobs[:2]]
 
 
 @pytest.mark.parametrize("twice", [("a.png", "a.png"), ("a.png", "./in/../a.png"), (".", "a.png")])
@@ -122,6 +175,107 @@ def test_the_same_file_twice(twice):
 def test_results_never_overwrite_an_input():
     touch("a.png", "a.labels.png")
     assert "a.png would overwrite a.labels.png" in refusal("a.png", "a.labels.png", out=".")
+
+
+def test_a_link_to_the_folder_of_an_input_does_not_hide_it():
+    touch("in/a.png", "in/a.labels.png")
+    Path("out").symlink_to("in")
+    assert "in/a.png would overwrite in/a.labels.png" in refusal("in/a.png", "in/a.labels.png", out="out")
+
+
+def test_links_to_folders_are_followed_and_each_real_folder_is_read_once():
+    touch("in/sub/b.png", "else/deep/c.png")
+    Path("in/a").symlink_to("sub")
+    Path("in/link").symlink_to("../else")
+    Path("in/other").symlink_to("../else/deep")
+    Path("in/sub/loop").symlink_to("..")
+    Path("else/back").symlink_to("../in")
+    # The real folder goes before a link to it, and the link that comes first by name before others.
+    assert places("in") == {"in/sub/b.png": "out/sub/b", "in/link/deep/c.png": "out/link/deep/c"}
+
+
+def test_the_output_folder_is_not_read_again():
+    touch("in/a.png", "in/out/painted.png", "in/out/deep/b.png")
+    Path("in/way-out").symlink_to("out")
+    Path("in/deep-out").symlink_to("out/deep")
+    assert places("in", out="in/out") == {"in/a.png": "in/out/a"}
+    # Unless it is what the user named.
+    assert places("in/out", out="in/out") == {
+        "in/out/deep/b.png": "in/out/deep/b",
+        "in/out/painted.png": "in/out/painted",
+    }
+
+
+def problems(*inputs: str) -> dict[str, str]:
+    jobs = plan_outputs([Path(name) for name in inputs], Path("out"))
+    return {str(job.image): job.problem for job in jobs if job.problem is not None}
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere.png")
+
+
+def circular(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("b.png", dangling, "in/b.png is a link to nowhere.png, which is not there"),
+        ("holidays", dangling, "in/holidays is a link to nowhere.png, which is not there"),
+        ("b.png", circular, "in/b.png cannot be opened: Too many levels of symbolic links"),
+        ("b.png", os.mkfifo, "in/b.png is a pipe, a socket or a device, not an image file"),
+        ("notes.txt", dangling, None),
+        ("pipe", os.mkfifo, None),
+        (".b.png", dangling, None),
+    ],
+)
+def test_what_cannot_be_opened_is_named(name, make, reason):
+    touch("in/a.png", "in/c.png")
+    make(Path("in", name))
+    assert problems("in") == ({f"in/{name}": reason} if reason else {})
+    assert [job.stem for job in plan_outputs([Path("in")], Path("out")) if job.problem is None] == ["a", "c"]
+
+
+def test_a_folder_that_cannot_be_searched_is_named(monkeypatch):
+    touch("in/a.png", "in/locked/b.png", "in/open/c.png")
+    list_folder = os.listdir
+
+    def refuse(path: Path) -> list[str]:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert problems("in") == {"in/locked": "in/locked is a folder that cannot be searched: Permission denied"}
+    assert "in/locked is a folder that cannot be searched" in refusal("in/locked")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(os.mkfifo, "b.png is not a regular file"), (dangling, "no image or folder b.png (a dangling link)")],
+)
+def test_an_input_that_cannot_be_opened_is_refused(make, reason):
+    touch("a.png")
+    make(Path("b.png"))
+    assert reason in refusal("a.png", "b.png")
+
+
+def test_all_inputs_that_are_not_there_are_named():
+    touch("a.png")
+    assert "no image or folder b.png, c: check" in refusal("b.png", "a.png", "c")
+
+
+def test_names_that_are_not_text_are_stored_and_stay_different():
+    names = [
+        os.fsdecode(name) for name in (b"\xff.png", b"\xfe.png", b"\\xff.png", "\N{REPLACEMENT CHARACTER}.png".encode())
+    ]
+    stored = [stored_path(Path(name)) for name in names]
+    assert len(set(stored)) == 4
+    assert stored[2:] == names[2:]
+    assert all(name.encode() for name in stored)
+    assert [unquote_to_bytes(name).rpartition(b"/")[2] for name in stored[:2]] == [b"\xff.png", b"\xfe.png"]
 
 
 @pytest.mark.parametrize("out", ["a.png", "a.png/out", "a.png/out/deeper", "x" * 300, "dangling"])
@@ -169,7 +323,7 @@ def photos(image: Callable[..., Image.Image]) -> None:
 def run(out: str, executor: Executor, **options: Any) -> tuple[list[FolderProgress], list[ImageOutcome]]:
     jobs = plan_outputs([Path("in")], Path(out))
     request = SegmentationRequest("", ["cat", "grass"], ["sky"])
-    events = list(segment_images(jobs, request, ModelOptions(batch=1), executor=executor, **options))
+    events = list(segment_images(jobs, request, ModelOptions(batch=1), out=Path(out), executor=executor, **options))
     outcomes = [event for event in events if isinstance(event, ImageOutcome)]
     assert [outcome.job for outcome in outcomes] == list(jobs)
     return [event for event in events if isinstance(event, FolderProgress)], outcomes
@@ -180,7 +334,11 @@ def results(outcomes: list[ImageOutcome]) -> list[Any]:
 
 
 def content(out: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(Path(out).iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(Path(out).iterdir()) if "index" not in path.name}
+
+
+def index(out: str) -> list[dict[str, Any]]:
+    return index_lines(Path(out)).read()
 
 
 def test_progress_and_outcomes_are_values(photos: None) -> None:
@@ -199,19 +357,99 @@ def test_two_workers_agree_with_one_and_resume_it(photos: None) -> None:
     assert progress[-1] == FolderProgress(total=4, done=3, left_out=1)
     assert results(shared) == results(alone)
     assert content("shared") == content("alone")
+    assert index("alone")[2] == {"image": "in/c.png", "error": results(alone)[2]}
+    assert index("alone")[3] == {
+        "image": "in/d.png",
+        "outputs": ["alone/d.labels.png", "alone/d.overlay.png", "alone/d.json"],
+    }
+    assert index("shared") == json.loads(json.dumps(index("alone")).replace('"alone/', '"shared/'))
+    complete = index("shared")
 
     Path("shared/d.json").unlink()
     progress, resumed = run("shared", Executor(workers=2), resume=True)
     assert progress[0] == FolderProgress(total=4, done=2, kept=2)
     assert progress[-1] == FolderProgress(total=4, done=3, kept=2, left_out=1)
     assert [outcome.kept for outcome in resumed] == [True, True, False, False]
+    assert index("shared") == complete
     assert content("shared") == content("alone")
 
 
 def test_a_cluster_that_does_not_answer_is_refused_before_the_model_is_loaded(photos: None, monkeypatch: Any) -> None:
-    def load(*args: Any, **options: Any) -> Segmenter:
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(Segmenter, "from_pretrained", load)
+    monkeypatch.setattr(Segmenter, "from_pretrained", unloadable)
     with pytest.raises(GocaError, match="no Ray"):
         run("out", Executor(ray="nowhere"))
+
+
+def unloadable(*args: Any, **options: Any) -> Segmenter:
+    raise AssertionError("the model was loaded")
+
+
+def test_a_problem_that_was_known_is_left_out_and_the_others_go_on(photos: None) -> None:
+    Path("in/ab.png").symlink_to("nowhere.png")
+    progress, outcomes = run("out", Executor())
+    assert progress[0] == FolderProgress(total=5, left_out=1)
+    assert progress[-1] == FolderProgress(total=5, done=3, left_out=2)
+    reason = "in/ab.png is a link to nowhere.png, which is not there"
+    assert results(outcomes)[1] == reason
+    assert index("out")[1] == {"image": "in/ab.png", "error": reason}
+
+
+def test_a_name_that_the_file_system_refuses_fails_alone(photos: None, monkeypatch: Any) -> None:
+    replace = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target.name.startswith("b."):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    progress, outcomes = run("out", Executor())
+    assert progress[-1] == FolderProgress(total=4, done=2, left_out=2)
+    assert "b.labels.png: Invalid argument" in results(outcomes)[1]
+    assert sorted({name[0] for name in content("out")}) == ["a", "d"]
+
+
+def test_a_stopped_run_has_all_that_is_written_in_its_index(photos: None) -> None:
+    """Workers have finished images of a batch that they have not handed in, too."""
+    jobs = plan_outputs([Path("in")], Path("out"))
+    request = SegmentationRequest("", ["cat", "grass"], ["sky"])
+    events = segment_images(jobs, request, ModelOptions(batch=1), out=Path("out"))
+    while not isinstance(next(events), ImageOutcome):
+        pass
+    for name in ("labels.png", "overlay.png", "json"):
+        Path(f"out/b.{name}").write_bytes(b"of a worker")
+    Path("out/d.labels.png").write_bytes(b"of a worker that was stopped")
+    events.close()
+    assert [line["image"] for line in index("out")] == ["in/a.png", "in/b.png"]
+    # Another process may go on.
+    progress, _ = run("out", Executor(), resume=True)
+    assert progress[0] == FolderProgress(total=4, done=1, kept=1)
+    assert [line["image"] for line in index("out")] == ["in/a.png", "in/b.png", "in/c.png", "in/d.png"]
+
+
+def test_nothing_is_loaded_where_nothing_is_left(photos: None, monkeypatch: Any) -> None:
+    Path("in/c.png").unlink()
+    _, first = run("out", Executor())
+    monkeypatch.setattr(Segmenter, "from_pretrained", unloadable)
+    Path("out/index.jsonl").unlink()
+    Path("in/c.png").symlink_to("nowhere.png")
+    progress, again = run("out", Executor(), resume=True)
+    assert progress == [FolderProgress(total=4, done=3, kept=3, left_out=1)]
+    assert [outcome.result for outcome in again if outcome.kept] == results(first)
+    assert [line["image"] for line in index("out")] == ["in/a.png", "in/b.png", "in/c.png", "in/d.png"]
+    with pytest.raises(GocaError, match="differs in classes"):
+        list(
+            segment_images(
+                plan_outputs([Path("in")], Path("out")), SegmentationRequest("", ["cat"]), ModelOptions(), resume=True
+            )
+        )
+
+
+@pytest.mark.parametrize("content", [b'{"caption": "mine"}\n', b"not JSON\n", b"[1]\n"])
+def test_a_file_that_is_no_index_is_not_overwritten(photos: None, monkeypatch: Any, content: bytes) -> None:
+    monkeypatch.setattr(Segmenter, "from_pretrained", unloadable)
+    Path("out").mkdir()
+    Path("out/index.jsonl").write_bytes(content)
+    with pytest.raises(GocaError, match=r"out/index\.jsonl is not an index of results"):
+        run("out", Executor())
+    assert Path("out/index.jsonl").read_bytes() == content

@@ -15,12 +15,15 @@ import torch
 from diffusers import HeunDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from goca import GocaError, trace
+from goca import GocaError, bundled, trace
 from goca.cli import generate as generate_module
 from goca.diffusion.loading import quiet
 from goca.generation import Generated, GenerationOptions, Progress, explain, generate
 from goca.imaging import sheet
 from goca.testing.tiny import BUILDERS
+from goca.text.nouns import unknown_words
+from goca.text.spelling import forms
+from training import captions
 
 PROMPT = "cat, bus, grass, sky"
 FEW = ("--steps", "3")
@@ -121,6 +124,42 @@ def test_odd_names_have_files_of_their_own(goca: Any) -> None:
     assert names == ["traffic-light", "cat", "ca/t", "dog"]
     assert sum(file.endswith(".heatmap.png") for file in told["files"]) == len(names)
     assert all(Path(file).is_file() for file in told["files"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        ("zebra", ["zebra"]),
+        ("A zebra and three cats on the Grass, zebras", ["zebra", "zebras"]),
+        ("traffic-light, cat", ["traffic", "light"]),
+        ("caf\u00e9, cat", ["caf\u00e9"]),
+        ("2 cats and a kitten with puppies behind the houses, under clouds", []),
+        ("a picture of two butterflies in front of the aircraft", []),
+        ("the, and, a", []),
+    ],
+)
+def test_words_that_the_bundled_model_does_not_know_are_named(prompt: str, unknown: list[str], goca: Any) -> None:
+    done = goca("generate", prompt, "--steps", "1")
+    assert done.code == 0
+    assert len(list(Path("goca-out").glob("*.png"))) == 1
+    if unknown:
+        names = ", ".join(f'"{word}"' for word in unknown)
+        assert done.line().startswith(f"goca: the bundled model does not know {names}, and paints something else")
+        assert done.line().endswith(f"it knows {', '.join(bundled.vocabulary())}\n")
+    else:
+        assert done.err == ""
+
+
+def test_other_models_may_know_any_word(goca: Any) -> None:
+    done = goca("generate", "zebra", "--steps", "1", "--model", bundled.pipeline())
+    assert (done.code, done.err) == (0, "")
+
+
+def test_the_words_are_those_that_the_bundled_model_was_trained_on() -> None:
+    trained = {word for phrase in captions.words() for word in phrase.split() if word.isalpha()}
+    # The training had this one plural wrong.
+    assert unknown_words(" ".join(trained - {"puppys"}), bundled.prompt_words()) == ()
+    assert {word for word in bundled.prompt_words() if not forms(word) & trained} == set()
 
 
 def test_file_names_are_short_and_differ() -> None:

@@ -21,6 +21,7 @@ from dataset_folders import (
 )
 
 from goca.evaluation.ablate import AblationRow, to_markdown
+from goca.segmenter import Segmenter
 from goca.testing.tiny import UNET_BUILDERS
 
 Goca = Callable[..., Outcome]
@@ -174,6 +175,34 @@ def test_an_ablation_as_a_table_for_a_document() -> None:
 )
 def test_what_cannot_be_evaluated_is_one_line(goca: Goca, wrong: tuple[str, ...], said: str) -> None:
     assert said in goca("evaluate", *wrong).mistake()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--protocol", "mine"), 'no protocol "mine"'),
+        (("--protocol", "paper"), 'no "paper" protocol'),
+        (("--set", "void=perhaps"), 'no value "perhaps" for the switch void'),
+        (("--set", "colour=red"), 'no switch "colour"'),
+        (("--captions", "poems"), 'no captions "poems"'),
+        (("--as-background", "unicorn"), 'no category "unicorn"'),
+        (("--split", "test"), 'no split "test"'),
+        (("--tagger", "given:"), "no nouns are given"),
+        (("--ray", "nowhere"), "no Ray address"),
+        (("--out", "other"), "other/run.json is not of a run"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(
+    goca: Goca, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: tuple[str, ...], said: str
+) -> None:
+    def load(*args: Any, **options: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
+    Path("other/run.json").write_text("[]")
+    monkeypatch.setattr(Segmenter, "from_pretrained", load)
+    assert said in goca("evaluate", "scenes", *wrong).mistake()
 
 
 def test_a_mended_caption_is_read_again(goca: Goca, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError, Segmenter
-from goca.evaluation.caption_nouns import HONEST, ODD_SYNONYMS, CaptionedRequest, Policy, captioned, paper
+from goca.evaluation.caption_nouns import HONEST, CaptionedRequest, Policy, captioned, paper
+from goca.evaluation.choices import ODD_SYNONYMS
 from goca.evaluation.datasets.base import Category
 from goca.request import find_tokens
 from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write

@@ -24,9 +24,10 @@ from PIL import Image
 
 from goca import GocaError
 from goca.evaluation.caption_nouns import captioned
+from goca.evaluation.choices import PRESET_NAMES, SWITCHES, split_of
 from goca.evaluation.datasets import open_dataset
 from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
-from goca.evaluation.protocol import PRESETS, SWEEP, SWITCHES, Protocol, changed, honest, paper, split_of
+from goca.evaluation.protocol import PRESETS, SWEEP, Protocol, changed, honest, paper
 from goca.evaluation.remap import narrowed
 
 MAKERS: dict[str, Callable[[Path], object]] = {
@@ -163,6 +164,7 @@ def test_the_paper_knows_no_other_data_set() -> None:
         split_of("mine", "voc", None)
     assert split_of("paper", "voc", "val") == "val"
     assert split_of("honest", "voc", None) is None
+    assert (*PRESETS,) == PRESET_NAMES
 
 
 @pytest.mark.parametrize("background", [False, True])

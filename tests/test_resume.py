@@ -22,6 +22,7 @@ from goca.segmenter import Segmenter
 Goca = Callable[..., Outcome]
 ASK = ("--classes", "cat, grass", "--background-classes", "sky")
 OUT = Path("goca-out")
+WHERE = "in goca-out, listed in goca-out/index.jsonl"
 SIZES = [(48, 64), (72, 40), (64, 64), (40, 56), (80, 48), (56, 72)]
 
 
@@ -62,7 +63,15 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def content(folder: Path = OUT) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """The files of a folder; not the index, which grows in another order when a run is resumed."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "index.jsonl" not in path.name)
+    return {str(path): path.read_bytes() for path in files}
+
+
+def indexed() -> list[str]:
+    """The images that the index lists with results."""
+    lines = map(json.loads, (OUT / "index.jsonl").read_text().splitlines())
+    return [Path(line["image"]).stem for line in lines if all(Path(output).is_file() for output in line["outputs"])]
 
 
 def test_only_the_rest_is_done_and_everything_is_told(goca: Goca, saved: list[str]) -> None:
@@ -73,7 +82,7 @@ def test_only_the_rest_is_done_and_everything_is_told(goca: Goca, saved: list[st
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, saved) == (0, ["b"])
     assert again.out == whole.out
-    assert again.line() == "goca: 3 images segmented, 2 of them by an earlier run; results in goca-out\n"
+    assert again.line() == f"goca: 3 images segmented, 2 of them by an earlier run; results {WHERE}\n"
     assert content() == before
 
 
@@ -82,15 +91,14 @@ def test_nothing_is_left_to_do(goca: Goca, saved: list[str]) -> None:
     saved.clear()
     again = goca("segment", "in", *ASK, "--json", "--resume")
     assert (again.code, again.out, saved) == (0, whole.out, [])
-    # For people, only what this run did.
-    summary = "3 images segmented, 3 of them by an earlier run; results in goca-out\n"
-    assert goca("segment", "in", *ASK, "--resume").out == summary
+    summary = f"3 images segmented, 3 of them by an earlier run; results {WHERE}\n"
+    assert goca("segment", "in", *ASK, "--resume").out.endswith(summary)
 
 
 def test_a_first_run_may_resume_too(goca: Goca, saved: list[str]) -> None:
     done = goca("segment", "in", *ASK, "--resume")
     assert (done.code, saved) == (0, ["a", "b", "c"])
-    assert done.out.endswith("3 images segmented, 0 of them by an earlier run; results in goca-out\n")
+    assert done.out.endswith(f"3 images segmented, 0 of them by an earlier run; results {WHERE}\n")
 
 
 def without_labels() -> None:
@@ -194,8 +202,9 @@ def test_the_model_and_the_synonyms_are_part_of_it(goca: Goca, bundled: Segmente
     # Classes from a file and from the command line are the same.
     assert goca("segment", "in", "--classes", "cat, grass", "--resume").code == 0
     assert "differs in classes" in goca("segment", "in", "--classes-file", "synonyms.txt", "--resume").mistake()
-    monkeypatch.setattr(bundled.backbone, "name", "another")
-    assert "differs in model" in goca("segment", "in", "--classes-file", "plain.txt", "--resume").mistake()
+    monkeypatch.setattr(bundled.backbone, "name", "an/other")
+    other = ("--model", "an/other", "--resume")
+    assert "differs in model" in goca("segment", "in", "--classes-file", "plain.txt", *other).mistake()
 
 
 def test_where_it_ran_is_no_part_of_it(goca: Goca, saved: list[str]) -> None:
@@ -224,18 +233,20 @@ def test_a_full_disk_leaves_whole_results_and_no_pieces(goca: Goca) -> None:
     whole = content()
     for path in OUT.iterdir():
         path.unlink()
-    # Three files an image: those of the first, and two of the second.
-    with full_disk(room=5):
+    # Three files an image: those of the first, and two of the second; before them, the empty index.
+    with full_disk(room=6):
         stopped = goca("segment", "in", *ASK)
     assert stopped.code == 2
     assert "b.json: No space left on device; free some space" in stopped.line()
     assert content() == {name: data for name, data in whole.items() if Path(name).name.startswith("a.")}
+    assert indexed() == ["a"]
     assert "1 of them by an earlier run" in goca("segment", "in", *ASK, "--resume").out
     assert content() == whole
 
 
 def test_pieces_of_a_killed_run_are_swept_and_those_of_others_stay(goca: Goca) -> None:
-    with killed_after(3), pytest.raises(KilledError):
+    # Of writes, two are the index's.
+    with killed_after(5), pytest.raises(KilledError):
         goca("segment", "in", *ASK)
     assert content()
     assert all(Path(name).name.startswith(".goca-") for name in content())
@@ -284,6 +295,7 @@ def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
     stopped = set(OUT.glob("*.json"))
     assert code == 130
     assert err == f"goca: stopped; {len(stopped)} of {len(SIZES)} images are done and complete\n"
+    assert indexed() == sorted(path.stem for path in stopped)
     assert killed < stopped < {OUT / f"{stem}.json" for stem in "abcdef"}
     assert {Path(name).suffix for name in content()} == {".png", ".json"}
     for path in stopped:
@@ -294,6 +306,7 @@ def test_kill_9_then_ctrl_c_then_the_rest(goca: Goca) -> None:
     assert (rest.code, rest.out) == (0, whole.out)
     assert f"{len(stopped)} of them by an earlier run" in rest.line()
     assert content() == files
+    assert indexed() == list("abcdef")
 
 
 def test_files_of_another_run_are_not_taken_for_the_result_s(goca: Goca) -> None:

@@ -185,3 +185,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GocaError, match=r"cannot write .*choose another folder"):
         numbered(tmp_path / "file" / "numbers.jsonl").open()
+
+
+def test_records_are_replaced_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.jsonl"
+    with numbered(path) as lines:
+        lines.append(1, 2)
+        lines.replace(3)
+        lines.append(4)
+        assert lines.read() == [3, 4]
+
+    def replace(steps: int) -> None:
+        with numbered(path) as lines:
+            lines.replace(5, 6)
+
+    for _ in deaths(replace):
+        assert numbered(path).read() in ([3, 4], [5, 6])
+    assert numbered(path).read() == [5, 6]

@@ -1,52 +1,59 @@
-"""A folder of images as one job: where results go, what an earlier run finished, and the work that is left.
+"""A folder of images as one job: what an earlier run finished, the work that is left, and the index of results.
 
 Everything is a value: `segment_images` yields progress and results, and prints nothing. torch is loaded with the model,
 so that a mistyped path is answered at once.
 """
 
+import errno
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from goca import bundled
 from goca.errors import GocaError
-from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
+from goca.image_jobs import ImageJob, plan_outputs
 from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.storage.atomic import sweep
+from goca.storage.json_lines import JsonLines
+from goca.storage.reading import require_regular
+from goca.text.clean import storable
+from goca.text.nouns import check_words
 
 if TYPE_CHECKING:
     from goca.request import SegmentationRequest
     from goca.segmenter import Segmenter
 
-_NOT_COMPARED = {"origin", "device", "background", "background_classes", "captions", "notes", "versions"}
+__all__ = [
+    "INDEX",
+    "FolderProgress",
+    "ImageJob",
+    "ImageOutcome",
+    "ModelOptions",
+    "index_lines",
+    "plan_outputs",
+    "request_facts",
+    "segment_images",
+    "stored_path",
+]
+
+INDEX = "index.jsonl"
+_NOT_COMPARED = frozenset({"origin", "device", "background", "background_classes", "captions", "notes", "versions"})
 """Fields of a plan that say where it ran, or follow from the request and the model."""
+_NAME_REFUSED = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
+"""How the system refuses a file's name; it may take the next one."""
 
 Facts = Mapping[str, Any]
 """What a result's JSON file holds."""
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """An image as the user named it, the folder and stem of its results, and their formats."""
-
-    image: Path
-    folder: Path
-    stem: str
-    formats: tuple[str, ...] = DEFAULT_FORMATS
-
-    @property
-    def targets(self) -> tuple[Path, ...]:
-        """The files of its results, in the order in which they are written: the JSON, if any, last."""
-        return tuple(self.folder / f"{self.stem}{exporter.suffix}" for exporter in exporters(self.formats).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,11 @@ class ModelOptions:
     dtype: str | None = None
     batch: int = 4
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides a result, as it comes back from JSON; the device and the batch do not."""
+        named = {"goca": version("goca"), "model": self.name, "recipe": self.recipe, "dtype": self.dtype}
+        return _as_json({**named, **self.settings})
 
     def load(self) -> "Segmenter":
         """Load it. Raises GocaError where that fails or the recipe does not exist."""
@@ -92,23 +104,32 @@ class ImageOutcome:
     result: Facts | GocaError
     kept: bool = False
 
+    def to_json(self) -> dict[str, Any]:
+        """The image's line in the index."""
+        image = stored_path(self.job.image)
+        if isinstance(self.result, GocaError):
+            return {"image": image, "error": storable(str(self.result))}
+        return {"image": image, "outputs": [stored_path(path) for path in self.job.targets]}
+
 
 def segment_images(
     jobs: Sequence[ImageJob],
     request: "SegmentationRequest",
     model: ModelOptions,
     *,
+    out: Path | None = None,
     resume: bool = False,
     executor: Executor = THIS_PROCESS,
-) -> Iterator[FolderProgress | ImageOutcome]:
-    """Segment images and write their results, each whole or not at all.
+) -> Generator[FolderProgress | ImageOutcome, None, None]:
+    """Segment images and write their results, each whole or not at all. Close the generator to stop.
 
     Batches are composed the same whichever process they run in, so that the executor does not change the results.
 
     Args:
         jobs: the images, as `plan_outputs` makes them.
         request: what is asked of every image; its own image is not used.
-        model: this process loads it once, and each worker once more.
+        model: this process loads it once, and each worker once more; nobody does where nothing is left to segment.
+        out: the folder whose index is written as the run goes, see `index_lines`; None to write none.
         resume: keep the results of an earlier run that asked the same in the same way.
         executor: this process, several, or a Ray cluster.
 
@@ -120,39 +141,50 @@ def segment_images(
         GocaError: the model cannot be loaded or does not know a class, results cannot be written, or `resume` meets
             results of another request, model or recipe.
     """
-    import torch
-
-    from goca.text.nouns import parse_nouns
-
     # What fails without the model fails before it is loaded.
     executor.check()
-    parse_nouns(request.classes, request.background_classes)
+    vocabulary = bundled.vocabulary() if model.name == "bundled" else ()
+    check_words(request.classes, request.background_classes, request.background, request.caption, vocabulary)
     if resume and not all("json" in job.formats for job in jobs):
         raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
-    segmenter = model.load()
-    encoded = segmenter.check(request)
-    kept = finished(jobs, request, segmenter.plan.to_json()) if resume else {}
-    remaining = [job for job in jobs if job not in kept]
-    work: Iterable[tuple[ImageJob, Facts | GocaError]]
-    if executor.here:
-        work = _segment(segmenter, request, remaining, encoded)
-    else:
-        del segmenter, encoded  # each worker has a model of its own
-        batches = [tuple(remaining[start : start + model.batch]) for start in range(0, len(remaining), model.batch)]
-        threads = max(1, torch.get_num_threads() // executor.workers) if executor.workers and not executor.ray else None
-        work = chain.from_iterable(run_units(partial(_worker, model, request, threads), batches, executor))
+    index = None if out is None else index_lines(out)
+    if index is not None:
+        _refuse_foreign(index.path)
+    kept = _finished(jobs, request) if resume else {}
+    outcomes = {job: ImageOutcome(job, GocaError(job.problem)) for job in jobs if job.problem is not None}
+    outcomes |= {job: ImageOutcome(job, facts, kept=True) for job, facts in kept.items()}
+    remaining = [job for job in jobs if job not in outcomes]
+    work: Generator[tuple[ImageJob, Facts | GocaError], None, None] = _nothing()
+    if remaining or any(facts.get("options") != model.to_json() for facts in kept.values()):
+        # Only the plan of the loaded model can tell whether results of other options are of this run.
+        segmenter = model.load()
+        encoded = segmenter.check(request)
+        _refuse_different(kept, "plan", segmenter.plan.to_json())
+        if executor.here:
+            work = _segment(segmenter, request, model, remaining, encoded)
+        else:
+            del segmenter, encoded  # each worker has a model of its own
+            work = _in_workers(model, request, remaining, executor)
+    if resume:
+        sweep(target for job in remaining for target in job.targets)
 
-    progress = FolderProgress(total=len(jobs), done=len(kept), kept=len(kept))
-    yield progress
-    outcomes = {job: ImageOutcome(job, facts, kept=True) for job, facts in kept.items()}
-    waiting = deque(jobs)
-    for job, result in work:
-        outcomes[job] = ImageOutcome(job, result)
-        left_out = isinstance(result, GocaError)
-        progress = replace(progress, done=progress.done + (not left_out), left_out=progress.left_out + left_out)
+    with closing(_Index(index, jobs, outcomes)) as written, closing(work):
+        left_out = len(outcomes) - len(kept)
+        progress = FolderProgress(total=len(jobs), done=len(kept), kept=len(kept), left_out=left_out)
         yield progress
+        waiting = deque(jobs)
+        for job, result in work:
+            outcomes[job] = ImageOutcome(job, result)
+            written.add(outcomes[job])
+            left_out = isinstance(result, GocaError)
+            progress = replace(progress, done=progress.done + (not left_out), left_out=progress.left_out + left_out)
+            yield progress
+            yield from _in_order(waiting, outcomes)
         yield from _in_order(waiting, outcomes)
-    yield from _in_order(waiting, outcomes)
+
+
+def _nothing() -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
+    yield from ()
 
 
 def _in_order(waiting: deque[ImageJob], outcomes: dict[ImageJob, ImageOutcome]) -> Iterator[ImageOutcome]:
@@ -162,19 +194,40 @@ def _in_order(waiting: deque[ImageJob], outcomes: dict[ImageJob, ImageOutcome]) 
 
 
 def _segment(
-    segmenter: "Segmenter", request: "SegmentationRequest", jobs: Sequence[ImageJob], encoded: Any = None
-) -> Iterator[tuple[ImageJob, Facts | GocaError]]:
+    segmenter: "Segmenter",
+    request: "SegmentationRequest",
+    model: ModelOptions,
+    jobs: Sequence[ImageJob],
+    encoded: Any = None,
+) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
     """Segment images and write each one's results as they are done. encoded: what `Segmenter.check` returned."""
-    shared = {"request": request_facts(request)}
+    shared = {"request": request_facts(request), "options": model.to_json()}
     stream = segmenter.stream((replace(request, image=job.image) for job in jobs), encoded)
     for job, (_, outcome) in zip(jobs, stream, strict=True):
         if isinstance(outcome, GocaError):
             yield job, outcome
-        else:
-            file_name = os.path.relpath(job.image, job.folder)
-            facts = {**shared, "formats": list(job.formats)}
+            continue
+        file_name = os.path.relpath(job.image, job.folder)
+        facts = {**shared, "formats": list(job.formats)}
+        try:
             outcome.save(job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name)
+        except GocaError as error:
+            if getattr(error.__cause__, "errno", None) not in _NAME_REFUSED:
+                raise
+            yield job, error
+        else:
             yield job, {**outcome.to_json(), **facts}
+
+
+def _in_workers(
+    model: ModelOptions, request: "SegmentationRequest", jobs: Sequence[ImageJob], executor: Executor
+) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
+    import torch
+
+    batches = [tuple(jobs[start : start + model.batch]) for start in range(0, len(jobs), model.batch)]
+    threads = max(1, torch.get_num_threads() // executor.workers) if executor.workers and not executor.ray else None
+    with closing(run_units(partial(_worker, model, request, threads), batches, executor)) as results:
+        yield from chain.from_iterable(results)
 
 
 def _worker(
@@ -186,7 +239,7 @@ def _worker(
     if threads is not None:
         torch.set_num_threads(threads)
     segmenter = model.load()
-    return lambda batch: list(_segment(segmenter, request, batch))
+    return lambda batch: list(_segment(segmenter, request, model, batch))
 
 
 def request_facts(request: "SegmentationRequest") -> dict[str, Any]:
@@ -201,120 +254,109 @@ def request_facts(request: "SegmentationRequest") -> dict[str, Any]:
     }
 
 
-# --- Outputs
+# --- The index
 
 
-def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> tuple[ImageJob, ...]:
-    """The images among the inputs, folders searched, each with a place below `out`.
+def index_lines(out: Path) -> JsonLines[dict[str, Any]]:
+    """The index of a run's output folder: a line for each image, written as it is done.
 
-    That is the image's path below the common parent of all inputs; an image's parent is its folder, a folder's is
-    itself, so that adding an image to a folder moves no other one's results. Nothing is written for good.
-    `formats`, names of `goca.exports.EXPORTERS`, are the files that each image gets.
-
-    Raises:
-        GocaError: a format is unknown, an input does not exist, a folder has no images, results would overwrite each
-            other or an input, or `out` cannot be written.
+    A line is {"image": path, "outputs": [path, ...]}, or {"image": path, "error": reason} for an image that was left
+    out. Paths are as the user named them, see `stored_path`. A run begins the index anew, with the images that it keeps
+    of an earlier one, so that each image is in it once; when all are done, it is in the order of the images.
     """
-    written = tuple(exporters(formats))
-    images = [(image, root) for path in inputs for image, root in _images(path)]
-    parent = os.path.commonpath([_absolute(root) for _, root in images])
-    jobs = tuple(
-        ImageJob(image, out / os.path.relpath(_absolute(image.parent), parent), image.stem, written)
-        for image, _ in images
-    )
-    _refuse_collisions(jobs)
-    for folder in dict.fromkeys(job.folder for job in jobs):
-        check_writable(folder)
-    return jobs
+    return JsonLines(out / INDEX, _index_line, dict, "an image and its results")
 
 
-def _images(path: Path) -> Iterator[tuple[Path, Path]]:
-    """(image, root) for each image that an input names."""
-    # os.path returns False for a name that the system refuses, where pathlib raises OSError.
-    if os.path.isfile(path):  # noqa: PTH113
-        yield path, path.parent
-    elif os.path.isdir(path):  # noqa: PTH112
-        images = _search(path)
-        if not images:
-            raise GocaError(f"no images in {path}: name a folder that has images")
-        yield from ((image, path) for image in images)
-    else:
-        raise GocaError(f"no image or folder {path}: check the path")
-
-
-def _search(folder: Path) -> list[Path]:
-    earlier_results = tuple(exporter.suffix for exporter in EXPORTERS.values())
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in readable
-        # "._photo.jpg" is not an image, and a second run must not take results for images.
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.name.endswith(earlier_results)
-        and path.is_file()
-    )
-
-
-def _refuse_collisions(jobs: Sequence[ImageJob]) -> None:
-    sources = {_absolute(job.image): job.image for job in jobs}
-    writers: dict[str, Path] = {}
-    for job in jobs:
-        for target in map(_absolute, job.targets):
-            if target in writers:
-                first, second = writers[target], job.image
-                if _absolute(first) == _absolute(second):
-                    raise GocaError(f"{first} and {second} are the same file: name it once")
-                raise GocaError(
-                    f"{first} and {second} would both be written to {job.targets[0]}: "
-                    "rename one, or segment them separately with different output folders",
-                    hint="out",
-                )
-            if target in sources:
-                raise GocaError(
-                    f"{job.image} would overwrite {sources[target]} with its results: choose another output folder",
-                    hint="out",
-                )
-            writers[target] = job.image
-
-
-def check_writable(folder: Path) -> None:
-    """Raise GocaError unless files can be written to the folder. It tries, as permissions alone do not tell."""
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+def stored_path(path: Path) -> str:
+    """A path as JSON holds it: as it is; one that is not text as a file: URL, so that different ones stay different."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
-        raise GocaError(f"cannot write to {folder}: {reason}; choose another output folder", hint="out") from None
-    finally:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.absolute().as_uri()
+    return str(path)
 
 
-def _absolute(path: Path) -> str:
-    """Without following links: two links to one image are two images, with results of their own."""
-    return os.path.abspath(path)  # noqa: PTH100
+def _index_line(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or "image" not in value or not value.keys() & {"outputs", "error"}:
+        raise ValueError("it lacks the image, its outputs or its error")
+    return value
+
+
+def _refuse_foreign(index: Path) -> None:
+    """Raise GocaError where a file of the index's name is not an index: it would be lost."""
+    if not os.path.lexists(index):
+        return
+    try:
+        require_regular(index)
+        index_lines(index.parent).read()
+    except GocaError:
+        raise GocaError(
+            f"{index} is not an index of results, and would be replaced by one: move it, or choose another output "
+            "folder",
+            "out",
+        ) from None
+
+
+class _Index:
+    """The index while a run writes it. lines: None to write none. known: what became of jobs before the run began."""
+
+    def __init__(
+        self, lines: JsonLines[dict[str, Any]] | None, jobs: Sequence[ImageJob], known: Mapping[ImageJob, ImageOutcome]
+    ) -> None:
+        self._lines, self._jobs = lines, jobs
+        self._entries = {job: outcome.to_json() for job, outcome in known.items()}
+        if lines is not None:
+            lines.open()
+            sweep([lines.path])
+            self._write()
+            self._begun = lines.path.stat().st_mtime_ns
+
+    def add(self, outcome: ImageOutcome) -> None:
+        self._entries[outcome.job] = outcome.to_json()
+        if self._lines is not None:
+            self._lines.append(self._entries[outcome.job])
+
+    def close(self) -> None:
+        """Add the images whose results are whole, but that a stopped run has not heard of; sort the lines."""
+        if self._lines is None:
+            return
+        for job in self._jobs:
+            if job not in self._entries and self._is_written(job):
+                self._entries[job] = ImageOutcome(job, {}).to_json()
+        # Where the disk is full, all but these few are there already.
+        with suppress(GocaError):
+            self._write()
+        self._lines.close()
+
+    def _write(self) -> None:
+        assert self._lines is not None
+        self._lines.replace(*(self._entries[job] for job in self._jobs if job in self._entries))
+
+    def _is_written(self, job: ImageJob) -> bool:
+        try:
+            # The last file is the one that vouches for the others.
+            return job.targets[-1].stat().st_mtime_ns >= self._begun and all(path.exists() for path in job.targets)
+        except OSError:
+            return False
 
 
 # --- Resuming
 
 
-def finished(jobs: Sequence[ImageJob], request: "SegmentationRequest", plan: Facts) -> dict[ImageJob, Facts]:
-    """The jobs that an earlier run by this plan finished, with the facts of their results.
+def _finished(jobs: Sequence[ImageJob], request: "SegmentationRequest") -> dict[ImageJob, Facts]:
+    """The jobs that an earlier run finished, with the facts of their results; GocaError for one of another request."""
+    results = {job: _read_result(job) for job in jobs if job.problem is None}
+    kept = {job: facts for job, facts in results.items() if facts is not None}
+    _refuse_different(kept, "request", request_facts(request))
+    return kept
 
-    Scratch files that a killed run left beside the results of the others are removed. Raises GocaError for a result of
-    another request or plan, which it names with what differs.
-    """
-    kept = {}
-    expected = _comparable(request_facts(request), plan)
-    for job in jobs:
-        facts = _read_result(job)
-        if facts is None:
-            continue
-        actual = _comparable(facts["request"], facts["plan"])
+
+def _refuse_different(results: Mapping[ImageJob, Facts], part: str, expected: Facts) -> None:
+    """Raise GocaError for a result of another request or plan, which it names with what differs."""
+    passed_over = _NOT_COMPARED if part == "plan" else frozenset()
+    expected = {name: value for name, value in _as_json(expected).items() if name not in passed_over}
+    for job, facts in results.items():
+        actual = facts[part]
         differing = [name for name in expected if actual.get(name) != expected[name]]
         if differing:
             raise GocaError(
@@ -322,15 +364,11 @@ def finished(jobs: Sequence[ImageJob], request: "SegmentationRequest", plan: Fac
                 "folder, or do not resume, to segment every image again",
                 hint="out",
             )
-        kept[job] = facts
-    sweep(target for job in jobs if job not in kept for target in job.targets)
-    return kept
 
 
-def _comparable(request: Facts, plan: Facts) -> dict[str, Any]:
-    """What the user chose, as JSON gives it back."""
-    chosen = {name: value for name, value in plan.items() if name not in _NOT_COMPARED}
-    return json.loads(json.dumps({**request, **chosen}))
+def _as_json(facts: Facts) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(facts))
 
 
 def _read_result(job: ImageJob) -> Facts | None:

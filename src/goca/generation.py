@@ -1,7 +1,6 @@
 """Generate images from a prompt, a seed each, and show what the words of the prompt attended to."""
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,19 +23,13 @@ from goca.imaging.palette import palette
 from goca.imaging.sheet import Cell
 from goca.recipe import GOCA, Recipe
 from goca.segmentation import Segmentation
+from goca.text.nouns import NO_THINGS, check_prompt
 from goca.text.spelling import forms
 from goca.text.token_spans import shortened
 from goca.tracing import Trace, TracedImage, trace
 
 MAX_NAME_WORDS = 4
 """Words of a name in a list; a prompt with a longer part is taken for a sentence."""
-_NO_THINGS = """
-about above across after around as at behind below beneath beside between by down for from front he her his in inside
-into is are it its near next of off on onto or out outside over she some that their them these they this those through
-to toward towards under up upon was were which while who with
-"""
-NO_THINGS = frozenset(_NO_THINGS.split())
-"""Words of a sentence that name nothing to be seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +92,7 @@ def generate(
     Raises:
         GocaError: The prompt is empty, or the pipeline refuses the options.
     """
-    if not options.prompt.strip():
-        raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
-    if options.scale is not None and not 0 <= options.scale < math.inf:
-        raise GocaError(f"scale {options.scale} is not valid: give a number from 0, 1 for no guidance")
+    check_prompt(options.prompt, options.scale)
     # From its own thread, a pipeline of which this one keeps a part would wait for ever.
     with exclusive(pipeline, nested=False):
         arguments = _arguments(pipeline, options)

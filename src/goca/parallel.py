@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -56,7 +57,12 @@ class Executor:
         return self.ray is None and (self.workers or 1) == 1
 
     def check(self) -> None:
-        """Raise GocaError where nothing listens at the cluster's host and port: Ray itself would try for minutes."""
+        """Raise GocaError where Ray is not installed, or nothing listens at the cluster's host and port.
+
+        Ray itself would try for minutes.
+        """
+        if self.ray is not None and find_spec("ray") is None:
+            raise _not_installed()
         if self.ray in (None, LOCAL, AUTO):
             return
         host, colon, port = self.ray.removeprefix("ray://").rpartition(":")
@@ -246,7 +252,7 @@ def _in_cluster(
     try:
         import ray
     except ImportError:
-        raise GocaError('a Ray cluster needs Ray Data: pip install "ray[data]"', "ray") from None
+        raise _not_installed() from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody opted in
     started = not ray.is_initialized()
     if started:
@@ -284,6 +290,10 @@ class _Actor(_Attempts):
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         (unit,) = batch["unit"].tolist()
         return {"answer": np.array([pickle.dumps(self.attempt(pickle.loads(unit)))], object)}
+
+
+def _not_installed() -> GocaError:
+    return GocaError('a Ray cluster needs Ray Data: pip install "ray[data]"', "ray")
 
 
 def _unreachable(address: str, reason: str) -> GocaError:

@@ -18,7 +18,16 @@ from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.recipe import AUTO, NO_BACKGROUND
-from goca.text.nouns import Classes, Noun, caption_of, class_names, in_vocabulary, parse_nouns, split_over_prompts
+from goca.text.nouns import (
+    Classes,
+    Noun,
+    caption_of,
+    check_rivals,
+    class_names,
+    in_vocabulary,
+    parse_nouns,
+    split_over_prompts,
+)
 from goca.text.spelling import forms
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
@@ -157,16 +166,6 @@ def _default_background_classes(plan: Plan, classes: Sequence[Noun]) -> tuple[No
     """The model's default background classes, without those that are wanted."""
     wanted = {form for noun in classes for word in noun.words for form in forms(word)}
     return tuple(Noun(name, (name,)) for name in plan.background_classes if name not in wanted)
-
-
-def check_rivals(background: str | float | None, classes: Sequence[Noun]) -> None:
-    """Raise GocaError where one class alone would be everywhere."""
-    if background in (None, NO_BACKGROUND) and len(classes) == 1:
-        raise GocaError(
-            f'with one class and no background every pixel would be labelled "{classes[0].name}": name another class, '
-            'or leave the background at "auto"',
-            hint="background",
-        )
 
 
 def background_of(background: str | float | None, plan: Plan, has_background_classes: bool) -> Background:

@@ -21,6 +21,18 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(json.loads((pipeline() / "vocabulary.json").read_text(encoding="utf-8")))
 
 
+_SYNONYMS = """
+kitten kitty puppy hound calf piglet hog toad tortoise dove automobile coach ship plane aircraft spaceship home cottage
+toadstool lawn meadow beach desert sea lake air cloud ice brickwork plank timber street asphalt
+"""
+_PHRASES = "two three a picture of we see an image with in front of the back behind above"
+
+
+def prompt_words() -> tuple[str, ...]:
+    """The words that it was trained to paint: the nouns, their synonyms, and those of sentences around them."""
+    return (*vocabulary(), *_SYNONYMS.split(), *_PHRASES.split())
+
+
 @dataclass(frozen=True)
 class Scene:
     """One scene of the benchmark.

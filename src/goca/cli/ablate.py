@@ -1,13 +1,19 @@
 """`goca ablate`: what each part of the method contributes."""
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, progress, session, show, table
+from goca.cli.console import percentage, progress, session, show, table
 from goca.errors import GocaError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from goca.evaluation.ablate import AblationRow
 
 
 def ablate(
@@ -20,10 +26,17 @@ def ablate(
     as_markdown: arguments.MarkdownOption = False,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Score each part of the method alone and together, beside the paper's table."""
+    """Score each part of the method.
+
+    Alone and together, beside the scores of SD 1.5 and SDXL on VOC in the paper's table.
+    """
     with session(verbose):
         if dataset != "scenes":
             raise GocaError(f'no data set "{dataset}" to ablate on: give scenes, the benchmark that ships with goca')
+        arguments.check_model(model)
+        from goca.evaluation.choices import caption_style
+
+        caption_style(captions)
         from goca.diffusion.backbone import Backbone
         from goca.diffusion.loading import load
         from goca.evaluation import ablate as ablation
@@ -41,8 +54,15 @@ def ablate(
         elif as_markdown:
             print(ablation.to_markdown(rows))
         else:
-            parts = table("parts of the method", "mIoU", "95 %", "accuracy", "gain", "95 %")
-            for row in rows:
-                miou, accuracy, gain = f"{row.miou:.3f}", f"{row.pixel_accuracy:.3f}", f"{row.gain:+.3f}"
-                parts.add_row(row.name, miou, interval(row.ci95), accuracy, gain, interval(row.gain_ci95, sign="+"))
-            show(parts)
+            note = "In per cent. acc.: pixel accuracy; paper: its mIoU on VOC, of SD 1.5/SDXL."
+            show(ablation_table(rows), note)
+
+
+def ablation_table(rows: "Sequence[AblationRow]") -> "Table":
+    """The rows in per cent, beside the paper's."""
+    parts = table("parts of the method", "mIoU [95 %]", "acc.", "gain [95 %]", "paper", figures=4)
+    for row in rows:
+        gain = percentage(row.gain, row.gain_ci95, sign="+") if row is not rows[0] else ""
+        accuracy, paper = f"{100 * row.pixel_accuracy:.1f}", "/".join(map(str, row.paper or ()))
+        parts.add_row(row.name, percentage(row.miou, row.ci95), accuracy, gain, paper)
+    return parts

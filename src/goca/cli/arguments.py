@@ -1,6 +1,7 @@
 """The options that several commands share, and what was typed for an option as the value that the library takes."""
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,8 +15,11 @@ from goca.errors import GocaError
 from goca.storage.reading import read_text
 from goca.text.class_list import classes_to_find, parse_class_list
 
-RECIPES = tuple(name.lower().replace("_", "-") for name in goca.__all__ if name.isupper() and name != "RECIPES")
+_CONSTANTS = {name.lower().replace("_", "-") for name in goca.__all__ if name.isupper()}
+RECIPES = ("goca", "vanilla", *sorted(_CONSTANTS - {"goca", "vanilla", "recipes"}))
 """The keys of `goca.RECIPES`, each a constant of goca, read off their names because the values need torch."""
+MAX_TIMESTEP = 999
+DTYPES = ("float32", "float16", "bfloat16", "fp32", "fp16", "bf16")
 
 option = partial(typer.Option, show_default=False)
 """An option whose help says itself what happens without it."""
@@ -28,7 +32,7 @@ TimestepOption = Annotated[
     str | None,
     option(
         metavar="T[,T...]",
-        help="Noise level of the forward pass, 0 to 1000; the maps of several are averaged.  [default: the model's]",
+        help="Noise level of the forward pass, 0 to 999; the maps of several are averaged.  [default: the model's]",
     ),
 ]
 SizeOption = Annotated[
@@ -75,6 +79,26 @@ MarkdownOption = Annotated[bool, option("--markdown", help="Print a Markdown tab
 VerboseOption = Annotated[bool, option("-v", "--verbose", help="Show warnings of the libraries, and tracebacks.")]
 
 
+def check_model(name: str, recipe: str | None = None, device: str | None = None, dtype: str | None = None) -> None:
+    """Raise GocaError for what no machine has, before torch is loaded to find out what this one has."""
+    if recipe is not None and recipe.lower().replace("_", "-") not in RECIPES:
+        raise GocaError(f'no recipe "{recipe}": there are {", ".join(RECIPES)}', "recipe")
+    if device is not None and not re.fullmatch(r"(cpu|mps)(:0)?|cuda(:[0-9]+)?", device):
+        raise GocaError(f'no device "{device}": give cpu, cuda, cuda:1 or mps', "device")
+    if dtype is not None and dtype not in DTYPES:
+        raise GocaError(f'no dtype "{dtype}": give {", ".join(DTYPES)}', "dtype")
+    if os.path.isdir(name):  # noqa: PTH112 - False for a name that the system refuses
+        if not Path(name, "model_index.json").is_file():
+            raise GocaError(
+                f"{name} is not a diffusers pipeline: it has no model_index.json; save one with save_pretrained",
+                "model",
+            )
+    elif name != "bundled" and not re.fullmatch(r"[^./~][^/]*/[^/]+", name):
+        raise GocaError(
+            f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name', "model"
+        )
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names between commas; blank ones, as after a last comma, do not count."""
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
@@ -114,7 +138,10 @@ def timesteps(text: str | None) -> tuple[int, ...] | None:
     numbers = names(text)
     if not numbers or not all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers):
         raise GocaError(f'--timestep "{text}" is not valid: give a training timestep such as 100, or several: 100,50')
-    return tuple(int(number) for number in numbers)
+    chosen = tuple(int(number) for number in numbers)
+    if max(chosen) > MAX_TIMESTEP:
+        raise GocaError(f'--timestep "{text}" is not valid: timesteps go from 0 to {MAX_TIMESTEP}')
+    return chosen
 
 
 def prices(text: str | None, tagger: str) -> tuple[float, float] | None:
@@ -134,7 +161,11 @@ def prices(text: str | None, tagger: str) -> tuple[float, float] | None:
 
 def tagger(text: str | None, dataset: str) -> str:
     """The tagger of --tagger. Only scenes have a default: for other data sets the choice decides what a score means."""
+    from goca.tagging import check_tagger
+
     if text is not None:
+        if text != "oracle":
+            check_tagger(text)
         return text
     if dataset == "scenes":
         return "oracle"

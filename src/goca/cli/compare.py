@@ -1,14 +1,21 @@
 """`goca compare`: runs of `goca evaluate` side by side."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from goca.cli import arguments
 from goca.cli.console import interval, session, show, table
 from goca.errors import GocaError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from goca.evaluation.compare import ComparedRun
 
 
 def compare(
@@ -20,16 +27,20 @@ def compare(
     as_json: arguments.JsonOption = False,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Rank runs of goca evaluate.
+    """Compare runs of goca evaluate.
 
     The runs must be of one protocol on the same images. Prints their mIoU with its confidence interval, and paired
     differences to the first run.
     """
     with session(verbose):
-        from goca.evaluation import compare as side_by_side
-
         if len(runs) < 2:
             raise GocaError("a single run cannot be compared: name two or more")
+        missing = [str(folder) for folder in runs if not os.path.isfile(folder / "run.json")]  # noqa: PTH113
+        if missing:
+            are = "is not the folder of a run" if len(missing) == 1 else "are not folders of runs"
+            raise GocaError(f"{', '.join(missing)} {are}: name what goca evaluate wrote")
+        from goca.evaluation import compare as side_by_side
+
         loaded = [side_by_side.load_run(folder) for folder in runs]
         comparison = side_by_side.compare(loaded)
         protocol = loaded[0].report.protocol
@@ -41,11 +52,16 @@ def compare(
         if as_json:
             print(json.dumps(protocol.with_rows(comparison)))
             return
-        rows = table("run", "recipe, model", "mIoU", "95 %", "accuracy", "threshold", "to the first", "95 %")
-        for row in comparison:
-            miou, accuracy, gain = f"{row.miou:.3f}", f"{row.pixel_accuracy:.3f}", f"{row.gain:+.3f}"
-            gain_ci95 = interval(row.gain_ci95, sign="+")
-            rows.add_row(row.run, row.name, miou, interval(row.ci95), accuracy, row.threshold, gain, gain_ci95)
-        show(rows, *protocol.lines())
+        names = [f"run {number}: {row.run} ({row.name})" for number, row in enumerate(comparison, start=1)]
+        show(*names, comparison_table(comparison), *protocol.lines())
         if plot is not None:
             show(str(plot))
+
+
+def comparison_table(rows: "Sequence[ComparedRun]") -> "Table":
+    """The rows, numbered from 1: names of any length would leave the figures no room."""
+    table_of_runs = table("run", "mIoU [95 %]", "accuracy", "threshold", "gain over run 1 [95 %]", figures=4)
+    for number, row in enumerate(rows, start=1):
+        miou, gain = f"{row.miou:.3f} {interval(row.ci95)}", f"{row.gain:+.3f} {interval(row.gain_ci95, sign='+')}"
+        table_of_runs.add_row(str(number), miou, f"{row.pixel_accuracy:.3f}", row.threshold, gain if number > 1 else "")
+    return table_of_runs

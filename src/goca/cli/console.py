@@ -15,9 +15,8 @@ from goca.errors import GocaError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, Task
+    from rich.progress import Progress
     from rich.table import Table
-    from rich.text import Text
 
 # Newer typers bring a private click: what typer does not export is reached through what it does.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -92,12 +91,18 @@ def show(*parts: "str | Table") -> None:
         page.print(part, soft_wrap=isinstance(part, str))
 
 
-def table(*columns: str) -> "Table":
-    """An empty table; text that is too long for its column is wrapped, not cut."""
+def table(*columns: str, figures: int = 0) -> "Table":
+    """An empty table whose last columns, `figures` of them, are kept whole; other text that is too long is wrapped."""
     from rich import box
     from rich.table import Column, Table
 
-    return Table(*(Column(name, overflow="fold") for name in columns), box=box.SIMPLE, pad_edge=False)
+    texts, numbers = columns[: len(columns) - figures], columns[len(columns) - figures :]
+    return Table(
+        *(Column(name, overflow="fold") for name in texts),
+        *(Column(name, overflow="fold", no_wrap=True, justify="right") for name in numbers),
+        box=box.SIMPLE,
+        pad_edge=False,
+    )
 
 
 def progress(hidden: bool) -> "Progress":
@@ -106,21 +111,25 @@ def progress(hidden: bool) -> "Progress":
     from rich.console import Console
     from rich.text import Text
 
-    class Done(bars.MofNCompleteColumn):
-        """How many of how many; nothing for a task that nobody can count, such as loading."""
+    class WithTotal(bars.ProgressColumn):
+        """Shown only where it is known how much there is to do: "0/?" tells nobody anything."""
 
-        def render(self, task: "Task") -> "Text":
-            return super().render(task) if task.total is not None else Text()
+        def __init__(self, column: bars.ProgressColumn) -> None:
+            self.column = column
+            super().__init__(column.get_table_column().copy())
+
+        def render(self, task: bars.Task) -> Any:
+            return self.column(task) if task.total is not None else Text()
 
     disable = hidden or not sys.stderr.isatty()
     return bars.Progress(
         bars.SpinnerColumn(),
         bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        Done(),
+        WithTotal(bars.BarColumn()),
+        WithTotal(bars.MofNCompleteColumn()),
         bars.TimeElapsedColumn(),
-        bars.TextColumn("left"),
-        bars.TimeRemainingColumn(),
+        WithTotal(bars.TextColumn("left")),
+        WithTotal(bars.TimeRemainingColumn()),
         console=Console(stderr=True, quiet=disable),
         transient=True,
         redirect_stdout=False,  # results belong on stdout, which need not be the same terminal
@@ -141,3 +150,8 @@ def paused(bar: "Progress") -> Iterator[None]:
 def interval(bounds: Sequence[float], sign: str = "") -> str:
     """A confidence interval: [0.123, 0.456], or with sign "+" that of a difference: [-0.123, +0.456]."""
     return "[{}]".format(", ".join(f"{bound:{sign}.3f}" for bound in bounds))
+
+
+def percentage(value: float, bounds: Sequence[float], sign: str = "") -> str:
+    """A score and its confidence interval in per cent: 60.7 [58.1, 63.2], or with sign "+": +1.5 [-0.3, +3.2]."""
+    return "{} [{}]".format(f"{100 * value:{sign}.1f}", ", ".join(f"{100 * bound:{sign}.1f}" for bound in bounds))

@@ -105,6 +105,15 @@ def evaluate(
             "window": window,
             "refine_edges": refine_edges,
         }
+        tagger_prices = arguments.prices(prices, tags)
+        arguments.check_model(model, recipe, device, dtype)
+        if out is not None:
+            from goca.image_jobs import check_writable
+
+            check_writable(out)
+        from goca.evaluation.choices import check_choices
+
+        check_choices(protocol, switches or (), captions)
         from goca.evaluation.config import EvaluationConfig
         from goca.parallel import Executor
 
@@ -125,7 +134,7 @@ def evaluate(
             batch=batch,
             threads=threads,
             overrides=overrides,
-            prices=arguments.prices(prices, tags),
+            prices=tagger_prices,
             concurrency=together,
         )
         if estimate:
@@ -188,7 +197,7 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
 
 def _print(report: "Report", out: Path | None) -> None:
     metrics: dict[str, Any] = report.metrics()
-    rows = table("class", "IoU")
+    rows = table("class", "IoU", figures=1)
     for name, value in sorted(metrics["per_class"].items(), key=lambda item: -item[1]):
         rows.add_row(name, f"{value:.3f}")
     show(

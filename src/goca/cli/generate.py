@@ -57,21 +57,28 @@ def generate(
     dtype: arguments.DtypeOption = None,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Generate images from a prompt, and show what each word of it attends to.
+    """Generate images from a prompt, and explain them.
 
-    Each image depends only on its seed, not on --explain or --count. Files are named after prompt and seed; existing
-    ones are overwritten.
+    With --explain, shows what each word of the prompt attends to. Each image depends only on its seed, not on
+    --explain or --count. Files are named after prompt and seed; existing ones are overwritten.
     """
     with session(verbose):
+        from goca import bundled
+        from goca.image_jobs import check_writable
+        from goca.text.nouns import check_prompt, unknown_words
+
+        check_prompt(prompt, scale)
+        arguments.check_model(model, recipe, device, dtype)
+        check_writable(out)
+        if model == "bundled" and (unknown := unknown_words(prompt, bundled.prompt_words())):
+            names = ", ".join(f'"{word}"' for word in unknown)
+            known = ", ".join(bundled.vocabulary())
+            say(f"the bundled model does not know {names}, and paints something else there; it knows {known}")
         from goca import generation
         from goca.diffusion.loading import load, without_bars
-        from goca.folders import check_writable
         from goca.imaging.draw import png
-        from goca.recipe import recipe_named
         from goca.storage.atomic import write_atomic
 
-        recipe_named(recipe)
-        check_writable(out)
         files = GenerationFiles(out, slug(prompt) or "image", range(seed, seed + count))
         options = generation.GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
         rows: list[list[Cell]] = []

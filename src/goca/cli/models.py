@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import console, progress, session, table
+from goca.cli.console import console, progress, session, show, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from goca.diffusion.families.spec import CheckpointSettings, Family, TextInput
 
 UNVERIFIED = "not verified here"
+BEGIN_WITH = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def models(
@@ -39,20 +40,29 @@ def models(
             show_default=False,
         ),
     ] = None,
-    as_markdown: arguments.MarkdownOption = False,
+    everything: Annotated[
+        bool, arguments.option("--all", help="Print every setting of every known checkpoint, and its source.")
+    ] = False,
+    as_markdown: Annotated[
+        bool, arguments.option("--markdown", help="Print a Markdown table of the families.")
+    ] = False,
     as_json: arguments.JsonOption = False,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """List the known checkpoints, check that every family works on this machine, or probe an unlisted denoiser.
+    """List known checkpoints; check or probe a family.
 
-    Any other checkpoint of a supported family works too, with settings by that family's rule.
+    Without options, a line for each known checkpoint. Any other checkpoint of a supported family works too, with
+    settings by that family's rule.
     """
     with session(verbose):
-        if as_markdown and (check or as_json):
-            raise GocaError(f"--markdown and --{'check' if check else 'json'} exclude each other: give one of them")
-        if probe and (check or as_markdown or as_json):
+        listings = {"--all": everything, "--markdown": as_markdown, "--json": as_json and not check, "--check": check}
+        chosen = [flag for flag, is_given in listings.items() if is_given]
+        if len(chosen) > 1:
+            raise GocaError(f"{chosen[0]} and {chosen[1]} exclude each other: give one of them")
+        if probe and (chosen or as_json):
             raise GocaError("--probe prints Python source: give it alone")
         if probe:
+            arguments.check_model(str(probe))
             from goca.diffusion.loading import load
             from goca.probing import probe as find_facts
             from goca.probing import source
@@ -65,12 +75,33 @@ def models(
                 raise typer.Exit(1)
         elif as_markdown:
             print(families())
-        else:
+        elif everything or as_json or verbose:
             listing(as_json)
+        else:
+            overview()
+
+
+def overview() -> None:
+    """Print a line for each known checkpoint or family, and which to begin with."""
+    from goca.diffusion.families import FAMILIES
+
+    rows = table("checkpoint", "for --model", "VOC mIoU", figures=1)
+    for family in FAMILIES:
+        for settings in family.checkpoints:
+            voc = next((f"{score.miou:.1f}" for score in settings.scores if score.dataset == "VOC"), "")
+            rows.add_row(settings.name, settings.repos[0], voc)
+        if family.repos and not family.checkpoints:
+            rows.add_row(family.name, family.repos[0], "")
+    show(
+        rows,
+        f"VOC mIoU is what others reported, {UNVERIFIED}. goca models --all prints more ids, and every setting.",
+        f"To begin with photographs: --model {BEGIN_WITH}, the smallest of these. The default, bundled, knows only 32 "
+        "nouns, in drawings.",
+    )
 
 
 def listing(as_json: bool) -> None:
-    """Print the known checkpoints."""
+    """Print the known checkpoints with all their settings."""
     from goca.diffusion.checkpoints import CHECKPOINTS
     from goca.diffusion.families import FAMILIES
 

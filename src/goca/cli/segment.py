@@ -1,23 +1,29 @@
-"""`goca segment`: label images and folders of images, and print each as it is done."""
+"""`goca segment`: label an image, and print what it shows; or folders of images, and print a summary."""
 
 import json
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import described, paused, progress, say, session, show, table
+from goca.cli.console import described, progress, say, session, show, table
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 
 if TYPE_CHECKING:
     from goca.folders import Facts, FolderProgress, ImageJob, ImageOutcome
 
-MOST_CLASSES = 8
-"""Classes that the line of an image in a folder lists; its JSON file has them all."""
+MOST_ROWS = 20
+"""Classes up to which a table has a row for each; of more, only those that have pixels."""
+MOST_LINES = 10
+"""Lines of notes, and of images that were left out."""
+MOST_NAMES = 3
+"""Images that such a line names."""
 
 
 def segment(
@@ -26,7 +32,7 @@ def segment(
         typer.Argument(
             metavar="IMAGE|DIR",
             show_default=False,
-            help="Images, and folders to search for images; hidden files and earlier results are skipped.",
+            help="Images, and folders to search for images; hidden files, earlier results and --out are skipped.",
         ),
     ],
     classes: Annotated[
@@ -66,7 +72,7 @@ def segment(
     window: arguments.WindowOption = False,
     refine_edges: arguments.RefineEdgesOption = False,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for NAME.labels.png, NAME.overlay.png and NAME.json.")
+        Path, typer.Option(metavar="DIR", help="Folder for NAME.labels.png, NAME.overlay.png, NAME.json and so on.")
     ] = Path("goca-out"),
     formats: Annotated[
         str,
@@ -93,18 +99,27 @@ def segment(
     """Label the pixels of images with class names.
 
     Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file, or what --format says.
-    Below --out, results keep the images' paths from the common parent folder of all inputs.
+    Below --out, results keep the images' paths from the common parent folder of all inputs; of several images,
+    index.jsonl there says what became of each.
     """
     with session(verbose):
         listed = arguments.classes(classes, classes_file)
         threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
+        background_names = arguments.names(background_classes)
+        arguments.check_model(model, recipe, device, dtype)
+        from goca import bundled
+        from goca.text.nouns import check_words
+
+        check_words(listed, background_names, threshold, caption, bundled.vocabulary() if model == "bundled" else ())
         from goca.folders import ModelOptions, plan_outputs, segment_images
         from goca.parallel import Executor
 
         jobs = plan_outputs(images, out, arguments.names(formats))
+        executor = Executor(workers=workers, ray=ray)
+        executor.check()
         from goca.request import SegmentationRequest
 
-        request = SegmentationRequest("", listed, arguments.names(background_classes), threshold, caption)
+        request = SegmentationRequest("", listed, background_names, threshold, caption)
         options = ModelOptions(
             name=model,
             recipe=recipe,
@@ -121,79 +136,87 @@ def segment(
                 "refine_edges": refine_edges,
             },
         )
-        executor = Executor(workers=workers, ray=ray)
-        events = segment_images(jobs, request, options, resume=resume, executor=executor)
-        summary = _run(events, len(jobs), model, as_json)
-        _print_summary(summary, out, resume, as_json)
-    if summary.left_out:
+        indexed = out if len(jobs) > 1 or any(path.is_dir() for path in images) else None
+        events = segment_images(jobs, request, options, out=indexed, resume=resume, executor=executor)
+        summary = _Summary()
+        final = _run(events, len(jobs), model, indexed, as_json, summary)
+        if len(jobs) > 1 and not as_json:
+            summary.show()
+        summary.say_left_out(indexed)
+        _print_end(final, out, indexed, resume, as_json)
+    if final.left_out:
         raise typer.Exit(1)
 
 
-def _run(events: "Iterable[FolderProgress | ImageOutcome]", total: int, model: str, as_json: bool) -> "FolderProgress":
-    """Segment every image and print each as it is done. Where there is only one, its error is the command's."""
+def _run(
+    events: "Generator[FolderProgress | ImageOutcome, None, None]",
+    total: int,
+    model: str,
+    indexed: Path | None,
+    as_json: bool,
+    summary: "_Summary",
+) -> "FolderProgress":
+    """Segment every image; print an image alone, or lines of JSON. The error of an image alone is the command's."""
     from goca.diffusion.loading import without_bars
-    from goca.folders import FolderProgress
+    from goca.folders import FolderProgress, index_lines
 
-    summary = FolderProgress(total=total)
-    known_notes: set[str] = set()
+    done, outcome = FolderProgress(total=total), None
     try:
         # A model that is downloaded shows the Hub's own progress, but not beside JSON.
-        with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext():
-            loading = bar.add_task(f"loading {model}", total=None)
-            segmenting = bar.add_task("segmenting", total=total, start=False, visible=False)
+        with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext(), closing(events):
+            task = bar.add_task(f"loading {model}", total=None)
             for event in events:
                 if isinstance(event, FolderProgress):
-                    summary = event
-                    bar.update(loading, visible=False)
-                    bar.start_task(segmenting)
-                    bar.update(segmenting, completed=event.done + event.left_out, visible=True)
+                    if not bar.tasks[0].total:
+                        bar.reset(task, description="segmenting", total=total)
+                    done = event
+                    bar.update(task, completed=event.done + event.left_out)
                     continue
                 if total == 1 and isinstance(event.result, GocaError):
                     raise event.result
-                with paused(bar):
-                    _print_outcome(event, as_json, total == 1, known_notes)
+                outcome = event
+                summary.add(outcome)
+                if as_json:
+                    _print_json(outcome)
     except KeyboardInterrupt:
-        say(f"stopped; {summary.done} of {total} images are done and complete")
+        # The index knows of images that workers have finished, but not yet told of.
+        count = done.done
+        if indexed is not None and (lines := index_lines(indexed)).path.exists():
+            count = sum("outputs" in line for line in lines.read())
+        say(f"stopped; {count} of {total} images are done and complete")
         raise typer.Exit(130) from None
-    return summary
+    if total == 1 and not as_json and outcome is not None and not isinstance(outcome.result, GocaError):
+        _print_table(outcome.job, outcome.result)
+    return done
 
 
-def _print_outcome(outcome: "ImageOutcome", as_json: bool, alone: bool, known_notes: set[str]) -> None:
-    """A line of JSON, a table for an image alone, or a few lines; for people, only what this run did."""
-    job, facts = outcome.job, outcome.result
-    if isinstance(facts, GocaError):
-        reason = described(facts)
-        say(f"left out: {reason}" if str(job.image) in reason else f"left out: {job.image}: {reason}")
-    elif as_json:
-        files = [str(path) for path in job.targets]
-        print(json.dumps({"image": str(job.image), **facts, "files": files}), flush=True)
-    elif alone:
-        _print_table(job, facts)
-    elif not outcome.kept:
-        _print_block(job, facts, known_notes)
+def _print_json(outcome: "ImageOutcome") -> None:
+    from goca.folders import stored_path
+
+    if isinstance(outcome.result, GocaError):
+        print(json.dumps(outcome.to_json()), flush=True)
+        return
+    files = [stored_path(path) for path in outcome.job.targets]
+    print(json.dumps({"image": stored_path(outcome.job.image), **outcome.result, "files": files}), flush=True)
 
 
 def _print_table(job: "ImageJob", facts: "Facts") -> None:
-    rows = table("class", "share of pixels", "peak score")
-    for column in rows.columns[1:]:
-        column.justify = "right"
-    for entry in facts["classes"]:
+    """An image alone: its classes, the notes on it, and its files."""
+    rows = table("class", "share of pixels", "peak score", figures=2)
+    entries = facts["classes"]
+    if len(entries) > MOST_ROWS:
+        entries = sorted((entry for entry in entries if entry["share"]), key=lambda entry: -entry["share"])
+    for entry in entries:
         rows.add_row(entry["name"], f"{entry['share']:.1%}", f"{entry['peak']:.2f}")
     if background := _background(facts):
         rows.add_row("(background)", f"{background:.1%}", "")
-    show(str(job.image), rows, *(f"note: {note}" for note in facts["plan"]["notes"]), *map(str, job.targets))
+    show(str(job.image), rows, *_without_pixels(len(facts["classes"]) - len(entries)))
+    show(*(f"note: {note}" for note in facts["plan"]["notes"]), *map(str, job.targets))
 
 
-def _print_block(job: "ImageJob", facts: "Facts", known_notes: set[str]) -> None:
-    """The image and its classes by their shares, on one line; a note only once in a run."""
-    shares = {entry["name"]: entry["share"] for entry in facts["classes"]} | {"(background)": _background(facts)}
-    visible = sorted((name for name in shares if shares[name]), key=shares.__getitem__, reverse=True)
-    listed = [f"{name} {shares[name]:.1%}" for name in visible[:MOST_CLASSES]]
-    if len(visible) > MOST_CLASSES:
-        listed.append(f"{len(visible) - MOST_CLASSES} more")
-    notes = [note for note in facts["plan"]["notes"] if note not in known_notes]
-    known_notes.update(notes)
-    show(f"{job.image}: {', '.join(listed)}", *(f"  note: {note}" for note in notes))
+def _without_pixels(count: int) -> Iterable[str]:
+    if count:
+        yield f"{count} more {'class has' if count == 1 else 'classes have'} no pixels"
 
 
 def _background(facts: "Facts") -> float:
@@ -202,15 +225,85 @@ def _background(facts: "Facts") -> float:
     return round((1 - sum(entry["share"] for entry in facts["classes"])) * pixels) / pixels
 
 
-def _print_summary(summary: "FolderProgress", out: Path, resume: bool, as_json: bool) -> None:
+@dataclass
+class _Summary:
+    """What a run over several images found, gathered image by image.
+
+    Attributes:
+        images: how many have results.
+        with_pixels, shares: for each class, in how many of them it has pixels, and the sum of its shares.
+        notes: in how many a note was made.
+        left_out: {reason: the images}.
+    """
+
+    images: int = 0
+    with_pixels: Counter[str] = field(default_factory=Counter)
+    shares: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    notes: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+
+    def add(self, outcome: "ImageOutcome") -> None:
+        """Count an image."""
+        facts = outcome.result
+        if isinstance(facts, GocaError):
+            image, reason = outcome.job.image, described(facts)
+            if reason.startswith(f"{image} "):
+                # Without the image's name, the reasons of many images are the same.
+                reason = "it" + reason.removeprefix(str(image))
+            self.left_out.setdefault(reason, []).append(image)
+            return
+        self.images += 1
+        shares = {entry["name"]: entry["share"] for entry in facts["classes"]} | {"(background)": _background(facts)}
+        for name, share in shares.items():
+            self.with_pixels[name] += share > 0
+            self.shares[name] += share
+        self.notes.update(facts["plan"]["notes"])
+
+    def show(self) -> None:
+        """Print the classes, the largest first, and the notes."""
+        names = sorted(self.shares, key=self.shares.__getitem__, reverse=True)
+        if not self.with_pixels["(background)"]:
+            names = [name for name in names if name != "(background)"]
+        listed = [name for name in names if self.with_pixels[name] or len(names) <= MOST_ROWS]
+        rows = table("class", "images", "mean share", figures=2)
+        for name in listed:
+            rows.add_row(name, str(self.with_pixels[name]), f"{self.shares[name] / self.images:.1%}")
+        if self.images:
+            show(rows, *_without_pixels(len(names) - len(listed)))
+        notes = self.notes.most_common()
+        show(*(f"note: {note} ({count} of {self.images} images)" for note, count in notes[:MOST_LINES]))
+        if len(notes) > MOST_LINES:
+            show(f"and {len(notes) - MOST_LINES} more notes: each is in the JSON file of its image")
+
+    def say_left_out(self, indexed: Path | None) -> None:
+        """Say which images were left out and why, in a few lines."""
+        from goca.folders import INDEX
+
+        groups = list(self.left_out.items())
+        for reason, images in groups[:MOST_LINES]:
+            names = ", ".join(map(str, images[:MOST_NAMES]))
+            more = f" and {len(images) - MOST_NAMES} more" if len(images) > MOST_NAMES else ""
+            if len(images) == 1 and reason.startswith("it "):
+                say(f"left out: {names}{reason.removeprefix('it')}")
+            elif names in reason:
+                say(f"left out: {reason}")
+            else:
+                say(f"left out: {names}{more}: {reason}")
+        if rest := sum(len(images) for _, images in groups[MOST_LINES:]):
+            say(f"and {rest} more: see {indexed / INDEX if indexed is not None else INDEX}")
+
+
+def _print_end(done: "FolderProgress", out: Path, indexed: Path | None, resume: bool, as_json: bool) -> None:
     """What the run did, on stdout; beside JSON on stderr, where there is something to know."""
-    text = f"{summary.done} {'image' if summary.done == 1 else 'images'} segmented"
+    from goca.folders import INDEX
+
+    text = f"{done.done} {'image' if done.done == 1 else 'images'} segmented"
     if resume:
-        text += f", {summary.kept} of them by an earlier run"
-    if summary.left_out:
-        text += f", {summary.left_out} left out"
-    text += f"; results in {out}"
-    if as_json and (resume or summary.left_out):
+        text += f", {done.kept} of them by an earlier run"
+    if done.left_out:
+        text += f", {done.left_out} left out"
+    text += f"; results in {out}" + (f", listed in {indexed / INDEX}" if indexed is not None else "")
+    if as_json and (resume or done.left_out):
         say(text)
-    elif not as_json and (resume or summary.total > 1):
+    elif not as_json and (resume or done.total > 1):
         show(text)

@@ -6,12 +6,13 @@ from typing import Any
 
 from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
+from goca.evaluation.choices import caption_style
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import evaluate_dataset
 from goca.evaluation.metrics import Interval, Tally, gain
 from goca.evaluation.oracle import OracleTagger
-from goca.evaluation.protocol import Protocol, caption_style, honest
+from goca.evaluation.protocol import Protocol, honest
 from goca.evaluation.remap import narrowed
 from goca.plan import Options
 from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Recipe

@@ -43,9 +43,6 @@ class Policy:
 HONEST = Policy(name="honest")
 """A noun that names a category is that class, any other is a background class, and nothing comes from ground truth."""
 
-ODD_SYNONYMS = (Category("aeroplane", ("skyline",)), Category("person", ("woodpecker",)))
-"""Odd synonyms of the released code, those that are known to us; a switch of the protocol adds them."""
-
 
 def paper(dataset: str) -> Policy:
     """What the released code does on a data set it knows, which flatters: classes are those of the ground truth."""

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from goca.errors import GocaError
+from goca.evaluation.choices import caption_style, split_of
 from goca.evaluation.datasets import open_dataset
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import Evaluator
 from goca.evaluation.oracle import OracleTagger
-from goca.evaluation.protocol import PRESETS, Protocol, caption_style, changed, split_of
+from goca.evaluation.protocol import PRESETS, Protocol, changed
 from goca.evaluation.remap import narrowed
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
@@ -92,6 +93,11 @@ class EvaluationConfig:
     def tags_ahead(self) -> bool:
         """Whether the tagger is asked before the model is."""
         return self.tagger.partition(":")[0] in AHEAD
+
+    @property
+    def tags_itself(self) -> bool:
+        """Whether the tagger is the segmenter's model."""
+        return self.tagger.partition(":")[0] == "self"
 
     def load_tagger(self, segmenter: Segmenter | None, captions: Path | None = None) -> Tagger:
         """The tagger; "self" uses the segmenter's model, and vlm and local save their captions in the file."""

@@ -11,25 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt16
 
-from goca.errors import GocaError
 from goca.evaluation import caption_nouns
 from goca.evaluation.caption_nouns import Policy
+from goca.evaluation.choices import SWITCHES, CaptionStyle, switch_named
 from goca.evaluation.datasets.base import VOID, Category, Dataset, LabelMap
 from goca.evaluation.metrics import Counting
 from goca.maths.background import Background, offset
 
 SWEEP = tuple(step / 10 for step in range(-4, 5))
 """The thresholds of the oracle sweep."""
-
-CaptionStyle = Literal["nouns", "sentences"]
-
-
-def caption_style(name: str) -> CaptionStyle:
-    """A style of captions by its name. Raises GocaError for one that there is not."""
-    styles: Mapping[str, CaptionStyle] = {"nouns": "nouns", "sentences": "sentences"}
-    if name not in styles:
-        raise GocaError(f'no captions "{name}": there are {", ".join(styles)}', "captions")
-    return styles[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,29 +159,6 @@ def paper(dataset: Dataset, tags: str) -> Protocol:
 
 
 PRESETS: Mapping[str, Callable[[Dataset, str], Protocol]] = {"honest": honest, "paper": paper}
-PAPER_SPLITS = {"voc": "train", "context": "train"}
-"""Where the released code evaluates on another split than the one for validation."""
-
-
-def split_of(preset: str, dataset: str, split: str | None) -> str | None:
-    """The split that a preset evaluates, unless another is named; None for the data set's own choice."""
-    if preset not in PRESETS:
-        raise GocaError(f'no protocol "{preset}": there are {", ".join(PRESETS)}')
-    return PAPER_SPLITS.get(dataset) if split is None and preset == "paper" else split
-
-
-SWITCHES: Mapping[str, Mapping[str, Any]] = {
-    "void": {"ignored": "ignored", "background": "background"},
-    "absent": {"left-out": "left out", "zero": "count 0"},
-    "counted": {"classes": "classes", "and-background": "classes and background"},
-    "threshold": {"none": "none", "fixed": "fixed", "oracle": "oracle"},
-    "suffix": {"none": (), "background": ("background",)},
-    "complete": {"no": False, "yes": True},
-    "true-only": {"no": False, "yes": True},
-    "keep-parts": {"no": False, "yes": True},
-    "odd-synonyms": {"no": (), "yes": caption_nouns.ODD_SYNONYMS},
-}
-"""{switch: {name of a value: the value}}, as the command line names them."""
 
 
 def changed(protocol: Protocol, switches: Sequence[str]) -> Protocol:
@@ -201,12 +168,7 @@ def changed(protocol: Protocol, switches: Sequence[str]) -> Protocol:
         GocaError: there is no such switch or value; the message names those that there are.
     """
     changes = []
-    for switch in switches:
-        name, _, value = (part.strip() for part in switch.lower().partition("="))
-        if name not in SWITCHES:
-            raise GocaError(f'no switch "{name}": there are {", ".join(SWITCHES)}')
-        if value not in SWITCHES[name]:
-            raise GocaError(f'no value "{value}" for the switch {name}: there are {", ".join(SWITCHES[name])}')
+    for name, value in map(switch_named, switches):
         field = name.replace("-", "_").removeprefix("odd_")  # the odd synonyms are those of a policy
         change: dict[str, Any] = {field: SWITCHES[name][value]}
         if field in Policy.__dataclass_fields__:

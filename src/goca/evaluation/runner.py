@@ -16,7 +16,7 @@ from goca.evaluation.evaluator import Evaluator, ImageBatch, batches
 from goca.evaluation.fingerprint import settings
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report
-from goca.evaluation.run_folder import CONFUSION, RunFolder
+from goca.evaluation.run_folder import CONFUSION, RunFolder, read_facts
 from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.tagging.base import BatchTagger, Estimate, PaidTagger, Tagger
 
@@ -79,7 +79,11 @@ def run(
     if not dataset.samples:
         raise GocaError(f"{dataset.name} has no image to evaluate")
     captions = _captions_file(out)
-    tagger = config.load_tagger(None, captions) if config.tags_ahead else None
+    # Before the model is loaded: a protocol that there is not, a folder of something else, a tagger that cannot start.
+    config.protocol_for(dataset, config.tagger)
+    if out is not None:
+        read_facts(out)
+    tagger = None if config.tags_itself else config.load_tagger(None, captions)
     if isinstance(tagger, PaidTagger):
         tagger.ready()
     yield Stage(f"loading {config.model}")

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from goca.errors import GocaError
+from goca.storage.atomic import write_atomic
 from goca.storage.reading import decode_text, json_value, read_bytes, require_regular
 
 T = TypeVar("T")
@@ -100,6 +101,15 @@ class JsonLines(Generic[T]):
                 f"{self.path} was deleted, moved or replaced while it was being written: put it back, or begin anew",
                 "out",
             )
+
+    def replace(self, *records: T) -> None:
+        """Put these records in the place of all there are, at once; opens the file if need be."""
+        with self._mutex:
+            self.open()
+            assert self._file is not None
+            write_atomic({self.path: b"".join(map(self._line, records))})
+            self._file.close()
+            self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
         """Let other processes append."""

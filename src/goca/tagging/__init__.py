@@ -9,7 +9,20 @@ from goca.tagging.base import BatchTagger, PaidTagger, Prices, Tagger
 if TYPE_CHECKING:
     from goca.segmenter import Segmenter
 
-__all__ = ["BatchTagger", "PaidTagger", "Tagger", "tagger_named"]
+__all__ = ["BatchTagger", "PaidTagger", "Tagger", "check_tagger", "tagger_named"]
+
+KINDS = ("given", "captions", "vlm", "local", "self")
+
+
+def check_tagger(spec: str) -> None:
+    """Raise GocaError where `tagger_named` knows no such tagger or cannot read its file; no library is loaded."""
+    kind, _, rest = spec.partition(":")
+    if kind in ("given", "captions"):
+        tagger_named(spec)
+    if kind not in KINDS:
+        raise _unknown(spec)
+    if kind == "self" and rest.strip().partition(":")[0] not in ("error", "map"):
+        raise GocaError(f'no tagger "{spec}": there are self:error, self:map')
 
 
 def tagger_named(
@@ -62,7 +75,12 @@ def tagger_named(
             from goca.tagging.self_pruning import self_tagger
 
             return self_tagger(rest, segmenter)
-    raise GocaError(
+    raise _unknown(spec)
+
+
+def _unknown(spec: str) -> GocaError:
+    return GocaError(
         f'no tagger "{spec}": there are given:NOUNS, captions:FILE, vlm:MODEL, local:FOLDER_OR_ID, self:error, '
-        "self:map, and oracle where there is ground truth"
+        "self:map, and oracle where there is ground truth",
+        "tagger",
     )

@@ -1,15 +1,24 @@
 """What the user named: checked, put into a model's own words, listed as a caption, spread over prompts."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from goca.errors import GocaError
-from goca.text.spelling import composed, forms, plain
+from goca.text.spelling import STOP, WORD, composed, forms, found_in, plain
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
 """Class names, or {class: [synonyms]}."""
+
+_NO_THINGS = """
+about above across after around as at behind below beneath beside between by down for from front he her his in inside
+into is are it its near next of off on onto or out outside over she some that their them these they this those through
+to toward towards under up upon was were which while who with
+"""
+NO_THINGS = frozenset(_NO_THINGS.split())
+"""Words of a sentence that name nothing to be seen."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,47 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
     return class_nouns, background_nouns
 
 
+def check_rivals(background: str | float | None, classes: Sequence[Noun]) -> None:
+    """Raise GocaError where one class alone would be everywhere."""
+    if background in (None, "none") and len(classes) == 1:
+        raise GocaError(
+            f'with one class and no background every pixel would be labelled "{classes[0].name}": name another class, '
+            'or leave the background at "auto"',
+            hint="background",
+        )
+
+
+def check_words(
+    classes: Classes,
+    background_classes: Sequence[str] = (),
+    background: str | float | None = "auto",
+    caption: str | None = None,
+    vocabulary: Sequence[str] = (),
+) -> None:
+    """Raise GocaError for what is wrong with a request whatever the model is, so that none is loaded for it.
+
+    The arguments are those of `goca.request.SegmentationRequest`; `vocabulary` is that of a model which knows no other
+    words.
+    """
+    nouns, background_nouns = parse_nouns(classes, background_classes)
+    check_rivals(background, nouns)
+    if vocabulary:
+        nouns = in_vocabulary(nouns + background_nouns, vocabulary)[: len(nouns)]
+    if caption is None:
+        return
+    if not caption.strip():
+        raise GocaError("the caption is empty: write one that names every class, or leave it out", "caption")
+    text = composed(caption)
+    missing = [
+        f'"{noun.name}"'
+        for noun in nouns
+        if not any(any(found_in(form, text)) for word in noun.words for form in forms(word))
+    ]
+    if missing:
+        are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        raise GocaError(f'{", ".join(missing)} {are} not in the caption "{caption}": add {them}', "caption")
+
+
 def class_names(classes: Iterable[str]) -> tuple[str, ...]:
     """The names that results have for checked classes: without spaces around them."""
     return tuple(str(name).strip() for name in classes)
@@ -84,20 +134,23 @@ def split_over_prompts(nouns: Sequence[Noun], fits: Callable[[Sequence[Noun]], b
 def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str]) -> tuple[Noun, ...]:
     """The nouns in the words of a model that knows only its vocabulary: "Cats" becomes "cat".
 
-    Raises GocaError where a noun has no known word, or two nouns share one.
+    Raises GocaError where nouns have no known word, and names them all, or where two nouns share one.
     """
     entries = {form: word for word in vocabulary for form in forms(word)} | {plain(word): word for word in vocabulary}
     translated: list[Noun] = []
     owners: dict[str, str] = {}
-    for noun in nouns:
-        words = tuple(dict.fromkeys(entries[plain(word)] for word in noun.words if plain(word) in entries))
-        if not words:
-            raise GocaError(
-                f'the bundled model does not know "{noun.name}"; it knows {", ".join(vocabulary)}. For anything else '
-                "load a real checkpoint: a diffusers folder or a Hub id such as "
-                "stable-diffusion-v1-5/stable-diffusion-v1-5",
-                "model",
-            )
+    known = [
+        tuple(dict.fromkeys(entries[plain(word)] for word in noun.words if plain(word) in entries)) for noun in nouns
+    ]
+    unknown = [f'"{noun.name}"' for noun, words in zip(nouns, known, strict=True) if not words]
+    if unknown:
+        raise GocaError(
+            f"the bundled model does not know {', '.join(unknown)}; it knows {', '.join(vocabulary)}. For anything "
+            "else load a real checkpoint: a diffusers folder or a Hub id such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "model",
+        )
+    for noun, words in zip(nouns, known, strict=True):
         for word in words:
             if word in owners:
                 raise GocaError(
@@ -106,3 +159,22 @@ def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str]) -> tuple[Nou
             owners[word] = noun.name
         translated.append(Noun(noun.name, words))
     return tuple(translated)
+
+
+def check_prompt(prompt: str, scale: float | None = None) -> None:
+    """Raise GocaError for an empty prompt, or a guidance scale that is not a number from 0."""
+    if not prompt.strip():
+        raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
+    if scale is not None and not 0 <= scale < math.inf:
+        raise GocaError(f"scale {scale} is not valid: give a number from 0, 1 for no guidance", "scale")
+
+
+def unknown_words(prompt: str, known: Iterable[str]) -> tuple[str, ...]:
+    """The words of a prompt, in lower case, that are neither known, in any number, nor words that name nothing."""
+    all_known = {form for word in known for form in forms(word)}
+    words = dict.fromkeys(plain(match[0]) for match in WORD.finditer(prompt))
+    return tuple(
+        word
+        for word in words
+        if not (forms(word) & all_known or word in NO_THINGS or word.isdigit() or STOP.fullmatch(word))
+    )

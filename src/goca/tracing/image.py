@@ -25,10 +25,10 @@ from goca.imaging.sheet import Cell, contact_sheet
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
-from goca.request import background_of, check_rivals
+from goca.request import background_of
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.storage.atomic import write_atomic
-from goca.text.nouns import Classes, class_names, parse_nouns
+from goca.text.nouns import Classes, check_rivals, class_names, parse_nouns
 from goca.text.token_spans import NounTokens, Word, find_noun_tokens, shortened, token_indices_of, why_absent
 from goca.tracing.steps import TracedAttention, TracedStep
 

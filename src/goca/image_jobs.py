@@ -1,0 +1,263 @@
+"""Which images a run is about, and where the results of each go. No image is opened."""
+
+import mimetypes
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryFile
+from unicodedata import normalize
+
+from PIL import Image
+
+from goca.errors import GocaError
+from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
+from goca.storage.reading import require_regular
+
+MAX_NAME = 255
+"""Bytes that a file's name may have on every common file system."""
+_MAX_STEM = MAX_NAME - max(len(exporter.suffix) for exporter in EXPORTERS.values())
+
+_EARLIER_RESULTS = tuple(exporter.suffix for exporter in EXPORTERS.values())
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """An image as the user named it, the folder and stem of its results, and their formats.
+
+    problem: why it cannot be segmented, where that is known before it is opened; None for any other image.
+    """
+
+    image: Path
+    folder: Path
+    stem: str
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    problem: str | None = None
+
+    @property
+    def targets(self) -> tuple[Path, ...]:
+        """The files of its results, in the order in which they are written: the JSON, if any, last."""
+        return tuple(self.folder / f"{self.stem}{exporter.suffix}" for exporter in exporters(self.formats).values())
+
+
+def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> tuple[ImageJob, ...]:
+    """The images among the inputs, folders searched, each with a place below `out`. Nothing is written for good.
+
+    That is the image's path below the common parent of all inputs; an image's parent is its folder, a folder's is
+    itself, so that adding an image to a folder moves no other one's results. Results are named after the image's stem:
+    `photo.jpg` gets `photo.json`. Where files of two images would have one name, whatever its case, both keep their
+    suffix: `photo.jpg.json` and `photo.png.json`; where that does not help either, and where a name is too long, there
+    is a digest of the image's path in it.
+
+    Folders are searched through links too, each real folder once. What cannot be searched or opened in them (dangling
+    links, locked folders, pipes) becomes a job with its problem. Hidden files, earlier results and `out` are passed
+    over.
+
+    Args:
+        inputs: images and folders.
+        out: the folder for results.
+        formats: names of `goca.exports.EXPORTERS`, the files that each image gets.
+
+    Raises:
+        GocaError: a format is unknown or needs a package, an input does not exist, a folder has no images, an image is
+            named twice, results would overwrite an input, or `out` cannot be written.
+    """
+    written = exporters(formats)
+    for exporter in written.values():
+        exporter.check()
+    _refuse_missing(inputs)
+    sources = [(image, root, problem) for path in inputs for image, root, problem in _sources(path, out)]
+    parent = os.path.commonpath([_absolute(root) for _, root, _ in sources])
+    _refuse_same(image for image, _, _ in sources)
+    jobs = _without_collisions(
+        [
+            ImageJob(image, out / os.path.relpath(_absolute(image.parent), parent), image.stem, tuple(written), problem)
+            for image, _, problem in sources
+        ],
+        parent,
+    )
+    _refuse_overwriting(jobs)
+    for folder in dict.fromkeys(job.folder for job in jobs if job.problem is None):
+        check_writable(folder)
+    return jobs
+
+
+def check_writable(folder: Path) -> None:
+    """Raise GocaError unless files can be written to the folder. It tries, as permissions alone do not tell."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise GocaError(f"cannot write to {folder}: {reason}; choose another output folder", hint="out") from None
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+
+
+# --- Inputs
+
+
+def _refuse_missing(inputs: Sequence[Path]) -> None:
+    # os.path returns False for a name that the system refuses, where pathlib raises OSError.
+    missing = [
+        f"{path} (a dangling link)" if os.path.islink(path) else str(path)  # noqa: PTH114
+        for path in inputs
+        if not os.path.exists(path)  # noqa: PTH110
+    ]
+    if missing:
+        raise GocaError(f"no image or folder {', '.join(missing)}: check the path")
+
+
+def _sources(path: Path, out: Path) -> Iterator[tuple[Path, Path, str | None]]:
+    """(image, root, problem) for each image that an input names."""
+    if not path.is_dir():
+        require_regular(path)
+        yield path, path.parent, None
+        return
+    found = _search(path, out)
+    if not any(problem is None for problem in found.values()):
+        problems = "".join(f"; {problem}" for problem in [*found.values()][:1])
+        raise GocaError(f"no images in {path}: name a folder that has images{problems}")
+    for image, problem in sorted(found.items()):
+        yield image, path, problem
+
+
+def _search(folder: Path, out: Path) -> dict[Path, str | None]:
+    """The images below a folder, and what cannot be searched or opened, with the reason."""
+    found: dict[Path, str | None] = {}
+    visited: set[tuple[int, int]] = set()
+    # The output folder is read only where the user names it, or a folder in it.
+    results = Path(os.path.realpath(out))
+    wanted = Path(os.path.realpath(folder)).is_relative_to(results)
+    # A link to a folder waits for all real ones, so that it moves no other image's results.
+    real, linked = [folder], list[Path]()
+    while real or linked:
+        current = real.pop() if real else linked.pop(linked.index(min(linked)))
+        if not wanted and Path(os.path.realpath(current)).is_relative_to(results):
+            continue
+        try:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            names = os.listdir(current)  # noqa: PTH208 - a folder that cannot be listed raises here, not later
+        except OSError as error:
+            found[current] = f"{current} is a folder that cannot be searched: {error.strerror}"
+            continue
+        for path in (current / name for name in names if not name.startswith(".")):
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                if _may_be_wanted(path):
+                    dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+                    found[path] = (
+                        f"{path} is a link to {path.readlink()}, which is not there"
+                        if dangling
+                        else (f"{path} cannot be opened: {error.strerror}")
+                    )
+                continue
+            if stat.S_ISDIR(mode):
+                (linked if path.is_symlink() else real).append(path)
+            elif _is_image(path):
+                regular = stat.S_ISREG(mode)
+                found[path] = None if regular else f"{path} is a pipe, a socket or a device, not an image file"
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; a second run must not take results for images."""
+    return path.suffix.lower() in _readable_suffixes() and not path.name.endswith(_EARLIER_RESULTS)
+
+
+@cache
+def _readable_suffixes() -> frozenset[str]:
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def _may_be_wanted(path: Path) -> bool:
+    """Whether what cannot be looked at may have been an image or a folder: its name is not that of another file."""
+    return _is_image(path) or mimetypes.guess_type(path.name)[0] is None
+
+
+def _refuse_same(images: Iterator[Path]) -> None:
+    named: dict[str, Path] = {}
+    for image in images:
+        path = _absolute(image)
+        if path in named:
+            raise GocaError(f"{named[path]} and {image} are the same file: name it once")
+        named[path] = image
+
+
+# --- Names of results
+
+
+def _without_collisions(jobs: Sequence[ImageJob], parent: str) -> tuple[ImageJob, ...]:
+    """The jobs with stems by which no two files have one name, nor a file that of a folder."""
+    stems = [_stems(job.image, parent) for job in jobs]
+    levels = [0] * len(jobs)
+    folders = {folder: _key(_absolute(folder)) for job in jobs for folder in (job.folder, *job.folder.parents)}
+    taken = {os.path.split(key) for key in folders.values()}
+    while True:
+        named = tuple(replace(job, stem=stems[i][levels[i]]) for i, job in enumerate(jobs))
+        files = [
+            [(folders[job.folder], _key(target.name)) for target in job.targets] if job.problem is None else []
+            for job in named
+        ]
+        counts = Counter(file for of_job in files for file in of_job)
+        colliding = [
+            i
+            for i, of_job in enumerate(files)
+            if levels[i] + 1 < len(stems[i]) and any(counts[file] > 1 or file in taken for file in of_job)
+        ]
+        if not colliding:
+            return named
+        for i in colliding:
+            levels[i] += 1
+
+
+def _stems(image: Path, parent: str) -> tuple[str, str, str]:
+    """What results may be called, from the first choice to one that is unique."""
+    path = os.path.relpath(_absolute(image), parent)
+    digest = f"-{blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
+    return _short(image.stem, digest), _short(image.name, digest), _short(f"{image.name}{digest}", digest)
+
+
+def _short(stem: str, digest: str) -> str:
+    """The stem, or where file names with it would be too long, as much of it as there is room for, and the digest."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _MAX_STEM:
+        return stem
+    return encoded[: _MAX_STEM - len(digest)].decode(errors="ignore") + digest
+
+
+def _refuse_overwriting(jobs: Sequence[ImageJob]) -> None:
+    # Links to folders are followed; one to the image itself is what would be replaced.
+    folders = {folder for job in jobs for folder in (job.folder, job.image.parent)}
+    real = {folder: _key(os.path.realpath(folder)) for folder in folders}
+    images = {(real[job.image.parent], _key(job.image.name)): job.image for job in jobs}
+    for job in jobs:
+        for target in job.targets if job.problem is None else ():
+            if overwritten := images.get((real[job.folder], _key(target.name))):
+                raise GocaError(
+                    f"{job.image} would overwrite {overwritten} with its results: choose another output folder",
+                    hint="out",
+                )
+
+
+def _key(name: str) -> str:
+    """The same for names that some file systems take for one: those that differ in case, or in how accents are put."""
+    return normalize("NFC", normalize("NFC", name).casefold())
+
+
+def _absolute(path: Path) -> str:
+    """Without following links: two links to one image are two images, with results of their own."""
+    return os.path.abspath(path)  # noqa: PTH100
