@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from numbers import Integral
+from operator import index
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 
@@ -31,7 +31,7 @@ class PlannedModel:
     def __init__(
         self, backbone: Backbone, recipe: Recipe | str = GOCA, options: Options = _DEFAULTS, batch: int = 4
     ) -> None:
-        if not isinstance(batch, Integral) or batch < 1:
+        if not isinstance(batch, SupportsIndex) or index(batch) < 1:
             raise GocaError(f"batch {batch!r} is not a number of rows: give a whole number, 1 or more", hint="batch")
         self.backbone, self.batch = backbone, batch
         joint = backbone.family.joint is not None
