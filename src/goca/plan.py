@@ -25,7 +25,7 @@ class Options:
     The fields are the settings of `Segmenter.from_pretrained`, which describes them.
 
     Raises:
-        GocaError: for a number that is not whole.
+        GocaError: for a number that is not whole, or a seed out of range.
     """
 
     size: int | None = None
@@ -37,6 +37,8 @@ class Options:
     refine_edges: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.seed, Integral) and not 0 <= self.seed < 2**63:
+            raise GocaError(f"seed {self.seed} is out of range: give 0 or more, below 2**63", hint="seed")
         for item in fields(self):
             value = getattr(self, item.name)
             numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
@@ -177,11 +179,16 @@ def plan(
 
 
 def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool) -> None:
-    if plan.size < 1 or seeds < 1 or plan.order < 0 or not plan.timestep:
-        raise GocaError(
-            f"size ({plan.size}), seeds ({seeds}) and the number of timesteps ({len(plan.timestep)}) are 1 or more, "
-            f"order ({plan.order}) is 0 or more"
-        )
+    if plan.size < 1:
+        raise GocaError(f"size {plan.size} is too small: give the pixels a side, 1 or more", hint="size")
+    if seeds < 1:
+        raise GocaError(f"seeds {seeds} is too few: give 1 or more", hint="seeds")
+    if not plan.timestep:
+        raise GocaError("no timestep is given: give at least one, or leave it out for the model's own", hint="timestep")
+    if min(plan.timestep) < 0:
+        raise GocaError(f"timestep {min(plan.timestep)} is out of range: give 0 or more", hint="timestep")
+    if plan.order < 0:
+        raise GocaError(f'recipe "{plan.recipe}" has order {plan.order}: give it 0 or more', hint="recipe")
     if plan.maps is not None and not joint:
         raise GocaError(
             f'recipe "{plan.recipe}" needs joint attention, which {plan.model} lacks: choose another recipe',
