@@ -22,6 +22,7 @@ from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook
 from goca.diffusion.attention_modules import native
 from goca.diffusion.backbone import Backbone
+from goca.diffusion.caches import check_caches
 from goca.diffusion.conditioning import EncodedPrompt, Recorder, tokenizers
 from goca.diffusion.denoiser_call import Branch, DenoiserCall, DenoiserRow, Observer, PromptTokens
 from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
@@ -48,6 +49,7 @@ def check_generation(backbone: Backbone) -> None:
             "from an image and a prompt, or inside a mask"
         )
     backbone.family.check(backbone.denoiser)
+    check_caches(backbone.denoiser, backbone.family.component)
     check_tokenizers(pipeline, backbone.family)
 
 
@@ -135,7 +137,7 @@ class GenerationSession:
         shows = "postprocess" if getattr(pipeline, "image_processor", None) is processor else "postprocess_video"
         with ExitStack() as stack:
             stack.enter_context(exclusive(pipeline, for_user=True))
-            stack.enter_context(native(denoiser))
+            stack.enter_context(native(denoiser, self._backbone.family.component))
             self._tokenizers = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
             for target, name, wrapper in (
                 (pipeline, "encode_prompt", self._encode),
@@ -204,7 +206,9 @@ class GenerationSession:
         self._call = call
         sinks = [sink for observer in self._observers if (sink := observer.begin(call)) is not None]
         if sinks:
-            self._hook = self._backbone.attention_hook(call.latent_size, _shared(sinks)).__enter__()
+            check_caches(module, self._backbone.family.component)
+            hook = self._backbone.attention_hook(call.latent_size, _shared(sinks), rows=len(call.rows))
+            self._hook = hook.__enter__()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._call is None or get_ident() != self._thread:
