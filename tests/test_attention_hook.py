@@ -1,6 +1,7 @@
 """The hook sees every attention of a denoiser as it was computed, changes nothing, and leaves nothing behind."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
 from goca.maths.attention import probabilities
+from goca.segmenter import Segmenter
+from goca.testing.tiny import BUILDERS
 
 LATENT = (6, 10)
 
@@ -37,7 +40,7 @@ def recorded(pipeline: Any, call: dict[str, Any]) -> tuple[Tensor, list[tuple[in
     seen: list[tuple[int, AttentionCall]] = []
     grids = Backbone(pipeline).family.grids(pipeline.unet, LATENT)
     hook = AttentionHook(pipeline.unet, grids, lambda index, handed: seen.append((index, handed)))
-    with torch.no_grad(), native(pipeline.unet), hook:
+    with torch.no_grad(), native(pipeline.unet, "unet"), hook:
         output = pipeline.unet(**call).sample
     return output, seen
 
@@ -125,7 +128,7 @@ def test_other_routes_step_aside_for_one_call(sd15: Any, hide: str) -> None:
     seen: list[AttentionCall] = []
     with (
         torch.no_grad(),
-        native(denoiser),
+        native(denoiser, "unet"),
         AttentionHook(denoiser, [(6, 10), (3, 5), (2, 3)], lambda _, handed: seen.append(handed)),
     ):
         output = denoiser(**call).sample
@@ -176,7 +179,7 @@ def test_an_exception_inside_leaves_nothing_behind(sd15: Any) -> None:
         raise ZeroDivisionError
 
     hook = AttentionHook(sd15.unet, [(6, 10), (3, 5), (2, 3)], fail)
-    with pytest.raises(ZeroDivisionError), native(sd15.unet), hook:
+    with pytest.raises(ZeroDivisionError), native(sd15.unet, "unet"), hook:
         sd15.unet(**inputs(sd15))
     assert hooks(sd15.unet) == 0
     assert all(
@@ -184,10 +187,80 @@ def test_an_exception_inside_leaves_nothing_behind(sd15: Any) -> None:
     )
 
 
-def test_an_unknown_grid_is_named(sd15: Any) -> None:
-    hook = AttentionHook(sd15.unet, [(7, 11)], lambda index, call: None)
-    with pytest.raises(GocaError, match="60 positions"), torch.no_grad(), hook:
-        sd15.unet(**inputs(sd15))
+def test_an_unknown_grid_is_named() -> None:
+    pixart = BUILDERS["pixart_sigma"]()
+    backbone = Backbone(pixart, family=replace(Backbone(pixart).family, grids=lambda *_: ((7, 11),)))
+    with pytest.raises(GocaError, match=r"16 positions, which are not a grid of this image \(\[\(7, 11\)\]\)"):
+        backbone.session().forward(torch.zeros(1, 4, 8, 8), ["cat"], 100, 0, lambda *_: None)
+
+
+def test_a_layer_s_input_tells_its_grid(sd15: Any) -> None:
+    """Kohya's deep shrink, for one, shows the first layers a smaller map: no level of this UNet has 3 x 9 cells."""
+    layer = sd15.unet.down_blocks[0].attentions[0]
+    layer.register_forward_pre_hook(lambda module, args: (F.interpolate(args[0], (3, 9)), *args[1:]))
+    layer.register_forward_hook(lambda module, args, output: (F.interpolate(output[0], (6, 10)),))
+    _, seen = recorded(sd15, inputs(sd15))
+    grids = {call.grid for _, call in seen if call.block.startswith("down_blocks.0.attentions.0.")}
+    assert grids == {(3, 9)}
+
+
+class Merged:
+    """Attends with a share of the positions that an attention is given less, as merging does, or in tiles."""
+
+    def __init__(self, attention: nn.Module, share: float, in_tiles: bool = False) -> None:
+        self.forward, self.share, self.in_tiles = attention.forward, share, in_tiles
+
+    def __call__(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kept = int(states.shape[1] * (1 - self.share))
+        if self.in_tiles:
+            tiles = states.reshape(states.shape[0] * 4, -1, states.shape[2])
+            return self.forward(tiles, *args, **kwargs).reshape(states.shape)
+        output = self.forward(states[:, :kept], *args, **kwargs)
+        return torch.cat([output, output.new_zeros(len(output), states.shape[1] - kept, output.shape[2])], 1)
+
+
+@pytest.mark.parametrize("which", ["attn1", "attn2"])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_sigma"])
+def test_merged_tokens_are_no_coarser_grid(name: str, share: float, which: str, image: Any) -> None:
+    pipeline = BUILDERS[name]()
+    modules = dict(Backbone(pipeline).denoiser.named_modules())
+    path = next(path for path in modules if path.endswith(f".{which}"))
+    modules[path].forward = Merged(modules[path], share)
+    segmenter = Segmenter.from_pipeline(pipeline, size=64)
+    with pytest.raises(
+        GocaError, match=rf"{path[:-6]} sees \d+ positions where its block is given \d+: .* take it off"
+    ):
+        segmenter(image(), classes=["cat", "grass"])
+    del modules[path].forward
+    assert segmenter(image(), classes=["cat", "grass"]).scores.grid.max() == 1
+
+
+@pytest.mark.parametrize(("what", "told"), [("keys", r"compares \d+ positions with"), ("tiles", r"sees \d+ positions")])
+def test_keys_that_are_fewer_and_tokens_in_tiles(what: str, told: str, sd15: Any) -> None:
+    attention = sd15.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    if what == "keys":  # as ToDo has them: the module itself is called with all positions
+        project = attention.to_k.forward, attention.to_v.forward
+        attention.to_k.forward, attention.to_v.forward = (lambda states, to=to: to(states[:, ::4]) for to in project)
+    else:
+        attention.forward = Merged(attention, 0.0, in_tiles=True)
+    with pytest.raises(GocaError, match=told):
+        recorded(sd15, inputs(sd15))
+
+
+def test_merged_positions_of_joint_attention() -> None:
+    flux = BUILDERS["flux"]()
+    attention = flux.transformer.single_transformer_blocks[0].attn
+    forward = attention.forward
+
+    def merged(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        rotary = tuple(part[:-4] for part in kwargs.pop("image_rotary_emb"))
+        output = forward(hidden_states=hidden_states[:, :-4], image_rotary_emb=rotary, **kwargs)
+        return torch.cat([output, output[:, -4:]], 1)
+
+    attention.forward = merged
+    with pytest.raises(GocaError, match=r"single_transformer_blocks\.0 sees 524 positions where its block is given"):
+        Backbone(flux).session().forward(torch.zeros(1, 4, 8, 8), ["cat"], 100, 0, lambda *_: None)
 
 
 class Wrapped(nn.Linear):
@@ -220,3 +293,10 @@ def test_masks_are_handed_on_as_additive(sd15: Any) -> None:
             assert handed.mask is not None
             attention = probabilities(handed.q, handed.k, handed.scale, handed.mask)
             assert (attention[..., 40:].amax() < 1e-6) == (index == 0)
+
+
+def test_a_block_that_a_patch_leaves_out_is_named(sd15: Any) -> None:
+    backbone = Backbone(sd15)
+    sd15.unet.mid_block.attentions[0].forward = lambda states, *args, **kwargs: (states,)
+    with pytest.raises(GocaError, match=r"attention of mid_block\.attentions\.0.* did not run: a patch of pipe\.unet"):
+        backbone.session().forward(torch.zeros(1, 4, 8, 8), ["cat"], 100, 0, lambda row, call: None)

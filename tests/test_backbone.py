@@ -21,8 +21,10 @@ from torch import nn
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import MAX_PROMPTS, Backbone, BatchItem
 from goca.diffusion.families import FAMILIES
-from goca.diffusion.timesteps import add_noise
+from goca.diffusion.timesteps import add_noise, pinned
 from goca.errors import GocaError
+from goca.segmenter import Segmenter
+from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
 SIZE = (64, 96)
@@ -219,6 +221,15 @@ def test_a_level_out_of_range_is_refused(timestep: int, sd15: Any) -> None:
         Backbone(sd15).session().forward(torch.zeros(1, 4, 8, 8), CAPTIONS[:1], timestep, 0, ignore)
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_a_level_out_of_range_is_refused_where_the_plan_is_made(name: str) -> None:
+    pipeline = BUILDERS[name]()
+    for timestep in (1000, (100, 1000), 10**30):
+        with pytest.raises(GocaError, match="0 to 999") as caught:
+            Segmenter.from_pipeline(pipeline, timestep=timestep)
+        assert caught.value.hint == "timestep"
+
+
 def test_pipelines_that_cannot_be_read_are_refused_by_name(sd15: Any) -> None:
     scheduler = sd15.scheduler
     for other in (EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler()):
@@ -261,6 +272,39 @@ def test_a_family_of_another_denoiser_is_refused(sd15: Any) -> None:
     flux = next(family for family in FAMILIES if family.name == "flux")
     with pytest.raises(GocaError, match=r'StableDiffusionPipeline has no transformer, .* not of the family "flux"'):
         Backbone(sd15, family=flux)
+
+
+@pytest.mark.parametrize("name", ["sd15", "kolors", "flux", "sd3", "wan"])
+def test_every_listed_family_but_a_pipeline_s_own_is_refused(name: str) -> None:
+    pipeline = BUILDERS[name]()
+    listed = Backbone(pipeline).family
+    for family in FAMILIES:
+        if family is listed:
+            assert Backbone(pipeline, family=family).family is listed
+            continue
+        with pytest.raises(GocaError, match=f'not of the family "{family.name}": leave the family out') as refusal:
+            Backbone(pipeline, family=family)
+        assert refusal.value.hint == "family"
+    # A row of the user's own for a listed denoiser goes before the listed one; of another denoiser it does not.
+    own = replace(listed, name="mine", timestep=7)
+    assert Backbone(pipeline, family=own).settings.name
+    with pytest.raises(GocaError, match=f"{type(Backbone(pipeline).denoiser).__name__} is not of the family"):
+        Backbone(pipeline, family=replace(own, denoisers=("SomebodyElsesModel",)))
+
+
+def test_a_pipeline_derived_from_kolors_s_is_read_as_kolors() -> None:
+    kolors = BUILDERS["kolors"]()
+    kolors.__class__ = type("MyKolorsPipeline", (type(kolors),), {})
+    assert Backbone(kolors).family.name == "kolors"
+
+
+def test_a_scheduler_s_table_of_timesteps_is_not_made_again() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.register_to_config(num_train_timesteps=10**15)  # a table of which no machine holds
+    only = pinned(scheduler, 250)
+    only.set_timesteps(4, device="cpu")
+    assert only.timesteps.tolist() == [pytest.approx(0.25e15)]
+    assert only.config.num_train_timesteps == 10**15
 
 
 @pytest.mark.parametrize("compile_it", [lambda unet: torch.compile(unet, backend="eager"), None])

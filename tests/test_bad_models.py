@@ -15,6 +15,8 @@ from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from goca import GocaError, Segmenter
+from goca.diffusion.backbone import Backbone
+from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
 ASK: dict[str, Any] = {"classes": ["cat", "grass"]}
@@ -153,6 +155,36 @@ def test_weights_that_are_no_numbers(part: str, told: str, sd15: Any, image: Mak
         next(getattr(sd15, part).parameters()).fill_(torch.nan)
     with pytest.raises(GocaError, match=told):
         Segmenter.from_pipeline(sd15, size=64)(image(), **ASK)
+
+
+@pytest.mark.parametrize(("name", "fill"), [*((name, 0.0) for name in BUILDERS), ("sd15", 0.02), ("flux", 0.02)])
+def test_weights_that_are_all_the_same_are_not_a_class(name: str, fill: float, image: Make) -> None:
+    pipeline = BUILDERS[name]()
+    with torch.no_grad():
+        for weight in Backbone(pipeline).denoiser.parameters():
+            weight.fill_(fill)
+    with pytest.raises(
+        GocaError, match=r"attention is the same (for every word|everywhere).*: are its weights complete"
+    ):
+        Segmenter.from_pipeline(pipeline, size=64)(image(), **ASK)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"), [("vae", "VAE encodes an image as the same"), ("text_encoder", "gives every word the same")]
+)
+def test_other_parts_whose_weights_are_zero(part: str, told: str, sd15: Any, image: Make) -> None:
+    with torch.no_grad():
+        for weight in getattr(sd15, part).parameters():
+            weight.zero_()
+    with pytest.raises(GocaError, match=rf"{told}.*: are its weights complete"):
+        Segmenter.from_pipeline(sd15, size=64)(image(), **ASK)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (90, 30, 200)])
+def test_an_image_of_one_colour_is_no_broken_model(colour: tuple[int, int, int], bundled: Segmenter) -> None:
+    flat = Image.new("RGB", (64, 48), colour)
+    assert np.isfinite(bundled(flat, **ASK).scores.grid).all()
+    assert np.isfinite(bundled(flat, ["cat"]).scores.grid).all()
 
 
 def test_a_denoiser_that_overflows_in_half_precision(sd15: Any, image: Make) -> None:

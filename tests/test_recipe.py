@@ -46,6 +46,31 @@ def planned(recipe: Recipe = GOCA, settings: CheckpointSettings = SD15, **overri
     return plan(recipe, settings, blocks, "a model", Options(**overrides), joint=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"size": 0}, "size"),
+        ({"seeds": 0}, "seeds"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"timestep": ()}, "timestep"),
+        ({"timestep": -1}, "timestep"),
+        ({"timestep": (100, -1)}, "timestep"),
+    ],
+)
+def test_each_setting_out_of_range_is_named_alone(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(GocaError, match=hint) as caught:
+        planned(**options)
+    assert caught.value.hint == hint
+    assert not any(name in str(caught.value) for name in {"size", "seed", "timestep", "order"} - {hint, hint[:4]})
+
+
+def test_an_order_out_of_range_is_the_recipe_s() -> None:
+    with pytest.raises(GocaError, match="order -1: give it 0 or more") as caught:
+        planned(replace(GOCA, order=-1))
+    assert caught.value.hint == "recipe"
+
+
 # ---- recipes
 
 

@@ -26,6 +26,9 @@ from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.text.token_spans import NounTokens
 
+INDISTINCT = 1e-6
+"""Columns of the global map that differ by less than this share of the largest value differ by rounding alone."""
+
 
 class PendingLayer(NamedTuple):
     """What is kept of an attention among pixels until the reference layer has run.
@@ -197,8 +200,18 @@ class AttentionAggregator:
         return global_map
 
     def token_mass(self) -> TokenMass:
-        """The nouns' shares of the global map: classes first, then background classes."""
-        return token_mass(self.global_map(), self.tokens.nouns, self.tokens.content, self.tokens.prompt)
+        """The nouns' shares of the global map: classes first, then background classes.
+
+        Raises GocaError where `global_map` does, and for attention that says nothing: it tells no word, or no place in
+        the image, from another.
+        """
+        global_map = self.global_map()
+        columns = global_map[list(self.tokens.content)]
+        for axes, where in (((0,), "for every word"), ((-2, -1), "everywhere in the image")):
+            spread = columns.amax(axes) - columns.amin(axes)
+            if spread.numel() < columns.numel() and bool(spread.max() <= INDISTINCT * columns.abs().max()):
+                raise GocaError(f"the model's attention is the same {where}: are its weights complete?")
+        return token_mass(global_map, self.tokens.nouns, self.tokens.content, self.tokens.prompt)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from goca.maths.rescale import Step
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
 from goca.recipe import FROM_MODEL, RECIPES, Recipe
 
-MAX_SEED = 2**64
+MAX_SEED = 2**63
 """PyTorch's generators take seeds below it."""
 MAX_SEEDS = 1000
 """More passes than anybody waits for: such a number is a mistake, as a seed given for their count."""
@@ -194,11 +194,16 @@ def plan(
 
 
 def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool) -> None:
-    if plan.size < 1 or seeds < 1 or plan.order < 0 or not plan.timestep:
-        raise GocaError(
-            f"size ({plan.size}), seeds ({seeds}) and the number of timesteps ({len(plan.timestep)}) are 1 or more, "
-            f"order ({plan.order}) is 0 or more"
-        )
+    if plan.size < 1:
+        raise GocaError(f"size {plan.size} is too small: give the pixels a side, 1 or more", hint="size")
+    if seeds < 1:
+        raise GocaError(f"seeds {seeds} is too few: give 1 or more", hint="seeds")
+    if not plan.timestep:
+        raise GocaError("no timestep is given: give at least one, or leave it out for the model's own", hint="timestep")
+    if min(plan.timestep) < 0:
+        raise GocaError(f"timestep {min(plan.timestep)} is out of range: give 0 or more", hint="timestep")
+    if plan.order < 0:
+        raise GocaError(f'recipe "{plan.recipe}" has order {plan.order}: give it 0 or more', hint="recipe")
     if plan.maps is not None and not joint:
         raise GocaError(
             f'recipe "{plan.recipe}" needs joint attention, which {plan.model} lacks: choose another recipe',

@@ -13,6 +13,7 @@ from goca.diffusion.backbone import Backbone, BackboneSession
 from goca.diffusion.families.spec import Family
 from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
+from goca.diffusion.timesteps import check_timestep
 from goca.errors import GocaError
 from goca.imaging import html
 from goca.plan import Options, plan
@@ -43,6 +44,8 @@ class PlannedModel:
                 f"{MAX_ENLARGEMENT * trained} or less, or window for large images",
                 hint="window",
             )
+        for timestep in made.timestep:
+            check_timestep(backbone.pipeline.scheduler, timestep)
         self.plan = replace(made, device=backbone.device, dtype=backbone.dtype)
 
     def __repr__(self) -> str:

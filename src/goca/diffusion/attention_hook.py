@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from goca.diffusion.attention_call import AttentionCall, Sink
-from goca.diffusion.attention_modules import AttentionModule, attention_modules, output_projection
+from goca.diffusion.attention_modules import AttentionModule, attention_modules, output_projection, remedy
 from goca.diffusion.families.spec import JointLayout
 from goca.errors import GocaError
 from goca.maths import Grid
@@ -39,6 +39,8 @@ class AttentionHook(TorchFunctionMode):
         linear_self_attention: Self-attention is linear and has no map; the raw queries of a block's cross-attention,
             attending to each other, are handed on in its place.
         to_the_end: Without it `LastAttentionReached` is raised behind the last attention.
+        component: The pipeline's attribute that holds the denoiser, for what messages advise.
+        rows: The images in the batch; None for any number.
 
     Raises:
         GocaError: An attention cannot be read; the message says which, why and what to do.
@@ -52,12 +54,16 @@ class AttentionHook(TorchFunctionMode):
         joint: JointLayout | None = None,
         linear_self_attention: bool = False,
         to_the_end: bool = True,
+        component: str = "unet",
+        rows: int | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.attention_modules = denoiser, attention_modules(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
         self.joint, self.linear_self_attention, self.to_the_end = joint, linear_self_attention, to_the_end
+        self.component, self.rows = component, rows
+        self._shapes: dict[nn.Module, tuple[torch.Size, ...]] = {}  # of what the modules around attention are given
         self._running: list[tuple[AttentionModule, bool]] = []
         self._calls: dict[AttentionModule, int] = {}
         self._raw_query: Tensor | None = None
@@ -66,6 +72,9 @@ class AttentionHook(TorchFunctionMode):
 
     def __enter__(self) -> "AttentionHook":
         self._thread = get_ident()
+        around = {module: None for attention in self.attention_modules for module in self._around(attention)}
+        for module in around:
+            self._handles.append(module.register_forward_pre_hook(self._given, with_kwargs=True))
         for attention in self.attention_modules:
             self._handles += [
                 attention.module.register_forward_pre_hook(self._starts(attention), with_kwargs=True),
@@ -92,6 +101,15 @@ class AttentionHook(TorchFunctionMode):
             self._calls.setdefault(attention, 0)
 
         return hook
+
+    def _around(self, attention: AttentionModule) -> tuple[nn.Module, nn.Module]:
+        """The block that owns an attention, and the layer of a UNet that the block belongs to."""
+        return attention.owner, self.denoiser.get_submodule(attention.block.rsplit(".", 2)[0])
+
+    def _given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if get_ident() == self._thread:
+            named = (kwargs[name] for name in ("hidden_states", "encoder_hidden_states") if name in kwargs)
+            self._shapes[module] = tuple(part.shape for part in (*args, *named) if isinstance(part, Tensor))[:2]
 
     def _projected(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if get_ident() == self._thread:
@@ -132,6 +150,8 @@ class AttentionHook(TorchFunctionMode):
         positions = self._positions(attention, query.shape[-2], key.shape[-2], reads_text)
         if positions is None:
             return
+        if self.rows is not None and query.shape[0] != self.rows:
+            raise self._changed(attention, f"runs on {query.shape[0]} rows of a batch of {self.rows}")
         rows, text, image, grid = positions
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
         projection = None if text is None else output_projection(attention, query)
@@ -168,15 +188,24 @@ class AttentionHook(TorchFunctionMode):
 
         None for what a model with joint attention has beside it: pixels or text that attend to themselves alone.
         """
+        block, layer = (self._shapes.get(module, ()) for module in self._around(attention))
+        tokens = [shape[1] for shape in block if len(shape) == 3]
+        if tokens and queries not in (tokens[0], sum(tokens)):
+            raise self._changed(attention, f"sees {queries} positions where its block is given {tokens[0]}")
+        if self.joint is None and not reads_text and keys != queries:
+            raise self._changed(attention, f"compares {queries} positions with {keys}")
         if self.joint is not None:
             return self._joint_positions(attention, queries)
-        if queries not in self.grids:
+        # A UNet's layer is given its grid itself; elsewhere all blocks have the one of the image.
+        spatial = layer and len(layer[0]) == 4
+        grid = (layer[0][2], layer[0][3]) if spatial else self.grids.get(queries)
+        if grid is None or grid[0] * grid[1] != queries:
             raise GocaError(
                 f"attention of {attention.block} has {queries} positions, which are not a grid of this image "
                 f"({sorted(self.grids.values())}): this model's layout is not supported, please report it"
             )
         text, image = (slice(0, keys), None) if reads_text else (None, slice(0, keys))
-        return slice(None), text, image, self.grids[queries]
+        return slice(None), text, image, grid
 
     def _joint_positions(self, attention: AttentionModule, positions: int) -> tuple[slice, slice, slice, Grid] | None:
         assert self.joint is not None
@@ -192,18 +221,28 @@ class AttentionHook(TorchFunctionMode):
     def _has_no_map(self, attention: AttentionModule) -> bool:
         return self.linear_self_attention and "Linear" in attention.processor
 
+    def _changed(self, attention: AttentionModule, what: str) -> GocaError:
+        """The error for tokens that were merged, dropped or cut into tiles before they attend."""
+        kind = type(attention.owner)
+        package = kind.__module__.partition(".")[0]
+        by = f" ({package}'s {kind.__name__})" if package != "diffusers" else ""
+        undo = "with tomesd.remove_patch(pipe)" if package == "tomesd" else "or load the pipeline again"
+        return GocaError(
+            f"attention of {attention.block} {what}: a patch{by} merges or splits its tokens; take it off {undo}"
+        )
+
+    def unseen(self) -> str | None:
+        """A block whose attention has not run at all; None where all has."""
+        silent = (attention.block for attention in self.attention_modules if attention not in self._calls)
+        return next(silent, None)
+
     def _check(self) -> None:
         for attention, count in self._calls.items():
-            if count == 0 and not self._has_no_map(attention):
+            if count > 1 or (count == 0 and not self._has_no_map(attention)):
+                how = f"attends {count} times in one pass" if count else "ran without scaled_dot_product_attention"
                 raise GocaError(
-                    f"attention of {attention.block} ran without scaled_dot_product_attention (processor "
-                    f"{attention.processor}): switch to the native one with "
-                    "pipe.unet.set_attn_processor(AttnProcessor2_0())"
-                )
-            if count > 1:
-                raise GocaError(
-                    f"attention of {attention.block} attends {count} times in one pass (processor "
-                    f"{attention.processor}): remove the adapter first, for instance with pipe.unload_ip_adapter()"
+                    f"attention of {attention.block} {how} (processor {attention.processor}): "
+                    f"{remedy(attention, self.component)}"
                 )
 
 

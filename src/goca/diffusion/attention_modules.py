@@ -10,6 +10,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from goca.errors import GocaError
+
 
 @dataclass(frozen=True)
 class AttentionModule:
@@ -78,22 +80,73 @@ def _at_hand(linear: nn.Linear) -> bool:
     return type(linear.weight.data) is Tensor and "forward" not in vars(linear)
 
 
-# These compute what AttnProcessor2_0 computes, by another route, which the attention hook cannot see.
-EQUIVALENT = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+# These compute by another route, which the attention hook cannot see, what the named processor computes.
+EQUIVALENT = {
+    "AttnProcessor": "AttnProcessor2_0",
+    "SlicedAttnProcessor": "AttnProcessor2_0",
+    "XFormersAttnProcessor": "AttnProcessor2_0",
+    "XFormersJointAttnProcessor": "JointAttnProcessor2_0",
+}
+# The kernels of diffusers' attention backends that are PyTorch's `scaled_dot_product_attention`.
+NATIVE_BACKENDS = ("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math")
 
 
 @contextmanager
-def native(denoiser: nn.Module) -> Iterator[None]:
-    """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
+def native(denoiser: nn.Module, component: str) -> Iterator[None]:
+    """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention.
 
-    hidden = [attention.module for attention in attention_modules(denoiser) if attention.processor in EQUIVALENT]
-    before = [module.processor for module in hidden]
+    `component` is the pipeline's attribute that holds the denoiser. Raises GocaError for any other kernel.
+    """
+    from diffusers.models import attention_processor
+
+    modules = attention_modules(denoiser)
+    hidden = [attention for attention in modules if attention.processor in EQUIVALENT]
+    before = {attention: attention.module.processor for attention in modules}
+    for attention in modules:
+        # Without that attribute, PyTorch may be called directly: whether it was is seen in the pass.
+        dispatched = hasattr(attention.module.processor, "_attention_backend")
+        if dispatched and (backend := backend_of(attention)) not in NATIVE_BACKENDS:
+            raise GocaError(
+                f'attention of {attention.block} runs on the backend "{backend}", which goca cannot look into: '
+                f"{remedy(attention, component)}"
+            )
     try:
-        for module in hidden:
-            module.processor = AttnProcessor2_0()
+        for attention in hidden:
+            attention.module.processor = getattr(attention_processor, EQUIVALENT[attention.processor])()
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for module, processor in zip(hidden, before, strict=True):
-            module.processor = processor
+        for attention, processor in before.items():
+            # A pipeline that sets its own in each call, and fails, leaves them behind.
+            if attention in hidden or _is_pipelines(attention.module.processor):
+                attention.module.processor = processor
+
+
+def backend_of(attention: AttentionModule) -> str:
+    """The attention backend of diffusers that a module runs on: its own, or else the one that is set for all."""
+    from diffusers.models import attention_dispatch
+
+    active, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()
+    chosen = getattr(attention.module.processor, "_attention_backend", None) or active
+    return str(getattr(chosen, "value", chosen))
+
+
+def remedy(attention: AttentionModule, component: str) -> str:
+    """What to do about attention that cannot be read: it depends on what its processor is, and on who set it."""
+    package = type(attention.module.processor).__module__
+    if package.startswith("diffusers.models.") and backend_of(attention) not in NATIVE_BACKENDS:
+        return f'switch to PyTorch\'s own with pipe.{component}.set_attention_backend("native")'
+    if "IPAdapter" in attention.processor:
+        return "remove the adapter first with pipe.unload_ip_adapter()"
+    if _is_pipelines(attention.module.processor):
+        return (
+            "the pipeline itself sets that processor in every call, so use a plain one, for instance "
+            "StableDiffusionPipeline(**pipe.components)"
+        )
+    if component == "unet" and "forward" not in vars(attention.module):
+        return "switch to the native one with pipe.unet.set_attn_processor(AttnProcessor2_0())"
+    return "load the pipeline again and leave its attention as it comes"
+
+
+def _is_pipelines(processor: Any) -> bool:
+    return type(processor).__module__.startswith("diffusers.pipelines.")

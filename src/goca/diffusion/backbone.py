@@ -20,12 +20,13 @@ from torch import Tensor
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
 from goca.diffusion.attention_modules import attention_modules, native
+from goca.diffusion.caches import without_caches
 from goca.diffusion.checkpoints import settings_for
 from goca.diffusion.conditioning import EncodedPrompt, first_call, record_prompt, replay
 from goca.diffusion.exclusive import restoring
-from goca.diffusion.families import bare, check_kind, encoder_of, family_of, unsupported
+from goca.diffusion.families import bare, check_family, check_kind, encoder_of, family_of, unsupported
 from goca.diffusion.families.spec import Family, TextInput
-from goca.diffusion.latents import encode, latent_channels, packed, with_sample
+from goca.diffusion.latents import check_vae, encode, latent_channels, packed, with_sample
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
 from goca.maths import Grid
@@ -59,12 +60,7 @@ class Backbone:
         family = family or family_of(pipeline)
         if family is None:
             raise unsupported(type(pipeline).__name__)
-        if getattr(pipeline, family.component, None) is None:
-            raise GocaError(
-                f"{type(pipeline).__name__} has no {family.component}, so its denoiser is not of the family "
-                f'"{family.name}": leave the family out, or give the one that a probe of this pipeline prints',
-                hint="family",
-            )
+        check_family(pipeline, family)
         self.pipeline, self.family = pipeline, family
         self.name = name or str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
         (check or Backbone._check)(self)
@@ -74,18 +70,20 @@ class Backbone:
         """Raise GocaError for a pipeline that cannot segment a user's image."""
         check_kind(self.pipeline, self.family)
         self.family.check(self.denoiser)
+        check_vae(self.pipeline, self.family)
         latent, inputs = latent_channels(self.pipeline), self.denoiser.config.in_channels
         if inputs not in (latent, 4 * latent):  # 2 x 2 cells may be packed into one
+            kind = type(self.pipeline.vae).__name__
             raise GocaError(
-                f"{self.name} takes {inputs} latent channels where its VAE gives {latent}: an inpainting or editing "
-                "checkpoint; load the plain text-to-image one"
+                f"{self.name} takes {inputs} latent channels where its VAE ({kind}) gives {latent}: an inpainting or "
+                "editing checkpoint, or another model's VAE; load the plain text-to-image one"
             )
         scheduler, flow = self.pipeline.scheduler, self.family.flow
         if is_flow(scheduler) != flow or not (flow or hasattr(scheduler, "alphas_cumprod")):
             wanted = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
             raise GocaError(
                 f"{type(scheduler).__name__} does not say how noise is added for this kind of model: set "
-                f"pipe.scheduler to a {wanted}"
+                f"pipe.scheduler to a {wanted} with the configuration that the checkpoint came with"
             )
 
     @property
@@ -153,11 +151,24 @@ class Backbone:
         blocks = dict.fromkeys(module.block for module in attention_modules(self.denoiser))
         return tuple(block for block in blocks if not block.startswith(unimodal_blocks))
 
-    def attention_hook(self, latent: Grid, sink: Sink, to_the_end: bool = True, denoiser: Any = None) -> AttentionHook:
-        """A hook on the attention of the denoiser, or of a second one, for latents of (height, width) cells."""
-        denoiser = denoiser or self.denoiser
-        grids = self.family.grids(denoiser, latent)
-        return AttentionHook(denoiser, grids, sink, self.family.joint, self.family.linear_self_attention, to_the_end)
+    def attention_hook(
+        self,
+        latent: Grid,
+        sink: Sink,
+        to_the_end: bool = True,
+        denoiser: tuple[str, Any] | None = None,
+        rows: int | None = None,
+    ) -> AttentionHook:
+        """A hook on attention for latents of (height, width) cells, `rows` of them if that is known.
+
+        denoiser: a second one, with its component's name.
+        """
+        family = self.family
+        component, module = denoiser or (family.component, self.denoiser)
+        grids = family.grids(module, latent)
+        return AttentionHook(
+            module, grids, sink, family.joint, family.linear_self_attention, to_the_end, component, rows
+        )
 
     def fits(self, nouns: Sequence[Noun]) -> bool:
         """Whether the caption that lists the nouns fits one of the tokenizers whose tokens are attended to."""
@@ -206,13 +217,20 @@ class Backbone:
             batch: images in one pass of the VAE; by default all.
 
         Raises:
-            GocaError: The encoding is not finite.
+            GocaError: The VAE is not one for this pipeline, or its encoding is not finite, or constant.
         """
         step = batch or len(images)
         with restoring(self.pipeline) as pipeline:
-            return torch.cat(
-                [encode(pipeline, images[start : start + step], size) for start in range(0, len(images), step)]
+            starts = range(0, len(images), step)
+            latents = torch.cat([encode(pipeline, images[start : start + step], size) for start in starts])
+        expected = tuple(side // self.vae_scale_factor for side in size)
+        if latents.shape[-2:] != expected:
+            raise GocaError(
+                f"the VAE ({type(self.pipeline.vae).__name__}) gives {latents.shape[-2]} x {latents.shape[-1]} cells "
+                f"where this pipeline has {expected[0]} x {expected[1]}: set pipe.vae to the one that the checkpoint "
+                "came with"
             )
+        return latents
 
     def inputs(
         self, pipeline: Any, noisy: Float[Tensor, "image channel height width"], captions: Sequence[str], timestep: int
@@ -318,16 +336,28 @@ class BackboneSession:
         """
         backbone = self.backbone
         prompts = [self.prompt(caption) for caption in captions]
-        with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser):
+        denoiser, component = backbone.denoiser, backbone.family.component
+        with (
+            restoring(backbone.pipeline) as pipeline,
+            native(denoiser, component),
+            without_caches(denoiser, component),
+        ):
             noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
             object.__setattr__(pipeline, "encode_prompt", replay(prompts))
             args, kwargs = backbone.inputs(pipeline, noisy, captions, timestep)
             size = latents.shape[-2], latents.shape[-1]
+            to_the_end = not stop_early or backbone.in_parts
             try:
-                with backbone.attention_hook(size, sink, to_the_end=not stop_early or backbone.in_parts):
-                    return backbone.denoiser(*args, **kwargs)[0]
+                with backbone.attention_hook(size, sink, to_the_end, rows=len(latents)) as hook:
+                    output = denoiser(*args, **kwargs)[0]
             except LastAttentionReached:
                 return None
+            if (block := hook.unseen()) is not None:
+                raise GocaError(
+                    f"attention of {block} did not run: a patch of pipe.{component} leaves blocks out; take it off or "
+                    "load the pipeline again"
+                )
+            return output
 
     def run(self, items: Iterable[BatchItem], batch: int) -> None:
         """Send every item through the denoiser, at most `batch` in one pass; attention goes to the items' sinks.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from goca.diffusion.attention_modules import attention_modules
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.text.tokens import Tokens, tokens_by_decoding, tokens_of
@@ -33,10 +34,15 @@ class EncodedPrompt:
     @property
     def length(self) -> int:
         """The number of encoded tokens, padding included."""
+        return self.embeddings.shape[-2]
+
+    @property
+    def embeddings(self) -> Tensor:
+        """What was encoded first."""
         first = self.encoded[0]
         while not isinstance(first, Tensor):
             first = first[0]
-        return first.shape[-2]
+        return first
 
 
 class FirstCall(Exception):  # noqa: N818 - a signal, not an error
@@ -74,6 +80,7 @@ def first_call(
         **options,
     }
     parameters = inspect.signature(pipeline.__call__).parameters
+    before = [(attention.module, attention.module.processor) for attention in attention_modules(denoiser)]
     handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         pipeline(prompt=list(captions), **{name: value for name, value in wanted.items() if name in parameters})
@@ -82,6 +89,9 @@ def first_call(
         return signal.call
     finally:
         handle.remove()
+        for module, processor in before:  # self-attention guidance, for one, sets its own in every call
+            if module.processor is not processor:
+                module.processor = processor
     return None
 
 
@@ -96,7 +106,7 @@ def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) 
     """Record what the tokenizers and `encode_prompt` of a pipeline return while `encode_it` makes it encode a caption.
 
     Raises:
-        GocaError: No tokenizer reports character offsets.
+        GocaError: No tokenizer reports character offsets, or every token is encoded alike.
     """
     recorders = {name: Recorder(getattr(pipeline, name), [caption]) for name in tokenizers(pipeline)}
     encode, encoded = pipeline.encode_prompt, []
@@ -116,7 +126,11 @@ def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) 
     texts = {name: recorder.tokens[caption] for name, recorder in recorders.items() if recorder.tokens}
     if not texts:
         raise GocaError("the tokenizer reports no character offsets: load the pipeline with its fast tokenizer")
-    return EncodedPrompt(tuple(encoded), texts)
+    prompt = EncodedPrompt(tuple(encoded), texts)
+    tokens = prompt.embeddings.flatten(0, -2)
+    if len(tokens) > 1 and torch.equal(tokens, tokens[:1].expand_as(tokens)):
+        raise GocaError("the text encoder gives every word the same embedding: are its weights complete?")
+    return prompt
 
 
 def replay(prompts: Sequence[EncodedPrompt]) -> Callable[..., Any]:

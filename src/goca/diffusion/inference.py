@@ -21,11 +21,15 @@ def inference(device: str, batch: int, size: int) -> Iterator[None]:
         with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
             yield
     except (MemoryError, RuntimeError) as error:
-        # On a CPU torch raises a plain RuntimeError.
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise GocaError(
                 f"out of memory with batch {batch} and size {size}: lower one of them, or load the model with dtype "
                 '"float16"',
                 hint="dtype",
             ) from None
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory ran out: on a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from goca.diffusion.families.spec import Family
+from goca.diffusion.inference import is_out_of_memory
 from goca.errors import GocaError
 from goca.maths import Grid
 
@@ -17,7 +19,7 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
     """The mode of the VAE's posterior for images that are resized to (height, width), scaled for the denoiser.
 
     Raises:
-        GocaError: The encoding is not finite.
+        GocaError: The VAE is of a kind that goca does not know, or its encoding is not finite, or constant.
     """
     vae = pipeline.vae
     pixels = processor_of(pipeline).preprocess(list(images), height=size[0], width=size[1])
@@ -28,9 +30,7 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
         if upcast:
             nn.Module.to(vae, torch.float32)  # without diffusers' advice about it
         pixels = pixels.to(pipeline._execution_device, torch.float32 if upcast else before)
-        # A video autoencoder wants frames.
-        video = "temperal_downsample" in vae.config
-        encoded = vae.encode(pixels.unsqueeze(2) if video else pixels)
+        encoded = _encoded(vae, pixels)
     finally:
         if upcast:
             nn.Module.to(vae, before)
@@ -40,15 +40,53 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
             'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16", or check its weights',
             hint="dtype",
         )
+    latents, colours = latent.flatten(2), pixels.flatten(1)
+    constant = (latents.amax(2) == latents.amin(2)).all(1).cpu() & (colours.amax(1) != colours.amin(1)).cpu()
+    if latents.shape[2] > 1 and bool(constant.any()):
+        raise GocaError("the VAE encodes an image as the same everywhere: are its weights complete?")
     return latent
+
+
+def _encoded(vae: Any, pixels: Tensor) -> Any:
+    """What a VAE of any kind makes of images; GocaError where that fails."""
+    try:
+        # A video autoencoder wants frames.
+        video = any(isinstance(layer, nn.Conv3d) for layer in vae.encoder.modules())
+        return vae.encode(pixels.unsqueeze(2) if video else pixels)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _unknown(vae, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+
+
+def check_vae(pipeline: Any, family: Family) -> None:
+    """Raise GocaError for a VAE that lacks what the family's latents are scaled by."""
+    vae = pipeline.vae
+    has = {name for name, value in vae.config.items() if value is not None} | dict(vae.named_children()).keys()
+    for name in family.vae_statistics:
+        if name not in has:
+            raise _unknown(vae, f"it has no {name}, which the {family.component} of this pipeline needs")
+
+
+def _unknown(vae: Any, reason: str) -> GocaError:
+    return GocaError(
+        f"goca cannot encode with this pipeline's VAE, of class {type(vae).__name__} ({reason}): set pipe.vae to the "
+        "one that the checkpoint came with"
+    )
 
 
 def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel height width"]:
     """The mode of the encoded posterior, on the scale that the denoiser works on."""
     vae = pipeline.vae
-    latent = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
-    if latent.ndim == 5:  # one frame
+    if hasattr(encoded, "latent_dist"):
+        latent = encoded.latent_dist.mode()
+    else:
+        latent = next((getattr(encoded, name) for name in ("latents", "latent") if hasattr(encoded, name)), None)
+    if latent is not None and latent.ndim == 5:  # one frame
         latent = latent[:, :, 0]
+    if latent is None or latent.ndim != 4:
+        raise _unknown(vae, f"its {type(encoded).__name__} is not one latent an image")
+    latent = latent.float()
     if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 patches
         mean, variance = (getattr(vae.bn, f"running_{name}").float().view(1, -1, 1, 1) for name in ("mean", "var"))
         deviation = (variance + vae.config.batch_norm_eps).sqrt()
@@ -62,9 +100,12 @@ def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel h
 
 
 def latent_channels(pipeline: Any) -> int:
-    """The channels of the latents that a pipeline's VAE makes."""
+    """The channels of the latents that a pipeline's VAE makes; GocaError where its configuration does not say."""
     config = pipeline.vae.config
-    return int(getattr(config, "latent_channels", None) or config.z_dim)
+    channels = getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
+    if channels is None:
+        raise _unknown(pipeline.vae, "its configuration has no latent_channels")
+    return int(channels)
 
 
 def processor_of(pipeline: Any) -> Any:

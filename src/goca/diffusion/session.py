@@ -25,6 +25,7 @@ from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook
 from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.backbone import Backbone
+from goca.diffusion.caches import check_caches
 from goca.diffusion.conditioning import EncodedPrompt, Recorder, tokenizers
 from goca.diffusion.denoiser_call import Branch, DenoiserCall, DenoiserRow, Observer, PromptTokens
 from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
@@ -69,8 +70,9 @@ def check_generation(backbone: Backbone) -> None:
             f"{name} cannot be traced: it has no {', no '.join(lacking)}, by which goca follows a generation; trace a "
             "pipeline that has, such as the family's own for text-to-image or image-to-image"
         )
-    for denoiser in _denoisers(backbone):
+    for component, denoiser in _denoisers(backbone).items():
         backbone.family.check(denoiser)
+        check_caches(denoiser, component)
     check_tokenizers(pipeline, backbone.family)
 
 
@@ -200,8 +202,8 @@ class GenerationSession:
                 stack.enter_context(patched(target, name, self._wrapped(getattr(target, name), wrapper)))
             stack.enter_context(intercepted(pipeline, self._running))
             stack.callback(self._forget)
-            for denoiser in _denoisers(self._backbone):
-                stack.enter_context(native(denoiser))
+            for component, denoiser in _denoisers(self._backbone).items():
+                stack.enter_context(native(denoiser, component))
                 stack.callback(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
                 stack.callback(denoiser.register_forward_hook(self._end, always_call=True).remove)
             self._stack = stack.pop_all()
@@ -225,7 +227,9 @@ class GenerationSession:
         if get_ident() != self._thread:
             yield
             return
-        modules = [attention.module for part in _denoisers(self._backbone) for attention in attention_modules(part)]
+        modules = [
+            attention.module for part in _denoisers(self._backbone).values() for attention in attention_modules(part)
+        ]
         run = _Run(self._count, frame, [(module, getattr(module, "processor", None)) for module in modules])
         self._count += 1
         outer, self._run = self._run, run
@@ -288,7 +292,12 @@ class GenerationSession:
         self._call = call
         sinks = [sink for observer in self._observers if (sink := observer.begin(call)) is not None]
         if sinks:
-            self._hook = self._backbone.attention_hook(call.latent_size, _shared(sinks), denoiser=module).__enter__()
+            component = next(name for name, part in _denoisers(self._backbone).items() if part is module)
+            check_caches(module, component)
+            hook = self._backbone.attention_hook(
+                call.latent_size, _shared(sinks), denoiser=(component, module), rows=len(call.rows)
+            )
+            self._hook = hook.__enter__()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         run = self._run
@@ -483,10 +492,11 @@ def _plain(backbone: Backbone) -> str:
     return f"trace the plain pipeline of the same parts instead, made with {kind}.from_pipe(pipe)"
 
 
-def _denoisers(backbone: Backbone) -> list[nn.Module]:
-    """A pipeline's denoisers: some have a second one for little noise."""
-    parts = (bare(getattr(backbone.pipeline, backbone.family.component + end, None)) for end in ("", "_2"))
-    return [part for part in parts if type(part).__name__ in backbone.family.denoisers]
+def _denoisers(backbone: Backbone) -> dict[str, nn.Module]:
+    """{component: denoiser} of a pipeline: some have a second one for little noise."""
+    names = (backbone.family.component + end for end in ("", "_2"))
+    parts = {name: bare(getattr(backbone.pipeline, name, None)) for name in names}
+    return {name: part for name, part in parts.items() if type(part).__name__ in backbone.family.denoisers}
 
 
 def _position(scheduler: Any, timestep: Tensor) -> int | None:

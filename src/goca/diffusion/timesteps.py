@@ -3,7 +3,6 @@
 Timesteps are training timesteps, 0 to 999; for a flow model, whose sigma goes from 0 to 1, thousandths of sigma.
 """
 
-import inspect
 from copy import copy
 from typing import Any
 
@@ -33,17 +32,22 @@ def add_noise(
     Raises:
         GocaError: for a timestep outside the scheduler's training timesteps.
     """
+    check_timestep(scheduler, timestep)
+    noise = _noise(latents, seed)
+    if is_flow(scheduler):
+        return (1 - timestep / NUM_TRAIN_TIMESTEPS) * latents + timestep / NUM_TRAIN_TIMESTEPS * noise
+    kept = scheduler.alphas_cumprod[timestep].to(latents)
+    return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+
+def check_timestep(scheduler: Any, timestep: int) -> None:
+    """Raise GocaError for a timestep outside the scheduler's training timesteps."""
     steps = NUM_TRAIN_TIMESTEPS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
     if not 0 <= timestep < steps:
         raise GocaError(
             f"timestep {timestep} is out of range: this model was trained on timesteps 0 to {steps - 1}",
             hint="timestep",
         )
-    noise = _noise(latents, seed)
-    if is_flow(scheduler):
-        return (1 - timestep / NUM_TRAIN_TIMESTEPS) * latents + timestep / NUM_TRAIN_TIMESTEPS * noise
-    kept = scheduler.alphas_cumprod[timestep].to(latents)
-    return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
 def target(
@@ -122,8 +126,8 @@ def _pinned_flow(scheduler: Any, timestep: int, edm_sigmas: bool) -> Any:
             # Bria's pipeline calls it on every scheduler but FlowMatchEulerDiscreteScheduler itself.
             return sample
 
-    parameters = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
-    out = Pinned(**{name: value for name, value in scheduler.config.items() if name in parameters})
-    # Cosmos writes more into its scheduler's configuration, and reads it there.
-    out.register_to_config(**{name: value for name, value in scheduler.config.items() if name not in parameters})
+    # Its table of training timesteps is never looked at, and a configuration may ask for one of any length. Cosmos
+    # writes more into its scheduler's configuration than a scheduler takes, and reads it there.
+    out = Pinned(num_train_timesteps=1)
+    out.register_to_config(**scheduler.config)
     return out

@@ -102,7 +102,7 @@ def denoiser_call(
     if cell is not None:
         noise[..., cell[0], cell[1]] *= OPPOSITE
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser):
+    with restoring(backbone.pipeline) as pipeline, native(backbone.denoiser, backbone.family.component):
         with nullcontext() if token is None else turned(encoder_of(pipeline, token[0]), *token[1:]):
             prompt = record_prompt(
                 pipeline, caption, lambda: calls.append(backbone.inputs(pipeline, noise, [caption], TIMESTEP))

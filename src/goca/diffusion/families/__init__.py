@@ -8,7 +8,17 @@ from goca.diffusion.families.spec import Family
 from goca.diffusion.families.support import bare, check_kind, check_tokenizers, encoder_of
 from goca.errors import GocaError
 
-__all__ = ["FAMILIES", "Family", "bare", "check_kind", "check_tokenizers", "encoder_of", "family_of", "unsupported"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "bare",
+    "check_family",
+    "check_kind",
+    "check_tokenizers",
+    "encoder_of",
+    "family_of",
+    "unsupported",
+]
 
 _FILES = (
     *("unet", "kolors", "pixart", "hunyuan_dit", "sana", "wan", "cosmos2", "flux", "chroma", "sd3", "flux2"),
@@ -25,10 +35,29 @@ def family_of(pipeline: Any) -> Family | None:
         family
         for family in FAMILIES
         if type(bare(getattr(pipeline, family.component, None))).__name__ in family.denoisers
-        and (not family.pipelines or type(pipeline).__name__ in family.pipelines)
+        and (not family.pipelines or _names(pipeline) & set(family.pipelines))
     ]
     # Kolors has the UNet of Stable Diffusion: a row for a pipeline goes before the one for its denoiser.
     return max(matching, key=lambda family: bool(family.pipelines), default=None)
+
+
+def check_family(pipeline: Any, family: Family) -> None:
+    """Raise GocaError for a row, given by the user, that is of another denoiser or another pipeline."""
+    denoiser, listed = bare(getattr(pipeline, family.component, None)), family_of(pipeline)
+    is_another = any(family is row for row in FAMILIES) and listed is not None and family is not listed
+    is_another |= bool(family.pipelines) and not _names(pipeline) & set(family.pipelines)
+    if is_another or not _names(denoiser) & set(family.denoisers):
+        part = f"has no {family.component}, so it" if denoiser is None else f"with its {type(denoiser).__name__}"
+        raise GocaError(
+            f'{type(pipeline).__name__} {part} is not of the family "{family.name}": leave the family out, or give the '
+            "one that a probe of this pipeline prints",
+            hint="family",
+        )
+
+
+def _names(part: Any) -> set[str]:
+    """The names of a part's class and of those it is derived from."""
+    return {kind.__name__ for kind in type(part).__mro__}
 
 
 def unsupported(pipeline_class: str, missing: Sequence[str] = ()) -> GocaError:

@@ -23,5 +23,6 @@ FAMILY = Family(
     flow=True,
     edm_sigmas=True,
     repos=("nvidia/Cosmos-Predict2-2B-Text2Image", "nvidia/Cosmos-Predict2-14B-Text2Image"),
+    vae_statistics=("latents_mean", "latents_std"),
     tiny=("cosmos2",),
 )

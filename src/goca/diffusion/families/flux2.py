@@ -8,6 +8,7 @@ FAMILY = like_flux(
     denoisers=("Flux2Transformer2DModel",),
     grids=Patches(2),
     optional_image_input=True,
+    vae_statistics=("bn",),
     repos=(
         "black-forest-labs/FLUX.2-dev",
         "black-forest-labs/FLUX.2-klein-4B",

@@ -15,5 +15,6 @@ FAMILY = like_flux(
     grids=Patches(2),
     texts=(TextInput("tokenizer", start=-34, respects_max_sequence_length=True),),
     joint=JointLayout(text_first=True, unimodal_blocks=("text_fusion",)),
+    vae_statistics=("latents_mean", "latents_std"),
     tiny=("krea2",),
 )

@@ -11,5 +11,6 @@ FAMILY = like_flux(
     texts=(TextInput("tokenizer", right_aligned=True, respects_max_sequence_length=True),),
     options={"true_cfg_scale": 1.0, "guidance_scale": None},
     repos=("Qwen/Qwen-Image",),
+    vae_statistics=("latents_mean", "latents_std"),
     tiny=("qwen_image",),
 )

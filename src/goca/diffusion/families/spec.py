@@ -186,6 +186,7 @@ class Family:
         optional_image_input: The pipeline also takes an image, but does not need one.
         size_multiple: The sides of an image in pixels are multiples of this.
         fixed_area: The pipeline scales every image to the area that its `default_sample_size` says.
+        vae_statistics: Attributes of the VAE, or of its configuration, that latents are put on the denoiser's scale by.
         packed_vae_scale_factor: The pipeline's `vae_scale_factor` counts 2 x 2 latent cells as one.
         checkpoints: Checkpoints with settings; where one layout contains another, it comes first.
         repos: Hub ids of well-known checkpoints without settings, which go by the block rule.
@@ -213,6 +214,7 @@ class Family:
     optional_image_input: bool = False
     size_multiple: int = 8
     fixed_area: bool = False
+    vae_statistics: tuple[str, ...] = ()
     packed_vae_scale_factor: bool = False
     checkpoints: tuple[CheckpointSettings, ...] = ()
     repos: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ UNREADABLE = {
     "mid_block_only_cross_attention": "it reads the text where others attend to themselves",
     "class_embed_type": "it wants a class label beside the text",
     "num_class_embeds": "it wants a class label beside the text",
-    "encoder_hid_dim_type": "it wants an image beside the text; take an adapter off with pipe.unload_ip_adapter()",
+    "encoder_hid_dim_type": "it wants an image beside the text",
 }
 """Entries of a UNet's configuration that goca cannot serve, and why."""
 
@@ -31,7 +31,10 @@ def check(unet: Any) -> None:
         value = getattr(unet.config, name, None)
         is_set = any(value) if isinstance(value, list | tuple) else bool(value)
         if is_set and value != "text_proj":
-            raise GocaError(f"this UNet has {name} = {value!r}, which goca cannot read: {reason}")
+            # An adapter can be taken off; what was trained with images cannot do without.
+            adapter = value == "ip_image_proj"
+            remedy = "take the adapter off with pipe.unload_ip_adapter()" if adapter else "load another checkpoint"
+            raise GocaError(f"this UNet has {name} = {value!r}, which goca cannot read: {reason}; {remedy}")
 
 
 def up(level: int, attention: int, depth: int = 0) -> str:

@@ -22,5 +22,6 @@ FAMILY = Family(
     flow=True,
     options={"num_frames": 1},
     repos=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    vae_statistics=("latents_mean", "latents_std"),
     tiny=("wan",),
 )
