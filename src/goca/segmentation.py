@@ -193,5 +193,4 @@ def label_pixels(
 ) -> Iterator[UInt16[np.ndarray, "height width"]]:
     """The labels of an image under each background; with `refine_edges` the scores follow the image's edges."""
     guide = torch.from_numpy(np.array(image)).to(maps.classes.device) if refine_edges else None
-    for relabelled in labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide):
-        yield relabelled.cpu().numpy().astype(np.uint16)
+    yield from labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide).numpy()

@@ -21,6 +21,33 @@ def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Te
     return F.interpolate(flat, grid, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *grid)
 
 
+def resize_rows(
+    maps: Float[Tensor, "*channel height width"], grid: Grid, rows: slice
+) -> Float[Tensor, "*channel row out_width"]:
+    """The `rows` of `resize(maps, grid)`, to rounding; a row is the same to the last bit whichever are asked for."""
+    # Sums of two terms each: the rounding of a product of matrices would depend on the number of rows.
+    above, below, low = _neighbours(maps.shape[-2], grid[0], rows)
+    left, right, near = _neighbours(maps.shape[-1], grid[1])
+    first, last = int(above[0]), int(below[-1])
+    above, below, left, right = (index.to(maps.device) for index in (above - first, below - first, left, right))
+    low, near = low[:, None].to(maps), near.to(maps)
+    maps = maps[..., first : last + 1, :]
+    wide = maps.index_select(-1, left) * (1 - near) + maps.index_select(-1, right) * near
+    return wide.index_select(-2, above) * (1 - low) + wide.index_select(-2, below) * low
+
+
+def _neighbours(
+    size_in: int, size_out: int, part: slice = slice(None)
+) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"], Float[Tensor, " out"]]:
+    """For a part of an axis of `size_out`: the two of `size_in` round each pixel, and the weight of the second."""
+    # Rounded to float32 where torch's `interpolate` does it; on the CPU, because not every device has float64.
+    scale = torch.tensor(size_in / size_out, dtype=torch.float32).double()
+    middle = torch.arange(size_out)[part].double() + 0.5
+    position = (middle * scale - 0.5).clamp(min=0).float()
+    first = position.long().clamp(max=size_in - 1)
+    return first, (first + 1).clamp(max=size_in - 1), (position - first).clamp(max=1)
+
+
 def bilinear(size_in: int, size_out: int, like: Tensor | None = None) -> Float[Tensor, "out in"]:
     """The matrix of one axis of a bilinear resize; its rows sum to 1."""
     eye = torch.eye(size_in) if like is None else torch.eye(size_in, device=like.device, dtype=like.dtype)
