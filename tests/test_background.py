@@ -128,9 +128,10 @@ def test_strips_change_nothing(rule: object, strip: int | None, guided: bool) ->
     classes[11] = -INF
     background = Background(rule, 0.4)  # type: ignore[arg-type]
     guide = (255 * positive(*size, 3, seed=2)).to(torch.uint8) if guided else None
-    whole = label(classes, background_scores, background, size, guide, strip=97)
+    whole = label(classes, background_scores, background, size, guide, rows=[slice(0, 97)])
     assert len(whole.unique()) >= 3
-    assert torch.equal(label(classes, background_scores, background, size, guide, strip=strip), whole)
+    rows = None if strip is None else [slice(start, min(start + strip, 97)) for start in range(0, 97, strip)]
+    assert torch.equal(label(classes, background_scores, background, size, guide, rows=rows), whole)
 
 
 @pytest.mark.parametrize("supported", [True, False], ids=["background_scores", "alone"])

@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from goca.errors import GocaError
 from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
+from goca.imaging.files import size_of, suffixes
 from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.storage.atomic import sweep
 
@@ -244,7 +243,7 @@ def _images(path: Path) -> Iterator[tuple[Path, Path]]:
 
 def _search(folder: Path) -> list[Path]:
     earlier_results = tuple(exporter.suffix for exporter in EXPORTERS.values())
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    readable = suffixes()
     return sorted(
         path
         for path in folder.rglob("*")
@@ -351,9 +350,6 @@ def _read_result(job: ImageJob) -> Facts | None:
 def _fits(facts: Facts, image: Path) -> bool:
     """Whether the result has the size of the image, which may have been replaced since."""
     try:
-        with Image.open(image) as opened:
-            # The file's sides are the image's, or exchanged where EXIF rotates it.
-            return sorted(opened.size) == sorted((facts["height"], facts["width"]))
-    except Exception:
-        # Pillow raises errors of every kind; segmented again, the image gets its message.
+        return size_of(image) == (facts["height"], facts["width"])
+    except GocaError:  # segmented again, the image gets its message
         return False

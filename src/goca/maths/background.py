@@ -9,10 +9,7 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.edges import Edges
-from goca.maths.resize import resize_rows
-
-STRIP_SCORES = 2**21
-"""Scores that are upsampled at once; more takes memory and no less time."""
+from goca.maths.resize import resize_rows, strips
 
 BackgroundRule = Callable[[float, Float[Tensor, "*pixels"]], Float[Tensor, "*pixels"]]
 """(threshold, background map) -> background score."""
@@ -52,7 +49,7 @@ def labels(
     backgrounds: Iterable[Background],
     size: Grid,
     guide: UInt8[Tensor, "height width 3"] | None = None,
-    strip: int | None = None,
+    rows: Sequence[slice] | None = None,
 ) -> UInt16[Tensor, "background height width"]:
     """Labels under each of several backgrounds, from scores that are upsampled once, some rows at a time.
 
@@ -62,7 +59,8 @@ def labels(
         backgrounds: the rules to label by.
         size: of the labels, in pixels.
         guide: the image, RGB, whose edges the upsampled scores follow; without it they are resized bilinearly.
-        strip: rows at a time, which the labels do not depend on; by default as many as keep memory small.
+        rows: those that are labelled at a time, on which the labels do not depend; by default so few that memory does
+            not grow with the number of classes.
 
     Returns:
         On the CPU: 0 for background, i for class i - 1. Ties go to the background, then to the first class.
@@ -70,16 +68,14 @@ def labels(
     backgrounds = tuple(backgrounds)
     extra = torch.zeros_like(classes[0]) if background_scores is None else background_scores
     maps = torch.cat([extra[None], classes])
-    height, width = size
     # Along edges classes are taken one by one, because each is a fit to the whole image.
-    strip = strip or max(1, STRIP_SCORES // (width * (len(maps) if guide is None else 1)))
-    strips = [slice(start, min(start + strip, height)) for start in range(0, height, strip)]
-    scored = _along_edges(maps, guide, strips) if guide is not None else _upsampled(maps, size, strips)
-    out = torch.empty((len(backgrounds), height, width), dtype=torch.uint16)
-    for rows, (extra, best, winner) in zip(strips, scored, strict=True):
+    rows = rows or strips(size, len(maps) if guide is None else 1)
+    scored = _upsampled(maps, size, rows) if guide is None else _along_edges(maps, guide, rows)
+    out = torch.empty((len(backgrounds), *size), dtype=torch.uint16)
+    for strip, (extra, best, winner) in zip(rows, scored, strict=True):
         for index, background in enumerate(backgrounds):
             lost = background.rule(background.threshold, extra) >= best
-            out[index, rows] = torch.where(lost, 0, winner + 1).to("cpu", torch.uint16)
+            out[index, strip] = torch.where(lost, 0, winner + 1).to("cpu", torch.uint16)
     return out
 
 
@@ -87,20 +83,18 @@ Scored = tuple[Float[Tensor, "row width"], Float[Tensor, "row width"], Int[Tenso
 """(background scores, best score, best class) of some rows."""
 
 
-def _upsampled(
-    maps: Float[Tensor, "channel h w"], size: Grid, strips: Sequence[slice]
-) -> Iterator[Scored]:
+def _upsampled(maps: Float[Tensor, "channel h w"], size: Grid, rows: Sequence[slice]) -> Iterator[Scored]:
     """Strip by strip; maps: the background's, then the classes'."""
     absent = maps.isneginf().flatten(1).all(1)
-    for rows in strips:
-        scores = resize_rows(maps, size, rows)
+    for strip in rows:
+        scores = resize_rows(maps, size, strip)
         # Between cells, 0 * -inf gave NaN.
         scores[absent] = -torch.inf
         yield scores[0], *scores[1:].max(0)
 
 
 def _along_edges(
-    maps: Float[Tensor, "channel h w"], guide: UInt8[Tensor, "height width 3"], strips: Sequence[slice]
+    maps: Float[Tensor, "channel h w"], guide: UInt8[Tensor, "height width 3"], rows: Sequence[slice]
 ) -> Iterator[Scored]:
     """As `_upsampled`, at the guide's size."""
     edges = Edges(guide, (maps.shape[-2], maps.shape[-1]))
@@ -110,11 +104,11 @@ def _along_edges(
         if scores.isneginf().all():
             continue
         fit = edges.fit(scores)
-        for rows in strips:
-            followed = edges.follow(fit, rows)
-            better = followed > best[rows]
-            winner[rows][better] = index
-            best[rows][better] = followed[better]
+        for strip in rows:
+            followed = edges.follow(fit, strip)
+            better = followed > best[strip]
+            winner[strip][better] = index
+            best[strip][better] = followed[better]
     extra = edges.fit(maps[0])
-    for rows in strips:
-        yield edges.follow(extra, rows), best[rows], winner[rows]
+    for strip in rows:
+        yield edges.follow(extra, strip), best[strip], winner[strip]

@@ -81,9 +81,7 @@ class Edges:
         slope, offset = self.filter.fit(resize(scores[None].to(self.home).double(), self.small)[0])
         return torch.cat([slope, offset[None]]).float().to(self.image.device)
 
-    def follow(
-        self, functions: Float[Tensor, "4 small_height small_width"], rows: slice
-    ) -> Float[Tensor, "row width"]:
+    def follow(self, functions: Float[Tensor, "4 small_height small_width"], rows: slice) -> Float[Tensor, "row width"]:
         """Some rows, at the image's size, of the scores that the functions were fitted to."""
         *slopes, total = resize_rows(functions, self.size, rows)
         for slope, colour in zip(slopes, self.image[rows].unbind(-1), strict=True):

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from goca.maths import Grid
 
+STRIP = 2**21
+"""Resized values that are held at once; more takes memory and no less time."""
+
 
 def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Tensor, "*channel out_height out_width"]:
     """Bilinear resize of a stack of maps to `grid`."""
@@ -19,6 +22,13 @@ def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Te
         return maps
     flat = maps.reshape(1, -1, *maps.shape[-2:])
     return F.interpolate(flat, grid, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *grid)
+
+
+def strips(grid: Grid, channels: int) -> list[slice]:
+    """Rows that cover the grid, as many at a time as keep a stack of so many resized maps small."""
+    height, width = grid
+    rows = max(1, STRIP // (width * channels))
+    return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
 
 
 def resize_rows(

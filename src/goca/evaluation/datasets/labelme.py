@@ -12,7 +12,8 @@ from jaxtyping import Bool
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap
-from goca.evaluation.datasets.labels import check_size, size_of
+from goca.evaluation.datasets.labels import check_size
+from goca.imaging.files import size_of
 
 
 def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> LabelMap:

@@ -1,25 +1,23 @@
 """Label files to arrays: values to labels, sizes held against the image, broken files named."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Integer, UInt8, UInt16
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap
+from goca.imaging.files import LABEL_FORMATS, opened, size_of
 
 UNKNOWN = 65534
 """What a table holds for values that no file should have."""
 
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 
 LabelTable = UInt16[np.ndarray, "value"]
 """The label of each value that files may have."""
-T = TypeVar("T")
 
 
 def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN) -> LabelTable:
@@ -31,7 +29,9 @@ def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN)
 
 def read_indexed(path: Path, image: Path, labels: LabelTable) -> LabelMap:
     """The label map of an indexed or grey PNG; GocaError if it is damaged, or does not fit the image or the labels."""
-    return translate(path, image, _opened(path, _values), labels)
+    with opened(path, formats=LABEL_FORMATS) as file:
+        values = _values(path, file)
+    return translate(path, image, values, labels)
 
 
 def translate(path: Path, image: Path, values: Integer[np.ndarray, "height width"], labels: LabelTable) -> LabelMap:
@@ -53,43 +53,17 @@ def check_size(path: Path, size: tuple[int, ...], image: Path) -> None:
         raise GocaError(f"{sizes}: they do not belong together, download or write the one again that is wrong")
 
 
-def size_of(image: Path) -> tuple[int, int]:
-    """(height, width) of an image after EXIF rotation; only its header is read."""
-    return _opened(image, _upright)
-
-
 def read_rgb(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """A colour PNG whose colours are numbers; GocaError if it is damaged or of another kind."""
-
-    def colours(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    with opened(path, formats=LABEL_FORMATS) as image:
         if image.mode != "RGB":
             raise GocaError(f"{path} is of mode {image.mode}, not RGB: is it this data set's?")
         return np.asarray(image)
 
-    return _opened(path, colours)
 
-
-def _values(image: Image.Image) -> Integer[np.ndarray, "height width"]:
-    if image.mode not in ("1", "L", "P", "I", "I;16"):
-        raise GocaError(f"{image.filename} is of mode {image.mode}, not indexed or grey: is it this data set's?")  # type: ignore
+def _values(path: Path, image: Image.Image) -> Integer[np.ndarray, "height width"]:
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        raise GocaError(f"{path} is of mode {image.mode}, not indexed or grey: is it this data set's?")
     stretch = STRETCHED.get(image.tile[0].args, 1) if image.mode == "L" and image.tile else 1  # type: ignore
     values = np.asarray(image)
     return (values.astype(np.uint8) if image.mode == "1" else values) // stretch
-
-
-def _upright(image: Image.Image) -> tuple[int, int]:
-    sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-    return (image.width, image.height) if sideways else (image.height, image.width)
-
-
-def _opened(path: Path, read: Callable[[Image.Image], T]) -> T:
-    try:
-        with Image.open(path) as image:
-            return read(image)
-    except GocaError:
-        raise
-    except UnidentifiedImageError:
-        raise GocaError(f"{path} is not an image that Pillow can read: is the file complete?") from None
-    except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise GocaError(f"{path} cannot be read ({reason}): is the file complete?") from None
