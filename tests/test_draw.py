@@ -156,8 +156,8 @@ class TestOverlay:
         assert legend[0] * legend[1] <= max(width * height / 2, 60 * width if width > height else 180 * height)
 
     def test_a_name_without_end_is_cut(self):
-        sheet = overlay(grey(5000, 400), block_labels(400, 5000), ["endless " * 100_000])
-        assert sheet.size[1] < 520
+        sheet = overlay(grey(5000, 400), block_labels(400, 5000), ["x" * 1_000_000])
+        assert sheet.size[1] < 560
 
     def test_strips_do_not_show(self, monkeypatch):
         labels = np.random.default_rng(0).integers(0, 4, (19, 5)).repeat(37, 0).repeat(101, 1).astype(np.uint16)
