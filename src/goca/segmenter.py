@@ -62,14 +62,14 @@ class Segmenter(PlannedModel):
         Raises:
             GocaError: for an image that cannot be read, or classes that this model cannot be asked for.
         """
-        several = isinstance(image, list | tuple)
+        images: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
         template = SegmentationRequest("", classes, background_classes, background, caption)
         results = []
-        for _, outcome in self.stream(replace(template, image=item) for item in (image if several else [image])):
+        for _, outcome in self.stream(replace(template, image=item) for item in images):
             if isinstance(outcome, GocaError):
                 raise outcome
             results.append(outcome)
-        return results if several else results[0]
+        return results if isinstance(image, list | tuple) else results[0]
 
     def stream(
         self, requests: Iterable[SegmentationRequest], session: BackboneSession | None = None
