@@ -34,4 +34,4 @@ def global_map(
 
 def label(classes: Tensor, background_scores: Tensor | None, background: Background, *to: Any, **how: Any) -> Tensor:
     """The labels under one background."""
-    return next(labels(classes, background_scores, (background,), *to, **how))
+    return labels(classes, background_scores, (background,), *to, **how)[0].long()

@@ -119,15 +119,19 @@ def test_the_rule_is_applied_to_the_upsampled_map() -> None:
     assert label(classes, background_scores, Background(maximum, 0.6), (1, 3)).tolist() == [[1, 1, 0]]
 
 
+@pytest.mark.parametrize("guided", [False, True], ids=["bilinear", "along edges"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize("strip", [1, 2, 13, 96, 97, 1000])
-def test_strips_change_nothing(rule: object, strip: int) -> None:
-    classes, background_scores = positive(3, 5, 7), positive(5, 7, seed=1)
+@pytest.mark.parametrize("strip", [1, 2, 13, 96, 1000, None])
+def test_strips_change_nothing(rule: object, strip: int | None, guided: bool) -> None:
+    size = (97, 53)
+    classes, background_scores = positive(67, 5, 7), positive(5, 7, seed=1)
+    classes[11] = -INF
     background = Background(rule, 0.4)  # type: ignore[arg-type]
-    whole = next(labels(classes, background_scores, [background], (97, 53), strip=97))
-    assert whole.shape == (97, 53)
+    guide = (255 * positive(*size, 3, seed=2)).to(torch.uint8) if guided else None
+    whole = label(classes, background_scores, background, size, guide, rows=[slice(0, 97)])
     assert len(whole.unique()) >= 3
-    assert torch.equal(next(labels(classes, background_scores, [background], (97, 53), strip=strip)), whole)
+    rows = None if strip is None else [slice(start, min(start + strip, 97)) for start in range(0, 97, strip)]
+    assert torch.equal(label(classes, background_scores, background, size, guide, rows=rows), whole)
 
 
 @pytest.mark.parametrize("supported", [True, False], ids=["background_scores", "alone"])
@@ -135,7 +139,7 @@ def test_many_backgrounds_are_each_by_itself(supported: bool) -> None:
     classes, background_scores = positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
     classes[1] = -INF
     backgrounds = [Background(rule, threshold) for rule in RULES for threshold in (-0.4, 0.0, 0.3, 0.7)]
-    found = list(labels(classes, background_scores, backgrounds, (41, 37)))
+    found = labels(classes, background_scores, backgrounds, (41, 37)).long()
     for background, one in zip(backgrounds, found, strict=True):
         assert torch.equal(one, label(classes, background_scores, background, (41, 37)))
     assert len({tuple(one.flatten().tolist()) for one in found}) > 2

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from goca.imaging import draw
 from goca.imaging.draw import heatmap, overlay
 from goca.imaging.palette import palette
 
@@ -138,6 +139,39 @@ class TestOverlay:
     def test_an_image_of_another_size_is_refused(self):
         with pytest.raises(ValueError, match="match"):
             overlay(grey(401, 300), block_labels(300, 400), ["cat"])
+
+    @pytest.mark.parametrize(("width", "height"), [(64, 64), (5000, 40), (17, 900), (431, 211)])
+    def test_without_a_legend_it_has_the_images_size(self, width, height):
+        drawn = overlay(grey(width, height), block_labels(height, width), ["cat"], legend=False)
+        assert (drawn.mode, drawn.size) == ("RGB", (width, height))
+        # Inside the block, away from its line.
+        np.testing.assert_allclose(drawn.getpixel((width // 2, height // 2)), 50 + 0.5 * palette(1)[1], atol=1)
+
+    @pytest.mark.parametrize(("width", "height"), [(5000, 40), (40, 5000), (640, 480), (480, 640), (2003, 1009)])
+    def test_a_legend_of_few_classes_is_no_larger_than_sensible(self, width, height):
+        labels = np.arange(width * height, dtype=np.uint64).reshape(height, width) % 6
+        sheet = overlay(grey(width, height), labels.astype(np.uint16), ["cat", "dog", "grass", "sky", "tree"])
+        legend = (sheet.width - width, sheet.height) if height > width else (sheet.width, sheet.height - height)
+        # Half the image, or what a column or a line of the smallest type takes.
+        assert legend[0] * legend[1] <= max(width * height / 2, 60 * width if width > height else 180 * height)
+
+    def test_a_name_without_end_is_cut(self):
+        sheet = overlay(grey(5000, 400), block_labels(400, 5000), ["x" * 1_000_000])
+        assert sheet.size[1] < 560
+
+    def test_strips_do_not_show(self, monkeypatch):
+        labels = np.random.default_rng(0).integers(0, 4, (19, 5)).repeat(37, 0).repeat(101, 1).astype(np.uint16)
+        image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*labels.shape, 3), dtype=np.uint8))
+        names = ["cat", "dog", "grass"]
+        drawn = [overlay(image, labels, names, legend=False)]
+        heat = [heatmap(image, labels / 3)]
+        for rows in (1, 7, 1000):
+            monkeypatch.setattr(draw, "STRIP", rows)
+            drawn.append(overlay(image, labels, names, legend=False))
+            heat.append(heatmap(image, labels / 3))
+            np.testing.assert_array_equal(draw.pixel_counts(labels, 3), np.bincount(labels.ravel(), minlength=4))
+        assert all(each == drawn[0] for each in drawn)
+        assert all(each == heat[0] for each in heat)
 
 
 class TestHeatmap:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from yardsticks import bilinear_axis, bilinear_matrix, nearest_matrix
 
-from goca.maths.resize import bilinear, centre, nearest_pixels, resize, resize_keys, resize_keys_adjoint
+from goca.maths.resize import bilinear, centre, nearest_pixels, resize, resize_keys, resize_keys_adjoint, resize_rows
 
 # Up, down, up on one axis and down on the other, a multiple, one cell wide, onto itself.
 PAIRS = [
@@ -60,6 +60,16 @@ def test_resize_is_the_matrix(grid_in: tuple[int, int], grid_out: tuple[int, int
     maps = numbers(*leading, *grid_in)
     slow = (maps.flatten(-2) @ bilinear_matrix(grid_in, grid_out).T).reshape(*leading, *grid_out)
     equal(resize(maps, grid_out), slow)
+
+
+@pytest.mark.parametrize(("grid_in", "grid_out"), [*PAIRS, ((31, 17), (211, 1009))])
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(-2, None), slice(None)], ids=str)
+def test_resized_rows_are_those_of_the_whole(grid_in: tuple[int, int], grid_out: tuple[int, int], rows: slice) -> None:
+    maps = numbers(2, 3, *grid_in).float()
+    whole = resize_rows(maps, grid_out, slice(0, grid_out[0]))
+    equal(whole, (maps.double().flatten(-2) @ bilinear_matrix(grid_in, grid_out).T).reshape(2, 3, *grid_out), 1e-5)
+    rows = slice(*rows.indices(grid_out[0]))
+    assert torch.equal(resize_rows(maps, grid_out, rows), whole[..., rows, :])
 
 
 def test_nearest_by_hand() -> None:

@@ -231,6 +231,14 @@ def test_windows_on_demand(bundled: Segmenter, image: Make) -> None:
     assert result.scores.grid.max() <= 1
 
 
+def test_a_tuple_of_images_is_a_list(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
+    pixels = np.asarray(image())
+    alone = bundled(image(), ["cat", "grass"])
+    results = bundled((pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)), ["cat", "grass"])
+    assert isinstance(results, list)
+    assert [np.array_equal(result.labels, alone.labels) for result in results] == [True, True]
+
+
 def growth(unet: Any, work: Callable[[], Any]) -> tuple[list[int], int]:
     """How many bytes of tensors more there are at each pass of a UNet than at the one before; cells of its latents."""
     seen: list[int] = []

@@ -17,11 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from goca import bundled
 from goca.errors import GocaError
 from goca.image_jobs import ImageJob, plan_outputs
+from goca.imaging.files import size_of
 from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.storage.atomic import sweep
 from goca.storage.json_lines import JsonLines
@@ -389,9 +388,6 @@ def _read_result(job: ImageJob) -> Facts | None:
 def _fits(facts: Facts, image: Path) -> bool:
     """Whether the result has the size of the image, which may have been replaced since."""
     try:
-        with Image.open(image) as opened:
-            # The file's sides are the image's, or exchanged where EXIF rotates it.
-            return sorted(opened.size) == sorted((facts["height"], facts["width"]))
-    except Exception:
-        # Pillow raises errors of every kind; segmented again, the image gets its message.
+        return size_of(image) == (facts["height"], facts["width"])
+    except GocaError:  # segmented again, the image gets its message
         return False

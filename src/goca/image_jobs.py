@@ -7,22 +7,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
 from unicodedata import normalize
 
-from PIL import Image
-
 from goca.errors import GocaError
 from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
+from goca.imaging.files import suffixes
+from goca.storage.atomic import short_stem
 from goca.storage.reading import require_regular
 
-MAX_NAME = 255
-"""Bytes that a file's name may have on every common file system."""
-_MAX_STEM = MAX_NAME - max(len(exporter.suffix) for exporter in EXPORTERS.values())
-
+_SUFFIXES = suffixes()
 _EARLIER_RESULTS = tuple(exporter.suffix for exporter in EXPORTERS.values())
 
 
@@ -175,12 +171,7 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
 
 def _is_image(path: Path) -> bool:
     """By its name; a second run must not take results for images."""
-    return path.suffix.lower() in _readable_suffixes() and not path.name.endswith(_EARLIER_RESULTS)
-
-
-@cache
-def _readable_suffixes() -> frozenset[str]:
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    return path.suffix.lower() in _SUFFIXES and not path.name.endswith(_EARLIER_RESULTS)
 
 
 def _may_be_wanted(path: Path) -> bool:
@@ -228,15 +219,10 @@ def _stems(image: Path, parent: str) -> tuple[str, str, str]:
     """What results may be called, from the first choice to one that is unique."""
     path = os.path.relpath(_absolute(image), parent)
     digest = f"-{blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
-    return _short(image.stem, digest), _short(image.name, digest), _short(f"{image.name}{digest}", digest)
-
-
-def _short(stem: str, digest: str) -> str:
-    """The stem, or where file names with it would be too long, as much of it as there is room for, and the digest."""
-    encoded = os.fsencode(stem)
-    if len(encoded) <= _MAX_STEM:
-        return stem
-    return encoded[: _MAX_STEM - len(digest)].decode(errors="ignore") + digest
+    stem, name, unique = (
+        short_stem(stem, _EARLIER_RESULTS) for stem in (image.stem, image.name, f"{image.name}{digest}")
+    )
+    return stem, name, unique
 
 
 def _refuse_overwriting(jobs: Sequence[ImageJob]) -> None:

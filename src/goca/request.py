@@ -40,7 +40,7 @@ class SegmentationRequest:
     """What is asked of one image.
 
     Args:
-        image: a path, a PIL image, or a (height, width, 3) uint8 array.
+        image: see `goca.imaging.images.ImageLike`.
         classes: names, or {class: [synonyms]}.
         background_classes: nouns that take part in the prompt; their pixels become background.
         background: "auto" (the recipe's rule), a constant threshold on scores in [0, 1], or "none" or None: every pixel

@@ -21,7 +21,7 @@ from goca.exports.coco import coco
 from goca.exports.labelme import labelme
 from goca.imaging import draw, html
 from goca.maths.background import Background, labels
-from goca.maths.resize import resize
+from goca.maths.resize import resize, resize_rows, strips
 from goca.plan import Plan
 from goca.storage.atomic import write_atomic
 
@@ -126,7 +126,7 @@ class Segmentation:
     @cached_property
     def present(self) -> Mapping[str, Presence]:
         """{class: (share of pixels, highest score)}, for every class."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)[1:] / self.labels.size
+        counts = draw.pixel_counts(self.labels, len(self.classes))[1:] / self.labels.size
         peaks = self.scores.grid.max((1, 2))
         triples = zip(self.classes, counts, peaks, strict=True)
         return {name: Presence(float(share), float(peak)) for name, share, peak in triples}
@@ -139,11 +139,14 @@ class Segmentation:
         """
         if self.scores.ensemble_std is None:
             return None
-        height, width = self.labels.shape
-        wide = resize(torch.from_numpy(self.scores.ensemble_std), (height, width)).numpy()
-        best = self.scores.at((height, width)).argmax(0)
-        shown = np.where(self.labels > 0, self.labels.astype(np.int64) - 1, best)
-        return np.take_along_axis(wide, shown[None], 0)[0]
+        std, scores = torch.from_numpy(self.scores.ensemble_std), torch.from_numpy(self.scores.grid)
+        out = np.empty(self.labels.shape, np.float32)
+        for rows in strips(self.labels.shape, len(scores)):
+            best = resize_rows(scores, self.labels.shape, rows).argmax(0)
+            labels = torch.from_numpy(self.labels[rows].astype(np.int64))
+            shown = torch.where(labels > 0, labels - 1, best)
+            out[rows] = resize_rows(std, self.labels.shape, rows).gather(0, shown[None])[0]
+        return out
 
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
         """The labels under each of some other backgrounds, without another pass; the scores are upsampled once."""
@@ -151,14 +154,14 @@ class Segmentation:
         maps = ClassMaps(torch.from_numpy(self.scores.grid), background)
         return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges)
 
-    def overlay(self) -> Image.Image:
-        """The image under its coloured masks, with a legend."""
-        return draw.overlay(self.image, self.labels, self.classes)
+    def overlay(self, legend: bool = True) -> Image.Image:
+        """The image under its coloured masks; with a legend, or without and in the image's own size."""
+        return draw.overlay(self.image, self.labels, self.classes, legend)
 
     def heatmap(self, name: str) -> Image.Image:
         """The scores of one class over the image, from dark (0) to bright (1)."""
-        height, width = self.labels.shape
-        return draw.heatmap(self.image, self.scores.at((height, width))[self._index(name)])
+        scores = torch.from_numpy(self.scores.grid[self._index(name)])
+        return draw.heatmap(self.image, resize(scores, self.labels.shape).numpy())
 
     def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
         """The masks as COCO images, annotations (RLE) and categories; needs pycocotools."""
@@ -220,5 +223,4 @@ def label_pixels(
 ) -> Iterator[UInt16[np.ndarray, "height width"]]:
     """The labels of an image under each background; with `refine_edges` the scores follow the image's edges."""
     guide = torch.from_numpy(np.array(image)).to(maps.classes.device) if refine_edges else None
-    for relabelled in labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide):
-        yield relabelled.cpu().numpy().astype(np.uint16)
+    yield from labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide).numpy()

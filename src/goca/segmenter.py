@@ -43,7 +43,7 @@ class Segmenter(PlannedModel):
     @overload
     def __call__(
         self,
-        image: list[Any],
+        image: list[Any] | tuple[Any, ...],
         classes: Classes,
         background_classes: Sequence[str] = ...,
         background: str | float | None = ...,
@@ -51,25 +51,25 @@ class Segmenter(PlannedModel):
     ) -> list[Segmentation]: ...
     def __call__(
         self,
-        image: ImageLike | list[Any],
+        image: ImageLike | list[Any] | tuple[Any, ...],
         classes: Classes,
         background_classes: Sequence[str] = (),
         background: str | float | None = AUTO,
         caption: str | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """Label an image, or each of a list; the arguments are those of `SegmentationRequest`.
+        """Label an image, or each of a list or tuple; the arguments are those of `SegmentationRequest`.
 
         Raises:
             GocaError: for an image that cannot be read, or classes that this model cannot be asked for.
         """
-        images = image if isinstance(image, list) else [image]
+        images: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
         template = SegmentationRequest("", classes, background_classes, background, caption)
         results = []
         for _, outcome in self.stream(replace(template, image=item) for item in images):
             if isinstance(outcome, GocaError):
                 raise outcome
             results.append(outcome)
-        return results if isinstance(image, list) else results[0]
+        return results if isinstance(image, list | tuple) else results[0]
 
     def stream(
         self, requests: Iterable[SegmentationRequest], session: BackboneSession | None = None

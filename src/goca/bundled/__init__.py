@@ -54,10 +54,11 @@ class Scene:
 def scenes() -> Iterator[Scene]:
     """The scenes benchmark: images in an art style that the pipeline was not trained on, with exact labels."""
     import numpy as np
-    from PIL import Image
+
+    from goca.imaging.files import opened
 
     folder = Path(__file__).parent / "scenes"
     for entry in json.loads((folder / "scenes.json").read_text()):
-        image = Image.open(folder / entry["image"]).convert("RGB")
-        labels = np.asarray(Image.open(folder / entry["labels"]))
-        yield Scene(image, labels, tuple(entry["classes"]), entry["captions"])
+        with opened(folder / entry["image"]) as image, opened(folder / entry["labels"]) as labels:
+            scene = Scene(image.convert("RGB"), np.asarray(labels), tuple(entry["classes"]), entry["captions"])
+        yield scene

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt16
 from PIL import Image
 
+from goca.imaging.draw import pixel_counts
+
 
 @runtime_checkable
 class Exportable(Protocol):
@@ -38,5 +40,5 @@ class ExportContext:
 
 def occurring(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> list[int]:
     """The labels of the classes that a pixel has."""
-    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)
+    counts = pixel_counts(labels, len(classes))
     return [index for index in range(1, len(classes) + 1) if counts[index]]

@@ -8,13 +8,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt16
+from jaxtyping import Bool, Float, Int, UInt16
 from PIL import Image
 
 from goca.imaging.legend import LegendItem, legible, missing_items, percent, with_legend
 from goca.imaging.palette import magma, palette
 
 SHORTEST_LONG_SIDE = 384  # pixels: smaller images are enlarged, or no legend fits
+STRIP = 256  # rows that are drawn at once, which bounds the memory
 
 
 def png(image: Image.Image) -> bytes:
@@ -24,17 +25,31 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def overlay(image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: Sequence[str]) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    labels: UInt16[np.ndarray, "height width"],
+    classes: Sequence[str],
+    legend: bool = True,
+) -> Image.Image:
     """The image with its regions coloured and outlined, and a legend below, or beside it if upright.
 
     Args:
-        image: of the labels' size; one with a long side under 384 px is shown at the least whole multiple that is not.
+        image: of the labels' size.
         labels: 0 for background, which stays as photographed, i for `classes[i - 1]`.
         classes: names; up to 20 that no pixel has are listed as not found. Pillow's font has no accents, which are
             dropped, and no other scripts: such a name appears as "class i".
+        legend: False gives an image of the labels' size. With a legend, an image with a long side under 384 px is shown
+            at the least whole multiple that is not.
     """
+    if not legend:
+        return painted(image, labels, len(classes))
+    factor = math.ceil(SHORTEST_LONG_SIDE / max(image.size))
+    if factor > 1:
+        size = image.width * factor, image.height * factor
+        image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     colours = palette(len(classes))
-    shares = np.bincount(labels.ravel(), minlength=len(classes) + 1) / labels.size
+    shares = pixel_counts(labels, len(classes)) / labels.size
     names = {index: legible(name, f"class {index}") for index, name in enumerate(classes, start=1)}
     present, missing = [], []
     for index, name in names.items():
@@ -46,24 +61,43 @@ def overlay(image: Image.Image, labels: UInt16[np.ndarray, "height width"], clas
 
 
 def painted(image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int) -> Image.Image:
-    """`overlay` without its legend."""
+    """The regions coloured and outlined, in the image's size."""
+    if labels.shape != (image.height, image.width):
+        raise ValueError(f"labels of shape {labels.shape} do not match an image of {image.width} x {image.height} px")
     canvas = image.convert("RGB")
-    factor = math.ceil(SHORTEST_LONG_SIDE / max(canvas.size))
-    if factor > 1:
-        canvas = canvas.resize((canvas.width * factor, canvas.height * factor), Image.Resampling.BICUBIC)
-        labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    paint = Image.fromarray(palette(classes)[labels])
-    canvas.paste(Image.blend(canvas, paint, 0.5), mask=Image.fromarray(labels > 0))
-    thickness = max(1, round(max(canvas.size) / 300))
-    canvas.paste(paint, mask=Image.fromarray(_contours(labels, thickness)))
+    colours = palette(classes)
+    # As for the type of a legend, the short side of a strip counts.
+    thickness = max(1, round(min(max(canvas.size), 4 * min(canvas.size)) / 300))
+    for start in range(0, canvas.height, STRIP):
+        stop = min(start + STRIP, canvas.height)
+        # As far as a contour sees, so that strips do not show.
+        margin = min(thickness, start)
+        contours = _contours(labels[start - margin : stop + thickness], thickness)[margin : margin + stop - start]
+        shown = labels[start:stop]
+        strip = canvas.crop((0, start, canvas.width, stop))
+        paint = Image.fromarray(colours[shown])
+        strip.paste(Image.blend(strip, paint, 0.5), mask=Image.fromarray(shown > 0))
+        strip.paste(paint, mask=Image.fromarray(contours))
+        canvas.paste(strip, (0, start))
     return canvas
+
+
+def pixel_counts(labels: UInt16[np.ndarray, "height width"], classes: int) -> Int[np.ndarray, " label"]:
+    """How many pixels have each label: the background, then the classes."""
+    # Some rows at a time, because NumPy counts copies of eight bytes a pixel.
+    strips = (labels[start : start + STRIP].ravel() for start in range(0, len(labels), STRIP))
+    return sum((np.bincount(strip, minlength=classes + 1) for strip in strips), np.zeros(classes + 1, np.int64))
 
 
 def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Image.Image:
     """The image in grey under the scores in colour: black is 0, pale yellow 1; a coarse grid is resized bilinearly."""
     smooth = Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-    colours = Image.fromarray(magma(np.asarray(smooth)))
-    return Image.blend(image.convert("L").convert("RGB"), colours, 0.65)
+    canvas = image.convert("L").convert("RGB")
+    for start in range(0, canvas.height, STRIP):
+        box = (0, start, canvas.width, min(start + STRIP, canvas.height))
+        colours = Image.fromarray(magma(np.asarray(smooth.crop(box))))
+        canvas.paste(Image.blend(canvas.crop(box), colours, 0.65), box)
+    return canvas
 
 
 def _contours(labels: UInt16[np.ndarray, "height width"], thickness: int) -> Bool[np.ndarray, "height width"]:

@@ -1,14 +1,19 @@
 """Images in: read, turned upright, and fitted to the size that a model wants."""
 
+import io
 import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, ImageFile
 
 from goca.errors import GocaError
+from goca.imaging.files import opened, refusing
+from goca.imaging.pixels import of_array, rgb
 from goca.maths import Grid
 from goca.maths.windows import Windows
 
@@ -17,62 +22,79 @@ LONGEST_ASPECT = 4.0
 MOST_WINDOWS = 64
 MOST_STRETCHED = 4
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
-"""A path, a PIL image, or a (height, width, 3) uint8 array."""
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """A file opened in binary, or whatever is read as one is."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes; all, if size is -1."""
+        ...
+
+
+ImageLike = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | np.ndarray | torch.Tensor
+)
+"""One image, as users have it:
+
+- A path. Of an animation it is the first frame, of a TIFF with several pages the first page.
+- The content of an image file: bytes, or a file opened in binary, which is read from where it stands and stays open.
+- A PIL image of any mode.
+- An array with its channels last, (height, width) or (height, width, channel); or a tensor, on any device, with its
+  channels first, (height, width) or (channel, height, width). Of the channels there are 1 (grey), 3 (RGB) or 4 (RGBA).
+  A leading axis of 1, a batch of one image, is dropped. The first axis of an array is never taken for channels, nor the
+  last one of a tensor.
+
+White is 255 of uint8, 65535 of uint16, 1.0 of floats, and True; other integers, and floats outside [0, 1], are refused,
+because nothing says which of their values is white. Pixels never decide how they are scaled.
+"""
 
 
 def load(image: ImageLike) -> Image.Image:
-    """An RGB image, EXIF rotation applied, transparency laid on white.
+    """A new RGB image, EXIF rotation applied, transparency laid on white.
 
-    Raises GocaError where there is no such file, it is not an image, it is broken, or a side is under 16 px.
+    Raises:
+        GocaError: there is no such file, it is not an image, it is broken or has over 178 megapixels; an array is none
+            of those above; or a side is under 16 px.
     """
-    name = "the image"
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise GocaError(
-                f"an array of shape {image.shape} and type {image.dtype} is not an image: pass (height, width, 3) uint8"
-            )
-        image, name = Image.fromarray(image), "the array"
-    elif isinstance(image, str | os.PathLike):
-        name = str(image)
-    elif not isinstance(image, Image.Image):
-        raise GocaError(f"{type(image).__name__} is not an image: pass a path, a PIL image or a uint8 array")
-    upright = _decode(image, name)
+    if isinstance(image, np.ndarray | torch.Tensor):
+        name = "the array"
+        with refusing(name):
+            upright = of_array(image)
+    elif isinstance(image, Image.Image):
+        name = "the image"
+        with refusing(name):
+            upright = rgb(_safe(image), name)
+    else:
+        path = Path(os.fsdecode(image)) if isinstance(image, str | os.PathLike) else None
+        name = "the image" if path is None else str(image)
+        with opened(path or _content(image), name) as file:
+            upright = rgb(file, name)
     if min(upright.size) < SMALLEST:
         raise GocaError(f"{name} is {upright.width} x {upright.height} px: a side under {SMALLEST} px shows too little")
     return upright
 
 
-def _decode(image: str | os.PathLike[str] | Image.Image, name: str) -> Image.Image:
-    """Upright and RGB. A PIL image is decoded only when it is first looked at, so it may turn out broken as well."""
-    try:
-        # An image that the user opened is the user's to close.
-        with nullcontext(image) if isinstance(image, Image.Image) else Image.open(image) as opened:
-            return _rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError:
-        raise GocaError(f"no such file: {name}") from None
-    except IsADirectoryError:
-        raise GocaError(f"{name} is a folder: name an image") from None
-    except UnidentifiedImageError:
-        raise GocaError(f"{name} is not an image that Pillow can read: convert it to PNG or JPEG") from None
-    except Image.DecompressionBombError:
-        raise GocaError(f"{name} is too large to open safely: scale it down first") from None
-    except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise GocaError(f"{name} cannot be read ({reason}): is the file complete?") from None
+def _safe(image: Image.Image) -> Image.Image:
+    """GocaError for an image of which the decoding would start a program, and is still to come."""
+    if image.format in ("EPS", "IPTC") and isinstance(image, ImageFile.ImageFile) and image.tile:
+        raise GocaError(f"the image is {image.format}, which another program would have to read: convert it to PNG")
+    return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey keeps its upper 8 bits, transparency is laid on white."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        upper = values >> (8 if values.max() > 255 else 0)
-        return Image.fromarray(upper.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+def _content(image: Any) -> io.BytesIO:
+    """The content of an image file, which is given as bytes or to be read."""
+    if hasattr(image, "read"):
+        try:
+            image = image.read()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise GocaError(f"the image cannot be read ({error}): is the file open?") from None
+        if isinstance(image, str):
+            raise GocaError('the image is a file opened as text: open it in binary, with "rb"')
+    if not isinstance(image, bytes | bytearray | memoryview):
+        kinds = "a path, bytes, a binary file, a PIL image, an array or a tensor"
+        raise GocaError(f"{type(image).__name__} is not an image: pass {kinds}")
+    return io.BytesIO(image)
 
 
 def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, longest: int | None = None) -> Grid:

@@ -7,8 +7,13 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
+from goca.text.clean import printable
+
 MAX_MISSING = 20  # names; a list of 150 categories would bury the image
 WORD_SPACE = "  "  # a single space of Pillow's font hardly shows in small type
+SMALLEST_TYPE = 14  # pixels
+SMOOTH_TYPE = 40  # pixels; larger type is smooth as it is
+MAX_LETTERS = 120  # of a name
 PAPER, INK, FAINT = "#ffffff", "#1f2328", "#6e7781"
 
 
@@ -24,8 +29,8 @@ class LegendItem:
 class Legend:
     """Items set in lines of a given width, as text is. Lengths in pixels, in proportion to the type size."""
 
-    def __init__(self, width: int, size: int) -> None:
-        self.size, self.margin, self.line = size, size, round(1.7 * size)
+    def __init__(self, width: int, size: int, min_height: int = 0) -> None:
+        self.size, self.margin, self.line, self.min_height = size, size, round(1.7 * size), min_height
         self.room = width - 2 * self.margin
         self.font = ImageFont.load_default(size)
         self.x, self.y = 0, 0
@@ -48,10 +53,17 @@ class Legend:
         note = self.font.getlength(item.note) + self.size // 3 if item.note else 0
         return self._text_start(item) + math.ceil(self.font.getlength(item.text) + note)
 
-    def image(self, height: int = 0) -> Image.Image:
-        self.new_line()
-        height = max(height, self.y + 2 * self.margin)
-        paper = Image.new("RGB", (self.room + 2 * self.margin, height), PAPER)
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(width, height) of all lines that are begun and ended."""
+        return self.room + 2 * self.margin, max(self.min_height, self.y + 2 * self.margin)
+
+    @property
+    def area(self) -> int:
+        return self.sides[0] * self.sides[1]
+
+    def image(self) -> Image.Image:
+        paper = Image.new("RGB", self.sides, PAPER)
         draw = ImageDraw.Draw(paper)
         for x, y, item in self.placed:
             middle = y + self.line // 2
@@ -69,29 +81,45 @@ class Legend:
 
 
 def with_legend(image: Image.Image, present: Sequence[LegendItem], missing: Sequence[LegendItem]) -> Image.Image:
-    """The image with a legend of the classes that occur, then of those that do not."""
-    # Set at twice the size and halved, for smooth corners and evenly spaced small type.
-    size = 2 * max(14, round(max(image.size) / 42))
-    upright = image.height > image.width
-    width = 2 * image.width
-    if upright:
-        ruler = Legend(2 * image.height, size)
-        widest = max((ruler.width(item) for item in present), default=0)
-        width = min(max(widest, 10 * size), image.height) + 2 * size
+    """The image with a legend of the classes that occur, then of those that do not.
 
+    Its type is in proportion to the image, but smaller, down to 14 px, where the legend would take more than half as
+    much room as the image.
+    """
+    # Of a strip the short side counts: type in proportion to the long one would dwarf it.
+    size = max(SMALLEST_TYPE, round(min(max(image.size), 4 * min(image.size)) / 42))
+    legend = _laid_out(image.size, size, present, missing)
+    while size > SMALLEST_TYPE and 2 * legend.area > image.width * image.height:
+        size = max(SMALLEST_TYPE, round(0.85 * size))
+        legend = _laid_out(image.size, size, present, missing)
+    if size < SMOOTH_TYPE:
+        # Set at twice the size and halved, for smooth corners and evenly spaced small type.
+        panel = _laid_out((2 * image.width, 2 * image.height), 2 * size, present, missing).image().reduce(2)
+    else:
+        panel = legend.image()
+    corner = (image.width, 0) if image.height > image.width else (0, image.height)
+    sheet = Image.new("RGB", (corner[0] + panel.width, max(image.height, corner[1] + panel.height)), PAPER)
+    sheet.paste(image)
+    sheet.paste(panel, corner)
+    return sheet
+
+
+def _laid_out(
+    sides: tuple[int, int], size: int, present: Sequence[LegendItem], missing: Sequence[LegendItem]
+) -> Legend:
+    """For an image of these sides, (width, height); beside it, if it is upright."""
+    width, height = sides
     legend = Legend(width, size)
+    if height > width:
+        widest = max((legend.width(item) for item in present), default=0)
+        legend = Legend(min(max(widest, 10 * size), 30 * size, height) + 2 * size, size, height)
     for item in present:
         legend.add(item)
     legend.new_line()
     for item in missing:
         legend.add(item)
-
-    panel = legend.image(2 * image.height if upright else 0).reduce(2)
-    corner = (image.width, 0) if upright else (0, image.height)
-    sheet = Image.new("RGB", (corner[0] + panel.width, corner[1] + panel.height), PAPER)
-    sheet.paste(image)
-    sheet.paste(panel, corner)
-    return sheet
+    legend.new_line()
+    return legend
 
 
 def percent(share: float) -> str:
@@ -114,7 +142,12 @@ def missing_items(names: Sequence[str]) -> list[LegendItem]:
 
 
 def legible(name: str, instead: str = "?") -> str:
-    """The name as the built-in font can write it, which has no accents; `instead`, if it has letters beyond ASCII."""
+    """The name as the built-in font can write it, which has no accents; `instead`, if it has letters beyond ASCII.
+
+    Control characters become escapes, and a name of over 120 letters is cut.
+    """
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
-    words = plain if plain.isascii() else instead
-    return WORD_SPACE.join(words.split())
+    words = printable(" ".join(plain.split())) if plain.isascii() else instead
+    if len(words) > MAX_LETTERS:
+        words = words[:MAX_LETTERS] + "…"
+    return words.replace(" ", WORD_SPACE)

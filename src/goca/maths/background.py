@@ -1,16 +1,15 @@
 """Background: a score for "none of the classes", and the label of each pixel (method: settled after upsampling)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import einsum
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8, UInt16
 from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.edges import Edges
-from goca.maths.resize import bilinear
+from goca.maths.resize import resize_rows, strips
 
 BackgroundRule = Callable[[float, Float[Tensor, "*pixels"]], Float[Tensor, "*pixels"]]
 """(threshold, background map) -> background score."""
@@ -50,9 +49,9 @@ def labels(
     backgrounds: Iterable[Background],
     size: Grid,
     guide: UInt8[Tensor, "height width 3"] | None = None,
-    strip: int = 64,
-) -> Iterator[Int[Tensor, "height width"]]:
-    """Labels under each of several backgrounds, from scores that are upsampled once.
+    rows: Sequence[slice] | None = None,
+) -> UInt16[Tensor, "background height width"]:
+    """Labels under each of several backgrounds, from scores that are upsampled once, some rows at a time.
 
     Args:
         classes: scores on the common grid; a class whose map is -inf cannot win.
@@ -60,50 +59,56 @@ def labels(
         backgrounds: the rules to label by.
         size: of the labels, in pixels.
         guide: the image, RGB, whose edges the upsampled scores follow; without it they are resized bilinearly.
-        strip: rows that are upsampled at once without a guide, which bounds the memory.
+        rows: those that are labelled at a time, on which the labels do not depend; by default so few that memory does
+            not grow with the number of classes.
 
-    Yields:
-        0 for background, i for class i - 1. Ties go to the background, then to the first class.
+    Returns:
+        On the CPU: 0 for background, i for class i - 1. Ties go to the background, then to the first class.
     """
-    absent = classes.isneginf().flatten(1).all(1)
-    if guide is None:
-        extra, best, winner = _upsampled(classes, background_scores, absent, size, strip)
-    else:
-        extra, best, winner = _along_edges(classes, background_scores, absent, guide)
-    for background in backgrounds:
-        lost = background.rule(background.threshold, extra) >= best
-        yield torch.where(lost, 0, winner + 1)
-
-
-def _upsampled(
-    classes: Tensor, background_scores: Tensor | None, absent: Tensor, size: Grid, strip: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(background scores, best score, best class) at `size`, some rows at a time."""
+    backgrounds = tuple(backgrounds)
     extra = torch.zeros_like(classes[0]) if background_scores is None else background_scores
     maps = torch.cat([extra[None], classes])
-    by, bx = (bilinear(cells, pixels, maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
-    wide = einsum(maps, bx, "channel h w, width w -> channel h width")
-    parts = []
-    for rows in by.split(strip):
-        scores = einsum(wide, rows, "channel h width, height h -> channel height width")
-        # In the products 0 * -inf gave NaN.
-        scores[1:][absent] = -torch.inf
-        parts.append((scores[0], *scores[1:].max(0)))
-    extra, best, winner = map(torch.cat, zip(*parts, strict=True))
-    return extra, best, winner
+    # Along edges classes are taken one by one, because each is a fit to the whole image.
+    rows = rows or strips(size, len(maps) if guide is None else 1)
+    scored = _upsampled(maps, size, rows) if guide is None else _along_edges(maps, guide, rows)
+    out = torch.empty((len(backgrounds), *size), dtype=torch.uint16)
+    for strip, (extra, best, winner) in zip(rows, scored, strict=True):
+        for index, background in enumerate(backgrounds):
+            lost = background.rule(background.threshold, extra) >= best
+            out[index, strip] = torch.where(lost, 0, winner + 1).to("cpu", torch.uint16)
+    return out
+
+
+Scored = tuple[Float[Tensor, "row width"], Float[Tensor, "row width"], Int[Tensor, "row width"]]
+"""(background scores, best score, best class) of some rows."""
+
+
+def _upsampled(maps: Float[Tensor, "channel h w"], size: Grid, rows: Sequence[slice]) -> Iterator[Scored]:
+    """Strip by strip; maps: the background's, then the classes'."""
+    absent = maps.isneginf().flatten(1).all(1)
+    for strip in rows:
+        scores = resize_rows(maps, size, strip)
+        # Between cells, 0 * -inf gave NaN.
+        scores[absent] = -torch.inf
+        yield scores[0], *scores[1:].max(0)
 
 
 def _along_edges(
-    classes: Tensor, background_scores: Tensor | None, absent: Tensor, guide: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(background scores, best score, best class) at the guide's size, one class at a time."""
-    edges = Edges(guide, (classes.shape[-2], classes.shape[-1]))
-    extra = classes.new_zeros(edges.size) if background_scores is None else edges.follow(background_scores)
-    best = torch.full_like(extra, -torch.inf)
-    winner = torch.full(edges.size, -1, dtype=torch.long, device=classes.device)
-    for index in (~absent).nonzero().flatten().tolist():
-        scores = edges.follow(classes[index])
-        better = scores > best
-        winner[better] = index
-        best = torch.where(better, scores, best)
-    return extra, best, winner
+    maps: Float[Tensor, "channel h w"], guide: UInt8[Tensor, "height width 3"], rows: Sequence[slice]
+) -> Iterator[Scored]:
+    """As `_upsampled`, at the guide's size."""
+    edges = Edges(guide, (maps.shape[-2], maps.shape[-1]))
+    best = maps.new_full(edges.size, -torch.inf)
+    winner = torch.full(edges.size, -1, dtype=torch.int32, device=maps.device)
+    for index, scores in enumerate(maps[1:]):
+        if scores.isneginf().all():
+            continue
+        fit = edges.fit(scores)
+        for strip in rows:
+            followed = edges.follow(fit, strip)
+            better = followed > best[strip]
+            winner[strip][better] = index
+            best[strip][better] = followed[better]
+    extra = edges.fit(maps[0])
+    for strip in rows:
+        yield edges.follow(extra, strip), best[strip], winner[strip]

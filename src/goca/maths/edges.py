@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from goca.maths import Grid
-from goca.maths.resize import resize
+from goca.maths.resize import resize, resize_rows
 
 FINEST = 8
 """Functions are fitted on at most this many pixels a side of a score's cell; a window reaches a cell to every side."""
@@ -76,11 +76,14 @@ class Edges:
         self.home = torch.device("cpu") if image.device.type == "mps" else image.device
         self.filter = GuidedFilter(torch.cat(small).to(self.home).double() / 255, radius)
 
-    def follow(self, scores: Float[Tensor, "h w"]) -> Float[Tensor, "height width"]:
-        """The scores at the image's size, upsampled along its edges."""
+    def fit(self, scores: Float[Tensor, "h w"]) -> Float[Tensor, "4 small_height small_width"]:
+        """The functions of the colours that the scores follow: three slopes, and the offset."""
         slope, offset = self.filter.fit(resize(scores[None].to(self.home).double(), self.small)[0])
-        slope, offset = (part.float().to(self.image.device) for part in (slope, offset[None]))
-        total = resize(offset, self.size)[0].clone()
-        for colour in range(3):
-            total.addcmul_(resize(slope[[colour]], self.size)[0], self.image[..., colour] / 255)
+        return torch.cat([slope, offset[None]]).float().to(self.image.device)
+
+    def follow(self, functions: Float[Tensor, "4 small_height small_width"], rows: slice) -> Float[Tensor, "row width"]:
+        """Some rows, at the image's size, of the scores that the functions were fitted to."""
+        *slopes, total = resize_rows(functions, self.size, rows)
+        for slope, colour in zip(slopes, self.image[rows].unbind(-1), strict=True):
+            total += slope * (colour / 255)
         return total

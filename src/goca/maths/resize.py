@@ -12,6 +12,9 @@ from torch import Tensor
 
 from goca.maths import Grid
 
+STRIP = 2**21
+"""Resized values that are held at once; more takes memory and no less time."""
+
 
 def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Tensor, "*channel out_height out_width"]:
     """Bilinear resize of a stack of maps to `grid`."""
@@ -19,6 +22,40 @@ def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Te
         return maps
     flat = maps.reshape(1, -1, *maps.shape[-2:])
     return F.interpolate(flat, grid, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *grid)
+
+
+def strips(grid: Grid, channels: int) -> list[slice]:
+    """Rows that cover the grid, as many at a time as keep a stack of so many resized maps small."""
+    height, width = grid
+    rows = max(1, STRIP // (width * channels))
+    return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
+
+
+def resize_rows(
+    maps: Float[Tensor, "*channel height width"], grid: Grid, rows: slice
+) -> Float[Tensor, "*channel row out_width"]:
+    """The `rows` of `resize(maps, grid)`, to rounding; a row is the same to the last bit whichever are asked for."""
+    # Sums of two terms each: the rounding of a product of matrices would depend on the number of rows.
+    above, below, low = _neighbours(maps.shape[-2], grid[0], rows)
+    left, right, near = _neighbours(maps.shape[-1], grid[1])
+    first, last = int(above[0]), int(below[-1])
+    above, below, left, right = (index.to(maps.device) for index in (above - first, below - first, left, right))
+    low, near = low[:, None].to(maps), near.to(maps)
+    maps = maps[..., first : last + 1, :]
+    wide = maps.index_select(-1, left) * (1 - near) + maps.index_select(-1, right) * near
+    return wide.index_select(-2, above) * (1 - low) + wide.index_select(-2, below) * low
+
+
+def _neighbours(
+    size_in: int, size_out: int, part: slice = slice(None)
+) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"], Float[Tensor, " out"]]:
+    """For a part of an axis of `size_out`: the two of `size_in` round each pixel, and the weight of the second."""
+    # Rounded to float32 where torch's `interpolate` does it; on the CPU, because not every device has float64.
+    scale = torch.tensor(size_in / size_out, dtype=torch.float32).double()
+    middle = torch.arange(size_out)[part].double() + 0.5
+    position = (middle * scale - 0.5).clamp(min=0).float()
+    first = position.long().clamp(max=size_in - 1)
+    return first, (first + 1).clamp(max=size_in - 1), (position - first).clamp(max=1)
 
 
 def bilinear(size_in: int, size_out: int, like: Tensor | None = None) -> Float[Tensor, "out in"]:

@@ -1,11 +1,9 @@
 """An image that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -27,7 +25,7 @@ from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
 from goca.request import background_of
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
-from goca.storage.atomic import write_atomic
+from goca.storage.atomic import short_stem, write_atomic
 from goca.text.nouns import Classes, check_rivals, class_names, parse_nouns
 from goca.text.token_spans import NounTokens, Word, find_noun_tokens, shortened, token_indices_of, why_absent
 from goca.tracing.steps import TracedAttention, TracedStep
@@ -41,8 +39,8 @@ SHOWN_WORDS = 6
 """How many heat maps a notebook shows of an image."""
 MAX_WORDS = 20
 """Words that a message lists."""
-MAX_NAME_BYTES = 255
-"""Bytes in a file's name."""
+HEATMAP = ".heatmap.png"
+"""How the file name of a heat map ends."""
 
 
 class TracedImage:
@@ -269,9 +267,5 @@ class TracedImage:
 
 
 def heatmap_name(stem: str, word: str) -> str:
-    """The file name of a word's heat map, within the limit of file systems; a cut word ends in a digest of it."""
-    room = MAX_NAME_BYTES - len(os.fsencode(f"{stem}..heatmap.png"))
-    if len(word.encode()) > room:
-        digest = blake2b(word.encode(), digest_size=4).hexdigest()
-        word = word.encode()[: max(0, room - 9)].decode(errors="ignore") + "-" + digest
-    return f"{stem}.{word}.heatmap.png"
+    """The file name of a word's heat map, within the limit of file systems."""
+    return short_stem(f"{stem}.{word}", [HEATMAP]) + HEATMAP

@@ -11,7 +11,8 @@ from jaxtyping import Bool
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap
-from goca.evaluation.datasets.labels import check_coordinates, check_size, size_of
+from goca.evaluation.datasets.labels import check_coordinates, check_size
+from goca.imaging.files import size_of
 from goca.storage.reading import read_json, whole
 
 

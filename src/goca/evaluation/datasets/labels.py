@@ -1,30 +1,24 @@
 """Label files to arrays: values to labels, sizes held against the image, broken files named."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8, UInt16
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import LabelMap
-from goca.storage.reading import require_regular
+from goca.imaging.files import LABEL_FORMATS, opened, size_of
 
 UNKNOWN = 65534
 """What a table holds for values that no file should have."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""What images may be, whatever they are called: other formats of Pillow start programs."""
-LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
-"""What label files may be: in a JPEG called .png values have become others."""
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 
 LabelTable = UInt16[np.ndarray, "value"]
 """The label of each value that files may have."""
-T = TypeVar("T")
 
 
 def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN) -> LabelTable:
@@ -36,12 +30,10 @@ def label_table(labels: Mapping[int, int], size: int = 256, rest: int = UNKNOWN)
 
 def read_indexed(path: Path, image: Path, labels: LabelTable) -> LabelMap:
     """The label map of an indexed or grey PNG; GocaError if it is damaged, or does not fit the image or the labels."""
-
-    def values(opened: Image.Image) -> Integer[np.ndarray, "height width"]:
-        check_size(path, (opened.height, opened.width), image)  # before memory is taken for another size
-        return _values(opened)
-
-    return translate(path, _opened(path, values, LOSSLESS), labels)
+    with opened(path, formats=LABEL_FORMATS) as file:
+        check_size(path, (file.height, file.width), image)  # before memory is taken for another size
+        values = _values(path, file)
+    return translate(path, values, labels)
 
 
 def translate(path: Path, values: Integer[np.ndarray, "height width"], labels: LabelTable) -> LabelMap:
@@ -73,48 +65,18 @@ def check_coordinates(coordinates: Iterable[Any], height: int, width: int) -> No
             raise ValueError(f"{repr(coordinate)[:40]} is not a coordinate, or lies far outside the image")
 
 
-def size_of(image: Path) -> tuple[int, int]:
-    """(height, width) of an image after EXIF rotation; only its header is read."""
-    return _opened(image, _upright)
-
-
 def read_rgb(path: Path, image: Path) -> UInt8[np.ndarray, "height width 3"]:
     """A colour PNG whose colours are numbers; GocaError if it is damaged, of another kind or size than the image."""
-
-    def colours(opened: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-        if opened.mode != "RGB":
-            raise GocaError(f"{path} is of mode {opened.mode}, not RGB: is it this data set's?")
-        check_size(path, (opened.height, opened.width), image)
-        return np.asarray(opened)
-
-    return _opened(path, colours, LOSSLESS)
+    with opened(path, formats=LABEL_FORMATS) as file:
+        if file.mode != "RGB":
+            raise GocaError(f"{path} is of mode {file.mode}, not RGB: is it this data set's?")
+        check_size(path, (file.height, file.width), image)
+        return np.asarray(file)
 
 
-def _values(image: Image.Image) -> Integer[np.ndarray, "height width"]:
-    if image.mode not in ("1", "L", "P", "I", "I;16"):
-        raise GocaError(f"{image.filename} is of mode {image.mode}, not indexed or grey: is it this data set's?")  # type: ignore
+def _values(path: Path, image: Image.Image) -> Integer[np.ndarray, "height width"]:
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        raise GocaError(f"{path} is of mode {image.mode}, not indexed or grey: is it this data set's?")
     stretch = STRETCHED.get(image.tile[0].args, 1) if image.mode == "L" and image.tile else 1  # type: ignore
     values = np.asarray(image)
     return (values.astype(np.uint8) if image.mode == "1" else values) // stretch
-
-
-def _upright(image: Image.Image) -> tuple[int, int]:
-    try:
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-    except Exception:  # Pillow raises errors of every kind; an orientation that cannot be read turns nothing
-        sideways = False
-    return (image.width, image.height) if sideways else (image.height, image.width)
-
-
-def _opened(path: Path, read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
-    require_regular(path)
-    try:
-        with Image.open(path, formats=formats) as image:
-            return read(image)
-    except GocaError:
-        raise
-    except UnidentifiedImageError:
-        raise GocaError(f"{path} is not an image that Pillow can read: is the file complete?") from None
-    except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise GocaError(f"{path} cannot be read ({reason}): is the file complete?") from None
