@@ -12,7 +12,7 @@ from goca.exports.labels_png import labels_png
 from goca.imaging.draw import png
 from goca.segmentation import Segmentation
 from goca.storage.atomic import write_atomic
-from goca.text.nouns import parse_nouns
+from goca.text.nouns import cleaned, parse_nouns
 
 CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"
 RESERVED = ("background", "void")
@@ -33,9 +33,10 @@ class TrainingSet:
 
     def __post_init__(self) -> None:
         parse_nouns(self.classes)
+        object.__setattr__(self, "classes", cleaned(self.classes))  # as results have them
         for name in self.classes:
-            if name.strip().lower() in RESERVED or len(name.splitlines()) > 1:
-                raise GocaError(f"{name!r} cannot be a class of a folder: name it otherwise, in one line")
+            if name.lower() in RESERVED:
+                raise GocaError(f"{name!r} cannot be a class of a folder: name it otherwise")
         text = "".join(f"{number}: {name}\n" for number, name in enumerate(self.classes, start=1))
         path = Path(self.folder) / CLASSES
         try:

@@ -1,12 +1,11 @@
 """`goca ablate`: what each part of the method contributes."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, progress, session, show, table
+from goca.cli.console import interval, progress, session, show, show_json, table
 from goca.errors import GocaError
 
 
@@ -37,9 +36,9 @@ def ablate(
                 rows.append(row)
                 bar.advance(task)
         if as_json:
-            print(json.dumps(protocol.with_rows(rows)))
+            show_json(protocol.with_rows(rows))
         elif as_markdown:
-            print(ablation.to_markdown(rows))
+            show(*ablation.to_markdown(rows).splitlines())
         else:
             parts = table("parts of the method", "mIoU", "95 %", "accuracy", "gain", "95 %")
             for row in rows:

@@ -1,13 +1,12 @@
 """`goca compare`: runs of `goca evaluate` side by side."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, session, show, table
+from goca.cli.console import interval, session, show, show_json, table
 from goca.errors import GocaError
 
 
@@ -39,7 +38,7 @@ def compare(
             benchmark = f"{protocol.dataset} {protocol.split}, {protocol.images} images, protocol {protocol.name}"
             draw(comparison, benchmark, plot)
         if as_json:
-            print(json.dumps(protocol.with_rows(comparison)))
+            show_json(protocol.with_rows(comparison))
             return
         rows = table("run", "recipe, model", "mIoU", "95 %", "accuracy", "threshold", "to the first", "95 %")
         for row in comparison:

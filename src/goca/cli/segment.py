@@ -1,6 +1,5 @@
 """`goca segment`: label images and folders of images, and print each as it is done."""
 
-import json
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import described, paused, progress, say, session, show, table
+from goca.cli.console import described, paused, progress, say, session, show, show_json, table
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 
@@ -165,7 +164,7 @@ def _print_outcome(outcome: "ImageOutcome", as_json: bool, alone: bool, known_no
         say(f"left out: {reason}" if str(job.image) in reason else f"left out: {job.image}: {reason}")
     elif as_json:
         files = [str(path) for path in job.targets]
-        print(json.dumps({"image": str(job.image), **facts, "files": files}), flush=True)
+        show_json({"image": str(job.image), **facts, "files": files})
     elif alone:
         _print_table(job, facts)
     elif not outcome.kept:

@@ -15,6 +15,7 @@ from goca.evaluation.fingerprint import differences
 from goca.evaluation.records import ImageRecord
 from goca.storage.atomic import sweep, write_atomic
 from goca.storage.json_lines import JsonLines
+from goca.text.clean import storable
 
 IMAGES, FACTS, CONFUSION = "images.jsonl", "run.json", "confusion.png"
 
@@ -43,7 +44,11 @@ class RunFolder:
             return self
         before = read_facts(self.folder)
         if before is not None:
-            different = list(differences(json.loads(json.dumps(self.settings)), before.get("settings", {})))
+            different = list(
+                differences(
+                    json.loads(storable(json.dumps(self.settings, ensure_ascii=False))), before.get("settings", {})
+                )
+            )
             if different:
                 raise GocaError(
                     f"{self.folder} is a run that differs in {'; '.join(different[:3])}: choose another folder, or ask "
@@ -99,7 +104,7 @@ class RunFolder:
         content = {"state": state, "settings": self.settings, **facts}
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if self.folder is not None:
-            write_atomic({self.folder / FACTS: text.encode()})
+            write_atomic({self.folder / FACTS: storable(text).encode()})
 
 
 def image_lines(folder: Path) -> JsonLines[ImageRecord]:

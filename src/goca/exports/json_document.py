@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from goca.exports.base import Exportable, ExportContext
+from goca.text.clean import storable
 
 
 def document(facts: Mapping[str, Any]) -> bytes:
     """An indented JSON file."""
-    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+    return storable(json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write(result: Exportable, context: ExportContext) -> bytes:
