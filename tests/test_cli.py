@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import os
 import re
 import resource
 import signal
@@ -527,13 +526,131 @@ def test_the_unexpected_has_a_traceback_with_v(goca, boom):
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_gets_no_traceback():
-    """As in `goca models | head -1`."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as pipe:
-        done = subprocess.run([GOCA_SCRIPT, "models"], stdout=pipe, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (1, b"")
+@pytest.mark.parametrize(
+    ("streams", "code", "error"),
+    [
+        ("models | true; exit ${PIPESTATUS[0]}", 1, b""),
+        ("--help | true; exit ${PIPESTATUS[0]}", (0, 1), b""),
+        ("models > /dev/full", 1, b"goca: the results cannot be printed: No space left on device; redirect them"),
+        ("models --json >&-", 1, b"goca: the results cannot be printed: Bad file descriptor; redirect them"),
+        ("segment in/a.png --classes cat > /dev/full", 1, b"goca: the results cannot be printed: No space left"),
+        ("nonsense >&-", 2, b"goca: No such command 'nonsense'"),
+        ("nonsense 2>&-", 2, b""),
+        ("nonsense 2> /dev/full", 2, b""),
+        ("nonsense <&- >&- 2>&-", 2, b""),
+        ("models --json <&- 2>&- > out && head -c 9 out | grep -q models", 0, b""),
+    ],
+)
+def test_streams_that_are_closed_or_full(streams, code, error):
+    done = subprocess.run(["bash", "-c", f"'{GOCA_SCRIPT}' {streams}"], capture_output=True, check=False)
+    assert done.returncode in (code if isinstance(code, tuple) else (code,))
+    assert done.stdout == b""
+    assert done.stderr.startswith(error)
+    assert done.stderr.count(b"\n") == bool(error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models",),
+        ("models", "--json"),
+        ("models", "--markdown"),
+        ("--version",),
+        ("--help",),
+        ("segment", "photo.jpg", *ASK),
+        ("segment", "in", *ASK, "--json"),
+        ("evaluate", "scenes", "--limit", "1"),
+    ],
+)
+def test_what_cannot_be_printed_is_one_line(goca, loaded, monkeypatch, arguments):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = goca(*arguments)
+    assert (done.code, done.out) == (1, "")
+    assert done.line().startswith("goca: the results cannot be printed: No space left on device; redirect")
+
+
+# --- Texts that would steer a terminal
+
+EVIL = "\x1b[31m\u202e\x9b\x07evil"
+SHOWN = "\\x1b[31m\\u202e\\x9b\\x07evil"
+
+
+def test_file_names_do_not_steer_a_terminal(goca, loaded):
+    for name in ("one", "two"):
+        Path(f"{name}{EVIL}\ngoca.jpg").write_bytes(Path("photo.jpg").read_bytes())
+    alone, folder, left_out = (
+        goca("segment", f"one{EVIL}\ngoca.jpg", *ASK),
+        goca("segment", f"one{EVIL}\ngoca.jpg", f"two{EVIL}\ngoca.jpg", *ASK, "--out", f"out{EVIL}"),
+        goca("segment", f"nowhere{EVIL}.jpg", *ASK),
+    )
+    assert alone.out.startswith(f"one{SHOWN}\\ngoca.jpg\n")
+    assert f"two{SHOWN}\\ngoca.jpg: " in folder.out
+    assert f"results in out{SHOWN}" in folder.out
+    assert f"nowhere{SHOWN}.jpg" in left_out.mistake()
+    line = goca("segment", f"one{EVIL}\ngoca.jpg", *ASK, "--json").out
+    assert line.isascii()
+    assert json.loads(line)["image"] == f"one{EVIL}\ngoca.jpg"
+    for done in (alone, folder, left_out):
+        assert not set("\x1b\x9b\x07\u202e") & set(done.out + done.err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (EVIL,),
+        ("segment", "photo.jpg", f"--{EVIL}"),
+        ("segment", "photo.jpg", "--classes", "cat", "--recipe", EVIL),
+        ("segment", "photo.jpg", "--classes", "cat", "--model", EVIL),
+        ("segment", "photo.jpg", "--classes-file", EVIL),
+        ("evaluate", EVIL),
+        ("evaluate", "scenes", "--tagger", EVIL),
+        ("compare", EVIL, EVIL),
+        ("ablate", EVIL),
+        ("generate", "cat", "--recipe", EVIL),
+    ],
+)
+def test_mistakes_do_not_steer_a_terminal(goca, arguments):
+    line = goca(*arguments).mistake()
+    assert "evil" in line
+    assert line.removesuffix("\n").isprintable()
+
+
+def test_tables_exceptions_and_progress_do_not_steer_a_terminal(goca, monkeypatch, capfd):
+    rows = console.table("class")
+    rows.add_row(f"cat{EVIL}\nsecond line")
+    console.show(rows)
+    lines = [line.strip() for line in capfd.readouterr().out.splitlines()]
+    assert f"cat{SHOWN}" in lines
+    assert "second line" in lines
+
+    def explode(*args: Any, **kwargs: Any) -> Segmenter:
+        raise RuntimeError(EVIL)
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", explode)
+    assert SHOWN in goca("segment", "photo.jpg", *ASK).line()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = goca("segment", "photo.jpg", *ASK, "--model", EVIL).err
+    assert "\x1b[31m" not in shown
+    assert "\x9b" not in shown
+
+
+def test_class_names_that_are_not_text(goca, loaded):
+    """As undecodable bytes on the command line, which Python holds as lone surrogates."""
+    assert "caf\ufffd" in goca("segment", "photo.jpg", "--classes", "cat, caf\udce9").mistake()
+    for _ in range(2):
+        done = goca("segment", "photo.jpg", "--classes-file", "names.txt", "--caption", "a cat, caf\udce9", "--resume")
+        assert (done.code, done.err) == (0, "")
+    assert json.loads(Path("goca-out/photo.json").read_text())["plan"]["captions"] == ["a cat, caf\ufffd"]
+
+
+def test_a_run_is_finished_and_resumed_whatever_its_command_line_is(goca, monkeypatch):
+    ask = ("evaluate", "scenes", "--limit", "1", "--tagger", "given:cat, caf\udce9", "--out", "run")
+    monkeypatch.setattr(sys, "argv", ["goca", *ask])
+    for _ in range(2):
+        assert (goca(*ask).code, goca(*ask).err) == (0, "")
+    assert "caf\ufffd" in Path("run/run.json").read_text()
 
 
 # --- Chatter and progress

@@ -1,10 +1,11 @@
 """From answers to captions to requests: the parser, the policies, and that the requests can be made."""
 
+import time
 from dataclasses import replace
 from unicodedata import normalize
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -12,9 +13,10 @@ from goca import GocaError, Segmenter
 from goca.evaluation.caption_nouns import HONEST, CaptionedRequest, Policy, captioned, paper
 from goca.evaluation.choices import ODD_SYNONYMS
 from goca.evaluation.datasets.base import Category
+from goca.evaluation.datasets.names import published_classes
 from goca.request import find_tokens
 from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write
-from goca.text.nouns import parse_nouns
+from goca.text.nouns import Noun, parse_nouns
 from goca.text.spelling import STOP
 from goca.text.token_spans import find_noun_tokens
 from goca.text.tokens import Tokens
@@ -91,21 +93,151 @@ def test_parsing(caption: str, groups: tuple[tuple[str, ...], ...]) -> None:
         ("<|channel|>analysis<|message|>a cow<|end|><|start|>assistant<|channel|>final<|message|>cat", "cat"),
         ('a cow, {"nouns": ["cow"]}</think>{"nouns": ["cat"]}', "cat"),
         ("<think>a cow, a do", ""),
-        # Other markup.
+        ("[THINK]a cow[/THINK]cat", "cat"),
+        ("a cow[/THINK]cat", "cat"),
+        ("<|START_THINKING|>a cow<|END_THINKING|><|START_RESPONSE|>cat<|END_RESPONSE|>", "cat"),
+        ("<|begin_of_thought|>a cow<|end_of_thought|><|begin_of_solution|>cat<|end_of_solution|>", "cat"),
+        ("<|channel|>analysis<|message|>a cow", ""),
+        ("analysisWe need a cow.assistantfinalcat", "cat"),
+        ("<unused94>thought\na cow<unused95>cat", "cat"),
+        ("<think>a <think> tag, a cow</think>cat", "cat"),
+        ("&lt;think&gt;a cow&lt;/think&gt;cat", "cat"),
+        ("\uff1cthink\uff1ea cow\uff1c/think\uff1ecat", "cat"),
+        ("\u3010\u601d\u8003\u3011a cow\u3010/\u601d\u8003\u3011cat", "cat"),
+        ('<details type="reasoning">a cow</details>cat', "cat"),
+        ("<whatever>a cow</whatever>cat", "cat"),
+        ("Thinking...\na cow\n...done thinking.\ncat", "cat"),
+        ("**Thinking:** a cow, a horse\n\n**Answer:** cat", "cat"),
+        ("Reasoning: a cow\na horse\n\ncat", "cat"),
+        ("```thinking\na cow\n```\ncat", "cat"),
+        ("I see a cow, a horse and a dog.\ncat, sky", "cat, sky"),
+        ('{"reasoning": ["a cow"], "nouns": ["cat"]}', "cat"),
+        # Other markup, and what is behind the end of the turn.
+        ("cat, sky<|im_end|>\n<|im_start|>user\na cow", "cat, sky"),
+        ("<s>cat, sky</s>", "cat, sky"),
+        ("<ref>cat</ref><box>(12,34),(56,78)</box>", "cat"),
+        ("cat<loc_12>, sky<loc_34>", "cat, , sky,"),
+        ("\\boxed{cat, sky}", "cat, sky}"),
+        ("# Nouns\n- cat\n* **sky**", "- cat, * **sky**"),
+        ("cat\x1b[31m, \u202esky\x00", "cat, sky"),
         ("<answer>cat, sky</answer>", "cat, sky"),
+        # JSON that is cut off, not quite JSON, or of another form.
+        ('{"nouns": ["cat", "sk', "cat"),
+        ("{'nouns': ['cat', 'sky']}", "cat, sky"),
+        ('{"nouns": "cat, sky"}', "cat, sky"),
+        ('{"nouns": [["person", "hat"], {"label": "cat"}, null, 7]}', "(person, hat), cat"),
+        ('{"foreground": ["cat"], "background": ["sky"]}', "cat, sky"),
+        ('{"nouns": ["I cannot identify people"]}', ""),
+        ('{"error": "no image"}', ""),
+        # Around a list, and nouns that are told to be absent.
+        ("Sure! Here is the list: cat, sky", "Here is the list: cat, sky"),
+        ("Of course.\n\n1. Cat\n2. Sky\n\nLet me know if you need more!", "Cat, Sky"),
+        ("- **Cat**: asleep\n- Sky - blue", "**Cat**, Sky"),
+        ("- Foreground: cat, dog\n- Background: sky", "- Foreground: cat, dog, - Background: sky"),
+        ("cat (on the left), no people, sky", "cat (),, sky"),
+        ("trash can, no parking sign", "trash can, no parking sign"),
         ("<|begin_of_box|>cat, grass<|end_of_box|>", "cat, grass"),
         # No list at all.
         ("I'm sorry, but I can't help with identifying people in images.", ""),
         ("Sorry, that is not possible.", ""),
+        ("I cannot help", ""),
+        ("As an AI language model, I can't see images", ""),
+        ("Unable to identify any objects", ""),
+        ("There are no people, cars", ""),
+        ("There are no cows in this image.", ""),
+        ("The image shows a cow, a horse", ""),
+        ("Lo siento, no puedo ayudar", ""),
+        ("\u62b1\u6b49\uff0c\u6211\u65e0\u6cd5\u8bc6\u522b", ""),
+        ("None", ""),
+        ("n/a", ""),
+        ("Error: could not load the image", ""),
+        ("Is it a cow?", ""),
         ('{"nouns": []}', ""),
         ('{"nouns": 7}', ""),
         ("cat, " * LONGEST_CAPTION, ""),
         # Half of a surrogate pair cannot be written to a file.
-        ("cat\ud800", "cat?"),
+        ("cat\ud800", "cat\ufffd"),
     ],
 )
 def test_the_caption_in_an_answer(answer: str, caption: str) -> None:
-    assert caption_in(answer) == caption
+    assert parse(caption_in(answer)) == parse(caption)
+    assert bool(caption_in(answer)) == bool(caption)
+
+
+def test_words_that_the_model_was_told_to_use_count_however_they_read() -> None:
+    assert caption_in("who is there, do not enter", ["Who is there", "do not enter"]) == "who is there, do not enter"
+    assert caption_in("who is there, do not enter") == ""
+
+
+@pytest.mark.parametrize("file", ["voc", "context", "coco", "cityscapes", "ade20k"])
+def test_no_published_class_is_taken_for_a_sentence(file: str) -> None:
+    for entry in published_classes(file):
+        for name in (entry.name, *entry.synonyms):
+            assert parse(caption_in(f"{name}, sky, cat")) == parse(f"{name}, sky, cat")
+
+
+WRAPPERS = (
+    "{}",
+    "<think>cow{}",
+    "<think>cow</think>{}",
+    "cow</think>{}",
+    '{{"nouns": ["{}"]}}',
+    "```\n{}\n```",
+    "Sure! {}",
+)
+NOISE = st.one_of(
+    st.text(max_size=40), st.sampled_from(["<|end|>", "[", "{", "<a>", "</think>", "```", "(", "1. ", "I "])
+)
+
+
+@settings(max_examples=1500)
+@given(st.sampled_from(WRAPPERS), st.lists(st.sampled_from(["cat", "(hat, sky)", "dog"]), max_size=9), st.lists(NOISE))
+def test_any_answer_gives_a_bounded_list_or_nothing(wrapper: str, nouns: list[str], noise: list[str]) -> None:
+    caption = caption_in(wrapper.format(", ".join([*nouns, *noise])))
+    caption.encode()
+    assert caption == "" or parse(caption)
+    assert len(caption) <= LONGEST_CAPTION
+    assert caption_in(wrapper.format(", ".join(nouns))) == "" or {
+        noun for group in parse(caption_in(wrapper.format(", ".join(nouns)))) for noun in group
+    } <= {"cat", "hat", "sky", "dog"}
+
+
+@pytest.mark.parametrize(
+    "piece", ["<a>", "<think>", "[", "[a", "cat ", "a, ", "{", "<", "Thinking:", "\n", "answer:\n"]
+)
+def test_a_megabyte_of_anything_takes_seconds_at_most(piece: str) -> None:
+    start = time.process_time()
+    assert caption_in(piece * (2**20 // len(piece))) == ""
+    assert caption_in(piece * (2 * LONGEST_CAPTION // len(piece))) == ""
+    assert time.process_time() - start < 5
+
+
+def test_captions_of_thousands_of_nouns_are_refused_at_once() -> None:
+    with pytest.raises(GocaError, match=r"1,000 nouns, more than 500"):
+        captioned(", ".join(f"n{number}" for number in range(1000)), VOC)
+    with pytest.raises(GocaError, match=r"14,000,000 characters is not a list"):
+        captioned("a noun, " * 1_750_000, VOC)
+
+
+@pytest.mark.parametrize(
+    "name", [" cat", "cat\n", "\ufeffcat", "c\u00adat", "\x1b[31mcat\x1b[0m", "cat\x00", "\u202ecat"]
+)
+def test_names_are_cleaned(name: str, bundled: Segmenter) -> None:
+    assert parse_nouns({name: [" tom \t cat"]}, [f"{name}  tail\r\n"]) == (
+        (Noun("cat", ("cat", "tom cat")),),
+        (Noun("cat tail", ("cat tail",)),),
+    )
+    for names in ([name, "cat"], {name: [], "cat": []}, {"dog": [name], "cat": []}):
+        with pytest.raises(GocaError, match='"cat" is named twice'):
+            parse_nouns(names)
+    image = Image.new("RGB", (64, 64))
+    assert bundled(image, [name, "grass"]).classes == ("cat", "grass")
+    assert bundled(image, {name: ["dog"], "grass": []}).classes == ("cat", "grass")
+
+
+def test_a_name_that_cannot_be_written_down_gets_a_replacement() -> None:
+    ((noun,), _) = parse_nouns(["caf\udce9"])
+    assert noun.name == "caf\ufffd"
 
 
 PIECES = st.sampled_from(

@@ -48,7 +48,7 @@ def test_what_cannot_be_added_or_begun(found: Segmentation, tmp_path: Path) -> N
         TrainingSet(tmp_path / "made", ("grass", "cat"))
     with pytest.raises(GocaError, match="no classes"):
         TrainingSet(tmp_path / "other", ())
-    for name in ("cat\ndog", "Void", "background", "sky: blue", "cat # 1"):
+    for name in ("Void", "background", "sky: blue", "cat # 1"):
         with pytest.raises(GocaError, match="cannot be a class of a folder"):
             TrainingSet(tmp_path / "other", ("grass", name))
     assert not (tmp_path / "other").exists()

@@ -1,6 +1,7 @@
 """The tagger that asks a server, against a server of the test's own."""
 
 import base64
+import gzip
 import io
 import json
 import threading
@@ -10,25 +11,30 @@ from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 from commands import Outcome
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError
 from goca.evaluation.datasets.base import Category, Dataset, Sample
 from goca.tagging import tagger_named
+from goca.tagging.answers import parse
 from goca.tagging.captions import CaptionsTagger, read_captions
-from goca.tagging.endpoint import ATTEMPTS, MOST_BYTES, ChatEndpoint, DeclinedError
+from goca.tagging.endpoint import ATTEMPTS, MOST_BYTES, ChatEndpoint, DeclinedError, _RetryError
 from goca.tagging.instruction import instruction
 from goca.tagging.vlm import VLMTagger
 
 KEY = "sk-not-for-your-eyes"
 Goca = Callable[..., Outcome]
-Answer = tuple[int, dict[str, str], bytes]
+Answer = tuple[int, dict[str, str], bytes] | Callable[[BinaryIO], None]
+"""(status, headers, body), or what writes an answer that no decent server would give."""
 
 
 def completion(text: object, finish_reason: str = "stop", **members: object) -> bytes:
@@ -73,10 +79,15 @@ class Server:
                     outer.paths.append(self.path)
                     outer._now += 1
                     outer.most = max(outer.most, outer._now)
-                status, headers, body = outer.answer(number, content)
+                answer = outer.answer(number, content)
                 with outer._lock:
                     outer._now -= 1
                 try:
+                    if callable(answer):
+                        answer(self.wfile)
+                        self.close_connection = True
+                        return
+                    status, headers, body = answer
                     self.send_response(status)
                     for name, value in {**headers, "Content-Length": str(len(body))}.items():
                         self.send_header(name.replace("_", "-"), value)
@@ -171,6 +182,12 @@ def test_an_image_is_shown_and_its_caption_kept(server: Server, vlm: VLMTagger, 
         (completion([{"type": "text", "text": "cat, "}, {"type": "text", "text": "sky"}]), "cat, sky"),
         (completion("cat, sky, mount", finish_reason="length"), "cat, sky"),
         (completion(f"cat, {KEY}"), "cat, ***"),
+        (completion(f"cat, {KEY.upper()}s"), "cat, ***s"),
+        (completion("cat", reasoning_content="a dog"), "cat"),
+        (completion([{"type": "thinking", "thinking": "a dog"}, {"type": "text", "text": "cat"}]), "cat"),
+        (completion(["cat, ", "sky"]), "cat, sky"),
+        (completion('{"nouns": ["cat", "sky", "mou', finish_reason="MAX_TOKENS"), "cat, sky"),
+        (b"\xef\xbb\xbf" + completion("cat"), "cat"),
     ],
 )
 def test_what_servers_put_around_an_answer(
@@ -282,20 +299,26 @@ def test_patience(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
         ((200, {}, b'{"choices": [{"message": "cat"}]}'), "not a chat completion"),
         ((200, {}, b"[" * 100_000), "not a chat completion"),
         ((200, {}, b'{"error": {"message": "no GPU is free"}}'), "no GPU is free"),
-        (failed(500, "\x1b[31mred"), r"HTTP 500, \[31mred"),
+        ((200, {}, b"<html>hello</html>"), "a page in HTML: is OPENAI_BASE_URL right"),
+        ((200, {}, b'{"error": {"message": "busy", "code": 503}}'), "HTTP 503, .*busy"),
+        ((200, {}, b'[{"error": "busy"}]'), r"\(busy\)"),
+        ((200, {}, b'{"choices": [{"error": {"message": "busy"}}]}'), "busy"),
+        (failed(500, "\x1b[31mr\u202eed\x00"), "HTTP 500, red"),
+        (failed(403, "flagged"), "HTTP 403, flagged"),
     ],
 )
 def test_patience_ends(server: Server, vlm: VLMTagger, dataset: Dataset, answer: Answer, reason: str) -> None:
     server.answer = lambda number, request: answer
-    with pytest.raises(GocaError, match=f"in 6 attempts .*{reason}") as caught:
+    with pytest.raises(DeclinedError, match=reason):
         vlm.tag(dataset.samples[0], dataset)
-    assert not isinstance(caught.value, DeclinedError)
-    assert len(server.requests) == ATTEMPTS == 6
-    assert pauses(vlm) == [1, 2, 4, 8, 16]
+    if "403" not in reason:  # moderation speaks of the image, and would again
+        assert len(server.requests) == ATTEMPTS == 6
+        assert pauses(vlm) == [1, 2, 4, 8, 16]
     assert read_captions(vlm.path) == []
-    # It ends the run.
+    # One image after the other: it ends the run.
     with pytest.raises(GocaError, match=reason):
         vlm.prepare(dataset.samples, dataset)
+    assert not vlm.endpoint.stop.is_set()
 
 
 @pytest.mark.parametrize(
@@ -307,6 +330,15 @@ def test_patience_ends(server: Server, vlm: VLMTagger, dataset: Dataset, answer:
         (b'{"choices": [{"message": {"role": "assistant"}}]}', 6, r"in 6 attempts \(its answer is empty\)"),
         (completion("cat, " * (MOST_BYTES // 5 + 1)), 6, "longer than"),
         (completion(None, refusal="I tell no\ntemperature."), 1, r"declined \(I tell no temperature\.\)"),
+        (completion([{"type": "refusal", "refusal": "Not that."}]), 1, r"declined \(Not that\.\)"),
+        (completion("cat, s", finish_reason="content_filter"), 1, r"filtered the answer \(content_filter\)"),
+        (completion(None, reasoning_content="a dog"), 6, "its answer is empty"),
+        (completion("", finish_reason="length", reasoning="a dog"), 1, "cut the answer off before its first noun"),
+        (completion("<think>a dog, a horse"), 1, 'names no nouns .its answer begins "<think>a dog'),
+        (completion("\x1b]0;pwned\x07As an AI, I can't."), 1, """begins "As an AI, I can't."""),
+        (completion(json.dumps({"nouns": [f"cat {n}" for n in range(50_000)]})), 1, "names more than an image shows"),
+        (completion(", ".join(f"n{n}" for n in range(600))), 1, "names more than an image shows"),
+        (b"[" * 100_000, 6, "not a chat completion"),
     ],
 )
 def test_a_model_that_will_not_speak_of_one_image(
@@ -397,11 +429,131 @@ def test_an_account_without_credit_ends_the_run(server: Server, vlm: VLMTagger, 
     assert len(server.requests) <= 3
 
 
-def test_a_redirection_does_not_get_the_key(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
-    server.answer = lambda number, request: (302, {"Location": f"{server.base}/elsewhere"}, b"")
-    with pytest.raises(GocaError, match="HTTP 404"):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("target", ["{base}/elsewhere", "http://127.0.0.1:1/v1", "file:///etc/passwd", "//evil"])
+def test_a_redirection_is_not_followed(
+    status: int, target: str, server: Server, vlm: VLMTagger, dataset: Dataset
+) -> None:
+    target = target.format(base=server.base)
+    server.answer = lambda number, request: (status, {"Location": target}, b"")
+    with pytest.raises(GocaError, match=f'points to "{target}".*set OPENAI_BASE_URL') as caught:
         vlm.tag(dataset.samples[0], dataset)
-    assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}", None]
+    assert not isinstance(caught.value, DeclinedError)
+    assert server.paths == ["/v1/chat/completions"]
+    assert len(server.headers) == 1
+
+
+def reply(*parts: bytes, pause: float = 0.0, for_ever: bool = False) -> Callable[[BinaryIO], None]:
+    def write(file: BinaryIO) -> None:
+        file.write(b"HTTP/1.1 200 OK\r\n")
+        for part in chain(parts, repeat(parts[-1]) if for_ever else ()):
+            file.write(part)
+            time.sleep(pause)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (
+            reply(b"Transfer-Encoding: chunked\r\n\r\n", b"-1\r\n" + b"x" * 3 * MOST_BYTES),
+            "longer than 1,048,576 bytes",
+        ),
+        (reply(b"Transfer-Encoding: chunked\r\n\r\n", b"-7\r\nabc"), "not a chat completion|IncompleteRead"),
+        (reply(b"Transfer-Encoding: chunked\r\n\r\n", b"zz\r\nabc"), "IncompleteRead|invalid literal"),
+        (reply(b"\r\n", b"x" * 65536, for_ever=True), "longer than 1,048,576 bytes"),
+        (reply(b"Content-Length: -5\r\n\r\n", b"x" * 65536, for_ever=True), "longer than 1,048,576 bytes"),
+        (reply(b"Content-Length: 999\r\n\r\n", completion("cat")[:-9]), "not a chat completion|IncompleteRead"),
+        (reply(b"X-Y: z\r\n", for_ever=True), "headers"),
+        (reply(b"X-Y: " + b"z" * 100_000 + b"\r\n"), "header line"),
+        (reply(b"\r\n", b" ", pause=0.05, for_ever=True), "took longer than 0.6 s"),
+        (reply(b"X", pause=0.05, for_ever=True), "took longer than 0.6 s"),
+        (reply(b"\r\nHTTP/1.1 100 Continue\r\n", for_ever=True), "took longer|header"),
+        (reply(b""), "not a chat completion|closed|end of"),
+        (reply(b"", pause=1.0), "silent for 0.2 s"),
+        ((200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(50 * MOST_BYTES))), "longer than 1,048,576 bytes"),
+        ((200, {"Content-Encoding": "gzip"}, b"no gzip"), "did not answer in 2 attempts"),
+    ],
+)
+def test_a_hostile_answer_costs_one_image(
+    answer: Answer, reason: str, server: Server, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goca.tagging.endpoint.ATTEMPTS", 2)
+    endpoint = ChatEndpoint(server.base, KEY, timeout=0.2, stop=Hasty())
+    vlm = VLMTagger("m", endpoint, tmp_path / "captions.jsonl", concurrency=1)
+    server.answer = lambda number, request: answer if shown(request).height == 37 + 2 else (200, {}, completion("cat"))
+    start = time.monotonic()
+    vlm.prepare(dataset.samples, dataset)
+    assert time.monotonic() - start < 15
+    assert [entry.id for entry in read_captions(vlm.path)] == ["p0", "p1", "p3", "p4"]
+    with pytest.raises(DeclinedError, match=reason):
+        vlm.tag(dataset.samples[2], dataset)
+
+
+def test_a_gzipped_answer_is_read(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
+    server.answer = lambda number, request: (200, {"Content-Encoding": "gzip"}, gzip.compress(completion("cat")))
+    assert vlm.tag(dataset.samples[0], dataset) == "cat"
+
+
+@pytest.mark.parametrize("key", ["x", "none", "cat"])
+def test_a_key_that_is_no_secret_does_not_change_words(
+    key: str, server: Server, dataset: Dataset, tmp_path: Path
+) -> None:
+    server.answer = lambda number, request: (200, {}, completion(f"box, cattle, nonentity, {key}"))
+    vlm = VLMTagger("m", ChatEndpoint(server.base, key), tmp_path / "captions.jsonl")
+    assert parse(vlm.tag(dataset.samples[0], dataset)) == (("box",), ("cattle",), ("nonentity",))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": f"Bearer {KEY}"}},
+        {"error": KEY},
+        {"detail": [{"msg": KEY}]},
+        {"message": KEY.upper()},
+        [f"<b>{KEY}</b>"],
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 401, 404, 500])
+def test_an_echoed_key_is_neither_shown_nor_saved(
+    status: int, body: object, server: Server, vlm: VLMTagger, dataset: Dataset
+) -> None:
+    echo = json.dumps(body).replace("-", "\\u002d").encode()  # as JSON may write it
+    server.answer = lambda number, request: (status, {}, echo)
+    with pytest.raises(GocaError) as caught:
+        vlm.tag(dataset.samples[0], dataset)
+    assert KEY not in f"{caught.value}{vlm.path.read_text()}".lower()
+    assert "***" in str(caught.value) or status == 200
+
+
+@settings(max_examples=400)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=200).map(lambda text: completion(text)),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(max_size=9),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["choices", "message", "content", "error", "code", "refusal", "text", "type"]),
+                    inner,
+                )
+            ),
+        ).map(lambda value: json.dumps(value).encode()),
+        st.tuples(st.integers(0, 120), st.binary(max_size=3)).map(
+            lambda cut: completion("cat, sky")[: cut[0]] + cut[1] + completion("cat, sky")[cut[0] + 1 :]
+        ),
+    )
+)
+def test_any_body_gives_text_or_a_reason(body: bytes) -> None:
+    try:
+        text = ChatEndpoint("http://localhost", KEY)._text(body)
+    except Exception as error:
+        assert isinstance(error, GocaError | _RetryError)  # noqa: PT017 - a text is right as well
+    else:
+        assert text.strip()
 
 
 def test_one_declined_image_does_not_stop_the_others(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
@@ -501,7 +653,7 @@ def test_where_and_who_come_from_the_environment(
     keyless = tagger_named("vlm:gpt", **means)
     assert isinstance(keyless, VLMTagger)
     assert keyless.estimate(dataset.samples, dataset).images == 5
-    monkeypatch.setattr("urllib.request.urlopen", lambda *unused, **more: pytest.fail("asked"))
+    monkeypatch.setattr("urllib.request.build_opener", lambda *unused, **more: pytest.fail("asked"))
     keyless.endpoint = replace(keyless.endpoint, stop=Hasty())
     for ask in (
         lambda: keyless.prepare(dataset.samples, dataset),
@@ -529,6 +681,10 @@ def test_where_and_who_come_from_the_environment(
     monkeypatch.setenv("OPENAI_BASE_URL", "file:///etc")
     with pytest.raises(GocaError, match="http://"):
         ChatEndpoint.from_environment()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"https://user:{KEY}@host/v1")
+    with pytest.raises(GocaError, match="put the key into OPENAI_API_KEY") as caught:
+        ChatEndpoint.from_environment()
+    assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.recipe import AUTO, NO_BACKGROUND
+from goca.text.clean import one_line
 from goca.text.nouns import (
     Classes,
     Noun,
     caption_of,
     check_rivals,
-    class_names,
+    cleaned,
     in_vocabulary,
     parse_nouns,
     split_over_prompts,
@@ -60,11 +61,11 @@ class SegmentationRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.caption, str | None):
             raise GocaError(f"caption {self.caption!r} is not text: write the prompt, or leave it out", hint="caption")
-        # An iterator could be read only once, and a request may be repeated for many images.
+        # In tuples, because an iterator could be read only once, and a request may be repeated for many images.
         for name in ("classes", "background_classes"):
-            names = getattr(self, name)
-            if isinstance(names, Iterator):
-                object.__setattr__(self, name, tuple(names))
+            object.__setattr__(self, name, cleaned(getattr(self, name)))
+        if isinstance(self.caption, str):
+            object.__setattr__(self, "caption", one_line(self.caption))
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
         notes.append(f"processed at {size[1]} x {size[0]} px, the most that this model's position embedding allows")
     return PreparedImage(
         image=image,
-        classes=class_names(request.classes),
+        classes=tuple(request.classes),
         prompts=prompts,
         background=background,
         background_by_user=request.background != AUTO,

@@ -14,7 +14,7 @@ from goca.segmentation import Segmentation
 from goca.storage.atomic import write_atomic
 from goca.storage.reading import read_text, require_regular
 from goca.text.class_list import ListedClass, parse_class_list
-from goca.text.nouns import class_names, parse_nouns
+from goca.text.nouns import cleaned, parse_nouns
 
 CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"
 
@@ -33,10 +33,10 @@ class TrainingSet:
 
     def __post_init__(self) -> None:
         parse_nouns(self.classes)
-        names = class_names(self.classes)
-        text = "".join(f"{number}: {name}\n" for number, name in enumerate(names, start=1))
+        object.__setattr__(self, "classes", cleaned(self.classes))  # as results have them
+        text = "".join(f"{number}: {name}\n" for number, name in enumerate(self.classes, start=1))
         path = Path(self.folder) / CLASSES
-        listed = [ListedClass(name, (), number) for number, name in enumerate(names, start=1)]
+        listed = [ListedClass(name, (), number) for number, name in enumerate(self.classes, start=1)]
         for entry in listed:
             if entry.special or list(parse_class_list(f"{entry.label}: {entry.name}", CLASSES)) != [entry]:
                 raise GocaError(f"{entry.name!r} cannot be a class of a folder: name it otherwise, in one line")
@@ -50,7 +50,7 @@ class TrainingSet:
 
         Raises GocaError for a class that the set does not have, and where the folder cannot be written.
         """
-        names = class_names(self.classes)
+        names = tuple(self.classes)
         for name in segmentation.classes:
             if name not in names:
                 raise GocaError(f'"{name}" is not a class of {self.folder}: there are {", ".join(names)}')

@@ -1,13 +1,12 @@
 """`goca ablate`: what each part of the method contributes."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import percentage, progress, session, show, table
+from goca.cli.console import percentage, progress, session, show, show_json, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ def ablate(
                 rows.append(row)
                 bar.advance(task)
         if as_json:
-            print(json.dumps(protocol.with_rows(rows)))
+            show_json(protocol.with_rows(rows))
         elif as_markdown:
-            print(ablation.to_markdown(rows))
+            show(*ablation.to_markdown(rows).splitlines())
         else:
             note = "In per cent. acc.: pixel accuracy; paper: its mIoU on VOC, of SD 1.5/SDXL."
             show(ablation_table(rows), note)

@@ -1,6 +1,5 @@
 """`goca compare`: runs of `goca evaluate` side by side."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, session, show, table
+from goca.cli.console import interval, session, show, show_json, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def compare(
             benchmark = f"{protocol.dataset} {protocol.split}, {protocol.images} images, protocol {protocol.name}"
             draw(comparison, benchmark, plot)
         if as_json:
-            print(json.dumps(protocol.with_rows(comparison)))
+            show_json(protocol.with_rows(comparison))
             return
         names = [f"run {number}: {row.run} ({row.name})" for number, row in enumerate(comparison, start=1)]
         show(*names, comparison_table(comparison), *protocol.lines())

@@ -1,20 +1,27 @@
-"""How the commands print: results on stdout; mistakes, one line each, and progress on stderr."""
+"""How the commands print: results on stdout; mistakes, one line each, and progress on stderr.
 
+All that they print passes through here, so that no file name, class or server's message can steer a terminal.
+"""
+
+import io
+import json
 import logging
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
 from goca.errors import GocaError
+from goca.text.clean import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
@@ -25,9 +32,52 @@ _click_globals: Any = import_module(f"{UsageError.__module__.rpartition('.')[0]}
 _WIDE = 100  # columns where stdout is not a terminal
 
 
+class OutputError(Exception):
+    """Results cannot be printed: stdout is closed, its disk is full, or, `silent`, its reader has gone."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror)
+        self.silent = isinstance(error, BrokenPipeError)
+
+
+def open_streams() -> None:
+    """Make all three standard streams usable: characters that their encoding lacks are escaped, closed ones opened.
+
+    The system would give the number of a closed one to the next file, and what is printed would be written into it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # There is nothing to read, and messages go nowhere; results must not, so writing them fails.
+            number = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Whatever fails in this is what was printed on stdout. Raises OutputError for it, and stdout is given up."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        _give_up(sys.stdout)
+        raise OutputError(error) from None
+
+
 def say(text: str) -> None:
-    """Print one line on stderr, however long."""
-    print("goca:", " ".join(text.splitlines()), file=sys.stderr, flush=True)
+    """Print one line on stderr, however long; nobody can be told where that fails."""
+    try:
+        print("goca:", printable(" ".join(text.splitlines())), file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """What is left in a stream would be written again, and fail again, when Python ends."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def described(error: GocaError) -> str:
@@ -54,7 +104,7 @@ def session(verbose: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         say("stopped")
         raise typer.Exit(130) from None
-    except (typer.Exit, BrokenPipeError):
+    except (typer.Exit, OutputError):
         raise
     except Exception as error:
         if verbose:
@@ -76,19 +126,26 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def console() -> "Console":
-    """The console on stdout; it prints text without markup or highlighting."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(width=width, markup=False, highlight=False, emoji=False)
-
-
 def show(*parts: "str | Table") -> None:
     """Print lines and tables on stdout; a line is not broken, however long."""
-    page = console()
-    for part in parts:
-        page.print(part, soft_wrap=isinstance(part, str))
+    from rich.console import Console
+    from rich.text import Text
+
+    class Page(Console):
+        def render_str(self, text: str, **style: Any) -> Text:  # of every text, also in the cells of tables
+            return super().render_str("\n".join(map(printable, text.split("\n"))), **style)
+
+    with printing():
+        width = None if sys.stdout.isatty() else _WIDE
+        page = Page(width=width, markup=False, highlight=False, emoji=False)
+        for part in parts:
+            page.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+
+
+def show_json(value: Any) -> None:
+    """Print a line of JSON on stdout."""
+    with printing():
+        print(json.dumps(value))
 
 
 def table(*columns: str, figures: int = 0) -> "Table":
@@ -121,10 +178,14 @@ def progress(hidden: bool) -> "Progress":
         def render(self, task: bars.Task) -> Any:
             return self.column(task) if task.total is not None else Text()
 
+    class Description(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(printable(task.description))
+
     disable = hidden or not sys.stderr.isatty()
     return bars.Progress(
         bars.SpinnerColumn(),
-        bars.TextColumn("{task.description}", markup=False),
+        Description(),
         WithTotal(bars.BarColumn()),
         WithTotal(bars.MofNCompleteColumn()),
         bars.TimeElapsedColumn(),

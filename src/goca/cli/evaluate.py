@@ -1,6 +1,5 @@
 """`goca evaluate`: a score, with the protocol that made it."""
 
-import json
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, paused, progress, say, session, show, table
+from goca.cli.console import interval, paused, progress, say, session, show, show_json, table
 from goca.evaluation.datasets import DATASETS, check_name
 
 if TYPE_CHECKING:
@@ -141,7 +140,10 @@ def evaluate(
             from goca.evaluation import runner
 
             expected = runner.estimate(config, out)
-            show(json.dumps(vars(expected)) if as_json else str(expected))
+            if as_json:
+                show_json(vars(expected))
+            else:
+                show(str(expected))
             return
         complete = _run(config, out, Executor(workers=workers, ray=ray), as_json)
     if not complete:
@@ -187,7 +189,7 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
     if as_json:
         left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
         facts = {"left_out_images": left_out, "protocol": report.protocol.to_json(), "plan": settings["plan"]}
-        print(json.dumps({**report.metrics(), **facts}))
+        show_json({**report.metrics(), **facts})
     else:
         _print(report, out)
     if report.left_out:

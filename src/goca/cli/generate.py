@@ -1,6 +1,5 @@
 """`goca generate`: an image for each seed, and what explains it, written and printed as each is done."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import paused, progress, say, session, show
+from goca.cli.console import paused, progress, say, session, show, show_json
 
 if TYPE_CHECKING:
     from goca.generation import Explained, Generated, GenerationOptions
@@ -188,7 +187,7 @@ def _print(generated: "Generated", explained: "Explained | None", written: Seque
         if explained is not None:
             facts["masks"] = explained.masks.to_json()["classes"]
             facts["left_out"] = list(explained.left_out)
-        print(json.dumps(facts), flush=True)
+        show_json(facts)
         return
     show(*map(str, written))
     for name in explained.left_out if explained is not None else ():

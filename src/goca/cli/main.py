@@ -1,10 +1,10 @@
 """The `goca` command: options in, calls to the library, exit codes out.
 
-0: done. 2: the user's mistake, one line on stderr. 1: our mistake, or images were left out. 130: Ctrl-C.
+0: done. 2: the user's mistake, one line on stderr. 1: our mistake, images were left out, or results could not be
+printed. 130: Ctrl-C.
 What needs torch is imported inside the commands, so that `goca --help` is quick.
 """
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def goca(
     if version:
         from importlib.metadata import version as version_of
 
-        print(f"goca {version_of('goca')}")
+        console.show(f"goca {version_of('goca')}")
         raise typer.Exit
 
 
@@ -47,21 +47,17 @@ for command in (segment, generate, evaluate, compare, ablate, models):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A file name or class may have characters that the terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
+    console.open_streams()
     # Read when torch is loaded. Threads that wait by spinning starve each other where cores are shared: one tiny
     # forward pass took 4.3 CPU-s instead of 0.14 on two busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        code = app(words, prog_name="goca", standalone_mode=False) or 0
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader has gone, as in `goca models | head -1`; Python must not try again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with console.printing():  # the help, which click prints
+            return app(words, prog_name="goca", standalone_mode=False) or 0
+    except console.OutputError as error:
+        if not error.silent:
+            console.say(f"the results cannot be printed: {error}; redirect them to where there is room")
         return 1
     except console.UsageError as error:
         message = error.format_message()

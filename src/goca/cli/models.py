@@ -1,6 +1,5 @@
 """`goca models`: the known checkpoints, a check that every family works on this machine, and a probe of a new one."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import console, progress, session, show, table
+from goca.cli.console import progress, session, show, show_json, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -67,14 +66,14 @@ def models(
             from goca.probing import probe as find_facts
             from goca.probing import source
 
-            print(source(find_facts(load(probe, unlisted=True))), end="")
+            show(*source(find_facts(load(probe, unlisted=True))).splitlines())
         elif check:
             from goca.testing.tiny import BUILDERS
 
             if not report(BUILDERS, as_json):
                 raise typer.Exit(1)
         elif as_markdown:
-            print(families())
+            show(*families().splitlines())
         elif everything or as_json or verbose:
             listing(as_json)
         else:
@@ -107,16 +106,14 @@ def listing(as_json: bool) -> None:
 
     by_rule = [_by_rule(family) for family in FAMILIES if not family.checkpoints]
     if as_json:
-        print(json.dumps({"models": [_json(settings) for settings in CHECKPOINTS], "by_rule": by_rule}))
+        show_json({"models": [_json(settings) for settings in CHECKPOINTS], "by_rule": by_rule})
         return
-    out = console()
-    for settings in CHECKPOINTS:
-        out.print(_table(settings))
+    show(*map(_table, CHECKPOINTS))
     for facts in by_rule:
         rows = table("", facts.pop("family"))
         for name, value in facts.items():
             rows.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
-        out.print(rows)
+        show(rows)
 
 
 def _by_rule(family: "Family") -> dict[str, Any]:
@@ -175,12 +172,12 @@ def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:
             checks.append({"name": name, "status": status, "detail": detail})
             bar.advance(task)
     if as_json:
-        print(json.dumps({"families": checks}))
+        show_json({"families": checks})
     else:
         rows = table("family", "status", "detail")
         for result in checks:
             rows.add_row(*result.values())
-        console().print(rows)
+        show(rows)
     return all(result["status"] != "failed" for result in checks)
 
 

@@ -1,6 +1,5 @@
 """`goca segment`: label an image, and print what it shows; or folders of images, and print a summary."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import described, progress, say, session, show, table
+from goca.cli.console import described, progress, say, session, show, show_json, table
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 
@@ -194,10 +193,10 @@ def _print_json(outcome: "ImageOutcome") -> None:
     from goca.folders import stored_path
 
     if isinstance(outcome.result, GocaError):
-        print(json.dumps(outcome.to_json()), flush=True)
+        show_json(outcome.to_json())
         return
     files = [stored_path(path) for path in outcome.job.targets]
-    print(json.dumps({"image": stored_path(outcome.job.image), **outcome.result, "files": files}), flush=True)
+    show_json({"image": stored_path(outcome.job.image), **outcome.result, "files": files})
 
 
 def _print_table(job: "ImageJob", facts: "Facts") -> None:

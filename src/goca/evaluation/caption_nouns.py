@@ -12,7 +12,7 @@ from goca.evaluation.datasets.base import Category
 from goca.imaging.images import ImageLike
 from goca.recipe import AUTO
 from goca.request import SegmentationRequest
-from goca.tagging.answers import NounGroup, clean, key, parse
+from goca.tagging.answers import MOST_NOUNS, NounGroup, clean, key, parse
 from goca.text.spelling import forms
 
 
@@ -103,6 +103,9 @@ def captioned(
         truth: names of the categories in the image's ground truth.
         background_classes: background classes to add if there is one noun alone, whose share of itself says nothing
             (`segmenter.plan.background_classes`).
+
+    Raises:
+        GocaError: the caption names more than `MOST_NOUNS` nouns.
     """
     category_names = _index(categories, policy.synonyms)
 
@@ -111,6 +114,9 @@ def captioned(
         return None if policy.true_only and name not in truth else name
 
     groups = list(_split_pairs(parse(caption), category_names))
+    count = sum(map(len, groups))
+    if count > MOST_NOUNS:
+        raise GocaError(f"the caption names {count:,} nouns, more than {MOST_NOUNS}: shorten it")
     notes = []
     if policy.complete:
         named = {class_of(noun) for group in groups for noun in group}

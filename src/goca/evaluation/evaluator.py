@@ -177,7 +177,7 @@ class Evaluator:
         if image.truth.shape != result.labels.shape:
             reason = f"{image.sample.image} and its ground truth differ in size: download or write them again"
             return replace(image.record, left_out=reason)
-        table = self.protocol.merge(np.array(self._dataset_labels(result.classes), np.uint16))
+        table = self.protocol.merge(np.array(self._dataset_labels(image.query.classes), np.uint16))
         notes = tuple(dict.fromkeys((*image.record.notes, *result.plan.notes)))
         backgrounds = self.protocol.backgrounds
         labellings = chain([result.labels], result.relabelled(backgrounds) if backgrounds else ())

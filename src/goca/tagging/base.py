@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from goca.errors import GocaError
+
 Prices = tuple[float, float]
 """The price of a million tokens, (input, output), in any currency."""
+
+
+class DeclinedError(GocaError):
+    """This one image gets no caption, and others may well."""
 
 
 @runtime_checkable

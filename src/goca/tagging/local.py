@@ -20,8 +20,8 @@ from goca.diffusion.model_files import (
 )
 from goca.errors import GocaError
 from goca.imaging import images
-from goca.tagging.answers import caption_in
-from goca.tagging.base import ImageCollection, TaggableImage
+from goca.tagging.answers import caption_of
+from goca.tagging.base import DeclinedError, ImageCollection, TaggableImage
 from goca.tagging.captions import CaptionStore
 from goca.tagging.instruction import instruction
 
@@ -57,6 +57,7 @@ class LocalTagger:
         if self.batch < 1:
             raise GocaError(f"batch {self.batch} is too small: give 1 or more", "batch")
         self.store = CaptionStore(self.path, self.name)
+        self._failures: dict[tuple[str, str], DeclinedError] = {}
 
     @cached_property
     def name(self) -> str:
@@ -72,20 +73,24 @@ class LocalTagger:
         with self.store:
             for start in range(0, len(missing), self.batch):
                 part = missing[start : start + self.batch]
-                for sample, caption in zip(part, self._captions(part, dataset), strict=True):
-                    self.store.add(sample, dataset, caption)
+                for sample, answer in zip(part, self._answers(part, dataset), strict=True):
+                    try:
+                        self.store.add(sample, dataset, caption_of(answer, self.model, dataset.class_names))
+                    except DeclinedError as error:
+                        self._failures[dataset.name, sample.id] = error
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
         """See `Tagger`."""
+        if self.store.get(sample, dataset) is None and (dataset.name, sample.id) not in self._failures:
+            images.load(sample.image)  # says what is wrong with one that `prepare` passes over
+            self.prepare([sample], dataset)
         caption = self.store.get(sample, dataset)
         if caption is None:
-            with self.store:
-                (caption,) = self._captions([sample], dataset)
-                self.store.add(sample, dataset, caption)
+            raise self._failures[dataset.name, sample.id]
         return caption
 
     @torch.no_grad()
-    def _captions(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> list[str]:
+    def _answers(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> list[str]:
         processor, model = self._loaded
         content = [{"type": "image"}, {"type": "text", "text": instruction(dataset)}]
         try:
@@ -106,7 +111,7 @@ class LocalTagger:
                 f"{self.model} does not fit the memory with batch {self.batch}: lower it", "batch"
             ) from None
         answers = [_new_tokens(row, start) for row, start in zip(outputs, inputs["input_ids"], strict=True)]
-        return [caption_in(text) for text in processor.batch_decode(answers, skip_special_tokens=True)]
+        return list(processor.batch_decode(answers, skip_special_tokens=True))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:

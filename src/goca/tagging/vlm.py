@@ -12,10 +12,10 @@ from PIL import Image
 
 from goca.errors import GocaError
 from goca.imaging import images
-from goca.tagging.answers import caption_in
-from goca.tagging.base import Estimate, ImageCollection, Prices, TaggableImage
+from goca.tagging.answers import caption_of
+from goca.tagging.base import DeclinedError, Estimate, ImageCollection, Prices, TaggableImage
 from goca.tagging.captions import CaptionStore
-from goca.tagging.endpoint import ChatEndpoint, DeclinedError, ModelRefusedError
+from goca.tagging.endpoint import ChatEndpoint, ModelRefusedError, UnansweredError
 from goca.tagging.instruction import instruction, most_words
 
 LONGEST_SIDE = 1024
@@ -33,6 +33,8 @@ OPTIONS: Mapping[str, Any] = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "nouns", "strict": True, "schema": NOUNS}},
 }
 """What a request asks for if the server takes it."""
+MOST_UNANSWERED = 3
+"""Images in a row without a usable answer, after which a run ends: the next ones would fare no better."""
 
 
 @dataclass
@@ -81,9 +83,14 @@ class VLMTagger:
         return Estimate(images=count, read=read, written=written, cost=cost)
 
     def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> None:
-        """Tag the images without a caption, several at a time. See `BatchTagger`."""
+        """Tag the images without a caption, several at a time. See `BatchTagger`.
+
+        An image that is declined, unreadable or not answered is passed over, and `tag` raises for it; `MOST_UNANSWERED`
+        in a row that are not answered end the run.
+        """
         stop = self.endpoint.stop
         causes: list[Exception] = []
+        unanswered: list[UnansweredError] = []
         missing = [sample for sample in samples if self.store.get(sample, dataset) is None]
         if not missing:
             return
@@ -96,9 +103,16 @@ class VLMTagger:
                 self._tag(sample, dataset)
             except DeclinedError as error:
                 self._failures[dataset.name, sample.id] = error
+                if isinstance(error, UnansweredError):
+                    unanswered.append(error)
+                    if len(unanswered) == MOST_UNANSWERED:
+                        causes.append(error)
+                        stop.set()
             except Exception as error:
                 causes.append(error)  # before those who wait hear of it, so that the cause comes first
                 stop.set()
+            else:
+                unanswered.clear()
 
         with self.store, ThreadPoolExecutor(self.concurrency) as pool:
             try:
@@ -113,24 +127,17 @@ class VLMTagger:
             raise causes[0]
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        """See `Tagger`; an image that was declined or unreadable in `prepare` is not sent again."""
+        """See `Tagger`; an image for which `prepare` has no caption is not sent again."""
+        if (dataset.name, sample.id) not in self._failures:
+            self.prepare([sample], dataset)
         caption = self.store.get(sample, dataset)
-        if caption is not None:
-            return caption
-        if (dataset.name, sample.id) in self._failures:
+        if caption is None:
             raise self._failures[dataset.name, sample.id]
-        # An answer that could not be saved must not be paid for.
-        self.endpoint.check()
-        with self.store:
-            return self._tag(sample, dataset)
-
-    def _tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        answer = self._ask(_data_url(sample.image), dataset)
-        caption = caption_in(answer)
-        if not caption:
-            raise ModelRefusedError(f"{self.model} names no nouns: leave the image out, or ask another model")
-        self.store.add(sample, dataset, caption)
         return caption
+
+    def _tag(self, sample: TaggableImage, dataset: ImageCollection) -> None:
+        answer = self._ask(_data_url(sample.image), dataset)
+        self.store.add(sample, dataset, caption_of(answer, self.model, dataset.class_names))
 
     def _ask(self, url: str, dataset: ImageCollection) -> str:
         """The model's answer. An option that the server refuses is left out from then on."""
@@ -144,7 +151,7 @@ class VLMTagger:
             except DeclinedError as error:
                 # Not every server that cannot answer in JSON says so.
                 refused = next((name for name in options if name in str(error)), "response_format")
-                if isinstance(error, ModelRefusedError) or refused not in options:
+                if isinstance(error, ModelRefusedError | UnansweredError) or refused not in options:
                     raise
                 options = {name: value for name, value in options.items() if name != refused}
             else:

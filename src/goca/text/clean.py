@@ -1,9 +1,11 @@
 """Text from outside (file names, labels, answers of servers), made safe to show and to store."""
 
+import re
 import unicodedata
 
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, invisible formats, lone surrogates, line separators
 _JOINERS = frozenset("\u200c\u200d")  # parts of words in some scripts and of emoji
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*\x07?)")  # of a terminal: a colour, a title
 
 
 def printable(text: str) -> str:
@@ -11,13 +13,23 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _UNSAFE and character not in _JOINERS
-        else character
-        for character in text
+        character.encode("unicode_escape").decode("ascii") if _is_unsafe(character) else character for character in text
     )
 
 
 def storable(text: str) -> str:
     """The text as UTF-8 can hold it: each lone surrogate, from a JSON escape or a file name, becomes U+FFFD."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def one_line(text: str) -> str:
+    """A name as it is stored: single spaces for gaps, none around it, and nothing that steers a terminal or hides."""
+    text = storable(text)
+    if not text.isprintable():
+        text = _SEQUENCE.sub("", text)
+        text = "".join(letter for letter in text if letter.isspace() or not _is_unsafe(letter))
+    return " ".join(text.split())
+
+
+def _is_unsafe(character: str) -> bool:
+    return unicodedata.category(character) in _UNSAFE and character not in _JOINERS

@@ -5,8 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from goca.errors import GocaError
+from goca.text.clean import one_line
 from goca.text.spelling import STOP, WORD, composed, forms, found_in, plain
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
@@ -30,7 +32,7 @@ class Noun:
 
 
 def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
-    """What the user named, checked: the nouns of the classes, and those of the background classes.
+    """What the user named, checked: the nouns of the classes, and those of the background classes, each on one line.
 
     Raises GocaError where a list is empty or not a list, or a name is empty, repeated or has a comma.
     """
@@ -39,6 +41,7 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
             raise GocaError(
                 f'classes and background_classes are lists of names: write ["cat", "grass"] instead of {names!r}'
             )
+    classes, background_classes = cleaned(classes), cleaned(background_classes)
     with_synonyms = classes.items() if isinstance(classes, Mapping) else [(name, ()) for name in classes]
     for name, synonyms in with_synonyms:
         if not _is_list(synonyms):
@@ -57,7 +60,7 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
         if "," in word:
             raise GocaError(f'"{word}" contains a comma: name each class by itself')
         if plain(word) in keys:
-            raise GocaError(f'"{word}" is named twice: every class, synonym and background class may appear once')
+            raise _twice(word)
         keys.add(plain(word))
     return class_nouns, background_nouns
 
@@ -103,9 +106,27 @@ def check_words(
         raise GocaError(f'{", ".join(missing)} {are} not in the caption "{caption}": add {them}', "caption")
 
 
-def class_names(classes: Iterable[str]) -> tuple[str, ...]:
-    """The names that results have for checked classes: without spaces around them."""
-    return tuple(str(name).strip() for name in classes)
+def cleaned(names: Any) -> Any:
+    """Class names, {class: [synonyms]} or background classes on one line each, see `one_line`; what is no name stays.
+
+    Raises GocaError for a class that is then named twice.
+    """
+    if isinstance(names, Mapping):
+        classes = dict[Any, Any]()
+        for name, synonyms in names.items():
+            if _one_line(name) in classes:
+                raise _twice(_one_line(name))
+            classes[_one_line(name)] = cleaned(synonyms)
+        return classes
+    return tuple(map(_one_line, names)) if _is_list(names) else names
+
+
+def _one_line(name: Any) -> Any:
+    return one_line(name) if isinstance(name, str) else name
+
+
+def _twice(word: str) -> GocaError:
+    return GocaError(f'"{word}" is named twice: every class, synonym and background class may appear once')
 
 
 def _is_list(names: object) -> bool:

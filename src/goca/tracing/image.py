@@ -26,7 +26,7 @@ from goca.recipe import AUTO, Recipe
 from goca.request import background_of
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.storage.atomic import short_stem, write_atomic
-from goca.text.nouns import Classes, check_rivals, class_names, parse_nouns
+from goca.text.nouns import Classes, check_rivals, parse_nouns
 from goca.text.token_spans import NounTokens, Word, find_noun_tokens, shortened, token_indices_of, why_absent
 from goca.tracing.steps import TracedAttention, TracedStep
 
@@ -161,7 +161,7 @@ class TracedImage:
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
         (labels,) = label_pixels(cropped, [rule], shown, refine_edges=False)
         ran = plan.as_run(rule, background != AUTO, plan.captions, plan.notes)
-        return Segmentation(shown, class_names(noun.name for noun in wanted), labels, ScoreMaps.of(cropped), ran)
+        return Segmentation(shown, tuple(noun.name for noun in wanted), labels, ScoreMaps.of(cropped), ran)
 
     def overlay(self, *classes: str) -> Image.Image:
         """The image under the coloured masks of some words, with a legend."""
