@@ -752,7 +752,7 @@ def test_a_check_tells_missing_extras_from_failures(monkeypatch, goca):
     assert (done.code, done.err) == (1, "")
     first, second = json.loads(done.out)["families"]
     assert (first["name"], first["status"]) == ("a", "needs sentencepiece")
-    assert 'pip install "goca[sentencepiece]"' in first["detail"]
+    assert 'install goca with its extra "sentencepiece"' in first["detail"]
     assert (second["name"], second["status"]) == ("b", "failed")
     assert "a_module_that_nobody_has" in second["detail"]
     assert goca("models", "--check").code == 1
