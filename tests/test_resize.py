@@ -67,7 +67,7 @@ def test_resize_is_the_matrix(grid_in: tuple[int, int], grid_out: tuple[int, int
 def test_resized_rows_are_those_of_the_whole(grid_in: tuple[int, int], grid_out: tuple[int, int], rows: slice) -> None:
     maps = numbers(2, 3, *grid_in).float()
     whole = resize_rows(maps, grid_out, slice(0, grid_out[0]))
-    equal(whole, (maps.double().flatten(-2) @ bilinear_matrix(grid_in, grid_out).T).reshape(2, 3, *grid_out), 1e-5)
+    equal(whole, resize(maps.double(), grid_out), 1e-5)
     rows = slice(*rows.indices(grid_out[0]))
     assert torch.equal(resize_rows(maps, grid_out, rows), whole[..., rows, :])
 
