@@ -159,6 +159,15 @@ class TestOverlay:
         sheet = overlay(grey(5000, 400), block_labels(400, 5000), ["x" * 1_000_000])
         assert sheet.size[1] < 560
 
+    @pytest.mark.parametrize("thickness", [1, 2, 3, 7, 13])
+    def test_outlines_have_their_thickness(self, thickness):
+        side = 300 * thickness
+        labels = np.zeros((side, side), np.uint16)
+        labels[131:, :] = 1
+        outline = (np.asarray(draw.painted(Image.new("RGB", (side, side)), labels, 1)) == palette(1)[1]).all(-1)
+        assert np.flatnonzero(outline.all(1)).tolist() == list(range(131, 131 + thickness))
+        assert outline.any(1).sum() == thickness
+
     def test_strips_do_not_show(self, monkeypatch):
         labels = np.random.default_rng(0).integers(0, 4, (19, 5)).repeat(37, 0).repeat(101, 1).astype(np.uint16)
         image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*labels.shape, 3), dtype=np.uint8))

@@ -156,6 +156,60 @@ def test_a_folder_saved_as_a_language_model_serves_as_its_body(saved: Saved, tmp
             load_part(index.parts["text_encoder"], path, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("name", "stored", "left_out"),
+    [
+        ("sd15", {"text_projection.weight": torch.zeros(3, 3), "logit_scale": torch.zeros(())}, ""),
+        ("sd15", {"text_model.embeddings.position_ids": torch.arange(3)[None]}, ""),
+        ("hunyuan_dit", {"embeddings.position_ids": torch.arange(3)[None]}, "pooler."),
+    ],
+)
+def test_text_encoders_as_they_are_often_stored(
+    name: str, stored: dict[str, torch.Tensor], left_out: str, saved: Saved, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved(name) / "text_encoder", tmp_path / "encoder"))
+    kept = {
+        key: tensor
+        for key, tensor in load_file(folder / "model.safetensors").items()
+        if not (left_out and key.startswith(left_out))
+    }
+    save_file({**kept, **stored}, folder / "model.safetensors", metadata={"format": "pt"})
+    kind = model_index(read_json(saved(name) / "model_index.json"), "index").parts["text_encoder"]
+    with quiet():
+        weights = load_part(kind, folder, torch.float32).state_dict()
+    for key, tensor in kept.items():
+        torch.testing.assert_close(weights[key], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors"),
+    [
+        # Of SD 1.5, of Sana's autoencoder, of Z-Image, and of Gemma 3n.
+        ({"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "cross_attention_dim": 768}, 686),
+        ({"decoder_block_out_channels": [128, 256, 512, 512, 1024, 2048], "decoder_layers_per_block": [3] * 6}, 375),
+        ({"axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "n_layers": 30, "rope_theta": 256.0}, 521),
+        ({"text_config": {"vocab_size_per_layer_input": 262144, "num_hidden_layers": 30}}, 1300),
+        ({"moe_shared_expert_intermediate_size": 7688, "num_experts": 128}, 500),
+    ],
+)
+def test_widths_are_not_counted_against_tensors(settings: dict[str, Any], tensors: int) -> None:
+    check_numbers(Path("config.json"), settings, tensors)
+
+
+@pytest.mark.parametrize("key", ["layers_per_block", "num_hidden_layers", "depth", "n_routed_experts", "num_blocks"])
+def test_counts_beyond_the_tensors(key: str) -> None:
+    with pytest.raises(GocaError, match=f"{key} = 5000"):
+        check_numbers(Path("config.json"), {"text_config": {key: 5000}}, 686)
+
+
+def test_a_folder_that_its_index_names_and_is_not_there(saved: Saved, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved("sd3"), tmp_path / "model"))
+    shutil.rmtree(folder / "text_encoder_3")
+    refused(folder, "has no folder text_encoder_3, which its model_index.json names")
+    change(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    assert load(folder).text_encoder_3 is None
+
+
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
     """SD 1.5 with its weights in many files."""
@@ -166,6 +220,8 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def test_shards_are_joined(sharded: Path, saved: Saved) -> None:
+    for shard in sharded.glob("*/*-00001-of-*.safetensors"):
+        shutil.copy(shard, shard.with_name(f"{shard.name.split('-')[0]}-00001-of-00099.safetensors"))
     whole = load(saved("sd15"))
     for name, tensor in load(sharded).unet.state_dict().items():
         assert torch.equal(tensor, whole.unet.state_dict()[name])
@@ -216,6 +272,13 @@ def test_a_variant_is_judged_in_place_of_the_weights_without(tmp_path: Path, sav
     with pytest.raises(GocaError, match='no weights of variant "bf16": leave variant out') as caught:
         load(tmp_path / "model", variant="bf16")
     assert caught.value.hint == "variant"
+    for path in weights_in(tmp_path / "model"):
+        if ".fp16." not in path.name:
+            path.unlink()
+        else:
+            path.with_name(f"{path.name}.part").write_bytes(b"of a download that was given up")
+    assert load(tmp_path / "model", variant="fp16").unet is not None
+    refused(tmp_path / "model", "has weights of a variant alone", ".fp16.safetensors: give the variant")
 
 
 def test_a_pipeline_in_the_cache_of_the_hub_is_loaded_without_a_network(

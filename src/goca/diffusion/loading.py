@@ -69,7 +69,9 @@ def load(
     if local and revision is not None:
         raise GocaError(f'"{name}" is a local folder, which has no revision "{revision}": leave revision out')
     try:
-        return _from_pretrained(source, weights, revision, variant, local, unlisted).to(target)
+        pipeline = _from_pretrained(source, weights, revision, variant, local, unlisted)
+        with quiet():
+            return pipeline.to(target)
     except torch.OutOfMemoryError:
         raise GocaError(
             f'{name} does not fit {target}: load it with dtype "float16" or device "cpu"', hint="dtype"
@@ -153,13 +155,17 @@ def _fetched(name: str, revision: str | None, variant: str | None, unlisted: boo
 def _assembled(folder: Path, dtype: torch.dtype, variant: str | None, unlisted: bool) -> Any:
     """The pipeline in a folder, part by part: diffusers' own way also takes Python that lies in the folder."""
     index = model_index(read_json(folder / _INDEX), str(folder / _INDEX), unlisted)
-    folders = {name: folder / name if (folder / name).is_dir() else folder for name in index.parts}
     loaded = [name for name, kind in index.parts.items() if kind is not None]
-    if variant is not None and not any(variant_of(folders[name], variant) for name in loaded):
+    if absent := [name for name in loaded if not (folder / name).is_dir()]:
+        raise GocaError(
+            f"{folder} has no folder {absent[0]}, which its {_INDEX} names: fetch it, or write [null, null] there to "
+            "do without"
+        )
+    if variant is not None and not any(variant_of(folder / name, variant) for name in loaded):
         raise GocaError(f'{folder} has no weights of variant "{variant}": leave variant out', hint="variant")
     parts: dict[str, Any] = dict.fromkeys(index.parts)
     for name in loaded:
-        parts[name] = load_part(index.parts[name], folders[name], dtype, variant)
+        parts[name] = load_part(index.parts[name], folder / name, dtype, variant)
     pipeline = index.pipeline(**parts, **index.settings)
     pipeline.register_to_config(_name_or_path=str(folder))
     return pipeline

@@ -33,7 +33,10 @@ MAX_EXTRA_IDS = 10_000
 MAX_COUNT = 1 << 31
 """Of any whole number in a model's configuration."""
 _PLAIN = re.compile(r"[^/\\:]+\.(safetensors|json)")
-_COUNTED = re.compile(r"(^|_)(layers?|blocks?|depth|experts?|axes_dims?)(_|$)")
+# Not block_out_channels or expert_intermediate_size, which are widths.
+_COUNTED = re.compile(r"(^|_)(layers?|blocks?|depth|experts?|axes_dims?(_rope)?)$")
+_HEADS = ("text_projection.weight", "logit_scale")
+"""Of a whole CLIP, and often in the file of its text model, which does without them."""
 _WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -110,10 +113,14 @@ def check_weights(folder: Path, variant: str | None = None, fetched: bool = True
     Raises:
         GocaError: naming the file.
     """
-    files = [path for path in folder.iterdir() if ".safetensors" in path.name]
+    files = sorted(filter(_holds_weights, folder.iterdir()))
     chosen = [path for path in files if _has_variant(path, variant)] or [
         path for path in files if _WEIGHTS.fullmatch(path.name)
     ]
+    if fetched and not chosen and files:
+        raise GocaError(f"{folder} has weights of a variant alone, {files[0].name}: give the variant", hint="variant")
+    if fetched and not chosen:
+        raise GocaError(f"{folder} has no weights as safetensors: fetch them, or save it with save_pretrained")
     holders: dict[Path, set[str]] = {}
     for path in chosen:
         if path.suffix == ".safetensors":
@@ -124,15 +131,17 @@ def check_weights(folder: Path, variant: str | None = None, fetched: bool = True
                 raise GocaError(f"{path} names {name}, which is missing: fetch the folder again")
             holders.setdefault(folder / name, set()).add(tensor)
     tensors: set[str] = set()
+    joined: set[str] = set()  # of files that an index lists: not those left from another saving
     for path, listed in holders.items():
         if not path.exists():
             continue
         names = _tensor_names(path)
         if absent := listed - names:
             raise GocaError(f"{path} is incomplete: it lacks {_listed(absent)}, which its index lists; fetch it again")
-        if listed and (twice := names & tensors):
+        if listed and (twice := names & joined):
             raise GocaError(f"{path} holds {_listed(twice)} again, from another file: fetch the folder again")
         tensors |= names
+        joined |= names if listed else set()
     return Weights(len(tensors), sum(path.stat().st_size for path in holders if path.exists()))
 
 
@@ -142,7 +151,12 @@ def variant_of(folder: Path, variant: str | None) -> str | None:
 
 
 def _has_variant(path: Path, variant: str | None) -> bool:
-    return variant is not None and ".safetensors" in path.name and f".{variant}" in path.name
+    return variant is not None and _holds_weights(path) and f".{variant}" in path.name
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether it is safetensors, or an index of them."""
+    return ".safetensors" in path.name and path.suffix in (".safetensors", ".json")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -262,6 +276,7 @@ def check_complete(folder: Path, model: torch.nn.Module, info: Mapping[str, Any]
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     missing = {*info["missing_keys"], *(name for name, tensor in tensors if tensor.is_meta)}
+    missing = {name for name in missing if not name.startswith("pooler.")}  # of BERT: no pipeline asks for it
     mismatched = {key[0] if isinstance(key, tuple | list) else key for key in info["mismatched_keys"]}
     unexpected = {name for name in info["unexpected_keys"] if not _harmless(name, model)}
     for names, told in ((missing, "lack"), (mismatched, "have another shape for"), (unexpected, "hold an unknown")):
@@ -273,7 +288,7 @@ def _harmless(name: str, model: torch.nn.Module) -> bool:
     """Whether a tensor that a model has no parameter for does not matter to it."""
     if getattr(model, "hf_quantizer", None) is not None:
         return True  # scales and zero points, which the quantisation's library reads
-    if any(name.endswith(buffer) for buffer, _ in model.named_buffers()):
+    if name in _HEADS or any(name.endswith(buffer) for buffer, _ in model.named_buffers()):
         return True  # older versions stored what is computed now
     architectures = getattr(model.config, "architectures", None)
     if not architectures or type(model).__name__ in architectures:
