@@ -130,8 +130,29 @@ WRONG = [
     ("timestep", "100"), ("timestep", []), ("timestep", [None]), ("timestep", 1.5), ("timestep", True),
     ("seed", None), ("seed", -1), ("seed", 2**63), ("seed", "1"), ("seed", False),
     ("seeds", 0), ("seeds", None), ("seeds", 10**12),
-    ("flip", None), ("flip", "no"), ("flip", 1), ("window", 3), ("refine_edges", "x"),
+    ("flip", None), ("flip", "no"), ("flip", 1), ("window", 3), ("refine_edges", "x"), ("family", 3),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", [None, 5, ["out"]])
+def test_a_folder_that_is_no_path(unchecked, result, traced, folder):
+    for shown in (result, traced, traced[0]):
+        with pytest.raises(GocaError, match="is not a folder: give its path"):
+            shown.save(folder)
+
+
+@pytest.mark.parametrize("formats", [None, 5, "json"])
+def test_formats_that_are_no_list(unchecked, result, tmp_path, formats):
+    with pytest.raises(GocaError, match=r'formats are a list of names: write \["labels", "json"\] instead of'):
+        result.save(tmp_path, formats=formats)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("background", [np.zeros(2), [0.5], b"auto", True, np.nan])
+def test_a_background_of_a_wrong_kind(unchecked, segmenter, traced, background):
+    for ask in (lambda **given: segmenter(IMAGE, **given), traced.segment):
+        with pytest.raises(GocaError, match='is none of "auto", "none" and a threshold between 0 and 1'):
+            ask(classes=["cat"], background=background)
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)

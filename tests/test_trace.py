@@ -609,6 +609,54 @@ def test_a_call_within_a_callback_of_the_same_pipeline_is_its_own(pipe: Any, tra
     assert np.array_equal(maps_of(first), maps_of(traced))
 
 
+def predict(unet: Any, latents: Tensor, timestep: Any, embedded: Tensor) -> Tensor:
+    return unet(latents, timestep, embedded)[0]
+
+
+class OwnLoop(StableDiffusionPipeline):
+    """A user's pipeline, whose own loop calls the denoiser through a function beside the class."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: str, num_inference_steps: int, generator: torch.Generator, **given: Any) -> Any:
+        embedded, _ = self.encode_prompt(prompt, "cpu", 1, False)
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = self.prepare_latents(1, 4, given["height"], given["width"], embedded.dtype, "cpu", generator)
+        for timestep in self.scheduler.timesteps:
+            latents = self.scheduler.step(self.predict(latents, timestep, embedded), timestep, latents)[0]
+        return (self.image_processor.postprocess(self.vae.decode(latents)[0], output_type="np"),)
+
+    def predict(self, latents: Tensor, timestep: Any, embedded: Tensor) -> Tensor:
+        return predict(self.unet, latents, timestep, embedded)
+
+
+def test_functions_that_a_pipeline_s_class_calls_by_name_are_its_own(pipe: Any) -> None:
+    mine = OwnLoop(**pipe.components, requires_safety_checker=False)
+    plain = make(mine)
+    with trace(mine) as tr:
+        assert torch.equal(make(mine), plain)
+    assert [step.step for step in tr.steps] == [0, 1, 2]
+    object.__setattr__(mine, "predict", lambda *given: predict(mine.unet, *given))
+    with trace(mine) as tr:
+        make(mine)
+    with pytest.raises(GocaError, match=r"within a call of OwnLoop, but not by a function of that class.*; make what"):
+        tr.words()
+
+
+def test_steps_that_attend_to_another_prompt_are_told(pipe: Any) -> None:
+    dog, _ = pipe.encode_prompt("a dog", "cpu", 1, False)
+
+    def exchange(pipeline: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        prompts = given["prompt_embeds"].clone()
+        prompts[1] = dog[0] if step == 0 else prompts[1]
+        return {**given, "prompt_embeds": prompts}
+
+    options = {"callback_on_step_end": exchange, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    plain = make(pipe, **options)
+    with trace(pipe) as tr, pytest.warns(UserWarning, match="2 of 3 denoiser evaluations attended to other embeddings"):
+        assert torch.equal(make(pipe, **options), plain)
+    assert [step.step for step in tr.steps] == [0]
+
+
 def test_what_another_thread_does_is_not_heard_and_a_segmenter_there_waits(
     pipe: Any, traced: Trace, image: Make
 ) -> None:
@@ -795,7 +843,7 @@ def test_a_word_behind_the_limit(pipe: Any) -> None:
     message = refusals(tr, "zebra " * 100)
     assert message.startswith('the prompt "a cat and very very')
     assert 'does not say "zebra zebra' in message
-    with pytest.raises(GocaError, match='"cat" is 1 times in the part of the prompt that its tokens hold'):
+    with pytest.raises(GocaError, match='"cat" is once in the part of the prompt that its tokens hold'):
         tr.map("cat", 2)
 
 
@@ -833,7 +881,15 @@ def test_a_name_inside_another(traced: Trace, pipe: Any) -> None:
 def test_what_is_no_word_and_no_number(traced: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     # As users have it, without the tests' type checks, which would speak first.
     monkeypatch.setattr(config, "jaxtyping_disable", True)
-    for word, occurrence in (("cat", "1"), ("cat", 1.5), (5, None), (None, None), (["cat"], None)):
+    for word, occurrence in (
+        ("cat", "1"),
+        ("cat", 1.5),
+        (5, None),
+        (None, None),
+        (["cat"], None),
+        ("", 1),
+        ("_ ", None),
+    ):
         with pytest.raises(GocaError, match="is not a word and a number: give a word of the prompt"):
             traced.map(word, occurrence)
 
@@ -845,15 +901,17 @@ def test_steps_that_are_none(pipe: Any, steps: Any, monkeypatch: pytest.MonkeyPa
         trace(pipe, steps=steps)
 
 
-@pytest.mark.parametrize("steps", [{0, 1}, np.array([0, 1]), (np.int64(0), 1)])
+@pytest.mark.parametrize("steps", [{1, 2}, np.array([1, 2]), (np.int64(1), 2), range(1, 10**15)])
 def test_steps_in_any_collection(pipe: Any, steps: Any) -> None:
     with trace(pipe, steps=steps) as tr:
         make(pipe)
-    assert [step.step for step in tr.steps] == [0, 1]
+    assert [step.step for step in tr.steps] == [1, 2]
 
 
-def test_an_image_that_there_is_not(traced: Trace) -> None:
-    for index in (5, -2):
+def test_an_image_that_there_is_not(traced: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    wrong: list[Any] = [5, -2, "cat", None, slice(0, 1), 0.0]
+    for index in wrong:
         with pytest.raises(GocaError, match=r"there is no image .*: 1 were traced, choose from 0 to 0"):
             traced[index]
     assert traced[-1] is traced[0]

@@ -171,11 +171,11 @@ def _default_background_classes(plan: Plan, classes: Sequence[Noun]) -> tuple[No
 
 def background_of(background: str | float | None, plan: Plan, has_background_classes: bool) -> Background:
     """The rule for the background that a request asks for. Raises GocaError for one that there is not."""
-    if background in (None, NO_BACKGROUND):
+    if background is None or (isinstance(background, str) and background == NO_BACKGROUND):
         return Background(none)
     if isinstance(background, Real) and not isinstance(background, bool) and 0 <= background <= 1:
         return Background(constant, float(background))
-    if background != AUTO:
+    if not (isinstance(background, str) and background == AUTO):
         raise GocaError(
             f'background {background!r} is none of "auto", "none" and a threshold between 0 and 1', hint="background"
         )

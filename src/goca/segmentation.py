@@ -23,7 +23,7 @@ from goca.imaging import draw, html
 from goca.maths.background import Background, labels
 from goca.maths.resize import resize, resize_rows, strips
 from goca.plan import Plan
-from goca.storage.atomic import write_atomic
+from goca.storage.atomic import write_into
 
 PREVIEW_SIDE = 640
 """Pixels: about the longest side at which a notebook shows a result."""
@@ -69,9 +69,10 @@ class ScoreMaps:
             GocaError: for anything else than two whole numbers of 1 or more.
         """
         sides = tuple(size) if isinstance(size, Sequence) else ()
-        if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
             raise GocaError(f"{size!r} is not a size: give (height, width) in pixels, each 1 or more")
-        return resize(torch.from_numpy(self.grid), size).numpy()
+        height, width = map(int, sides)
+        return resize(torch.from_numpy(self.grid), (height, width)).numpy()
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -205,12 +206,8 @@ class Segmentation:
             GocaError: a format is unknown, or the folder cannot be written.
         """
         context = ExportContext(file_name=file_name or f"{stem}.png", facts=facts or {})
-        files = {
-            Path(folder) / f"{stem}{exporter.suffix}": exporter.write(self, context)
-            for exporter in exporters(formats).values()
-        }
-        write_atomic(files)
-        return tuple(files)
+        files = {f"{stem}{exporter.suffix}": exporter.write(self, context) for exporter in exporters(formats).values()}
+        return write_into(folder, files)
 
     def _index(self, name: str) -> int:
         if name not in self.classes:

@@ -1,14 +1,14 @@
 """Which denoiser calls and scheduler steps are a pipeline's own, and which only happen while it runs.
 
 Several pipelines may share a denoiser, and a callback of a pipeline may call the denoiser by hand. A denoiser call is a
-pipeline's own where nothing but the pipeline's code is between the pipeline's call and the denoiser.
+pipeline's own where nothing but functions of its class, and those that they name, is between its call and the denoiser.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import update_wrapper, wraps
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -21,21 +21,23 @@ _WRAPPERS = frozenset({"torch", "peft", "accelerate"})
 
 
 def codes_of(kind: type) -> frozenset[CodeType]:
-    """The code of a class's functions, inherited and inner ones and decorators included."""
+    """The code of a class's functions, inherited and inner ones, decorators and functions that they name included."""
     codes: set[CodeType] = set()
-    for function in (member for base in kind.__mro__ for member in vars(base).values()):
-        while function is not None:
-            function = getattr(function, "__func__", function)
-            _add(getattr(function, "__code__", None), codes)
-            function = getattr(function, "__wrapped__", None)
+    for member in (member for base in kind.__mro__ for member in vars(base).values()):
+        _add(getattr(member, "__func__", member), codes)
     return frozenset(codes)
 
 
-def _add(code: Any, codes: set[CodeType]) -> None:
-    if isinstance(code, CodeType) and code not in codes:
-        codes.add(code)
-        for constant in code.co_consts:
-            _add(constant, codes)
+def _add(function: Any, codes: set[CodeType]) -> None:
+    """The code of a function, of what it wraps and of the functions that it calls by a global name."""
+    while isinstance(function, FunctionType) and function.__code__ not in codes:
+        inner = [function.__code__]
+        for code in inner:
+            codes.add(code)
+            inner += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+            for name in code.co_names:
+                _add(function.__globals__.get(name), codes)
+        function = getattr(function, "__wrapped__", None)
 
 
 def is_own(call: FrameType, codes: frozenset[CodeType]) -> bool:

@@ -8,6 +8,7 @@ self-attention guidance come behind it.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,7 @@ class _Run:
         evaluation: How many steps the scheduler has made.
         timestep: What the denoiser was given behind the last of them; None before it ran.
         branches: Those whose rows this evaluation has had.
+        foreign: How many evaluations attended to other texts than its prompts.
         inputs: The latents that it was given for the prompt, and the names of its other inputs.
     """
 
@@ -108,12 +110,14 @@ class _Run:
     evaluation: int = 0
     timestep: Tensor | None = None
     branches: set[Branch] = field(default_factory=set)
+    foreign: int = 0
     inputs: tuple[Tensor, frozenset[str]] | None = None
 
     def stepped(self) -> None:
         """The scheduler has made a step; one without a pass of the denoiser is another pipeline's."""
         if self.timestep is not None:
             self.evaluation += 1
+            self.foreign += bool(self.texts) and "cond" not in self.branches
             self.timestep, self.branches, self.inputs = None, set(), None
 
     def passes(self, scheduler: Any, timestep: Tensor) -> None:
@@ -183,6 +187,8 @@ class GenerationSession:
             "text": "the denoiser ran, but attended to no prompt that was encoded inside the `with` block; pass the "
             "pipeline its prompt as text",
             "caller": f"the denoiser ran, but not by a call of this very {kind}; call it inside the `with` block",
+            "inside": f"the denoiser ran within a call of {kind}, but not by a function of that class, nor by one that "
+            "its functions call by name; make what calls the denoiser a method of the class",
             "thread": "the denoiser ran in another thread than the `with` block; call the pipeline in the block's",
         }
         return next((text for reason, text in reasons.items() if reason in self._missed), None)
@@ -236,6 +242,13 @@ class GenerationSession:
         try:
             with stepping(self._backbone.pipeline.scheduler, run.stepped):
                 yield
+            if run.foreign:
+                warnings.warn(
+                    f"{run.foreign} of {run.evaluation} denoiser evaluations attended to other embeddings than those "
+                    "of the prompt that the generation began with, and are left out: call the pipeline once for each "
+                    "prompt",
+                    stacklevel=2,
+                )
         finally:
             self._abort()
             self._run = outer
@@ -283,7 +296,7 @@ class GenerationSession:
             return
         run = self._run
         if run is None or not is_own(run.frame, self._codes):
-            self._missed.add("caller")
+            self._missed.add("caller" if run is None else "inside")
             return
         self._abort()
         call = self._heard(run, args, kwargs)

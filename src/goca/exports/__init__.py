@@ -53,6 +53,8 @@ DEFAULT_FORMATS = ("labels", "overlay", "json")
 
 def exporters(formats: Iterable[str]) -> dict[str, Exporter]:
     """The exporters of some formats, in the order in which their files are written; GocaError for unknown ones."""
+    if isinstance(formats, str) or not isinstance(formats, Iterable):
+        raise GocaError(f'formats are a list of names: write ["labels", "json"] instead of {formats!r}', hint="formats")
     wanted = set(formats)
     unknown = [f'"{name}"' for name in sorted(wanted - EXPORTERS.keys())]
     if unknown or not wanted:

@@ -43,6 +43,19 @@ def write_atomic(files: Mapping[Path, bytes]) -> None:
         raise GocaError(f"cannot write {path}: {error.strerror}; {remedy}", "out") from error
 
 
+def write_into(folder: str | Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
+    """Write files of these names into a folder, as `write_atomic` does, and return their paths.
+
+    Raises:
+        GocaError: the folder is not a path, or cannot be written.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise GocaError(f"{folder!r} is not a folder: give its path", "out")
+    paths = {Path(folder) / name: content for name, content in files.items()}
+    write_atomic(paths)
+    return tuple(paths)
+
+
 def short_stem(stem: str, suffixes: Iterable[str]) -> str:
     """A stem with which each of these suffixes is a file's name that file systems hold: 255 bytes at most.
 

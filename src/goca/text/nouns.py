@@ -67,7 +67,7 @@ def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tup
 
 def check_rivals(background: str | float | None, classes: Sequence[Noun]) -> None:
     """Raise GocaError where one class alone would be everywhere."""
-    if background in (None, "none") and len(classes) == 1:
+    if isinstance(background, str | None) and background in (None, "none") and len(classes) == 1:
         raise GocaError(
             f'with one class and no background every pixel would be labelled "{classes[0].name}": name another class, '
             'or leave the background at "auto"',

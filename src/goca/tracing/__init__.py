@@ -24,6 +24,9 @@ from goca.tracing.steps import TracedAttention, TracedStep, plan_for
 
 __all__ = ["Trace", "TracedImage", "TracedStep", "trace"]
 
+MAX_STEPS = 10_000
+"""How many steps of a range are looked at: no sampler makes more."""
+
 
 def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Iterable[SupportsIndex] | None = None) -> "Trace":
     """Trace a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
@@ -98,7 +101,7 @@ class Trace(TracedImage):
 
     def __getitem__(self, number: int) -> TracedImage:
         images = self.images
-        if not -len(images) <= number < len(images):
+        if not isinstance(number, SupportsIndex) or not -len(images) <= index(number) < len(images):
             raise GocaError(
                 f"there is no image {number!r}: {len(images)} were traced, choose from 0 to {len(images) - 1}"
             )
@@ -144,7 +147,8 @@ def _numbers(steps: Iterable[SupportsIndex] | None) -> frozenset[int] | None:
     if steps is None:
         return None
     try:
-        numbers = frozenset(map(index, steps))
+        # A range may go on for long behind the sampler's last step.
+        numbers = frozenset(map(index, steps[:MAX_STEPS] if isinstance(steps, range) else steps))
     except TypeError:
         numbers = frozenset()
     if not numbers or min(numbers) < 0:

@@ -25,8 +25,9 @@ from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
 from goca.request import background_of
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
-from goca.storage.atomic import short_stem, write_atomic
+from goca.storage.atomic import short_stem, write_into
 from goca.text.nouns import Classes, check_rivals, parse_nouns
+from goca.text.spelling import plain
 from goca.text.token_spans import NounTokens, Word, find_noun_tokens, shortened, token_indices_of, why_absent
 from goca.tracing.steps import TracedAttention, TracedStep
 
@@ -193,15 +194,14 @@ class TracedImage:
         drawings = {f"{stem}.png": self.image}
         for word in self.words():
             drawings[heatmap_name(stem, str(word).replace("#", "-"))] = self.heatmap(word)
-        files = {Path(folder) / name: draw.png(drawing) for name, drawing in drawings.items()}
-        files[Path(folder) / f"{stem}.json"] = document(self.to_json())
-        write_atomic(files)
-        return tuple(files)
+        files = {name: draw.png(drawing) for name, drawing in drawings.items()}
+        return write_into(folder, {**files, f"{stem}.json": document(self.to_json())})
 
     def _indices(self, word: str | Word, occurrence: int | None) -> tuple[int, ...]:
         """The token indices of a word, or of one of its occurrences."""
         texts = self.attention.prompt.texts
-        if not isinstance(word, str | Word) or not isinstance(occurrence, int | None):
+        name = word.name if isinstance(word, Word) else word
+        if not isinstance(name, str) or not plain(name) or not isinstance(occurrence, int | None):
             raise GocaError(
                 f"{word!r} with occurrence {occurrence!r} is not a word and a number: give a word of the prompt, and "
                 "which of its occurrences from 1"
@@ -220,7 +220,8 @@ class TracedImage:
         count = len(by_occurrence)
         if not 1 <= occurrence <= count:
             where = "the prompt" if count == len(places) else "the part of the prompt that its tokens hold"
-            raise GocaError(f'"{shortened(word)}" is {count} times in {where}: give an occurrence from 1 to {count}')
+            times = "once" if count == 1 else f"{count} times"
+            raise GocaError(f'"{shortened(word)}" is {times} in {where}: give an occurrence from 1 to {count}')
         return by_occurrence[occurrence - 1]
 
     def _missing(self, name: str, words: Sequence[str]) -> GocaError:

@@ -43,6 +43,8 @@ def family_of(pipeline: Any) -> Family | None:
 
 def check_family(pipeline: Any, family: Family) -> None:
     """Raise GocaError for a row, given by the user, that is of another denoiser or another pipeline."""
+    if not isinstance(family, Family):
+        raise GocaError(f"family {family!r} is not a family: give one that a probe prints, or none", hint="family")
     denoiser, listed = bare(getattr(pipeline, family.component, None)), family_of(pipeline)
     is_another = any(family is row for row in FAMILIES) and listed is not None and family is not listed
     is_another |= bool(family.pipelines) and not _names(pipeline) & set(family.pipelines)
