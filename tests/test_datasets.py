@@ -210,7 +210,7 @@ class TestLabelFiles:
         def as_jpeg(path: Path) -> None:
             Image.open(path).convert("L").save(path, "JPEG")
 
-        assert "is not an image that Pillow can read" in self.broken(tmp_path, as_jpeg)
+        assert "is not an image that can be read as PNG" in self.broken(tmp_path, as_jpeg)
 
     def test_the_image_is_broken(self, tmp_path: Path) -> None:
         folders.make_ade20k(tmp_path)
@@ -295,7 +295,7 @@ class TestContext:
     def test_without_scipy_it_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folders.make_context_mat(tmp_path)
         monkeypatch.setitem(sys.modules, "scipy.io", None)
-        with pytest.raises(GocaError, match=r'pip install "goca\[bench\]"'):
+        with pytest.raises(GocaError, match=r"pip install scipy"):
             open_dataset("context", tmp_path)
 
 
@@ -396,7 +396,7 @@ class TestCocoObject:
     def test_without_pycocotools_it_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folders.make_coco_object(tmp_path)
         monkeypatch.setitem(sys.modules, "pycocotools", None)
-        with pytest.raises(GocaError, match=r'pip install "goca\[bench\]"'):
+        with pytest.raises(GocaError, match=r"pip install pycocotools"):
             open_dataset("coco-object", tmp_path)
 
     @given(

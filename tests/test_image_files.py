@@ -71,7 +71,9 @@ def test_pillow_itself_starts_a_program(programs: list[Any]) -> None:
     assert programs
 
 
-@pytest.mark.parametrize("prefix", [b"", b"\xc5\xd0\xd3\xc6\x1e\0\0\0" + struct.pack("<I", len(EPS)) + bytes(18)])
+@pytest.mark.parametrize(
+    "prefix", [b"", b"\xc5\xd0\xd3\xc6\x1e\0\0\0" + struct.pack("<I", len(EPS)) + bytes(18)], ids=["EPS", "DOS EPS"]
+)
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".eps", ".tif", ".txt", ""])
 def test_no_reader_starts_a_program(
     tmp_path: Path, bundled: Segmenter, programs: list[Any], ending: str, prefix: bytes
@@ -87,7 +89,7 @@ def test_no_reader_starts_a_program(
         partial(size_of, path),
         partial(read_indexed, path, image, LABELS),
         partial(read_indexed, image, path, LABELS),
-        partial(read_rgb, path),
+        partial(read_rgb, path, image),
         partial(bundled, path, ["cat", "grass"]),
         partial(bundled, [image, path], ["cat", "grass"]),
     ]
@@ -137,7 +139,8 @@ def test_nothing_but_files_is_opened(tmp_path: Path, kind: str) -> None:
         path.symlink_to("/dev/zero")
     else:
         folder = os.open(tmp_path, os.O_RDONLY)
-        socket.socket(socket.AF_UNIX).bind(f"/proc/self/fd/{folder}/photo.png")
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(f"/proc/self/fd/{folder}/photo.png")
         os.close(folder)
     reason = "is a folder" if kind == "folder" else "is not a regular file"
     for read in (
@@ -145,7 +148,7 @@ def test_nothing_but_files_is_opened(tmp_path: Path, kind: str) -> None:
         partial(size_of, path),
         partial(read_indexed, path, image, LABELS),
         partial(read_indexed, image, path, LABELS),
-        partial(read_rgb, path),
+        partial(read_rgb, path, image),
     ):
         assert reason in one_line(read)
 

@@ -55,7 +55,7 @@ def refusal(pipeline: Any, image: Make) -> str:
 
 def follow(message: str, pipeline: Any) -> Any:
     """Do what a message says; the pipeline that it gives."""
-    if kind := re.search(r"(\w+Pipeline)\(\*\*pipe\.components\)", message):
+    if kind := re.search(r"(\w+Pipeline)(?:\(\*\*pipe\.components\)|\.from_pipe\(pipe\))", message):
         return getattr(diffusers, kind[1])(**pipeline.components)
     call = re.search(r"pipe\.[\w.]+\([^()]*(\(\))?\)", message)
     assert call, message
@@ -164,7 +164,7 @@ def test_a_processor_that_the_pipeline_sets_itself(sd15: Any, image: Make) -> No
     options: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
     with (
         trace(guided),
-        pytest.raises(GocaError, match=r"CrossAttnStoreProcessor.*sets that processor in every") as caught,
+        pytest.raises(GocaError, match=r"sets attention of its own \(CrossAttnStoreProcessor\)") as caught,
     ):
         guided("a cat", **options)
     plain = follow(str(caught.value), guided)

@@ -49,6 +49,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.work / "pipeline"
     assemble(arguments.work, arguments.percent).to(torch.float16).save_pretrained(folder)
+    # transformers would load its part in half precision by itself, which does not go with diffusers' single.
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     (folder / "vocabulary.json").write_text(json.dumps(NAMES, indent=2) + "\n")
     written = size(folder)
     print(f"{folder}: {written / 1e6:.2f} MB")

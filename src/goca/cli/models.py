@@ -189,7 +189,7 @@ def _check(build: Callable[[], Any]) -> tuple[str, str]:
     except Exception as error:  # whatever goes wrong is the family's result
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         if extra := _extra(error):
-            return f"needs {extra}", f'pip install "goca[{extra}]" ({detail})'
+            return f"needs {extra}", f'install goca with its extra "{extra}" ({detail})'
         return "failed", detail
     return "ok", f"segmented in {time.perf_counter() - start:.1f} s"
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -80,7 +80,8 @@ class Backbone:
             )
         scheduler, flow = self.pipeline.scheduler, self.family.flow
         if is_flow(scheduler) != flow or not (flow or hasattr(scheduler, "alphas_cumprod")):
-            wanted = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
+            usual = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
+            wanted = _declared_scheduler(self.pipeline) or usual
             raise GocaError(
                 f"{type(scheduler).__name__} does not say how noise is added for this kind of model: set "
                 f"pipe.scheduler to a {wanted} with the configuration that the checkpoint came with"
@@ -382,3 +383,10 @@ class BackboneSession:
             lambda row, call: items[row].sink(call),
             stop_early=True,
         )
+
+
+def _declared_scheduler(pipeline: Any) -> str | None:
+    """The first scheduler that a pipeline's class declares; None where it takes any."""
+    declared = get_type_hints(type(pipeline).__init__).get("scheduler")
+    kinds = [kind for kind in get_args(declared) or (declared,) if hasattr(kind, "from_config")]
+    return next((kind.__name__ for kind in kinds if kind.__name__ != "SchedulerMixin"), None)

@@ -17,10 +17,12 @@ from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.attention_modules import attention_modules
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import tokenizers
+from goca.diffusion.exclusive import restoring
 from goca.diffusion.families import bare, encoder_of, unet
 from goca.diffusion.families.blocks import FLUX_DEPTH, PIXART_DEPTH, UP_PATH
 from goca.diffusion.families.grids import Patches, levels
 from goca.diffusion.families.spec import Family, JointLayout, TextInput, anything, default_size, sample_size
+from goca.diffusion.latents import encode
 from goca.diffusion.timesteps import NUM_TRAIN_TIMESTEPS, is_flow
 from goca.errors import GocaError
 from goca.probing.passes import TIMESTEP, ProbePass, denoiser_call, moved, run_pass
@@ -146,7 +148,9 @@ class Probe:
 
     def _counts_packed_cells(self) -> bool:
         """Whether the pipeline's `vae_scale_factor` counts 2 x 2 latent cells as one."""
-        height, width = self.backbone.latents([Image.new("RGB", (192, 128))], (128, 192)).shape[-2:]
+        # Not by the backbone, which holds the cells against the scale factor in question.
+        with restoring(self.backbone.pipeline) as pipeline:
+            height, width = encode(pipeline, [Image.new("RGB", (192, 128))], (128, 192)).shape[-2:]
         factor = self.backbone.vae_scale_factor
         for packed in (1, 2):
             if (height * factor, width * factor) == (128 * packed, 192 * packed):
