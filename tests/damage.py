@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 ODD: list[Any] = [None, True, False, 0, -1, 1, 2.5, 139, 1e9, -1e9, 1e308, math.nan, math.inf, 10**400, -(10**18)]
@@ -71,3 +72,9 @@ def scrambled(content: bytes, chance: random.Random) -> bytes:
             case _:
                 out[at:at] = out[: chance.randrange(1, 40)]
     return bytes(out)
+
+
+def rewrite(path: Path, content: bytes | str) -> None:
+    """Write a file anew: where one is truncated, some file systems wait for the disk, two milliseconds each time."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -28,6 +28,8 @@ SAME = {
     "cat\n\ufeffgrass": PAIR,
     "cat, grass": PAIR,
     "cat, grass,\n": PAIR,
+    "cat,\ngrass,\n": PAIR,
+    "cat\u200b\ngrass": PAIR,
     "# all\ncat,grass # on a line\n": PAIR,
     "1\tcat\n2\tgrass\n": PAIR,
     "1 cat\n2 grass\n": PAIR,
@@ -62,7 +64,7 @@ SAME = {
 def test_the_same_text_has_the_same_classes_each_way_in(text: str, tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(text.encode())
-    inline, from_file = arguments.classes(text, None), arguments.classes(None, path)
+    inline, from_file = arguments.classes(text, None)[0], arguments.classes(None, path)[0]
     assert list(inline.items()) == list(from_file.items()) == SAME[text]
     folder = read_classes(path)
     assert [(category.name, category.synonyms) for category in folder.categories] == SAME[text]
@@ -96,6 +98,16 @@ AMBIGUOUS = {
     "1: cat, 2: grass": "has a comma before its colon: write one class a line",
     "cat: a: b\n": "is not a name",
     "cat, dog: puss\n": "has a comma before its colon",
+    "cat, dog,\ngrass, sky\n": "line 1 ends in a comma, as if it went on",
+    "cat:1\ndog:3\n": "line 1: '1' is not a name",
+    "cat,1\ndog,3\n": "line 1: '1' is not a name",
+    "cat = 1\ndog = 3\n": "'cat = 1' is not a name",
+    "1 - cat\n2 - dog\n": "'- cat' is not a name",
+    "names:\n- cat\n- dog\n": "line 2: '- cat' is not a name",
+    '["cat", "dog"]': "is not a name: divide classes by commas",
+    "[1] cat\n[2] dog": "is not a name",
+    "cat;dog": "'cat;dog' is not a name: divide classes by commas, or write one a line",
+    "cat\uff0cdog": "is not a name: divide classes by commas",
 }
 
 
@@ -148,7 +160,7 @@ def test_labels_from_0_are_of_classes_where_the_list_says_so(tmp_path: Path) -> 
 
 
 def test_bytes_that_are_no_text_can_be_stored() -> None:
-    (name,) = arguments.classes("caf\udce9", None)
+    (name,) = arguments.classes("caf\udce9", None)[0]
     assert json.loads(json.dumps(name).encode()) == "caf\ufffd"
 
 

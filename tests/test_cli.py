@@ -342,6 +342,21 @@ def test_a_folder_prints_a_summary(goca, loaded):
     assert "photo" not in done.out
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_background_in_the_list_takes_no_label_and_that_is_said(goca, loaded, options):
+    done = goca("segment", "photo.jpg", "--classes", "Background, cat, grass", *options)
+    assert done.code == 0
+    assert done.err == 'goca: no class is made of "Background": pixels of no class have label 0\n'
+    assert [entry["name"] for entry in json.loads(Path("goca-out/photo.json").read_text())["classes"]] == [
+        "cat",
+        "grass",
+    ]
+    # With a number, a list says so itself; and a mistake has one line.
+    Path("names.txt").write_text("0 background\n1 cat\n2 grass\n")
+    assert goca("segment", "photo.jpg", "--classes-file", "names.txt", *options).err == ""
+    assert "zebra" in goca("segment", "photo.jpg", "--classes", "background, zebra").mistake()
+
+
 def test_a_note_is_printed_once_in_a_run(goca, loaded):
     done = goca("segment", "in", "photo.jpg", "--classes", "cat")
     assert "note: one noun alone: grass, sky, road added as background classes (3 of 3 images)\n" in done.out
@@ -772,8 +787,8 @@ def test_a_classes_file():
         "# animals\n\n  cat :  kitten , tomcat # ours\n# dog\npotted plant\nc#:\n", encoding="utf-8-sig"
     )
     expected = {"cat": ("kitten", "tomcat"), "potted plant": (), "c#": ()}
-    assert arguments.classes(None, Path("names.txt")) == expected
-    assert list(arguments.classes(None, Path("names.txt"))) == list(expected)
+    assert arguments.classes(None, Path("names.txt")) == (expected, ())
+    assert list(arguments.classes(None, Path("names.txt"))[0]) == list(expected)
 
 
 @pytest.mark.parametrize(("content", "told"), [("cat\ncat: kitten\n", "line 2"), ("# cat\n", "has no classes")])

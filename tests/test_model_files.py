@@ -1,6 +1,5 @@
 """Folders of models: complete or refused by name, and nothing in them runs, is fetched or takes memory unjudged."""
 
-import copy
 import json
 import os
 import random
@@ -13,6 +12,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from damage import damaged, places, rewrite
 from safetensors.torch import load_file, save_file
 
 from goca import GocaError, Segmenter
@@ -447,25 +447,6 @@ def test_the_older_name_of_a_transformer(saved: Saved, tmp_path: Path) -> None:
 # Any content.
 
 
-def mutated(value: Any, chance: random.Random) -> Any:
-    """The value with one of its entries replaced, removed or moved."""
-    value = copy.deepcopy(value)
-    inner = value
-    while isinstance(inner, dict | list) and inner:
-        key = chance.choice(list(inner)) if isinstance(inner, dict) else chance.randrange(len(inner))
-        if isinstance(inner[key], dict | list) and inner[key] and chance.random() < 0.7:
-            inner = inner[key]
-            continue
-        if chance.random() < 0.15:
-            del inner[key]
-        else:
-            inner[key] = chance.choice(
-                [None, True, "", "64", "\ud800", "../x", -1, 0, 1.5, 10**9, 10**400, [], {}, [None], {"a": [1]}]
-            )
-        break
-    return value
-
-
 def text_of(value: Any, chance: random.Random) -> bytes:
     """As JSON, sometimes with a byte that is not its own."""
     content = bytearray(json.dumps(value).encode())
@@ -490,10 +471,10 @@ def test_any_content_is_judged_or_refused(reader: str, folder: Path) -> None:
     }
     path = folder / files[reader]
     stored = json.loads(path.read_text())
-    chance = random.Random(reader)
+    chance, everywhere = random.Random(reader), list(places(stored))
     outcomes = []
     for _ in range(2000):
-        path.write_bytes(text_of(mutated(stored, chance), chance))
+        rewrite(path, text_of(damaged(stored, chance.choice(everywhere), chance), chance))
         try:
             if reader == "model_index":
                 model_index(read_json(path), str(path))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import GOCA_SCRIPT
-from damage import damaged, places
+from damage import damaged, places, rewrite
 from PIL import Image
 
 from goca import GocaError, bundled
@@ -464,12 +464,16 @@ def test_counts_of_labels_that_there_are_not_are_refused(copied: Path) -> None:
 
 @pytest.mark.parametrize("inputs", [60, pytest.param(2000, marks=pytest.mark.slow)])
 def test_a_damaged_run_is_read_or_refused(copied: Path, inputs: int) -> None:
+    # Of the counts, which take long to read, one each is enough.
+    images = [json.loads(line) for line in (copied / "images.jsonl").read_text().splitlines()]
+    short = [{**image, "counts": {name: counts[:1] for name, counts in image["counts"].items()}} for image in images]
+    (copied / "images.jsonl").write_text("".join(f"{json.dumps(image)}\n" for image in short))
     whole, chance, good = facts(copied), random.Random(0), load_run(copied)
     everywhere = list(places(whole))
     for _ in range(inputs):
         place = chance.choice(everywhere)
         value = damaged(whole, place, chance)
-        (copied / "run.json").write_text(json.dumps(value))
+        rewrite(copied / "run.json", json.dumps(value))
         try:
             run_again = load_run(copied)
         except GocaError as error:

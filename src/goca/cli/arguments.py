@@ -104,15 +104,21 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
 
 
-def classes(text: str | None, file: Path | None) -> Mapping[str, Sequence[str]]:
-    """{class: synonyms} of --classes or --classes-file. Raises GocaError where both, neither or none are given."""
+def classes(text: str | None, file: Path | None) -> tuple[Mapping[str, Sequence[str]], tuple[str, ...]]:
+    """{class: synonyms} of --classes or --classes-file, and what they list without a label, such as "background".
+
+    Raises GocaError where both, neither or none are given.
+    """
     if text is not None and file is not None:
         raise GocaError("--classes and --classes-file exclude each other: give one of them")
     if text is None and file is None:
         raise GocaError('no classes: name what to look for with --classes "cat, grass" or --classes-file FILE')
     name, hint = ("the list", "classes") if file is None else (str(file), "classes_file")
     try:
-        return classes_to_find(parse_class_list(text or "" if file is None else read_text(file), name), name)
+        entries = parse_class_list(text or "" if file is None else read_text(file), name)
+        unlabelled = [entry for entry in entries if entry.special and entry.label is None]
+        words = tuple(word for entry in unlabelled for word in (entry.name, *entry.synonyms))
+        return classes_to_find(entries, name), words
     except GocaError as error:
         raise GocaError(str(error), hint) from None
 

@@ -102,7 +102,7 @@ def segment(
     index.jsonl there says what became of each.
     """
     with session(verbose):
-        listed = arguments.classes(classes, classes_file)
+        listed, unlabelled = arguments.classes(classes, classes_file)
         threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
         background_names = arguments.names(background_classes)
         arguments.check_model(model, recipe, device, dtype)
@@ -141,6 +141,9 @@ def segment(
         final = _run(events, len(jobs), model, indexed, as_json, summary)
         if len(jobs) > 1 and not as_json:
             summary.show()
+        if unlabelled:
+            names = ", ".join(f'"{name}"' for name in unlabelled)
+            say(f"no class is made of {names}: pixels of no class have label 0")
         summary.say_left_out(indexed)
         _print_end(final, out, indexed, resume, as_json)
     if final.left_out:
@@ -248,7 +251,7 @@ class _Summary:
             image, reason = outcome.job.image, described(facts)
             if reason.startswith(f"{image} "):
                 # Without the image's name, the reasons of many images are the same.
-                reason = "it" + reason.removeprefix(str(image))
+                reason = "each" + reason.removeprefix(str(image))
             self.left_out.setdefault(reason, []).append(image)
             return
         self.images += 1
@@ -282,8 +285,8 @@ class _Summary:
         for reason, images in groups[:MOST_LINES]:
             names = ", ".join(map(str, images[:MOST_NAMES]))
             more = f" and {len(images) - MOST_NAMES} more" if len(images) > MOST_NAMES else ""
-            if len(images) == 1 and reason.startswith("it "):
-                say(f"left out: {names}{reason.removeprefix('it')}")
+            if len(images) == 1 and reason.startswith("each "):
+                say(f"left out: {names}{reason.removeprefix('each')}")
             elif names in reason:
                 say(f"left out: {reason}")
             else:

@@ -13,7 +13,9 @@ A list of a single line without a colon has its classes between commas: `cat, do
 A number in front is the class's label: its value in label files, and in results, which count from 1. Before a colon it
 always is, `7: road`; lines without a number then count on. Before a tab, space, dot, bracket or comma it is one only if
 every line has one and they count up by one: `1 cat`, `2 grass`. A list in which only part of the lines begin so is
-refused, because nobody can tell whether `2 wheeler` is a name: write `1: 2 wheeler` where it is.
+refused, because nobody can tell whether `2 wheeler` is a name: write `1: 2 wheeler` where it is. So is a list in
+another notation, with bullets, quotes, other separators or numbers behind the names, and one whose classes go on over
+lines.
 
 "background", "void" and "ignore", also as "_background_" and "__ignore__", are not classes: they name the pixels that
 have none. Without a number they take no label.
@@ -24,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from goca.errors import GocaError
-from goca.text.clean import storable
+from goca.text.clean import one_line, storable
 
 SPECIAL = {
     "background": "background",
@@ -42,6 +44,9 @@ _NUMBER = re.compile(r"(-?[0-9]+)\s*:(.*)")
 _PERHAPS = re.compile(
     r"(-?[0-9]+)(?:\s*[.),;=]\s*|\s+(?![\s:]))(.*[^\W\d_].*)"
 )  # a number that may be part of the name
+
+_ELSEWHERE = re.compile(r"[-*\[\]{}<>\"'`].*|.*[;|=\uff0c\u3001\uff1b].*|.*[\"\]}]|[0-9]+")
+"""What a name looks like in a list of another notation: YAML, JSON, CSV, other separators; a number for a synonym."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def classes_to_find(entries: Sequence[ListedClass], name: str) -> Mapping[str, S
     """
     classes = [entry for entry in entries if entry.special is None]
     if not classes:
-        raise GocaError(f"{name} has no classes: write one per line")
+        raise GocaError(f"{name} has no classes: name at least one thing to look for")
     for label, entry in enumerate(classes, start=1):
         if entry.label != label:
             raise GocaError(
@@ -142,12 +147,17 @@ def _names(content: str, where: str) -> list[str]:
     name, colon, rest = content.partition(":")
     if not colon:
         name, _, rest = content.partition(",")
-    names = [word.strip() for word in rest.split(",") if word.strip()]
-    if not name.strip():
+    name, *synonyms = (word.strip() for word in (name, *rest.split(",")))
+    synonyms = [word for word in synonyms if word]
+    if not name:
         raise GocaError(f"{where} has no class before its synonyms: write it in front")
-    for word in (name.strip(), *names):
+    for word in (name, *synonyms):
         if "\t" in word or ":" in word:
             raise GocaError(f'{where}: {word[:60]!r} is not a name: write "NUMBER: name: synonym, synonym"')
         if "," in word:
             raise GocaError(f'{where}: "{word[:60]}" has a comma before its colon: write one class a line')
-    return [name.strip(), *names]
+        if _ELSEWHERE.fullmatch(word) and not (word == name and word.isdigit()):
+            raise GocaError(f"{where}: {word[:60]!r} is not a name: divide classes by commas, or write one a line")
+    if synonyms and not colon and content.endswith(","):
+        raise GocaError(f"{where} ends in a comma, as if it went on: write one class a line, or all on one line")
+    return [one_line(word) for word in (name, *synonyms)]
