@@ -102,6 +102,20 @@ def test_one_token_stands_for_much_padding(trained: Path) -> None:
     assert (trained_t5.text(cut).last_hidden_state - full[:, :kept]).abs().max() > 0.5
 
 
+def test_the_joint_model_reads_512_tokens_as_the_pipeline_gives_them(trained: Path) -> None:
+    torch.manual_seed(0)
+    task, model = joint.JointTask(trained, batch=2), joint.build().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.05)
+    captions = ["cat, grass", "two dogs on the sand"]
+    noisy, times = torch.randn(2, vae.LATENT_CHANNELS, 32, 32), torch.tensor([0.3, 0.7])
+    states, pooled, places = export.assemble("joint", trained).encode_prompt(captions, None, max_sequence_length=512)
+    assert states.shape[1] == 512
+    tokens = model(joint.pack(noisy), states, pooled, times, img_ids=task.places, txt_ids=places).sample
+    error = task.predict(model, noisy, times, captions, None) - joint.unpack(tokens)
+    assert error.abs().max() < 0.01 * tokens.std()
+
+
 def test_masked_padding_changes_nothing(trained: Path) -> None:
     trained_t5, tokenizer = t5.load(trained)
     alone, _ = t5.encode_masked(trained_t5.text, tokenizer, ["cat, sky"])
