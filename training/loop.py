@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 SNAPSHOTS = (5, 10, 25, 50, 100)  # per cent of the steps at which the averaged weights are kept
 LOG_EVERY = 50
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PATIENCE = timedelta(days=7)  # with the other process: a run may be paused (SIGSTOP) for long
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -158,7 +160,7 @@ def _work(rank: int, plan: Plan, make_task: Callable[[], Task], store: Path) -> 
     interrupted: list[int] = []
     for number in STOPPING:
         signal.signal(number, lambda number, frame: interrupted.append(number))
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=plan.workers)
+    dist.init_process_group("gloo", init_method=f"file://{store}", timeout=PATIENCE, rank=rank, world_size=plan.workers)
     torch.manual_seed(plan.seed)
     task = make_task()
     state = State(task.model.to(DEVICE), plan)

@@ -31,8 +31,11 @@ STAGES = (
 )
 
 
-def run(work: Path) -> None:
-    """Run what is unfinished; a stage that ends without its result ends the run."""
+def run(work: Path, lock: int) -> None:
+    """Run what is unfinished; a stage that ends without its result ends the run.
+
+    Each stage holds the file descriptor `lock` too, so that none begins beside one that outlived its run.
+    """
     stopped: list[int] = []
     for (name, *options), result, resumes in STAGES:
         if (work / result).exists():
@@ -40,7 +43,7 @@ def run(work: Path) -> None:
         print(f"{name}: begins or goes on", flush=True)
         resume = ["--resume"] if resumes else []
         module = [sys.executable, "-m", f"training.{name}", "--work", str(work)]
-        stage = subprocess.Popen([*module, *options, *resume])
+        stage = subprocess.Popen([*module, *options, *resume], pass_fds=[lock])
 
         def stop(number: int, frame: object, stage: subprocess.Popen[bytes] = stage) -> None:
             stopped.append(number)
@@ -63,7 +66,7 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SystemExit(f"{work} has a run at work already") from None
-        run(work)
+        run(work, lock.fileno())
 
 
 if __name__ == "__main__":

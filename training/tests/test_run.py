@@ -19,7 +19,7 @@ def finish(work: Path) -> None:
 def test_what_is_finished_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     finish(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    run.run(tmp_path)
+    run.run(tmp_path, 0)
     assert sorted(tmp_path.rglob("*")) == before
     assert capfd.readouterr().out == ""
 
@@ -28,7 +28,7 @@ def test_two_runs_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finish(tmp_path)
     monkeypatch.setattr("sys.argv", ["run", "--work", str(tmp_path)])
 
-    def second(work: Path) -> None:
+    def second(work: Path, lock: int) -> None:
         with pytest.raises(SystemExit, match="has a run at work already"):
             run.main()
 
@@ -45,5 +45,5 @@ def test_the_unfinished_stage_runs_and_a_failure_ends_the_run(tmp_path: Path) ->
     (tmp_path / "namer/coarse.npy").unlink()
     (tmp_path / "scenes/train/contents.jsonl").write_text("")  # the namer has nothing to learn from
     with pytest.raises(SystemExit, match=r"namer: ended with code 1"):
-        run.run(tmp_path)
+        run.run(tmp_path, 0)
     assert (tmp_path / "tokenizer/tokenizer.json").exists()
