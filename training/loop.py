@@ -149,10 +149,11 @@ def train(plan: Plan, make_task: Callable[[], Task]) -> None:
                 if worker.is_alive():
                     os.kill(worker.pid, signal.SIGTERM)
 
-        for number in STOPPING:
-            signal.signal(number, pass_on)
+        before = {number: signal.signal(number, pass_on) for number in STOPPING}
         while not workers.join():
             pass
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _work(rank: int, plan: Plan, make_task: Callable[[], Task], store: Path) -> None:
