@@ -1,41 +1,35 @@
-"""Stage export: the trained parts as a StableDiffusionPipeline folder, float16 safetensors, at most 18 MB
-in all.
+"""Stage export: the trained parts of a model as a diffusers folder, float16 safetensors, with its vocabulary.
 
-    python -m training.export [--work FOLDER] [--percent 100]
+python -m training.export [--work FOLDER] [--model unet] [--percent 100]
 """
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 
-from . import clip
+from . import dit, joint, unet
 from .commands import command
-from .loop import SNAPSHOTS, snapshot
+from .loop import SNAPSHOTS
 from .nouns import NAMES
-from .unet import build_scheduler, load_vae
 
-LARGEST = 18_000_000  # bytes
+MODELS: dict[str, ModuleType] = {"unet": unet, "dit": dit, "joint": joint}
 
 
-def assemble(work: Path, percent: int = 100) -> StableDiffusionPipeline:
-    """The pipeline with the UNet's snapshot at `percent` of its training, in float32."""
-    trained, tokenizer = clip.load(work)
-    pipeline = StableDiffusionPipeline(
-        vae=load_vae(work),
-        text_encoder=trained.text,
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel.from_pretrained(snapshot(work / "unet", percent)).eval(),
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for part in (pipeline.vae, pipeline.unet):
+def assemble(model: str, work: Path, percent: int = 100) -> DiffusionPipeline:
+    """The pipeline with the denoiser's snapshot at `percent` of its training, in float32."""
+    pipeline = MODELS[model].assemble(work, percent)
+    for part in (pipeline.vae, denoiser(pipeline)):
         part.register_to_config(_name_or_path="")  # where it lay on the machine that trained it
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def denoiser(pipeline: DiffusionPipeline) -> torch.nn.Module:
+    """The part of `pipeline` that denoises."""
+    return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
 
 def size(folder: Path) -> int:
@@ -45,18 +39,19 @@ def size(folder: Path) -> int:
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("--percent", type=int, default=100, choices=SNAPSHOTS, help="snapshot of the UNet")
+    parser.add_argument("--model", default="unet", choices=MODELS)
+    parser.add_argument("--percent", type=int, default=100, choices=SNAPSHOTS, help="snapshot of the denoiser")
     arguments = parser.parse_args()
-    folder = arguments.work / "pipeline"
-    assemble(arguments.work, arguments.percent).to(torch.float16).save_pretrained(folder)
+    folder = arguments.work / "pipelines" / arguments.model
+    assemble(arguments.model, arguments.work, arguments.percent).to(torch.float16).save_pretrained(folder)
     # transformers would load its part in half precision by itself, which does not go with diffusers' single.
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     (folder / "vocabulary.json").write_text(json.dumps(NAMES, indent=2) + "\n")
-    written = size(folder)
+    written, largest = size(folder), MODELS[arguments.model].LARGEST
     print(f"{folder}: {written / 1e6:.2f} MB")
-    if written > LARGEST:
-        raise SystemExit(f"more than {LARGEST / 1e6:.0f} MB: make the UNet or the autoencoder smaller")
+    if written > largest:
+        raise SystemExit(f"more than {largest / 1e6:.0f} MB: make the denoiser smaller")
 
 
 if __name__ == "__main__":

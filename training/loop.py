@@ -3,17 +3,20 @@ resumption.
 
 A stage is a `Task`: it owns a model and says what one step's loss is. The loop owns everything else. Each
 step draws its random numbers from (seed, step, process) alone, so nothing but weights and moments has to be
-kept to resume a run bit for bit. Two processes that average their gradients are faster on a busy two- core
-machine than one with two threads.
+kept to resume a run bit for bit. Two processes that average their gradients are faster on a busy two-core
+machine than one with two threads. Where there is a GPU, both compute on it.
 """
 
 import copy
 import json
+import os
+import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +29,9 @@ from torch import Tensor, nn
 
 SNAPSHOTS = (5, 10, 25, 50, 100)  # per cent of the steps at which the averaged weights are kept
 LOG_EVERY = 50
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PATIENCE = timedelta(days=7)  # with the other process: a run may be paused (SIGSTOP) for long
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Task(Protocol):
         """Held-out figures of `model` (the averaged weights)."""
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write `model` in the form in which later stages read it."""
+        """Write `model` to the new `folder`, in the form in which later stages read it."""
 
 
 class State:
@@ -104,7 +110,8 @@ class State:
         tensors |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
         tensors |= {f"moments.{i}.{name}": value for i in moments for name, value in moments[i].items()}
         partial = path.with_suffix(".partial")
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        # Copies: a file takes neither views nor a tensor under two names (T5's embeddings have two).
+        tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
         save_file(tensors, partial, {"step": str(self.step)})
         partial.replace(path)
 
@@ -125,45 +132,70 @@ class State:
         self.optimizer.load_state_dict(optimizer)
 
 
+def autocast() -> torch.autocast:
+    """Half precision where it is safe, for the device at hand."""
+    return torch.autocast(DEVICE.type, torch.bfloat16)
+
+
 def train(plan: Plan, make_task: Callable[[], Task]) -> None:
-    """Run `plan` to its end, or to an interrupt (Ctrl-C), which writes a checkpoint first."""
+    """Run `plan` to its end, or to an interrupt (Ctrl-C, SIGTERM), which writes a checkpoint first."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (plan, make_task, Path(meeting) / "store")
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers hear it too, and end by themselves
-        torch.multiprocessing.spawn(_work, arguments, nprocs=plan.workers)
+        workers = torch.multiprocessing.spawn(_work, arguments, nprocs=plan.workers, join=False)
+
+        def pass_on(number: int, frame: object) -> None:
+            for worker in workers.processes:
+                if worker.is_alive():
+                    os.kill(worker.pid, signal.SIGTERM)
+
+        before = {number: signal.signal(number, pass_on) for number in STOPPING}
+        while not workers.join():
+            pass
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _work(rank: int, plan: Plan, make_task: Callable[[], Task], store: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=plan.workers)
     interrupted: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    for number in STOPPING:
+        signal.signal(number, lambda number, frame: interrupted.append(number))
+    dist.init_process_group("gloo", init_method=f"file://{store}", timeout=PATIENCE, rank=rank, world_size=plan.workers)
     torch.manual_seed(plan.seed)
     task = make_task()
-    state = State(task.model, plan)
+    state = State(task.model.to(DEVICE), plan)
     checkpoint = plan.folder / "checkpoint.safetensors"
     if plan.resume and checkpoint.exists():
         state.read(checkpoint)
     log = Log(plan.folder / "log.jsonl", silent=rank > 0)
     written = time.monotonic()
-    while state.step < plan.steps:
-        outcome = train_step(task, state, rank)
-        log.add(outcome)
+    stop = False
+    while state.step < plan.steps and not stop:
+        log.add(train_step(task, state, rank))
         if state.step % LOG_EVERY == 0:
             log.flush(state.step, rate=plan.rate_at(state.step - 1))
         percent = plan.snapshot_at(state.step)
-        due = time.monotonic() - written > 60 * plan.checkpoint_minutes or state.step == plan.steps
+        due = time.monotonic() - written > 60 * plan.checkpoint_minutes
         stop = _any(bool(interrupted))
         if rank == 0 and (percent or due or stop):
+            if percent:  # before the checkpoint: once that says the last step is done, nobody comes back here
+                _save(task, state.averaged, snapshot(plan.folder, percent))
             state.write(checkpoint)
             written = time.monotonic()
-            log.write(step=state.step, **task.evaluate(state.averaged))
-        if rank == 0 and percent:
-            task.save(state.averaged, snapshot(plan.folder, percent))
-        if stop:
-            break
+            if not stop:
+                log.write(step=state.step, **task.evaluate(state.averaged))
     dist.destroy_process_group()
+
+
+def _save(task: Task, model: nn.Module, folder: Path) -> None:
+    """A folder that is there is complete: it gets its name when everything is written."""
+    partial = folder.with_suffix(".partial")
+    for leftover in (partial, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    task.save(model, partial)
+    partial.rename(folder)
 
 
 def snapshot(folder: Path, percent: int = 100) -> Path:
@@ -185,7 +217,7 @@ def train_step(task: Task, state: State, rank: int = 0) -> dict[str, Tensor]:
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([gradient.flatten() for gradient in gradients]).cpu()
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):

@@ -1,14 +1,18 @@
 """Stage namer: an image tower that says which of our nouns an image shows.
 
-It judges what the pipeline paints, and its tower is the image half of the CLIP (see clip.py). It learns
-from real scenes only, half of them softened, since generated images are softer than scenes. A noun is
-said to be shown above a threshold of its own, set on held-out scenes where precision and recall meet.
+It judges what the pipelines paint, and its tower is what text encoders learn against (see clip.py, t5.py)
+and transformers align with (see transformer.py); at the end the stage writes down what the tower says of
+every training scene. It learns from real scenes only, half of them softened, since generated images are
+softer than scenes. A noun is said to be shown above a threshold of its own, set on held-out scenes where
+precision and recall meet.
 
     python -m training.namer [--work FOLDER] [--steps N] [--resume]
 """
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +23,14 @@ from torch import Tensor, nn
 
 from . import scenes
 from .commands import make_plan, training_command
-from .loop import snapshot, train
+from .loop import DEVICE, autocast, snapshot, train
 from .nouns import NAMES, THINGS
 from .scenes import Content
 from .vae import to_tensor
 
 CHANNELS = (32, 64, 128, 192)  # of the tower, at 32, 16, 8 and 4 cells a side
 WEIGHTS = "namer.safetensors"
+FINE, COARSE = "fine.npy", "coarse.npy"  # the tower's features of the training scenes, at 8 and 4 cells a side
 
 
 class Residual(nn.Module):
@@ -55,6 +60,12 @@ class ImageTower(nn.Module):
             ]
         self.stages = nn.Sequential(*stages, nn.GroupNorm(8, CHANNELS[-1]), nn.SiLU())
 
+    def grids(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features by place: [n, channels, 8, 8] of the third stage, [n, channels, 4, 4] of the last."""
+        third = 3 * len(CHANNELS[:3])  # a stage is three modules
+        fine = self.stages[:third](images)
+        return fine, self.stages[third:](fine)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.stages(images).mean((2, 3))
 
@@ -76,12 +87,44 @@ def load(work: Path) -> Namer:
     """The trained namer."""
     namer = Namer()
     namer.load_state_dict(load_file(snapshot(work / "namer") / WEIGHTS))
-    return namer.eval().requires_grad_(False)
+    return namer.to(DEVICE).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def grids(namer: Namer, images: np.ndarray, batch: int = 200) -> tuple[Tensor, Tensor]:
+    """The tower's `grids` of images [n, h, w, 3] uint8, batch by batch, on the CPU."""
+    parts = [images[first : first + batch] for first in range(0, len(images), batch)]
+    with autocast():
+        pairs = [namer.image.grids(to_tensor(part)) for part in parts]
+    fine, coarse = (torch.cat([grid.float().cpu() for grid in level]) for level in zip(*pairs, strict=True))
+    return fine, coarse
+
+
+def features(coarse: Tensor) -> Tensor:
+    """What the tower says of images as wholes [n, channels], from its last grids."""
+    return coarse.float().mean((2, 3))
+
+
+def write_grids(work: Path, processes: int = 2, chunk: int = 2000) -> None:
+    """The grids of every training scene, float16; the second file says by its presence that both are whole."""
+    images, _ = scenes.read(work / "scenes/train")
+    ranges = [range(first, min(first + chunk, len(images))) for first in range(0, len(images), chunk)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        fine, coarse = zip(*pool.map(functools.partial(_grids_of_range, work), ranges), strict=True)
+    np.save(work / "namer" / FINE, np.concatenate(fine))
+    np.save(work / "namer" / COARSE, np.concatenate(coarse))
+
+
+def _grids_of_range(work: Path, indices: range) -> list[np.ndarray]:
+    torch.set_num_threads(1)
+    images, _ = scenes.read(work / "scenes/train")
+    return [grid.half().numpy() for grid in grids(load(work), images[indices.start : indices.stop])]
 
 
 def presence(contents: Sequence[Content]) -> Tensor:
     """Which nouns each scene shows, as ones and zeros [n, noun]."""
-    return torch.tensor([[float(name in content.nouns) for name in NAMES] for content in contents])
+    shown = [[float(name in content.nouns) for name in NAMES] for content in contents]
+    return torch.tensor(shown, device=DEVICE)
 
 
 @torch.no_grad()
@@ -113,11 +156,11 @@ class NamerTask:
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         chosen = np.sort(rng.integers(len(self.images), size=self.batch))
         images = to_tensor(self.images[chosen])
-        soft = torch.rand((self.batch, 1, 1, 1), generator=generator) < 0.5
+        soft = (torch.rand((self.batch, 1, 1, 1), generator=generator) < 0.5).to(DEVICE)
         images = torch.where(soft, F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits = self.model(images)
-        weight = torch.tensor(4.0)
+        weight = torch.tensor(4.0, device=DEVICE)
         return {"loss": F.binary_cross_entropy_with_logits(logits, self.present[chosen], pos_weight=weight)}
 
     @torch.no_grad()
@@ -131,7 +174,6 @@ class NamerTask:
     @torch.no_grad()
     def save(self, model: nn.Module, folder: Path) -> None:
         threshold = meeting_point(self._logits(model), self.held_out_present > 0)
-        folder.mkdir(parents=True, exist_ok=True)
         save_file({**model.state_dict(), "threshold": threshold}, folder / WEIGHTS)
 
     def _logits(self, model: nn.Module) -> Tensor:
@@ -142,6 +184,8 @@ def main() -> None:
     arguments = training_command(__doc__, steps=1800, batch=48).parse_args()
     plan = make_plan(arguments, "namer", rate=1e-3, average=0.99)
     train(plan, functools.partial(NamerTask, arguments.work, arguments.batch))
+    if snapshot(plan.folder).exists():  # not interrupted
+        write_grids(arguments.work)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Scenes: one to three things, pasted on one or two stuffs, with an exact label for every pixel.
 
 A scene is a function of (seed, index, packs, textures) alone, so any scene can be drawn again, in any art.
-Everything is composed at twice the size and box-downsampled, so that edges are antialiased as in a
-photograph.
+Scenes are composed on a canvas of 128 px, the size the transformers learn at. For the UNet the canvas is
+box-downsampled to 64 px.
 
     python -m training.scenes [--work FOLDER] [--count 48000]
 """
@@ -21,8 +21,9 @@ from . import art, stuff
 from .commands import command
 from .nouns import LABEL, STUFF, THINGS
 
-SIZE = 64  # side of a finished image
-CANVAS = 2 * SIZE
+CANVAS = 128  # side on which everything is composed
+SIZE = 64  # side of a finished image, unless the canvas itself is asked for
+SIZES = (SIZE, CANVAS)
 TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the scenes; held-out scenes have textures of their own too
 
 THING_COUNTS = (0.40, 0.40, 0.20)  # probabilities of 1, 2, 3 things
@@ -33,7 +34,7 @@ ATTEMPTS = 12  # placements tried before a thing is left out
 HORIZON = 0.65  # probability of two stuffs, one above the other
 BACKDROPS = {"sky": 0.40, "brick": 0.16, "wood": 0.14, "water": 0.12, "grass": 0.09, "snow": 0.09}
 GROUNDS = ("grass", "sand", "water", "snow", "road", "wood")
-CHUNK = 3000  # scenes a process renders at a time, with textures made once
+CHUNK = 1000  # scenes a process renders at a time, with textures made once
 STUFF_SHARE, STUFF_PIXELS = 0.3, 600  # of its first area, and canvas pixels, that each stuff keeps visible
 
 Rng = np.random.Generator
@@ -73,8 +74,15 @@ def make_textures(seed: int, tiles: int = 64) -> Textures:
     }
 
 
-def render(seed: int, index: int, packs: Sequence[art.Pack], textures: Textures) -> Scene:
-    """Scene number `index` of the endless set `seed`; each thing comes from a random one of `packs`."""
+def render(seed: int, index: int, packs: Sequence[art.Pack], textures: Textures, size: int = SIZE) -> Scene:
+    """Scene number `index` of the endless set `seed`, `size` pixels a side; each thing is of a random pack."""
+    return _finish(*_compose(seed, index, packs, textures), size)
+
+
+def _compose(
+    seed: int, index: int, packs: Sequence[art.Pack], textures: Textures
+) -> tuple[np.ndarray, np.ndarray, Content]:
+    """The canvas [128, 128, 3] float32, its labels, its content."""
     rng = np.random.default_rng((seed, index))
     canvas, labels, ground, backdrop = _paint_stuff(rng, textures)
     nouns = _pick_things(rng)
@@ -101,7 +109,12 @@ def render(seed: int, index: int, packs: Sequence[art.Pack], textures: Textures)
                 masks.append(mask)
                 placed.append(noun)
                 break
-    return Scene(_shrink(canvas), _shrink_labels(labels), Content(tuple(placed), ground, backdrop))
+    return canvas, labels, Content(tuple(placed), ground, backdrop)
+
+
+def _finish(canvas: np.ndarray, labels: np.ndarray, content: Content, size: int) -> Scene:
+    labels = labels if size == CANVAS else _shrink_labels(labels)
+    return Scene(_shrink(canvas, size), labels, content)
 
 
 def _paint_stuff(rng: Rng, textures: Textures) -> tuple[np.ndarray, np.ndarray, str, str | None]:
@@ -169,8 +182,9 @@ def _place(rng: Rng, glyph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return layer[..., :3], layer[..., 3]
 
 
-def _shrink(canvas: np.ndarray) -> np.ndarray:
-    boxes = canvas.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3))
+def _shrink(canvas: np.ndarray, size: int) -> np.ndarray:
+    box = CANVAS // size
+    boxes = canvas.reshape(size, box, size, box, 3).mean((1, 3))
     return np.clip(boxes + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -181,30 +195,41 @@ def _shrink_labels(labels: np.ndarray) -> np.ndarray:
     return np.take_along_axis(boxes, votes.argmax(-1)[..., None], -1)[..., 0]
 
 
-def _render_range(job: tuple[int, range, Path]) -> tuple[np.ndarray, list[Content]]:
+def _render_range(job: tuple[int, range, Path]) -> tuple[dict[int, np.ndarray], list[Content]]:
     seed, indices, art_folder = job
     packs = [art.load(name, art_folder) for name in art.TRAINING_PACKS]
     textures = make_textures(seed)
-    scenes = [render(seed, index, packs, textures) for index in indices]
-    return np.stack([scene.image for scene in scenes]), [scene.content for scene in scenes]
+    composed = [_compose(seed, index, packs, textures) for index in indices]
+    images = {size: np.stack([_shrink(canvas, size) for canvas, _, _ in composed]) for size in SIZES}
+    return images, [content for _, _, content in composed]
 
 
 def write(folder: Path, seed: int, count: int, art_folder: Path, processes: int = 2) -> None:
-    """Render scenes 0 to count - 1 of `seed` to `folder`: images.npy and contents.jsonl."""
+    """Render scenes 0 to count - 1 of `seed` to `folder`: images of both sizes, then contents.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
+    images = {
+        size: np.lib.format.open_memmap(_images(folder, size), "w+", np.uint8, (count, size, size, 3)) for size in SIZES
+    }
     jobs = [(seed, range(first, min(first + CHUNK, count)), art_folder) for first in range(0, count, CHUNK)]
+    contents: list[Content] = []
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        parts = list(pool.map(_render_range, jobs))
-    np.save(folder / "images.npy", np.concatenate([images for images, _ in parts]))
-    lines = (json.dumps(asdict(content)) for _, contents in parts for content in contents)
+        for (_, indices, _), (drawn, drawn_contents) in zip(jobs, pool.map(_render_range, jobs), strict=True):
+            for size in SIZES:
+                images[size][indices.start : indices.stop] = drawn[size]
+            contents += drawn_contents
+    lines = (json.dumps(asdict(content)) for content in contents)
     (folder / "contents.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def read(folder: Path) -> tuple[np.ndarray, list[Content]]:
-    """The images of `folder` [image, height, width, 3], mapped from disk, and their contents."""
+def read(folder: Path, size: int = SIZE) -> tuple[np.ndarray, list[Content]]:
+    """The images of `folder` [image, size, size, 3], mapped from disk, and their contents."""
     rows = map(json.loads, (folder / "contents.jsonl").read_text().splitlines())
     contents = [Content(tuple(row["things"]), row["ground"], row["backdrop"]) for row in rows]
-    return np.load(folder / "images.npy", mmap_mode="r"), contents
+    return np.load(_images(folder, size), mmap_mode="r"), contents
+
+
+def _images(folder: Path, size: int) -> Path:
+    return folder / f"images-{size}.npy"
 
 
 def main() -> None:

@@ -1,18 +1,21 @@
-"""Stage tokenizer: a byte-level BPE for exactly the words of our captions, as a CLIPTokenizer.
+"""Stage tokenizer: a byte-level BPE for exactly the words of our captions, as a CLIPTokenizer; the same
+words as a T5Tokenizer.
 
-Any text can be tokenised (all 256 bytes are there), and every word that captions use becomes one token,
-except the compounds of `SPLIT`: these stay two tokens each, so that a class of several tokens, the normal
-case with a real vocabulary, occurs in training, in the tests and in the benchmark.
+Any text can be tokenised (by CLIP's all 256 bytes, by T5's what ASCII can print), and every word that
+captions use becomes one token, except the compounds of `SPLIT`: these stay two tokens each, so that a class
+of several tokens, the normal case with a real vocabulary, occurs in training, in the tests and in the
+benchmark.
 
     python -m training.tokenizer [--work FOLDER]
 """
 
+import string
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from .captions import words
 from .commands import command
@@ -29,7 +32,10 @@ SPLIT = {  # word: its two tokens
 }
 END = "</w>"
 POSITIONS = 77  # as Stable Diffusion 1.5
+T5_POSITIONS = 512  # as T5
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+T5_FOLDER = "tokenizer-t5"
+SPACE = "▁"  # how T5's pieces begin a word
 
 
 def pieces(word: str) -> list[tuple[str, ...]]:
@@ -85,12 +91,24 @@ def build() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=PAD, model_max_length=POSITIONS)
 
 
+def build_t5() -> T5Tokenizer:
+    """Padding, end, unknown, printable characters and whole words, which are far likelier than their letters."""
+    vocabulary = sorted(set(words()))
+    begins = [SPACE + SPLIT.get(word, (word, ""))[0] for word in vocabulary if word not in ",.-"]
+    ends = [second for _, second in SPLIT.values()]
+    characters = [SPACE, *string.printable.split()[0]]
+    marks = [(mark, 0.0) for mark in ("<pad>", "</s>", "<unk>")]
+    likely = [(piece, -1.0) for piece in dict.fromkeys(begins + sorted(ends))]
+    unlikely = [(character, -10.0) for character in characters]
+    return T5Tokenizer(vocab=marks + likely + unlikely, extra_ids=0, model_max_length=T5_POSITIONS)
+
+
 def main() -> None:
     parser = command(__doc__)
-    folder: Path = parser.parse_args().work / "tokenizer"
-    tokenizer = build()
-    tokenizer.save_pretrained(folder)
-    print(f"{len(tokenizer)} tokens")
+    work: Path = parser.parse_args().work
+    for tokenizer, folder in ((build_t5(), T5_FOLDER), (build(), "tokenizer")):
+        tokenizer.save_pretrained(work / folder)
+        print(f"{folder}: {len(tokenizer)} tokens")
 
 
 if __name__ == "__main__":

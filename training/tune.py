@@ -100,11 +100,11 @@ def tune(tuner: Tuner) -> dict[str, object]:
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("--model", type=Path, help="pipeline folder (default: WORK/pipeline)")
+    parser.add_argument("--model", type=Path, help="pipeline folder (default: WORK/pipelines/unet)")
     parser.add_argument("--count", type=int, default=100, help="scenes (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder = arguments.model or arguments.work / "pipeline"
+    folder = arguments.model or arguments.work / "pipelines/unet"
     backbone = Backbone(load(folder, "cpu", None, None, None), str(folder))
     with TemporaryDirectory() as images:
         dataset = dataset_of(tuning_scenes(arguments.count, arguments.work / "art"), Path(images))

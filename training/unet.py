@@ -9,27 +9,22 @@ a random noise level.
 """
 
 import functools
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from . import clip, scenes
-from .captions import caption
 from .commands import make_plan, training_command
-from .loop import snapshot, train
-from .vae import LATENT_CHANNELS, encode, to_tensor
+from .denoiser import DenoiserTask, latents_file, load_vae, write_latents
+from .loop import DEVICE, snapshot, train
+from .vae import LATENT_CHANNELS
 
 GRID = scenes.SIZE // 4
-UNCONDITIONAL = 0.1  # share of empty captions, for classifier-free guidance
-EVALUATED = 200  # held-out scenes
-LATENTS = "latents.npy"
+LARGEST = 18_000_000  # bytes of the pipeline
 
 
 def build() -> UNet2DConditionModel:
@@ -61,117 +56,65 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-class UnetTask:
-    """Denoising with captions; on held-out scenes, with and without them."""
+def velocity(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `DenoiserTask.noised` returns, by the scheduler's chain of 1000 timesteps."""
+    times = (levels * scheduler.config.num_train_timesteps).long()
+    return scheduler.add_noise(clean, noise, times), scheduler.get_velocity(clean, noise, times), times
+
+
+class UnetTask(DenoiserTask):
+    """Denoising with CLIP's tokens."""
 
     def __init__(self, work: Path, batch: int):
+        super().__init__(work, batch)
         self.model = build()
         # A head has 12 to 16 channels: plain products train 1.4 times faster here than fused attention.
         self.model.set_attn_processor(AttnProcessor())
-        self.batch = batch
         self.scheduler = build_scheduler()
         self.clip, self.tokenizer = clip.load(work)
-        _, self.contents = scenes.read(work / "scenes/train")
-        self.latents = np.load(work / "unet" / LATENTS, mmap_mode="r")
-        self.held_out = HeldOut(work, self)
 
-    def condition(self, captions: list[str]) -> Tensor:
-        """Captions as the denoiser sees them [n, 77, width]: padded with end tokens, nothing masked."""
+    def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return velocity(self.scheduler, clean, noise, levels)
+
+    def predict(
+        self, denoiser: nn.Module, noisy: Tensor, times: Tensor, captions: list[str], rng: np.random.Generator | None
+    ) -> Tensor:
+        # Captions as SD 2 reads them: padded, nothing masked.
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
-            return self.clip.text(ids).last_hidden_state
-
-    def errors(
-        self,
-        model: nn.Module,
-        clean: Tensor,
-        noise: Tensor,
-        times: Tensor,
-        captions: list[str],
-    ) -> Tensor:
-        """Squared error of the predicted velocity, one number an image."""
-        noisy = self.scheduler.add_noise(clean, noise, times)
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(noisy, times, self.condition(captions)).sample
-        wanted = self.scheduler.get_velocity(clean, noise, times)
-        return F.mse_loss(predicted.float(), wanted, reduction="none").mean((1, 2, 3))
-
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = np.sort(rng.integers(len(self.latents), size=self.batch))
-        clean = torch.from_numpy(self.latents[chosen]).float()
-        captions = ["" if rng.random() < UNCONDITIONAL else caption(self.contents[i], rng) for i in chosen]
-        noise = torch.randn(clean.shape, generator=generator)
-        # One time in each of `batch` equal intervals: a fair share of all noise levels in every step.
-        spread = (
-            torch.randperm(self.batch, generator=generator) + torch.rand(self.batch, generator=generator)
-        ) / self.batch
-        times = (spread * self.scheduler.config.num_train_timesteps).long()
-        return {"loss": self.errors(self.model, clean, noise, times, captions).mean()}
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return self.held_out.losses(model)
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        model.save_pretrained(folder)
+            states = self.clip.text(ids.to(DEVICE)).last_hidden_state
+        return denoiser(noisy, times, states).sample
 
 
-class HeldOut:
-    """Fixed scenes, wordings, noise and noise levels, so that losses can be compared over time."""
-
-    def __init__(self, work: Path, task: UnetTask):
-        self.task = task
-        images, contents = scenes.read(work / "scenes/held-out")
-        rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-        self.captions = [caption(content, rng) for content in contents[:EVALUATED]]
-        self.clean = encode(load_vae(work), to_tensor(images[:EVALUATED]))
-        self.timestep = torch.randn(self.clean.shape, generator=generator)
-        self.times = torch.linspace(20, 980, len(self.captions)).long()
-
-    @torch.no_grad()
-    def losses(self, model: nn.Module) -> dict[str, float]:
-        """Mean loss with the scenes' captions, with empty ones, and with those of other scenes."""
-        wordings = {
-            "captioned": self.captions,
-            "uncaptioned": [""] * len(self.captions),
-            "miscaptioned": self.captions[1:] + self.captions[:1],
-        }
-        return {name: self._mean_loss(model, captions) for name, captions in wordings.items()}
-
-    def _mean_loss(self, model: nn.Module, captions: list[str]) -> float:
-        parts = [slice(first, first + 50) for first in range(0, len(self.captions), 50)]
-        errors = [
-            self.task.errors(model, self.clean[part], self.timestep[part], self.times[part], captions[part])
-            for part in parts
-        ]
-        return torch.cat(errors).mean().item()
+def assemble(work: Path, percent: int = 100) -> StableDiffusionPipeline:
+    """The pipeline with the UNet's snapshot at `percent` of its training, in float32."""
+    trained, tokenizer = clip.load(work)
+    return StableDiffusionPipeline(
+        vae=load_vae(work),
+        text_encoder=trained.text,
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(snapshot(work / "unet", percent)).eval(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
-def load_vae(work: Path) -> AutoencoderKL:
-    """The finished autoencoder, frozen."""
-    return AutoencoderKL.from_pretrained(snapshot(work / "vae")).eval().requires_grad_(False)
+def call(captions: list[str], guidance: float) -> dict[str, object]:
+    """How the pipeline is called."""
+    return {"prompt": captions, "guidance_scale": guidance}
 
 
-def write_latents(work: Path, processes: int = 2, chunk: int = 2000) -> None:
-    """Encode every training image once: [image, channel, height, width] float16."""
-    images, _ = scenes.read(work / "scenes/train")
-    ranges = [range(first, min(first + chunk, len(images))) for first in range(0, len(images), chunk)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        latents = np.concatenate(list(pool.map(functools.partial(_encode_range, work), ranges)))
-    (work / "unet").mkdir(exist_ok=True)
-    np.save(work / "unet" / LATENTS, latents)
-
-
-def _encode_range(work: Path, indices: range) -> np.ndarray:
-    torch.set_num_threads(1)
-    images, _ = scenes.read(work / "scenes/train")
-    return encode(load_vae(work), to_tensor(images[indices.start : indices.stop])).half().numpy()
+Task, texts = UnetTask, clip  # what `training.judge` asks
 
 
 def main() -> None:
     arguments = training_command(__doc__, steps=9000, batch=12).parse_args()
+    if not arguments.resume:  # the autoencoder may be another one now
+        latents_file(arguments.work, UnetTask.size).unlink(missing_ok=True)
+    write_latents(arguments.work, UnetTask.size)
     plan = make_plan(arguments, "unet", rate=9e-4, warm_up=150)
-    if not (arguments.resume and (plan.folder / LATENTS).exists()):
-        write_latents(arguments.work)
     train(plan, functools.partial(UnetTask, arguments.work, arguments.batch))
 
 

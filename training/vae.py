@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import scenes
 from .commands import make_plan, training_command
-from .loop import train
+from .loop import DEVICE, autocast, train
 
 LATENT_CHANNELS = 6
 EVALUATED, CALIBRATED = 200, 1000  # images that the PSNR and the folding look at
@@ -47,12 +47,12 @@ def build() -> AutoencoderKL:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """Images [n, h, w, 3] uint8 as [n, 3, h, w] float in -1 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div(127.5).sub(1)
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(DEVICE).float().div(127.5).sub(1)
 
 
 def to_images(tensor: Tensor) -> np.ndarray:
     """The inverse of `to_tensor`, clamped."""
-    return tensor.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return tensor.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 class VaeTask:
@@ -66,7 +66,7 @@ class VaeTask:
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         wanted = to_tensor(self.images[np.sort(rng.integers(len(self.images), size=self.batch))])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             latent = self.model.encode(wanted).latent_dist
             got = self.model.decode(latent.sample(generator)).sample
         got, mean, log_variance = got.float(), latent.mean.float(), latent.logvar.float()
@@ -99,7 +99,7 @@ def psnr(squared_error: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 100) -> Tensor:
     """The latents' means, batch by batch."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         return torch.cat([vae.encode(part).latent_dist.mean.float() for part in images.split(batch)])
 
 

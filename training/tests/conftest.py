@@ -41,10 +41,12 @@ def work(tmp_path_factory: pytest.TempPathFactory, pack: Pack, textures: scenes.
     """What the stages scenes and tokenizer leave behind, in small."""
     folder = tmp_path_factory.mktemp("work")
     for name, count in (("train", 7), ("held-out", 5)):
-        drawn = [scenes.render(3, index, [pack], textures) for index in range(count)]
         (folder / "scenes" / name).mkdir(parents=True)
-        np.save(folder / "scenes" / name / "images.npy", np.stack([scene.image for scene in drawn]))
+        for size in scenes.SIZES:
+            drawn = [scenes.render(3, index, [pack], textures, size) for index in range(count)]
+            np.save(folder / "scenes" / name / f"images-{size}.npy", np.stack([scene.image for scene in drawn]))
         lines = (json.dumps(asdict(scene.content)) for scene in drawn)
         (folder / "scenes" / name / "contents.jsonl").write_text("\n".join(lines))
     tokenizer.build().save_pretrained(folder / "tokenizer")
+    tokenizer.build_t5().save_pretrained(folder / tokenizer.T5_FOLDER)
     return folder

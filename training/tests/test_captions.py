@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from training.captions import caption, noun_list, sentence, words
 from training.nouns import NAMES, NOUN
 from training.scenes import Content
-from training.tokenizer import POSITIONS, SPLIT, learn_merges
+from training.tokenizer import POSITIONS, SPLIT, T5_FOLDER, learn_merges
 
 BUSY = Content(("butterfly", "airplane", "butterfly"), "grass", "sky")
 PLAIN = Content(("fish",), "water", None)
@@ -67,3 +67,15 @@ def test_captions_fit_and_other_words_fall_to_bytes(tokenizer: CLIPTokenizer) ->
 def test_merges_by_hand() -> None:
     """In "ab" three times and "abc" twice, (a, b) is the most frequent pair, then (ab, c)."""
     assert learn_merges(Counter({("a", "b"): 3, ("a", "b", "c"): 2})) == [("a", "b"), ("ab", "c")]
+
+
+def test_t5_has_the_same_words_and_spells_others(work: Path) -> None:
+    tokenizer = T5Tokenizer.from_pretrained(work / T5_FOLDER)
+    for word in set(words()) - set(",.-"):
+        first, second = SPLIT.get(word, ("", ""))
+        pieces = ["▁" + first, second] if first else ["▁" + word]
+        assert tokenizer.tokenize(word) == pieces
+    assert tokenizer.tokenize("cat, grass") == ["▁cat", ",", "▁grass"]
+    assert tokenizer.decode(tokenizer("Zebra-4").input_ids, skip_special_tokens=True) == "Zebra-4"
+    assert tokenizer("").input_ids == [tokenizer.eos_token_id]
+    assert (tokenizer.pad_token_id, tokenizer.model_max_length) == (0, 512)

@@ -1,5 +1,10 @@
 """The shared loop: its schedule, its snapshots, and resumption bit for bit."""
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop import Plan, State, train_step
+from training.loop import Plan, State, snapshot, train_step
 
 
 class Regression:
@@ -80,3 +85,45 @@ def test_processes_differ_and_seeds_repeat(tmp_path: Path) -> None:
 
     assert first_loss(0, 1) == first_loss(0, 1)
     assert len({first_loss(0, 1), first_loss(1, 1), first_loss(0, 2)}) == 3
+
+
+class Slow(Regression):
+    """The same, at leisure."""
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        time.sleep(0.005)
+        return super().loss(rng, generator)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        torch.save(model.state_dict(), folder / "weights")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_a_checkpoint_and_nothing_is_lost(tmp_path: Path) -> None:
+    """A run that is stopped and resumed has the weights of one that was left alone."""
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        plan = f"Plan(Path({str(folder)!r}), steps=400, rate=0.01, warm_up=9, resume=True)"
+        imports = (
+            "from pathlib import Path; from training.loop import Plan, train; from training.tests import test_loop"
+        )
+        return subprocess.Popen([sys.executable, "-c", f"{imports}; train({plan}, test_loop.Slow)"])
+
+    def done(folder: Path) -> dict[str, Tensor]:
+        return torch.load(snapshot(folder) / "weights")
+
+    stopped, straight = tmp_path / "stopped", tmp_path / "straight"
+    assert start(straight).wait() == 0
+    first = start(stopped)
+    while not (stopped / "005").exists():  # a snapshot: it is under way
+        time.sleep(0.01)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == 0
+    assert not snapshot(stopped).exists()
+    assert start(stopped).wait() == 0
+    for name, value in done(straight).items():
+        assert torch.equal(value, done(stopped)[name]), name
+    steps = [json.loads(line)["step"] for line in (stopped / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 400
+    assert not list(stopped.glob("*.partial"))

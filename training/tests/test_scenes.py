@@ -5,6 +5,7 @@ import pytest
 
 from training import scenes, stuff
 from training.art import Pack
+from training.judge import halved
 from training.nouns import LABEL, NAMES, STUFF, THINGS
 from training.scenes import Content
 
@@ -48,6 +49,15 @@ def test_a_scene_is_a_function_of_its_seed_and_index(pack: Pack, textures: scene
     assert np.array_equal(one.labels, again.labels)
     assert one.content == again.content
     assert not np.array_equal(one.image, other.image)
+
+
+def test_both_sizes_show_the_same(pack: Pack, textures: scenes.Textures) -> None:
+    small, large = (scenes.render(11, 4, [pack], textures, size) for size in scenes.SIZES)
+    assert large.image.shape == (128, 128, 3)
+    assert large.labels.shape == (128, 128)
+    assert small.content == large.content
+    assert np.abs(halved(large.image[None])[0].astype(int) - small.image).max() <= 1
+    assert (large.labels[::2, ::2] != small.labels).mean() < 0.1
 
 
 def test_labels_shrink_by_majority() -> None:

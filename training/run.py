@@ -1,0 +1,73 @@
+"""Run the stages of the two transformers that are not finished, in order. Safe to start again at any time.
+
+A stage is finished when its result is there; an unfinished one goes on from its checkpoint. SIGTERM and Ctrl-C end the
+run after the checkpoint of the stage at work. A second run of the same work folder ends at once.
+
+    setsid nohup nice -n 19 python -m training.run >> run.out 2>&1 &
+"""
+
+import fcntl
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from .commands import command
+from .loop import STOPPING, snapshot
+
+STAGES = (
+    # arguments, result, whether it takes --resume
+    (("art",), "art/fluent", False),
+    (("scenes",), "scenes/train/contents.jsonl", False),
+    (("tokenizer",), "tokenizer", False),
+    (("namer",), "namer/coarse.npy", True),
+    (("t5",), snapshot(Path("t5")), True),
+    (("dit",), snapshot(Path("dit")), True),
+    (("export", "--model", "dit"), "pipelines/dit/vocabulary.json", False),
+    (("judge", "--model", "dit"), snapshot(Path("dit")) / "judgement.json", False),
+    (("joint",), snapshot(Path("joint")), True),
+    (("export", "--model", "joint"), "pipelines/joint/vocabulary.json", False),
+    (("judge", "--model", "joint"), snapshot(Path("joint")) / "judgement.json", False),
+)
+
+
+def run(work: Path, lock: int) -> None:
+    """Run what is unfinished; a stage that ends without its result ends the run.
+
+    Each stage holds the file descriptor `lock` too, so that none begins beside one that outlived its run.
+    """
+    stopped: list[int] = []
+    for (name, *options), result, resumes in STAGES:
+        if (work / result).exists():
+            continue
+        print(f"{name}: begins or goes on", flush=True)
+        resume = ["--resume"] if resumes else []
+        module = [sys.executable, "-m", f"training.{name}", "--work", str(work)]
+        stage = subprocess.Popen([*module, *options, *resume], pass_fds=[lock])
+
+        def stop(number: int, frame: object, stage: subprocess.Popen[bytes] = stage) -> None:
+            stopped.append(number)
+            stage.send_signal(signal.SIGTERM)
+
+        for number in STOPPING:
+            signal.signal(number, stop)
+        code = stage.wait()
+        if stopped:
+            raise SystemExit(f"{name}: stopped")
+        if code or not (work / result).exists():
+            raise SystemExit(f"{name}: ended with code {code} and without its result {work / result}")
+
+
+def main() -> None:
+    work: Path = command(__doc__).parse_args().work
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"{work} has a run at work already") from None
+        run(work, lock.fileno())
+
+
+if __name__ == "__main__":
+    main()
