@@ -93,7 +93,7 @@ class TestCoco:
 
     def test_without_pycocotools_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "pycocotools", None)
-        with pytest.raises(GocaError, match=r'pip install "goca\[export\]"'):
+        with pytest.raises(GocaError, match=r"pip install pycocotools"):
             coco(LABELS, CLASSES, image_id=1, file_name="photo.jpg")
 
 
