@@ -71,9 +71,13 @@ def intercepted(pipeline: Any, around: Callable[[FrameType], AbstractContextMana
         with around(sys._getframe()):
             return original(self, *args, **kwargs)
 
-    own = type(
-        kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    )
+    @wraps(kind.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.__class__ = kind  # `type(pipeline).from_pipe` makes another pipeline, which lives on
+        self.__init__(*args, **kwargs)
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    own = type(kind.__name__, (kind,), {"__call__": call, "__init__": init, **names})
     object.__setattr__(pipeline, "__class__", own)
     try:
         yield

@@ -174,6 +174,7 @@ class GenerationSession:
         self._missed: set[str] = set()
         self._codes = codes_of(type(backbone.pipeline))
         self._encoded: list[EncodedTexts] = []
+        self._parts: dict[str, nn.Module] = {}
         self._run: _Run | None = None
         self._count = 0
         self._call: DenoiserCall | None = None
@@ -186,6 +187,7 @@ class GenerationSession:
         reasons = {
             "text": "the denoiser ran, but attended to no prompt that was encoded inside the `with` block; pass the "
             "pipeline its prompt as text",
+            "exchanged": "the pipeline was given another denoiser inside the `with` block; give it that before",
             "caller": f"the denoiser ran, but not by a call of this very {kind}; call it inside the `with` block",
             "inside": f"the denoiser ran within a call of {kind}, but not by a function of that class, nor by one that "
             "its functions call by name; make what calls the denoiser a method of the class",
@@ -208,7 +210,8 @@ class GenerationSession:
                 stack.enter_context(patched(target, name, self._wrapped(getattr(target, name), wrapper)))
             stack.enter_context(intercepted(pipeline, self._running))
             stack.callback(self._forget)
-            for component, denoiser in _denoisers(self._backbone).items():
+            self._parts = _denoisers(self._backbone)
+            for component, denoiser in self._parts.items():
                 stack.enter_context(native(denoiser, component))
                 stack.callback(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
                 stack.callback(denoiser.register_forward_hook(self._end, always_call=True).remove)
@@ -233,9 +236,10 @@ class GenerationSession:
         if get_ident() != self._thread:
             yield
             return
-        modules = [
-            attention.module for part in _denoisers(self._backbone).values() for attention in attention_modules(part)
-        ]
+        parts = _denoisers(self._backbone)
+        if parts != self._parts:
+            self._missed.add("exchanged")
+        modules = [attention.module for part in parts.values() for attention in attention_modules(part)]
         run = _Run(self._count, frame, [(module, getattr(module, "processor", None)) for module in modules])
         self._count += 1
         outer, self._run = self._run, run
@@ -352,7 +356,7 @@ class GenerationSession:
     def _forget(self) -> None:
         """Nothing of the pipeline's is kept behind the session."""
         self._abort()
-        self._run, self._encoded = None, []
+        self._run, self._encoded, self._parts = None, [], {}
 
     def _heard(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall | None:
         """What a denoiser call is to its generation; None for one that attends to nothing encoded in the session."""
@@ -431,7 +435,10 @@ class GenerationSession:
         """What an image's text is to the tokenizers; GocaError for a prompt that was not given as text."""
         if encoded.texts is None:
             if branch == "cond":
-                raise GocaError("the words of prompt_embeds are unknown: pass the prompt itself, as text, to trace it")
+                raise GocaError(
+                    "the words of prompt_embeds are unknown: pass the prompt itself, as text, or make them with "
+                    "pipe.encode_prompt inside the `with` block"
+                )
             return PromptTokens("", ())
         number = image * len(encoded.texts) // images
         tokens = {name: rows[number] for name, rows in encoded.tokens.items() if number in rows}
