@@ -99,6 +99,7 @@ class Slow(Regression):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint_and_nothing_is_lost(tmp_path: Path) -> None:
     """A run that is stopped and resumed has the weights of one that was left alone."""
 
