@@ -86,7 +86,7 @@ def test_no_reader_starts_a_program(
         partial(size_of, path),
         partial(read_indexed, path, image, LABELS),
         partial(read_indexed, image, path, LABELS),
-        partial(read_rgb, path),
+        partial(read_rgb, path, image),
         partial(bundled, path, ["cat", "grass"]),
         partial(bundled, [image, path], ["cat", "grass"]),
     ]
@@ -144,7 +144,7 @@ def test_nothing_but_files_is_opened(tmp_path: Path, kind: str) -> None:
         partial(size_of, path),
         partial(read_indexed, path, image, LABELS),
         partial(read_indexed, image, path, LABELS),
-        partial(read_rgb, path),
+        partial(read_rgb, path, image),
     ):
         assert reason in one_line(read)
 
