@@ -133,7 +133,8 @@ ARRAYS_REFUSED = [
     (np.zeros((20, 20, 3), complex), "complex128"),
     (np.full((20, 20, 3), None), "object"),
     (np.zeros((0, 20, 3), np.uint8), "empty"),
-    (torch.zeros(3, 20, 20, device="meta"), "cannot be read"),
+    (torch.zeros(3, 20, 20, device="meta"), r"cannot be read \(.*\): make it dense"),
+    (torch.zeros(20, 20).to_sparse(), r"cannot be read \(.*\): make it dense"),
 ]
 
 

@@ -55,22 +55,22 @@ def opened(file: Path | BytesIO, name: str | None = None, formats: Sequence[str]
 
 
 @contextmanager
-def refusing(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
-    """Whatever goes wrong with an image becomes a GocaError of one line."""
+def refusing(name: str, formats: Sequence[str] = FORMATS, remedy: str = "is the file complete?") -> Iterator[None]:
+    """Whatever goes wrong with an image becomes a GocaError of one line; remedy: for what nobody foresaw."""
     try:
         yield
     except GocaError:
         raise
     except UnidentifiedImageError:
-        remedy = "is the file complete? If so, convert it to PNG"
-        raise GocaError(f"{name} is not an image that can be read as {_listed(formats)}: {remedy}") from None
+        advice = "is the file complete? If so, convert it to PNG"
+        raise GocaError(f"{name} is not an image that can be read as {_listed(formats)}: {advice}") from None
     except Image.DecompressionBombError:
         raise GocaError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} megapixels: scale it down or cut it") from None
     except Exception as error:  # Pillow's decoders raise errors of every kind on broken files
         if isinstance(error, OSError) and error.errno is not None:
             raise GocaError(f"cannot read {name}: {error.strerror}; check the path") from None
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise GocaError(f"{name} cannot be read ({printable(reason)}): is the file complete?") from None
+        raise GocaError(f"{name} cannot be read ({printable(reason)}): {remedy}") from None
 
 
 def size_of(path: Path) -> Grid:

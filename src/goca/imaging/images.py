@@ -59,7 +59,7 @@ def load(image: ImageLike) -> Image.Image:
     """
     if isinstance(image, np.ndarray | torch.Tensor):
         name = "the array"
-        with refusing(name):
+        with refusing(name, remedy="make it dense, of plain numbers, with its data in memory"):
             upright = of_array(image)
     elif isinstance(image, Image.Image):
         name = "the image"

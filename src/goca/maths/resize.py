@@ -12,8 +12,8 @@ from torch import Tensor
 
 from goca.maths import Grid
 
-STRIP = 2**21
-"""Resized values that are held at once; more takes memory and no less time."""
+STRIP = 2**22
+"""Resized values that are held at once: with fewer each strip of many classes is a few rows, and takes longer."""
 
 
 def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Tensor, "*channel out_height out_width"]:
