@@ -384,7 +384,7 @@ def test_reasons_that_are_the_same_are_said_once(goca, loaded):
     done = goca("segment", "in", *ASK)
     assert done.code == 1
     assert done.err.splitlines() == [
-        f"goca: left out: in/broken0.png, in/broken1.png, in/broken2.png and 2 more: it {NO_IMAGE}",
+        f"goca: left out: in/broken0.png, in/broken1.png, in/broken2.png and 2 more: each {NO_IMAGE}",
         "goca: left out: in/gone.png is a link to nowhere.png, which is not there",
     ]
     assert done.out.endswith("2 images segmented, 6 left out; results in goca-out, listed in goca-out/index.jsonl\n")

@@ -206,7 +206,7 @@ def _print(report: "Report", out: Path | None) -> None:
         rows,
         f"mIoU {metrics['miou']:.3f} {interval(metrics['ci95'])}, accuracy {metrics['pixel_accuracy']:.3f}, "
         f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.3f}, {metrics['labels']} labels, "
-        f"{metrics['images']} images",
+        f"{metrics['images']} {'image' if metrics['images'] == 1 else 'images'}",
     )
     if "sweep" in metrics:
         fixed, oracle = metrics["fixed_threshold"], metrics["oracle_threshold"]

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return app(words, prog_name="goca", standalone_mode=False) or 0
     except console.OutputError as error:
         if not error.silent:
-            console.say(f"the results cannot be printed: {error}; redirect them to where there is room")
+            console.say(f"the results cannot be printed: {error}; redirect them to another file")
         return 1
     except console.UsageError as error:
         message = error.format_message()

@@ -66,7 +66,10 @@ def _json(path: Path) -> list[Any]:
 
 def _tsv(text: str) -> list[Any]:
     lines = (line.partition("\t") for line in text.splitlines() if line.strip())
-    return [{"id": name.strip(), "caption": caption.strip()} if tab else None for name, tab, caption in lines]
+    return [
+        {"id": name.strip(), "caption": caption.strip()} if tab and "\t" not in caption.strip() else None
+        for name, tab, caption in lines
+    ]
 
 
 def _entry(value: Any) -> CaptionEntry:
@@ -84,6 +87,10 @@ class CaptionsTagger:
         self.path = path
         entries = read_captions(path)
         self._captions = {(entry.dataset, entry.id): entry.caption for entry in entries}
+        captions = {(entry.dataset, entry.id, entry.caption) for entry in entries}
+        # Of lines that were added one by one the last counts.
+        if len(self._captions) < len(captions) and path.suffix.lower() != ".jsonl":
+            raise GocaError(f"{path} has two captions of one image: leave one")
         taggers = ", ".join(dict.fromkeys(entry.tagger for entry in entries if entry.tagger))
         # A file of the same name with other captions is another tagger.
         content = json.dumps([astuple(entry) for entry in entries]).encode()
