@@ -109,7 +109,9 @@ def unchecked(image: Any) -> Image.Image:
     return function(image)
 
 
-@pytest.mark.parametrize("image", [None, 5, [[0, 0], [0, 0]], (1, 2), {"path": "a.png"}, iter(())], ids=str)
+@pytest.mark.parametrize(
+    "image", [None, 5, [[0, 0], [0, 0]], (1, 2), {"path": "a.png"}, iter(())], ids=lambda image: type(image).__name__
+)
 def test_other_types(image: Any) -> None:
     with pytest.raises(GocaError, match=f"{type(image).__name__} is not an image: pass a path"):
         unchecked(image)
