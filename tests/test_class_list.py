@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_folders import grey, image
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goca import GocaError
@@ -167,6 +167,7 @@ def test_bytes_that_are_no_text_can_be_stored() -> None:
 NAMES = st.text("abc\u00e9 #:,\t.)0123-\r\n", min_size=1, max_size=12)
 
 
+@settings(max_examples=2000)
 @given(st.lists(NAMES, max_size=6).map("\n".join))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

@@ -190,7 +190,8 @@ NOISE = st.one_of(
 )
 
 
-@settings(max_examples=1500)
+@pytest.mark.slow
+@settings(max_examples=2000)
 @given(st.sampled_from(WRAPPERS), st.lists(st.sampled_from(["cat", "(hat, sky)", "dog"]), max_size=9), st.lists(NOISE))
 def test_any_answer_gives_a_bounded_list_or_nothing(wrapper: str, nouns: list[str], noise: list[str]) -> None:
     caption = caption_in(wrapper.format(", ".join([*nouns, *noise])))

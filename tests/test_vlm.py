@@ -527,7 +527,8 @@ def test_an_echoed_key_is_neither_shown_nor_saved(
     assert "***" in str(caught.value) or status == 200
 
 
-@settings(max_examples=400)
+@pytest.mark.slow
+@settings(max_examples=2000)
 @given(
     st.one_of(
         st.binary(max_size=200),
