@@ -1,7 +1,7 @@
 """Lists of classes as people write them, on a command line, in a file, or in a data set's classes.txt: one grammar.
 
-One class a line. A colon, or a comma, divides it from its synonyms. "#" at the start of a line or behind a space begins
-a comment; blank lines do not count.
+One class a line. A colon, or a comma, divides it from its synonyms. "#" at the start of a line, or behind a space, a
+colon or a comma, begins a comment; blank lines do not count.
 
     # animals first
     cat: kitty, puss
@@ -39,7 +39,7 @@ SPECIAL = {
 HIGHEST = 65535
 """The highest label that a file of 16 bits holds."""
 
-_COMMENT = re.compile(r"(^|\s)#.*")  # "c#" is a name
+_COMMENT = re.compile(r"(?<![^\s:,])#.*")  # "c#" is a name
 _NUMBER = re.compile(r"(-?[0-9]+)\s*:(.*)")
 _PERHAPS = re.compile(
     r"(-?[0-9]+)(?:\s*[.),;=]\s*|\s+(?![\s:]))(.*[^\W\d_].*)"
