@@ -23,6 +23,7 @@ from goca.testing.tiny import BUILDERS
 from goca.tracing import trace
 
 Make = Callable[..., Image.Image]
+pytestmark = pytest.mark.slow
 DISPATCHED = [
     *("wan", "flux", "flux_schnell", "chroma", "flux2", "flux2_klein", "qwen_image", "z_image", "bria", "ovis"),
     *("longcat", "krea2"),
