@@ -279,9 +279,9 @@ def check_complete(folder: Path, model: torch.nn.Module, info: Mapping[str, Any]
     missing = {name for name in missing if not name.startswith("pooler.")}  # of BERT: no pipeline asks for it
     mismatched = {key[0] if isinstance(key, tuple | list) else key for key in info["mismatched_keys"]}
     unexpected = {name for name in info["unexpected_keys"] if not _harmless(name, model)}
-    for names, told in ((missing, "lack"), (mismatched, "have another shape for"), (unexpected, "hold an unknown")):
+    for names, verb in ((missing, "lack"), (mismatched, "have another shape for"), (unexpected, "hold an unknown")):
         if names:
-            raise GocaError(f"the weights in {folder} {told} {_listed(names)}: fetch the folder again")
+            raise GocaError(f"the weights in {folder} {verb} {_listed(names)}: fetch the folder again")
 
 
 def _harmless(name: str, model: torch.nn.Module) -> bool:

@@ -77,13 +77,13 @@ def intercepted(pipeline: Any, around: Callable[[FrameType], AbstractContextMana
         self.__init__(*args, **kwargs)
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    own = type(kind.__name__, (kind,), {"__call__": call, "__init__": init, **names})
-    object.__setattr__(pipeline, "__class__", own)
+    temporary = type(kind.__name__, (kind,), {"__call__": call, "__init__": init, **names})
+    object.__setattr__(pipeline, "__class__", temporary)
     try:
         yield
     finally:
         object.__setattr__(pipeline, "__class__", kind)
-        del own.__call__  # a class lives until the garbage collector comes, and must not keep the pipeline
+        del temporary.__call__  # a class lives until the garbage collector comes, and must not keep the pipeline
 
 
 class _Step:
