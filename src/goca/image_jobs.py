@@ -119,17 +119,17 @@ def _sources(path: Path, out: Path) -> Iterator[tuple[Path, Path, str | None]]:
         require_regular(path)
         yield path, path.parent, None
         return
-    found = _search(path, out)
-    if not any(problem is None for problem in found.values()):
-        problems = "".join(f"; {problem}" for problem in [*found.values()][:1])
+    entries = _search(path, out)
+    if not any(problem is None for problem in entries.values()):
+        problems = "".join(f"; {problem}" for problem in [*entries.values()][:1])
         raise GocaError(f"no images in {path}: name a folder that has images{problems}")
-    for image, problem in sorted(found.items()):
+    for image, problem in sorted(entries.items()):
         yield image, path, problem
 
 
 def _search(folder: Path, out: Path) -> dict[Path, str | None]:
     """The images below a folder, and what cannot be searched or opened, with the reason."""
-    found: dict[Path, str | None] = {}
+    entries: dict[Path, str | None] = {}
     visited: set[tuple[int, int]] = set()
     # The output folder is read only where the user names it, or a folder in it.
     results = Path(os.path.realpath(out))
@@ -147,7 +147,7 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
             visited.add((status.st_dev, status.st_ino))
             names = os.listdir(current)  # noqa: PTH208 - a folder that cannot be listed raises here, not later
         except OSError as error:
-            found[current] = f"{current} is a folder that cannot be searched: {error.strerror}"
+            entries[current] = f"{current} is a folder that cannot be searched: {error.strerror}"
             continue
         for path in (current / name for name in names if not name.startswith(".")):
             try:
@@ -155,7 +155,7 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
             except OSError as error:
                 if _may_be_wanted(path):
                     dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
-                    found[path] = (
+                    entries[path] = (
                         f"{path} is a link to {path.readlink()}, which is not there"
                         if dangling
                         else (f"{path} cannot be opened: {error.strerror}")
@@ -165,8 +165,8 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
                 (linked if path.is_symlink() else real).append(path)
             elif _is_image(path):
                 regular = stat.S_ISREG(mode)
-                found[path] = None if regular else f"{path} is a pipe, a socket or a device, not an image file"
-    return found
+                entries[path] = None if regular else f"{path} is a pipe, a socket or a device, not an image file"
+    return entries
 
 
 def _is_image(path: Path) -> bool:
