@@ -170,6 +170,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "cross": "settings",
         "background": "recipe",
         "maps": "recipe",
+        "keys": "recipe",
         "seeds": "default",
         "flip": "default",
         "window": "default",

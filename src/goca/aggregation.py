@@ -17,11 +17,11 @@ from torch import Tensor
 from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities
+from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities, side_map
 from goca.maths.heads import head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
-from goca.maths.rescale import TokenMass, token_mass
+from goca.maths.rescale import TokenMass, mass_of_means, token_mass
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.text.token_spans import NounTokens
@@ -105,6 +105,12 @@ class AttentionAggregator:
             q = call.q.clone() if call.kind == "joint" and self._reference is None and self._weighs else call.q
             self._pending.append(
                 PendingLayer(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
+            )
+        elif weights is not None and self.tokens.side_keys:
+            side_keys = torch.cat([keys[call.block] for keys in self.tokens.side_keys], 1)
+            counts = self.tokens.counts
+            self._add_map(
+                call.block, side_map(call.q, call.k, side_keys, counts, call.scale, weights, call.mask), call.grid
             )
         elif weights is not None:
             attention = probabilities(call.q, call.k, call.scale, call.mask)
@@ -206,11 +212,14 @@ class AttentionAggregator:
         the image, from another.
         """
         global_map = self.global_map()
-        columns = global_map[list(self.tokens.content)]
+        on_the_side = bool(self.tokens.side_keys)
+        columns = global_map[1:] if on_the_side else global_map[list(self.tokens.content)]
         for axes, where in (((0,), "for every word"), ((-2, -1), "everywhere in the image")):
             spread = columns.amax(axes) - columns.amin(axes)
             if spread.numel() < columns.numel() and bool(spread.max() <= INDISTINCT * columns.abs().max()):
                 raise GocaError(f"the model's attention is the same {where}: are its weights complete?")
+        if on_the_side:
+            return mass_of_means(columns, self.tokens.counts)
         return token_mass(global_map, self.tokens.nouns, self.tokens.content, self.tokens.prompt)
 
 

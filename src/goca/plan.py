@@ -83,6 +83,8 @@ class Plan:
         timestep, seeds: each timestep is combined with each seed.
         feature: what the reference is compared by, its "query" or its attention's "output".
         background_classes: nouns added where one noun stands alone.
+        keys: where cross-attention meets the classes, see `Recipe`; from the settings where the recipe says "side" and
+            the model has joint attention.
         origin: {field: "recipe", "settings", "user" or "default"}.
         device, dtype: what the pipeline ran on and in.
         captions, notes: of the run itself: the prompts used, and what had to differ from the recipe.
@@ -109,6 +111,7 @@ class Plan:
     order: int
     background: Background | str
     background_classes: tuple[str, ...]
+    keys: str
     origin: Mapping[str, str] = field(hash=False)
     device: str = ""
     dtype: str = ""
@@ -181,6 +184,8 @@ def plan(
     chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes")}
     origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
     origin |= dict.fromkeys(options.set_by_user(), "user")
+    if joint and recipe.keys == "side":
+        chosen["keys"], origin["keys"] = "caption", "settings"
     made = Plan(
         recipe=name_of(recipe, RECIPES),
         model=model,

@@ -21,6 +21,8 @@ AUTO = "auto"
 """Background rule: offset 0 where there are background classes, else constant 0.5."""
 NO_BACKGROUND = "none"
 """A background of a request, like None: every pixel gets a class."""
+KEYS = ("caption", "side")
+"""Where cross-attention meets the classes: in the caption that the image is shown with, or beside it as keys alone."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Recipe:
         timestep: of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
         background: a `Background`, or "auto".
         maps: what a layer's map is made of.
+        keys: "caption" lists the classes in the caption that the image is shown with, and spreads those that do not fit
+            it over several, a pass each. "side" shows the image with the empty caption, or the user's; each class is
+            encoded in a prompt of its own and only adds its tokens' keys to every cross-attention. Any number of
+            classes then takes one pass, and none disturbs the image. Joint attention falls back to "caption".
 
     Raises:
         GocaError: for the name of an unknown rule.
@@ -53,6 +59,7 @@ class Recipe:
     timestep: int | str = FROM_MODEL
     background: Background | str = AUTO
     maps: MapRule | str = attention
+    keys: str = "caption"
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
@@ -65,6 +72,8 @@ class Recipe:
             object.__setattr__(self, "rescale", tuple(named(step, STEPS, "rescaling step") for step in self.rescale))
         if not isinstance(self.background, Background) and self.background not in (AUTO, FROM_MODEL):
             raise GocaError(f'background {self.background!r} is neither "{AUTO}" nor a Background(rule, threshold)')
+        if self.keys not in KEYS:
+            raise GocaError(f'keys {self.keys!r} is neither "caption" nor "side"')
 
 
 GOCA = Recipe()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice, pairwise
 from numbers import Real
 from unicodedata import normalize
 
@@ -46,7 +47,8 @@ class SegmentationRequest:
         background_classes: nouns that take part in the prompt; their pixels become background.
         background: "auto" (the recipe's rule), a constant threshold on scores in [0, 1], or "none" or None: every pixel
             gets a class.
-        caption: the prompt, instead of the list of nouns; every noun must be in it.
+        caption: the prompt, instead of the list of nouns; every noun must be in it, unless the recipe has keys on the
+            side.
 
     Raises:
         GocaError: the caption is not text.
@@ -138,29 +140,50 @@ def find_tokens(
     backbone, notes = session.backbone, list[str]()
     if backbone.family.linear_self_attention:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
+    if plan.origin["keys"] == "settings":
+        notes.append("keys on the side need cross-attention, which this model lacks: the caption lists the classes")
     if backbone.settings.nouns:
         spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns)
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
     groups = [classes]
+
+    def fits(nouns: Sequence[Noun]) -> bool:
+        return plan.keys == "side" or backbone.fits(nouns)
+
     if request.caption is None:
-        groups = split_over_prompts(classes, lambda group: backbone.fits((*group, *background_classes)))
+        groups = split_over_prompts(classes, lambda group: fits((*group, *background_classes)))
         if len(groups) > 1:
             notes.append(f"{len(classes)} classes do not fit one prompt: spread over {len(groups)}")
         if not background_classes and any(len(group) == 1 for group in groups):
             defaults = _default_background_classes(plan, classes)
-            if defaults and all(backbone.fits((*group, *defaults)) for group in groups):
+            if defaults and all(fits((*group, *defaults)) for group in groups):
                 background_classes = defaults
                 names = ", ".join(noun.name for noun in defaults)
                 notes.append(f"one noun alone: {names} added as background classes")
     written = None if request.caption is None else normalize("NFC", request.caption)
     prompts = []
     for group in groups:
+        if plan.keys == "side":
+            prompts.append(_side_tokens(written or "", group, background_classes, session))
+            continue
         caption = caption_of((*group, *background_classes)) if written is None else written
         texts = backbone.texts(session.prompt(caption))
         prompts.append(find_noun_tokens(caption, texts, group, background_classes, named=written is not None))
     if any(len(tokens.nouns) == 1 for tokens in prompts):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(prompts), notes
+
+
+def _side_tokens(
+    caption: str, classes: Sequence[Noun], background_classes: Sequence[Noun], session: BackboneSession
+) -> NounTokens:
+    """The nouns as keys beside a caption that need not name them."""
+    nouns = (*classes, *background_classes)
+    keys = session.keys([word for noun in nouns for word in noun.words])
+    counts = iter([next(iter(text_keys.values())).shape[1] for text_keys in keys])
+    ends = [0, *accumulate(sum(islice(counts, len(noun.words))) for noun in nouns)]
+    indices = tuple(tuple(range(start, end)) for start, end in pairwise(ends))
+    return NounTokens(caption, indices[: len(classes)], indices[len(classes) :], tuple(range(ends[-1])), keys)
 
 
 def _default_background_classes(plan: Plan, classes: Sequence[Noun]) -> tuple[Noun, ...]:

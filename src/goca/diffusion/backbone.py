@@ -31,10 +31,15 @@ from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.text.nouns import Noun, caption_of
+from goca.text.token_spans import TextKeys, find_noun_tokens
 from goca.text.tokens import Tokens
 
 MAX_PROMPTS = 64
 """How many encoded captions a session keeps; beyond that the oldest goes."""
+MAX_KEYS = 4096
+"""How many words' keys a session keeps; beyond that the oldest go. A token's take 50 KB in SD 1.5, in float32."""
+KEYS_BATCH = 16
+"""Words whose keys are computed in one pass."""
 
 
 class Backbone:
@@ -296,6 +301,7 @@ class BackboneSession:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self._prompts: dict[str, EncodedPrompt] = {}
+        self._keys: dict[str, TextKeys] = {}
 
     def prompt(self, caption: str) -> EncodedPrompt:
         """The encoded caption. Raises GocaError where the tokenizer reports no character offsets."""
@@ -308,6 +314,38 @@ class BackboneSession:
             if len(self._prompts) > MAX_PROMPTS:
                 del self._prompts[next(iter(self._prompts))]
         return self._prompts[caption]
+
+    def keys(self, words: Sequence[str]) -> tuple[TextKeys, ...]:
+        """What each word adds to the keys of every cross-attention, encoded in a prompt of its own.
+
+        Keys of a text depend on nothing else, so a pass over the smallest image shows them.
+
+        Raises:
+            GocaError: for a word that is longer than a prompt, or consists of stop words.
+        """
+        missing = [word for word in dict.fromkeys(words) if word not in self._keys]
+        for start in range(0, len(missing), KEYS_BATCH):
+            self._keys |= self._new_keys(missing[start : start + KEYS_BATCH])
+        keys = tuple(self._keys[word] for word in words)
+        for oldest in tuple(self._keys)[:-MAX_KEYS]:
+            del self._keys[oldest]
+        return keys
+
+    def _new_keys(self, words: Sequence[str]) -> dict[str, TextKeys]:
+        backbone = self.backbone
+        side = backbone.size_multiple
+        cells = side // backbone.vae_scale_factor
+        latent = torch.zeros(1, latent_channels(backbone.pipeline), cells, cells, device=backbone.device)
+        keys: dict[str, dict[str, Tensor]] = {word: {} for word in words}
+        items = []
+        for word in words:
+            noun = Noun(word, (word,))
+            caption = caption_of([noun])
+            tokens = find_noun_tokens(caption, backbone.texts(self.prompt(caption)), [noun], (), named=False)
+            sink = partial(_keep_keys, keys[word], list(tokens.content))
+            items.append(BatchItem(latent, (side, side), caption, backbone.settings.timestep, 0, sink))
+        self.run(items, KEYS_BATCH)
+        return dict(keys)
 
     @torch.no_grad()
     def forward(
@@ -383,6 +421,11 @@ class BackboneSession:
             lambda row, call: items[row].sink(call),
             stop_early=True,
         )
+
+
+def _keep_keys(keys: dict[str, Tensor], indices: list[int], call: AttentionCall) -> None:
+    if call.kind == "cross":
+        keys[call.block] = call.k[:, indices]
 
 
 def _declared_scheduler(pipeline: Any) -> str | None:

@@ -1,8 +1,9 @@
 """Attention probabilities, never more of them at once than asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -75,6 +76,32 @@ def joint_blocks(
             tokens += einsum(shares, part[..., text], "pixel head, head pixel token -> pixel token")
             pixels += _over_heads(part[..., image])
         yield block, tokens, pixels.div_(len(q))
+
+
+def side_map(
+    q: Queries,
+    k: Keys,
+    side_keys: Float[Tensor, "head side dim"],
+    counts: Sequence[int],
+    scale: float,
+    weights: Float[Tensor, "pixel head"],
+    mask: Mask = None,
+) -> Float[Tensor, "pixel column"]:
+    """One softmax over a caption and, beside it, nouns that only attention to them knows of.
+
+    A column for all but the nouns, then one for each: the mean over its tokens, of which it has `counts` in turn. As
+    in `joint_blocks` the heads are weighed. Some rows at a time, as a thousand nouns have thousands of tokens.
+    """
+    lengths = torch.tensor(counts, device=q.device)
+    noun_of = torch.repeat_interleave(lengths)
+    side = slice(k.shape[1], None)
+    if mask is not None:
+        mask = F.pad(mask, (0, side_keys.shape[1]))
+    columns = weights.new_zeros(len(weights), 1 + len(counts))
+    for rows, tokens, _ in joint_blocks(q, torch.cat([k, side_keys], 1), scale, weights, side, slice(0, 0), mask):
+        columns[rows, 1:].index_add_(1, noun_of, tokens / lengths[noun_of])
+    columns[:, 0] = 1 - columns.sum(1)
+    return columns
 
 
 def _over_heads(part: Tensor) -> Tensor:

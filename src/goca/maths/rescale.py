@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,8 +20,10 @@ Maps = Float[Tensor, "class height width"]
 class TokenMass(NamedTuple):
     """What the global map says of each noun.
 
-    raw: class score, the mean over the noun's token columns. content: the sum over ALL content tokens' columns, never
-    special tokens, stop words or punctuation. prompt: the same with stop words and punctuation.
+    raw: class score, the mean over the noun's token columns. Where the tokens of a pixel sum to 1, as in the paper's
+    fusion, it is a part of all attention there, and 1 - content is what start token, padding and other words take.
+    content: the sum over ALL content tokens' columns, never special tokens, stop words or punctuation. prompt: the same
+    with stop words and punctuation.
     """
 
     raw: Float[Tensor, "class height width"]
@@ -42,6 +45,12 @@ def token_mass(
     """
     raw = torch.stack([global_map[list(columns)].mean(0) for columns in nouns])
     return TokenMass(raw, global_map[list(content)].sum(0), global_map[list(prompt)].sum(0))
+
+
+def mass_of_means(raw: Maps, counts: Sequence[int]) -> TokenMass:
+    """The same from what `token_mass` takes of each noun, the mean over its tokens, of which it has `counts`."""
+    content = einsum(raw, raw.new_tensor(counts), "noun height width, noun -> height width")
+    return TokenMass(raw, content, content)
 
 
 def share(maps: Maps, token_mass: TokenMass) -> Maps:

@@ -7,8 +7,11 @@ multi-token words need no special case. A token index is a position in the seque
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from goca.errors import GocaError
 from goca.text.nouns import Noun
@@ -17,6 +20,8 @@ from goca.text.tokens import Tokens
 
 Indices = tuple[int, ...]
 """Token indices, rising."""
+TextKeys = Mapping[str, Float[Tensor, "_head _token _dim"]]
+"""{block: the keys of a text's tokens in its cross-attention}."""
 
 MAX_QUOTED = 60
 """The most characters of a text in a message."""
@@ -24,17 +29,27 @@ MAX_QUOTED = 60
 
 @dataclass(frozen=True)
 class NounTokens:
-    """The token indices of a caption's nouns, in the order of the request; prompt: of every token but special ones."""
+    """The token indices of a caption's nouns, in the order of the request; prompt: of every token but special ones.
+
+    side_keys: where the nouns are not in the caption but keys beside it, those of each of their words in turn; the
+    indices then count these keys.
+    """
 
     caption: str
     classes: tuple[Indices, ...]
     background_classes: tuple[Indices, ...]
     prompt: Indices
+    side_keys: tuple[TextKeys, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def nouns(self) -> tuple[Indices, ...]:
         """Of classes, then of background classes."""
         return self.classes + self.background_classes
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many tokens each noun has."""
+        return tuple(map(len, self.nouns))
 
     @property
     def content(self) -> Indices:
