@@ -6,10 +6,11 @@ weights, and of the self-attention of the refinement layers.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,7 +25,7 @@ from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, mass_of_means, token_mass
 from goca.maths.windows import Windows
 from goca.plan import Plan
-from goca.text.token_spans import NounTokens
+from goca.text.token_spans import NounTokens, TextKeys
 
 INDISTINCT = 1e-6
 """Columns of the global map that differ by less than this share of the largest value differ by rounding alone."""
@@ -89,14 +90,16 @@ class AttentionAggregator:
                 raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
             self._read.add(call.block)
         reads = call.text is not None and self._takes_part(call.block)
-        weights = None
+        weights, wider = None, call
         if reads and self.plan.maps is not None:
             assert call.text_output is not None  # plans of such rules need joint attention, which has it
             layer_map = self.plan.maps(call.output, call.text_output, self.tokens.nouns)
             self._add_map(call.block, layer_map, call.grid)
         elif reads:
             assert call.projection is not None  # the hook has one wherever text is read
-            parts = rearrange(call.output, "head pixel dim -> pixel head dim")
+            if self.tokens.side_keys:
+                wider = with_side_keys(call, self.tokens.side_keys)
+            parts = rearrange(wider.output, "head pixel dim -> pixel head dim")
             weights = head_weights(self.plan.heads, parts, call.projection)
             self.heads[call.block] = weights.mean(0)
         if call.image is not None:
@@ -107,11 +110,8 @@ class AttentionAggregator:
                 PendingLayer(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
             )
         elif weights is not None and self.tokens.side_keys:
-            side_keys = torch.cat([keys[call.block] for keys in self.tokens.side_keys], 1)
-            counts = self.tokens.counts
-            self._add_map(
-                call.block, side_map(call.q, call.k, side_keys, counts, call.scale, weights, call.mask), call.grid
-            )
+            layer_map = side_map(wider.q, wider.k, self.tokens.counts, wider.scale, weights, wider.mask)
+            self._add_map(call.block, layer_map, call.grid)
         elif weights is not None:
             attention = probabilities(call.q, call.k, call.scale, call.mask)
             self._add_map(call.block, head_map(weights, attention), call.grid)
@@ -221,6 +221,20 @@ class AttentionAggregator:
         if on_the_side:
             return mass_of_means(columns, self.tokens.counts)
         return token_mass(global_map, self.tokens.nouns, self.tokens.content, self.tokens.prompt)
+
+
+def with_side_keys(call: AttentionCall, side_keys: Sequence[TextKeys]) -> AttentionCall:
+    """A cross-attention as it were if the texts' keys and values stood behind the caption's.
+
+    The heads are then weighed by what they make of the classes, of which the model itself was told nothing.
+    """
+    keys, values = zip(*(text[call.block] for text in side_keys), strict=True)
+    k, v = torch.cat([call.k, *keys], 1), torch.cat([call.v, *values], 1)
+    mask = None if call.mask is None else F.pad(call.mask, (0, k.shape[1] - call.k.shape[1]))
+    # With all four axes, or PyTorch would make the whole matrix on a CPU.
+    bias = None if mask is None else mask[None].to(call.q.dtype)
+    output = F.scaled_dot_product_attention(call.q[None], k[None], v[None], bias, scale=call.scale)[0]
+    return replace(call, k=k, v=v, mask=mask, output=output, text=slice(0, k.shape[1]))
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def _side_tokens(
     """The nouns as keys beside a caption that need not name them."""
     nouns = (*classes, *background_classes)
     keys = session.keys([word for noun in nouns for word in noun.words])
-    counts = iter([next(iter(text_keys.values())).shape[1] for text_keys in keys])
+    counts = iter([next(iter(text_keys.values()))[0].shape[1] for text_keys in keys])
     ends = [0, *accumulate(sum(islice(counts, len(noun.words))) for noun in nouns)]
     indices = tuple(tuple(range(start, end)) for start, end in pairwise(ends))
     return NounTokens(caption, indices[: len(classes)], indices[len(classes) :], tuple(range(ends[-1])), keys)

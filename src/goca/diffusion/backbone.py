@@ -37,9 +37,9 @@ from goca.text.tokens import Tokens
 MAX_PROMPTS = 64
 """How many encoded captions a session keeps; beyond that the oldest goes."""
 MAX_KEYS = 4096
-"""How many words' keys a session keeps; beyond that the oldest go. A token's take 50 KB in SD 1.5, in float32."""
+"""How many words' keys a session keeps; beyond that the oldest go. A token's take 100 KB in SD 1.5, in float32."""
 KEYS_BATCH = 16
-"""Words whose keys are computed in one pass."""
+"""How many words' keys are computed in one pass."""
 
 
 class Backbone:
@@ -316,9 +316,9 @@ class BackboneSession:
         return self._prompts[caption]
 
     def keys(self, words: Sequence[str]) -> tuple[TextKeys, ...]:
-        """What each word adds to the keys of every cross-attention, encoded in a prompt of its own.
+        """Each word's keys and values in every cross-attention, encoded in a prompt of its own.
 
-        Keys of a text depend on nothing else, so a pass over the smallest image shows them.
+        They depend on nothing but that text, so a pass over the smallest image shows them.
 
         Raises:
             GocaError: for a word that is longer than a prompt, or consists of stop words.
@@ -336,7 +336,7 @@ class BackboneSession:
         side = backbone.size_multiple
         cells = side // backbone.vae_scale_factor
         latent = torch.zeros(1, latent_channels(backbone.pipeline), cells, cells, device=backbone.device)
-        keys: dict[str, dict[str, Tensor]] = {word: {} for word in words}
+        keys: dict[str, dict[str, tuple[Tensor, Tensor]]] = {word: {} for word in words}
         items = []
         for word in words:
             noun = Noun(word, (word,))
@@ -423,9 +423,9 @@ class BackboneSession:
         )
 
 
-def _keep_keys(keys: dict[str, Tensor], indices: list[int], call: AttentionCall) -> None:
+def _keep_keys(keys: dict[str, tuple[Tensor, Tensor]], indices: list[int], call: AttentionCall) -> None:
     if call.kind == "cross":
-        keys[call.block] = call.k[:, indices]
+        keys[call.block] = call.k[:, indices], call.v[:, indices]
 
 
 def _declared_scheduler(pipeline: Any) -> str | None:

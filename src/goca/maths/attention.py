@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -81,24 +80,21 @@ def joint_blocks(
 def side_map(
     q: Queries,
     k: Keys,
-    side_keys: Float[Tensor, "head side dim"],
     counts: Sequence[int],
     scale: float,
     weights: Float[Tensor, "pixel head"],
     mask: Mask = None,
 ) -> Float[Tensor, "pixel column"]:
-    """One softmax over a caption and, beside it, nouns that only attention to them knows of.
+    """One softmax over a caption and the nouns beside it, whose keys are the last: noun by noun, `counts` of each.
 
-    A column for all but the nouns, then one for each: the mean over its tokens, of which it has `counts` in turn. As
-    in `joint_blocks` the heads are weighed. Some rows at a time, as a thousand nouns have thousands of tokens.
+    A column for all else, then one for each noun: the mean over its tokens. As in `joint_blocks` the heads are weighed.
+    Only some rows at a time have a column for each token, as a thousand nouns have thousands.
     """
     lengths = torch.tensor(counts, device=q.device)
     noun_of = torch.repeat_interleave(lengths)
-    side = slice(k.shape[1], None)
-    if mask is not None:
-        mask = F.pad(mask, (0, side_keys.shape[1]))
+    side = slice(k.shape[1] - sum(counts), None)
     columns = weights.new_zeros(len(weights), 1 + len(counts))
-    for rows, tokens, _ in joint_blocks(q, torch.cat([k, side_keys], 1), scale, weights, side, slice(0, 0), mask):
+    for rows, tokens, _ in joint_blocks(q, k, scale, weights, side, slice(0, 0), mask):
         columns[rows, 1:].index_add_(1, noun_of, tokens / lengths[noun_of])
     columns[:, 0] = 1 - columns.sum(1)
     return columns

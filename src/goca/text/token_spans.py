@@ -20,8 +20,8 @@ from goca.text.tokens import Tokens
 
 Indices = tuple[int, ...]
 """Token indices, rising."""
-TextKeys = Mapping[str, Float[Tensor, "_head _token _dim"]]
-"""{block: the keys of a text's tokens in its cross-attention}."""
+TextKeys = Mapping[str, tuple[Float[Tensor, "_head _token _dim"], Float[Tensor, "_head _token _dim"]]]
+"""{block: (keys, values) of a text's tokens in its cross-attention}."""
 
 MAX_QUOTED = 60
 """The most characters of a text in a message."""
