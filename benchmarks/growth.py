@@ -58,7 +58,7 @@ def measure(pipeline: Any, size: int, count: int) -> Row:
     # The first layer: a segmentation ends with the last attention, before the denoiser does.
     handle = pipeline.unet.conv_in.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     try:
-        seconds, gib = peak(lambda: segmenter(image, classes=classes))
+        seconds, gib = peak(lambda: segmenter(image, classes=classes, background_classes=()))
     finally:
         handle.remove()
     with torch.no_grad():

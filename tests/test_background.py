@@ -1,192 +1,207 @@
-"""The background rules by hand, and labels against a loop over every pixel of the upsampled maps."""
+"""Background classes that nobody named: which nouns join the classes, where, and what the result says of it."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
-import torch
-from maths_steps import label
-from torch import Tensor
-from yardsticks import bilinear_axis
+from PIL import Image
 
-from goca.maths.background import Background, constant, labels, maximum, none, offset
+from goca import GOCA, RECIPES, SegmentationRequest, Segmenter, bundled
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.families.unet import BUNDLED
+from goca.maths.background import Background, none
+from goca.plan import Options
+from goca.request import find_tokens
+from goca.testing.tiny import BUILDERS
+from goca.text.background_nouns import BACKGROUND_NOUNS, background_nouns
+from goca.text.nouns import Noun, parse_nouns
+from training.nouns import STUFF
 
-RULES = [offset, maximum, constant, none]
-SIZES = [((5, 7), (11, 13)), ((5, 7), (3, 17)), ((7, 3), (41, 2)), ((5, 7), (5, 7)), ((1, 1), (5, 3))]
-INF = float("inf")
-
-
-def positive(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def slow_score(rule: object, threshold: float, background_scores: float) -> float:
-    if rule is offset:
-        return threshold + background_scores
-    if rule is maximum:
-        return max(threshold, background_scores)
-    return threshold if rule is constant else -INF
+Make = Callable[..., Image.Image]
 
 
-def slow_upsample(maps: Tensor, size: tuple[int, int]) -> list[list[list[float]]]:
-    """(class, height, width)"""
-    down, across = (bilinear_axis(i, o) for i, o in zip(maps.shape[-2:], size, strict=True))
-    return [
-        [
-            [
-                sum(
-                    wy * wx * value
-                    for wy, line in zip(row, image, strict=True)
-                    if wy
-                    for wx, value in zip(column, line, strict=True)
-                    if wx
-                )
-                for column in across
-            ]
-            for row in down
-        ]
-        for image in maps.tolist()
-    ]
+@pytest.fixture
+def model(bundled: Segmenter) -> Segmenter:
+    return bundled
 
 
-def slow_label(
-    classes: Tensor, background_scores: Tensor | None, background: Background, size: tuple[int, int]
-) -> list[list[int]]:
-    maps = slow_upsample(classes, size)
-    extra = slow_upsample(
-        torch.zeros_like(classes[:1]) if background_scores is None else background_scores[None], size
-    )[0]
-    out = []
-    for y in range(size[0]):
-        row = []
-        for x in range(size[1]):
-            best, winner = slow_score(background.rule, background.threshold, extra[y][x]), 0
-            for index, image in enumerate(maps, start=1):
-                if image[y][x] > best:
-                    best, winner = image[y][x], index
-            row.append(winner)
-        out.append(row)
-    return out
+def joined_by(classes: Any, listed: tuple[str, ...] = BACKGROUND_NOUNS) -> list[str]:
+    return [noun.name for noun in background_nouns(listed, parse_nouns(classes)[0])]
 
 
-# ---- rules
+def found(segmenter: Segmenter, classes: Any, **request: Any) -> tuple[list[str], tuple[str, ...], list[str]]:
+    """The captions, the background classes and the notes of a request, without an image."""
+    asked = SegmentationRequest("", classes, **request)
+    with segmenter.inference():
+        prompts, names, notes = find_tokens(asked, segmenter.plan, segmenter.backbone.session())
+    assert all(len(tokens.background_classes) == len(names) for tokens in prompts)
+    return [tokens.caption for tokens in prompts], names, notes
 
 
-def test_rules_by_hand() -> None:
-    background_scores = torch.tensor([[0.0, 0.25, 1.0]])
-    assert offset(0.5, background_scores).tolist() == [[0.5, 0.75, 1.5]]
-    assert offset(-0.25, background_scores).tolist() == [[-0.25, 0.0, 0.75]]
-    assert maximum(0.5, background_scores).tolist() == [[0.5, 0.5, 1.0]]
-    assert maximum(0.125, background_scores).tolist() == [[0.125, 0.25, 1.0]]
-    assert constant(0.5, background_scores).tolist() == [[0.5, 0.5, 0.5]]
-    assert none(0.5, background_scores).tolist() == [[-INF, -INF, -INF]]
-    # What is given is left as it was.
-    assert background_scores.tolist() == [[0.0, 0.25, 1.0]]
+# ---- which nouns
 
 
-def test_labels_by_hand() -> None:
-    # Four pixels, two classes, one background map, nothing to upsample.
-    classes = torch.tensor([[[0.9, 0.2, 0.4, 0.0]], [[0.1, 0.3, 0.6, 0.1]]])
-    background_scores = torch.tensor([[0.5, 0.25, 0.5, 0.0]])
-    by_hand = {
-        offset: [[1, 0, 0, 0]],  # background 0.7, 0.45, 0.7, 0.2
-        maximum: [[1, 2, 2, 0]],  # 0.5, 0.25, 0.5, 0.2
-        constant: [[1, 2, 2, 0]],  # 0.2 everywhere
-        none: [[1, 2, 2, 2]],
-    }
-    for rule, expected in by_hand.items():
-        assert label(classes, background_scores, Background(rule, 0.2), (1, 4)).tolist() == expected
-    assert label(classes, background_scores, Background(maximum, 0.5), (1, 4)).tolist() == [[1, 0, 2, 0]]
-    # Without background classes their map is 0.
-    assert label(classes, None, Background(offset, 0.2), (1, 4)).tolist() == [[1, 2, 2, 0]]
+@pytest.mark.parametrize(
+    ("classes", "missing"),
+    [
+        (["cat", "person"], set()),
+        (["Background"], {"background"}),
+        (["SKY"], {"sky"}),
+        (["walls"], {"wall"}),
+        (["clouds"], {"sky"}),
+        (["grass"], {"grass", "vegetation", "ground"}),
+        (["lawn"], {"grass", "vegetation", "ground"}),
+        (["soil"], {"ground"}),
+        (["Pine_Trees"], {"tree", "vegetation"}),
+        (["potted plant"], {"tree", "grass", "vegetation"}),
+        (["vegetation"], {"tree", "grass", "vegetation"}),
+        ({"green": ["leaves"]}, {"vegetation"}),
+        ({"home": [], "way": ["streets"]}, {"building", "road"}),
+        # What stands in front says of what kind it is, and is not what is wanted.
+        (["water bottle", "wall clock", "snowman"], set()),
+        (["tiles"], {"wall", "floor"}),
+    ],
+    ids=str,
+)
+def test_what_is_wanted_has_no_rival(classes: Any, missing: set[str]) -> None:
+    assert joined_by(classes) == [name for name in BACKGROUND_NOUNS if name not in missing]
 
 
-# ---- upsampling, settling, argmax
+@pytest.mark.parametrize("noun", STUFF, ids=lambda noun: noun.name)
+def test_no_word_of_the_bundled_stuff_has_a_rival(noun: Any) -> None:
+    others = [name for name in bundled.stuff() if name != noun.name]
+    for word in (noun.name, noun.plural, noun.name.upper(), *noun.synonyms):
+        assert noun.name not in joined_by([word], bundled.stuff()), word
+    assert joined_by([noun.name], bundled.stuff()) == others
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize(("grid", "size"), SIZES, ids=str)
-@pytest.mark.parametrize("supported", [True, False], ids=["background_scores", "alone"])
-def test_label_is_the_loop(rule: object, grid: tuple[int, int], size: tuple[int, int], supported: bool) -> None:
-    classes, background_scores = positive(3, *grid), positive(*grid, seed=1) if supported else None
-    background = Background(rule, 0.3)  # type: ignore[arg-type]
-    assert label(classes, background_scores, background, size).tolist() == slow_label(
-        classes, background_scores, background, size
+def test_the_bundled_stuff_is_the_rest_of_its_vocabulary() -> None:
+    assert BUNDLED.background_classes == bundled.stuff() == tuple(noun.name for noun in STUFF)
+    assert bundled.vocabulary()[-len(STUFF) :] == bundled.stuff()
+
+
+def test_things_leave_the_bundled_stuff_as_it_is() -> None:
+    things = [name for name in bundled.vocabulary() if name not in bundled.stuff()]
+    assert joined_by(things, bundled.stuff()) == list(bundled.stuff())
+
+
+def test_the_stated_nouns_can_stand_in_one_prompt() -> None:
+    """None is refused as named twice."""
+    _, nouns = parse_nouns(["cat"], BACKGROUND_NOUNS)
+    assert nouns == tuple(Noun(name, (name,)) for name in BACKGROUND_NOUNS)
+
+
+# ---- in a request
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "fttm"])  # which names blocks of SD 1.5
+def test_any_number_of_classes_gets_background_classes(recipe: str, image: Make, model: Segmenter) -> None:
+    joint = RECIPES[recipe].maps is not GOCA.maps
+    backbone = Backbone(BUILDERS["flux"]()) if joint else model.backbone
+    segmenter = Segmenter(backbone, recipe, Options(size=64))
+    for classes in (["cat"], ["dog", "Cats"]):
+        result = segmenter(image(), classes)
+        names = segmenter.plan.background_classes
+        assert result.plan.background_classes == names
+        assert result.plan.captions == (", ".join((*classes, *names)).replace("Cats", caption_word(segmenter)),)
+        assert f"background classes added: {', '.join(names)}" in result.plan.notes
+        assert result.to_json()["plan"]["background_classes"] == list(names)
+        assert result.scores.background is not None
+        assert result.scores.grid.shape[0] == len(classes) == len(result.classes)
+
+
+def caption_word(segmenter: Segmenter) -> str:
+    """How "Cats" stands in a caption: a model of few words has it in its own spelling."""
+    return "cat" if segmenter.backbone.settings.nouns else "Cats"
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_family_is_asked_for_them(name: str) -> None:
+    segmenter = Segmenter.from_pipeline(BUILDERS[name](), size=64)
+    captions, names, notes = found(segmenter, {"Traffic_Light": ["lamp"], "lawn": []})
+    assert names == tuple(name for name in BACKGROUND_NOUNS if name not in ("grass", "vegetation", "ground"))
+    assert captions == [f"Traffic Light, lamp, lawn, {', '.join(names)}"]
+    assert f"background classes added: {', '.join(names)}" in notes
+
+
+@pytest.mark.parametrize("nothing", [[], ()], ids=str)
+def test_an_empty_list_switches_them_off(nothing: Any, model: Segmenter, image: Make) -> None:
+    result = model(image(), ["cat", "grass"], nothing)
+    assert (result.plan.captions, result.plan.background_classes, result.plan.notes) == (("cat, grass",), (), ())
+    assert result.plan.to_json()["background"] == {"rule": "constant", "threshold": 0.5}
+
+
+def test_a_list_replaces_them(model: Segmenter) -> None:
+    assert found(model, ["cat"], background_classes=["sky", "ball"]) == (["cat, sky, ball"], ("sky", "ball"), [])
+
+
+def test_where_every_pixel_gets_a_class_there_are_none(model: Segmenter) -> None:
+    for background in (None, "none"):
+        assert found(model, ["cat", "dog"], background=background) == (["cat, dog"], (), [])
+    assert found(model, ["cat", "dog"], background=0.3)[1] == bundled.stuff()
+    everything = Segmenter(model.backbone, replace(GOCA, background=Background(none)))
+    assert found(everything, ["cat", "dog"]) == (["cat, dog"], (), [])
+
+
+def test_a_caption_of_the_user_s_has_none(model: Segmenter) -> None:
+    assert found(model, ["cat"], caption="a cat on the grass") == (
+        ["a cat on the grass"],
+        (),
+        ["one noun alone in a prompt: no share is taken"],
     )
 
 
-def test_the_rule_is_applied_to_the_upsampled_map() -> None:
-    # Half way between 0 and 1 the background map is 0.5; its maximum with 0.6, taken first, would be 0.8.
-    background_scores = torch.tensor([[0.0, 1.0]])
-    classes = torch.full((1, 1, 2), 0.7)
-    assert label(classes, background_scores, Background(maximum, 0.6), (1, 3)).tolist() == [[1, 1, 0]]
+def test_where_all_are_wanted_the_recipe_s_rule_is_as_ever(model: Segmenter, image: Make) -> None:
+    result = model(image(), ["cat", *bundled.stuff()])
+    assert result.plan.background_classes == ()
+    assert result.plan.notes == ()
+    assert result.plan.to_json()["background"] == {"rule": "constant", "threshold": 0.5}
+    without = model(image(), ["cat", *bundled.stuff()], background_classes=())
+    np.testing.assert_array_equal(result.labels, without.labels)
 
 
-@pytest.mark.parametrize("guided", [False, True], ids=["bilinear", "along edges"])
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize("strip", [1, 2, 13, 96, 1000, None])
-def test_strips_change_nothing(rule: object, strip: int | None, guided: bool) -> None:
-    size = (97, 53)
-    classes, background_scores = positive(67, 5, 7), positive(5, 7, seed=1)
-    classes[11] = -INF
-    background = Background(rule, 0.4)  # type: ignore[arg-type]
-    guide = (255 * positive(*size, 3, seed=2)).to(torch.uint8) if guided else None
-    whole = label(classes, background_scores, background, size, guide, rows=[slice(0, 97)])
-    assert len(whole.unique()) >= 3
-    rows = None if strip is None else [slice(start, min(start + strip, 97)) for start in range(0, 97, strip)]
-    assert torch.equal(label(classes, background_scores, background, size, guide, rows=rows), whole)
+def test_by_default_is_as_if_they_were_listed(model: Segmenter, image: Make) -> None:
+    result = model(image(), ["cat", "grass"])
+    names = [name for name in bundled.stuff() if name != "grass"]
+    listed = model(image(), ["cat", "grass"], background_classes=names)
+    np.testing.assert_array_equal(result.labels, listed.labels)
+    assert result.plan.background == listed.plan.background
+    assert result.plan.background_classes == listed.plan.background_classes
+    # The model's own list stays whole for the next image.
+    assert model.plan.background_classes == bundled.stuff()
 
 
-@pytest.mark.parametrize("supported", [True, False], ids=["background_scores", "alone"])
-def test_many_backgrounds_are_each_by_itself(supported: bool) -> None:
-    classes, background_scores = positive(3, 5, 7), positive(5, 7, seed=1) if supported else None
-    classes[1] = -INF
-    backgrounds = [Background(rule, threshold) for rule in RULES for threshold in (-0.4, 0.0, 0.3, 0.7)]
-    found = labels(classes, background_scores, backgrounds, (41, 37)).long()
-    for background, one in zip(backgrounds, found, strict=True):
-        assert torch.equal(one, label(classes, background_scores, background, (41, 37)))
-    assert len({tuple(one.flatten().tolist()) for one in found}) > 2
+def test_a_class_of_synonyms_leaves_out_all_of_them(model: Segmenter) -> None:
+    captions, names, _ = found(model, {"way": ["road", "sand"], "garden": ["tree", "lawn"]})
+    assert names == ("water", "sky", "snow", "brick", "wood")
+    assert captions == ["road, sand, tree, water, sky, snow, brick, wood"]
 
 
-# ---- who can win
+# ---- room in the prompt
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize(("grid", "size"), SIZES, ids=str)
-def test_an_absent_class_never_wins_and_disturbs_nobody(
-    rule: object, grid: tuple[int, int], size: tuple[int, int]
-) -> None:
-    classes, background_scores = positive(4, *grid), positive(*grid, seed=1)
-    classes[1] = -INF
-    classes[3] = -INF
-    before = classes.clone()
-    background = Background(rule, 0.2)  # type: ignore[arg-type]
-    labels = label(classes, background_scores, background, size)
-    assert set(labels.unique().tolist()) <= {0, 1, 3}
-    # The others, asked alone, get the same pixels.
-    alone = label(classes[[0, 2]], background_scores, background, size)
-    assert torch.equal(torch.tensor([0, 1, 3])[alone], labels)
-    assert torch.equal(classes, before)
+def test_classes_are_spread_over_prompts_that_each_have_the_list(sd15: Any) -> None:
+    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    captions, names, notes = found(segmenter, [f"thing number {index}" for index in range(9)])
+    assert names == BACKGROUND_NOUNS
+    assert len(captions) > 1
+    assert all(caption.endswith(", ".join(BACKGROUND_NOUNS)) for caption in captions)
+    assert notes == [
+        f"background classes added: {', '.join(BACKGROUND_NOUNS)}",
+        f"9 classes do not fit one prompt: spread over {len(captions)}",
+    ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_where_all_are_absent_there_is_background(rule: object) -> None:
-    labels = label(torch.full((2, 5, 7), -INF), None, Background(rule, 0.5), (11, 13))  # type: ignore[arg-type]
-    assert not labels.any()
-
-
-def test_without_a_background_every_pixel_gets_a_class() -> None:
-    for classes in (positive(3, 5, 7), torch.zeros(3, 5, 7), positive(3, 5, 7) - 5):
-        labels = label(classes, positive(5, 7, seed=1), Background(none), (41, 37))
-        assert int(labels.min()) >= 1
-        assert int(labels.max()) <= 3
-
-
-@pytest.mark.parametrize("size", [(5, 7), (97, 53), (3, 2)], ids=str)
-def test_ties_go_to_the_background_then_to_the_first_class(size: tuple[int, int]) -> None:
-    # A half is exact, and so is every mean of halves.
-    half = torch.full((2, 5, 7), 0.5)
-    assert not label(half, None, Background(constant, 0.5), size).any()
-    assert not label(half, half[0], Background(offset, 0.0), size).any()
-    assert not label(half, half[0], Background(maximum, 0.5), size).any()
-    assert label(half, None, Background(constant, 0.4375), size).unique().tolist() == [1]
-    assert label(half, None, Background(none), size).unique().tolist() == [1]
-    # A map that is 0, as a constant one is after min-max, does not beat no background map at all.
-    assert not label(torch.zeros(2, 5, 7), None, Background(offset, 0.0), size).any()
+@pytest.mark.parametrize("listed", [None, [f"thing {index}" for index in range(40)]], ids=["default", "listed"])
+def test_what_finds_no_room_is_left_out_from_the_end(listed: Any, sd15: Any) -> None:
+    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    captions, names, notes = found(segmenter, ["the quick brown fox " * 7, "dog"], background_classes=listed)
+    whole = BACKGROUND_NOUNS if listed is None else tuple(listed)
+    assert 0 < len(names) < len(whole)
+    assert names == whole[: len(names)]
+    assert all(caption.endswith(", ".join(names)) for caption in captions)
+    assert f"background classes that found no room in the prompt: {', '.join(whole[len(names) :])}" in notes
+    more = [Noun(name, (name,)) for name in (" ".join(["the quick brown fox"] * 7), *whole[: len(names) + 1])]
+    assert not segmenter.backbone.fits(more)

@@ -70,7 +70,7 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, (), "instead of None"),
         (7, (), "instead of 7"),
-        (["cat"], None, "instead of None"),
+        (["cat"], 7, "instead of 7"),
         ({"cat": None}, (), 'synonyms of "cat" are a list: write [] instead of None'),
         (["cat", None], (), "None is not a name"),
     ],

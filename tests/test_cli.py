@@ -153,6 +153,11 @@ def test_usage_errors_are_one_line(goca, arguments, told):
         (("photo.jpg", "--classes-file", "photo.jpg"), "not text in UTF-8: save it as UTF-8 (--classes-file)"),
         (("photo.jpg", "--classes", "cat, Cat"), "twice"),
         (("photo.jpg", "--classes", "cat", "--background-classes", "cat"), "twice"),
+        (("photo.jpg", *ASK, "--background-classes-file", "names.txt"), "give one of them"),
+        (
+            ("photo.jpg", "--classes", "cat", "--background-classes-file", "nowhere.txt"),
+            "nowhere.txt (--background-classes-file)",
+        ),
         (("nowhere.jpg", *ASK), "nowhere.jpg"),
         (("photo.jpg", "nowhere", *ASK), "nowhere"),
         (("empty", *ASK), "no images in empty"),
@@ -307,7 +312,7 @@ def test_one_image(goca, loaded):
 def test_the_table_shows_the_background_and_the_notes(goca, loaded):
     done = goca("segment", "photo.jpg", "--classes", "cat")
     assert "(background)" in done.out
-    assert "note: one noun alone" in done.out
+    assert "note: background classes added: grass" in done.out
 
 
 def test_a_pipe_gets_everything(goca, loaded):
@@ -359,7 +364,8 @@ def test_background_in_the_list_takes_no_label_and_that_is_said(goca, loaded, op
 
 def test_a_note_is_printed_once_in_a_run(goca, loaded):
     done = goca("segment", "in", "photo.jpg", "--classes", "cat")
-    assert "note: one noun alone: grass, sky, road added as background classes (3 of 3 images)\n" in done.out
+    added = "grass, sand, water, sky, snow, brick, wood, road"
+    assert f"note: background classes added: {added} (3 of 3 images)\n" in done.out
     assert done.out.count("note: ") == 1
 
 
@@ -423,10 +429,24 @@ def test_a_second_run_does_not_take_results_for_images(goca, loaded):
 
 def test_synonyms_from_a_file(goca, loaded):
     Path("names.txt").write_text("cat: dog\ngrass\n")
-    done = goca("segment", "photo.jpg", "--classes-file", "names.txt", "--json")
+    done = goca("segment", "photo.jpg", "--classes-file", "names.txt", "--background-classes", "", "--json")
     facts = json.loads(done.out)
     assert [one["name"] for one in facts["classes"]] == ["cat", "grass"]
     assert facts["plan"]["captions"] == ["cat, dog, grass"]
+
+
+def test_background_classes_are_the_model_s_or_the_user_s(goca, loaded):
+    Path("names.txt").write_text("sky\nwater\n")
+    captions = {
+        (): "cat, grass, sand, water, sky, snow, brick, wood, road",
+        ("--background-classes", ""): "cat, grass",
+        ("--background-classes-file", "names.txt"): "cat, grass, sky, water",
+    }
+    for options, caption in captions.items():
+        facts = json.loads(goca("segment", "photo.jpg", "--classes", "cat, grass", *options, "--json").out)
+        assert facts["plan"]["captions"] == [caption]
+        assert facts["plan"]["background_classes"] == caption.split(", ")[2:]
+        assert facts["request"]["background_classes"] == (caption.split(", ")[2:] if options else None)
 
 
 def test_a_caption(goca, loaded):
@@ -796,6 +816,24 @@ def test_a_classes_file_that_is_wrong(content, told):
     Path("names.txt").write_text(content)
     with pytest.raises(GocaError, match=told):
         arguments.classes(None, Path("names.txt"))
+
+
+def test_background_classes_from_a_file():
+    listed = {
+        "# indoors\nwall\nfloor: carpet, rug\nBackground\nvoid\n": ("wall", "floor", "carpet", "rug", "Background"),
+        "1 sky\n2 ground\n": ("sky", "ground"),
+        "wall, sky": ("wall", "sky"),
+        "# none\n": (),
+    }
+    for content, names in listed.items():
+        Path("names.txt").write_text(content)
+        assert arguments.background_classes(None, Path("names.txt")) == names
+    assert arguments.background_classes("", None) == ()
+    assert arguments.background_classes(None, None) is None
+    Path("names.txt").write_text("- wall\n- floor\n")
+    with pytest.raises(GocaError, match="is not a name") as caught:
+        arguments.background_classes(None, Path("names.txt"))
+    assert caught.value.hint == "background_classes_file"
 
 
 def test_names_between_commas():

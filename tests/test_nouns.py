@@ -379,7 +379,7 @@ def test_a_request_is_about_the_captions_own_words(bundled: Segmenter) -> None:
         "snow, (cats, mushrooms), road", (Category("dog"), Category("cat", ("kitten",)), Category("Road"))
     )
     segmentation_request = request.of(Image.new("RGB", (64, 64)))
-    ((prompt,), _) = find_tokens(segmentation_request, bundled.plan, bundled.backbone.session())
+    (prompt,), *_ = find_tokens(segmentation_request, bundled.plan, bundled.backbone.session())
     assert prompt.caption == "snow, cats, mushrooms, road"
     tokens = bundled.backbone.pipeline.tokenizer(prompt.caption, return_offsets_mapping=True)["offset_mapping"]
     words_of = [[prompt.caption[slice(*tokens[column])] for column in noun] for noun in prompt.nouns]

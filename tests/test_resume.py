@@ -177,6 +177,7 @@ def test_an_image_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -
         # The labels would change their meaning.
         (("--classes", "grass, cat", "--background-classes", "sky"), "classes"),
         (("--classes", "cat, grass"), "background_classes"),
+        (("--classes", "cat, grass", "--background-classes", ""), "background_classes"),
         (("--classes", "cat, grass", "--background-classes", "sky, road"), "background_classes"),
         ((*ASK, "--background", "0.3"), "background"),
         ((*ASK, "--caption", "cat, grass, sky"), "caption"),
@@ -202,6 +203,10 @@ def test_the_model_and_the_synonyms_are_part_of_it(goca: Goca, bundled: Segmente
     # Classes from a file and from the command line are the same.
     assert goca("segment", "in", "--classes", "cat, grass", "--resume").code == 0
     assert "differs in classes" in goca("segment", "in", "--classes-file", "synonyms.txt", "--resume").mistake()
+    # The model's own background classes are not a list of the user's, not even of the same names.
+    for listed in ("", "sand, water, sky, snow, brick, wood, road"):
+        done = goca("segment", "in", "--classes", "cat, grass", "--background-classes", listed, "--resume")
+        assert "differs in background_classes" in done.mistake()
     monkeypatch.setattr(bundled.backbone, "name", "an/other")
     other = ("--model", "an/other", "--resume")
     assert "differs in model" in goca("segment", "in", "--classes-file", "plain.txt", *other).mistake()

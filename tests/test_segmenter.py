@@ -60,7 +60,8 @@ def test_other_backgrounds_need_no_other_pass(bundled: Segmenter, image: Make) -
 def test_every_recipe_on_every_kind_has_scores_of_its_own(pipeline: Any, image: Make) -> None:
     grids: dict[str, np.ndarray] = {}
     for name in ("goca", "vanilla", "goca-balanced", "goca-compound", "daam"):
-        result = Segmenter.from_pipeline(pipeline, recipe=name, size=64)(image(), classes=["cat", "grass"])
+        segmenter = Segmenter.from_pipeline(pipeline, recipe=name, size=64)
+        result = segmenter(image(), classes=["cat", "grass"], background_classes=())
         assert result.plan.recipe == name
         grids[name] = result.scores.grid
         assert np.isfinite(grids[name]).all()
@@ -151,15 +152,6 @@ def test_passes_are_averaged(sd15: Any, image: Make) -> None:
     )
     flipped = (grid() + mirrored.scores.grid[..., ::-1]) / 2
     np.testing.assert_allclose(grid(flip=True), flipped, atol=1e-4)
-
-
-def test_one_noun_alone_gets_company(bundled: Segmenter, image: Make) -> None:
-    result = bundled(image(), classes=["cat"])
-    assert result.plan.captions == ("cat, grass, sky, road",)
-    assert "one noun alone" in result.plan.notes[0]
-    assert result.classes == ("cat",)
-    assert set(np.unique(result.labels)) == {0, 1}
-    assert bundled(image(), classes=["grass"]).plan.captions == ("grass, sky, road",)
 
 
 @pytest.mark.parametrize("classes", [[" cat ", "water\n"], {" cat ": ["kitty "], "water\n": []}])
@@ -388,14 +380,6 @@ def test_running_out_of_memory_names_the_settings(sd15: Any, image: Make) -> Non
     sd15.unet.register_forward_pre_hook(exhausted)
     with pytest.raises(GocaError, match="batch 4 and size 64"):
         Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"])
-
-
-def test_a_class_alone_in_its_prompt_gets_company(sd15: Any, image: Make) -> None:
-    names = ["very " * 14 + "cat", "quite " * 14 + "dog"]
-    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=names)
-    assert len(result.plan.captions) == 2
-    assert all(caption.endswith(", background") for caption in result.plan.captions)
-    assert any("background added" in note for note in result.plan.notes)
 
 
 def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, image: Make) -> None:

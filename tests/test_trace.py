@@ -752,7 +752,10 @@ def test_heat_maps_and_masks_lie_on_the_image(traced: Trace, image: Make) -> Non
     assert traced.segment(["cat", "grass"], background=None).labels.min() == 1
     assert traced.segment(["cat", "grass"], background=1.0).labels.max() == 0
     shown = image(96, 64)
-    assert traced.segment(["cat"], background_classes=["grass"], image=shown).labels.shape == (64, 96)
+    beside = traced.segment(["cat"], background_classes=["grass"], image=shown)
+    assert beside.labels.shape == (64, 96)
+    # Only the prompt's words have maps: no noun joins them by itself.
+    assert (result.plan.background_classes, beside.plan.background_classes) == ((), ("grass",))
 
 
 def test_another_recipe_once_everything_is_collected(pipe: Any, traced: Trace) -> None:

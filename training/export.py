@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from . import dit, joint, unet
 from .commands import command
 from .loop import SNAPSHOTS
-from .nouns import NAMES
+from .nouns import STUFF, THINGS
 
 MODELS: dict[str, ModuleType] = {"unet": unet, "dit": dit, "joint": joint}
 
@@ -37,6 +37,12 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def vocabulary() -> str:
+    """What vocabulary.json holds: the nouns that the model knows, things and stuff apart."""
+    nouns = {"things": THINGS, "stuff": STUFF}
+    return json.dumps({kind: [noun.name for noun in listed] for kind, listed in nouns.items()}, indent=2) + "\n"
+
+
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--model", default="unet", choices=MODELS)
@@ -47,7 +53,7 @@ def main() -> None:
     # transformers would load its part in half precision by itself, which does not go with diffusers' single.
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    (folder / "vocabulary.json").write_text(json.dumps(NAMES, indent=2) + "\n")
+    (folder / "vocabulary.json").write_text(vocabulary())
     written, largest = size(folder), MODELS[arguments.model].LARGEST
     print(f"{folder}: {written / 1e6:.2f} MB")
     if written > largest:

@@ -247,7 +247,7 @@ def request_facts(request: "SegmentationRequest") -> dict[str, Any]:
     synonyms = classes if isinstance(classes, Mapping) else dict.fromkeys(classes, ())
     return {
         "classes": [{"name": name, "synonyms": list(words)} for name, words in synonyms.items()],
-        "background_classes": list(request.background_classes),
+        "background_classes": None if request.background_classes is None else list(request.background_classes),
         "background": request.background,
         "caption": request.caption,
     }

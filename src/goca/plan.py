@@ -82,7 +82,7 @@ class Plan:
         grid: about grid x grid cells make the common grid.
         timestep, seeds: each timestep is combined with each seed.
         feature: what the reference is compared by, its "query" or its attention's "output".
-        background_classes: nouns added where one noun stands alone.
+        background_classes: nouns whose pixels become background: the model's list; in a result those that were used.
         keys: where cross-attention meets the classes, see `Recipe`; from the settings where the recipe says "side" and
             the model has joint attention.
         origin: {field: "recipe", "settings", "user" or "default"}.
@@ -128,10 +128,24 @@ class Plan:
         """How many passes a result averages: every timestep with every seed, twice where the image is flipped too."""
         return len(self.timestep) * len(self.seeds) * (1 + self.flip)
 
-    def as_run(self, background: Background, by_user: bool, captions: Sequence[str], notes: Sequence[str]) -> "Plan":
+    def as_run(
+        self,
+        background: Background,
+        by_user: bool,
+        background_classes: Sequence[str],
+        captions: Sequence[str],
+        notes: Sequence[str],
+    ) -> "Plan":
         """The plan as it ran for one image; by_user: whether the user chose the background."""
         origin = {**self.origin, "background": "user"} if by_user else self.origin
-        return replace(self, background=background, captions=tuple(captions), notes=tuple(notes), origin=origin)
+        return replace(
+            self,
+            background=background,
+            background_classes=tuple(background_classes),
+            captions=tuple(captions),
+            notes=tuple(notes),
+            origin=origin,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain numbers, strings, lists and dicts."""

@@ -19,6 +19,7 @@ from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.recipe import AUTO, NO_BACKGROUND
+from goca.text.background_nouns import background_nouns
 from goca.text.clean import one_line
 from goca.text.nouns import (
     Classes,
@@ -30,7 +31,6 @@ from goca.text.nouns import (
     parse_nouns,
     split_over_prompts,
 )
-from goca.text.spelling import forms
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
 MUCH_FEWER = 0.8
@@ -44,7 +44,8 @@ class SegmentationRequest:
     Args:
         image: see `goca.imaging.images.ImageLike`.
         classes: names, or {class: [synonyms]}.
-        background_classes: nouns that take part in the prompt; their pixels become background.
+        background_classes: nouns that take part in the prompt; their pixels become background. None for the model's
+            own list without what is wanted, or for none where every pixel gets a class or there is a caption.
         background: "auto" (the recipe's rule), a constant threshold on scores in [0, 1], or "none" or None: every pixel
             gets a class.
         caption: the prompt, instead of the list of nouns; every noun must be in it, unless the recipe has keys on the
@@ -56,7 +57,7 @@ class SegmentationRequest:
 
     image: ImageLike
     classes: Classes
-    background_classes: Sequence[str] = ()
+    background_classes: Sequence[str] | None = None
     background: str | float | None = AUTO
     caption: str | None = None
 
@@ -77,6 +78,7 @@ class PreparedImage:
     Attributes:
         image: upright, RGB.
         prompts: the nouns' tokens in each prompt that the classes were spread over.
+        background_classes: names of the nouns whose pixels become background.
         background: the rule for pixels of no class; background_by_user: whether the user chose it.
         windows: where they lie on the common grid; tiles: the image under each.
         size: (height, width) in pixels at which the model sees a window.
@@ -86,6 +88,7 @@ class PreparedImage:
     image: Image.Image
     classes: tuple[str, ...]
     prompts: tuple[NounTokens, ...]
+    background_classes: tuple[str, ...]
     background: Background
     background_by_user: bool
     windows: Windows
@@ -106,8 +109,8 @@ class PreparedImage:
 def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) -> PreparedImage:
     """Read the image, find the nouns' tokens, choose windows and background; GocaError where that fails."""
     image = images.load(request.image)
-    prompts, notes = find_tokens(request, plan, session)
-    background = background_of(request.background, plan, has_background_classes=bool(prompts[0].background_classes))
+    prompts, background_classes, notes = find_tokens(request, plan, session)
+    background = background_of(request.background, plan, has_background_classes=bool(background_classes))
     windows, tiles, size = _windows(image, plan, session.backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
@@ -119,6 +122,7 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
         image=image,
         classes=tuple(request.classes),
         prompts=prompts,
+        background_classes=background_classes,
         background=background,
         background_by_user=request.background != AUTO,
         windows=windows,
@@ -130,8 +134,12 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
 
 def find_tokens(
     request: SegmentationRequest, plan: Plan, session: BackboneSession
-) -> tuple[tuple[NounTokens, ...], list[str]]:
-    """The tokens of the request's nouns in each prompt, and notes on what had to be done; no image is read.
+) -> tuple[tuple[NounTokens, ...], tuple[str, ...], list[str]]:
+    """Find the nouns in the prompts; no image is read.
+
+    Returns:
+        The tokens of the request's nouns in each prompt, the names of the background classes, and notes on what had to
+        be done.
 
     Raises GocaError for nouns that cannot be asked for.
     """
@@ -142,6 +150,9 @@ def find_tokens(
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
     if plan.origin["keys"] == "settings":
         notes.append("keys on the side need cross-attention, which this model lacks: the caption lists the classes")
+    by_default = request.background_classes is None and request.caption is None
+    if by_default and background_of(request.background, plan, has_background_classes=True).rule is not none:
+        background_classes = background_nouns(plan.background_classes, classes)
     if backbone.settings.nouns:
         spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns)
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
@@ -151,15 +162,16 @@ def find_tokens(
         return plan.keys == "side" or backbone.fits(nouns)
 
     if request.caption is None:
+        listed = background_classes
+        while background_classes and not all(fits((noun, *background_classes)) for noun in classes):
+            background_classes = background_classes[:-1]
         groups = split_over_prompts(classes, lambda group: fits((*group, *background_classes)))
+        if by_default and background_classes:
+            notes.append(f"background classes added: {_names(background_classes)}")
+        if dropped := listed[len(background_classes) :]:
+            notes.append(f"background classes that found no room in the prompt: {_names(dropped)}")
         if len(groups) > 1:
             notes.append(f"{len(classes)} classes do not fit one prompt: spread over {len(groups)}")
-        if not background_classes and any(len(group) == 1 for group in groups):
-            defaults = _default_background_classes(plan, classes)
-            if defaults and all(fits((*group, *defaults)) for group in groups):
-                background_classes = defaults
-                names = ", ".join(noun.name for noun in defaults)
-                notes.append(f"one noun alone: {names} added as background classes")
     written = None if request.caption is None else normalize("NFC", request.caption)
     prompts = []
     for group in groups:
@@ -171,7 +183,7 @@ def find_tokens(
         prompts.append(find_noun_tokens(caption, texts, group, background_classes, named=written is not None))
     if any(len(tokens.nouns) == 1 for tokens in prompts):
         notes.append("one noun alone in a prompt: no share is taken")
-    return tuple(prompts), notes
+    return tuple(prompts), tuple(noun.name for noun in background_classes), notes
 
 
 def _side_tokens(
@@ -186,10 +198,8 @@ def _side_tokens(
     return NounTokens(caption, indices[: len(classes)], indices[len(classes) :], tuple(range(ends[-1])), keys)
 
 
-def _default_background_classes(plan: Plan, classes: Sequence[Noun]) -> tuple[Noun, ...]:
-    """The model's default background classes, without those that are wanted."""
-    wanted = {form for noun in classes for word in noun.words for form in forms(word)}
-    return tuple(Noun(name, (name,)) for name in plan.background_classes if name not in wanted)
+def _names(nouns: Sequence[Noun]) -> str:
+    return ", ".join(noun.name for noun in nouns)
 
 
 def background_of(background: str | float | None, plan: Plan, has_background_classes: bool) -> Background:

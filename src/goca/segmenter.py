@@ -36,7 +36,7 @@ class Segmenter(PlannedModel):
         self,
         image: ImageLike,
         classes: Classes,
-        background_classes: Sequence[str] = ...,
+        background_classes: Sequence[str] | None = ...,
         background: str | float | None = ...,
         caption: str | None = ...,
     ) -> Segmentation: ...
@@ -45,7 +45,7 @@ class Segmenter(PlannedModel):
         self,
         image: list[Any] | tuple[Any, ...],
         classes: Classes,
-        background_classes: Sequence[str] = ...,
+        background_classes: Sequence[str] | None = ...,
         background: str | float | None = ...,
         caption: str | None = ...,
     ) -> list[Segmentation]: ...
@@ -53,7 +53,7 @@ class Segmenter(PlannedModel):
         self,
         image: ImageLike | list[Any] | tuple[Any, ...],
         classes: Classes,
-        background_classes: Sequence[str] = (),
+        background_classes: Sequence[str] | None = None,
         background: str | float | None = AUTO,
         caption: str | None = None,
     ) -> Segmentation | list[Segmentation]:
@@ -140,7 +140,9 @@ class Segmenter(PlannedModel):
         with self.inference():
             maps, std = mean(passes), ensemble_std(passes)
             (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges)
-        ran = self.plan.as_run(image.background, image.background_by_user, image.captions, image.notes)
+        ran = self.plan.as_run(
+            image.background, image.background_by_user, image.background_classes, image.captions, image.notes
+        )
         return Segmentation(image.image, image.classes, labels, ScoreMaps.of(maps, std), ran)
 
     def _passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]:

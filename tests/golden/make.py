@@ -38,7 +38,7 @@ def ask(segmenter: Segmenter, image: Any, classes: Any, context: Any = (), **opt
 
 def ask_all(segmenter: Segmenter, scenes: list[Any], **options: Any) -> list[Segmentation]:
     """As `ask`, scene after scene, in batches, which take less time."""
-    questions = [SegmentationRequest(scene.image, scene.classes, **options) for scene in scenes]
+    questions = [SegmentationRequest(scene.image, scene.classes, (), **options) for scene in scenes]
     return [result for _, result in segmenter.stream(questions)]
 
 
@@ -102,7 +102,7 @@ SWITCHES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no background": ({}, {"background": None}),
     "threshold": ({}, {"background": 0.4}),
     "synonyms": ({}, {"classes": {"cat": ["dog"], "sky": []}}),
-    "one class": ({}, {"classes": ["cat"]}),
+    "one class": ({}, {"classes": ["cat"], "context": ["grass", "sky", "road"]}),
     "all": (
         {"refine_edges": True, "flip": True, "timestep": (200, 300), "seeds": 2, "window": True},
         {"context": ["wood", "sky"], "classes": ["airplane", "cat"]},

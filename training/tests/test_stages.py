@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from goca import bundled
 from training import clip, denoiser, export, joint, judge, namer, scenes, t5, transformer, vae
 from training.loop import Plan, State, snapshot, train_step
 from training.nouns import NAMES
@@ -149,6 +150,12 @@ def test_the_pipeline_is_genuine_small_and_paints(trained: Path, tmp_path: Path,
     assert namer.shown(namer.load(trained), vae.to_tensor(judge.halved(images))).shape == (2, len(NAMES))
     alone = judge.paint(name, pipeline, ["two dogs on the sand"], seed=1, steps=2)
     assert np.abs(alone[0].astype(int) - images[1]).max() <= 1
+
+
+def test_the_vocabulary_is_the_one_that_ships() -> None:
+    shipped = bundled.pipeline() / "vocabulary.json"
+    assert export.vocabulary() == shipped.read_text()
+    assert bundled.vocabulary() == NAMES
 
 
 @pytest.mark.parametrize("name", export.MODELS)

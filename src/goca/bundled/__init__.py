@@ -18,7 +18,16 @@ def pipeline() -> Path:
 
 def vocabulary() -> tuple[str, ...]:
     """The nouns that the bundled pipeline was trained on; it knows no other words."""
-    return tuple(json.loads((pipeline() / "vocabulary.json").read_text(encoding="utf-8")))
+    return tuple(_nouns()["things"] + _nouns()["stuff"])
+
+
+def stuff() -> tuple[str, ...]:
+    """The nouns of the vocabulary that are not things: what the surroundings of things consist of."""
+    return tuple(_nouns()["stuff"])
+
+
+def _nouns() -> dict[str, list[str]]:
+    return json.loads((pipeline() / "vocabulary.json").read_text(encoding="utf-8"))
 
 
 _SYNONYMS = """

@@ -123,6 +123,24 @@ def classes(text: str | None, file: Path | None) -> tuple[Mapping[str, Sequence[
         raise GocaError(str(error), hint) from None
 
 
+def background_classes(text: str | None, file: Path | None) -> tuple[str, ...] | None:
+    """The nouns of --background-classes or --background-classes-file, None for the model's own.
+
+    In a file, each line's synonyms are nouns too, numbers do not count, and "void" names nothing.
+
+    Raises GocaError where both are given, or for a file that is no list.
+    """
+    if text is not None and file is not None:
+        raise GocaError("--background-classes and --background-classes-file exclude each other: give one of them")
+    if file is None:
+        return None if text is None else names(text)
+    try:
+        entries = parse_class_list(read_text(file), str(file))
+    except GocaError as error:
+        raise GocaError(str(error), "background_classes_file") from None
+    return tuple(word for entry in entries if entry.special != "void" for word in (entry.name, *entry.synonyms))
+
+
 def background(text: str) -> str | float | None:
     """--background as the library takes it. GocaError unless it is auto, none or a number from 0 to 1."""
     plain = text.strip().lower()

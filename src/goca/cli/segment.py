@@ -47,9 +47,16 @@ def segment(
         ),
     ] = None,
     background_classes: Annotated[
-        str,
-        typer.Option(metavar="NAMES", help="Classes whose pixels become background: they get no label."),
-    ] = "",
+        str | None,
+        arguments.option(
+            metavar="NAMES",
+            help='Nouns whose pixels become background; "" for none.  [default: the model\'s list, '
+            "without what is wanted]",
+        ),
+    ] = None,
+    background_classes_file: Annotated[
+        Path | None, arguments.option(metavar="FILE", help="The same in a file, one per line.")
+    ] = None,
     background: Annotated[
         str,
         typer.Option(
@@ -104,7 +111,7 @@ def segment(
     with session(verbose):
         listed, unlabelled = arguments.classes(classes, classes_file)
         threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
-        background_names = arguments.names(background_classes)
+        background_names = arguments.background_classes(background_classes, background_classes_file)
         arguments.check_model(model, recipe, device, dtype)
         from goca import bundled
         from goca.text.nouns import check_words

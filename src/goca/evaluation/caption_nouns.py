@@ -87,6 +87,14 @@ class CaptionedRequest:
         return SegmentationRequest(image, synonyms, self.background_classes, background, self.caption)
 
 
+def company(vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """What an evaluation puts beside one noun alone; vocabulary: of a model that knows no other words, or ().
+
+    A segmenter's own background classes do not take part: here the captions say what is asked for.
+    """
+    return tuple(noun for noun in ("grass", "sky", "road") if noun in vocabulary) or ("background",)
+
+
 def captioned(
     caption: str,
     categories: tuple[Category, ...],
@@ -102,7 +110,7 @@ def captioned(
         policy: what becomes of each noun.
         truth: names of the categories in the image's ground truth.
         background_classes: background classes to add if there is one noun alone, whose share of itself says nothing
-            (`segmenter.plan.background_classes`).
+            (see `company`).
 
     Raises:
         GocaError: the caption names more than `MOST_NOUNS` nouns.

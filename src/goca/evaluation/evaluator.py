@@ -10,7 +10,7 @@ import numpy as np
 
 from goca.diffusion.backbone import BackboneSession
 from goca.errors import GocaError
-from goca.evaluation.caption_nouns import CaptionedRequest, captioned
+from goca.evaluation.caption_nouns import CaptionedRequest, captioned, company
 from goca.evaluation.datasets.base import Dataset, LabelMap, Sample
 from goca.evaluation.oracle import true_classes
 from goca.evaluation.protocol import Protocol
@@ -116,7 +116,9 @@ class Evaluator:
         truth = self.protocol.truth(sample.truth())
         names = true_classes(sample, self.dataset, truth)
         categories = self.protocol.categories(self.dataset.categories)
-        query = captioned(caption, categories, self.protocol.nouns, names, self.segmenter.plan.background_classes)
+        query = captioned(
+            caption, categories, self.protocol.nouns, names, company(self.segmenter.backbone.settings.nouns)
+        )
         record = ImageRecord(sample.id, caption, tuple(query.classes), query.background_classes, query.notes)
         return _OpenImage(sample, truth, query, record)
 

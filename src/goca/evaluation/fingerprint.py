@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from goca.evaluation.caption_nouns import company
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.protocol import Protocol
@@ -32,7 +33,7 @@ def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, seg
         },
         "protocol": protocol.to_json(),
         "model": {"name": backbone.name, "weights": fingerprint(backbone.pipeline)},
-        "plan": segmenter.plan.to_json(),
+        "plan": {**segmenter.plan.to_json(), "background_classes": list(company(backbone.settings.nouns))},
         "batch": config.batch,
         "threads": config.threads if torch.device(backbone.device).type == "cpu" else None,
     }

@@ -137,7 +137,7 @@ class AttentionMapScorer:
         scorer = Segmenter(segmenter.backbone, recipe, Options(size=segmenter.plan.size), segmenter.batch)
         remaining = list(range(len(candidates)))
         while True:
-            result = scorer(image, [candidates[index] for index in remaining], background=0.5)
+            result = scorer(image, [candidates[index] for index in remaining], (), background=0.5)
             deviation = torch.from_numpy(result.scores.grid).std((1, 2), correction=0)
             if len(remaining) <= self.few:
                 break

@@ -31,11 +31,14 @@ class Noun:
     words: tuple[str, ...]
 
 
-def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
+def parse_nouns(
+    classes: Classes, background_classes: Sequence[str] | None = None
+) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
     """What the user named, checked: the nouns of the classes, and those of the background classes, each on one line.
 
     Raises GocaError where a list is empty or not a list, or a name is empty, repeated or has a comma.
     """
+    background_classes = () if background_classes is None else background_classes
     for names in (classes, background_classes):
         if not _is_list(names):
             raise GocaError(
@@ -77,7 +80,7 @@ def check_rivals(background: str | float | None, classes: Sequence[Noun]) -> Non
 
 def check_words(
     classes: Classes,
-    background_classes: Sequence[str] = (),
+    background_classes: Sequence[str] | None = None,
     background: str | float | None = "auto",
     caption: str | None = None,
     vocabulary: Sequence[str] = (),

@@ -161,7 +161,8 @@ class TracedImage:
         cropped = ClassMaps(self._cropped(maps.classes, shown), background_map)
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
         (labels,) = label_pixels(cropped, [rule], shown, refine_edges=False)
-        ran = plan.as_run(rule, background != AUTO, plan.captions, plan.notes)
+        names = [noun.name for noun in background_nouns]
+        ran = plan.as_run(rule, background != AUTO, names, plan.captions, plan.notes)
         return Segmentation(shown, tuple(noun.name for noun in wanted), labels, ScoreMaps.of(cropped), ran)
 
     def overlay(self, *classes: str) -> Image.Image:

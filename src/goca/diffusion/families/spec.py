@@ -8,6 +8,7 @@ from torch import nn
 
 from goca.errors import GocaError
 from goca.maths import Grid
+from goca.text.background_nouns import BACKGROUND_NOUNS
 
 Blocks = tuple[str, tuple[str, ...]]
 """(reference block, refinement blocks), each a path inside the denoiser."""
@@ -108,7 +109,7 @@ class CheckpointSettings:
         rescale: The rules that rescale the maps, in order.
         background: The rule that scores the background.
         grid: Cells a side of the common grid.
-        background_classes: Nouns added to the prompt when a class would stand in it alone.
+        background_classes: Nouns that are asked beside the classes unless the user names others.
         nouns: The whole vocabulary of a model that knows no other words; () for any.
         scores: What others reported for it.
     """
@@ -129,7 +130,7 @@ class CheckpointSettings:
     rescale: tuple[str, ...] = ("share", "blur", "minmax")
     background: str = "auto"
     grid: int = 64
-    background_classes: tuple[str, ...] = ("background",)
+    background_classes: tuple[str, ...] = BACKGROUND_NOUNS
     nouns: tuple[str, ...] = ()
     scores: tuple[ReportedScore, ...] = ()
 

@@ -58,7 +58,7 @@ BUNDLED = CheckpointSettings(
     refine=(up(2, 0), up(2, 1), up(2, 2)),
     order=1,
     origin="chosen on 100 scenes in training art (python -m training.tune)",
-    background_classes=("grass", "sky", "road"),
+    background_classes=bundled.stuff(),
     nouns=bundled.vocabulary(),
 )
 SD15 = CheckpointSettings(
