@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError
-from goca.evaluation.datasets.base import Category, Dataset, Sample
+from goca.evaluation.datasets.base import Dataset, Sample
 from goca.tagging import tagger_named
 from goca.tagging.answers import parse
 from goca.tagging.captions import CaptionsTagger, read_captions
 from goca.tagging.endpoint import ATTEMPTS, MOST_BYTES, ChatEndpoint, DeclinedError, _RetryError
 from goca.tagging.instruction import instruction
 from goca.tagging.vlm import VLMTagger
+from goca.text.nouns import Category
 
 KEY = "sk-not-for-your-eyes"
 Goca = Callable[..., Outcome]

@@ -1,5 +1,6 @@
 """A request about one image, and all that is settled before the denoiser runs: prompts, windows, background."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -18,6 +19,8 @@ from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.recipe import AUTO, NO_BACKGROUND
+from goca.tagging.base import Tagger
+from goca.tagging.candidates import Candidates, Kept
 from goca.text.clean import one_line
 from goca.text.nouns import (
     Classes,
@@ -47,6 +50,7 @@ class SegmentationRequest:
         background: "auto" (the recipe's rule), a constant threshold on scores in [0, 1], or "none" or None: every pixel
             gets a class.
         caption: the prompt, instead of the list of nouns; every noun must be in it.
+        kept: the classes that a tagger names; the others get no pixels, and are not asked for. None: all are asked for.
 
     Raises:
         GocaError: the caption is not text.
@@ -57,6 +61,7 @@ class SegmentationRequest:
     background_classes: Sequence[str] = ()
     background: str | float | None = AUTO
     caption: str | None = None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.caption, str | None):
@@ -66,6 +71,42 @@ class SegmentationRequest:
             object.__setattr__(self, name, cleaned(getattr(self, name)))
         if isinstance(self.caption, str):
             object.__setattr__(self, "caption", one_line(self.caption))
+
+    @property
+    def has_background(self) -> bool:
+        """Whether a pixel may be of no class."""
+        return not (self.background is None or self.background == NO_BACKGROUND)
+
+    @property
+    def candidates(self) -> Candidates:
+        """The classes as a tagger chooses among them. Raises GocaError for names that it could not say."""
+        return Candidates.of(self.classes, self.has_background)
+
+
+def kept_by(tagger: Tagger, requests: Sequence[SegmentationRequest]) -> list[SegmentationRequest | GocaError]:
+    """The requests with the classes that a tagger names of their images, or why an image is not tagged.
+
+    Raises:
+        GocaError: the tagger cannot go on with any image.
+    """
+    outcomes: list[SegmentationRequest | GocaError] = list(requests)
+    pictures: dict[int, str | os.PathLike[str] | Image.Image] = {}
+    groups: dict[Candidates, list[int]] = {}
+    for index, request in enumerate(requests):
+        try:
+            candidates = request.candidates
+            # A file that is open can be read once.
+            image = request.image
+            pictures[index] = image if isinstance(image, str | os.PathLike) else images.load(image)
+        except GocaError as error:
+            outcomes[index] = error
+        else:
+            groups.setdefault(candidates, []).append(index)
+    for candidates, indices in groups.items():
+        for index, kept in zip(indices, candidates.kept(tagger, [pictures[i] for i in indices]), strict=True):
+            tagged = kept if isinstance(kept, GocaError) else replace(requests[index], image=pictures[index], kept=kept)
+            outcomes[index] = tagged
+    return outcomes
 
 
 @dataclass(frozen=True)
@@ -79,6 +120,7 @@ class PreparedImage:
         windows: where they lie on the common grid; tiles: the image under each.
         size: (height, width) in pixels at which the model sees a window.
         notes: what had to differ from the recipe.
+        kept: the classes that a tagger names, where it was asked; the prompts are of them.
     """
 
     image: Image.Image
@@ -90,11 +132,17 @@ class PreparedImage:
     tiles: tuple[Image.Image, ...]
     size: Grid
     notes: tuple[str, ...]
+    kept: Kept | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:
         """The prompts as text."""
         return tuple(tokens.caption for tokens in self.prompts)
+
+    @property
+    def asked(self) -> tuple[int, ...] | None:
+        """The indices of the classes that are asked for; None for all."""
+        return None if self.kept is None else self.kept.indices(self.classes)
 
     def mirrored(self) -> "PreparedImage":
         """The windows over the image with left and right exchanged."""
@@ -105,7 +153,8 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
     """Read the image, find the nouns' tokens, choose windows and background; GocaError where that fails."""
     image = images.load(request.image)
     prompts, notes = find_tokens(request, plan, session)
-    background = background_of(request.background, plan, has_background_classes=bool(prompts[0].background_classes))
+    has_background_classes = bool(prompts and prompts[0].background_classes)
+    background = background_of(request.background, plan, has_background_classes)
     windows, tiles, size = _windows(image, plan, session.backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
@@ -123,6 +172,7 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
         tiles=tiles,
         size=size,
         notes=tuple(notes),
+        kept=request.kept,
     )
 
 
@@ -130,6 +180,8 @@ def find_tokens(
     request: SegmentationRequest, plan: Plan, session: BackboneSession
 ) -> tuple[tuple[NounTokens, ...], list[str]]:
     """The tokens of the request's nouns in each prompt, and notes on what had to be done; no image is read.
+
+    There is no prompt where the classes that a tagger keeps leave nothing to ask: none, or one without a background.
 
     Raises GocaError for nouns that cannot be asked for.
     """
@@ -141,6 +193,11 @@ def find_tokens(
     if backbone.settings.nouns:
         spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns)
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
+    if request.kept is not None:
+        notes.append(f"only classes that the tagger keeps are asked for: {request.kept.tagger}")
+        classes = tuple(classes[index] for index in request.kept.indices([noun.name for noun in classes]))
+        if not classes or (len(classes) == 1 and not request.has_background):
+            return (), notes
     groups = [classes]
     if request.caption is None:
         groups = split_over_prompts(classes, lambda group: backbone.fits((*group, *background_classes)))

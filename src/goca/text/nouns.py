@@ -31,6 +31,14 @@ class Noun:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Category:
+    """A class of a data set or of the user: its name in results, and further words that stand for it in a caption."""
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
 def parse_nouns(classes: Classes, background_classes: Sequence[str] = ()) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
     """What the user named, checked: the nouns of the classes, and those of the background classes, each on one line.
 
