@@ -8,12 +8,15 @@ from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from goca import GocaError
+from goca import GocaError, Segmenter
+from goca.evaluation.config import EvaluationConfig
+from goca.evaluation.runner import evaluate
 from goca.imaging import images
 from goca.tagging import BatchTagger, tagger_named
 from goca.tagging.clip import CLIPTagger
@@ -146,6 +149,22 @@ def test_without_a_background_the_likeliest_class_is_kept(clip: Path, tmp_path: 
     assert tagger.tag(sample, candidates()) == ""
     expected = by_hand(clip, images.load(sample.image))
     assert tagger.tag(sample, candidates(background=False)) == max(expected, key=lambda name: expected[name])
+
+
+def test_it_chooses_among_the_classes_of_a_user_and_of_a_data_set(clip: Path, bundled: Segmenter, image: Any) -> None:
+    names = ["cat", "dog", "grass", "sky"]
+    tagger = CLIPTagger(str(clip))
+    (probabilities,) = tagger.probabilities([image()], [Category(name) for name in names]).tolist()
+    expected = [name for name, value in zip(names, probabilities, strict=True) if value >= tagger.threshold]
+    assert 0 < len(expected) < len(names)
+    result = bundled(image(), names, tagger=f"clip:{clip}")
+    assert result.to_json()["kept"] == expected
+    assert {names[label - 1] for label in np.unique(result.labels) if label} <= set(expected)
+    report = evaluate(EvaluationConfig(dataset="scenes", limit=2, tagger=f"clip:{clip}")).report
+    assert report.protocol.tags == tagger.name
+    assert not report.left_out
+    # Scenes have no background.
+    assert all(record.classes for record in report.images)
 
 
 def test_an_image_that_cannot_be_read_fails_alone(clip: Path, tmp_path: Path, image: Any) -> None:

@@ -1,5 +1,7 @@
 """Which classes does an image show? A tagger says it, and is chosen by a short text, see `tagger_named`."""
 
+import os
+import re
 from pathlib import Path
 
 from goca.errors import GocaError
@@ -21,8 +23,8 @@ def check_tagger(spec: str) -> None:
         tagger_named(spec)
     if kind not in KINDS:
         raise _unknown(spec)
-    if kind in ("vlm", "local", "clip") and not rest.strip():
-        raise GocaError(f'no model is named: write it behind the colon, such as "{kind}:owner/name"', "tagger")
+    if kind in ("local", "clip"):
+        check_model_name(rest.strip())
     if kind == "self" and ":".join(spec.split(":")[:2]).strip() not in SELF:
         raise GocaError(f'no tagger "{spec}": there are {", ".join(SELF)}', "tagger")
 
@@ -75,6 +77,14 @@ def tagger_named(
 
             return CLIPTagger(rest, batch)
     raise _unknown(spec)
+
+
+def check_model_name(model: str) -> None:
+    """Raise GocaError for what is neither a folder nor the form of a Hub id."""
+    if not model:
+        raise GocaError("no model is named: write a folder or a Hub id behind the colon", "tagger")
+    if not os.path.isdir(model) and not re.fullmatch(r"[^./~][^/]*/[^/]+", model):  # noqa: PTH112 - as of any text
+        raise GocaError(f'no model "{model}": give a folder, or a Hub id such as owner/name', "tagger")
 
 
 def is_self(spec: str) -> bool:

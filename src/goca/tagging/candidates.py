@@ -55,8 +55,8 @@ class Candidates:
     @cached_property
     def name(self) -> str:
         """Differs for other classes, because a vision-language model is told them: its captions are of this list."""
-        words = repr([(category.name, category.synonyms) for category in self.categories])
-        return f"{len(self.categories)} classes {blake2b(words.encode(), digest_size=4).hexdigest()}"
+        digest = blake2b(repr(self.class_names).encode(), digest_size=4).hexdigest()
+        return f"the list of {len(self.categories)} classes {digest}"
 
     def kept(self, tagger: Tagger, pictures: Sequence[str | os.PathLike[str] | Image.Image]) -> list[Kept | GocaError]:
         """Which of the classes each image shows, by a tagger, or why it is not tagged.

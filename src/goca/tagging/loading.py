@@ -1,6 +1,5 @@
 """A model of transformers on this machine: loaded with the checks of a pipeline, and named by its files."""
 
-import re
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from goca.diffusion.model_files import (
     read_settings,
 )
 from goca.errors import GocaError
+from goca.tagging import check_model_name
 
 PIECES, PIECE = 64, 4096
 """How many pieces of a file a fingerprint covers, and the bytes of each."""
@@ -81,18 +81,14 @@ def model_name(model: str) -> str:
 
 def check_model(model: str) -> None:
     """Raise GocaError for what is not a model's name, and for a folder without one; nothing is loaded or fetched."""
-    if not model:
-        raise GocaError("no model is named: write a folder or a Hub id behind the colon")
+    check_model_name(model)
     folder = Path(model)
     try:
         if folder.is_dir():
             check_settings(folder)
             check_weights(folder)
-            return
     except OSError as error:
         raise unloadable(model, error, local=True) from None
-    if not re.fullmatch(r"[^./~][^/]*/[^/]+", model):
-        raise GocaError(f'no model "{model}": give a folder, or a Hub id such as owner/name')
 
 
 def _settings(name: str) -> tuple[Path, dict[str, Any]]:
