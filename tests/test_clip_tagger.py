@@ -130,8 +130,8 @@ def test_the_rule_by_hand(kind: str, request: pytest.FixtureRequest, tmp_path: P
     samples = photos(tmp_path, image)
     loaded = [images.load(sample.image) for sample in samples]
     expected = [by_hand(folder, each) for each in loaded]
-    found = tagger.probabilities(loaded, CATEGORIES)
-    for row, probabilities in zip(found.tolist(), expected, strict=True):
+    rows = tagger.probabilities(loaded, CATEGORIES)
+    for row, probabilities in zip(rows.tolist(), expected, strict=True):
         assert row == pytest.approx(list(probabilities.values()), abs=1e-4)
     # Between the second and the third class of the first image.
     _, second, third, _ = sorted(expected[0].values(), reverse=True)

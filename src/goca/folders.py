@@ -181,8 +181,8 @@ def segment_images(
     index = None if out is None else index_lines(out)
     if index is not None:
         _refuse_foreign(index.path)
-    asked = request_facts(request, tagger)
-    kept = _finished(jobs, asked) if resume else {}
+    request_json = request_facts(request, tagger)
+    kept = _finished(jobs, request_json) if resume else {}
     outcomes = {job: ImageOutcome(job, GocaError(job.problem)) for job in jobs if job.problem is not None}
     outcomes |= {job: ImageOutcome(job, facts, kept=True) for job, facts in kept.items()}
     remaining = [job for job in jobs if job not in outcomes]
@@ -195,7 +195,7 @@ def segment_images(
         tagged: dict[ImageJob, Kept | GocaError] = {}
         if isinstance(tagger, Tagger) and candidates is not None and remaining:
             yield from _tagging(tagger, candidates, remaining, tagged)
-        task = _Task(request, model, asked, tagger if isinstance(tagger, str) else None)
+        task = _Task(request, model, request_json, tagger if isinstance(tagger, str) else None)
         tasks = [(job, tagged.get(job)) for job in remaining]
         if executor.here:
             work = task.segment(segmenter, tasks, encoded)
@@ -250,20 +250,20 @@ class _Task:
     """What every image of a run shares, in whichever process it is segmented.
 
     Attributes:
-        asked: the request as a result's JSON holds it.
+        request_json: the request as a result's JSON holds it.
         tagger: the name of one that is the segmenter's own model; the answers of any other come with the images.
     """
 
     request: "SegmentationRequest"
     model: ModelOptions
-    asked: Facts
+    request_json: Facts
     tagger: str | None
 
     def segment(
         self, segmenter: "Segmenter", images: Sequence[_TaggedJob], encoded: Any = None
     ) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
         """Segment images and write each one's results as they are done. encoded: what `Segmenter.check` returned."""
-        shared = {"request": self.asked, "options": self.model.to_json()}
+        shared = {"request": self.request_json, "options": self.model.to_json()}
         tagged: list[tuple[ImageJob, Kept | None]] = []
         for job, kept in images:
             if isinstance(kept, GocaError):

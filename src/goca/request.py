@@ -90,21 +90,21 @@ def kept_by(tagger: Tagger, requests: Sequence[SegmentationRequest]) -> list[Seg
         GocaError: the tagger cannot go on with any image.
     """
     outcomes: list[SegmentationRequest | GocaError] = list(requests)
-    pictures: dict[int, str | os.PathLike[str] | Image.Image] = {}
+    sources: dict[int, str | os.PathLike[str] | Image.Image] = {}
     groups: dict[Candidates, list[int]] = {}
     for index, request in enumerate(requests):
         try:
             candidates = request.candidates
             # A file that is open can be read once.
             image = request.image
-            pictures[index] = image if isinstance(image, str | os.PathLike) else images.load(image)
+            sources[index] = image if isinstance(image, str | os.PathLike) else images.load(image)
         except GocaError as error:
             outcomes[index] = error
         else:
             groups.setdefault(candidates, []).append(index)
     for candidates, indices in groups.items():
-        for index, kept in zip(indices, candidates.kept(tagger, [pictures[i] for i in indices]), strict=True):
-            tagged = kept if isinstance(kept, GocaError) else replace(requests[index], image=pictures[index], kept=kept)
+        for index, kept in zip(indices, candidates.kept(tagger, [sources[i] for i in indices]), strict=True):
+            tagged = kept if isinstance(kept, GocaError) else replace(requests[index], image=sources[index], kept=kept)
             outcomes[index] = tagged
     return outcomes
 
@@ -140,7 +140,7 @@ class PreparedImage:
         return tuple(tokens.caption for tokens in self.prompts)
 
     @property
-    def asked(self) -> tuple[int, ...] | None:
+    def kept_indices(self) -> tuple[int, ...] | None:
         """The indices of the classes that are asked for; None for all."""
         return None if self.kept is None else self.kept.indices(self.classes)
 

@@ -63,12 +63,12 @@ class ScoreMaps:
         std = None if ensemble_std is None else ensemble_std.cpu().numpy()
         return cls(maps.classes.cpu().numpy(), background, std)
 
-    def among(self, count: int, asked: Sequence[int]) -> "ScoreMaps":
-        """The maps as those of `asked`, which are indices of `count` classes; the others are 0 everywhere."""
+    def among(self, count: int, indices: Sequence[int]) -> "ScoreMaps":
+        """The maps as those of the classes at `indices` of `count` classes; the others are 0 everywhere."""
 
-        def spread(maps: Float32[np.ndarray, "asked height width"]) -> Float32[np.ndarray, "class height width"]:
+        def spread(maps: Float32[np.ndarray, "kept height width"]) -> Float32[np.ndarray, "class height width"]:
             out = np.zeros((count, *maps.shape[1:]), np.float32)
-            out[list(asked)] = maps
+            out[list(indices)] = maps
             return out
 
         std = None if self.ensemble_std is None else spread(self.ensemble_std)
@@ -166,10 +166,10 @@ class Segmentation:
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
         """The labels under each of some other backgrounds, without another pass; the scores are upsampled once."""
         background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
-        asked = None if self.kept is None else self.kept.indices(self.classes)
-        grid = self.scores.grid if asked is None else self.scores.grid[list(asked)]
+        indices = None if self.kept is None else self.kept.indices(self.classes)
+        grid = self.scores.grid if indices is None else self.scores.grid[list(indices)]
         maps = ClassMaps(torch.from_numpy(grid), background)
-        return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges, asked)
+        return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges, indices)
 
     def overlay(self, legend: bool = True) -> Image.Image:
         """The image under its coloured masks; with a legend, or without and in the image's own size."""
@@ -244,16 +244,16 @@ def label_pixels(
     backgrounds: Iterable[Background],
     image: Image.Image,
     refine_edges: bool,
-    asked: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[UInt16[np.ndarray, "height width"]]:
     """The labels of an image under each background; with `refine_edges` the scores follow the image's edges.
 
-    asked: which classes the maps are of, as indices; None for all.
+    indices: of the classes that the maps are of; None for all.
     """
-    if asked is not None:
-        table = np.array([0, *(index + 1 for index in asked)], np.uint16)
+    if indices is not None:
+        table = np.array([0, *(index + 1 for index in indices)], np.uint16)
         empty = np.zeros((image.height, image.width), np.uint16)
-        several = label_pixels(maps, backgrounds, image, refine_edges) if asked else (empty for _ in backgrounds)
+        several = label_pixels(maps, backgrounds, image, refine_edges) if indices else (empty for _ in backgrounds)
         yield from (table[labels] for labels in several)
         return
     guide = torch.from_numpy(np.array(image)).to(maps.classes.device) if refine_edges else None

@@ -159,17 +159,17 @@ class Segmenter(PlannedModel):
 
     def label(self, image: PreparedImage, passes: Sequence[ClassMaps]) -> Segmentation:
         """Average the passes, upsample to the image's size, and take the argmax of the background and the classes."""
-        asked = image.asked
+        indices = image.kept_indices
         with self.inference():
             if passes:
                 maps, std = mean(passes), ensemble_std(passes)
             else:  # nothing was asked: a class that is kept is everywhere
-                maps, std = ClassMaps(torch.ones(len(asked or ()), *image.windows.canvas), None), None
-            (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges, asked)
+                maps, std = ClassMaps(torch.ones(len(indices or ()), *image.windows.canvas), None), None
+            (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges, indices)
         ran = self.plan.as_run(image.background, image.background_by_user, image.captions, image.notes)
         scores = ScoreMaps.of(maps, std)
-        if asked is not None:
-            scores = scores.among(len(image.classes), asked)
+        if indices is not None:
+            scores = scores.among(len(image.classes), indices)
         return Segmentation(image.image, image.classes, labels, scores, ran, image.kept)
 
     def _passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]:

@@ -58,7 +58,7 @@ class Candidates:
         digest = blake2b(repr(self.class_names).encode(), digest_size=4).hexdigest()
         return f"the list of {len(self.categories)} classes {digest}"
 
-    def kept(self, tagger: Tagger, pictures: Sequence[str | os.PathLike[str] | Image.Image]) -> list[Kept | GocaError]:
+    def kept(self, tagger: Tagger, sources: Sequence[str | os.PathLike[str] | Image.Image]) -> list[Kept | GocaError]:
         """Which of the classes each image shows, by a tagger, or why it is not tagged.
 
         What the tagger says is read as captions of a data set with these classes are (`captioned`). If it names none of
@@ -67,7 +67,7 @@ class Candidates:
         Raises:
             GocaError: the tagger cannot go on with any image.
         """
-        samples = [UserImage.of(image) for image in pictures]
+        samples = [UserImage.of(image) for image in sources]
         if isinstance(tagger, BatchTagger):
             tagger.prepare(samples, self)
         return [self._kept(tagger, sample) for sample in samples]

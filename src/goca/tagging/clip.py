@@ -99,7 +99,7 @@ class CLIPTagger:
 
     @torch.no_grad()
     def probabilities(
-        self, pictures: Sequence[Image.Image], categories: Sequence[Category]
+        self, loaded: Sequence[Image.Image], categories: Sequence[Category]
     ) -> Float[Tensor, "image category"]:
         """How surely each image shows each class, 0 to 1.
 
@@ -111,7 +111,7 @@ class CLIPTagger:
         sentences = [self.template.format(word.replace("_", " ").lower()) for group in words for word in group]
         neutral = () if self._is_sigmoid else self.neutral
         try:
-            logits = self._images(pictures) @ self._texts((*sentences, *neutral)).T * model.logit_scale.float().exp()
+            logits = self._images(loaded) @ self._texts((*sentences, *neutral)).T * model.logit_scale.float().exp()
         except torch.OutOfMemoryError:
             raise GocaError(
                 f"{self.model} does not fit the memory with batch {self.batch}: lower it", "batch"
@@ -123,9 +123,9 @@ class CLIPTagger:
         by_category = logits.split([len(group) for group in words], dim=1)
         return torch.stack([group.amax(1) for group in by_category], 1).sigmoid().cpu()
 
-    def _images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "image feature"]:
+    def _images(self, loaded: Sequence[Image.Image]) -> Float[Tensor, "image feature"]:
         processor, model = self._loaded
-        inputs = processor(images=list(pictures), return_tensors="pt").to(model.device, model.dtype)
+        inputs = processor(images=list(loaded), return_tensors="pt").to(model.device, model.dtype)
         return _directions(model.get_image_features(**inputs))
 
     def _texts(self, sentences: tuple[str, ...]) -> Float[Tensor, "text feature"]:
