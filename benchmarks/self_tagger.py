@@ -13,8 +13,8 @@ import torch
 
 from goca import Segmenter, bundled
 from goca.bundled import Scene
+from goca.self_tagging import SCORERS, SelfPruningTagger
 from goca.tagging.multilabel import MultilabelScores
-from goca.tagging.self_pruning import SCORERS, SelfPruningTagger
 
 
 def measure(tagger: SelfPruningTagger, scenes: Sequence[Scene]) -> tuple[MultilabelScores, float]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from goca import Segmenter
 from goca.bundled import Scene
-from goca.tagging.self_pruning import SelfPruningTagger
+from goca.self_tagging import SelfPruningTagger
 from goca.testing.tiny import BUILDERS
 
 

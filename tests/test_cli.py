@@ -237,6 +237,8 @@ REFUSALS = [
     (("evaluate", "scenes", "--tagger", "magic"), 'no tagger "magic"'),
     (("evaluate", "scenes", "--tagger", "self:magic"), 'no tagger "self:magic"'),
     (("evaluate", "scenes", "--tagger", "given:"), "no nouns are given"),
+    (("evaluate", "scenes", "--tagger", "clip:nowhere"), 'no model "nowhere"'),
+    (("segment", "names.txt", "--classes", "cat", "--tagger", "magic"), 'no tagger "magic"'),
     (("evaluate", "scenes", "--tagger", "captions:nowhere"), "nowhere"),
     (("evaluate", "scenes", "--recipe", "soup"), "goca, vanilla"),
     (("evaluate", "scenes", "--dtype", "float17"), "float32"),

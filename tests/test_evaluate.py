@@ -21,7 +21,7 @@ from goca.evaluation import metrics
 from goca.evaluation.ablate import scenes_benchmark
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.confusion_image import GAP, LARGEST, SWATCH, confusion_image
-from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.evaluator import Evaluator, ImageBatch, evaluate_dataset
 from goca.evaluation.metrics import Counting, Tally, gain, miou, resampled_miou, score
 from goca.evaluation.oracle import OracleTagger
@@ -32,6 +32,7 @@ from goca.evaluation.runner import evaluate
 from goca.imaging.palette import magma, palette
 from goca.request import SegmentationRequest
 from goca.tagging.fixed import FixedTagger
+from goca.text.nouns import Category
 
 COUNTINGS = [Counting(background, absent) for background in (False, True) for absent in (False, True)]
 

@@ -10,17 +10,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError, Segmenter
-from goca.evaluation.caption_nouns import HONEST, CaptionedRequest, Policy, captioned, paper
 from goca.evaluation.choices import ODD_SYNONYMS
-from goca.evaluation.datasets.base import Category
 from goca.evaluation.datasets.names import published_classes
+from goca.evaluation.evaluator import request_for
+from goca.evaluation.protocol import paper_policy
 from goca.request import find_tokens
 from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write
-from goca.text.nouns import Noun, parse_nouns
+from goca.tagging.caption_nouns import HONEST, CaptionedRequest, Policy, captioned
+from goca.text.nouns import Category, Noun, parse_nouns
 from goca.text.spelling import STOP
 from goca.text.token_spans import find_noun_tokens
 from goca.text.tokens import Tokens
 
+CITYSCAPES = paper_policy("cityscapes")
 VOC = (
     Category("aeroplane", ("airplane", "jet")),
     Category("bicycle", ("bike",)),
@@ -265,12 +267,12 @@ def by_characters(caption: str) -> Tokens:
 
 
 @given(CAPTIONS, st.sets(st.sampled_from([category.name for category in VOC])))
-@pytest.mark.parametrize("policy", [HONEST, paper("voc"), replace(paper("cityscapes"), synonyms=ODD_SYNONYMS)])
+@pytest.mark.parametrize("policy", [HONEST, paper_policy("voc"), replace(CITYSCAPES, synonyms=ODD_SYNONYMS)])
 def test_every_noun_of_a_request_has_columns_of_its_own(policy: Policy, caption: str, truth: set[str]) -> None:
     request = captioned(caption + ", jets, (bike, tyre), dog", VOC, policy, truth)
     if not request.classes:
         return
-    segmentation_request = request.of("photo.jpg")
+    segmentation_request = request_for(request, "photo.jpg")
     wanted, others = parse_nouns(segmentation_request.classes, segmentation_request.background_classes)
     spans = find_noun_tokens(
         request.caption, [by_characters(normalize("NFC", request.caption))], wanted, others, named=True
@@ -307,22 +309,20 @@ def test_parts_of_one_object() -> None:
     honest = captioned(caption, VOC)
     assert honest.classes == {"person": ("clothes", "man", "hat"), "bicycle": ("bike",), "bus": ("bus",)}
     assert honest.background_classes == ("leaf", "tree", "basket")
-    paper_request = captioned(caption, VOC, paper("cityscapes"), truth={"person", "bicycle", "bus"})
+    paper_request = captioned(caption, VOC, CITYSCAPES, truth={"person", "bicycle", "bus"})
     assert paper_request.classes == honest.classes
     assert paper_request.background_classes == ("leaf", "tree")
     assert paper_request.caption == "clothes, man, hat, leaf, tree, bike, bus"
     # Two words for one class are one class.
     assert captioned("(man, woman, hat)", VOC).classes == {"person": ("man", "woman", "hat")}
     # A class that is not true does not count: then the other has the parenthesis.
-    assert captioned("(bike, basket, bus)", VOC, paper("cityscapes"), {"bus"}).classes == {
-        "bus": ("bike", "basket", "bus")
-    }
+    assert captioned("(bike, basket, bus)", VOC, CITYSCAPES, {"bus"}).classes == {"bus": ("bike", "basket", "bus")}
 
 
 def test_the_paper_takes_classes_from_the_ground_truth() -> None:
-    request = captioned("sky, man, jet", VOC, paper("coco-object"), truth={"person", "bus"})
+    request = captioned("sky, man, jet", VOC, paper_policy("coco-object"), truth={"person", "bus"})
     assert request == CaptionedRequest({"person": ("man",)}, ("sky", "jet", "background"), "sky, man, jet, background")
-    request = captioned("sky, man, jet", VOC, paper("voc"), truth={"person", "bus", "bicycle"})
+    request = captioned("sky, man, jet", VOC, paper_policy("voc"), truth={"person", "bus", "bicycle"})
     assert request.classes == {"person": ("man",), "bicycle": ("bicycle",), "bus": ("bus",)}
     assert request.caption == "sky, man, jet, bicycle, bus, background"
     assert request.notes == ("from the ground truth: bicycle, bus",)
@@ -340,7 +340,7 @@ def test_the_paper_takes_classes_from_the_ground_truth() -> None:
     ],
 )
 def test_the_papers_data_sets(dataset: str, suffix: bool, complete: bool) -> None:
-    request = captioned("sky, background" if suffix else "sky", VOC, paper(dataset), truth={"bus"})
+    request = captioned("sky, background" if suffix else "sky", VOC, paper_policy(dataset), truth={"bus"})
     # The suffix is not said twice.
     assert request.background_classes == (("sky", "background") if suffix else ("sky",))
     assert request.classes == ({"bus": ("bus",)} if complete else {})
@@ -348,11 +348,11 @@ def test_the_papers_data_sets(dataset: str, suffix: bool, complete: bool) -> Non
 
 def test_the_switch_for_odd_synonyms() -> None:
     caption, truth = "skyline, woodpecker", {"aeroplane", "person"}
-    assert captioned(caption, VOC, paper("cityscapes"), truth).classes == {}
-    odd = captioned(caption, VOC, replace(paper("cityscapes"), synonyms=ODD_SYNONYMS), truth)
+    assert captioned(caption, VOC, CITYSCAPES, truth).classes == {}
+    odd = captioned(caption, VOC, replace(CITYSCAPES, synonyms=ODD_SYNONYMS), truth)
     assert odd.classes == {"aeroplane": ("skyline",), "person": ("woodpecker",)}
     # A data set without such a category is not given one.
-    policy = replace(paper("ade20k"), synonyms=ODD_SYNONYMS)
+    policy = replace(paper_policy("ade20k"), synonyms=ODD_SYNONYMS)
     assert captioned(caption, VOC[:1], policy, truth).classes == {"aeroplane": ("skyline",)}
 
 
@@ -367,7 +367,7 @@ def test_a_lone_noun_gets_support() -> None:
 
 def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(GocaError, match="voc, context"):
-        paper("scenes")
+        paper_policy("scenes")
     for name in ("door, double", "wall (brick)", "the"):
         with pytest.raises(GocaError, match="cannot stand in a list"):
             write([(name,)])
@@ -378,7 +378,7 @@ def test_a_request_is_about_the_captions_own_words(bundled: Segmenter) -> None:
     request = captioned(
         "snow, (cats, mushrooms), road", (Category("dog"), Category("cat", ("kitten",)), Category("Road"))
     )
-    segmentation_request = request.of(Image.new("RGB", (64, 64)))
+    segmentation_request = request_for(request, Image.new("RGB", (64, 64)))
     (prompt,), *_ = find_tokens(segmentation_request, bundled.plan, bundled.backbone.session())
     assert prompt.caption == "snow, cats, mushrooms, road"
     tokens = bundled.backbone.pipeline.tokenizer(prompt.caption, return_offsets_mapping=True)["offset_mapping"]

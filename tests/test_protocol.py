@@ -23,12 +23,13 @@ from dataset_folders import (
 from PIL import Image
 
 from goca import GocaError
-from goca.evaluation.caption_nouns import captioned
 from goca.evaluation.choices import PRESET_NAMES, SWITCHES, split_of
 from goca.evaluation.datasets import open_dataset
-from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.protocol import PRESETS, SWEEP, Protocol, changed, honest, paper
 from goca.evaluation.remap import narrowed
+from goca.tagging.caption_nouns import captioned
+from goca.text.nouns import Category
 
 MAKERS: dict[str, Callable[[Path], object]] = {
     "voc": make_voc,

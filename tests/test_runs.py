@@ -21,7 +21,7 @@ from commands import GOCA_SCRIPT
 from damage import damaged, places, rewrite
 from PIL import Image
 
-from goca import GocaError, bundled
+from goca import GocaError, Segmenter, bundled
 from goca.evaluation.compare import load_run
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset, Sample
@@ -379,7 +379,7 @@ class Slow:
 
 def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    monkeypatch.setattr("goca.evaluation.config.tagger_named", lambda spec, **means: slow)
+    monkeypatch.setattr("goca.evaluation.config.tagger_for", lambda spec, segmenter, **means: slow)
     config = EvaluationConfig(dataset="scenes", limit=3, batch=2, tagger="vlm:slow")
     told = events(config, tmp_path / "run")
     assert slow.prepared == slow.asked == ["000", "001", "002"]
@@ -394,6 +394,12 @@ def test_a_tagger_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_where_nothing_can_be_evaluated_the_reason_is_said(images: Path) -> None:
     with pytest.raises(GocaError, match=r"no image of folder could be evaluated.*xylophone"):
         evaluate(EvaluationConfig(dataset="folder", root=images, tagger="given:grass, xylophone"))
+
+
+def test_a_list_that_names_no_class_is_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Segmenter, "from_pretrained", lambda *unused, **more: pytest.fail("loaded"))
+    with pytest.raises(GocaError, match=r'"zebra, spoon" names no class of scenes: there are .* and 20 more'):
+        evaluate(EvaluationConfig(dataset="scenes", tagger="given:zebra, spoon"))
 
 
 def test_ground_truth_that_is_all_void_has_no_figures(images: Path, tmp_path: Path) -> None:

@@ -19,14 +19,15 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from goca import GocaError, Segmenter
 from goca import bundled as data
 from goca.diffusion.timesteps import add_noise, target
-from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.oracle import OracleTagger, true_classes
 from goca.imaging.images import fit
+from goca.self_tagging import AttentionMapScorer, DenoisingErrorScorer, SelfPruningTagger, self_tagger, tagger_for
 from goca.tagging import BatchTagger, Tagger, local, tagger_named
 from goca.tagging.captions import CaptionEntry, CaptionsTagger, CaptionStore, read_captions
 from goca.tagging.multilabel import MultilabelScores
-from goca.tagging.self_pruning import AttentionMapScorer, DenoisingErrorScorer, SelfPruningTagger
 from goca.testing.tiny import BUILDERS, tokenizers
+from goca.text.nouns import Category
 
 
 def sample(name: str, image: Path = Path("unread.png"), labels: Sequence[int] = (0,)) -> Sample:
@@ -198,7 +199,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
     with pytest.raises(GocaError, match=reason):
-        tagger_named(spec)
+        tagger_for(spec, None)
 
 
 def test_a_tagger_that_saves_needs_a_file() -> None:
@@ -541,7 +542,7 @@ def test_a_model_tags_scenes(scorer: str, bundled: Segmenter, tmp_path: Path) ->
     for index, scene in enumerate(scenes):
         scene.image.save(tmp_path / f"{index}.png")
     toy = dataset(categories=candidates)
-    tagger = tagger_named(f"self:{scorer}", segmenter=bundled)
+    tagger = tagger_for(f"self:{scorer}", bundled)
     assert tagger.name == f"self {scorer}"
     captions = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
     assert all(set(names) <= set(candidates) for names in captions)
@@ -569,13 +570,13 @@ def test_candidates_and_threshold(bundled: Segmenter, tmp_path: Path) -> None:
     assert SelfPruningTagger(bundled, Fixed(0.5, 0.4, 0.7)).tag(photo, dataset()) == "cat, sky"
     # Who is sure of nothing says the likeliest.
     assert SelfPruningTagger(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(photo, dataset()) == "sky"
-    listed = tagger_named("self:map:fish, road", segmenter=bundled)
+    listed = self_tagger("map:fish, road", bundled)
     assert isinstance(listed, SelfPruningTagger)
     assert listed.candidates == ("fish", "road")
     assert set(listed.tag(photo, dataset()).split(", ")) <= {"fish", "road"}
     for scorer in ("error", "map"):
         with pytest.raises(GocaError, match='does not know "spoon"'):
-            tagger_named(f"self:{scorer}:spoon, cat", segmenter=bundled).tag(photo, dataset())
+            self_tagger(f"{scorer}:spoon, cat", bundled).tag(photo, dataset())
 
 
 class Photos:
@@ -583,6 +584,8 @@ class Photos:
 
     name = ""
     class_names = ()
+    categories = ()
+    background = True
 
 
 def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
@@ -594,8 +597,8 @@ def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
     assert CaptionsTagger(tmp_path / "captions.jsonl").tag(photo, Photos()) == "cat, sky"
     # Without classes to choose from, the model chooses among the nouns that it knows.
     vocabulary = bundled.backbone.settings.nouns
-    tagger = tagger_named("self:map", segmenter=bundled)
+    tagger = tagger_for("self:map", bundled)
     assert set(tagger.tag(photo, Photos()).split(", ")) <= set(vocabulary)
     free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
     with pytest.raises(GocaError, match="no candidates are named"):
-        tagger_named("self:map", segmenter=free).tag(photo, Photos())
+        tagger_for("self:map", free).tag(photo, Photos())

@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goca import GocaError
-from goca.evaluation.datasets.base import Category, Dataset, Sample
+from goca.evaluation.datasets.base import Dataset, Sample
 from goca.tagging import tagger_named
 from goca.tagging.answers import parse
 from goca.tagging.captions import CaptionsTagger, read_captions
 from goca.tagging.endpoint import ATTEMPTS, MOST_BYTES, ChatEndpoint, DeclinedError, _RetryError
 from goca.tagging.instruction import instruction
 from goca.tagging.vlm import VLMTagger
+from goca.text.nouns import Category
 
 KEY = "sk-not-for-your-eyes"
 Goca = Callable[..., Outcome]
@@ -626,6 +627,36 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     assert json.loads(goca(*ask, "--estimate", "--json").out)["images"] == 0
     assert goca(*ask, "--json").err == ""
     assert len(server.requests) == 6
+
+
+def test_a_folder_is_segmented_by_what_a_server_names(
+    server: Server, goca: Goca, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base)
+    monkeypatch.chdir(tmp_path)
+    answers = ["kitten, spoon", "I cannot help with that.", "sky, Cats"]
+    server.answer = lambda number, request: (200, {}, completion(answers[shown(request).height - 37]))
+    ask = ("segment", "0.png", "1.png", "2.png", "--tagger", "vlm:m-1", "--classes")
+    with monkeypatch.context() as without:
+        without.delenv("OPENAI_BASE_URL")
+        without.delenv("OPENAI_API_KEY", raising=False)
+        assert "set OPENAI_API_KEY" in goca(*ask, "cat, sky").mistake()
+    assert "does not know" in goca(*ask, "cat, spoon").mistake()
+    assert not server.requests
+    done = goca(*ask, "cat, sky", "--prices", "0,500000")
+    assert done.code == 1
+    assert done.out.splitlines()[0].startswith("expected use of the tagger: 3 images, ")
+    assert done.err.startswith("goca: left out: 1.png: m-1 names no nouns")
+    kept = {name: json.loads((tmp_path / "goca-out" / f"{name}.json").read_text())["kept"] for name in "02"}
+    assert kept == {"0": [], "2": ["cat", "sky"]}
+    # What was answered is not paid for again, even where its result is lost; what was declined is asked again.
+    (tmp_path / "goca-out" / "2.json").unlink()
+    paid = len(server.requests)
+    server.answer = lambda number, request: (200, {}, completion("sky"))
+    again = goca(*ask, "cat, sky", "--resume", "--json")
+    assert again.code == 0
+    assert [json.loads(line)["kept"] for line in again.out.splitlines()] == [[], ["sky"], ["cat", "sky"]]
+    assert len(server.requests) == paid + 1
 
 
 @pytest.mark.parametrize(

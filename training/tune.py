@@ -21,7 +21,7 @@ import torch
 from goca.bundled import Scene
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.loading import load
-from goca.evaluation.datasets.base import Category, Dataset, Sample
+from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.evaluator import evaluate_dataset
 from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.protocol import honest
@@ -29,6 +29,7 @@ from goca.imaging.palette import palette
 from goca.plan import Options
 from goca.recipe import GOCA, GOCA_BALANCED, VANILLA, Recipe
 from goca.segmenter import Segmenter
+from goca.text.nouns import Category
 
 from . import art, scenes
 from .benchmark import task

@@ -1,7 +1,7 @@
 """Stage tune_tagger: the thresholds of the model as its own tagger, on the scenes that `training.tune` chooses on.
 
 Of each scorer, the threshold with the best F1 of present classes among the 32 nouns. The result goes into
-`goca/tagging/self_pruning.py` by hand; the benchmark's scenes are never looked at here, but by
+`goca/self_tagging.py` by hand; the benchmark's scenes are never looked at here, but by
 `benchmarks/self_tagger.py`.
 
     python -m training.tune_tagger [--work FOLDER] [--model bundled] [--count 60]
@@ -17,8 +17,8 @@ from itertools import pairwise
 import torch
 
 from goca.segmenter import Segmenter
+from goca.self_tagging import SCORERS, SelfPruningTagger
 from goca.tagging.multilabel import MultilabelScores
-from goca.tagging.self_pruning import SCORERS, SelfPruningTagger
 
 from .commands import command
 from .nouns import NAMES

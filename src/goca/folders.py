@@ -25,6 +25,9 @@ from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.storage.atomic import sweep
 from goca.storage.json_lines import JsonLines
 from goca.storage.reading import require_regular
+from goca.tagging import GIVEN, PaidTagger, Tagger, is_self, tagger_named
+from goca.tagging.base import Estimate
+from goca.tagging.candidates import Candidates, Kept, UserImage
 from goca.text.clean import storable
 from goca.text.nouns import check_words
 
@@ -33,11 +36,13 @@ if TYPE_CHECKING:
     from goca.segmenter import Segmenter
 
 __all__ = [
+    "CAPTIONS",
     "INDEX",
     "FolderProgress",
     "ImageJob",
     "ImageOutcome",
     "ModelOptions",
+    "TaggingProgress",
     "index_lines",
     "plan_outputs",
     "request_facts",
@@ -45,11 +50,14 @@ __all__ = [
     "stored_path",
 ]
 
-INDEX = "index.jsonl"
+INDEX, CAPTIONS = "index.jsonl", "captions.jsonl"
 _NOT_COMPARED = frozenset({"origin", "device", "background", "background_classes", "captions", "notes", "versions"})
 """Fields of a plan that say where it ran, or follow from the request and the model."""
 _NAME_REFUSED = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
 """How the system refuses a file's name; it may take the next one."""
+
+TAGGED = 32
+"""Images that a tagger is asked about at a time: rarely enough that its requests hardly wait for each other."""
 
 Facts = Mapping[str, Any]
 """What a result's JSON file holds."""
@@ -95,6 +103,15 @@ class FolderProgress:
     left_out: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaggingProgress:
+    """How many of the images that are left to segment the tagger has been asked about."""
+
+    tagger: str
+    done: int
+    total: int
+
+
 @dataclass(frozen=True)
 class ImageOutcome:
     """What became of an image: the facts of its result, or why it was left out. kept: by an earlier run."""
@@ -111,6 +128,11 @@ class ImageOutcome:
         return {"image": image, "outputs": [stored_path(path) for path in self.job.targets]}
 
 
+FolderEvent = FolderProgress | ImageOutcome | Estimate | TaggingProgress
+_TaggedJob = tuple[ImageJob, Kept | GocaError | None]
+"""An image, and the classes that a tagger names of it, or why it was not tagged; None if none was asked."""
+
+
 def segment_images(
     jobs: Sequence[ImageJob],
     request: "SegmentationRequest",
@@ -119,7 +141,8 @@ def segment_images(
     out: Path | None = None,
     resume: bool = False,
     executor: Executor = THIS_PROCESS,
-) -> Generator[FolderProgress | ImageOutcome, None, None]:
+    tagger: str | Tagger | None = None,
+) -> Generator[FolderEvent, None, None]:
     """Segment images and write their results, each whole or not at all. Close the generator to stop.
 
     Batches are composed the same whichever process they run in, so that the executor does not change the results.
@@ -131,14 +154,17 @@ def segment_images(
         out: the folder whose index is written as the run goes, see `index_lines`; None to write none.
         resume: keep the results of an earlier run that asked the same in the same way.
         executor: this process, several, or a Ray cluster.
+        tagger: as `Segmenter.stream` takes it. This process asks it about all images before the first is segmented,
+            unless it is the segmenter's own model; one that saves captions does so in `CAPTIONS` in `out`.
 
     Yields:
         The progress once the model is loaded, and after each image; the last one sums up the run. An outcome for
-        each image, in the order of `jobs`.
+        each image, in the order of `jobs`. Before that, what a tagger that has to be paid will take, and how far the
+        tagger is.
 
     Raises:
         GocaError: the model cannot be loaded or does not know a class, results cannot be written, or `resume` meets
-            results of another request, model or recipe.
+            results of another request, model, recipe or tagger.
     """
     # What fails without the model fails before it is loaded.
     executor.check()
@@ -146,10 +172,17 @@ def segment_images(
     check_words(request.classes, request.background_classes, request.background, request.caption, vocabulary)
     if resume and not all("json" in job.formats for job in jobs):
         raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
+    tagger = None if tagger == GIVEN else tagger
+    if isinstance(tagger, str) and not is_self(tagger):
+        tagger = tagger_named(tagger, captions=None if out is None else out / CAPTIONS, batch=model.batch)
+    if isinstance(tagger, PaidTagger):
+        tagger.ready()
+    candidates = request.candidates if tagger is not None else None
     index = None if out is None else index_lines(out)
     if index is not None:
         _refuse_foreign(index.path)
-    kept = _finished(jobs, request) if resume else {}
+    request_json = request_facts(request, tagger)
+    kept = _finished(jobs, request_json) if resume else {}
     outcomes = {job: ImageOutcome(job, GocaError(job.problem)) for job in jobs if job.problem is not None}
     outcomes |= {job: ImageOutcome(job, facts, kept=True) for job, facts in kept.items()}
     remaining = [job for job in jobs if job not in outcomes]
@@ -159,11 +192,16 @@ def segment_images(
         segmenter = model.load()
         encoded = segmenter.check(request)
         _refuse_different(kept, "plan", segmenter.plan.to_json())
+        tagged: dict[ImageJob, Kept | GocaError] = {}
+        if isinstance(tagger, Tagger) and candidates is not None and remaining:
+            yield from _tagging(tagger, candidates, remaining, tagged)
+        task = _Task(request, model, request_json, tagger if isinstance(tagger, str) else None)
+        tasks = [(job, tagged.get(job)) for job in remaining]
         if executor.here:
-            work = _segment(segmenter, request, model, remaining, encoded)
+            work = task.segment(segmenter, tasks, encoded)
         else:
             del segmenter, encoded  # each worker has a model of its own
-            work = _in_workers(model, request, remaining, executor)
+            work = _in_workers(task, tasks, executor)
     if resume:
         sweep(target for job in remaining for target in job.targets)
 
@@ -192,56 +230,86 @@ def _in_order(waiting: deque[ImageJob], outcomes: dict[ImageJob, ImageOutcome]) 
         yield outcomes.pop(waiting.popleft())
 
 
-def _segment(
-    segmenter: "Segmenter",
-    request: "SegmentationRequest",
-    model: ModelOptions,
-    jobs: Sequence[ImageJob],
-    encoded: Any = None,
-) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
-    """Segment images and write each one's results as they are done. encoded: what `Segmenter.check` returned."""
-    shared = {"request": request_facts(request), "options": model.to_json()}
-    stream = segmenter.stream((replace(request, image=job.image) for job in jobs), encoded)
-    for job, (_, outcome) in zip(jobs, stream, strict=True):
-        if isinstance(outcome, GocaError):
-            yield job, outcome
-            continue
-        file_name = os.path.relpath(job.image, job.folder)
-        facts = {**shared, "formats": list(job.formats)}
-        try:
-            outcome.save(job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name)
-        except GocaError as error:
-            if getattr(error.__cause__, "errno", None) not in _NAME_REFUSED:
-                raise
-            yield job, error
-        else:
-            yield job, {**outcome.to_json(), **facts}
+def _tagging(
+    tagger: Tagger, candidates: Candidates, jobs: Sequence[ImageJob], tagged: dict[ImageJob, Kept | GocaError]
+) -> Generator[FolderEvent, None, None]:
+    """Put into `tagged` which classes each image shows, or why it is not tagged; asked `TAGGED` images at a time."""
+    if isinstance(tagger, PaidTagger):
+        yield tagger.estimate([UserImage.of(job.image) for job in jobs], candidates)
+    progress = TaggingProgress(tagger=tagger.name, done=0, total=len(jobs))
+    yield progress
+    for start in range(0, len(jobs), TAGGED):
+        part = jobs[start : start + TAGGED]
+        tagged.update(zip(part, candidates.kept(tagger, [job.image for job in part]), strict=True))
+        progress = replace(progress, done=progress.done + len(part))
+        yield progress
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every image of a run shares, in whichever process it is segmented.
+
+    Attributes:
+        request_json: the request as a result's JSON holds it.
+        tagger: the name of one that is the segmenter's own model; the answers of any other come with the images.
+    """
+
+    request: "SegmentationRequest"
+    model: ModelOptions
+    request_json: Facts
+    tagger: str | None
+
+    def segment(
+        self, segmenter: "Segmenter", images: Sequence[_TaggedJob], encoded: Any = None
+    ) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
+        """Segment images and write each one's results as they are done. encoded: what `Segmenter.check` returned."""
+        shared = {"request": self.request_json, "options": self.model.to_json()}
+        tagged: list[tuple[ImageJob, Kept | None]] = []
+        for job, kept in images:
+            if isinstance(kept, GocaError):
+                yield job, kept
+            else:
+                tagged.append((job, kept))
+        requests = (replace(self.request, image=job.image, kept=kept) for job, kept in tagged)
+        stream = segmenter.stream(requests, encoded, self.tagger)
+        for (job, _), (_, outcome) in zip(tagged, stream, strict=True):
+            if isinstance(outcome, GocaError):
+                yield job, outcome
+                continue
+            file_name = os.path.relpath(job.image, job.folder)
+            facts = {**shared, "formats": list(job.formats)}
+            try:
+                outcome.save(job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name)
+            except GocaError as error:
+                if getattr(error.__cause__, "errno", None) not in _NAME_REFUSED:
+                    raise
+                yield job, error
+            else:
+                yield job, {**outcome.to_json(), **facts}
+
+    def worker(self, threads: int | None) -> Callable[[Sequence[_TaggedJob]], list[tuple[ImageJob, Facts | GocaError]]]:
+        """What a process that has loaded the model does with a batch. threads: of torch: workers share the CPU."""
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        segmenter = self.model.load()
+        return lambda batch: list(self.segment(segmenter, batch))
 
 
 def _in_workers(
-    model: ModelOptions, request: "SegmentationRequest", jobs: Sequence[ImageJob], executor: Executor
+    task: _Task, images: Sequence[_TaggedJob], executor: Executor
 ) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
     import torch
 
-    batches = [tuple(jobs[start : start + model.batch]) for start in range(0, len(jobs), model.batch)]
+    size = task.model.batch
+    batches = [tuple(images[start : start + size]) for start in range(0, len(images), size)]
     threads = max(1, torch.get_num_threads() // executor.workers) if executor.workers and not executor.ray else None
-    with closing(run_units(partial(_worker, model, request, threads), batches, executor)) as results:
+    with closing(run_units(partial(task.worker, threads), batches, executor)) as results:
         yield from chain.from_iterable(results)
 
 
-def _worker(
-    model: ModelOptions, request: "SegmentationRequest", threads: int | None
-) -> Callable[[Sequence[ImageJob]], list[tuple[ImageJob, Facts | GocaError]]]:
-    """What a process that has loaded the model does with a batch. threads: of torch, so that workers share the CPU."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    segmenter = model.load()
-    return lambda batch: list(_segment(segmenter, request, model, batch))
-
-
-def request_facts(request: "SegmentationRequest") -> dict[str, Any]:
+def request_facts(request: "SegmentationRequest", tagger: str | Tagger | None = None) -> dict[str, Any]:
     """A request as a result's JSON holds it; the classes as a list, because their order is their labels."""
     classes = request.classes
     synonyms = classes if isinstance(classes, Mapping) else dict.fromkeys(classes, ())
@@ -250,6 +318,7 @@ def request_facts(request: "SegmentationRequest") -> dict[str, Any]:
         "background_classes": None if request.background_classes is None else list(request.background_classes),
         "background": request.background,
         "caption": request.caption,
+        "tagger": tagger.name if isinstance(tagger, Tagger) else tagger,
     }
 
 
@@ -342,11 +411,11 @@ class _Index:
 # --- Resuming
 
 
-def _finished(jobs: Sequence[ImageJob], request: "SegmentationRequest") -> dict[ImageJob, Facts]:
+def _finished(jobs: Sequence[ImageJob], request: Facts) -> dict[ImageJob, Facts]:
     """The jobs that an earlier run finished, with the facts of their results; GocaError for one of another request."""
     results = {job: _read_result(job) for job in jobs if job.problem is None}
     kept = {job: facts for job, facts in results.items() if facts is not None}
-    _refuse_different(kept, "request", request_facts(request))
+    _refuse_different(kept, "request", request)
     return kept
 
 

@@ -1,5 +1,6 @@
 """A request about one image, and all that is settled before the denoiser runs: prompts, windows, background."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
@@ -19,6 +20,8 @@ from goca.maths.background import Background, constant, none, offset
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.recipe import AUTO, NO_BACKGROUND
+from goca.tagging.base import Tagger
+from goca.tagging.candidates import Candidates, Kept
 from goca.text.background_nouns import background_nouns
 from goca.text.clean import one_line
 from goca.text.nouns import (
@@ -50,6 +53,7 @@ class SegmentationRequest:
             gets a class.
         caption: the prompt, instead of the list of nouns; every noun must be in it, unless the recipe has keys on the
             side.
+        kept: the classes that a tagger names; the others get no pixels, and are not asked for. None: all are asked for.
 
     Raises:
         GocaError: the caption is not text.
@@ -60,6 +64,7 @@ class SegmentationRequest:
     background_classes: Sequence[str] | None = None
     background: str | float | None = AUTO
     caption: str | None = None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.caption, str | None):
@@ -69,6 +74,42 @@ class SegmentationRequest:
             object.__setattr__(self, name, cleaned(getattr(self, name)))
         if isinstance(self.caption, str):
             object.__setattr__(self, "caption", one_line(self.caption))
+
+    @property
+    def has_background(self) -> bool:
+        """Whether a pixel may be of no class."""
+        return not (self.background is None or self.background == NO_BACKGROUND)
+
+    @property
+    def candidates(self) -> Candidates:
+        """The classes as a tagger chooses among them. Raises GocaError for names that it could not say."""
+        return Candidates.of(self.classes, self.has_background)
+
+
+def kept_by(tagger: Tagger, requests: Sequence[SegmentationRequest]) -> list[SegmentationRequest | GocaError]:
+    """The requests with the classes that a tagger names of their images, or why an image is not tagged.
+
+    Raises:
+        GocaError: the tagger cannot go on with any image.
+    """
+    outcomes: list[SegmentationRequest | GocaError] = list(requests)
+    sources: dict[int, str | os.PathLike[str] | Image.Image] = {}
+    groups: dict[Candidates, list[int]] = {}
+    for index, request in enumerate(requests):
+        try:
+            candidates = request.candidates
+            # A file that is open can be read once.
+            image = request.image
+            sources[index] = image if isinstance(image, str | os.PathLike) else images.load(image)
+        except GocaError as error:
+            outcomes[index] = error
+        else:
+            groups.setdefault(candidates, []).append(index)
+    for candidates, indices in groups.items():
+        for index, kept in zip(indices, candidates.kept(tagger, [sources[i] for i in indices]), strict=True):
+            tagged = kept if isinstance(kept, GocaError) else replace(requests[index], image=sources[index], kept=kept)
+            outcomes[index] = tagged
+    return outcomes
 
 
 @dataclass(frozen=True)
@@ -83,6 +124,7 @@ class PreparedImage:
         windows: where they lie on the common grid; tiles: the image under each.
         size: (height, width) in pixels at which the model sees a window.
         notes: what had to differ from the recipe.
+        kept: the classes that a tagger names, where it was asked; the prompts are of them.
     """
 
     image: Image.Image
@@ -95,11 +137,17 @@ class PreparedImage:
     tiles: tuple[Image.Image, ...]
     size: Grid
     notes: tuple[str, ...]
+    kept: Kept | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:
         """The prompts as text."""
         return tuple(tokens.caption for tokens in self.prompts)
+
+    @property
+    def kept_indices(self) -> tuple[int, ...] | None:
+        """The indices of the classes that are asked for; None for all."""
+        return None if self.kept is None else self.kept.indices(self.classes)
 
     def mirrored(self) -> "PreparedImage":
         """The windows over the image with left and right exchanged."""
@@ -129,6 +177,7 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
         tiles=tiles,
         size=size,
         notes=tuple(notes),
+        kept=request.kept,
     )
 
 
@@ -140,6 +189,8 @@ def find_tokens(
     Returns:
         The tokens of the request's nouns in each prompt, the names of the background classes, and notes on what had to
         be done.
+
+    There is no prompt where the classes that a tagger keeps leave nothing to ask: none, or one without a background.
 
     Raises GocaError for nouns that cannot be asked for.
     """
@@ -156,6 +207,11 @@ def find_tokens(
     if backbone.settings.nouns:
         spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns)
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
+    if request.kept is not None:
+        notes.append(f"only classes that the tagger keeps are asked for: {request.kept.tagger}")
+        classes = tuple(classes[index] for index in request.kept.indices([noun.name for noun in classes]))
+        if not classes or (len(classes) == 1 and not request.has_background):
+            return (), (), notes
     groups = [classes]
 
     def fits(nouns: Sequence[Noun]) -> bool:

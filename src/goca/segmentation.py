@@ -24,6 +24,7 @@ from goca.maths.background import Background, labels
 from goca.maths.resize import resize, resize_rows, strips
 from goca.plan import Plan
 from goca.storage.atomic import write_into
+from goca.tagging.candidates import Kept
 
 PREVIEW_SIDE = 640
 """Pixels: about the longest side at which a notebook shows a result."""
@@ -62,6 +63,17 @@ class ScoreMaps:
         std = None if ensemble_std is None else ensemble_std.cpu().numpy()
         return cls(maps.classes.cpu().numpy(), background, std)
 
+    def among(self, count: int, indices: Sequence[int]) -> "ScoreMaps":
+        """The maps as those of the classes at `indices` of `count` classes; the others are 0 everywhere."""
+
+        def spread(maps: Float32[np.ndarray, "kept height width"]) -> Float32[np.ndarray, "class height width"]:
+            out = np.zeros((count, *maps.shape[1:]), np.float32)
+            out[list(indices)] = maps
+            return out
+
+        std = None if self.ensemble_std is None else spread(self.ensemble_std)
+        return ScoreMaps(spread(self.grid), self.background, std)
+
     def at(self, size: tuple[int, int]) -> Float32[np.ndarray, "class height width"]:
         """The class maps, bilinearly resized to `size` = (height, width) in pixels.
 
@@ -85,6 +97,7 @@ class Segmentation:
         labels: (height, width) uint16 in the image's size; 0 is background, i is `classes[i - 1]`.
         scores: see `ScoreMaps`.
         plan: the plan as it ran.
+        kept: the classes that a tagger names, where it was asked; the scores of others are 0, and they have no pixels.
     """
 
     image: Image.Image
@@ -92,6 +105,7 @@ class Segmentation:
     labels: UInt16[np.ndarray, "height width"]
     scores: ScoreMaps
     plan: Plan
+    kept: Kept | None = None
 
     def __repr__(self) -> str:
         largest = self._by_share()[:LISTED_CLASSES]
@@ -152,8 +166,10 @@ class Segmentation:
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
         """The labels under each of some other backgrounds, without another pass; the scores are upsampled once."""
         background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
-        maps = ClassMaps(torch.from_numpy(self.scores.grid), background)
-        return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges)
+        indices = None if self.kept is None else self.kept.indices(self.classes)
+        grid = self.scores.grid if indices is None else self.scores.grid[list(indices)]
+        maps = ClassMaps(torch.from_numpy(grid), background)
+        return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges, indices)
 
     def overlay(self, legend: bool = True) -> Image.Image:
         """The image under its coloured masks; with a legend, or without and in the image's own size."""
@@ -173,14 +189,22 @@ class Segmentation:
         return labelme(self.labels, self.classes, file_name)
 
     def to_json(self) -> dict[str, Any]:
-        """Classes with their ids in `labels`, shares and highest scores; the plan; over several passes, uncertainty."""
+        """Classes with their ids in `labels`, shares and highest scores; the plan; uncertainty over several passes; the
+        tagger and what it kept, where it was asked.
+        """
         classes = [
             {"id": index, "name": name, "share": self.present[name].share, "peak": self.present[name].peak}
             for index, name in enumerate(self.classes, start=1)
         ]
         height, width = self.labels.shape
         uncertainty = {} if self.uncertainty is None else {"uncertainty": float(self.uncertainty.mean())}
-        return {"height": height, "width": width, "classes": classes, **uncertainty, "plan": self.plan.to_json()}
+        tagged = {} if self.kept is None else self.kept.to_json()
+        return {
+            **{"height": height, "width": width, "classes": classes},
+            **uncertainty,
+            **tagged,
+            "plan": self.plan.to_json(),
+        }
 
     def save(
         self,
@@ -216,8 +240,21 @@ class Segmentation:
 
 
 def label_pixels(
-    maps: ClassMaps, backgrounds: Iterable[Background], image: Image.Image, refine_edges: bool
+    maps: ClassMaps,
+    backgrounds: Iterable[Background],
+    image: Image.Image,
+    refine_edges: bool,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[UInt16[np.ndarray, "height width"]]:
-    """The labels of an image under each background; with `refine_edges` the scores follow the image's edges."""
+    """The labels of an image under each background; with `refine_edges` the scores follow the image's edges.
+
+    indices: of the classes that the maps are of; None for all.
+    """
+    if indices is not None:
+        table = np.array([0, *(index + 1 for index in indices)], np.uint16)
+        empty = np.zeros((image.height, image.width), np.uint16)
+        several = label_pixels(maps, backgrounds, image, refine_edges) if indices else (empty for _ in backgrounds)
+        yield from (table[labels] for labels in several)
+        return
     guide = torch.from_numpy(np.array(image)).to(maps.classes.device) if refine_edges else None
     yield from labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide).numpy()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice, product
 from typing import Any, overload
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from goca.errors import GocaError
 from goca.imaging.images import ImageLike
 from goca.planned_model import PlannedModel
 from goca.recipe import AUTO
-from goca.request import PreparedImage, SegmentationRequest, batched_by_windows, prepare
+from goca.request import PreparedImage, SegmentationRequest, batched_by_windows, kept_by, prepare
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
+from goca.self_tagging import tagger_for
+from goca.tagging import GIVEN, Tagger
 from goca.text.nouns import Classes
 
 
@@ -39,6 +42,7 @@ class Segmenter(PlannedModel):
         background_classes: Sequence[str] | None = ...,
         background: str | float | None = ...,
         caption: str | None = ...,
+        tagger: str | Tagger | None = ...,
     ) -> Segmentation: ...
     @overload
     def __call__(
@@ -48,6 +52,7 @@ class Segmenter(PlannedModel):
         background_classes: Sequence[str] | None = ...,
         background: str | float | None = ...,
         caption: str | None = ...,
+        tagger: str | Tagger | None = ...,
     ) -> list[Segmentation]: ...
     def __call__(
         self,
@@ -56,8 +61,9 @@ class Segmenter(PlannedModel):
         background_classes: Sequence[str] | None = None,
         background: str | float | None = AUTO,
         caption: str | None = None,
+        tagger: str | Tagger | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """Label an image, or each of a list or tuple; the arguments are those of `SegmentationRequest`.
+        """Label an image, or each of a list or tuple; the arguments are those of `SegmentationRequest` and `stream`.
 
         Raises:
             GocaError: for an image that cannot be read, or classes that this model cannot be asked for.
@@ -65,31 +71,47 @@ class Segmenter(PlannedModel):
         images: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
         template = SegmentationRequest("", classes, background_classes, background, caption)
         results = []
-        for _, outcome in self.stream(replace(template, image=item) for item in images):
+        for _, outcome in self.stream((replace(template, image=item) for item in images), tagger=tagger):
             if isinstance(outcome, GocaError):
                 raise outcome
             results.append(outcome)
         return results if isinstance(image, list | tuple) else results[0]
 
     def stream(
-        self, requests: Iterable[SegmentationRequest], session: BackboneSession | None = None
+        self,
+        requests: Iterable[SegmentationRequest],
+        session: BackboneSession | None = None,
+        tagger: str | Tagger | None = None,
     ) -> Iterator[tuple[SegmentationRequest, Segmentation | GocaError]]:
         """Segment requests in their order, `batch` images at a time; each caption is encoded once.
 
         Args:
             requests: what to segment; read `batch` at a time.
             session: where encoded captions are looked up and kept; by default a fresh one.
+            tagger: says which of the classes each image shows; the others get no pixels. A `goca.tagging.Tagger`, or
+                its name as `goca.self_tagging.tagger_for` takes it, such as "clip:FOLDER": it is then loaded for this
+                stream alone. None or "given": all classes are there.
 
         Yields:
             Each request with its segmentation, or with the error that says why it has none.
+
+        Raises:
+            GocaError: there is no such tagger, or it cannot go on with any image.
         """
+        if isinstance(tagger, str):
+            tagger = None if tagger == GIVEN else tagger_for(tagger, self)
         session = session or self.backbone.session()
         pending = iter(requests)
         while chunk := list(islice(pending, self.batch)):
-            prepared = [self.prepare(request, session) for request in chunk]
-            passes = self._passes([image for image in prepared if isinstance(image, PreparedImage)], session)
+            tagged = chunk if tagger is None else kept_by(tagger, chunk)
+            prepared = [each if isinstance(each, GocaError) else self.prepare(each, session) for each in tagged]
+            with_prompts = [image for image in prepared if isinstance(image, PreparedImage) and image.prompts]
+            passes = self._passes(with_prompts, session)
             for request, image in zip(chunk, prepared, strict=True):
-                yield request, image if isinstance(image, GocaError) else self.label(image, next(passes))
+                if isinstance(image, GocaError):
+                    yield request, image
+                else:
+                    yield request, self.label(image, next(passes) if image.prompts else ())
 
     def prepare(self, request: SegmentationRequest, session: BackboneSession) -> PreparedImage | GocaError:
         """The upright image, its windows, prompts that list the nouns, and the background; or why it has none."""
@@ -137,13 +159,20 @@ class Segmenter(PlannedModel):
 
     def label(self, image: PreparedImage, passes: Sequence[ClassMaps]) -> Segmentation:
         """Average the passes, upsample to the image's size, and take the argmax of the background and the classes."""
+        indices = image.kept_indices
         with self.inference():
-            maps, std = mean(passes), ensemble_std(passes)
-            (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges)
+            if passes:
+                maps, std = mean(passes), ensemble_std(passes)
+            else:  # nothing was asked: a class that is kept is everywhere
+                maps, std = ClassMaps(torch.ones(len(indices or ()), *image.windows.canvas), None), None
+            (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges, indices)
         ran = self.plan.as_run(
             image.background, image.background_by_user, image.background_classes, image.captions, image.notes
         )
-        return Segmentation(image.image, image.classes, labels, ScoreMaps.of(maps, std), ran)
+        scores = ScoreMaps.of(maps, std)
+        if indices is not None:
+            scores = scores.among(len(image.classes), indices)
+        return Segmentation(image.image, image.classes, labels, scores, ran, image.kept)
 
     def _passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]:
         """For each image, its class maps in every pass: as it is, then mirrored; at each timestep, with each seed."""

@@ -69,6 +69,10 @@ RayOption = Annotated[
         metavar="ADDRESS", help='Run on a Ray cluster: its address, "auto", or "local" to start one on this machine.'
     ),
 ]
+PricesOption = Annotated[
+    str | None,
+    option(metavar="INPUT,OUTPUT", help="Price of vlm:MODEL per million input and output tokens."),
+]
 LimitOption = Annotated[int | None, option(metavar="N", min=1, help="Evaluate only the first N images.")]
 CaptionsOption = Annotated[
     str, typer.Option(metavar="STYLE", help='Prompts: "nouns", a list of the classes, or "sentences".')
@@ -194,6 +198,6 @@ def tagger(text: str | None, dataset: str) -> str:
     if dataset == "scenes":
         return "oracle"
     raise GocaError(
-        "no tagger: choose with --tagger what names the classes in each image: captions:FILE, vlm:MODEL, local:MODEL, "
-        "self:map, self:error, given:NOUNS, or oracle, which uses the ground truth and inflates scores"
+        "no tagger: choose with --tagger what names the classes in each image: captions:FILE, clip:MODEL, vlm:MODEL, "
+        "local:MODEL, self, given:NOUNS, or oracle, which uses the ground truth and inflates scores"
     )

@@ -49,13 +49,10 @@ def evaluate(
         arguments.option(
             metavar="TAGGER",
             help="What names the classes in each image: oracle (the ground truth), given:NOUNS, captions:FILE, "
-            "vlm:MODEL, local:MODEL, self:error or self:map.  [default for scenes: oracle]",
+            "clip:MODEL, vlm:MODEL, local:MODEL, self:error or self:map.  [default for scenes: oracle]",
         ),
     ] = None,
-    prices: Annotated[
-        str | None,
-        arguments.option(metavar="INPUT,OUTPUT", help="Price of vlm:MODEL per million input and output tokens."),
-    ] = None,
+    prices: arguments.PricesOption = None,
     estimate: Annotated[
         bool,
         arguments.option("--estimate", help="Print the estimated tokens and cost of vlm:MODEL, then exit."),

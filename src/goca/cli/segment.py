@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import described, progress, say, session, show, show_json, table
+from goca.cli.console import described, paused, progress, say, session, show, show_json, table
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 
 if TYPE_CHECKING:
-    from goca.folders import Facts, FolderProgress, ImageJob, ImageOutcome
+    from goca.folders import Facts, FolderEvent, FolderProgress, ImageJob, ImageOutcome
+    from goca.tagging import Tagger
 
 MOST_ROWS = 20
 """Classes up to which a table has a row for each; of more, only those that have pixels."""
@@ -70,6 +71,16 @@ def segment(
             metavar="TEXT", help="Prompt to use instead of the list of classes; it must contain every class."
         ),
     ] = None,
+    tagger: Annotated[
+        str,
+        typer.Option(
+            metavar="TAGGER",
+            help="What says which of the classes an image shows; the others get no pixels. given: all are there; "
+            "clip:MODEL (CLIP or SigLIP); captions:FILE; local:MODEL or vlm:MODEL, a vision-language model here or on "
+            "a server; self: the diffusion model.",
+        ),
+    ] = "given",
+    prices: arguments.PricesOption = None,
     model: arguments.ModelOption = "bundled",
     recipe: arguments.RecipeOption = "goca",
     timestep: arguments.TimestepOption = None,
@@ -112,6 +123,7 @@ def segment(
         listed, unlabelled = arguments.classes(classes, classes_file)
         threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
         background_names = arguments.background_classes(background_classes, background_classes_file)
+        tagger_prices = arguments.prices(prices, tagger)
         arguments.check_model(model, recipe, device, dtype)
         from goca import bundled
         from goca.text.nouns import check_words
@@ -121,6 +133,7 @@ def segment(
         from goca.parallel import Executor
 
         jobs = plan_outputs(images, out, arguments.names(formats))
+        classes_tagger = _tagger(tagger, out, tagger_prices, batch)
         executor = Executor(workers=workers, ray=ray)
         executor.check()
         from goca.request import SegmentationRequest
@@ -143,7 +156,9 @@ def segment(
             },
         )
         indexed = out if len(jobs) > 1 or any(path.is_dir() for path in images) else None
-        events = segment_images(jobs, request, options, out=indexed, resume=resume, executor=executor)
+        events = segment_images(
+            jobs, request, options, out=indexed, resume=resume, executor=executor, tagger=classes_tagger
+        )
         summary = _Summary()
         final = _run(events, len(jobs), model, indexed, as_json, summary)
         if len(jobs) > 1 and not as_json:
@@ -157,8 +172,19 @@ def segment(
         raise typer.Exit(1)
 
 
+def _tagger(spec: str, out: Path, prices: tuple[float, float] | None, batch: int) -> "str | Tagger":
+    """The tagger, so far as it needs no model; GocaError for one that there is not or that cannot start."""
+    from goca.folders import CAPTIONS
+    from goca.tagging import GIVEN, check_tagger, is_self, tagger_named
+
+    if spec == GIVEN:
+        return spec
+    check_tagger(spec)
+    return spec if is_self(spec) else tagger_named(spec, captions=out / CAPTIONS, prices=prices, batch=batch)
+
+
 def _run(
-    events: "Generator[FolderProgress | ImageOutcome, None, None]",
+    events: "Generator[FolderEvent, None, None]",
     total: int,
     model: str,
     indexed: Path | None,
@@ -167,16 +193,28 @@ def _run(
 ) -> "FolderProgress":
     """Segment every image; print an image alone, or lines of JSON. The error of an image alone is the command's."""
     from goca.diffusion.loading import without_bars
-    from goca.folders import FolderProgress, index_lines
+    from goca.folders import FolderProgress, TaggingProgress, index_lines
+    from goca.tagging.base import Estimate
 
-    done, outcome = FolderProgress(total=total), None
+    done = unknown = FolderProgress(total=total)
+    outcome = None
     try:
         # A model that is downloaded shows the Hub's own progress, but not beside JSON.
         with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext(), closing(events):
             task = bar.add_task(f"loading {model}", total=None)
             for event in events:
+                if isinstance(event, Estimate):
+                    if not as_json:
+                        with paused(bar):
+                            show(f"expected use of the tagger: {event}")
+                    continue
+                if isinstance(event, TaggingProgress):
+                    bar.update(
+                        task, description=f"tagging with {event.tagger}", completed=event.done, total=event.total
+                    )
+                    continue
                 if isinstance(event, FolderProgress):
-                    if not bar.tasks[0].total:
+                    if done is unknown:
                         bar.reset(task, description="segmenting", total=total)
                     done = event
                     bar.update(task, completed=event.done + event.left_out)

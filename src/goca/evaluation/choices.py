@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import Category
+from goca.text.nouns import Category
 
 PRESET_NAMES = ("honest", "paper")
 """The keys of `goca.evaluation.protocol.PRESETS`."""

@@ -17,11 +17,15 @@ from goca.evaluation.protocol import PRESETS, Protocol, changed
 from goca.evaluation.remap import narrowed
 from goca.recipe import recipe_named
 from goca.segmenter import Segmenter
-from goca.tagging import tagger_named
+from goca.self_tagging import tagger_for
+from goca.tagging import GIVEN, is_self
 from goca.tagging.base import Prices, Tagger
+from goca.tagging.caption_nouns import HONEST, captioned
 
-AHEAD = ("vlm", "local")
+AHEAD = ("vlm", "local", "clip")
 """Taggers that are asked for all images before the first is segmented, by one process."""
+MOST_NAMES = 12
+"""Classes that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,15 @@ class EvaluationConfig:
         preset = replace(PRESETS[self.protocol](dataset, tags), captions=captions, as_background=self.as_background)
         return changed(preset, self.switches)
 
+    def check_given(self, dataset: Dataset, protocol: Protocol) -> None:
+        """Raise GocaError for a list of nouns, the same for every image, of which none is a class of the data set."""
+        kind, _, caption = self.tagger.partition(":")
+        words = replace(HONEST, synonyms=protocol.nouns.synonyms)
+        if kind == GIVEN and not captioned(caption, protocol.categories(dataset.categories), words).classes:
+            names = ", ".join(dataset.class_names[:MOST_NAMES])
+            more = f" and {len(dataset.class_names) - MOST_NAMES} more" * (len(dataset.class_names) > MOST_NAMES)
+            raise GocaError(f'"{caption.strip()}" names no class of {dataset.name}: there are {names}{more}', "tagger")
+
     def load_segmenter(self) -> Segmenter:
         """The model, loaded; on a CPU, torch is set to `threads` threads from then on."""
         recipe = recipe_named(self.recipe)
@@ -97,19 +110,19 @@ class EvaluationConfig:
     @property
     def tags_itself(self) -> bool:
         """Whether the tagger is the segmenter's model."""
-        return self.tagger.partition(":")[0] == "self"
+        return is_self(self.tagger)
 
     def load_tagger(self, segmenter: Segmenter | None, captions: Path | None = None) -> Tagger:
         """The tagger; "self" uses the segmenter's model, and vlm and local save their captions in the file."""
         if self.tagger == "oracle":
             return OracleTagger()
-        return tagger_named(
+        return tagger_for(
             self.tagger,
+            segmenter,
             captions=captions,
             prices=self.prices,
             concurrency=self.concurrency,
             batch=self.batch,
-            segmenter=segmenter,
         )
 
     def load_evaluator(self, protocol: Protocol) -> Evaluator:

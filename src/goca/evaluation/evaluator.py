@@ -10,17 +10,19 @@ import numpy as np
 
 from goca.diffusion.backbone import BackboneSession
 from goca.errors import GocaError
-from goca.evaluation.caption_nouns import CaptionedRequest, captioned, company
 from goca.evaluation.datasets.base import Dataset, LabelMap, Sample
 from goca.evaluation.oracle import true_classes
 from goca.evaluation.protocol import Protocol
 from goca.evaluation.records import ImageRecord, count
 from goca.evaluation.report import Report
+from goca.imaging.images import ImageLike
 from goca.recipe import AUTO
 from goca.request import SegmentationRequest
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
+from goca.tagging.answers import key
 from goca.tagging.base import Tagger
+from goca.tagging.caption_nouns import CaptionedRequest, captioned, company
 from goca.text.nouns import Noun
 
 Tags = Mapping[str, str | GocaError]
@@ -133,7 +135,7 @@ class Evaluator:
     def _request(self, image: _OpenImage) -> tuple[SegmentationRequest, _OpenImage]:
         """The request, and the image with what is to be recorded of it."""
         query = image.query
-        request = query.of(image.sample.image, None if self.protocol.threshold == "none" else AUTO)
+        request = request_for(query, image.sample.image, None if self.protocol.threshold == "none" else AUTO)
         if self.protocol.captions == "sentences":
             return replace(request, caption=image.sample.captions["sentences"]), image
         if not self._fits(query.caption.split(", ")):
@@ -192,6 +194,15 @@ class Evaluator:
         if len(counts) == 1:
             counts *= len(labellings)
         return replace(image.record, counts=dict(zip(labellings, counts, strict=True)))
+
+
+def request_for(
+    query: CaptionedRequest, image: ImageLike, background: str | float | None = AUTO
+) -> SegmentationRequest:
+    """The request for an image, with the caption as the prompt; there has to be a class to segment."""
+    # For a segmenter a class's name is one of its words; it need not be in the caption.
+    synonyms = {name: [word for word in words if key(word) != key(name)] for name, words in query.classes.items()}
+    return SegmentationRequest(image, synonyms, query.background_classes, background, query.caption)
 
 
 def evaluate_dataset(segmenter: Segmenter, dataset: Dataset, tagger: Tagger, protocol: Protocol) -> Report:

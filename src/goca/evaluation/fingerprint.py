@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from goca.evaluation.caption_nouns import company
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.protocol import Protocol
 from goca.segmenter import Segmenter
+from goca.tagging.caption_nouns import company
 
 PROBES = 64
 """Values of each tensor that a fingerprint is of."""

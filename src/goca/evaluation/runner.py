@@ -80,7 +80,7 @@ def run(
         raise GocaError(f"{dataset.name} has no image to evaluate")
     captions = _captions_file(out)
     # Before the model is loaded: a protocol that there is not, a folder of something else, a tagger that cannot start.
-    config.protocol_for(dataset, config.tagger)
+    config.check_given(dataset, config.protocol_for(dataset, config.tagger))
     if out is not None:
         read_facts(out)
     tagger = None if config.tags_itself else config.load_tagger(None, captions)

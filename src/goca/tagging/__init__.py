@@ -1,17 +1,19 @@
 """Which classes does an image show? A tagger says it, and is chosen by a short text, see `tagger_named`."""
 
+import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from goca.errors import GocaError
 from goca.tagging.base import BatchTagger, PaidTagger, Prices, Tagger
 
-if TYPE_CHECKING:
-    from goca.segmenter import Segmenter
+__all__ = ["BatchTagger", "PaidTagger", "Tagger", "check_tagger", "is_self", "tagger_named"]
 
-__all__ = ["BatchTagger", "PaidTagger", "Tagger", "check_tagger", "tagger_named"]
-
-KINDS = ("given", "captions", "vlm", "local", "self")
+KINDS = ("given", "captions", "vlm", "local", "clip", "self")
+GIVEN = "given"
+"""Where a segmenter is given classes: no tagger, all of them are there."""
+SELF = ("self", "self:error", "self:map")
+"""The taggers of `goca.self_tagging`, which may end in a colon and candidates."""
 
 
 def check_tagger(spec: str) -> None:
@@ -21,8 +23,10 @@ def check_tagger(spec: str) -> None:
         tagger_named(spec)
     if kind not in KINDS:
         raise _unknown(spec)
-    if kind == "self" and rest.strip().partition(":")[0] not in ("error", "map"):
-        raise GocaError(f'no tagger "{spec}": there are self:error, self:map')
+    if kind in ("local", "clip"):
+        check_model_name(rest.strip())
+    if kind == "self" and ":".join(spec.split(":")[:2]).strip() not in SELF:
+        raise GocaError(f'no tagger "{spec}": there are {", ".join(SELF)}', "tagger")
 
 
 def tagger_named(
@@ -32,18 +36,15 @@ def tagger_named(
     prices: Prices | None = None,
     concurrency: int = 4,
     batch: int = 8,
-    segmenter: "Segmenter | None" = None,
 ) -> Tagger:
-    """A tagger by its name.
+    """A tagger by its name; `goca.self_tagging.tagger_for` also makes those that are a segmenter's own model.
 
     Args:
-        spec: "given:cat, grass"; "captions:FILE"; "vlm:MODEL"; "local:FOLDER_OR_ID"; "self:error" or "self:map", which
-            may end in candidates, "self:map:cat, dog, grass".
+        spec: "given:cat, grass"; "captions:FILE"; "vlm:MODEL"; "local:FOLDER_OR_ID"; "clip:FOLDER_OR_ID".
         captions: the .jsonl file in which vlm and local save their captions.
         prices: of vlm.
         concurrency: requests of vlm at a time, 1 or more.
-        batch: images that local handles at a time, 1 or more.
-        segmenter: whose model self uses.
+        batch: images that local and clip handle at a time, 1 or more.
 
     Raises:
         GocaError: there is no such tagger, or it cannot start.
@@ -71,16 +72,29 @@ def tagger_named(
             from goca.tagging.local import LocalTagger
 
             return LocalTagger(rest, captions, batch)
-        case "self", _:
-            from goca.tagging.self_pruning import self_tagger
+        case "clip", _:
+            from goca.tagging.clip import CLIPTagger
 
-            return self_tagger(rest, segmenter)
+            return CLIPTagger(rest, batch)
     raise _unknown(spec)
+
+
+def check_model_name(model: str) -> None:
+    """Raise GocaError for what is neither a folder nor the form of a Hub id."""
+    if not model:
+        raise GocaError("no model is named: write a folder or a Hub id behind the colon", "tagger")
+    if not os.path.isdir(model) and not re.fullmatch(r"[^./~][^/]*/[^/]+", model):  # noqa: PTH112 - as of any text
+        raise GocaError(f'no model "{model}": give a folder, or a Hub id such as owner/name', "tagger")
+
+
+def is_self(spec: str) -> bool:
+    """Whether the name of a tagger is that of the segmenter's own model."""
+    return spec.partition(":")[0] == "self"
 
 
 def _unknown(spec: str) -> GocaError:
     return GocaError(
-        f'no tagger "{spec}": there are given:NOUNS, captions:FILE, vlm:MODEL, local:FOLDER_OR_ID, self:error, '
-        "self:map, and oracle where there is ground truth",
+        f'no tagger "{spec}": there are given:NOUNS, captions:FILE, clip:FOLDER_OR_ID, vlm:MODEL, '
+        f"local:FOLDER_OR_ID, {', '.join(SELF)}, and oracle where there is ground truth",
         "tagger",
     )

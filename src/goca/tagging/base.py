@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from goca.errors import GocaError
+from goca.text.nouns import Category
+
+if TYPE_CHECKING:
+    from goca.imaging.images import ImageLike
 
 Prices = tuple[float, float]
 """The price of a million tokens, (input, output), in any currency."""
@@ -17,24 +20,34 @@ class DeclinedError(GocaError):
 
 @runtime_checkable
 class TaggableImage(Protocol):
-    """What taggers read of an image: an id, unique in its collection, and its file."""
+    """What taggers read of an image: an id, unique in its collection, and the image, which usually is a path."""
 
     @property
     def id(self) -> str: ...
 
     @property
-    def image(self) -> Path: ...
+    def image(self) -> "ImageLike": ...
 
 
 @runtime_checkable
 class ImageCollection(Protocol):
-    """What taggers read of the data set that an image is from: its name, and its classes' names, which may be none."""
+    """What taggers read of the data set that an image is from, or of a user's list of classes, which may be empty."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The classes with their synonyms."""
+        ...
+
+    @property
+    def background(self) -> bool:
+        """Whether an image may show none of the classes."""
+        ...
 
 
 @runtime_checkable

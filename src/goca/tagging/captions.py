@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, astuple, dataclass
 from hashlib import blake2b
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,11 @@ class CaptionsTagger:
         self.name = f"captions {path.name}{taggers and f' ({taggers})'} {digest}"
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        for name in (dataset.name, ""):
-            if (name, sample.id) in self._captions:
-                return self._captions[name, sample.id]
+        # People name images by their file alone.
+        ids = [sample.id, sample.image.name] if isinstance(sample.image, Path) else [sample.id]
+        for key in product((dataset.name, ""), ids):
+            if key in self._captions:
+                return self._captions[key]
         raise GocaError(f'{self.path} has no caption of "{sample.id}" in {dataset.name}: add it, or tag it another way')
 
 
@@ -122,7 +125,10 @@ class CaptionStore:
         self._captions: dict[tuple[str, str], str] = {}
         for entry in self._file.read() if path.exists() else ():
             if entry.tagger != tagger:
-                raise GocaError(f'{path} has captions of "{entry.tagger}", not of "{tagger}": name another file')
+                raise GocaError(
+                    f'{path} has captions of "{entry.tagger}", not of "{tagger}": name another file, or another folder '
+                    "for the output"
+                )
             self._captions[entry.dataset, entry.id] = entry.caption
 
     def get(self, sample: TaggableImage, dataset: ImageCollection) -> str | None:

@@ -3,36 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from goca.diffusion.loading import hub_options, quiet, unloadable
-from goca.diffusion.model_files import (
-    check_complete,
-    check_numbers,
-    check_settings,
-    check_size,
-    check_weights,
-    read_settings,
-)
+from goca.diffusion.loading import quiet
 from goca.errors import GocaError
 from goca.imaging import images
 from goca.tagging.answers import caption_of
 from goca.tagging.base import DeclinedError, ImageCollection, TaggableImage
 from goca.tagging.captions import CaptionStore
 from goca.tagging.instruction import instruction
+from goca.tagging.loading import check_model, load_model, model_name
 
 MOST_TOKENS = 160
 """Of an answer: 35 words, commas and parentheses included, with room to spare."""
-PIECES, PIECE = 64, 4096
-"""How many pieces of a file a fingerprint covers, and the bytes of each."""
-_DECISIVE = (".safetensors", ".json", ".jinja")
-"""Suffixes of what decides a model's answers: weights, settings, templates."""
-_SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
-"""What of a Hub id is looked at before its weights are fetched."""
 
 
 @dataclass
@@ -52,18 +38,15 @@ class LocalTagger:
     store: CaptionStore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise GocaError("no model is named: write a folder or a Hub id behind the colon")
         if self.batch < 1:
             raise GocaError(f"batch {self.batch} is too small: give 1 or more", "batch")
+        check_model(self.model)
         self.store = CaptionStore(self.path, self.name)
         self._failures: dict[tuple[str, str], DeclinedError] = {}
 
     @cached_property
     def name(self) -> str:
-        """A Hub id as it is; a folder with a fingerprint, because another model may be put into it."""
-        folder = Path(self.model)
-        return f"local {folder.absolute().name} ({_fingerprint(folder)})" if folder.is_dir() else f"local {self.model}"
+        return f"local {model_name(self.model)}"
 
     def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> None:
         """Tag the images without a caption, a batch at a time. See `BatchTagger`."""
@@ -116,69 +99,14 @@ class LocalTagger:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """(processor, model), the model on an accelerator where there is one."""
-        local = Path(self.model).is_dir()
-        try:
-            folder, options = (Path(self.model), {"local_files_only": True}) if local else _settings(self.model)
-            check_settings(folder)
-            weights = check_weights(folder, fetched=local)
-            # Slow to import: not before the folder, or the Hub, has answered.
-            from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-            with quiet():
-                if local:
-                    path = folder / "config.json"
-                    check_numbers(path, read_settings(path), weights.tensors)
-                    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-                    with torch.device("meta"):
-                        check_size(path, AutoModelForImageTextToText.from_config(config), weights)
-                processor = AutoProcessor.from_pretrained(self.model, trust_remote_code=False, **options)
-                model, info = AutoModelForImageTextToText.from_pretrained(
-                    self.model,
-                    dtype="auto",
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # and told by name
-                    **options,
-                )
-            check_complete(folder, model, info)
-        except GocaError:
-            raise
-        except Exception as error:  # transformers and the hub client raise any kind for what they cannot load
-            raise unloadable(self.model, error, local) from None
+        processor, model = load_model(self.model, "AutoModelForImageTextToText")
         if not getattr(processor, "chat_template", None):
             raise GocaError(
                 f"{self.model} has no chat template, so it takes no instruction: name one that is tuned for it"
             )
         # All answers then begin at one index, where the prompts end.
         processor.tokenizer.padding_side = "left"
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        return processor, model.to(device).eval()
-
-
-def _settings(name: str) -> tuple[Path, dict[str, Any]]:
-    """The settings of a Hub id, in the local cache, and how to ask for the rest of the same commit."""
-    from huggingface_hub import snapshot_download
-
-    options = hub_options(name, None, "config.json")
-    folder = Path(snapshot_download(name, allow_patterns=_SETTINGS, ignore_patterns="*/*", **options))
-    return folder, {**options, "revision": folder.name}
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of a model's files: names, sizes, and some of their content; all of it if they are small."""
-    digest = blake2b(digest_size=4)
-    try:
-        for path in sorted(path for path in folder.iterdir() if path.suffix in _DECISIVE):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            with path.open("rb") as file:
-                for start in range(0, size, max(PIECE, size // PIECES)):
-                    file.seek(start)
-                    digest.update(file.read(PIECE))
-    except OSError as error:
-        raise GocaError(f"cannot read {error.filename}: {error.strerror}; check the folder") from None
-    return digest.hexdigest()
+        return processor, model
 
 
 def _readable(sample: TaggableImage) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from goca.errors import GocaError
 from goca.imaging import images
+from goca.imaging.images import ImageLike
 from goca.tagging.answers import caption_of
 from goca.tagging.base import DeclinedError, Estimate, ImageCollection, Prices, TaggableImage
 from goca.tagging.captions import CaptionStore
@@ -159,9 +160,9 @@ class VLMTagger:
                 return answer
 
 
-def _data_url(path: Path) -> str:
+def _data_url(source: ImageLike) -> str:
     try:
-        image = images.load(path)
+        image = images.load(source)
     except GocaError as error:
         raise DeclinedError(str(error)) from None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)

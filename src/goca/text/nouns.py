@@ -31,6 +31,14 @@ class Noun:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Category:
+    """A class of a data set or of the user: its name in results, and further words that stand for it in a caption."""
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
 def parse_nouns(
     classes: Classes, background_classes: Sequence[str] | None = None
 ) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:

@@ -7,18 +7,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from goca.text.nouns import Category
+
 LabelMap = UInt16[np.ndarray, "height width"]
 """Labels of an image's pixels: 0 is background, i is categories[i - 1], `VOID` says nothing."""
 VOID = 65535
 """The label of pixels about which the ground truth says nothing; they are not counted."""
-
-
-@dataclass(frozen=True)
-class Category:
-    """A class of a data set: its name in results, and further words that stand for it in a caption."""
-
-    name: str
-    synonyms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

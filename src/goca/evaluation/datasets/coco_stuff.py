@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Category, Dataset, LabelMap, Sample
+from goca.evaluation.datasets.base import VOID, Dataset, LabelMap, Sample
 from goca.evaluation.datasets.coco import SPLITS, image_folder
 from goca.evaluation.datasets.coco_json import CocoFile, read_coco
 from goca.evaluation.datasets.files import choose_split, dataset_root, first_of, paired_samples, require_files, stems
@@ -18,6 +18,7 @@ from goca.evaluation.datasets.labels import label_table, read_rgb
 from goca.evaluation.datasets.names import categories, colours, published_classes
 from goca.imaging.palette import palette
 from goca.storage.reading import whole
+from goca.text.nouns import Category
 
 FINE, COARSE = "coco-stuff-171", "coco-stuff-27"
 UNLABELLED = 255

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import VOID, Category, Dataset, Sample
+from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.datasets.files import choose_split, dataset_root, walk
 from goca.evaluation.datasets.labelme import read_labelme
 from goca.evaluation.datasets.labels import LabelTable, label_table, read_indexed
 from goca.imaging.palette import palette
 from goca.storage.reading import read_text
 from goca.text.class_list import SPECIAL, parse_class_list
-from goca.text.nouns import parse_nouns
+from goca.text.nouns import Category, parse_nouns
 
 NAME = "folder"
 SPLITS = ("all",)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from goca.evaluation.datasets.base import Category
 from goca.imaging.palette import palette
+from goca.text.nouns import Category
 
 
 @dataclass(frozen=True)

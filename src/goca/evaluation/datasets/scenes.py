@@ -6,10 +6,11 @@ from pathlib import Path
 
 from goca import bundled
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import Category, Dataset, Sample
+from goca.evaluation.datasets.base import Dataset, Sample
 from goca.evaluation.datasets.files import choose_split
 from goca.evaluation.datasets.labels import label_table, read_indexed
 from goca.imaging.palette import palette
+from goca.text.nouns import Category
 
 NAME = "scenes"
 SPLITS = ("all",)

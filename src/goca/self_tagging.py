@@ -16,10 +16,11 @@ from goca.diffusion.timesteps import target
 from goca.errors import GocaError
 from goca.imaging import images
 from goca.plan import Options
+from goca.planned_model import PlannedModel
 from goca.recipe import GOCA_BALANCED, Recipe
-from goca.segmenter import Segmenter
+from goca.tagging import is_self, tagger_named
 from goca.tagging.answers import parse, write
-from goca.tagging.base import ImageCollection, TaggableImage
+from goca.tagging.base import ImageCollection, TaggableImage, Tagger
 from goca.text.nouns import in_vocabulary, parse_nouns
 
 
@@ -34,7 +35,7 @@ class PresenceScorer(Protocol):
     def threshold(self) -> float: ...
 
     def scores(
-        self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]
+        self, segmenter: PlannedModel, image: Image.Image, candidates: Sequence[str]
     ) -> Float[Tensor, " candidate"]:
         """A score for each candidate, the higher the surer; -inf for one that was dropped on the way."""
         ...
@@ -60,7 +61,7 @@ class DenoisingErrorScorer:
     name: str = "error"
 
     def scores(
-        self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]
+        self, segmenter: PlannedModel, image: Image.Image, candidates: Sequence[str]
     ) -> Float[Tensor, " candidate"]:
         backbone, batch = segmenter.backbone, segmenter.batch
         latents = backbone.latents([image], images.fit(image, segmenter.plan.size, backbone.size_multiple))
@@ -131,10 +132,11 @@ class AttentionMapScorer:
     name: str = "map"
 
     def scores(
-        self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]
+        self, segmenter: PlannedModel, image: Image.Image, candidates: Sequence[str]
     ) -> Float[Tensor, " candidate"]:
         recipe = replace(self.recipe, rescale=("share", "blur"), order=0, refine=())
-        scorer = Segmenter(segmenter.backbone, recipe, Options(size=segmenter.plan.size), segmenter.batch)
+        # A segmenter, which stands above this module and can ask it.
+        scorer: Any = type(segmenter)(segmenter.backbone, recipe, Options(size=segmenter.plan.size), segmenter.batch)
         remaining = list(range(len(candidates)))
         while True:
             result = scorer(image, [candidates[index] for index in remaining], (), background=0.5)
@@ -163,7 +165,7 @@ class SelfPruningTagger:
         candidates: () for the data set's classes or, without any, the nouns that the model knows.
     """
 
-    segmenter: Segmenter
+    segmenter: PlannedModel
     scorer: PresenceScorer
     candidates: tuple[str, ...] = ()
 
@@ -191,12 +193,22 @@ class SelfPruningTagger:
         return self.scorer.scores(self.segmenter, image, candidates).cpu()
 
 
-def self_tagger(name: str, segmenter: Segmenter | None) -> SelfPruningTagger:
+DEFAULT = "error"
+"""The scorer of the tagger "self"."""
+
+
+def self_tagger(name: str, segmenter: PlannedModel | None) -> SelfPruningTagger:
     """The tagger "self:NAME", a scorer's name that may end in candidates: "map:cat, dog"; GocaError for any other."""
     scorer, colon, listed = name.partition(":")
     candidates = tuple(noun for group in parse(listed) for noun in group)
+    scorer = scorer.strip() or DEFAULT
     if scorer not in SCORERS or (colon and not candidates):
         raise GocaError(f'no tagger "self:{name}": there are {", ".join(f"self:{name}" for name in SCORERS)}')
     if segmenter is None:
         raise GocaError("to be its own tagger a segmenter has to be given: load one")
     return SelfPruningTagger(segmenter, SCORERS[scorer], candidates)
+
+
+def tagger_for(spec: str, segmenter: PlannedModel | None, **options: Any) -> Tagger:
+    """A tagger by its name, be it the segmenter's own model or another; options: those of `tagger_named`."""
+    return self_tagger(spec.partition(":")[2].strip(), segmenter) if is_self(spec) else tagger_named(spec, **options)

@@ -1,6 +1,6 @@
-"""From a tagger's caption to a segmentation request: which of its nouns are classes of the data set.
+"""From a tagger's caption to what is segmented: which of its nouns are classes, of a data set or of the user.
 
-What becomes of a noun is a `Policy`, and a preset of the evaluation is a value of it. Nothing here looks at an image.
+What becomes of a noun is a `Policy`. Nothing here looks at an image.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from goca.errors import GocaError
-from goca.evaluation.datasets.base import Category
-from goca.imaging.images import ImageLike
-from goca.recipe import AUTO
-from goca.request import SegmentationRequest
 from goca.tagging.answers import MOST_NOUNS, NounGroup, clean, key, parse
+from goca.text.nouns import Category
 from goca.text.spelling import forms
 
 
@@ -44,26 +41,6 @@ HONEST = Policy(name="honest")
 """A noun that names a category is that class, any other is a background class, and nothing comes from ground truth."""
 
 
-def paper(dataset: str) -> Policy:
-    """What the released code does on a data set it knows, which flatters: classes are those of the ground truth."""
-    if dataset not in _PAPER:
-        raise GocaError(f'no "paper" protocol for "{dataset}": there is one for {", ".join(_PAPER)}; use "honest"')
-    suffix, complete = _PAPER[dataset]
-    return Policy(name="paper", suffix=suffix, complete=complete, true_only=True, keep_parts=False)
-
-
-# Data set: (what stands behind every caption, whether missed classes are added).
-_PAPER: Mapping[str, tuple[tuple[str, ...], bool]] = {
-    "voc": (("background",), True),
-    "context": ((), True),
-    "coco-object": (("background",), False),
-    "coco-stuff-27": ((), True),
-    "coco-stuff-171": ((), True),  # not evaluated by the authors: as the 27
-    "cityscapes": ((), False),
-    "ade20k": (("background",), False),
-}
-
-
 @dataclass(frozen=True)
 class CaptionedRequest:
     """What to segment by a caption.
@@ -79,12 +56,6 @@ class CaptionedRequest:
     background_classes: tuple[str, ...]
     caption: str
     notes: tuple[str, ...] = ()
-
-    def of(self, image: ImageLike, background: str | float | None = AUTO) -> SegmentationRequest:
-        """The request for an image, with the caption as the prompt; there has to be a class to segment."""
-        # For a segmenter a class's name is one of its words; it need not be in the caption.
-        synonyms = {name: [word for word in words if key(word) != key(name)] for name, words in self.classes.items()}
-        return SegmentationRequest(image, synonyms, self.background_classes, background, self.caption)
 
 
 def company(vocabulary: Sequence[str]) -> tuple[str, ...]:
