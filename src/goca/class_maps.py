@@ -15,14 +15,22 @@ from goca.text.token_spans import NounTokens
 
 @dataclass(frozen=True)
 class ClassMaps:
-    """Scores on the common grid, each map in [0, 1]; background is None where there are no background classes."""
+    """Scores on the common grid.
+
+    Attributes:
+        classes: each map in [0, 1].
+        background: None where there are no background classes.
+        peaks: the highest share of a cell's attention that each class has, before any rescaling.
+    """
 
     classes: Float[Tensor, "class height width"]
     background: Float[Tensor, "height width"] | None
+    peaks: Float[Tensor, " class"]
 
     def mirrored(self) -> "ClassMaps":
         """Left and right exchanged."""
-        return ClassMaps(self.classes.flip(-1), None if self.background is None else self.background.flip(-1))
+        background = None if self.background is None else self.background.flip(-1)
+        return ClassMaps(self.classes.flip(-1), background, self.peaks)
 
 
 def rescaled(plan: Plan, mass: TokenMass, tokens: NounTokens) -> Float[Tensor, "class height width"]:
@@ -36,28 +44,37 @@ def rescaled(plan: Plan, mass: TokenMass, tokens: NounTokens) -> Float[Tensor, "
     return torch.cat([maps[:count], maps[count:].amax(0, keepdim=True)])
 
 
+def peaks_of(mass: TokenMass) -> Float[Tensor, " noun"]:
+    """The highest share that each noun has of a cell's attention to everything, padding included; 0 to 1."""
+    return mass.raw.amax((-2, -1)).clamp(0, 1)
+
+
 def refined(
-    plan: Plan, affinity: Propagates, maps: Float[Tensor, "class height width"], tokens: NounTokens
+    plan: Plan,
+    affinity: Propagates,
+    maps: Float[Tensor, "class height width"],
+    tokens: NounTokens,
+    peaks: Float[Tensor, " noun"],
 ) -> ClassMaps:
     """Rescaled maps, propagated along the affinity `plan.order` times and min-maxed; as they are with order 0."""
     if plan.order:
         maps = minmax(propagate(affinity, maps, plan.order))
     count = len(tokens.classes)
-    return ClassMaps(maps[:count], maps[count] if tokens.background_classes else None)
+    return ClassMaps(maps[:count], maps[count] if tokens.background_classes else None, peaks[:count])
 
 
 def joined(prompts: Sequence[ClassMaps]) -> ClassMaps:
     """The maps of an image's prompts: classes one after the other, background classes merged by maximum."""
     background = [maps.background for maps in prompts if maps.background is not None]
-    classes = torch.cat([maps.classes for maps in prompts])
-    return ClassMaps(classes, torch.stack(background).amax(0) if background else None)
+    classes, peaks = (torch.cat([getattr(maps, name) for maps in prompts]) for name in ("classes", "peaks"))
+    return ClassMaps(classes, torch.stack(background).amax(0) if background else None, peaks)
 
 
 def mean(passes: Sequence[ClassMaps]) -> ClassMaps:
     """The average over the passes for one image."""
     background = [maps.background for maps in passes if maps.background is not None]
-    classes = torch.stack([maps.classes for maps in passes]).mean(0)
-    return ClassMaps(classes, torch.stack(background).mean(0) if background else None)
+    classes, peaks = (torch.stack([getattr(maps, name) for maps in passes]).mean(0) for name in ("classes", "peaks"))
+    return ClassMaps(classes, torch.stack(background).mean(0) if background else None, peaks)
 
 
 def ensemble_std(passes: Sequence[ClassMaps]) -> Float[Tensor, "class height width"] | None:

@@ -17,7 +17,7 @@ from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
 from goca.maths.rescale import Step
 from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
-from goca.recipe import FROM_MODEL, RECIPES, Recipe
+from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor
 
 MAX_SEED = 2**63
 """PyTorch's generators take seeds below it."""
@@ -42,10 +42,15 @@ class Options:
     flip: bool = False
     window: bool = False
     refine_edges: bool = False
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
+            if item.name == "floor":
+                if value is not None:
+                    check_floor(value)
+                continue
             if isinstance(item.default, bool):
                 if not isinstance(value, bool | np.bool_):
                     raise GocaError(f"{item.name} {value!r} is neither True nor False", hint=item.name)
@@ -85,6 +90,7 @@ class Plan:
         background_classes: nouns whose pixels become background: the model's list; in a result those that were used.
         keys: where cross-attention meets the classes, see `Recipe`; from the settings where the recipe says "side" and
             the model has joint attention.
+        evidence, floor: see `Recipe`; evidence_blocks: those whose attention to the text it is read from, () for all.
         origin: {field: "recipe", "settings", "user" or "default"}.
         device, dtype: what the pipeline ran on and in.
         captions, notes: of the run itself: the prompts used, and what had to differ from the recipe.
@@ -112,6 +118,9 @@ class Plan:
     background: Background | str
     background_classes: tuple[str, ...]
     keys: str
+    evidence: str | None
+    evidence_blocks: tuple[str, ...]
+    floor: float
     origin: Mapping[str, str] = field(hash=False)
     device: str = ""
     dtype: str = ""
@@ -168,6 +177,7 @@ def plan(
     model: str,
     options: Options,
     joint: bool = False,
+    prototypes: bool = False,
 ) -> Plan:
     """Make every field of a recipe concrete.
 
@@ -176,6 +186,7 @@ def plan(
         blocks: those of the denoiser that attend to the text.
         model: the checkpoint's name.
         joint: whether text and pixels share one attention.
+        prototypes: whether the model has any.
 
     Raises:
         GocaError: where the recipe names a block that is not there or needs joint attention, or an option is out of
@@ -183,10 +194,11 @@ def plan(
     """
     chosen: dict[str, Any] = {}
     origin: dict[str, str] = {}
+    facts = {**vars(settings), "evidence": "prototypes" if prototypes else "attention"}
     for item in fields(Recipe):
         value = getattr(recipe, item.name)
         from_model = isinstance(value, str) and value == FROM_MODEL
-        chosen[item.name] = getattr(settings, item.name) if from_model else value
+        chosen[item.name] = facts[item.name] if from_model else value
         origin[item.name] = "settings" if from_model else "recipe"
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
     chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
@@ -195,9 +207,11 @@ def plan(
     timestep = chosen["timestep"] if options.timestep is None else options.timestep
     chosen["timestep"] = tuple(timestep) if isinstance(timestep, Sequence) else (timestep,)
     chosen |= {name: getattr(options, name) for name in ("flip", "window", "refine_edges")}
-    chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes")}
+    chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
     origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
     origin |= dict.fromkeys(options.set_by_user(), "user")
+    if options.floor is not None:
+        chosen["floor"] = float(options.floor)
     if joint and recipe.keys == "side":
         chosen["keys"], origin["keys"] = "caption", "settings"
     made = Plan(
@@ -208,11 +222,11 @@ def plan(
         origin=origin,
         **chosen,
     )
-    _check(made, options.seeds, blocks, joint)
+    _check(made, options.seeds, blocks, joint, prototypes)
     return made
 
 
-def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool) -> None:
+def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool, prototypes: bool) -> None:
     if plan.size < 1:
         raise GocaError(f"size {plan.size} is too small: give the pixels a side, 1 or more", hint="size")
     if seeds < 1:
@@ -223,6 +237,16 @@ def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool) -> None:
         raise GocaError(f"timestep {min(plan.timestep)} is out of range: give 0 or more", hint="timestep")
     if plan.order < 0:
         raise GocaError(f'recipe "{plan.recipe}" has order {plan.order}: give it 0 or more', hint="recipe")
+    if plan.evidence == "prototypes" and not prototypes:
+        raise GocaError(
+            f'recipe "{plan.recipe}" needs prototypes, which {plan.model} lacks: learn them, or choose another recipe',
+            hint="recipe",
+        )
+    if plan.evidence is None and plan.floor > 0:
+        raise GocaError(
+            f'recipe "{plan.recipe}" measures no evidence, so floor {plan.floor} says nothing: choose another recipe',
+            hint="recipe",
+        )
     if plan.maps is not None and not joint:
         raise GocaError(
             f'recipe "{plan.recipe}" needs joint attention, which {plan.model} lacks: choose another recipe',

@@ -17,8 +17,9 @@ from goca.diffusion.timesteps import check_timestep
 from goca.errors import GocaError
 from goca.imaging import html
 from goca.plan import Options, plan
+from goca.prototypes import Prototypes, load_beside
 from goca.recipe import GOCA, Recipe, recipe_named
-from goca.request import SegmentationRequest, find_tokens
+from goca.request import SegmentationRequest, prompts_of, request_nouns
 
 MAX_ENLARGEMENT = 4
 """How many times its training side a model may be shown: attention grows with the fourth power of the side."""
@@ -30,13 +31,19 @@ class PlannedModel:
     """A pipeline (`backbone`), the `plan` to use it by, and how many rows go through the denoiser at once (`batch`)."""
 
     def __init__(
-        self, backbone: Backbone, recipe: Recipe | str = GOCA, options: Options = _DEFAULTS, batch: int = 4
+        self,
+        backbone: Backbone,
+        recipe: Recipe | str = GOCA,
+        options: Options = _DEFAULTS,
+        batch: int = 4,
+        prototypes: Prototypes | None = None,
     ) -> None:
         if not isinstance(batch, SupportsIndex) or index(batch) < 1:
             raise GocaError(f"batch {batch!r} is not a number of rows: give a whole number, 1 or more", hint="batch")
-        self.backbone, self.batch = backbone, batch
+        self.backbone, self.batch, self.prototypes = backbone, batch, prototypes
         joint = backbone.family.joint is not None
-        made = plan(recipe_named(recipe), backbone.settings, backbone.blocks, backbone.name, options, joint)
+        chosen, learned = recipe_named(recipe), prototypes is not None
+        made = plan(chosen, backbone.settings, backbone.blocks, backbone.name, options, joint, learned)
         trained = backbone.settings.size
         if made.size > MAX_ENLARGEMENT * trained:
             raise GocaError(
@@ -71,7 +78,9 @@ class PlannedModel:
         """
         session = self.backbone.session()
         with self.inference():
-            find_tokens(request, self.plan, session)
+            nouns = request_nouns(request, self.plan, self.backbone)
+            if self.plan.evidence is None:
+                prompts_of(request, nouns, self.plan, session, nouns.kept)
         return session
 
     def inference(self) -> AbstractContextManager[None]:
@@ -96,6 +105,8 @@ class PlannedModel:
         flip: bool = False,
         window: bool = False,
         refine_edges: bool = False,
+        floor: float | None = None,
+        prototypes: str | Path | None = None,
     ) -> _Model:
         """Load a model and plan how to use it.
 
@@ -116,6 +127,9 @@ class PlannedModel:
             flip: average with the mirrored image.
             window: see the image through overlapping windows at its own scale.
             refine_edges: make the scores follow the image's edges before pixels are labelled.
+            floor: a class with less evidence gets no pixels, 0 to 1; 0 keeps every class. By default the recipe's.
+            prototypes: a file that `goca prototypes` made with this model; by default the one in the model's folder, if
+                there is one.
 
         Raises:
             GocaError: for a model that cannot be loaded or read, an unknown recipe, or a setting out of range.
@@ -130,8 +144,10 @@ class PlannedModel:
             flip=flip,
             window=window,
             refine_edges=refine_edges,
+            floor=floor,
         )
-        return cls(Backbone(pipeline, full_name), recipe, options, batch)
+        backbone = Backbone(pipeline, full_name)
+        return cls(backbone, recipe, options, batch, prototypes_of(backbone, prototypes))
 
     @classmethod
     def from_pipeline(
@@ -148,6 +164,8 @@ class PlannedModel:
         flip: bool = False,
         window: bool = False,
         refine_edges: bool = False,
+        floor: float | None = None,
+        prototypes: str | Path | None = None,
     ) -> _Model:
         """Wrap a loaded pipeline, which stays as it is; one call at a time uses it.
 
@@ -155,7 +173,7 @@ class PlannedModel:
             pipe: a text-to-image diffusers pipeline.
             recipe: the method, a `Recipe` or its name.
             family: the facts of its denoiser, where no listed family has it; `goca models` can probe for them.
-            batch, size, timestep, seed, seeds, flip, window, refine_edges: see `from_pretrained`.
+            batch, size, timestep, seed, seeds, flip, window, refine_edges, floor, prototypes: see `from_pretrained`.
 
         Raises:
             GocaError: for a pipeline that cannot be read, an unknown recipe, or a setting out of range.
@@ -168,5 +186,23 @@ class PlannedModel:
             flip=flip,
             window=window,
             refine_edges=refine_edges,
+            floor=floor,
         )
-        return cls(Backbone(pipe, family=family), recipe, options, batch)
+        backbone = Backbone(pipe, family=family)
+        return cls(backbone, recipe, options, batch, prototypes_of(backbone, prototypes))
+
+
+def prototypes_of(backbone: Backbone, path: str | Path | None) -> Prototypes | None:
+    """The prototypes of a file, or those in the folder that a pipeline came from; None without any.
+
+    Raises:
+        GocaError: the file cannot be read, or is of another model; what lies in the folder of a model whose weights
+            were changed since is passed over.
+    """
+    if path is not None:
+        prototypes = Prototypes.load(path)
+        prototypes.check(backbone)
+        return prototypes
+    folder = Path(str(getattr(backbone.pipeline, "name_or_path", None) or ""))
+    beside = load_beside(folder) if (folder / "model_index.json").is_file() else None
+    return beside if beside is not None and beside.fits(backbone) else None

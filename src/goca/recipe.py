@@ -5,6 +5,7 @@
 """
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from goca.errors import GocaError
 from goca.maths import background, layers, rescale
@@ -23,6 +24,16 @@ NO_BACKGROUND = "none"
 """A background of a request, like None: every pixel gets a class."""
 KEYS = ("caption", "side")
 """Where cross-attention meets the classes: in the caption that the image is shown with, or beside it as keys alone."""
+
+
+EVIDENCE = ("attention", "prototypes")
+"""How evidence is measured, see `Recipe.evidence`."""
+
+
+def check_floor(floor: float) -> None:
+    """Raise GocaError for a floor that evidence cannot be compared with."""
+    if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 <= floor <= 1:
+        raise GocaError(f"floor {floor!r} is not a number from 0 to 1: give one, 0 to keep every class", hint="floor")
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,10 @@ class Recipe:
             it over several, a pass each. "side" shows the image with the empty caption, or the user's; each class is
             encoded in a prompt of its own and only adds its tokens' keys to every cross-attention. Any number of
             classes then takes one pass, and none disturbs the image. Joint attention falls back to "caption".
+        evidence: how it is found out, before anything is asked, which classes the image shows (`goca.evidence`):
+            "attention", "prototypes", "from_model" for prototypes where the model has them, else attention; None for
+            not at all.
+        floor: a class with less evidence is not asked for, 0 to 1; see `goca.maths.presence.present`.
 
     Raises:
         GocaError: for the name of an unknown rule.
@@ -60,6 +75,8 @@ class Recipe:
     background: Background | str = AUTO
     maps: MapRule | str = attention
     keys: str = "caption"
+    evidence: str | None = None
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
@@ -74,6 +91,9 @@ class Recipe:
             raise GocaError(f'background {self.background!r} is neither "{AUTO}" nor a Background(rule, threshold)')
         if self.keys not in KEYS:
             raise GocaError(f'keys {self.keys!r} is neither "caption" nor "side"')
+        if self.evidence not in (None, FROM_MODEL, *EVIDENCE):
+            raise GocaError(f"evidence {self.evidence!r} is none of {', '.join(EVIDENCE)}, {FROM_MODEL} and None")
+        check_floor(self.floor)
 
 
 GOCA = Recipe()
@@ -82,6 +102,9 @@ VANILLA = replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax"))
 """The baseline of averaging segmentors: equal heads, equal layers, no shares; all else is as in `GOCA`."""
 GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
 """`GOCA`, but rows of resized affinities sum to 1 again before layers are weighed, so that no grid is favoured."""
+GOCA_OPEN = replace(GOCA_BALANCED, evidence=FROM_MODEL, floor=0.5)
+"""What is there, and only that: each class's evidence is measured first, and `GOCA_BALANCED` asks for the classes that
+reach the floor. With prototypes the same look labels the pixels, and nothing is asked."""
 GOCA_COMPOUND = replace(
     GOCA,
     rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),
@@ -120,6 +143,7 @@ RECIPES = {
     "goca": GOCA,
     "vanilla": VANILLA,
     "goca-balanced": GOCA_BALANCED,
+    "goca-open": GOCA_OPEN,
     "goca-compound": GOCA_COMPOUND,
     "daam": DAAM,
     "fttm": FTTM,

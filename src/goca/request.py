@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from goca.class_maps import ClassMaps
 from goca.diffusion.backbone import Backbone, BackboneSession
 from goca.errors import GocaError
 from goca.imaging import images
@@ -119,18 +120,21 @@ class PreparedImage:
     Attributes:
         image: upright, RGB.
         prompts: the nouns' tokens in each prompt that the classes were spread over.
-        background_classes: names of the nouns whose pixels become background.
+        nouns: what is named; of background classes those that found room.
         background: the rule for pixels of no class; background_by_user: whether the user chose it.
         windows: where they lie on the common grid; tiles: the image under each.
         size: (height, width) in pixels at which the model sees a window.
         notes: what had to differ from the recipe.
-        kept: the classes that a tagger names, where it was asked; the prompts are of them.
+        kept: the classes that a tagger names, where it was asked.
+        evidence: how surely the image shows each class, 0 to 1, where the recipe measures it before anything is asked.
+        asked: the indices of the classes that the prompts, or the maps, are of; None for all.
+        maps: where the look that measured the evidence labels pixels too, its passes; there is then no prompt.
     """
 
     image: Image.Image
     classes: tuple[str, ...]
     prompts: tuple[NounTokens, ...]
-    background_classes: tuple[str, ...]
+    nouns: "RequestNouns"
     background: Background
     background_by_user: bool
     windows: Windows
@@ -138,16 +142,14 @@ class PreparedImage:
     size: Grid
     notes: tuple[str, ...]
     kept: Kept | None = None
+    evidence: tuple[float, ...] | None = None
+    asked: tuple[int, ...] | None = None
+    maps: tuple[ClassMaps, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:
         """The prompts as text."""
         return tuple(tokens.caption for tokens in self.prompts)
-
-    @property
-    def kept_indices(self) -> tuple[int, ...] | None:
-        """The indices of the classes that are asked for; None for all."""
-        return None if self.kept is None else self.kept.indices(self.classes)
 
     def mirrored(self) -> "PreparedImage":
         """The windows over the image with left and right exchanged."""
@@ -155,10 +157,14 @@ class PreparedImage:
 
 
 def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) -> PreparedImage:
-    """Read the image, find the nouns' tokens, choose windows and background; GocaError where that fails."""
+    """Read the image, find the nouns' tokens, choose windows and background; GocaError where that fails.
+
+    Where the plan measures evidence, that is done first and nothing is asked yet: see `asking`.
+    """
     image = images.load(request.image)
-    prompts, background_classes, notes = find_tokens(request, plan, session)
-    background = background_of(request.background, plan, has_background_classes=bool(background_classes))
+    nouns = request_nouns(request, plan, session.backbone)
+    notes = list(nouns.notes)
+    background = background_of(request.background, plan, has_background_classes=bool(nouns.background_classes))
     windows, tiles, size = _windows(image, plan, session.backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
@@ -166,11 +172,11 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
         notes.append(f"too long for {images.MOST_WINDOWS} windows: seen whole, at {size[1]} x {size[0]} px")
     elif size[0] * size[1] < MUCH_FEWER * plan.size**2:
         notes.append(f"processed at {size[1]} x {size[0]} px, the most that this model's position embedding allows")
-    return PreparedImage(
+    prepared = PreparedImage(
         image=image,
         classes=tuple(request.classes),
-        prompts=prompts,
-        background_classes=background_classes,
+        prompts=(),
+        nouns=nouns,
         background=background,
         background_by_user=request.background != AUTO,
         windows=windows,
@@ -179,24 +185,55 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
         notes=tuple(notes),
         kept=request.kept,
     )
+    if plan.evidence is not None:
+        return prepared
+    return asking(prepared, request, plan, session, nouns.kept)
 
 
-def find_tokens(
-    request: SegmentationRequest, plan: Plan, session: BackboneSession
-) -> tuple[tuple[NounTokens, ...], tuple[str, ...], list[str]]:
-    """Find the nouns in the prompts; no image is read.
+def asking(
+    image: PreparedImage,
+    request: SegmentationRequest,
+    plan: Plan,
+    session: BackboneSession,
+    indices: Sequence[int] | None,
+) -> PreparedImage:
+    """The image with prompts that ask for the classes at `indices`, None for all.
 
-    Returns:
-        The tokens of the request's nouns in each prompt, the names of the background classes, and notes on what had to
-        be done.
-
-    There is no prompt where the classes that a tagger keeps leave nothing to ask: none, or one without a background.
-
-    Raises GocaError for nouns that cannot be asked for.
+    There is no prompt where they leave nothing to ask: none, or one without a background.
     """
+    prompts, background_classes, notes = prompts_of(request, image.nouns, plan, session, indices)
+    return replace(
+        image,
+        prompts=prompts,
+        nouns=replace(image.nouns, background_classes=background_classes),
+        notes=(*image.notes, *notes),
+        asked=None if indices is None else tuple(indices),
+    )
+
+
+@dataclass(frozen=True)
+class RequestNouns:
+    """The nouns of a request in the words of the model.
+
+    Attributes:
+        classes, background_classes: what is named, with the model's own list where the request leaves it to that.
+        by_default: whether the background classes are the model's own list.
+        kept: the indices of the classes that a tagger names; None for all.
+        notes: what had to be done.
+    """
+
+    classes: tuple[Noun, ...]
+    background_classes: tuple[Noun, ...]
+    by_default: bool
+    kept: tuple[int, ...] | None
+    notes: tuple[str, ...]
+
+
+def request_nouns(request: SegmentationRequest, plan: Plan, backbone: Backbone) -> RequestNouns:
+    """The nouns of a request; no image is read. Raises GocaError for nouns that cannot be asked for."""
     classes, background_classes = parse_nouns(request.classes, request.background_classes)
     check_rivals(request.background, classes)
-    backbone, notes = session.backbone, list[str]()
+    notes = []
     if backbone.family.linear_self_attention:
         notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
     if plan.origin["keys"] == "settings":
@@ -207,24 +244,52 @@ def find_tokens(
     if backbone.settings.nouns:
         spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns)
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
+    kept = None
     if request.kept is not None:
         notes.append(f"only classes that the tagger keeps are asked for: {request.kept.tagger}")
-        classes = tuple(classes[index] for index in request.kept.indices([noun.name for noun in classes]))
+        kept = request.kept.indices([noun.name for noun in classes])
+    return RequestNouns(classes, background_classes, by_default and bool(background_classes), kept, tuple(notes))
+
+
+def prompts_of(
+    request: SegmentationRequest,
+    nouns: RequestNouns,
+    plan: Plan,
+    session: BackboneSession,
+    indices: Sequence[int] | None = None,
+) -> tuple[tuple[NounTokens, ...], tuple[Noun, ...], tuple[str, ...]]:
+    """Find the nouns in the prompts; no image is read.
+
+    Args:
+        request, nouns: what is asked, and its nouns.
+        plan, session: how, and by what.
+        indices: of the classes that are asked for; None for all.
+
+    Returns:
+        The tokens of the nouns in each prompt, the background classes that found room, and notes on what had to be
+        done.
+
+    Raises:
+        GocaError: for nouns that cannot be asked for.
+    """
+    backbone, notes = session.backbone, list[str]()
+    classes, background_classes = nouns.classes, nouns.background_classes
+    if indices is not None:
+        classes = tuple(classes[index] for index in indices)
         if not classes or (len(classes) == 1 and not request.has_background):
-            return (), (), notes
+            return (), (), ()
     groups = [classes]
 
-    def fits(nouns: Sequence[Noun]) -> bool:
-        return plan.keys == "side" or backbone.fits(nouns)
+    def fits(group: Sequence[Noun]) -> bool:
+        return plan.keys == "side" or backbone.fits(group)
 
     if request.caption is None:
-        listed = background_classes
         while background_classes and not all(fits((noun, *background_classes)) for noun in classes):
             background_classes = background_classes[:-1]
         groups = split_over_prompts(classes, lambda group: fits((*group, *background_classes)))
-        if by_default and background_classes:
+        if nouns.by_default and background_classes:
             notes.append(f"background classes added: {_names(background_classes)}")
-        if dropped := listed[len(background_classes) :]:
+        if dropped := nouns.background_classes[len(background_classes) :]:
             notes.append(f"background classes that found no room in the prompt: {_names(dropped)}")
         if len(groups) > 1:
             notes.append(f"{len(classes)} classes do not fit one prompt: spread over {len(groups)}")
@@ -232,17 +297,17 @@ def find_tokens(
     prompts = []
     for group in groups:
         if plan.keys == "side":
-            prompts.append(_side_tokens(written or "", group, background_classes, session))
+            prompts.append(side_tokens(written or "", group, background_classes, session))
             continue
         caption = caption_of((*group, *background_classes)) if written is None else written
         texts = backbone.texts(session.prompt(caption))
         prompts.append(find_noun_tokens(caption, texts, group, background_classes, named=written is not None))
     if any(len(tokens.nouns) == 1 for tokens in prompts):
         notes.append("one noun alone in a prompt: no share is taken")
-    return tuple(prompts), tuple(noun.name for noun in background_classes), notes
+    return tuple(prompts), background_classes, tuple(notes)
 
 
-def _side_tokens(
+def side_tokens(
     caption: str, classes: Sequence[Noun], background_classes: Sequence[Noun], session: BackboneSession
 ) -> NounTokens:
     """The nouns as keys beside a caption that need not name them."""

@@ -33,10 +33,17 @@ LISTED_CLASSES = 5
 
 
 class Presence(NamedTuple):
-    """How much of an image a class takes: its share of the pixels, 0 to 1, and its highest score, 0 to 1."""
+    """A class in an image.
+
+    Attributes:
+        share: of the pixels that have its label, 0 to 1.
+        evidence: how surely the image shows it, 0 to 1. Recipes that measure it do so before any class is asked for,
+            and a class below their floor has no pixels; 0.5 is where they are in doubt (docs/presence.md). Of other
+            recipes it is the highest share that the class has of a cell's attention to everything, before rescaling.
+    """
 
     share: float
-    peak: float
+    evidence: float
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -97,7 +104,10 @@ class Segmentation:
         labels: (height, width) uint16 in the image's size; 0 is background, i is `classes[i - 1]`.
         scores: see `ScoreMaps`.
         plan: the plan as it ran.
-        kept: the classes that a tagger names, where it was asked; the scores of others are 0, and they have no pixels.
+        evidence: of each class, see `Presence`.
+        kept: the classes that a tagger names, where it was asked.
+        asked: the indices of the classes that were asked for, None for all; the scores of others are 0, and they have
+            no pixels.
     """
 
     image: Image.Image
@@ -105,7 +115,9 @@ class Segmentation:
     labels: UInt16[np.ndarray, "height width"]
     scores: ScoreMaps
     plan: Plan
+    evidence: tuple[float, ...]
     kept: Kept | None = None
+    asked: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         largest = self._by_share()[:LISTED_CLASSES]
@@ -117,8 +129,8 @@ class Segmentation:
         """What a notebook shows: the overlay, and the classes with their shares, the largest first."""
         step = max(1, round(max(self.image.size) / PREVIEW_SIDE))
         preview = draw.overlay(self.image.reduce(step), self.labels[::step, ::step], self.classes)
-        rows = [(name, f"{share:.1%}", f"{peak:.2f}") for name, (share, peak) in self._by_share()]
-        return html.figure(repr(self), preview, ("class", "share of pixels", "highest score"), rows)
+        rows = [(name, f"{share:.1%}", f"{evidence:.2f}") for name, (share, evidence) in self._by_share()]
+        return html.figure(repr(self), preview, ("class", "share of pixels", "evidence"), rows)
 
     def _by_share(self) -> list[tuple[str, Presence]]:
         return sorted(self.present.items(), key=lambda item: -item[1].share)
@@ -140,11 +152,10 @@ class Segmentation:
 
     @cached_property
     def present(self) -> Mapping[str, Presence]:
-        """{class: (share of pixels, highest score)}, for every class."""
+        """{class: (share of pixels, evidence)}, for every class."""
         counts = draw.pixel_counts(self.labels, len(self.classes))[1:] / self.labels.size
-        peaks = self.scores.grid.max((1, 2))
-        triples = zip(self.classes, counts, peaks, strict=True)
-        return {name: Presence(float(share), float(peak)) for name, share, peak in triples}
+        triples = zip(self.classes, counts, self.evidence, strict=True)
+        return {name: Presence(float(share), evidence) for name, share, evidence in triples}
 
     @cached_property
     def uncertainty(self) -> Float32[np.ndarray, "height width"] | None:
@@ -166,10 +177,9 @@ class Segmentation:
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
         """The labels under each of some other backgrounds, without another pass; the scores are upsampled once."""
         background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
-        indices = None if self.kept is None else self.kept.indices(self.classes)
-        grid = self.scores.grid if indices is None else self.scores.grid[list(indices)]
-        maps = ClassMaps(torch.from_numpy(grid), background)
-        return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges, indices)
+        grid = self.scores.grid if self.asked is None else self.scores.grid[list(self.asked)]
+        maps = ClassMaps(torch.from_numpy(grid), background, torch.zeros(len(grid)))
+        return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges, self.asked)
 
     def overlay(self, legend: bool = True) -> Image.Image:
         """The image under its coloured masks; with a legend, or without and in the image's own size."""
@@ -189,11 +199,11 @@ class Segmentation:
         return labelme(self.labels, self.classes, file_name)
 
     def to_json(self) -> dict[str, Any]:
-        """Classes with their ids in `labels`, shares and highest scores; the plan; uncertainty over several passes; the
+        """Classes with their ids in `labels`, shares and evidence; the plan; uncertainty over several passes; the
         tagger and what it kept, where it was asked.
         """
         classes = [
-            {"id": index, "name": name, "share": self.present[name].share, "peak": self.present[name].peak}
+            {"id": index, "name": name, **self.present[name]._asdict()}
             for index, name in enumerate(self.classes, start=1)
         ]
         height, width = self.labels.shape

@@ -6,19 +6,23 @@ Generative Power", CVPR 2026 (arXiv 2603.06178). Its steps are `prepare`, `atten
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice, product
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from goca.aggregation import ImageAttention
-from goca.class_maps import ClassMaps, ensemble_std, joined, mean, refined, rescaled
+from goca.class_maps import ClassMaps, ensemble_std, joined, mean, peaks_of, refined, rescaled
 from goca.diffusion.backbone import BackboneSession, BatchItem
 from goca.errors import GocaError
+from goca.evidence import Evidence
 from goca.imaging.images import ImageLike
+from goca.plan import Plan
 from goca.planned_model import PlannedModel
 from goca.recipe import AUTO
 from goca.request import PreparedImage, SegmentationRequest, batched_by_windows, kept_by, prepare
@@ -105,13 +109,32 @@ class Segmenter(PlannedModel):
         while chunk := list(islice(pending, self.batch)):
             tagged = chunk if tagger is None else kept_by(tagger, chunk)
             prepared = [each if isinstance(each, GocaError) else self.prepare(each, session) for each in tagged]
+            if self.plan.evidence is not None:
+                known = [
+                    (request, image)
+                    for request, image in zip(tagged, prepared, strict=True)
+                    if isinstance(request, SegmentationRequest) and isinstance(image, PreparedImage)
+                ]
+                shown = self.evidence.shown(known, session)
+                prepared = [image if isinstance(image, GocaError) else next(shown) for image in prepared]
             with_prompts = [image for image in prepared if isinstance(image, PreparedImage) and image.prompts]
-            passes = self._passes(with_prompts, session)
+            passes = self.passes(with_prompts, session)
             for request, image in zip(chunk, prepared, strict=True):
                 if isinstance(image, GocaError):
                     yield request, image
                 else:
-                    yield request, self.label(image, next(passes) if image.prompts else ())
+                    yield request, self.label(image, next(passes) if image.prompts else image.maps)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What finds out which classes an image shows, for plans that measure evidence."""
+        return Evidence(self, self.prototypes)
+
+    def with_plan(self, plan: Plan) -> Self:
+        """The same model under another plan."""
+        other = copy(self)
+        other.plan = plan
+        return other
 
     def prepare(self, request: SegmentationRequest, session: BackboneSession) -> PreparedImage | GocaError:
         """The upright image, its windows, prompts that list the nouns, and the background; or why it has none."""
@@ -154,27 +177,33 @@ class Segmenter(PlannedModel):
           min-maxed (`plan.rescale`). Background classes are merged by maximum before refinement.
         - Refinement: scores <- S^k scores, S the mean self-attention of a few layers (`plan.refine`, `plan.order`).
         """
-        maps = rescaled(self.plan, attention.token_mass(), attention.tokens)
-        return refined(self.plan, attention.affinity, maps, attention.tokens)
+        mass = attention.token_mass()
+        maps = rescaled(self.plan, mass, attention.tokens)
+        return refined(self.plan, attention.affinity, maps, attention.tokens, peaks_of(mass))
 
     def label(self, image: PreparedImage, passes: Sequence[ClassMaps]) -> Segmentation:
         """Average the passes, upsample to the image's size, and take the argmax of the background and the classes."""
-        indices = image.kept_indices
+        indices = image.asked
         with self.inference():
             if passes:
                 maps, std = mean(passes), ensemble_std(passes)
             else:  # nothing was asked: a class that is kept is everywhere
-                maps, std = ClassMaps(torch.ones(len(indices or ()), *image.windows.canvas), None), None
+                count = len(indices or ())
+                maps, std = ClassMaps(torch.ones(count, *image.windows.canvas), None, torch.ones(count)), None
             (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges, indices)
+        background_classes = [noun.name for noun in image.nouns.background_classes]
         ran = self.plan.as_run(
-            image.background, image.background_by_user, image.background_classes, image.captions, image.notes
+            image.background, image.background_by_user, background_classes, image.captions, image.notes
         )
-        scores = ScoreMaps.of(maps, std)
+        scores, evidence = ScoreMaps.of(maps, std), image.evidence or tuple(maps.peaks.tolist())
         if indices is not None:
             scores = scores.among(len(image.classes), indices)
-        return Segmentation(image.image, image.classes, labels, scores, ran, image.kept)
+            if image.evidence is None:
+                by_index = dict(zip(indices, evidence, strict=True))
+                evidence = tuple(by_index.get(index, 0.0) for index in range(len(image.classes)))
+        return Segmentation(image.image, image.classes, labels, scores, ran, evidence, image.kept, indices)
 
-    def _passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]:
+    def passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]:
         """For each image, its class maps in every pass: as it is, then mirrored; at each timestep, with each seed."""
         passes: list[list[ClassMaps]] = []
         with self.inference():

@@ -249,12 +249,12 @@ def _print_json(outcome: "ImageOutcome") -> None:
 
 def _print_table(job: "ImageJob", facts: "Facts") -> None:
     """An image alone: its classes, the notes on it, and its files."""
-    rows = table("class", "share of pixels", "peak score", figures=2)
+    rows = table("class", "share of pixels", "evidence", figures=2)
     entries = facts["classes"]
     if len(entries) > MOST_ROWS:
         entries = sorted((entry for entry in entries if entry["share"]), key=lambda entry: -entry["share"])
     for entry in entries:
-        rows.add_row(entry["name"], f"{entry['share']:.1%}", f"{entry['peak']:.2f}")
+        rows.add_row(entry["name"], f"{entry['share']:.1%}", f"{entry['evidence']:.2f}")
     if background := _background(facts):
         rows.add_row("(background)", f"{background:.1%}", "")
     show(str(job.image), rows, *_without_pixels(len(facts["classes"]) - len(entries)))

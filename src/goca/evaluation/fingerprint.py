@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 
+from goca.diffusion.fingerprint import fingerprint
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.protocol import Protocol
 from goca.segmenter import Segmenter
 from goca.tagging.caption_nouns import company
-
-PROBES = 64
-"""Values of each tensor that a fingerprint is of."""
 
 
 def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, segmenter: Segmenter) -> dict[str, Any]:
@@ -37,19 +35,6 @@ def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, seg
         "batch": config.batch,
         "threads": config.threads if torch.device(backbone.device).type == "cpu" else None,
     }
-
-
-def fingerprint(pipeline: Any) -> str:
-    """A mark of a pipeline's weights: names, shapes, and some values of every tensor of its modules."""
-    mark = blake2b(digest_size=8)
-    for name, part in sorted(pipeline.components.items()):
-        if isinstance(part, torch.nn.Module):
-            for key, tensor in part.state_dict().items():
-                mark.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                if not tensor.is_meta:
-                    step = max(1, tensor.numel() // PROBES)
-                    mark.update(tensor.flatten()[::step].float().cpu().numpy().tobytes())
-    return mark.hexdigest()
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:

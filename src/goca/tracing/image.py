@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from goca.class_maps import ClassMaps, refined, rescaled
+from goca.class_maps import ClassMaps, peaks_of, refined, rescaled
 from goca.errors import GocaError
 from goca.exports.json_document import document
 from goca.imaging import draw, html, images
@@ -155,15 +155,15 @@ class TracedImage:
         tokens = find_noun_tokens(prompt.prompt, prompt.texts, wanted, background_nouns, named=True)
         plan = self._plan(recipe)
         shown = self.image if image is None else images.load(image)
-        shares = rescaled(plan, self.attention.token_mass(tokens), tokens)
-        maps = refined(plan, self.attention.affinity, shares, tokens)
+        mass = self.attention.token_mass(tokens)
+        maps = refined(plan, self.attention.affinity, rescaled(plan, mass, tokens), tokens, peaks_of(mass))
         background_map = None if maps.background is None else self._cropped(maps.background[None], shown)[0]
-        cropped = ClassMaps(self._cropped(maps.classes, shown), background_map)
+        cropped = ClassMaps(self._cropped(maps.classes, shown), background_map, maps.peaks)
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
         (labels,) = label_pixels(cropped, [rule], shown, refine_edges=False)
-        names = [noun.name for noun in background_nouns]
-        ran = plan.as_run(rule, background != AUTO, names, plan.captions, plan.notes)
-        return Segmentation(shown, tuple(noun.name for noun in wanted), labels, ScoreMaps.of(cropped), ran)
+        ran = plan.as_run(rule, background != AUTO, [noun.name for noun in background_nouns], plan.captions, plan.notes)
+        names = tuple(noun.name for noun in wanted)
+        return Segmentation(shown, names, labels, ScoreMaps.of(cropped), ran, tuple(cropped.peaks.tolist()))
 
     def overlay(self, *classes: str) -> Image.Image:
         """The image under the coloured masks of some words, with a legend."""

@@ -110,6 +110,7 @@ class CheckpointSettings:
         background: The rule that scores the background.
         grid: Cells a side of the common grid.
         background_classes: Nouns that are asked beside the classes unless the user names others.
+        evidence_blocks: Blocks whose attention to the text tells what an image shows; () for all.
         nouns: The whole vocabulary of a model that knows no other words; () for any.
         scores: What others reported for it.
     """
@@ -131,6 +132,7 @@ class CheckpointSettings:
     background: str = "auto"
     grid: int = 64
     background_classes: tuple[str, ...] = BACKGROUND_NOUNS
+    evidence_blocks: tuple[str, ...] = ()
     nouns: tuple[str, ...] = ()
     scores: tuple[ReportedScore, ...] = ()
 

@@ -57,6 +57,7 @@ BUNDLED = CheckpointSettings(
     reference=up(2, 1),
     refine=(up(2, 0), up(2, 1), up(2, 2)),
     order=1,
+    evidence_blocks=(down(0, 0), down(0, 1), up(2, 0), up(2, 1), up(2, 2)),
     origin="chosen on 100 scenes in training art (python -m training.tune)",
     background_classes=bundled.stuff(),
     nouns=bundled.vocabulary(),
