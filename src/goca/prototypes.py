@@ -1,0 +1,227 @@
+"""Prototypes: where each noun's pixels lie among the denoiser's features, as one file beside a model.
+
+They say what a pixel shows without a caption that names it: one pass with the empty caption gives, for each noun, a map
+of log posteriors. `goca.prototype_learning` makes them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.backbone import Backbone, BatchItem
+from goca.errors import GocaError
+from goca.maths import Grid
+from goca.maths.resize import resize
+from goca.maths.windows import Windows
+from goca.storage.atomic import write_atomic
+from goca.storage.reading import json_value, require_regular, whole
+
+FILE = "prototypes.safetensors"
+"""The file's name beside the model_index.json of a diffusers folder, where it is read without being named."""
+CAPTION = ""
+"""What the denoiser is told while its features are read."""
+_KEY = "goca_prototypes"  # the only one of the metadata: several are written in any order
+
+
+@dataclass(frozen=True, eq=False)
+class Prototypes:
+    """Log posteriors of nouns, linear in a model's features: the queries of every block that attends to the text.
+
+    Attributes:
+        nouns: which there are.
+        channels: {block: how many channels its features have}, in the order of `weight`.
+        timestep: noise level of the pass whose features they are.
+        weight, bias: see `goca.maths.prototypes.discriminants`; `weight` has the blocks' channels side by side.
+        sample: of the denoiser's weights, see `weight_sample`.
+        facts: how they were made, as JSON.
+    """
+
+    nouns: tuple[str, ...]
+    channels: Mapping[str, int]
+    timestep: int
+    weight: Float[Tensor, "noun channel"]
+    bias: Float[Tensor, " noun"]
+    sample: Float[Tensor, " matrix"]
+    facts: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Prototypes({len(self.nouns)} nouns of {self.facts.get('model')}, timestep {self.timestep})"
+
+    def among(self, nouns: Sequence[str]) -> "Prototypes":
+        """The prototypes of these nouns alone, in their order. Raises GocaError for a noun that has none."""
+        if missing := [noun for noun in nouns if noun not in self.nouns]:
+            raise GocaError(
+                f'there is no prototype of "{missing[0]}": learn prototypes of it, or name one of '
+                f"{', '.join(self.nouns)}",
+                hint="classes",
+            )
+        rows = [self.nouns.index(noun) for noun in nouns]
+        return replace(self, nouns=tuple(nouns), weight=self.weight[rows], bias=self.bias[rows])
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise GocaError unless these are prototypes of this very model; its precision does not matter."""
+        sample = weight_sample(backbone.denoiser)
+        same = tuple(self.channels) == backbone.blocks and len(sample) == len(self.sample)
+        if same:
+            readable = ~(sample.isnan() | self.sample.isnan())
+            same = torch.allclose(sample[readable], self.sample[readable], rtol=1e-2, atol=1e-6)
+        if not same:
+            raise GocaError(
+                f"the prototypes are of another model ({self.facts.get('model')}) than {backbone.name}, or of other "
+                "weights: learn them with this one"
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write them as one safetensors file, whole or not at all. Raises GocaError where that fails."""
+        declared = {
+            "nouns": self.nouns,
+            "channels": dict(self.channels),
+            "timestep": self.timestep,
+            "facts": dict(self.facts),
+        }
+        tensors = {name: getattr(self, name).float().cpu().contiguous() for name in ("weight", "bias", "sample")}
+        write_atomic({Path(path): save(tensors, {_KEY: json.dumps(declared)})})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Prototypes":
+        """Read a file, complete or refused with a GocaError."""
+        require_regular(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            return cls(**_declared(metadata.get(_KEY)), **_checked(tensors))._consistent()
+        except (SafetensorError, OSError, ValueError) as error:
+            raise GocaError(f"{path} does not hold complete prototypes ({error}): learn them again") from None
+
+    def _consistent(self) -> "Prototypes":
+        expected = len(self.nouns), sum(self.channels.values())
+        if tuple(self.weight.shape) != expected or tuple(self.bias.shape) != expected[:1] or self.sample.ndim != 1:
+            raise ValueError("its tensors have other shapes than it says")
+        return self
+
+
+def load_beside(folder: str | Path) -> Prototypes | None:
+    """The prototypes that lie in a diffusers folder, if there are any. Raises GocaError for a file that is damaged."""
+    path = Path(folder) / FILE
+    return Prototypes.load(path) if path.exists() else None
+
+
+def _declared(text: str | None) -> dict[str, Any]:
+    """The metadata as arguments of `Prototypes`; ValueError for anything else."""
+    content = json_value(text or "null")
+    match content:
+        case {"nouns": [*nouns], "channels": dict(channels), "timestep": timestep, "facts": dict(facts)}:
+            if not nouns or not all(isinstance(noun, str) for noun in nouns) or len(set(nouns)) < len(nouns):
+                raise ValueError("its nouns are not different names")
+            return {
+                "nouns": tuple(nouns),
+                "channels": {block: whole(count, least=1) for block, count in channels.items()},
+                "timestep": whole(timestep, most=999),
+                "facts": facts,
+            }
+    raise ValueError("it does not say of what")
+
+
+def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file in float32; ValueError where one is missing or not finite."""
+    if tensors.keys() != {"weight", "bias", "sample"}:
+        raise ValueError("it has other tensors")
+    if not all(tensor.is_floating_point() for tensor in tensors.values()) or not all(
+        bool(tensors[name].isfinite().all()) for name in ("weight", "bias")
+    ):
+        raise ValueError("its numbers are not finite")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def weight_sample(denoiser: torch.nn.Module) -> Float[Tensor, " matrix"]:
+    """The middle value of every weight matrix, by which a model is known in any precision; NaN where it is packed."""
+    matrices = [matrix.data for matrix in denoiser.parameters() if matrix.ndim > 1]
+    readable = [type(matrix) is Tensor and matrix.is_floating_point() and not matrix.is_meta for matrix in matrices]
+    values = [
+        float(matrix.reshape(-1)[matrix.numel() // 2]) if is_readable else torch.nan
+        for matrix, is_readable in zip(matrices, readable, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def features_of(call: AttentionCall) -> Float[Tensor, "channel pixel"]:
+    """The pixels' queries, of all heads; those before position encoding, which depends on where a pixel is."""
+    if call.query is not None:
+        return call.query.float().T
+    return rearrange(call.q.float(), "head pixel dim -> (head dim) pixel")
+
+
+class LogPosterior:
+    """The nouns' log posteriors in one window: `add` while the denoiser runs, then `logits`.
+
+    The prototypes are linear, so each block's part is added on its own grid and resized; no features are kept.
+
+    Args:
+        prototypes: of the nouns that are asked for, see `Prototypes.among`.
+        grid: (height, width) of the window on the common grid.
+    """
+
+    def __init__(self, prototypes: Prototypes, grid: Grid) -> None:
+        self.prototypes, self.grid = prototypes, grid
+        starts = [0, *accumulate(prototypes.channels.values())]
+        self._columns = {block: slice(*ends) for block, ends in zip(prototypes.channels, pairwise(starts), strict=True)}
+        self._total: Float[Tensor, "noun height width"] | None = None
+
+    def add(self, call: AttentionCall) -> None:
+        """Take the features of a block that attends to the text. Raises GocaError for one of another model."""
+        if call.text is None:
+            return
+        features = features_of(call)
+        if self.prototypes.channels.get(call.block) != len(features):
+            raise GocaError(
+                f"the prototypes are of another model ({self.prototypes.facts.get('model')}), which has not "
+                f"{len(features)} channels in {call.block}: learn them with this one"
+            )
+        part = self.prototypes.weight[:, self._columns[call.block]].to(features) @ features
+        maps = resize(rearrange(part, "noun (h w) -> noun h w", h=call.grid[0]), self.grid)
+        self._total = maps if self._total is None else self._total.add_(maps)
+
+    def logits(self) -> Float[Tensor, "noun height width"]:
+        """Their softmax over the nouns is the posterior, where every noun is as likely as any other."""
+        assert self._total is not None  # a text-to-image model attends to the text
+        return self._total + self.prototypes.bias.to(self._total)[:, None, None]
+
+
+@dataclass(frozen=True)
+class ImageLogits:
+    """The log posteriors over an image: those of its windows, joined.
+
+    A pass of `CAPTION` at the prototypes' timestep gives them, such as `session.run(logits.items(...), batch)`.
+    """
+
+    windows: Windows
+    parts: tuple[LogPosterior, ...]
+
+    @classmethod
+    def of(cls, prototypes: Prototypes, windows: Windows) -> "ImageLogits":
+        """Nothing added yet."""
+        return cls(windows, tuple(LogPosterior(prototypes, (box.height, box.width)) for box in windows.boxes))
+
+    def items(
+        self, latents: Float[Tensor, "window channel height width"], size: Grid, seed: int = 0
+    ) -> Iterator[BatchItem]:
+        """The rows of the pass; latents and size: of the windows, as in `goca.request.PreparedImage`."""
+        for latent, part in zip(latents.split(1), self.parts, strict=True):
+            yield BatchItem(latent, size, CAPTION, part.prototypes.timestep, seed, part.add)
+
+    def logits(self) -> Float[Tensor, "noun height width"]:
+        """On the common grid of the whole image."""
+        return self.windows.join([part.logits() for part in self.parts])
