@@ -11,11 +11,15 @@ from PIL import Image
 from safetensors.torch import save
 
 from goca import GocaError, Segmenter
+from goca.bundled import pipeline as bundled_folder
+from goca.bundled import scenes, vocabulary
+from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import Backbone, BatchItem
 from goca.maths.prototypes import ClassMoments, discriminants
 from goca.maths.windows import Windows
-from goca.prototype_learning import Learned, LearningOptions, learn, palette
+from goca.prototype_learning import ChannelMoments, FeatureMap, Learned, LearningOptions, learn, palette
 from goca.prototypes import FILE, ImageLogits, Prototypes, load_beside, weight_sample
+from goca.request import PreparedImage, SegmentationRequest
 from goca.testing.tiny import BUILDERS
 from goca.text.nouns import caption_of
 
@@ -77,12 +81,12 @@ def random_prototypes(pipeline: Any, nouns: int = 3) -> Prototypes:
 
 
 def run(backbone: Backbone, sinks: list[Any], timestep: int) -> None:
-    side = backbone.settings.size
+    side = 4 * backbone.size_multiple
     latents = backbone.latents([Image.linear_gradient("L").convert("RGB")], (side, side))
     backbone.session().run([BatchItem(latents, (side, side), "", timestep, 0, sink) for sink in sinks], len(sinks))
 
 
-@pytest.mark.parametrize("name", ["sd15", "pixart", "flux", "sd3"])
+@pytest.mark.parametrize("name", ["sd15", "pixart_sigma", "flux", "sd3"])
 def test_logits_are_the_resized_features_times_the_weights(name: str) -> None:
     pipeline = BUILDERS[name]()
     prototypes = random_prototypes(pipeline)
@@ -92,7 +96,8 @@ def test_logits_are_the_resized_features_times_the_weights(name: str) -> None:
     image = ImageLogits.of(prototypes, Windows.whole((6, 10)))
     run(backbone, [image.parts[0].add, calls.append], 60)
     reads = [call for call in calls if call.text is not None]
-    assert tuple(call.block for call in reads) == backbone.blocks == tuple(prototypes.channels)
+    assert tuple(call.block for call in reads) == tuple(prototypes.channels)
+    assert set(backbone.blocks) == prototypes.channels.keys()
     features = []
     for call in reads:
         queries = call.q.permute(0, 2, 1).flatten(0, 1) if call.query is None else call.query.T
@@ -110,7 +115,7 @@ def test_windows_are_joined(sd15: Any) -> None:
     segmenter = Segmenter.from_pipeline(sd15)
     windows = Windows.tiled((8, 20), 8)
     image = ImageLogits.of(prototypes, windows)
-    side = segmenter.backbone.settings.size
+    side = 4 * segmenter.backbone.size_multiple
     tile = Image.linear_gradient("L").convert("RGB")
     latents = segmenter.backbone.latents([tile] * len(windows.boxes), (side, side))
     segmenter.backbone.session().run(image.items(latents, (side, side)), 2)
@@ -202,23 +207,78 @@ def test_what_is_painted(bundled: Segmenter) -> None:
         palette(bundled, ["horse"])
 
 
-def test_learning_leaves_the_pipeline_alone_and_repeats_itself(bundled: Segmenter, tmp_path: Path) -> None:
+def test_learning_repeats_itself_and_leaves_the_pipeline_alone(goca: Any, bundled: Segmenter, tmp_path: Path) -> None:
+    """Once by the command, once in Python, with a model loaded anew: the same bytes."""
+    out = tmp_path / FILE
+    done = goca(
+        *("prototypes", "--classes", "cat", "--background-classes", "sky, grass", "--batch", "4"),
+        *("--images", "1", "--steps", "1", "--scale", "3", "--timestep", "50", "--out", out, "--json"),
+    )
+    assert done.code == 0
+    assert "paints 3 images in 1 steps" in done.err
+    assert json.loads(done.out)["file"] == str(out)
     pipeline = bundled.backbone.pipeline
-    before, scheduler, state = dict(vars(pipeline)), dict(vars(pipeline.scheduler)), torch.get_rng_state()
-    options = LearningOptions(images=2, steps=3, scale=3.0)
-    contents = []
-    for number in range(2):
-        *events, prototypes = learn(bundled, ["cat"], ["grass", "sky"], options)
-        assert events == [Learned(4, 6), Learned(6, 6)]
-        assert isinstance(prototypes, Prototypes)
-        contents.append(prototypes.save(tmp_path / f"{number}.safetensors").read_bytes())
-    assert contents[0] == contents[1]
-    assert prototypes.nouns == ("cat", "grass", "sky")
-    assert prototypes.timestep == bundled.plan.timestep[0]
-    assert prototypes.facts["model"] == "bundled"
-    assert prototypes.facts["seed"] == 0
-    assert set(prototypes.facts["cells"]) == {"cat", "grass", "sky"}
+    parts, settings, state = dict(pipeline.components), dict(pipeline.scheduler.config), torch.get_rng_state()
+    options = LearningOptions(images=1, steps=1, scale=3.0, timestep=50)
+    *events, prototypes = learn(bundled, ["cat"], ["sky", "grass"], options)
+    assert events == [Learned(3, 3)]
+    assert isinstance(prototypes, Prototypes)
+    assert prototypes.save(tmp_path / "again.safetensors").read_bytes() == out.read_bytes()
+    assert prototypes.nouns == ("cat", "sky", "grass")
+    assert set(prototypes.facts["cells"]) == {"cat", "sky", "grass"}
+    assert prototypes.timestep == prototypes.facts["timestep"] == 50
     prototypes.check(bundled.backbone)
-    assert vars(pipeline) == before
-    assert vars(pipeline.scheduler).keys() == scheduler.keys()
+    assert all(pipeline.components[name] is part for name, part in parts.items())
+    assert dict(pipeline.scheduler.config) == settings
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_many_channels_become_few_and_the_weights_are_of_all() -> None:
+    """A projection is folded into the weights: they are applied to a block's own channels."""
+    generator = torch.Generator().manual_seed(0)
+    moments = ChannelMoments()
+    channels = torch.randn(90, 400, generator=generator) * 5 + 100
+    queries = channels.reshape(9, 10, 400).transpose(1, 2)
+    text = torch.zeros(9, 1, 10)
+    call = AttentionCall("a", queries, text, text, queries, None, None, slice(0, 1), None, None, 1.0, None, (20, 20))
+    moments.add(call)
+    reductions = moments.reductions(max_channels=6, seed=3)
+    mean, matrix = reductions["a"]
+    assert matrix.shape == (90, 6)
+    torch.testing.assert_close(mean, channels.double().mean(1))
+    features = FeatureMap(reductions)
+    features.add(call)
+    reduced = features.value((20, 20)).flatten(1).double()
+    torch.testing.assert_close(reduced.mean(1), torch.zeros(6, dtype=torch.float64), atol=1e-4, rtol=0)
+    # Sums of 90 standardised channels with weights of variance 1 / 90.
+    assert 0.5 < float(reduced.std()) < 1.5
+    whole = moments.reductions(max_channels=90, seed=3)["a"].matrix
+    torch.testing.assert_close(whole, (1 / channels.double().std(1, correction=0)).diag())
+
+
+def test_the_bundled_prototypes_are_of_the_bundled_model(bundled: Segmenter) -> None:
+    prototypes = load_beside(bundled_folder())
+    assert prototypes is not None
+    prototypes.check(bundled.backbone)
+    assert set(prototypes.nouns) == set(vocabulary())
+    assert min(prototypes.facts["cells"].values()) > 0
+    assert (bundled_folder() / FILE).stat().st_size < 300_000
+    # Most of the first scene is taken for what it shows: 5 of 32 nouns, none of them named.
+    scene = next(scenes())
+    session, request = bundled.backbone.session(), SegmentationRequest(scene.image, scene.classes)
+    image = bundled.prepare(request, session)
+    assert isinstance(image, PreparedImage)
+    logits = ImageLogits.of(prototypes, image.windows)
+    session.run(logits.items(bundled.backbone.latents(image.tiles, image.size), image.size), 1)
+    winners = [prototypes.nouns[index] for index in logits.logits().argmax(0).flatten().tolist()]
+    assert sum(winner in scene.classes for winner in winners) > len(winners) / 2
+
+
+def test_mistakes_on_the_command_line(goca: Any, tmp_path: Path) -> None:
+    refused = goca("prototypes", "--classes", "cat", "--background-classes", "", "--out", tmp_path / FILE)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.count("\n") == 1
+    assert "name two or more (--classes)" in refused.err
+    refused = goca("prototypes", "--classes", "cat", "--out", tmp_path)
+    assert refused.code == 2
+    assert "is a folder: name a file (--out)" in refused.err

@@ -34,9 +34,9 @@ from .tune import tuning_scenes
 
 BATCH = 8
 OPTIONS = LearningOptions(steps=20, scale=3.0)
-TIMESTEPS = (100, 200, 300)
+TIMESTEPS = (50, 100, 200, 300)
 SHRINKAGES = (0.03, 0.1, 0.3)
-CHANNELS = (32, 64, 128)
+CHANNELS = (32, 64)
 SHARES = (1 / 3, 2 / 3, 1)
 
 
@@ -107,11 +107,14 @@ class Tuner:
 def tune(tuner: Tuner, labelled: Sequence[Sequence[Segmentation]], options: LearningOptions) -> LearningOptions:
     """The best settings, one thing after the other."""
     nouns = palette(tuner.segmenter, bundled.vocabulary()).nouns
+    shares = {round(share * len(labelled)) for share in SHARES}
 
-    def learned(chosen: LearningOptions, share: float = 1) -> PrototypeLearner:
+    def learned(chosen: LearningOptions, by_share: bool = False) -> PrototypeLearner:
         learner = PrototypeLearner(tuner.segmenter, nouns, chosen)
-        for number, batch in enumerate(labelled[: round(share * len(labelled))]):
-            learner.add(batch, number * BATCH)
+        for number, batch in enumerate(labelled):
+            learner.add(batch, chosen.seed + number * BATCH)
+            if by_share and number + 1 in shares:
+                tuner.score(learner.prototypes(), channels=chosen.max_channels, images=BATCH * (number + 1))
         return learner
 
     whole = replace(options, max_channels=10_000)
@@ -124,9 +127,7 @@ def tune(tuner: Tuner, labelled: Sequence[Sequence[Segmentation]], options: Lear
 
     options = replace(options, timestep=timestep, shrinkage=max(SHRINKAGES, key=shrunk))
     for channels in CHANNELS:
-        tuner.score(learned(replace(options, max_channels=channels)).prototypes(), channels=channels)
-    for share in SHARES:
-        tuner.score(learned(options, share).prototypes(), images=round(share * len(labelled) * BATCH))
+        learned(replace(options, max_channels=channels), by_share=True)
     return options
 
 

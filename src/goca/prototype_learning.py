@@ -6,7 +6,7 @@ caption, and every noun's pixels are averaged among the features of a pass with 
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -60,7 +60,7 @@ class LearningOptions:
     scale: float | None = None
     seed: int = 0
     timestep: int | None = None
-    shrinkage: float = 0.1
+    shrinkage: float = 0.03
     max_channels: int = 64
 
     def __post_init__(self) -> None:
@@ -236,11 +236,11 @@ class PrototypeLearner:
     """
 
     def __init__(self, segmenter: PlannedModel, nouns: Sequence[Noun], options: LearningOptions) -> None:
-        self.nouns, self.options = tuple(nouns), options
         size = Options(size=segmenter.plan.size)
         self.segmenter = Segmenter(segmenter.backbone, GOCA_BALANCED, size, segmenter.batch)
         self.timestep = self.segmenter.plan.timestep[0] if options.timestep is None else options.timestep
         check_timestep(segmenter.backbone.pipeline.scheduler, self.timestep)
+        self.nouns, self.options = tuple(nouns), replace(options, timestep=self.timestep)
         self._session = segmenter.backbone.session()
         self._reductions: dict[str, Reduction] = {}
         self._moments = ClassMoments(len(self.nouns), 0)
@@ -290,6 +290,7 @@ class PrototypeLearner:
             facts={
                 "model": backbone.name,
                 "recipe": self.segmenter.plan.recipe,
+                "batch": self.segmenter.batch,
                 **asdict(self.options),
                 "cells": {noun.name: int(count) for noun, count in zip(self.nouns, counts, strict=True)},
                 "versions": dict(versions()),
