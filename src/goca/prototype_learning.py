@@ -315,10 +315,8 @@ class PrototypeLearner:
         """Add the cells that show one noun."""
         names = [noun.name for noun in self.nouns]
         labels = torch.from_numpy(segmentation.labels.astype(np.int64)) - 1
-        shares = F.adaptive_avg_pool2d(
-            F.one_hot(labels, len(segmentation)).permute(2, 0, 1).float(), features.shape[1:]
-        )
-        purity, label = shares.max(0)
+        masks = F.one_hot(labels, len(segmentation)).permute(2, 0, 1).float()
+        purity, label = F.adaptive_avg_pool2d(masks, (features.shape[1], features.shape[2])).max(0)
         index = torch.tensor([names.index(name) for name in segmentation.classes])[label]
         if not self._moments.sums.numel():
             self._moments = ClassMoments(len(names), len(features))

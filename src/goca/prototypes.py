@@ -136,8 +136,8 @@ def _declared(text: str | None) -> dict[str, Any]:
     raise ValueError("it does not say of what")
 
 
-def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file in float32; ValueError where one is missing or not finite."""
+def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors as arguments of `Prototypes`, in float32; ValueError where one is missing or not finite."""
     if tensors.keys() != {"weight", "bias", "sample"}:
         raise ValueError("it has other tensors")
     if not all(tensor.is_floating_point() for tensor in tensors.values()) or not all(
