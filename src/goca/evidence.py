@@ -40,8 +40,8 @@ from goca.text.background_nouns import background_nouns
 from goca.text.nouns import Noun
 
 RULES: Mapping[str, PresenceRule] = {
-    "attention": PresenceRule(sharpness=3.0, window=0.19, half=0.35),
-    "prototypes": PresenceRule(sharpness=1.0, window=0.19, half=0.35),
+    "attention": PresenceRule(sharpness=3.0, window=0.1, half=0.5),
+    "prototypes": PresenceRule(sharpness=1.0, window=0.1, half=0.5),
 }
 """How evidence is read off each kind of look, chosen on 100 scenes in training art (training.tune_presence)."""
 TINY = 1e-6

@@ -41,7 +41,7 @@ class Prototypes:
 
     Attributes:
         nouns: which there are.
-        channels: {block: how many channels its features have}, in the order of `weight`.
+        channels: {block: how many channels its features have}, in the order in which they run.
         timestep: noise level of the pass whose features they are.
         weight, bias: see `goca.maths.prototypes.discriminants`; `weight` has the blocks' channels side by side.
         sample: of the denoiser's weights, see `weight_sample`.
@@ -82,7 +82,8 @@ class Prototypes:
     def fits(self, backbone: Backbone) -> bool:
         """Whether these are prototypes of this very model; its precision does not matter."""
         sample = weight_sample(backbone.denoiser)
-        if tuple(self.channels) != backbone.blocks or len(sample) != len(self.sample):
+        # A UNet's blocks do not run in the order in which it has them.
+        if self.channels.keys() != set(backbone.blocks) or len(sample) != len(self.sample):
             return False
         readable = ~(sample.isnan() | self.sample.isnan())
         return torch.allclose(sample[readable], self.sample[readable], rtol=1e-2, atol=1e-6)
@@ -149,8 +150,8 @@ def _declared(text: str | None) -> dict[str, Any]:
     raise ValueError("it does not say of what")
 
 
-def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file in float32; ValueError where one is missing or not finite."""
+def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors as arguments of `Prototypes`, in float32; ValueError where one is missing or not finite."""
     if tensors.keys() != {"weight", "bias", "sample"}:
         raise ValueError("it has other tensors")
     if not all(tensor.is_floating_point() for tensor in tensors.values()) or not all(

@@ -18,6 +18,7 @@ from goca.cli.compare import compare
 from goca.cli.evaluate import evaluate
 from goca.cli.generate import generate
 from goca.cli.models import models
+from goca.cli.prototypes import prototypes
 from goca.cli.segment import segment
 
 # Plain help: it is copied, piped and searched, and it starts faster.
@@ -41,7 +42,7 @@ def goca(
         raise typer.Exit
 
 
-for command in (segment, generate, evaluate, compare, ablate, models):
+for command in (segment, generate, prototypes, evaluate, compare, ablate, models):
     app.command()(command)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-EXPECTED = 5
+EXPECTED = 8
 """About how many of the nouns that somebody names an image shows at most."""
 
 

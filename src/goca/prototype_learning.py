@@ -1,0 +1,357 @@
+"""A model paints nouns, says where it painted them, and so shows what they look like to it: prototypes.
+
+Nothing is trained and nobody labels anything: the published method labels each painted image with the nouns of its own
+caption, and every noun's pixels are averaged among the features of a pass with no caption.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.backbone import BatchItem
+from goca.diffusion.timesteps import check_timestep
+from goca.errors import GocaError
+from goca.generation import Generated, GenerationOptions, generate
+from goca.maths import Grid
+from goca.maths.prototypes import ClassMoments, discriminants
+from goca.maths.resize import resize
+from goca.plan import Options, versions
+from goca.planned_model import PlannedModel
+from goca.prototypes import CAPTION, Prototypes, features_of, weight_sample
+from goca.recipe import GOCA_BALANCED
+from goca.request import PreparedImage, SegmentationRequest
+from goca.segmentation import Segmentation
+from goca.segmenter import Segmenter
+from goca.text.background_nouns import background_nouns
+from goca.text.nouns import Noun, caption_of, in_vocabulary, parse_nouns
+
+Outcome = TypeVar("Outcome")
+CallSink = Callable[[AttentionCall], None]
+STYLES = 1_000_000
+"""What seeds of an image's styles are apart."""
+PURE = 0.9
+"""A cell of the common grid counts if more than this share of its pixels has one label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions:
+    """How prototypes are learned.
+
+    Attributes:
+        images: to paint for each noun.
+        steps, scale: of the sampler, and of its guidance; None for the pipeline's own.
+        seed: of the captions, and of the first image.
+        timestep: noise level of the features; None for the model's own.
+        shrinkage: see `goca.maths.prototypes.discriminants`.
+        max_channels: a block with more channels is projected onto this many random directions.
+        restyled: how many times each image is looked at again in other colours, so that nouns are known by more than
+            the style in which the model paints them.
+    """
+
+    images: int = 15
+    steps: int | None = 20
+    scale: float | None = None
+    seed: int = 0
+    timestep: int | None = None
+    shrinkage: float = 0.03
+    max_channels: int = 64
+    restyled: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("images", "max_channels", *(() if self.steps is None else ("steps",))):
+            if getattr(self, name) < 1:
+                raise GocaError(f"{name} {getattr(self, name)} is too few: give 1 or more", hint=name)
+        if not self.shrinkage > 0:
+            raise GocaError(f"shrinkage {self.shrinkage} is not valid: give a number above 0", hint="shrinkage")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """So many of the images are painted and have been looked at."""
+
+    done: int
+    images: int
+
+
+class Palette(NamedTuple):
+    """The nouns of the captions. leading: each image shows one or two; around: and one or two of these."""
+
+    leading: tuple[Noun, ...]
+    around: tuple[Noun, ...]
+
+    @property
+    def nouns(self) -> tuple[Noun, ...]:
+        return self.leading + self.around
+
+    def captions(self, count: int, seed: int) -> Iterator[tuple[Noun, ...]]:
+        """What to paint, in any order; each leading noun as often as any other, but for those drawn to it."""
+        draw = random.Random(seed)
+        for index in range(count):
+            first = self.leading[index % len(self.leading)]
+            others = [noun for noun in self.leading if noun is not first]
+            nouns = [first, *draw.sample(others, min(len(others), draw.randint(0 if self.around else 1, 1)))]
+            nouns += draw.sample(self.around, min(len(self.around), draw.randint(1, 2)))
+            draw.shuffle(nouns)
+            yield tuple(nouns)
+
+
+def palette(model: PlannedModel, classes: Sequence[str], background_classes: Sequence[str] | None = None) -> Palette:
+    """The nouns to paint for a model, in its own words.
+
+    Args:
+        model: with its list of background nouns.
+        classes: the nouns that are wanted; those of the model's list are painted around the others.
+        background_classes: the nouns around them; None for the model's list, without what competes with a class.
+
+    Raises:
+        GocaError: for a list that names nothing or one noun alone, or what the model does not know.
+    """
+    wanted, around = parse_nouns(classes, background_classes)
+    listed = model.plan.background_classes
+    if background_classes is None:
+        around = background_nouns(listed, wanted)
+    if known := model.backbone.settings.nouns:
+        nouns = [Noun(noun.words[0], noun.words[:1]) for noun in in_vocabulary(wanted + around, known)]
+        wanted, around = tuple(nouns[: len(wanted)]), tuple(nouns[len(wanted) :])
+    leading = tuple(noun for noun in wanted if noun.name not in listed)
+    around += tuple(noun for noun in wanted if noun.name in listed)
+    if len(leading + around) < 2:
+        raise GocaError("prototypes tell nouns apart: name two or more", hint="classes")
+    return Palette(leading, around) if leading else Palette(around, ())
+
+
+def learn(
+    segmenter: Segmenter,
+    classes: Sequence[str],
+    background_classes: Sequence[str] | None = None,
+    options: LearningOptions = LearningOptions(),
+) -> Iterator[Learned | Prototypes]:
+    """Learn prototypes of nouns from images that the model paints; its pipeline stays as it is.
+
+    Args:
+        segmenter: its model, size and batch are used; its recipe is not.
+        classes, background_classes: the nouns, see `palette`; prototypes are of all of them.
+        options: see `LearningOptions`.
+
+    Yields:
+        `Learned` after each batch of images, and the `Prototypes` at last.
+
+    Raises:
+        GocaError: for nouns or options that are not valid, a pipeline that refuses to paint, or one that never showed
+            one of the nouns.
+    """
+    nouns = palette(segmenter, classes, background_classes)
+    learner = PrototypeLearner(segmenter, nouns.nouns, options)
+    count = options.images * len(nouns.nouns)
+    painting = enumerate(nouns.captions(count, options.seed), start=options.seed)
+    done = 0
+    while drawn := list(islice(painting, segmenter.batch)):
+        images = [paint(segmenter, caption, seed, options) for seed, caption in drawn]
+        learner.add_styles(learner.label(images, [caption for _, caption in drawn]), drawn[0][0])
+        done += len(drawn)
+        yield Learned(done, count)
+    yield learner.prototypes()
+
+
+def paint(model: PlannedModel, nouns: Sequence[Noun], seed: int, options: LearningOptions) -> Image.Image:
+    """An image of the nouns, by the model's own pipeline and sampler."""
+    asked = GenerationOptions(prompt=caption_of(nouns), steps=options.steps, scale=options.scale, size=model.plan.size)
+    events = generate(model.backbone.pipeline, asked, [seed])
+    return next(event.image for event in events if isinstance(event, Generated))
+
+
+def restyled(image: Image.Image, seed: int) -> Image.Image:
+    """The same shapes in another style: hue, saturation, contrast and brightness; some softer, sharper or flatter."""
+    draw = random.Random(seed)
+    hue, saturation, value = image.convert("HSV").split()
+    shift = draw.randint(-20, 20)
+    hue = hue.point([(level + shift) % 256 for level in range(256)])
+    image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    ranges = ((ImageEnhance.Color, 0.3, 1.6), (ImageEnhance.Contrast, 0.7, 1.4), (ImageEnhance.Brightness, 0.75, 1.25))
+    for enhancer, low, high in ranges:
+        image = enhancer(image).enhance(draw.uniform(low, high))
+    kind = draw.random()
+    if kind < 0.3:
+        image = image.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.9)))
+    elif kind < 0.6:
+        image = image.filter(ImageFilter.UnsharpMask(2, draw.randint(80, 250), 0))
+    return ImageOps.posterize(image, draw.randint(2, 3)) if draw.random() < 0.3 else image
+
+
+def _done(outcome: Outcome | GocaError) -> Outcome:
+    if isinstance(outcome, GocaError):
+        raise outcome
+    return outcome
+
+
+class Reduction(NamedTuple):
+    """Few standardised features of a block's channels: (channels - mean) @ matrix."""
+
+    mean: Float[Tensor, " channel"]
+    matrix: Float[Tensor, "channel feature"]
+
+
+class ChannelMoments:
+    """The mean and the deviation of each channel of every block, over all pixels that were added."""
+
+    def __init__(self) -> None:
+        self.count: dict[str, int] = {}
+        self.sums: dict[str, Float[Tensor, "2 channel"]] = {}
+
+    def add(self, call: AttentionCall) -> None:
+        if call.text is None:
+            return
+        channels = features_of(call).cpu().double()
+        sums = torch.stack([channels.sum(1), channels.square().sum(1)])
+        self.count[call.block] = self.count.get(call.block, 0) + channels.shape[1]
+        self.sums[call.block] = self.sums.get(call.block, 0) + sums
+
+    def reductions(self, max_channels: int, seed: int) -> dict[str, Reduction]:
+        """As many features as a block has channels; where that is more than `max_channels`, random sums of them."""
+        return {block: self._reduction(block, max_channels, seed) for block in self.count}
+
+    def _reduction(self, block: str, max_channels: int, seed: int) -> Reduction:
+        mean, square = self.sums[block] / self.count[block]
+        std = (square - mean.square()).clamp(min=0).sqrt()
+        matrix = torch.where(std > 0, 1 / std, 0.0).diag()
+        if len(mean) > max_channels:
+            generator = torch.Generator().manual_seed(seed)
+            directions = torch.randn(len(mean), max_channels, generator=generator, dtype=torch.float64)
+            matrix = matrix @ directions / len(mean) ** 0.5
+        return Reduction(mean, matrix)
+
+
+class FeatureMap:
+    """The reduced features of one window, each block's on its own grid: `add` while the denoiser runs, then `value`."""
+
+    def __init__(self, reductions: Mapping[str, Reduction]) -> None:
+        self.reductions = reductions
+        self._maps: dict[str, Float[Tensor, "feature height width"]] = {}
+
+    def add(self, call: AttentionCall) -> None:
+        if call.text is None:
+            return
+        channels = features_of(call)
+        mean, matrix = self.reductions[call.block]
+        reduced = matrix.T.to(channels) @ (channels - mean.to(channels)[:, None])
+        self._maps[call.block] = rearrange(reduced, "feature (h w) -> feature h w", h=call.grid[0])
+
+    def value(self, grid: Grid) -> Float[Tensor, "feature height width"]:
+        """All blocks' features on the common grid."""
+        return torch.cat([resize(self._maps[block], grid) for block in self.reductions])
+
+
+class PrototypeLearner:
+    """Gathers what images show of their nouns: `add` a batch of images at a time, then `prototypes`.
+
+    The first batch is seen twice: at first only for the scale of each channel.
+    """
+
+    def __init__(self, segmenter: PlannedModel, nouns: Sequence[Noun], options: LearningOptions) -> None:
+        size = Options(size=segmenter.plan.size)
+        self.segmenter = Segmenter(segmenter.backbone, GOCA_BALANCED, size, segmenter.batch)
+        self.timestep = self.segmenter.plan.timestep[0] if options.timestep is None else options.timestep
+        check_timestep(segmenter.backbone.pipeline.scheduler, self.timestep)
+        self.nouns, self.options = tuple(nouns), replace(options, timestep=self.timestep)
+        self._session = segmenter.backbone.session()
+        self._reductions: dict[str, Reduction] = {}
+        self._moments = ClassMoments(len(self.nouns), 0)
+
+    def label(self, images: Sequence[Image.Image], captions: Sequence[Sequence[Noun]]) -> list[Segmentation]:
+        """Label every pixel of images that show nothing but their captions' nouns; GocaError where that fails."""
+        requests = [
+            SegmentationRequest(image, [noun.name for noun in caption], background=None)
+            for image, caption in zip(images, captions, strict=True)
+        ]
+        return [_done(outcome) for _, outcome in self.segmenter.stream(requests, self._session)]
+
+    def add(self, labelled: Sequence[Segmentation], seed: int) -> None:
+        """Add labelled images; seed: of the noise over them."""
+        requests = [SegmentationRequest(each.image, each.classes, background=None) for each in labelled]
+        prepared = [_done(self.segmenter.prepare(request, self._session)) for request in requests]
+        with self.segmenter.inference():
+            if not self._reductions:
+                moments = ChannelMoments()
+                self._look(prepared, [moments.add] * len(prepared), seed)
+                self._reductions = moments.reductions(self.options.max_channels, self.options.seed)
+            maps = [FeatureMap(self._reductions) for _ in prepared]
+            self._look(prepared, [each.add for each in maps], seed)
+            for features, image, segmentation in zip(maps, prepared, labelled, strict=True):
+                self._count(features.value(image.windows.canvas), segmentation)
+
+    def add_styles(self, labelled: Sequence[Segmentation], seed: int) -> None:
+        """Add labelled images as they are, and in other colours; seed: of the first image."""
+        self.add(labelled, seed)
+        for copy in range(1, self.options.restyled + 1):
+            again = [
+                replace(each, image=restyled(each.image, seed + index + STYLES * copy))
+                for index, each in enumerate(labelled)
+            ]
+            self.add(again, seed)
+
+    def prototypes(self) -> Prototypes:
+        """Of all nouns that an image showed. Raises GocaError where that is one at most."""
+        counts = self._moments.counts
+        rows = counts.nonzero().flatten().tolist()
+        if len(rows) < 2:
+            raise GocaError("the images show one noun at most: paint more of them", hint="images")
+        reductions = self._reductions.values()
+        reduced, bias = discriminants(self._moments, self.options.shrinkage)
+        parts = reduced.split([reduction.matrix.shape[1] for reduction in reductions], 1)
+        weight = torch.cat([part @ each.matrix.T for part, each in zip(parts, reductions, strict=True)], 1)[rows]
+        # Of the weights as they are stored, so that large means of channels are taken off exactly.
+        shift = weight.float().double() @ torch.cat([reduction.mean for reduction in reductions])
+        backbone = self.segmenter.backbone
+        return Prototypes(
+            nouns=tuple(self.nouns[row].name for row in rows),
+            channels={block: len(reduction.mean) for block, reduction in self._reductions.items()},
+            timestep=self.timestep,
+            weight=weight.float(),
+            bias=(bias[rows] - shift).float(),
+            sample=weight_sample(backbone.denoiser),
+            facts={
+                "model": backbone.name,
+                "recipe": self.segmenter.plan.recipe,
+                "batch": self.segmenter.batch,
+                **asdict(self.options),
+                "cells": {noun.name: int(count) for noun, count in zip(self.nouns, counts, strict=True)},
+                "versions": dict(versions()),
+            },
+        )
+
+    def _look(
+        self, images: Sequence[PreparedImage], sinks: Sequence[Callable[[AttentionCall], None]], seed: int
+    ) -> None:
+        """One pass over images of one window, told nothing; each sink takes its image's attention."""
+        backbone = self.segmenter.backbone
+        latents = [backbone.latents(image.tiles, image.size) for image in images]
+        self._session.run(
+            (
+                BatchItem(latent, image.size, CAPTION, self.timestep, seed, sink)
+                for latent, image, sink in zip(latents, images, sinks, strict=True)
+            ),
+            self.segmenter.batch,
+        )
+
+    def _count(self, features: Float[Tensor, "feature height width"], segmentation: Segmentation) -> None:
+        """Add the cells that show one noun."""
+        names = [noun.name for noun in self.nouns]
+        labels = torch.from_numpy(segmentation.labels.astype(np.int64)) - 1
+        masks = F.one_hot(labels, len(segmentation)).permute(2, 0, 1).float()
+        purity, label = F.adaptive_avg_pool2d(masks, (features.shape[1], features.shape[2])).max(0)
+        index = torch.tensor([names.index(name) for name in segmentation.classes])[label]
+        if not self._moments.sums.numel():
+            self._moments = ClassMoments(len(names), len(features))
+        pure = purity > PURE
+        self._moments.add(features.cpu()[:, pure], index[pure])
