@@ -3,13 +3,15 @@
     python benchmarks/presence.py [--recipe goca-balanced,goca-open] [--rows a,b,c,e,f] [--tagger self]
         [--scenes shipped|tuning] [--every N] [--json FILE] [--curve FILE.png] [--draw FILE.png] [--fill DOCUMENT ...]
 
-Prints the table in Markdown. mIoU is over all scenes, as in `goca evaluate scenes`, which row f agrees with; intervals
-are bootstraps over scenes. Every figure has its CPU seconds and rows through the denoiser, a scene; what a recipe keeps
-on disk is measured anew. Tuning scenes are drawn by `training.tune`, whose art has to be there.
+Prints the table in Markdown, below the command that made it. mIoU is over all scenes, as in `goca evaluate scenes`,
+which row f agrees with; intervals are bootstraps over scenes. CPU seconds and rows through the denoiser are of one
+request; what a recipe keeps on disk is measured anew. Tuning scenes are drawn by `training.tune`, whose art has to be
+there.
 """
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +89,7 @@ ROWS: Mapping[str, Row] = {
     "b": Row("all 24 things, of which one to three are there", lambda scene: [THINGS], THINGS),
     "c": ALL_NOUNS,
     "d": replace(ALL_NOUNS, title="the same, a tagger chooses among them", tagged=True),
-    "e": Row("one thing that is not there, alone: share of the image that it gets", absent, ()),
+    "e": Row("one thing that is not there, alone: share of the image that it gets; how often any", absent, ()),
     "f": Row("every name right, every pixel a class", lambda scene: [scene.classes], NOUNS, None),
 }
 
@@ -185,7 +187,7 @@ def table(measured: Sequence[Measured]) -> str:
 def _cells(measured: Measured) -> list[str]:
     figure = _percent(measured.figure, measured.ci95)
     if measured.any_pixels:
-        figure += f"; any pixel in {_percent(*measured.any_pixels)}"
+        figure += f"; {_percent(*measured.any_pixels)}"
     return [figure, f"{measured.seconds:.2f}", f"{measured.rows:.1f}"]
 
 
@@ -319,8 +321,9 @@ def main() -> None:
                 figure, results[recipe, key] = measure(segmenter, key, scenes, options.tagger)
                 measured.append(figure)
                 print(json.dumps(asdict(figure)), file=sys.stderr, flush=True)
+    command = f"```console\n$ python benchmarks/presence.py {shlex.join(sys.argv[1:])}\n```"
     what = f"{len(scenes)} {options.scenes} scenes; {ABSENT} absent things a scene in row e."
-    tables = {"table of presence": f"{table(measured)}\n\n{what}"}
+    tables = {"table of presence": f"{command}\n\n{table(measured)}\n\n{what}"}
     if options.curve:
         curves = {recipe: curve_of(scenes, grouped) for (recipe, key), grouped in results.items() if key == "c"}
         tables["curve of evidence"] = curve_table(curves)
