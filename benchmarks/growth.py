@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from overhead import build, peak
+from overhead import build, counted_rows, peak
 from PIL import Image
 
 from goca import Segmenter
@@ -54,13 +54,8 @@ def measure(pipeline: Any, size: int, count: int) -> Row:
     image, classes = Image.fromarray(noise), names(count)
     latent = torch.zeros(1, pipeline.unet.config.in_channels, *(size // segmenter.backbone.vae_scale_factor,) * 2)
     text = torch.zeros(1, 77, pipeline.unet.config.cross_attention_dim)
-    passes: list[int] = []
-    # The first layer: a segmentation ends with the last attention, before the denoiser does.
-    handle = pipeline.unet.conv_in.register_forward_hook(lambda module, args, output: passes.append(len(output)))
-    try:
+    with counted_rows(pipeline.unet) as passes:
         seconds, gib = peak(lambda: segmenter(image, classes=classes, background_classes=()))
-    finally:
-        handle.remove()
     with torch.no_grad():
         plain_seconds, plain_gib = peak(lambda: pipeline.unet(latent, torch.tensor(100), text))
     return Row(size, count, sum(passes), seconds, plain_seconds, gib, plain_gib)

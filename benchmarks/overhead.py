@@ -11,7 +11,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def peak(call: Callable[[], Any]) -> tuple[float, float]:
     start = time.process_time()
     call()
     return time.process_time() - start, (_resident("VmHWM") - held) / 2**20
+
+
+@contextmanager
+def counted_rows(unet: UNet2DConditionModel) -> Iterator[list[int]]:
+    """The rows of each pass that the UNet is given meanwhile."""
+    rows: list[int] = []
+    # The first layer: a segmentation ends with the last attention, before the denoiser does.
+    handle = unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 def _resident(field: str) -> int:

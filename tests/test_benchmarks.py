@@ -1,6 +1,8 @@
 """The benchmarks, on a tiny pipeline: that they measure what they say, not how much."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,21 @@ import growth
 import memory
 import numpy as np
 import overhead
+import presence
 import pytest
 import self_tagger
+import tables
 import torch
+import vocabulary
 from PIL import Image
 
 from goca import Segmenter
 from goca.bundled import Scene
+from goca.bundled import scenes as bundled_scenes
+from goca.evaluation.datasets.scenes import open_scenes
+from goca.evaluation.evaluator import evaluate_dataset
+from goca.evaluation.oracle import OracleTagger
+from goca.evaluation.protocol import honest
 from goca.self_tagging import SelfPruningTagger
 from goca.testing.tiny import BUILDERS
 
@@ -113,3 +123,97 @@ def test_the_whole_is_as_measured(monkeypatch: pytest.MonkeyPatch, sd15: Any) ->
     assert found.plain_gib == pytest.approx(100 / 1024, rel=0.2)
     assert whole.extra_gib == found.gib - found.plain_gib
     assert whole.time_ratio == found.seconds / found.plain_seconds
+
+
+def test_presence_agrees_with_an_evaluation_where_every_name_is_right(bundled: Segmenter) -> None:
+    scenes = list(islice(bundled_scenes(), 2))
+    measured, results = presence.measure(bundled, "f", scenes, "self")
+    dataset = open_scenes()
+    dataset = replace(dataset, samples=dataset.samples[:2])
+    report = evaluate_dataset(bundled, dataset, OracleTagger(), honest(dataset, "oracle"))
+    assert (measured.figure, *measured.ci95) == pytest.approx((report.score().miou, *report.score().ci95))
+    assert measured.rows == 1
+    assert [len(each) for each in results] == [1, 1]
+
+
+def test_presence_counts_what_is_of_no_named_class_as_background(bundled: Segmenter) -> None:
+    (scene,) = islice(bundled_scenes(), 1)
+    whole = replace(scene, labels=np.full_like(scene.labels, 1))
+    assert whole.classes[0] == "sand"
+    measured, ((result,),) = presence.measure(bundled, "a", [whole], "self")
+    # All is background, so the things that are predicted have no IoU, and the background's is its share.
+    assert set(result.classes) == {"penguin", "fish", "ball"}
+    assert measured.figure == pytest.approx(float((result.labels == 0).mean()))
+
+
+def test_presence_asks_for_things_that_are_not_there_each_alone(bundled: Segmenter) -> None:
+    scenes = list(islice(bundled_scenes(), 2))
+    measured, results = presence.measure(bundled, "e", scenes, "self")
+    for scene, several in zip(scenes, results, strict=True):
+        assert [len(result.classes) for result in several] == [1] * presence.ABSENT
+        assert {result.classes[0] for result in several}.isdisjoint(scene.classes)
+    shares = [float((result.labels > 0).mean()) for several in results for result in several]
+    assert measured.figure == pytest.approx(sum(shares) / len(shares))
+    assert measured.any_pixels is not None
+    assert measured.any_pixels[0] == pytest.approx(sum(share > 0 for share in shares) / len(shares))
+    low, high = measured.ci95
+    assert low <= measured.figure <= high
+
+
+def test_presence_is_tabled_and_drawn(bundled: Segmenter, tmp_path: Path) -> None:
+    scenes = list(islice(bundled_scenes(), 2))
+    open_segmenter = Segmenter.from_pipeline(bundled.backbone.pipeline, "goca-open")
+    open_segmenter.evidence.content_free.folder = tmp_path
+    both = [presence.measure(segmenter, "c", scenes, "self") for segmenter in (bundled, open_segmenter)]
+    table = presence.table([measured for measured, _ in both])
+    assert (
+        table.splitlines()[0]
+        == "| what is named | goca, % [95 %] | CPU-s | rows | goca-open, % [95 %] | CPU-s | rows |"
+    )
+    assert table.splitlines()[2].startswith("| (c) ")
+    drawn = presence.drawing(scenes, {(measured.recipe, "c"): results for measured, results in both})
+    assert drawn.width > 4 * 200
+    curve = presence.curve_of(scenes, both[1][1])
+    assert curve[1].sum() == sum(len(scene.classes) for scene in scenes)
+    presence.plot({"goca-open": curve}, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as plotted:
+        assert plotted.width > 400
+
+
+def test_precision_and_recall_at_every_level_of_evidence() -> None:
+    curve = np.array([[0.9, 0.2], [0.6, 0.6]]), np.array([[True, False], [True, False]])
+    # From 0.9: one of one, of two. From 0.6, where two pairs come together: two of three. Then all.
+    precision, recall = presence.precision_recall(curve)
+    np.testing.assert_allclose(precision, [1, 2 / 3, 2 / 4])
+    np.testing.assert_allclose(recall, [1 / 2, 1, 1])
+    lines = presence.curve_table({"goca-open": curve}).splitlines()
+    assert lines[2 + 4] == "| 0.5 | 0.67, 1.00, 0.80 |"
+    assert lines[-1] == f"| area under the curve | {1 / 2 + 2 / 3 / 2:.2f} |"
+
+
+def test_a_table_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- figures -->old<!-- end of figures -->\nbehind\n")
+    for text in ("| 1 |", "| \\2 |"):
+        tables.fill(document, "figures", text)
+    assert document.read_text() == "before\n<!-- figures -->\n\n| \\2 |\n\n<!-- end of figures -->\nbehind\n"
+    with pytest.raises(ValueError, match="no place for other"):
+        tables.fill(document, "other", "")
+
+
+def test_classes_cost_prompts_in_a_caption_and_keys_beside_it(sd15: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "FOLLOWING", 1)
+    monkeypatch.setattr(vocabulary, "SIZE", 64)
+    monkeypatch.delitem(vocabulary.RECIPES, "goca-open")
+    measured = list(vocabulary.rows({"tiny": sd15}, (2, 20)))
+    following = {(row.recipe, row.classes): row.following[0] for row in measured}
+    assert following["goca-balanced", 2] == 1
+    assert following["goca-balanced", 20] >= 2
+    side = [row for row in measured if "side" in row.recipe]
+    # Each class is encoded once, in a row of its own.
+    assert [(row.first[0], row.following[0]) for row in side] == [(3, 1), (21, 1)]
+    assert len(vocabulary.to_markdown(measured).splitlines()) == 2 + len(measured)
+
+
+def test_made_up_words_differ() -> None:
+    assert len(set(vocabulary.names(1000))) == 1000
