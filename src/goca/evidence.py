@@ -40,7 +40,7 @@ from goca.text.background_nouns import background_nouns
 from goca.text.nouns import Noun
 
 RULES: Mapping[str, PresenceRule] = {
-    "attention": PresenceRule(sharpness=3.0, window=0.1, half=0.5),
+    "attention": PresenceRule(sharpness=3.0, window=0.1, half=0.1, trust=0.35),
     "prototypes": PresenceRule(sharpness=1.0, window=0.1, half=0.5),
 }
 """How evidence is read off each kind of look, chosen on 100 scenes in training art (training.tune_presence)."""

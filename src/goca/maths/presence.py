@@ -20,11 +20,13 @@ class PresenceRule:
         sharpness: what the logits are multiplied by before the cells' softmax over nouns.
         window: side of the window over which logits are averaged first, as a share of the image's shorter side.
         half: the share at which evidence is 0.5, in units of the share that each of the nouns would have by chance.
+        trust: how much the share says: the odds of a noun are (share / half) to this power.
     """
 
     sharpness: float
     window: float
     half: float
+    trust: float = 1.0
 
     def shares(self, logits: Float[Tensor, "noun height width"]) -> Float[Tensor, " noun"]:
         """What share of the image each noun wins: the mean over cells of the softmax over nouns; sums to 1."""
@@ -33,9 +35,9 @@ class PresenceRule:
         return (near * self.sharpness).softmax(0).mean((-2, -1))
 
     def evidence(self, logits: Float[Tensor, "noun height width"]) -> Float[Tensor, " noun"]:
-        """share / (share + half), in [0, 1]; a noun's odds are its share in units of `half`."""
-        shares = self.shares(logits) * len(logits)
-        return shares / (shares + self.half)
+        """odds / (1 + odds), in [0, 1], where a noun's odds are (share / half) ** trust."""
+        odds = (self.shares(logits) * len(logits) / self.half) ** self.trust
+        return odds / (1 + odds)
 
 
 def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Float[Tensor, " class"]:
