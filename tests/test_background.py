@@ -13,7 +13,7 @@ from goca.diffusion.backbone import Backbone
 from goca.diffusion.families.unet import BUNDLED
 from goca.maths.background import Background, none
 from goca.plan import Options
-from goca.request import find_tokens
+from goca.request import prompts_of, request_nouns
 from goca.testing.tiny import BUILDERS
 from goca.text.background_nouns import BACKGROUND_NOUNS, background_nouns
 from goca.text.nouns import Noun, parse_nouns
@@ -35,9 +35,11 @@ def found(segmenter: Segmenter, classes: Any, **request: Any) -> tuple[list[str]
     """The captions, the background classes and the notes of a request, without an image."""
     asked = SegmentationRequest("", classes, **request)
     with segmenter.inference():
-        prompts, names, notes = find_tokens(asked, segmenter.plan, segmenter.backbone.session())
-    assert all(len(tokens.background_classes) == len(names) for tokens in prompts)
-    return [tokens.caption for tokens in prompts], names, notes
+        nouns = request_nouns(asked, segmenter.plan, segmenter.backbone)
+        prompts, added, notes = prompts_of(asked, nouns, segmenter.plan, segmenter.backbone.session())
+    assert all(len(tokens.background_classes) == len(added) for tokens in prompts)
+    names = tuple(noun.name for noun in added)
+    return [tokens.caption for tokens in prompts], names, [*nouns.notes, *notes]
 
 
 # ---- which nouns
