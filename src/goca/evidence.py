@@ -152,11 +152,13 @@ class Look:
     """An image that is looked at, and the nouns that compete for it.
 
     Attributes:
+        request: what is asked of it.
         image: with prompts that name them all, for a look at attention.
         nouns: the classes, the background classes, then others.
         rows: for a look at prototypes, which are each noun's.
     """
 
+    request: SegmentationRequest
     image: PreparedImage
     nouns: tuple[Noun, ...]
     rows: tuple[Sequence[int], ...] = ()
@@ -211,43 +213,42 @@ class Evidence:
         An image stays an error, or becomes one where its nouns cannot be looked or asked for.
         """
         with self.model.inference():
-            looks = [self._look(image, session) for image in images]
+            looks = [self._look(*pair, session) for pair in zip(requests, images, strict=True)]
             whole = [look for look in looks if isinstance(look, Look)]
             measured = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
             logits = measured(whole, session)
             return [
-                self._narrowed(request, look, next(logits), session)
-                if isinstance(look, Look) and isinstance(request, SegmentationRequest)
-                else look
-                for request, look in zip(requests, looks, strict=True)
+                look if isinstance(look, GocaError) else self._narrowed(look, next(logits), session) for look in looks
             ]
 
-    def _look(self, image: PreparedImage | GocaError, session: BackboneSession) -> Look | GocaError:
+    def _look(
+        self, request: SegmentationRequest | GocaError, image: PreparedImage | GocaError, session: BackboneSession
+    ) -> Look | GocaError:
+        if isinstance(request, GocaError):
+            return request
         if isinstance(image, GocaError):
             return image
         try:
             nouns = self._competitors(image.nouns, session)
             if self.plan.evidence == "prototypes":
-                return Look(image, nouns, self._rows(nouns))
-            return Look(replace(image, prompts=self._prompts(nouns, session)), nouns)
+                return Look(request, image, nouns, self._rows(nouns))
+            return Look(request, replace(image, prompts=self._prompts(nouns, session)), nouns)
         except GocaError as error:
             return error
 
-    def _narrowed(
-        self, request: SegmentationRequest, look: Look, passes: Logits, session: BackboneSession
-    ) -> PreparedImage | GocaError:
+    def _narrowed(self, look: Look, passes: Logits, session: BackboneSession) -> PreparedImage | GocaError:
         """The image of a look with what the look says."""
         image = replace(look.image, prompts=())
         logits = torch.stack(passes).mean(0)
         evidence = RULES[self.plan.evidence or ""].evidence(logits)[: len(image.classes)]
         candidates = tuple(range(len(evidence))) if image.nouns.kept is None else image.nouns.kept
-        indices = _kept(evidence, candidates, self.plan.floor, request.has_background)
+        indices = _kept(evidence, candidates, self.plan.floor, look.request.has_background)
         notes = _notes([image.classes[index] for index in candidates if index not in indices])
         seen = replace(image, evidence=tuple(evidence.tolist()), notes=(*image.notes, *notes))
         if self.plan.evidence == "prototypes":
             return replace(seen, asked=indices, maps=tuple(class_maps(each, image.nouns, indices) for each in passes))
         try:
-            return asking(seen, request, self.plan, session, indices)
+            return asking(seen, look.request, self.plan, session, indices)
         except GocaError as error:
             return error
 
