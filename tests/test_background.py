@@ -13,7 +13,7 @@ from goca.diffusion.backbone import Backbone
 from goca.diffusion.families.unet import BUNDLED
 from goca.maths.background import Background, none
 from goca.plan import Options
-from goca.request import find_tokens
+from goca.request import prompts_of, request_nouns
 from goca.testing.tiny import BUILDERS
 from goca.text.background_nouns import BACKGROUND_NOUNS, background_nouns
 from goca.text.nouns import Noun, parse_nouns
@@ -35,9 +35,11 @@ def found(segmenter: Segmenter, classes: Any, **request: Any) -> tuple[list[str]
     """The captions, the background classes and the notes of a request, without an image."""
     asked = SegmentationRequest("", classes, **request)
     with segmenter.inference():
-        prompts, names, notes = find_tokens(asked, segmenter.plan, segmenter.backbone.session())
-    assert all(len(tokens.background_classes) == len(names) for tokens in prompts)
-    return [tokens.caption for tokens in prompts], names, notes
+        nouns = request_nouns(asked, segmenter.plan, segmenter.backbone)
+        prompts, added, notes = prompts_of(asked, nouns, segmenter.plan, segmenter.backbone.session())
+    assert all(len(tokens.background_classes) == len(added) for tokens in prompts)
+    names = tuple(noun.name for noun in added)
+    return [tokens.caption for tokens in prompts], names, [*nouns.notes, *notes]
 
 
 # ---- which nouns
@@ -100,7 +102,7 @@ def test_the_stated_nouns_can_stand_in_one_prompt() -> None:
 def test_any_number_of_classes_gets_background_classes(recipe: str, image: Make, model: Segmenter) -> None:
     joint = RECIPES[recipe].maps is not GOCA.maps
     backbone = Backbone(BUILDERS["flux"]()) if joint else model.backbone
-    segmenter = Segmenter(backbone, recipe, Options(size=64))
+    segmenter = Segmenter(backbone, recipe, Options(size=64, floor=0.0))  # without a floor all are asked for
     for classes in (["cat"], ["dog", "Cats"]):
         result = segmenter(image(), classes)
         names = segmenter.plan.background_classes

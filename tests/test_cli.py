@@ -305,7 +305,7 @@ def test_one_image(goca, loaded):
     assert set(np.unique(values)) <= {1, 2}
     facts = json.loads(Path("goca-out/photo.json").read_text())
     assert [one["name"] for one in facts["classes"]] == ["cat", "grass"]
-    for expected in ("photo.jpg\n", "cat", "grass", "share of pixels", "peak score", *written()):
+    for expected in ("photo.jpg\n", "cat", "grass", "share of pixels", "evidence", *written()):
         assert expected in done.out
     assert f"{facts['classes'][0]['share']:.1%}" in done.out
     assert "(background)" not in done.out
@@ -458,13 +458,9 @@ def test_a_caption(goca, loaded):
 
 def test_options_reach_the_library(goca, loaded):
     assert goca("segment", "photo.jpg", *ASK).code == 0
-    options = "--recipe vanilla --device cpu --dtype bf16 --batch 3 --timestep 100,50 --size 32 --seed 5 --seeds 2"
-    assert (
-        goca(
-            "segment", "photo.jpg", *ASK, "--model", "an/m", *options.split(), "--flip", "--window", "--refine-edges"
-        ).code
-        == 0
-    )
+    options = "--model an/m --recipe vanilla --device cpu --dtype bf16 --batch 3 --timestep 100,50 --size 32 --seed 5"
+    further = "--seeds 2 --flip --window --refine-edges --floor 0.25"
+    assert goca("segment", "photo.jpg", *ASK, *options.split(), *further.split()).code == 0
     plain = {
         "timestep": None,
         "size": None,
@@ -473,6 +469,7 @@ def test_options_reach_the_library(goca, loaded):
         "flip": False,
         "window": False,
         "refine_edges": False,
+        "floor": None,
     }
     chosen = {
         "timestep": (100, 50),
@@ -482,6 +479,7 @@ def test_options_reach_the_library(goca, loaded):
         "flip": True,
         "window": True,
         "refine_edges": True,
+        "floor": 0.25,
     }
     assert loaded == [
         (("bundled", GOCA), {"device": None, "dtype": None, "batch": 4, **plain}),

@@ -14,7 +14,7 @@ from goca.evaluation.choices import ODD_SYNONYMS
 from goca.evaluation.datasets.names import published_classes
 from goca.evaluation.evaluator import request_for
 from goca.evaluation.protocol import paper_policy
-from goca.request import find_tokens
+from goca.request import prompts_of, request_nouns
 from goca.tagging.answers import LONGEST_CAPTION, caption_in, key, parse, write
 from goca.tagging.caption_nouns import HONEST, CaptionedRequest, Policy, captioned
 from goca.text.nouns import Category, Noun, parse_nouns
@@ -379,7 +379,8 @@ def test_a_request_is_about_the_captions_own_words(bundled: Segmenter) -> None:
         "snow, (cats, mushrooms), road", (Category("dog"), Category("cat", ("kitten",)), Category("Road"))
     )
     segmentation_request = request_for(request, Image.new("RGB", (64, 64)))
-    (prompt,), *_ = find_tokens(segmentation_request, bundled.plan, bundled.backbone.session())
+    nouns = request_nouns(segmentation_request, bundled.plan, bundled.backbone)
+    (prompt,), _, _ = prompts_of(segmentation_request, nouns, bundled.plan, bundled.backbone.session())
     assert prompt.caption == "snow, cats, mushrooms, road"
     tokens = bundled.backbone.pipeline.tokenizer(prompt.caption, return_offsets_mapping=True)["offset_mapping"]
     words_of = [[prompt.caption[slice(*tokens[column])] for column in noun] for noun in prompt.nouns]

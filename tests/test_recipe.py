@@ -171,6 +171,8 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "background": "recipe",
         "maps": "recipe",
         "keys": "recipe",
+        "evidence": "recipe",
+        "floor": "recipe",
         "seeds": "default",
         "flip": "default",
         "window": "default",

@@ -72,7 +72,9 @@ def test_results_are_themselves_as_keys_and_in_comparisons(result):
 def test_reprs_are_one_short_line(segmenter, result, traced):
     many = copy.deepcopy(result)
     grid = np.concatenate([result.scores.grid] * 50)
-    many = Segmentation(result.image, tuple(map(str, range(150))), result.labels, ScoreMaps(grid, None), result.plan)
+    many = Segmentation(
+        result.image, tuple(map(str, range(150))), result.labels, ScoreMaps(grid, None), result.plan, (0.5,) * 150
+    )
     for shown in (segmenter, result, result.scores, result.plan, many, traced, traced[0], traced.steps[0]):
         assert repr(shown).startswith(type(shown).__name__ + "(")
         assert len(repr(shown)) < 300
@@ -97,7 +99,7 @@ def test_a_large_image_makes_a_small_page(result):
     labels = np.zeros((3001, 4001), np.uint16)
     labels[:, 2000:] = 2
     image = goca.imaging.images.load(rng.integers(0, 256, (3001, 4001, 3), dtype=np.uint8))
-    large = Segmentation(image, result.classes, labels, result.scores, result.plan)
+    large = Segmentation(image, result.classes, labels, result.scores, result.plan, result.evidence)
     assert len(large._repr_html_()) < 2_500_000
 
 

@@ -20,7 +20,7 @@ from goca.diffusion.backbone import Backbone, BackboneSession
 from goca.maths.attention import side_map
 from goca.maths.heads import head_weights
 from goca.maths.rescale import TokenMass
-from goca.request import SegmentationRequest, find_tokens
+from goca.request import SegmentationRequest, prompts_of, request_nouns
 from goca.testing.tiny import BUILDERS, JOINT_BUILDERS
 from goca.text.nouns import Noun
 from goca.text.token_spans import NounTokens, find_noun_tokens
@@ -67,7 +67,8 @@ def aggregated(
     segmenter = Segmenter.from_pipeline(pipeline, recipe=recipe, size=64)
     session = segmenter.backbone.session()
     with torch.no_grad():
-        ((tokens,), _) = find_tokens(request, segmenter.plan, session)
+        nouns = request_nouns(request, segmenter.plan, segmenter.backbone)
+        (tokens,), _, _ = prompts_of(request, nouns, segmenter.plan, session)
     aggregator = AttentionAggregator(segmenter.plan, tokens, GRID)
     calls = calls_of(session, image, tokens.caption)
     for call in calls:
@@ -182,7 +183,9 @@ def test_memory_is_that_of_the_nouns_and_not_of_their_tokens(masked: bool, sd15:
 
 
 def test_absent_classes_leave_the_image_alone(sd15: Any, image: Make) -> None:
-    few, many = (SegmentationRequest("", classes) for classes in (["cat", "grass"], ["cat", "grass", "car", "boat"]))
+    few, many = (
+        SegmentationRequest("", classes, ()) for classes in (["cat", "grass"], ["cat", "grass", "car", "boat"])
+    )
     for recipe, same in ((SIDE, True), (GOCA, False)):
         seen = [aggregated(sd15, image(), request, recipe)[0] for request in (few, many)]
         for aggregator in seen:
@@ -231,7 +234,7 @@ def test_any_number_of_classes_takes_one_pass(count: int, sd15: Any, image: Make
     classes = [f"thing {number}" for number in range(count)]
     segmenter = Segmenter.from_pipeline(sd15, SIDE, size=64)
     session = segmenter.backbone.session()
-    requests = [SegmentationRequest(image(64, 64, seed), classes) for seed in range(2)]
+    requests = [SegmentationRequest(image(64, 64, seed), classes, ()) for seed in range(2)]
     with passes(sd15) as cells:
         ((_, first),) = segmenter.stream(requests[:1], session)
         keys = [size for size in cells if size != max(cells)]
@@ -255,7 +258,7 @@ def test_a_caption_conditions_the_image_and_need_not_name_the_classes(bundled: S
 
 def test_one_class_alone_gets_company(bundled: Segmenter, image: Make) -> None:
     result = Segmenter.from_pipeline(bundled.backbone.pipeline, SIDE)(image(), ["cat"])
-    assert any("added as background classes" in note for note in result.plan.notes)
+    assert any("background classes added" in note for note in result.plan.notes)
     assert result.scores.background is not None
 
 
@@ -264,7 +267,9 @@ def test_one_class_alone_gets_company(bundled: Segmenter, image: Make) -> None:
 
 def test_joint_attention_falls_back_to_the_caption(image: Make) -> None:
     pipeline = JOINT_BUILDERS["flux"]()
-    results = [Segmenter.from_pipeline(pipeline, recipe, size=64)(image(), ["cat", "grass"]) for recipe in (SIDE, GOCA)]
+    results = [
+        Segmenter.from_pipeline(pipeline, recipe, size=64)(image(), ["cat", "grass"], ()) for recipe in (SIDE, GOCA)
+    ]
     assert [result.plan.keys for result in results] == ["caption", "caption"]
     assert [result.plan.captions for result in results] == [("cat, grass",)] * 2
     assert (results[0].scores.grid == results[1].scores.grid).all()

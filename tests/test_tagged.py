@@ -81,7 +81,7 @@ def test_an_image_that_shows_none_is_background(bundled: Segmenter, image: Make)
     assert result.labels.shape == (37, 51)
     assert not result.labels.any()
     assert result.to_json()["kept"] == []
-    assert json.loads(json.dumps(result.to_json()))["classes"][0]["peak"] == 0
+    assert json.loads(json.dumps(result.to_json()))["classes"][0]["evidence"] == 0
     assert [labels.any() for labels in result.relabelled([Background(constant, 0.2)])] == [False]
     assert result.overlay().size[0] >= 51
 

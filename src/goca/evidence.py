@@ -1,22 +1,24 @@
 """Evidence: how surely an image shows each class, from one look at it before any class is asked for.
 
-The look is a pass that no absent noun can disturb, because the image is shown under the empty caption (or the user's).
-What it gives for every noun and cell is logits; all nouns compete: the classes, the background nouns and, for a model
-that knows only its vocabulary, all other words of that. Two kinds of look give logits:
+The look gives logits for every noun and cell. All nouns compete: the classes, the background nouns, the other nouns of
+the model's own list and, for a model that knows only its vocabulary, all words of that. Two kinds of look give logits:
 
-- "attention": the logarithm of a noun's share of the attention to nouns beside the caption, minus what it is on images
-  without content; those are looked at once for each list of nouns, and the answer is kept on disk.
-- "prototypes": log posteriors under Gaussians of the model's own features, see `goca.prototypes`.
+- "attention": the logarithm of a noun's share of the attention to nouns, minus what it is on images without content;
+  those are looked at once for each list of nouns, and the answer is kept on disk. With cross-attention the image is
+  shown under the empty caption, so that no absent noun can disturb it, and the nouns are keys beside that; with joint
+  attention a caption has to list them.
+- "prototypes": log posteriors under Gaussians of the model's own features, shown under the empty caption, see
+  `goca.prototypes`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from goca.class_maps import ClassMaps, mean
 from goca.diffusion.backbone import Backbone, BackboneSession
-from goca.diffusion.fingerprint import fingerprint
+from goca.diffusion.fingerprint import fingerprint, has_meta_weights
 from goca.errors import GocaError
 from goca.maths.presence import PresenceRule, present
 from goca.maths.rescale import share
@@ -38,6 +40,7 @@ from goca.storage.atomic import write_atomic
 from goca.storage.reading import read_json
 from goca.text.background_nouns import background_nouns
 from goca.text.nouns import Noun
+from goca.text.token_spans import NounTokens
 
 RULES: Mapping[str, PresenceRule] = {
     "attention": PresenceRule(sharpness=3.0, window=0.1, half=0.1, trust=0.35),
@@ -67,12 +70,11 @@ def competing(nouns: RequestNouns, others: Sequence[str]) -> tuple[Noun, ...]:
     return (*nouns.classes, *nouns.background_classes, *rest)
 
 
-class Shares(Protocol):
-    """What measures shares: for each image, of every noun at every cell."""
-
-    def __call__(self, images: Sequence[Image.Image], nouns: Sequence[Noun]) -> list[Float[Tensor, "noun h w"]]: ...
+Measure = Callable[[Sequence[Image.Image], Sequence[Noun]], list[Float[Tensor, "noun h w"]]]
+"""For each image, every noun's share of the attention to nouns at every cell."""
 
 
+@runtime_checkable
 class Looking(Protocol):
     """A model with a plan that can look at images under another one, as `Segmenter` does."""
 
@@ -99,45 +101,71 @@ class ContentFree:
     def __init__(self, pipeline: Any, plan: Plan, folder: Path | None = None) -> None:
         self.pipeline, self.plan = pipeline, plan
         self.folder = folder or user_cache_path("goca") / "content-free"
-        self._known: dict[tuple[tuple[str, ...], ...], Tensor] = {}
+        self._known: dict[str, Float[Tensor, " noun"]] = {}
 
-    def prior(self, nouns: Sequence[Noun], shares: Shares) -> Float[Tensor, " noun"]:
-        """The mean logarithm of each noun's share of an image that shows nothing."""
-        key = tuple(noun.words for noun in nouns)
-        if key not in self._known:
-            path = self.folder / f"{self._digest(key)}.json"
-            values = _read(path, len(nouns))
+    def prior(self, nouns: Sequence[Noun], weights: str, measure: Measure) -> Float[Tensor, " noun"]:
+        """The mean logarithm of each noun's share of an image that shows nothing.
+
+        Args:
+            nouns: those that compete.
+            weights: the pipeline's `fingerprint`, for it may have been given a LoRA since.
+            measure: how it is found out.
+        """
+        digest = self._digest(weights, [noun.words for noun in nouns])
+        if digest not in self._known:
+            path = self.folder / f"{digest}.json"
+            # The weights of an offloaded model are on no device, and the fingerprint has only their shapes.
+            on_disk = not has_meta_weights(self.pipeline)
+            values = _read(path, len(nouns)) if on_disk else None
             if values is None:
-                maps = shares(content_free(self.plan.size), nouns)
+                maps = measure(content_free(self.plan.size), nouns)
                 values = torch.stack([(share + TINY).log().mean((-2, -1)) for share in maps]).mean(0).tolist()
-                _write(path, values)
-            self._known[key] = torch.tensor(values)
-        return self._known[key]
+                if on_disk:
+                    # They can be measured again where the disk does not take them.
+                    with suppress(GocaError):
+                        write_atomic({path: json.dumps(values).encode()})
+            self._known[digest] = torch.tensor(values)
+        return self._known[digest]
 
-    def _digest(self, key: Any) -> str:
-        passed_over = ("origin", "notes", "device")
-        facts = {name: value for name, value in self.plan.to_json().items() if name not in passed_over}
-        text = json.dumps([fingerprint(self.pipeline), facts, key], sort_keys=True)
+    def _digest(self, weights: str, words: Sequence[Sequence[str]]) -> str:
+        facts = {name: value for name, value in self.plan.to_json().items() if name not in _NO_MATTER}
+        text = json.dumps([weights, facts, words], sort_keys=True)
         return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+_NO_MATTER = frozenset({"recipe", "model", "settings", "origin", "notes", "device", "background", "background_classes"})
+"""Fields of a plan on which shares do not depend."""
 
 
 def _read(path: Path, count: int) -> list[float] | None:
     """The values of a file, None where it is missing or damaged: they are then measured again."""
     try:
-        values = read_json(path) if path.exists() else None
+        values = read_json(path)
     except GocaError:
         return None
     whole = isinstance(values, list) and len(values) == count and all(isinstance(value, float) for value in values)
     return values if whole else None
 
 
-def _write(path: Path, values: list[float]) -> None:
-    """Keep them, where the disk lets us: they can always be measured again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic({path: json.dumps(values).encode()})
-    except (OSError, GocaError):
-        return
+@dataclass(frozen=True)
+class Look:
+    """An image that is looked at, and the nouns that compete for it.
+
+    Attributes:
+        request: what is asked of it.
+        image: with prompts that name them all, for a look at attention.
+        nouns: the classes, the background classes, then others.
+        rows: for a look at prototypes, which are each noun's.
+    """
+
+    request: SegmentationRequest
+    image: PreparedImage
+    nouns: tuple[Noun, ...]
+    rows: tuple[Sequence[int], ...] = ()
+
+
+Logits = list[Float[Tensor, "noun height width"]]
+"""Of the nouns of a look, in each of its passes."""
 
 
 class Evidence:
@@ -148,7 +176,7 @@ class Evidence:
         prototypes: of the model, for plans whose evidence is theirs.
     """
 
-    def __init__(self, model: "Looking", prototypes: Prototypes | None) -> None:
+    def __init__(self, model: Looking, prototypes: Prototypes | None) -> None:
         self.model, self.plan, self.prototypes = model, model.plan, prototypes
         joint = model.backbone.family.joint is not None
         self.look_plan = replace(
@@ -157,84 +185,140 @@ class Evidence:
             cross=self.plan.evidence_blocks or self.plan.cross,
             rescale=(share,),
             refine=(),
+            refine_edges=False,
             order=0,
             evidence=None,
             floor=0.0,
         )
-        self.content_free = ContentFree(model.backbone.pipeline, self.look_plan)
+        self.content_free = ContentFree(model.backbone.pipeline, replace(self.look_plan, window=False, flip=False))
+
+    def check(self, request: SegmentationRequest, nouns: RequestNouns, session: BackboneSession) -> None:
+        """Raise GocaError for nouns that cannot be looked for or, by the user's caption, not be asked for."""
+        if request.caption is not None:
+            prompts_of(request, nouns, self.plan, session)
+        competitors = self._competitors(nouns, session)
+        if self.plan.evidence == "prototypes":
+            self._rows(competitors)
+        else:
+            self._prompts(competitors, session)
 
     def shown(
-        self, images: Sequence[tuple[SegmentationRequest, PreparedImage]], session: BackboneSession
-    ) -> Iterator[PreparedImage]:
-        """The images with their evidence, and with prompts, or maps, of the classes that reach the floor."""
-        rule = RULES[self.plan.evidence or ""]
+        self,
+        requests: Sequence[SegmentationRequest | GocaError],
+        images: Sequence[PreparedImage | GocaError],
+        session: BackboneSession,
+    ) -> list[PreparedImage | GocaError]:
+        """The images with their evidence, and with prompts, or maps, of the classes that reach the floor.
+
+        An image stays an error, or becomes one where its nouns cannot be looked or asked for.
+        """
+        with self.model.inference():
+            looks = [self._look(*pair, session) for pair in zip(requests, images, strict=True)]
+            whole = [look for look in looks if isinstance(look, Look)]
+            measured = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
+            logits = measured(whole, session)
+            return [
+                look if isinstance(look, GocaError) else self._narrowed(look, next(logits), session) for look in looks
+            ]
+
+    def _look(
+        self, request: SegmentationRequest | GocaError, image: PreparedImage | GocaError, session: BackboneSession
+    ) -> Look | GocaError:
+        if isinstance(request, GocaError):
+            return request
+        if isinstance(image, GocaError):
+            return image
+        try:
+            nouns = self._competitors(image.nouns, session)
+            if self.plan.evidence == "prototypes":
+                return Look(request, image, nouns, self._rows(nouns))
+            return Look(request, replace(image, prompts=self._prompts(nouns, session)), nouns)
+        except GocaError as error:
+            return error
+
+    def _narrowed(self, look: Look, passes: Logits, session: BackboneSession) -> PreparedImage | GocaError:
+        """The image of a look with what the look says."""
+        image = replace(look.image, prompts=())
+        logits = torch.stack(passes).mean(0)
+        evidence = RULES[self.plan.evidence or ""].evidence(logits)[: len(image.classes)]
+        candidates = tuple(range(len(evidence))) if image.nouns.kept is None else image.nouns.kept
+        indices = _kept(evidence, candidates, self.plan.floor, look.request.has_background)
+        notes = _notes([image.classes[index] for index in candidates if index not in indices])
+        seen = replace(image, evidence=tuple(evidence.tolist()), notes=(*image.notes, *notes))
+        if self.plan.evidence == "prototypes":
+            return replace(seen, asked=indices, maps=tuple(class_maps(each, image.nouns, indices) for each in passes))
+        try:
+            return asking(seen, look.request, self.plan, session, indices)
+        except GocaError as error:
+            return error
+
+    def _competitors(self, nouns: RequestNouns, session: BackboneSession) -> tuple[Noun, ...]:
         if self.plan.evidence == "prototypes":
             assert self.prototypes is not None  # the plan has checked it
-            others: tuple[str, ...] = self.prototypes.nouns
-        else:
-            others = (*self.plan.background_classes, *session.backbone.settings.nouns)
-        competitors = [competing(image.nouns, others) for _, image in images]
-        look = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
-        looks = look([image for _, image in images], competitors, session)
-        for (request, image), passes in zip(images, looks, strict=True):
-            logits = torch.stack(passes).mean(0)
-            evidence = rule.evidence(logits)[: len(image.classes)]
-            indices = _kept(evidence, image.nouns.kept, self.plan.floor, request.has_background)
-            seen = replace(image, evidence=tuple(evidence.tolist()), notes=(*image.notes, *_notes(image, indices)))
-            if self.plan.evidence == "prototypes":
-                maps = tuple(class_maps(logits, image.nouns, indices) for logits in passes)
-                yield replace(seen, asked=indices, maps=maps)
-            else:
-                yield asking(seen, request, self.plan, session, indices)
+            return competing(nouns, self.prototypes.nouns)
+        return competing(nouns, (*self.plan.background_classes, *session.backbone.settings.nouns))
 
-    def _log_shares(
-        self, images: Sequence[PreparedImage], competitors: Sequence[Sequence[Noun]], session: BackboneSession
-    ) -> Iterator[list[Float[Tensor, "noun height width"]]]:
-        """The logarithm of each noun's share, minus what it is on images without content, in every pass."""
+    def _prompts(self, nouns: Sequence[Noun], session: BackboneSession) -> tuple[NounTokens, ...]:
+        """A prompt, or prompts, that name all nouns as classes; in an order of their own, see `_log_shares`."""
+        nouns = [nouns[index] for index in _order(nouns)]
+        request = SegmentationRequest("", [noun.name for noun in nouns], (), background=None)
+        named = RequestNouns(tuple(nouns), (), by_default=False, kept=None, notes=())
+        prompts, _, _ = prompts_of(request, named, self.look_plan, session)
+        return prompts
+
+    def _log_shares(self, looks: Sequence[Look], session: BackboneSession) -> Iterator[Logits]:
+        """The logarithm of each noun's share, minus what it is on images without content, in every pass.
+
+        The order in which nouns are named decides nothing: they are looked for in an order of their own.
+        """
+        if not looks:
+            return
         looker = self.model.with_plan(self.look_plan)
-        asked = [self._asking_for(image, nouns, session) for image, nouns in zip(images, competitors, strict=True)]
-        for nouns, passes in zip(competitors, looker.passes(asked, session), strict=True):
-            prior = self.content_free.prior(nouns, partial(self._content_free_shares, session))
-            yield [(maps.classes + TINY).log() - prior.to(maps.classes)[:, None, None] for maps in passes]
+        weights, measure = fingerprint(self.model.backbone.pipeline), partial(self._content_free_shares, session)
+        for look, passes in zip(looks, looker.passes([look.image for look in looks], session), strict=True):
+            order = _order(look.nouns)
+            prior = self.content_free.prior([look.nouns[index] for index in order], weights, measure)
+            logits = [(maps.classes + TINY).log() - prior.to(maps.classes)[:, None, None] for maps in passes]
+            back = torch.tensor(order).argsort()
+            yield [each[back] for each in logits]
 
     def _content_free_shares(
         self, session: BackboneSession, images: Sequence[Image.Image], nouns: Sequence[Noun]
     ) -> list[Float[Tensor, "noun height width"]]:
-        looker = self.model.with_plan(replace(self.look_plan, window=False, flip=False))
-        names = {noun.name: noun.words[1:] for noun in nouns}
-        requests = [SegmentationRequest(image, names, (), background=None) for image in images]
-        prepared = [self._asking_for(prepare(each, self.plan, session), nouns, session) for each in requests]
-        return [mean(passes).classes for passes in looker.passes(prepared, session)]
+        prompts, plan = self._prompts(nouns, session), self.content_free.plan
+        # A request has to name a class; the prompts name them all.
+        requests = [SegmentationRequest(image, [nouns[0].words[0]], ()) for image in images]
+        prepared = [replace(prepare(request, plan, session), prompts=prompts) for request in requests]
+        return [mean(passes).classes for passes in self.model.with_plan(plan).passes(prepared, session)]
 
-    def _asking_for(self, image: PreparedImage, nouns: Sequence[Noun], session: BackboneSession) -> PreparedImage:
-        """The image with a prompt, or prompts, that name all nouns as classes."""
-        request = SegmentationRequest("", [noun.name for noun in nouns], (), background=None)
-        named = RequestNouns(tuple(nouns), (), by_default=False, kept=None, notes=())
-        prompts, _, _ = prompts_of(request, named, self.look_plan, session)
-        return replace(image, prompts=prompts)
+    def _rows(self, nouns: Sequence[Noun]) -> tuple[Sequence[int], ...]:
+        """Which prototypes are each noun's. Raises GocaError for a noun that has none."""
+        assert self.prototypes is not None  # the plan has checked it
+        return tuple(self.prototypes.indices(noun) for noun in nouns)
 
-    def _log_posteriors(
-        self, images: Sequence[PreparedImage], competitors: Sequence[Sequence[Noun]], session: BackboneSession
-    ) -> Iterator[list[Float[Tensor, "noun height width"]]]:
+    def _log_posteriors(self, looks: Sequence[Look], session: BackboneSession) -> Iterator[Logits]:
         """The log posterior of each noun, up to what all share, in every pass: each seed, as it is and mirrored."""
         assert self.prototypes is not None  # the plan has checked it
         model, plan = self.model, self.plan
-        logits: list[list[Tensor]] = [[] for _ in images]
-        with model.inference():
-            for flip in (False, True) if plan.flip else (False,):
-                views = [image.mirrored() if flip else image for image in images]
-                latents = [model.backbone.latents(view.tiles, view.size, model.batch) for view in views]
-                for seed in plan.seeds:
-                    sums = [ImageLogits.of(self.prototypes, view.windows) for view in views]
-                    rows = zip(sums, latents, views, strict=True)
-                    session.run(
-                        (row for each, latent, view in rows for row in each.items(latent, view.size, seed)), model.batch
-                    )
-                    for maps, each in zip(logits, sums, strict=True):
-                        maps.append(each.logits().flip(-1) if flip else each.logits())
-        for nouns, maps in zip(competitors, logits, strict=True):
-            indices = [self.prototypes.indices(noun) for noun in nouns]
-            yield [torch.stack([each[rows].amax(0) for rows in indices]) for each in maps]
+        logits: list[Logits] = [[] for _ in looks]
+        for flip in (False, True) if plan.flip else (False,):
+            views = [look.image.mirrored() if flip else look.image for look in looks]
+            latents = [model.backbone.latents(view.tiles, view.size, model.batch) for view in views]
+            for seed in plan.seeds:
+                sums = [ImageLogits.of(self.prototypes, view.windows) for view in views]
+                rows = zip(sums, latents, views, strict=True)
+                session.run(
+                    (row for each, latent, view in rows for row in each.items(latent, view.size, seed)), model.batch
+                )
+                for maps, each in zip(logits, sums, strict=True):
+                    maps.append(each.logits().flip(-1) if flip else each.logits())
+        for look, passes in zip(looks, logits, strict=True):
+            yield [torch.stack([each[list(rows)].amax(0) for rows in look.rows]) for each in passes]
+
+
+def _order(nouns: Sequence[Noun]) -> list[int]:
+    """The indices of the nouns sorted by their words."""
+    return sorted(range(len(nouns)), key=lambda index: nouns[index].words)
 
 
 def class_maps(logits: Float[Tensor, "noun height width"], nouns: RequestNouns, indices: Sequence[int]) -> ClassMaps:
@@ -256,21 +340,19 @@ def class_maps(logits: Float[Tensor, "noun height width"], nouns: RequestNouns, 
 
 
 def _kept(
-    evidence: Float[Tensor, " class"], kept: Sequence[int] | None, floor: float, background: bool
+    evidence: Float[Tensor, " class"], candidates: Sequence[int], floor: float, background: bool
 ) -> tuple[int, ...]:
-    """The indices of the classes that are there; where there is no background, the best one at least."""
-    indices = list(range(len(evidence)) if kept is None else kept)
-    if not indices:
+    """Which of the candidates are there; where there is no background, the best one at least."""
+    if not candidates:
         return ()
-    among = evidence[indices]
+    among = evidence[list(candidates)]
     there = present(among, floor, background)
     if not background and not there.any():
         there[among.argmax()] = True
-    return tuple(index for index, is_there in zip(indices, there.tolist(), strict=True) if is_there)
+    return tuple(index for index, is_there in zip(candidates, there.tolist(), strict=True) if is_there)
 
 
-def _notes(image: PreparedImage, indices: Sequence[int]) -> tuple[str, ...]:
-    missing = [name for index, name in enumerate(image.classes) if index not in set(indices)]
+def _notes(missing: Sequence[str]) -> tuple[str, ...]:
     if not missing:
         return ()
     more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""

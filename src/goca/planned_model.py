@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex, TypeVar
 
 import torch
 
-from goca.diffusion.backbone import Backbone, BackboneSession
+from goca.diffusion.backbone import Backbone
 from goca.diffusion.families.spec import Family
 from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
@@ -19,7 +19,6 @@ from goca.imaging import html
 from goca.plan import Options, plan
 from goca.prototypes import Prototypes, load_beside
 from goca.recipe import GOCA, Recipe, recipe_named
-from goca.request import SegmentationRequest, prompts_of, request_nouns
 
 MAX_ENLARGEMENT = 4
 """How many times its training side a model may be shown: attention grows with the fourth power of the side."""
@@ -66,22 +65,6 @@ class PlannedModel:
         }
         rows = [(key, str(text), self.plan.origin[key]) for key, text in texts.items()]
         return html.figure(repr(self), None, ("choice", "value", "set by"), rows)
-
-    def check(self, request: SegmentationRequest) -> BackboneSession:
-        """Find out before any image is read whether this model can segment by such a request.
-
-        Returns:
-            A session that has encoded the captions, for `Segmenter.stream`.
-
-        Raises:
-            GocaError: where it cannot.
-        """
-        session = self.backbone.session()
-        with self.inference():
-            nouns = request_nouns(request, self.plan, self.backbone)
-            if self.plan.evidence is None:
-                prompts_of(request, nouns, self.plan, session, nouns.kept)
-        return session
 
     def inference(self) -> AbstractContextManager[None]:
         """No gradients, no autocast of the caller's, and advice where memory runs out."""

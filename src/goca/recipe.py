@@ -24,8 +24,6 @@ NO_BACKGROUND = "none"
 """A background of a request, like None: every pixel gets a class."""
 KEYS = ("caption", "side")
 """Where cross-attention meets the classes: in the caption that the image is shown with, or beside it as keys alone."""
-
-
 EVIDENCE = ("attention", "prototypes")
 """How evidence is measured, see `Recipe.evidence`."""
 
@@ -58,7 +56,8 @@ class Recipe:
         evidence: how it is found out, before anything is asked, which classes the image shows (`goca.evidence`):
             "attention", "prototypes", "from_model" for prototypes where the model has them, else attention; None for
             not at all.
-        floor: a class with less evidence is not asked for, 0 to 1; see `goca.maths.presence.present`.
+        floor: a class with less evidence is not asked for, 0 to 1; of more than a few names each needs more, see
+            `goca.maths.presence.present`.
 
     Raises:
         GocaError: for the name of an unknown rule.

@@ -38,8 +38,9 @@ class Presence(NamedTuple):
     Attributes:
         share: of the pixels that have its label, 0 to 1.
         evidence: how surely the image shows it, 0 to 1. Recipes that measure it do so before any class is asked for,
-            and a class below their floor has no pixels; 0.5 is where they are in doubt (docs/presence.md). Of other
-            recipes it is the highest share that the class has of a cell's attention to everything, before rescaling.
+            and a class below their floor has no pixels; the more classes are named, the more evidence each needs
+            (docs/presence.md). Of other recipes it is the highest share that the class has of a cell's attention to
+            everything, before rescaling.
     """
 
     share: float

@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice, product
-from typing import Any, Self, overload
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,15 @@ from goca.imaging.images import ImageLike
 from goca.plan import Plan
 from goca.planned_model import PlannedModel
 from goca.recipe import AUTO
-from goca.request import PreparedImage, SegmentationRequest, batched_by_windows, kept_by, prepare
+from goca.request import (
+    PreparedImage,
+    SegmentationRequest,
+    batched_by_windows,
+    kept_by,
+    prepare,
+    prompts_of,
+    request_nouns,
+)
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.self_tagging import tagger_for
 from goca.tagging import GIVEN, Tagger
@@ -36,7 +44,27 @@ class Segmenter(PlannedModel):
     """A frozen text-to-image pipeline that labels images; made by `from_pretrained` or `from_pipeline`.
 
     An image takes one denoiser pass, and more only for windows, several prompts, timesteps or seeds, and flips.
+    Plans that measure evidence look at it in as many passes before, and once for each list of nouns at images without
+    content; with prototypes the look is all.
     """
+
+    def check(self, request: SegmentationRequest) -> BackboneSession:
+        """Find out before any image is read whether this model can segment by such a request.
+
+        Returns:
+            A session that has encoded the captions, for `stream`.
+
+        Raises:
+            GocaError: where it cannot.
+        """
+        session = self.backbone.session()
+        with self.inference():
+            nouns = request_nouns(request, self.plan, self.backbone)
+            if self.plan.evidence is None:
+                prompts_of(request, nouns, self.plan, session, nouns.kept)
+            else:
+                self.evidence.check(request, nouns, session)
+        return session
 
     @overload
     def __call__(
@@ -110,13 +138,7 @@ class Segmenter(PlannedModel):
             tagged = chunk if tagger is None else kept_by(tagger, chunk)
             prepared = [each if isinstance(each, GocaError) else self.prepare(each, session) for each in tagged]
             if self.plan.evidence is not None:
-                known = [
-                    (request, image)
-                    for request, image in zip(tagged, prepared, strict=True)
-                    if isinstance(request, SegmentationRequest) and isinstance(image, PreparedImage)
-                ]
-                shown = self.evidence.shown(known, session)
-                prepared = [image if isinstance(image, GocaError) else next(shown) for image in prepared]
+                prepared = self.evidence.shown(tagged, prepared, session)
             with_prompts = [image for image in prepared if isinstance(image, PreparedImage) and image.prompts]
             passes = self.passes(with_prompts, session)
             for request, image in zip(chunk, prepared, strict=True):
@@ -130,10 +152,11 @@ class Segmenter(PlannedModel):
         """What finds out which classes an image shows, for plans that measure evidence."""
         return Evidence(self, self.prototypes)
 
-    def with_plan(self, plan: Plan) -> Self:
+    def with_plan(self, plan: Plan) -> "Segmenter":
         """The same model under another plan."""
         other = copy(self)
         other.plan = plan
+        vars(other).pop("evidence", None)  # it is of the plan
         return other
 
     def prepare(self, request: SegmentationRequest, session: BackboneSession) -> PreparedImage | GocaError:

@@ -46,6 +46,15 @@ WindowOption = Annotated[bool, option("--window", help="Process large images in 
 RefineEdgesOption = Annotated[
     bool, option("--refine-edges", help="Align the masks with the image's edges (guided filter).")
 ]
+FloorOption = Annotated[
+    float | None,
+    option(
+        metavar="F",
+        min=0,
+        max=1,
+        help="A class with less evidence gets no pixels, 0 to 1; 0 keeps every class.  [default: the recipe's]",
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.  [default: cuda or mps where available, else cpu]"),

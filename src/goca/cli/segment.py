@@ -83,6 +83,7 @@ def segment(
     prices: arguments.PricesOption = None,
     model: arguments.ModelOption = "bundled",
     recipe: arguments.RecipeOption = "goca",
+    floor: arguments.FloorOption = None,
     timestep: arguments.TimestepOption = None,
     seeds: arguments.SeedsOption = 1,
     flip: arguments.FlipOption = False,
@@ -153,6 +154,7 @@ def segment(
                 "flip": flip,
                 "window": window,
                 "refine_edges": refine_edges,
+                "floor": floor,
             },
         )
         indexed = out if len(jobs) > 1 or any(path.is_dir() for path in images) else None

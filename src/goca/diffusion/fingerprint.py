@@ -10,7 +10,10 @@ PROBES = 64
 
 
 def fingerprint(pipeline: Any) -> str:
-    """A mark of a pipeline's weights: names, shapes, and some values of every tensor of its modules."""
+    """A mark of a pipeline's weights: names, shapes, and some values of every tensor of its modules.
+
+    What is on the meta device, as in models that are offloaded part by part, counts by its shape alone.
+    """
     mark = blake2b(digest_size=8)
     for name, part in sorted(pipeline.components.items()):
         if isinstance(part, torch.nn.Module):
@@ -19,4 +22,14 @@ def fingerprint(pipeline: Any) -> str:
                 if not tensor.is_meta:
                     step = max(1, tensor.numel() // PROBES)
                     mark.update(tensor.flatten()[::step].float().cpu().numpy().tobytes())
+            for module in part.modules():  # how a LoRA is weighed is in no tensor
+                if hasattr(module, "active_adapters"):
+                    facts = [getattr(module, name, None) for name in ("active_adapters", "disable_adapters", "scaling")]
+                    mark.update(repr(facts).encode())
     return mark.hexdigest()
+
+
+def has_meta_weights(pipeline: Any) -> bool:
+    """Whether weights are on the meta device, so that their values are not in the fingerprint."""
+    parts = (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
+    return any(tensor.is_meta for part in parts for tensor in part.parameters())

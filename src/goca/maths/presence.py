@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 EXPECTED = 8
@@ -40,7 +40,7 @@ class PresenceRule:
         return odds / (1 + odds)
 
 
-def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Float[Tensor, " class"]:
+def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Bool[Tensor, " class"]:
     """Which classes an image shows: those whose evidence, weighed by how many were named, reaches the floor.
 
     Of n names an image shows about `EXPECTED` at most, so a name has odds of p / (1 - p) to begin with, where p is
@@ -48,7 +48,8 @@ def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -
 
     Args:
         evidence: of each class that is asked for.
-        floor: 0 to 1; 0 keeps all.
+        floor: 0 to 1; 0 keeps all. It is compared as it is where a name is as likely as not, so of up to twice
+            `EXPECTED` names beside a background.
         background: whether a pixel may be of no class.
     """
     prior = min(EXPECTED / max(1, len(evidence)), 0.5 if background else 1.0)
