@@ -35,7 +35,7 @@ from goca.maths.presence import PresenceRule, present
 from goca.maths.rescale import share
 from goca.plan import Plan
 from goca.prototypes import ImageLogits, Prototypes
-from goca.request import PreparedImage, RequestNouns, SegmentationRequest, asking, prepare, prompts_of
+from goca.request import PreparedImage, RequestNouns, SegmentationRequest, added, asking, prepare, prompts_of
 from goca.storage.atomic import write_atomic
 from goca.storage.reading import read_json
 from goca.text.background_nouns import background_nouns
@@ -246,7 +246,9 @@ class Evidence:
         notes = _notes([image.classes[index] for index in candidates if index not in indices])
         seen = replace(image, evidence=tuple(evidence.tolist()), notes=(*image.notes, *notes))
         if self.plan.evidence == "prototypes":
-            return replace(seen, asked=indices, maps=tuple(class_maps(each, image.nouns, indices) for each in passes))
+            notes = (*seen.notes, *added(image.nouns, image.nouns.background_classes))
+            maps = tuple(class_maps(each, image.nouns, indices) for each in passes)
+            return replace(seen, asked=indices, maps=maps, notes=notes)
         try:
             return asking(seen, look.request, self.plan, session, indices)
         except GocaError as error:

@@ -177,7 +177,7 @@ def plan(
     model: str,
     options: Options,
     joint: bool = False,
-    prototypes: bool = False,
+    prototypes: int | None = None,
 ) -> Plan:
     """Make every field of a recipe concrete.
 
@@ -186,7 +186,7 @@ def plan(
         blocks: those of the denoiser that attend to the text.
         model: the checkpoint's name.
         joint: whether text and pixels share one attention.
-        prototypes: whether the model has any.
+        prototypes: the timestep of the model's prototypes; None without any.
 
     Raises:
         GocaError: where the recipe names a block that is not there or needs joint attention, or an option is out of
@@ -194,7 +194,7 @@ def plan(
     """
     chosen: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    facts = {**vars(settings), "evidence": "prototypes" if prototypes else "attention"}
+    facts = {**vars(settings), "evidence": "attention" if prototypes is None else "prototypes"}
     for item in fields(Recipe):
         value = getattr(recipe, item.name)
         from_model = isinstance(value, str) and value == FROM_MODEL
@@ -206,6 +206,13 @@ def plan(
     chosen["size"] = settings.size if options.size is None else options.size
     timestep = chosen["timestep"] if options.timestep is None else options.timestep
     chosen["timestep"] = tuple(timestep) if isinstance(timestep, Sequence) else (timestep,)
+    if chosen["evidence"] == "prototypes" and prototypes is not None:
+        if options.timestep is not None and chosen["timestep"] != (prototypes,):
+            raise GocaError(
+                f"the prototypes are of timestep {prototypes}: leave timestep out, or choose another recipe",
+                hint="timestep",
+            )
+        chosen["timestep"], origin["timestep"] = (prototypes,), "settings"
     chosen |= {name: getattr(options, name) for name in ("flip", "window", "refine_edges")}
     chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
     origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
@@ -226,7 +233,7 @@ def plan(
     return made
 
 
-def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool, prototypes: bool) -> None:
+def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool, prototypes: int | None) -> None:
     if plan.size < 1:
         raise GocaError(f"size {plan.size} is too small: give the pixels a side, 1 or more", hint="size")
     if seeds < 1:
@@ -237,7 +244,7 @@ def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool, prototype
         raise GocaError(f"timestep {min(plan.timestep)} is out of range: give 0 or more", hint="timestep")
     if plan.order < 0:
         raise GocaError(f'recipe "{plan.recipe}" has order {plan.order}: give it 0 or more', hint="recipe")
-    if plan.evidence == "prototypes" and not prototypes:
+    if plan.evidence == "prototypes" and prototypes is None:
         raise GocaError(
             f'recipe "{plan.recipe}" needs prototypes, which {plan.model} lacks: learn them, or choose another recipe',
             hint="recipe",

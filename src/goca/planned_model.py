@@ -41,7 +41,7 @@ class PlannedModel:
             raise GocaError(f"batch {batch!r} is not a number of rows: give a whole number, 1 or more", hint="batch")
         self.backbone, self.batch, self.prototypes = backbone, batch, prototypes
         joint = backbone.family.joint is not None
-        chosen, learned = recipe_named(recipe), prototypes is not None
+        chosen, learned = recipe_named(recipe), None if prototypes is None else prototypes.timestep
         made = plan(chosen, backbone.settings, backbone.blocks, backbone.name, options, joint, learned)
         trained = backbone.settings.size
         if made.size > MAX_ENLARGEMENT * trained:

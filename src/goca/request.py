@@ -287,8 +287,7 @@ def prompts_of(
         while background_classes and not all(fits((noun, *background_classes)) for noun in classes):
             background_classes = background_classes[:-1]
         groups = split_over_prompts(classes, lambda group: fits((*group, *background_classes)))
-        if nouns.by_default and background_classes:
-            notes.append(f"background classes added: {_names(background_classes)}")
+        notes += added(nouns, background_classes)
         if dropped := nouns.background_classes[len(background_classes) :]:
             notes.append(f"background classes that found no room in the prompt: {_names(dropped)}")
         if len(groups) > 1:
@@ -305,6 +304,12 @@ def prompts_of(
     if any(len(tokens.nouns) == 1 for tokens in prompts):
         notes.append("one noun alone in a prompt: no share is taken")
     return tuple(prompts), background_classes, tuple(notes)
+
+
+def added(nouns: RequestNouns, background_classes: Sequence[Noun]) -> list[str]:
+    """The note on background classes that nobody named, if there are any."""
+    listed = nouns.by_default and background_classes
+    return [f"background classes added: {_names(background_classes)}"] if listed else []
 
 
 def side_tokens(
