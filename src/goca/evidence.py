@@ -12,11 +12,11 @@ that knows only its vocabulary, all other words of that. Two kinds of look give 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -67,18 +67,21 @@ def competing(nouns: RequestNouns, others: Sequence[str]) -> tuple[Noun, ...]:
     return (*nouns.classes, *nouns.background_classes, *rest)
 
 
+@runtime_checkable
 class Shares(Protocol):
     """What measures shares: for each image, of every noun at every cell."""
 
     def __call__(self, images: Sequence[Image.Image], nouns: Sequence[Noun]) -> list[Float[Tensor, "noun h w"]]: ...
 
 
+@runtime_checkable
 class Looking(Protocol):
     """A model with a plan that can look at images under another one, as `Segmenter` does."""
 
     backbone: Backbone
     plan: Plan
     batch: int
+    prototypes: Prototypes | None
 
     def inference(self) -> AbstractContextManager[None]: ...
 
@@ -140,6 +143,21 @@ def _write(path: Path, values: list[float]) -> None:
         return
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a model says of an image.
+
+    Attributes:
+        passes: the logits of all nouns that compete, the classes first, in every pass.
+        evidence: how surely the image shows each class, 0 to 1.
+        rows: of the denoiser, that it took.
+    """
+
+    passes: tuple[Float[Tensor, "noun height width"], ...]
+    evidence: Float[Tensor, " class"]
+    rows: int
+
+
 class Evidence:
     """Measures which classes images show, and narrows what is asked of them to those.
 
@@ -167,35 +185,40 @@ class Evidence:
         self, images: Sequence[tuple[SegmentationRequest, PreparedImage]], session: BackboneSession
     ) -> Iterator[PreparedImage]:
         """The images with their evidence, and with prompts, or maps, of the classes that reach the floor."""
+        for (request, image), look in zip(images, self.looks([image for _, image in images], session), strict=True):
+            indices = _kept(look.evidence, image.nouns.kept, self.plan.floor, request.has_background)
+            notes = (*image.notes, *_notes(image, indices))
+            seen = replace(image, evidence=tuple(look.evidence.tolist()), notes=notes)
+            if self.plan.evidence == "prototypes":
+                maps = tuple(class_maps(logits, image.nouns, indices) for logits in look.passes)
+                yield replace(seen, asked=indices, maps=maps)
+            else:
+                yield asking(seen, request, self.plan, session, indices)
+
+    def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[Look]:
+        """What the model says of each image before anything is asked."""
         rule = RULES[self.plan.evidence or ""]
         if self.plan.evidence == "prototypes":
             assert self.prototypes is not None  # the plan has checked it
             others: tuple[str, ...] = self.prototypes.nouns
         else:
             others = (*self.plan.background_classes, *session.backbone.settings.nouns)
-        competitors = [competing(image.nouns, others) for _, image in images]
+        competitors = [competing(image.nouns, others) for image in images]
         look = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
-        looks = look([image for _, image in images], competitors, session)
-        for (request, image), passes in zip(images, looks, strict=True):
-            logits = torch.stack(passes).mean(0)
-            evidence = rule.evidence(logits)[: len(image.classes)]
-            indices = _kept(evidence, image.nouns.kept, self.plan.floor, request.has_background)
-            seen = replace(image, evidence=tuple(evidence.tolist()), notes=(*image.notes, *_notes(image, indices)))
-            if self.plan.evidence == "prototypes":
-                maps = tuple(class_maps(logits, image.nouns, indices) for logits in passes)
-                yield replace(seen, asked=indices, maps=maps)
-            else:
-                yield asking(seen, request, self.plan, session, indices)
+        for image, (passes, prompts) in zip(images, look(images, competitors, session), strict=True):
+            evidence = rule.evidence(torch.stack(passes).mean(0))[: len(image.classes)]
+            yield Look(tuple(passes), evidence, len(passes) * prompts * len(image.tiles))
 
     def _log_shares(
         self, images: Sequence[PreparedImage], competitors: Sequence[Sequence[Noun]], session: BackboneSession
-    ) -> Iterator[list[Float[Tensor, "noun height width"]]]:
-        """The logarithm of each noun's share, minus what it is on images without content, in every pass."""
+    ) -> Iterator[tuple[list[Float[Tensor, "noun height width"]], int]]:
+        """The logarithm of each noun's share, minus what it is on images without content, in every pass; prompts."""
         looker = self.model.with_plan(self.look_plan)
         asked = [self._asking_for(image, nouns, session) for image, nouns in zip(images, competitors, strict=True)]
-        for nouns, passes in zip(competitors, looker.passes(asked, session), strict=True):
+        for image, nouns, passes in zip(asked, competitors, looker.passes(asked, session), strict=True):
             prior = self.content_free.prior(nouns, partial(self._content_free_shares, session))
-            yield [(maps.classes + TINY).log() - prior.to(maps.classes)[:, None, None] for maps in passes]
+            logits = [(maps.classes + TINY).log() - prior.to(maps.classes)[:, None, None] for maps in passes]
+            yield logits, len(image.prompts)
 
     def _content_free_shares(
         self, session: BackboneSession, images: Sequence[Image.Image], nouns: Sequence[Noun]
@@ -215,8 +238,8 @@ class Evidence:
 
     def _log_posteriors(
         self, images: Sequence[PreparedImage], competitors: Sequence[Sequence[Noun]], session: BackboneSession
-    ) -> Iterator[list[Float[Tensor, "noun height width"]]]:
-        """The log posterior of each noun, up to what all share, in every pass: each seed, as it is and mirrored."""
+    ) -> Iterator[tuple[list[Float[Tensor, "noun height width"]], int]]:
+        """The log posterior of each noun, up to what all share, for each seed, as it is and mirrored; prompts, 1."""
         assert self.prototypes is not None  # the plan has checked it
         model, plan = self.model, self.plan
         logits: list[list[Tensor]] = [[] for _ in images]
@@ -234,7 +257,7 @@ class Evidence:
                         maps.append(each.logits().flip(-1) if flip else each.logits())
         for nouns, maps in zip(competitors, logits, strict=True):
             indices = [self.prototypes.indices(noun) for noun in nouns]
-            yield [torch.stack([each[rows].amax(0) for rows in indices]) for each in maps]
+            yield [torch.stack([each[rows].amax(0) for rows in indices]) for each in maps], 1
 
 
 def class_maps(logits: Float[Tensor, "noun height width"], nouns: RequestNouns, indices: Sequence[int]) -> ClassMaps:

@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice, product
-from typing import Any, Self, overload
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -130,7 +130,7 @@ class Segmenter(PlannedModel):
         """What finds out which classes an image shows, for plans that measure evidence."""
         return Evidence(self, self.prototypes)
 
-    def with_plan(self, plan: Plan) -> Self:
+    def with_plan(self, plan: Plan) -> "Segmenter":
         """The same model under another plan."""
         other = copy(self)
         other.plan = plan

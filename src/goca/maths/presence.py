@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 EXPECTED = 5
@@ -38,7 +38,7 @@ class PresenceRule:
         return shares / (shares + self.half)
 
 
-def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Float[Tensor, " class"]:
+def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Bool[Tensor, " class"]:
     """Which classes an image shows: those whose evidence, weighed by how many were named, reaches the floor.
 
     Of n names an image shows about `EXPECTED` at most, so a name has odds of p / (1 - p) to begin with, where p is
