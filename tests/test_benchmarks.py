@@ -25,7 +25,7 @@ from goca.evaluation.datasets.scenes import open_scenes
 from goca.evaluation.evaluator import evaluate_dataset
 from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.protocol import honest
-from goca.self_tagging import SelfPruningTagger
+from goca.self_tagging import SelfTagger
 from goca.testing.tiny import BUILDERS
 
 
@@ -56,16 +56,14 @@ def test_a_peak_is_what_was_held_at_the_worst_moment() -> None:
 
 
 def test_a_self_tagger_chooses_among_all_nouns(bundled: Segmenter) -> None:
-    class Told:
-        name, threshold = "told", 0.5
-
-        def scores(self, segmenter: Segmenter, image: Image.Image, candidates: Sequence[str]) -> torch.Tensor:
-            assert len(candidates) == 32
-            return torch.tensor([float(name in ("cat", "sky")) for name in candidates])
+    class Told(SelfTagger):
+        def shown(self, image: Image.Image, classes: Sequence[str], background: bool = True) -> tuple[str, ...]:  # type: ignore[override]
+            assert len(classes) == 32
+            return "cat", "sky"
 
     images = [Scene(Image.new("RGB", (64, 64)), np.zeros((64, 64)), some, {}) for some in (("cat",), ("dog", "sky"))]
-    found, _ = self_tagger.measure(SelfPruningTagger(bundled, Told()), images)
-    assert (found.correct, found.predicted, found.actual) == (2, 4, 3)
+    agreed, _ = self_tagger.measure(Told(bundled), images)
+    assert (agreed.correct, agreed.predicted, agreed.actual) == (2, 4, 3)
 
 
 def test_a_widened_layer_computes_what_it_computed(monkeypatch: pytest.MonkeyPatch) -> None:

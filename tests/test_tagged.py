@@ -113,9 +113,9 @@ def test_a_tagger_sees_each_image_once_and_a_failure_leaves_it_out(bundled: Segm
 def test_taggers_by_name(bundled: Segmenter, image: Make) -> None:
     whole = bundled(image(), CLASSES)
     assert np.array_equal(bundled(image(), CLASSES, tagger="given").labels, whole.labels)
-    result = bundled(image(), CLASSES, tagger="self:map")
+    result = bundled(image(), CLASSES, tagger="self")
     assert result.kept is not None
-    assert result.kept.tagger == "self map"
+    assert result.kept.tagger == "self"
     assert set(result.kept.classes) <= set(CLASSES)
     for spec, reason in {"human": "no tagger", "oracle": "no tagger", "local:a/b": "saves its captions"}.items():
         with pytest.raises(GocaError, match=reason):
@@ -227,7 +227,7 @@ def test_a_paid_tagger_says_what_it_takes_first(photos: None, monkeypatch: pytes
         (("--tagger", "clip:nowhere"), 'no model "nowhere"'),
         (("--tagger", "clip:"), "no model is named"),
         (("--tagger", "captions:missing.json"), "no such file"),
-        (("--tagger", "self:guess"), "self:error, self:map"),
+        (("--tagger", "self:"), "no candidates are named"),
         (("--tagger", "local:nowhere"), 'no model "nowhere"'),
         (("--prices", "1,2"), "only applies to --tagger vlm:MODEL"),
     ],

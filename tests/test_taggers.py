@@ -3,7 +3,9 @@
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -22,8 +24,10 @@ from goca.diffusion.timesteps import add_noise, target
 from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.oracle import OracleTagger, true_classes
 from goca.imaging.images import fit
-from goca.self_tagging import AttentionMapScorer, DenoisingErrorScorer, SelfPruningTagger, self_tagger, tagger_for
+from goca.maths.presence import PresenceRule
+from goca.self_tagging import PASSES, Seen, SelfRule, SelfTagger, squared_errors, tagger_for
 from goca.tagging import BatchTagger, Tagger, local, tagger_named
+from goca.tagging.answers import parse
 from goca.tagging.captions import CaptionEntry, CaptionsTagger, CaptionStore, read_captions
 from goca.tagging.multilabel import MultilabelScores
 from goca.testing.tiny import BUILDERS, tokenizers
@@ -192,9 +196,9 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     [
         ("human", 'no tagger "human": there are given'),
         ("oracle:x", "oracle where there is ground truth"),
-        ("self:guess", "self:error, self:map"),
-        ("self:map:", "self:error, self:map"),
-        ("self:map", "a segmenter has to be given"),
+        ("selfish", "self, self:NOUNS"),
+        ("self: , ", "no candidates are named"),
+        ("self", "a segmenter has to be given"),
     ],
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
@@ -434,6 +438,13 @@ def test_a_local_model_that_lacks_a_tensor(seed: int, folder: Path, photos: tupl
 # The diffusion model itself.
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what images without content say is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 def scheduler(kind: str) -> Any:
     return SimpleNamespace(
         config=SimpleNamespace(prediction_type=kind), alphas_cumprod=torch.tensor([0.99, 0.64, 0.36])
@@ -456,21 +467,19 @@ def test_what_a_denoiser_should_say() -> None:
 
 
 @pytest.mark.parametrize("layout", ["plain", "with a variance", "backwards"])
-def test_errors_are_compared_place_by_place(layout: str) -> None:
-    """A denoiser that knows cats on the left quarter and skies on the rest, and is wrong by 1 elsewhere."""
+def test_errors_are_those_of_each_caption_place_by_place(layout: str) -> None:
+    """A denoiser that knows cats on the left quarter and clouds on the rest, and is wrong by 1 elsewhere."""
     pipeline, names = BUILDERS["sd3"](), ["dog", "clouds", "cat"]
-    segmenter, image = Segmenter.from_pipeline(pipeline, batch=2, size=64), Image.new("RGB", (64, 32))
+    backbone = Segmenter.from_pipeline(pipeline, size=64).backbone
     with torch.no_grad():
         embedded = {
             name: pipeline.encode_prompt(name, name, name, do_classifier_free_guidance=False)[0] for name in names
         }
-    clean: list[torch.Tensor] = []
-    noises: list[tuple[int, torch.Tensor]] = []
+    clean = backbone.latents([Image.new("RGB", (64, 32))], (32, 64))
 
     def answer(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         noisy, timestep = kwargs["hidden_states"], int(kwargs["timestep"].flatten()[0])
-        truth = (noisy - clean[0]) / (timestep / 1000)
-        noises.extend((timestep, row) for row in truth + clean[0])
+        truth = (noisy - clean) / (timestep / 1000)
         wrong = torch.ones_like(noisy)
         quarter = noisy.shape[-1] // 4
         for row, text in zip(wrong, kwargs["encoder_hidden_states"], strict=True):
@@ -478,73 +487,88 @@ def test_errors_are_compared_place_by_place(layout: str) -> None:
             row[..., :quarter] -= float(caption == "cat")
             row[..., quarter:] -= float(caption == "clouds")
         prediction = truth + wrong
-        return (
-            {
-                "plain": prediction,
-                "with a variance": torch.cat([prediction, prediction + 9], 1),
-                "backwards": -prediction,
-            }[layout],
-        )
+        answers = {"with a variance": torch.cat([prediction, prediction + 9], 1), "backwards": -prediction}
+        return (answers.get(layout, prediction),)
 
-    scorer = DenoisingErrorScorer(timesteps=(500, 900), window=0.0)
-    size = fit(image, 64, segmenter.backbone.size_multiple)
-    clean.append(segmenter.backbone.latents([image], size))
     handle = pipeline.transformer.register_forward_hook(answer, with_kwargs=True)
-    scores = scorer.scores(segmenter, image, names)
+    with torch.no_grad():
+        errors = squared_errors(backbone.session(), clean, names, timestep=500, batch=2)
     handle.remove()
-    assert scores.tolist() == [0, 0.75, 0.25]
-    # At each timestep all candidates have one noise, and it is not that of the other timestep.
-    assert [timestep for timestep, _ in noises] == [500] * 3 + [900] * 3
-    first, second = noises[0][1], noises[3][1]
-    for timestep, noise in noises:
-        torch.testing.assert_close(noise, first if timestep == 500 else second, rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(first, second, atol=0.1)
+    quarter = errors.shape[-1] // 4
+    expected = torch.ones_like(errors)
+    expected[1, :, quarter:] = expected[2, :, :quarter] = 0
+    torch.testing.assert_close(errors, expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["sd15", "pixart_sigma", "sd3"])
-def test_errors_of_real_layouts(family: str, image: Any) -> None:
-    segmenter = Segmenter.from_pipeline(BUILDERS[family](), batch=2, size=64)
-    scores = DenoisingErrorScorer(timesteps=(300,)).scores(segmenter, image(64, 96), ["cat", "dog", "sky"])
-    assert float(scores.sum()) == pytest.approx(1)
+def test_both_kinds_of_evidence_by_hand() -> None:
+    rule = SelfRule(errors=PresenceRule(sharpness=1e6, window=0.0, half=2.0), weight=3.0)
+    # Of four places the first candidate in doubt explains three and the second one none; the rest needs neither.
+    errors = torch.tensor([[0.5, 1, 1, 1], [1, 0, 0, 0], [2, 2, 2, 2]])[:, None]
+    evidence = torch.tensor([0.25, 0.9, 0.5])
+    combined = rule.combined(Seen(evidence, (2, 1), errors))
+    # 3 / 4 of the image is 9 / 4 of what one of three rows would have by chance: odds of 9 / 8, to the power of 3.
+    odds = (9 / 8) ** 3
+    assert combined.tolist() == pytest.approx([0.25, 0, odds / (1 + odds)])
+    assert evidence.tolist() == pytest.approx([0.25, 0.9, 0.5])
+    assert rule.combined(Seen(evidence, (), torch.empty(0, 1, 1))).tolist() == evidence.tolist()
 
 
-def test_packed_answers_are_refused(image: Any) -> None:
-    segmenter = Segmenter.from_pipeline(BUILDERS["flux"](), batch=2, size=64)
-    with pytest.raises(GocaError, match="self:map"):
-        DenoisingErrorScorer(timesteps=(300,)).scores(segmenter, image(), ["cat", "dog"])
-    scores = AttentionMapScorer().scores(segmenter, image(), ["cat", "dog"])
-    assert scores.shape == (2,)
-    assert bool((scores >= 0).all())
+@contextmanager
+def counted(unet: Any) -> Iterator[list[int]]:
+    """The rows of every batch that the denoiser works on; calls that are stopped before it do not count."""
+    batches: list[int] = []
+    handle = unet.conv_in.register_forward_hook(lambda module, args, output: batches.append(len(output)))
+    yield batches
+    handle.remove()
 
 
-def test_the_map_asks_again_about_the_better_half(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds: list[list[str]] = []
-    stream = Segmenter.stream
-
-    def listening(self: Segmenter, questions: Any, **unused: Any) -> Any:
-        (question,) = questions
-        rounds.append(list(question.classes))
-        return stream(self, [question])
-
-    monkeypatch.setattr(Segmenter, "stream", listening)
-    scene = next(data.scenes())
-    vocabulary = bundled.backbone.settings.nouns[:11]
-    scores = AttentionMapScorer(few=3).scores(bundled, scene.image, vocabulary)
-    assert [len(names) for names in rounds] == [11, 6, 3]
-    assert set(rounds[2]) < set(rounds[1]) < set(vocabulary)
-    assert {name for name, score in zip(vocabulary, scores.tolist(), strict=True) if score >= 0} == set(rounds[2])
+WORDS = [f"{first}{second}" for first in "bcdfghjklm" for second in ("ale", "ine", "ark", "ost")]
 
 
-@pytest.mark.parametrize("scorer", ["error", "map"])
-def test_a_model_tags_scenes(scorer: str, bundled: Segmenter, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "options", "shape", "rows"),
+    [
+        (3, {}, (32, 32), 1 + 1 + 3),
+        (40, {}, (32, 32), PASSES),
+        (12, {"seeds": 2, "flip": True}, (32, 32), PASSES),
+        (12, {"window": True}, (64, 32), PASSES),
+        (3, {"seeds": 10}, (32, 32), PASSES),  # the look alone
+    ],
+)
+def test_ten_rows_are_the_most(
+    count: int, options: Any, shape: tuple[int, int], rows: int, sd15: Any, image: Any, cache: Path
+) -> None:
+    tagger = SelfTagger(Segmenter.from_pipeline(sd15, size=32, batch=3, **options))
+    tagger.shown(image(32, 32), WORDS[:count])  # what images without content say of these candidates is measured once
+    with counted(sd15.unet) as batches:
+        seen = tagger.seen(image(*shape), WORDS[:count])
+    assert sum(batches) == rows
+    assert len(seen.errors) == (len(seen.doubtful) + 1 if seen.doubtful else 0)
+    assert len(seen.evidence) == count
+
+
+@pytest.mark.parametrize("family", ["pixart_sigma", "flux", "flux2", "wan", "z_image"])
+def test_errors_of_every_layout(family: str, image: Any) -> None:
+    """Cells, patches of cells, frames of cells, and a list of images."""
+    backbone = Segmenter.from_pipeline(BUILDERS[family](), size=64).backbone
+    latents = backbone.latents([image()], fit(image(), 64, backbone.size_multiple))
+    with torch.no_grad():
+        errors = squared_errors(backbone.session(), latents, ["cat", "a cat, a dog", "dog"], timestep=500, batch=2)
+    assert len(errors) == 3
+    assert errors.shape[-1] / errors.shape[-2] == latents.shape[-1] / latents.shape[-2]
+    # An untrained model predicts nothing of the noise, nor of the image.
+    assert 0.1 < float(errors.mean()) < 10
+
+
+def test_a_model_tags_scenes(bundled: Segmenter, tmp_path: Path, cache: Path) -> None:
     scenes = list(data.scenes())[:2]
     candidates = tuple(dict.fromkeys(name for scene in scenes for name in scene.classes))
+    tagger, toy = tagger_for("self", bundled), dataset(categories=candidates)
+    assert tagger.name == "self"
+    captions = []
     for index, scene in enumerate(scenes):
         scene.image.save(tmp_path / f"{index}.png")
-    toy = dataset(categories=candidates)
-    tagger = tagger_for(f"self:{scorer}", bundled)
-    assert tagger.name == f"self {scorer}"
-    captions = [tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", ") for index in range(len(scenes))]
+        captions.append(tagger.tag(sample("a", tmp_path / f"{index}.png"), toy).split(", "))
     assert all(set(names) <= set(candidates) for names in captions)
     scores = MultilabelScores.of(zip(captions, [scene.classes for scene in scenes], strict=True))
     # Saying everything has a precision of as many classes as a scene has, of all candidates.
@@ -552,31 +576,25 @@ def test_a_model_tags_scenes(scorer: str, bundled: Segmenter, tmp_path: Path) ->
     assert scores.recall > 0.3
 
 
-class Fixed:
-    """A scorer whose scores are given."""
-
-    name, threshold = "fixed", 0.5
-
-    def __init__(self, *scores: float) -> None:
-        self._scores = torch.tensor(scores)
-
-    def scores(self, *unused: Any) -> torch.Tensor:
-        return self._scores
-
-
-def test_candidates_and_threshold(bundled: Segmenter, tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+def test_candidates_and_their_synonyms(bundled: Segmenter, tmp_path: Path, cache: Path) -> None:
+    scene = next(data.scenes())
+    scene.image.save(tmp_path / "a.png")
     photo = sample("a", tmp_path / "a.png")
-    assert SelfPruningTagger(bundled, Fixed(0.5, 0.4, 0.7)).tag(photo, dataset()) == "cat, sky"
-    # Who is sure of nothing says the likeliest.
-    assert SelfPruningTagger(bundled, Fixed(0.1, -torch.inf, 0.3)).tag(photo, dataset()) == "sky"
-    listed = self_tagger("map:fish, road", bundled)
-    assert isinstance(listed, SelfPruningTagger)
-    assert listed.candidates == ("fish", "road")
-    assert set(listed.tag(photo, dataset()).split(", ")) <= {"fish", "road"}
-    for scorer in ("error", "map"):
-        with pytest.raises(GocaError, match='does not know "spoon"'):
-            self_tagger(f"{scorer}:spoon, cat", bundled).tag(photo, dataset())
+    listed = tagger_for("self:sand, road", bundled)
+    assert listed.tag(photo, dataset()) == "sand"
+    with pytest.raises(GocaError, match='does not know "spoon"'):
+        tagger_for("self:spoon, cat", bundled).tag(photo, dataset())
+    # A class goes by its own name, also where the model only knows another word for it.
+    toy = replace(dataset(), categories=(Category("dune", ("sand",)), Category("lane", ("road",))))
+    assert tagger_for("self", bundled).tag(photo, toy) == "dune"
+
+
+def test_who_sees_nothing_says_the_likeliest_only_where_one_has_to_be_there(bundled: Segmenter, cache: Path) -> None:
+    tagger = SelfTagger(bundled, rule=SelfRule(floor=0.999, clear=1.0))
+    image = next(data.scenes()).image
+    candidates = ["snow", "sand", "road", "brick", "cow", "bus"]
+    assert tagger.shown(image, candidates) == ()
+    assert tagger.shown(image, candidates, background=False) == ("sand",)
 
 
 class Photos:
@@ -588,7 +606,7 @@ class Photos:
     background = True
 
 
-def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
+def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path, cache: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     photo = SimpleNamespace(id="a.png", image=tmp_path / "a.png")
     assert tagger_named("given:cat").tag(photo, Photos()) == "cat"
@@ -597,8 +615,8 @@ def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path) -> None:
     assert CaptionsTagger(tmp_path / "captions.jsonl").tag(photo, Photos()) == "cat, sky"
     # Without classes to choose from, the model chooses among the nouns that it knows.
     vocabulary = bundled.backbone.settings.nouns
-    tagger = tagger_for("self:map", bundled)
-    assert set(tagger.tag(photo, Photos()).split(", ")) <= set(vocabulary)
+    tagger = tagger_for("self", bundled)
+    assert {noun for group in parse(tagger.tag(photo, Photos())) for noun in group} <= set(vocabulary)
     free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
     with pytest.raises(GocaError, match="no candidates are named"):
-        tagger_for("self:map", free).tag(photo, Photos())
+        tagger_for("self", free).tag(photo, Photos())

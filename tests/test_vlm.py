@@ -663,7 +663,7 @@ def test_a_folder_is_segmented_by_what_a_server_names(
     ("options", "reason"),
     [
         (("--estimate",), 'nobody has to pay the tagger "oracle"'),
-        (("--tagger", "self:map", "--estimate"), 'nobody has to pay the tagger "self:map"'),
+        (("--tagger", "self", "--estimate"), 'nobody has to pay the tagger "self"'),
         (("--tagger", "vlm:m", "--prices", "3"), '--prices "3" is not valid'),
         (("--tagger", "vlm:m", "--prices", "3,-1"), '--prices "3,-1" is not valid'),
         (("--tagger", "vlm:m", "--prices", "nan,1"), '--prices "nan,1" is not valid'),

@@ -81,6 +81,7 @@ class Looking(Protocol):
     backbone: Backbone
     plan: Plan
     batch: int
+    prototypes: Prototypes | None
 
     def inference(self) -> AbstractContextManager[None]: ...
 
@@ -148,24 +149,37 @@ def _read(path: Path, count: int) -> list[float] | None:
 
 
 @dataclass(frozen=True)
-class Look:
-    """An image that is looked at, and the nouns that compete for it.
+class Target:
+    """An image to look at, and the nouns that compete for it.
 
     Attributes:
-        request: what is asked of it.
         image: with prompts that name them all, for a look at attention.
         nouns: the classes, the background classes, then others.
-        rows: for a look at prototypes, which are each noun's.
+        prototypes: for a look at prototypes, which are each noun's.
     """
 
-    request: SegmentationRequest
     image: PreparedImage
     nouns: tuple[Noun, ...]
-    rows: tuple[Sequence[int], ...] = ()
+    prototypes: tuple[Sequence[int], ...] = ()
 
 
 Logits = list[Float[Tensor, "noun height width"]]
-"""Of the nouns of a look, in each of its passes."""
+"""Of the nouns of a target, in each pass."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model says of an image.
+
+    Attributes:
+        passes: the logits of all nouns that compete, the classes first, in every pass.
+        evidence: how surely the image shows each class, 0 to 1.
+        rows: of the denoiser, that it took.
+    """
+
+    passes: tuple[Float[Tensor, "noun height width"], ...]
+    evidence: Float[Tensor, " class"]
+    rows: int
 
 
 class Evidence:
@@ -212,45 +226,65 @@ class Evidence:
 
         An image stays an error, or becomes one where its nouns cannot be looked or asked for.
         """
-        with self.model.inference():
-            looks = [self._look(*pair, session) for pair in zip(requests, images, strict=True)]
-            whole = [look for look in looks if isinstance(look, Look)]
-            measured = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
-            logits = measured(whole, session)
-            return [
-                look if isinstance(look, GocaError) else self._narrowed(look, next(logits), session) for look in looks
-            ]
+        targets = [self._target_or_error(*pair, session) for pair in zip(requests, images, strict=True)]
+        looks = self._looks([target for target in targets if isinstance(target, Target)], session)
+        return [
+            target if isinstance(target, GocaError) else self._narrowed(request, target.image, next(looks), session)
+            for request, target in zip(requests, targets, strict=True)
+        ]
 
-    def _look(
+    def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[Look]:
+        """What the model says of each image before anything is asked; GocaError for nouns it cannot look for."""
+        return self._looks([self._target(image, session) for image in images], session)
+
+    def _looks(self, targets: Sequence[Target], session: BackboneSession) -> Iterator[Look]:
+        rule = RULES[self.plan.evidence or ""]
+        measured = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
+        with self.model.inference():
+            for target, passes in zip(targets, measured(targets, session), strict=True):
+                image = target.image
+                evidence = rule.evidence(torch.stack(passes).mean(0))[: len(image.classes)]
+                yield Look(tuple(passes), evidence, len(passes) * max(1, len(image.prompts)) * len(image.tiles))
+
+    def _target(self, image: PreparedImage, session: BackboneSession) -> Target:
+        with self.model.inference():
+            nouns = self._competitors(image.nouns, session)
+            if self.plan.evidence == "prototypes":
+                return Target(image, nouns, self._rows(nouns))
+            return Target(replace(image, prompts=self._prompts(nouns, session)), nouns)
+
+    def _target_or_error(
         self, request: SegmentationRequest | GocaError, image: PreparedImage | GocaError, session: BackboneSession
-    ) -> Look | GocaError:
+    ) -> Target | GocaError:
         if isinstance(request, GocaError):
             return request
         if isinstance(image, GocaError):
             return image
         try:
-            nouns = self._competitors(image.nouns, session)
-            if self.plan.evidence == "prototypes":
-                return Look(request, image, nouns, self._rows(nouns))
-            return Look(request, replace(image, prompts=self._prompts(nouns, session)), nouns)
+            return self._target(image, session)
         except GocaError as error:
             return error
 
-    def _narrowed(self, look: Look, passes: Logits, session: BackboneSession) -> PreparedImage | GocaError:
-        """The image of a look with what the look says."""
-        image = replace(look.image, prompts=())
-        logits = torch.stack(passes).mean(0)
-        evidence = RULES[self.plan.evidence or ""].evidence(logits)[: len(image.classes)]
-        candidates = tuple(range(len(evidence))) if image.nouns.kept is None else image.nouns.kept
-        indices = _kept(evidence, candidates, self.plan.floor, look.request.has_background)
+    def _narrowed(
+        self,
+        request: SegmentationRequest | GocaError,
+        image: PreparedImage,
+        look: Look,
+        session: BackboneSession,
+    ) -> PreparedImage | GocaError:
+        """An image with what a look at it says."""
+        assert isinstance(request, SegmentationRequest)  # there is no look at an error
+        candidates = tuple(range(len(look.evidence))) if image.nouns.kept is None else image.nouns.kept
+        indices = _kept(look.evidence, candidates, self.plan.floor, request.has_background)
         notes = _notes([image.classes[index] for index in candidates if index not in indices])
-        seen = replace(image, evidence=tuple(evidence.tolist()), notes=(*image.notes, *notes))
+        seen = replace(image, prompts=(), evidence=tuple(look.evidence.tolist()), notes=(*image.notes, *notes))
         if self.plan.evidence == "prototypes":
             notes = (*seen.notes, *added(image.nouns, image.nouns.background_classes))
-            maps = tuple(class_maps(each, image.nouns, indices) for each in passes)
+            maps = tuple(class_maps(each, image.nouns, indices) for each in look.passes)
             return replace(seen, asked=indices, maps=maps, notes=notes)
         try:
-            return asking(seen, look.request, self.plan, session, indices)
+            with self.model.inference():
+                return asking(seen, request, self.plan, session, indices)
         except GocaError as error:
             return error
 
@@ -268,18 +302,18 @@ class Evidence:
         prompts, _, _ = prompts_of(request, named, self.look_plan, session)
         return prompts
 
-    def _log_shares(self, looks: Sequence[Look], session: BackboneSession) -> Iterator[Logits]:
+    def _log_shares(self, targets: Sequence[Target], session: BackboneSession) -> Iterator[Logits]:
         """The logarithm of each noun's share, minus what it is on images without content, in every pass.
 
         The order in which nouns are named decides nothing: they are looked for in an order of their own.
         """
-        if not looks:
+        if not targets:
             return
         looker = self.model.with_plan(self.look_plan)
         weights, measure = fingerprint(self.model.backbone.pipeline), partial(self._content_free_shares, session)
-        for look, passes in zip(looks, looker.passes([look.image for look in looks], session), strict=True):
-            order = _order(look.nouns)
-            prior = self.content_free.prior([look.nouns[index] for index in order], weights, measure)
+        for target, passes in zip(targets, looker.passes([each.image for each in targets], session), strict=True):
+            order = _order(target.nouns)
+            prior = self.content_free.prior([target.nouns[index] for index in order], weights, measure)
             logits = [(maps.classes + TINY).log() - prior.to(maps.classes)[:, None, None] for maps in passes]
             back = torch.tensor(order).argsort()
             yield [each[back] for each in logits]
@@ -298,13 +332,13 @@ class Evidence:
         assert self.prototypes is not None  # the plan has checked it
         return tuple(self.prototypes.indices(noun) for noun in nouns)
 
-    def _log_posteriors(self, looks: Sequence[Look], session: BackboneSession) -> Iterator[Logits]:
+    def _log_posteriors(self, targets: Sequence[Target], session: BackboneSession) -> Iterator[Logits]:
         """The log posterior of each noun, up to what all share, in every pass: each seed, as it is and mirrored."""
         assert self.prototypes is not None  # the plan has checked it
         model, plan = self.model, self.plan
-        logits: list[Logits] = [[] for _ in looks]
+        logits: list[Logits] = [[] for _ in targets]
         for flip in (False, True) if plan.flip else (False,):
-            views = [look.image.mirrored() if flip else look.image for look in looks]
+            views = [each.image.mirrored() if flip else each.image for each in targets]
             latents = [model.backbone.latents(view.tiles, view.size, model.batch) for view in views]
             for seed in plan.seeds:
                 sums = [ImageLogits.of(self.prototypes, view.windows) for view in views]
@@ -314,8 +348,8 @@ class Evidence:
                 )
                 for maps, each in zip(logits, sums, strict=True):
                     maps.append(each.logits().flip(-1) if flip else each.logits())
-        for look, passes in zip(looks, logits, strict=True):
-            yield [torch.stack([each[list(rows)].amax(0) for rows in look.rows]) for each in passes]
+        for target, passes in zip(targets, logits, strict=True):
+            yield [torch.stack([each[list(rows)].amax(0) for rows in target.prototypes]) for each in passes]
 
 
 def _order(nouns: Sequence[Noun]) -> list[int]:

@@ -1,214 +1,223 @@
-"""The diffusion model as its own tagger: of some candidates it keeps those that it sees, without a second model."""
+"""The diffusion model as its own tagger: of some candidates it keeps those that it sees, without a second model.
 
-from collections.abc import Mapping, Sequence
+It takes the evidence of one look first (`goca.evidence`), and the denoising error of the few candidates of which that
+leaves it in doubt: so an image costs `PASSES` rows of the denoiser, however many candidates there are.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
-from typing import Any, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from goca.diffusion.backbone import BackboneSession
+from goca.diffusion.latents import packed
 from goca.diffusion.timesteps import target
 from goca.errors import GocaError
+from goca.evidence import Evidence, Looking
 from goca.imaging import images
-from goca.plan import Options
-from goca.planned_model import PlannedModel
-from goca.recipe import GOCA_BALANCED, Recipe
-from goca.tagging import is_self, tagger_named
-from goca.tagging.answers import parse, write
+from goca.maths.presence import PresenceRule, present
+from goca.request import SegmentationRequest, prepare
+from goca.tagging import is_self, self_candidates, tagger_named
+from goca.tagging.answers import write
 from goca.tagging.base import ImageCollection, TaggableImage, Tagger
-from goca.text.nouns import in_vocabulary, parse_nouns
+from goca.text.nouns import Classes, Noun, caption_of
+
+PASSES = 10
+"""How many rows of the denoiser an image costs at most, unless the look alone takes more: each window, prompt,
+timestep, seed and mirrored image is a row."""
 
 
-@runtime_checkable
-class PresenceScorer(Protocol):
-    """Says how surely an image shows each of some candidates; what scores at least `threshold` counts as shown."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def threshold(self) -> float: ...
-
-    def scores(
-        self, segmenter: PlannedModel, image: Image.Image, candidates: Sequence[str]
-    ) -> Float[Tensor, " candidate"]:
-        """A score for each candidate, the higher the surer; -inf for one that was dropped on the way."""
-        ...
+_ERRORS = PresenceRule(sharpness=30.0, window=0.3, half=2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingErrorScorer:
-    """Which candidate helps the model most to tell the noise from the image, compared position by position.
-
-    Each candidate alone is the prompt, at several timesteps, each with one noise for all candidates. A candidate's
-    score is the share of the image where the error, averaged over a window, falls most with it. The drop over the whole
-    image says less: it misses small things, and a prompt of one noun is wrong about all the others.
+class SelfRule:
+    """What decides for a candidate; `training.tune_tagger` chose the numbers.
 
     Attributes:
-        timesteps: training timesteps, 0 to 1000.
-        window: side of the window, as a share of the image's.
-        threshold: see `PresenceScorer`.
+        clear: the evidence with which a candidate that reaches the floor is in no doubt.
+        timestep: where denoising errors are compared.
+        errors: how evidence is read off them.
+        weight: of its log odds, beside those of the look's evidence.
+        floor: see `goca.maths.presence.present`.
     """
 
-    timesteps: tuple[int, ...] = (400, 600, 800)
-    window: float = 0.3
-    threshold: float = 0.115
-    name: str = "error"
+    clear: float = 0.93
+    timestep: int = 500
+    errors: PresenceRule = _ERRORS
+    weight: float = 2.0
+    floor: float = 0.5
 
-    def scores(
-        self, segmenter: PlannedModel, image: Image.Image, candidates: Sequence[str]
-    ) -> Float[Tensor, " candidate"]:
-        backbone, batch = segmenter.backbone, segmenter.batch
-        latents = backbone.latents([image], images.fit(image, segmenter.plan.size, backbone.size_multiple))
-        session = backbone.session()
-        by_shape: dict[Any, list[int]] = {}  # prompts of one shape can share a batch
-        for index, name in enumerate(candidates):
-            by_shape.setdefault(session.prompt(name).shape, []).append(index)
-        batches = [
-            indices[start : start + batch] for indices in by_shape.values() for start in range(0, len(indices), batch)
-        ]
-        errors = []
-        # Every timestep has a noise of its own: what one noise happens to hide, another shows.
-        for seed, timestep in enumerate(self.timesteps):
-            captions = ([candidates[index] for index in indices] for indices in batches)
-            squares = [self._squares(session, latents, part, timestep, seed) for part in captions]
-            errors.append(self._near(torch.cat(squares)))
-        best = torch.stack(errors).sum(0).argmin(0).flatten()
-        scores = torch.zeros(len(candidates))
-        counts = torch.bincount(best.cpu(), minlength=len(candidates))
-        scores[[index for indices in batches for index in indices]] = counts / len(best)
-        return scores
+    def combined(self, seen: "Seen") -> Float[Tensor, " candidate"]:
+        """How surely the image shows each candidate, 0 to 1: the log odds of both kinds of evidence, added.
 
-    def _near(self, squares: Float[Tensor, "candidate height width"]) -> Float[Tensor, "candidate height width"]:
-        """Means over windows, divided by the mean over all, so that every timestep counts the same."""
-        kernel = [max(1, round(side * self.window)) // 2 * 2 + 1 for side in squares.shape[-2:]]
-        padding = [side // 2 for side in kernel]
-        near = F.avg_pool2d(squares[:, None], kernel, stride=1, padding=padding, count_include_pad=False)[:, 0]
-        return near / near.mean()
-
-    def _squares(
-        self,
-        session: BackboneSession,
-        latents: Float[Tensor, "1 channel height width"],
-        captions: Sequence[str],
-        timestep: int,
-        seed: int,
-    ) -> Float[Tensor, "candidate height width"]:
-        """The denoiser's squared error under each caption, the mean over channels."""
-        backbone = session.backbone
-        truth = target(backbone.pipeline.scheduler, latents, timestep, seed)
-        repeated = latents.expand(len(captions), -1, -1, -1)
-        output: Any = session.forward(repeated, captions, timestep, seed, lambda index, call: None)
-        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[-2:] != truth.shape[-2:]:
-            raise GocaError(f'{backbone.name} packs its answer, which "self:error" does not read: use "self:map"')
-        # Channels behind those of the latents are a variance.
-        prediction = output[:, : truth.shape[1]].to(truth)
-        # Some flow models point from noise to image.
-        sign = -1.0 if backbone.family.flow and float((prediction * truth).sum()) < 0 else 1.0
-        return (sign * prediction - truth).square().mean(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionMapScorer:
-    """How unevenly a candidate's share of the aggregated map is spread over the image, before any min-max.
-
-    All candidates are one prompt. The lower half is dropped and the rest is scored again, until `few` are left: a noun
-    that is not in the image disturbs the others' shares. A candidate's score is its share's standard deviation.
-
-    Attributes:
-        recipe: how maps are aggregated.
-        few: candidates of the last round, 1 or more.
-        threshold: see `PresenceScorer`.
-    """
-
-    recipe: Recipe = GOCA_BALANCED
-    few: int = 8
-    threshold: float = 0.0715
-    name: str = "map"
-
-    def scores(
-        self, segmenter: PlannedModel, image: Image.Image, candidates: Sequence[str]
-    ) -> Float[Tensor, " candidate"]:
-        recipe = replace(self.recipe, rescale=("share", "blur"), order=0, refine=())
-        # A segmenter, which stands above this module and can ask it.
-        scorer: Any = type(segmenter)(segmenter.backbone, recipe, Options(size=segmenter.plan.size), segmenter.batch)
-        remaining = list(range(len(candidates)))
-        while True:
-            result = scorer(image, [candidates[index] for index in remaining], (), background=0.5)
-            deviation = torch.from_numpy(result.scores.grid).std((1, 2), correction=0)
-            if len(remaining) <= self.few:
-                break
-            kept = deviation.topk(max(self.few, ceil(len(remaining) / 2))).indices.sort().values
-            remaining = [remaining[index] for index in kept.tolist()]
-        scores = torch.full((len(candidates),), -torch.inf)
-        scores[remaining] = deviation
-        return scores
-
-
-SCORERS: Mapping[str, PresenceScorer] = {
-    scorer.name: scorer for scorer in (DenoisingErrorScorer(), AttentionMapScorer())
-}
+        A place is a candidate's where, near it, the error is lowest with its noun in the caption; its share of the
+        image counts in units of what each row would have by chance.
+        """
+        evidence = seen.evidence.clone()
+        if seen.doubtful:
+            doubtful = list(seen.doubtful)
+            by_errors = self.errors.evidence(-seen.errors / seen.errors.mean())[1:].to(evidence)
+            logits = torch.logit(evidence[doubtful]) + self.weight * torch.logit(by_errors)
+            evidence[doubtful] = logits.sigmoid()
+        return evidence
 
 
 @dataclass(frozen=True)
-class SelfPruningTagger:
-    """Keeps the candidates that its scorer is sure of; the best one alone if it is sure of none.
+class Seen:
+    """What was measured of an image.
 
-    Args:
-        segmenter: its model, size and batch are used; its recipe is not.
-        scorer: how sure the model is of a candidate.
-        candidates: () for the data set's classes or, without any, the nouns that the model knows.
+    Attributes:
+        evidence: of each candidate, by the look alone.
+        doubtful: the candidates whose errors were measured, the likeliest first.
+        errors: of every place, without them in the caption, then with each; no row where none is in doubt.
     """
 
-    segmenter: PlannedModel
-    scorer: PresenceScorer
-    candidates: tuple[str, ...] = ()
+    evidence: Float[Tensor, " candidate"]
+    doubtful: tuple[int, ...]
+    errors: Float[Tensor, "row height width"]
 
-    @property
-    def name(self) -> str:
-        return f"self {self.scorer.name}"
+
+def squared_errors(
+    session: BackboneSession,
+    latents: Float[Tensor, "1 channel height width"],
+    captions: Sequence[str],
+    timestep: int,
+    batch: int,
+) -> Float[Tensor, "caption row column"]:
+    """The denoiser's squared error under each caption, with one noise for all: the mean over the channels of a cell.
+
+    Args:
+        session: of the model.
+        latents: of the image.
+        captions: a row of the denoiser each.
+        timestep: of the noise.
+        batch: rows in one pass.
+
+    Raises:
+        GocaError: the denoiser's answer is in no layout that is known.
+    """
+    by_shape: dict[Any, list[int]] = {}  # prompts of one shape can share a pass
+    for index, caption in enumerate(captions):
+        by_shape.setdefault(session.prompt(caption).shape, []).append(index)
+    truth = target(session.backbone.pipeline.scheduler, latents, timestep, seed=0)
+    errors: dict[int, Tensor] = {}
+    for indices in by_shape.values():
+        for part in (indices[start : start + batch] for start in range(0, len(indices), batch)):
+            repeated = latents.expand(len(part), -1, -1, -1)
+            output = session.forward(repeated, [captions[i] for i in part], timestep, 0, lambda row, call: None)
+            errors.update(zip(part, _squares(session, output, truth.expand_as(repeated)), strict=True))
+    return torch.stack([errors[index] for index in range(len(captions))])
+
+
+def _squares(
+    session: BackboneSession, output: Any, truth: Float[Tensor, "caption channel height width"]
+) -> Float[Tensor, "caption row column"]:
+    backbone = session.backbone
+    expected: Any = packed(backbone.pipeline, truth, (output,), {})
+    if isinstance(output, list):
+        output, expected = torch.stack(output), torch.stack(expected)
+    # The channels of patches are behind their place, all others in front of it.
+    axis = -1 if output.ndim == 3 else 1
+    # Channels behind those of the latents are a variance.
+    prediction = output.narrow(axis, 0, min(output.shape[axis], expected.shape[axis])).to(expected)
+    if prediction.shape != expected.shape:
+        raise GocaError(f"what {backbone.name} predicts is laid out in no known way: choose another tagger", "tagger")
+    # Some flow models point from noise to image.
+    sign = -1.0 if backbone.family.flow and float((prediction * expected).sum()) < 0 else 1.0
+    squares = (sign * prediction - expected).square().mean(axis)
+    patch = 2 if output.ndim == 3 else 1
+    return squares.reshape(len(truth), truth.shape[-2] // patch, truth.shape[-1] // patch)
+
+
+@dataclass(frozen=True)
+class SelfTagger:
+    """Keeps the candidates that the model itself sees; the best one where none is seen and one has to be there.
+
+    Args:
+        model: a segmenter; what it takes evidence by is used, and its size, windows, timesteps and seeds.
+        candidates: () for the data set's classes or, without any, the nouns that the model knows.
+        rule: see `SelfRule`.
+    """
+
+    model: Looking
+    candidates: tuple[str, ...] = ()
+    rule: SelfRule = SelfRule()
+    name: str = "self"
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        candidates = self.candidates or dataset.class_names or self.segmenter.backbone.settings.nouns
-        if not candidates:
-            raise GocaError('no candidates are named: write them behind a colon, such as "self:map:cat, dog, grass"')
-        return write((noun,) for noun in self.pruned(images.load(sample.image), candidates))
+        """See `goca.tagging.base.Tagger`."""
+        of_dataset = {category.name: category.synonyms for category in dataset.categories}
+        classes: Classes = self.candidates or of_dataset or self.model.backbone.settings.nouns
+        if not classes:
+            raise GocaError('no candidates are named: write them behind a colon, such as "self:cat, dog, grass"')
+        return write((noun,) for noun in self.shown(images.load(sample.image), classes, dataset.background))
 
-    def pruned(self, image: Image.Image, candidates: Sequence[str]) -> tuple[str, ...]:
-        """The candidates that the image shows; GocaError if the model does not know one."""
-        scores = self.scores(image, candidates)
-        kept = scores >= min(self.scorer.threshold, float(scores.max()))
-        return tuple(name for name, keep in zip(candidates, kept.tolist(), strict=True) if keep)
+    def shown(self, image: Image.Image, classes: Classes, background: bool = True) -> tuple[str, ...]:
+        """The candidates that the image shows; background: whether it may show none.
 
-    def scores(self, image: Image.Image, candidates: Sequence[str]) -> Float[Tensor, " candidate"]:
-        """The scorer's score of each candidate."""
-        wanted, _ = parse_nouns(candidates)
-        if self.segmenter.backbone.settings.nouns:
-            in_vocabulary(wanted, self.segmenter.backbone.settings.nouns)
-        return self.scorer.scores(self.segmenter, image, candidates).cpu()
+        Raises:
+            GocaError: the model cannot be asked for one of them.
+        """
+        evidence = self.rule.combined(self.seen(image, classes, background))
+        there = present(evidence, self.rule.floor, background)
+        if not there.any() and not background:
+            there[evidence.argmax()] = True
+        return tuple(name for name, is_there in zip(classes, there.tolist(), strict=True) if is_there)
+
+    def seen(self, image: Image.Image, classes: Classes, background: bool = True) -> Seen:
+        """What `shown` decides by: the look's evidence, and the errors of the likeliest that are in doubt."""
+        model, looking, rule = self.model, self._evidence, self.rule
+        with model.inference():
+            prepared = prepare(SegmentationRequest(image, classes), looking.plan, self._session)
+        (look,) = looking.looks([prepared], self._session)
+        nouns, evidence = prepared.nouns.classes, look.evidence
+        clear = present(evidence, rule.floor, background) & (evidence >= rule.clear)
+        order = evidence.argsort(descending=True).tolist()
+        context = [nouns[index] for index in order if clear[index]]
+        # Beside the look, a row shows the image with no doubtful candidate in the caption.
+        doubtful = [index for index in order if not clear[index]][: max(0, PASSES - look.rows - 1)]
+        if not doubtful:
+            return Seen(evidence, (), torch.empty(0, 1, 1))
+        captions = [self._caption(context), *(self._caption([*context, nouns[index]]) for index in doubtful)]
+        backbone, plan = model.backbone, looking.plan
+        # Whole, also where it is looked at through windows.
+        size = images.fit(prepared.image, plan.size, backbone.size_multiple, backbone.max_pixels, backbone.max_side)
+        with model.inference():
+            latents = backbone.latents([prepared.image], size)
+            errors = squared_errors(backbone.session(), latents, captions, rule.timestep, model.batch)
+        return Seen(evidence, tuple(doubtful), errors)
+
+    def _caption(self, nouns: Sequence[Noun]) -> str:
+        """The nouns, without the last ones but one that find no room in the prompt."""
+        names = [Noun(noun.name, noun.words[:1]) for noun in nouns]
+        while len(names) > 1 and not self.model.backbone.fits(names):
+            del names[-2]
+        return caption_of(names)
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        plan, prototypes = self.model.plan, self.model.prototypes
+        if plan.evidence is None:
+            plan = replace(plan, evidence="attention" if prototypes is None else "prototypes")
+        return Evidence(self.model.with_plan(plan), prototypes)
+
+    @cached_property
+    def _session(self) -> BackboneSession:
+        """One for all images, because the candidates recur; the captions with doubtful ones do not."""
+        return self.model.backbone.session()
 
 
-DEFAULT = "error"
-"""The scorer of the tagger "self"."""
-
-
-def self_tagger(name: str, segmenter: PlannedModel | None) -> SelfPruningTagger:
-    """The tagger "self:NAME", a scorer's name that may end in candidates: "map:cat, dog"; GocaError for any other."""
-    scorer, colon, listed = name.partition(":")
-    candidates = tuple(noun for group in parse(listed) for noun in group)
-    scorer = scorer.strip() or DEFAULT
-    if scorer not in SCORERS or (colon and not candidates):
-        raise GocaError(f'no tagger "self:{name}": there are {", ".join(f"self:{name}" for name in SCORERS)}')
+def tagger_for(spec: str, segmenter: Looking | None, **options: Any) -> Tagger:
+    """A tagger by its name, be it the segmenter's own model or another; options: those of `tagger_named`."""
+    if not is_self(spec):
+        return tagger_named(spec, **options)
+    candidates = self_candidates(spec)
     if segmenter is None:
         raise GocaError("to be its own tagger a segmenter has to be given: load one")
-    return SelfPruningTagger(segmenter, SCORERS[scorer], candidates)
-
-
-def tagger_for(spec: str, segmenter: PlannedModel | None, **options: Any) -> Tagger:
-    """A tagger by its name, be it the segmenter's own model or another; options: those of `tagger_named`."""
-    return self_tagger(spec.partition(":")[2].strip(), segmenter) if is_self(spec) else tagger_named(spec, **options)
+    return SelfTagger(segmenter, candidates)

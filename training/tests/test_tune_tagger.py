@@ -1,14 +1,24 @@
-"""The choice of a threshold, by hand."""
+"""The choice of a rule, by hand."""
 
-import pytest
+from dataclasses import replace
 
+import torch
+
+from goca.self_tagging import Seen, SelfRule
 from goca.tagging.multilabel import MultilabelScores
-from training.tune_tagger import best
+from training.nouns import NAMES
+from training.tune_tagger import best, kept
 
 
-def test_the_best_threshold() -> None:
-    scores = [{"cat": 0.9, "dog": 0.4, "sky": 0.7}, {"cat": 0.2, "dog": float("-inf"), "sky": 0.6}]
-    threshold, found = best(scores, [{"cat", "sky"}, {"sky", "dog"}])
-    # Three of the four are above 0.4 and nothing else; the dog of the second fell out and is never said.
-    assert threshold == pytest.approx((0.4 + 0.6) / 2)
-    assert found == MultilabelScores(correct=3, predicted=3, actual=4)
+def test_the_best_rule() -> None:
+    """Evidence that is wrong about the first two nouns, and errors that are right."""
+    evidence = torch.full((len(NAMES),), 0.01)
+    evidence[:2] = torch.tensor([0.8, 0.95])
+    errors = torch.ones(3, 4, 4)
+    errors[1] = 0.5
+    seen, truth = Seen(evidence, (0, 1), errors), {NAMES[0]}
+    rule, agreement = best([seen], [truth], SelfRule())
+    assert rule.weight > 0
+    assert agreement == MultilabelScores(correct=1, predicted=1, actual=1)
+    assert kept(seen, rule) == truth
+    assert kept(seen, replace(rule, weight=0.0)) == {NAMES[1]}

@@ -49,7 +49,7 @@ def evaluate(
         arguments.option(
             metavar="TAGGER",
             help="What names the classes in each image: oracle (the ground truth), given:NOUNS, captions:FILE, "
-            "clip:MODEL, vlm:MODEL, local:MODEL, self:error or self:map.  [default for scenes: oracle]",
+            "clip:MODEL, vlm:MODEL, local:MODEL, or self (the diffusion model).  [default for scenes: oracle]",
         ),
     ] = None,
     prices: arguments.PricesOption = None,

@@ -7,13 +7,13 @@ from pathlib import Path
 from goca.errors import GocaError
 from goca.tagging.base import BatchTagger, PaidTagger, Prices, Tagger
 
-__all__ = ["BatchTagger", "PaidTagger", "Tagger", "check_tagger", "is_self", "tagger_named"]
+__all__ = ["BatchTagger", "PaidTagger", "Tagger", "check_tagger", "is_self", "self_candidates", "tagger_named"]
 
 KINDS = ("given", "captions", "vlm", "local", "clip", "self")
 GIVEN = "given"
 """Where a segmenter is given classes: no tagger, all of them are there."""
-SELF = ("self", "self:error", "self:map")
-"""The taggers of `goca.self_tagging`, which may end in a colon and candidates."""
+SELF = "self"
+"""The tagger of `goca.self_tagging`, which may end in a colon and candidates."""
 
 
 def check_tagger(spec: str) -> None:
@@ -25,8 +25,8 @@ def check_tagger(spec: str) -> None:
         raise _unknown(spec)
     if kind in ("local", "clip"):
         check_model_name(rest.strip())
-    if kind == "self" and ":".join(spec.split(":")[:2]).strip() not in SELF:
-        raise GocaError(f'no tagger "{spec}": there are {", ".join(SELF)}', "tagger")
+    if kind == SELF:
+        self_candidates(spec)
 
 
 def tagger_named(
@@ -87,14 +87,25 @@ def check_model_name(model: str) -> None:
         raise GocaError(f'no model "{model}": give a folder, or a Hub id such as owner/name', "tagger")
 
 
+def self_candidates(spec: str) -> tuple[str, ...]:
+    """The candidates that "self:NOUNS" names, none for "self"; GocaError for a colon with nothing behind it."""
+    from goca.tagging.answers import parse
+
+    _, colon, listed = spec.partition(":")
+    nouns = tuple(noun for group in parse(listed) for noun in group)
+    if colon and not nouns:
+        raise GocaError('no candidates are named: write them behind the colon, such as "self:cat, dog"', "tagger")
+    return nouns
+
+
 def is_self(spec: str) -> bool:
     """Whether the name of a tagger is that of the segmenter's own model."""
-    return spec.partition(":")[0] == "self"
+    return spec.partition(":")[0] == SELF
 
 
 def _unknown(spec: str) -> GocaError:
     return GocaError(
         f'no tagger "{spec}": there are given:NOUNS, captions:FILE, clip:FOLDER_OR_ID, vlm:MODEL, '
-        f"local:FOLDER_OR_ID, {', '.join(SELF)}, and oracle where there is ground truth",
+        "local:FOLDER_OR_ID, self, self:NOUNS, and oracle where there is ground truth",
         "tagger",
     )
