@@ -65,7 +65,7 @@ def found(segmenter: Segmenter, classes: Any, **request: Any) -> tuple[list[str]
         (["water bottle", "wall clock", "snowman"], set()),
         (["tiles"], {"wall", "floor"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_what_is_wanted_has_no_rival(classes: Any, missing: set[str]) -> None:
     assert joined_by(classes) == [name for name in BACKGROUND_NOUNS if name not in missing]

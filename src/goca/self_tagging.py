@@ -27,8 +27,9 @@ from goca.tagging.answers import write
 from goca.tagging.base import ImageCollection, TaggableImage, Tagger
 from goca.text.nouns import Classes, Noun, caption_of
 
-PASSES = 10
-"""How many rows of the denoiser an image costs at most, unless the look alone takes more: each window, prompt,
+PASSES = 9
+"""How many rows of the denoiser an image costs at most; with the pass that then labels its pixels, ten. Unless the look
+alone takes more: each window, prompt,
 timestep, seed and mirrored image is a row."""
 
 
