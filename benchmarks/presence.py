@@ -2,6 +2,7 @@
 
     python benchmarks/presence.py [--recipe goca-balanced,goca-open] [--rows a,b,c,e,f] [--tagger self]
         [--scenes shipped|tuning] [--every N] [--json FILE] [--curve FILE.png] [--draw FILE.png] [--fill DOCUMENT ...]
+        [--evidence attention|prototypes] [--half H]
 
 Prints the table in Markdown, below the command that made it. mIoU is over all scenes, as in `goca evaluate scenes`,
 which row f agrees with; intervals are bootstraps over scenes. CPU seconds and rows through the denoiser are of one
@@ -32,9 +33,10 @@ from goca.bundled import Scene
 from goca.errors import GocaError
 from goca.evaluation.metrics import RESAMPLES, Counting, Interval, interval, score
 from goca.evaluation.records import ImageRecord, count, tally
+from goca.evidence import RULES
 from goca.imaging import draw
 from goca.imaging.sheet import Cell, contact_sheet
-from goca.recipe import AUTO
+from goca.recipe import AUTO, recipe_named
 from goca.request import SegmentationRequest
 from goca.tagging.multilabel import MultilabelScores
 
@@ -307,14 +309,22 @@ def main() -> None:
     parser.add_argument("--curve", type=Path, metavar="FILE", help="print precision against recall, and plot it there")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="write an image of the first scenes")
     parser.add_argument("--fill", type=Path, nargs="*", default=(), metavar="DOCUMENT", help="put the tables in there")
+    parser.add_argument("--evidence", choices=tuple(RULES), help="how recipes measure it (their own way)")
+    parser.add_argument("--half", type=float, metavar="H", help="try another half of every PresenceRule")
     options = parser.parse_args()
+    if options.half is not None:
+        RULES.update({kind: replace(rule, half=options.half) for kind, rule in RULES.items()})
     torch.set_num_threads(1)
     scenes = scenes_of(options.scenes, options.every)
     measured: list[Measured] = []
     results: dict[tuple[str, str], list[list[Segmentation]]] = {}
     with TemporaryDirectory() as folder:
         for recipe in options.recipe.split(","):
-            segmenter = Segmenter.from_pretrained("bundled", recipe, device="cpu", batch=BATCH)
+            chosen = recipe_named(recipe)
+            if options.evidence and chosen.evidence is not None:
+                chosen = replace(chosen, evidence=options.evidence)
+            segmenter = Segmenter.from_pretrained("bundled", chosen, device="cpu", batch=BATCH)
+            segmenter.plan = replace(segmenter.plan, recipe=recipe)
             if segmenter.plan.evidence is not None:
                 segmenter.evidence.content_free.folder = Path(folder) / recipe
             for key in options.rows.split(","):

@@ -12,7 +12,7 @@ the model's own list and, for a model that knows only its vocabulary, all words 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,11 +42,11 @@ from goca.text.background_nouns import background_nouns
 from goca.text.nouns import Noun
 from goca.text.token_spans import NounTokens
 
-RULES: Mapping[str, PresenceRule] = {
+RULES = {
     "attention": PresenceRule(sharpness=3.0, window=0.1, half=0.1, trust=0.35),
     "prototypes": PresenceRule(sharpness=1.0, window=0.1, half=0.5),
 }
-"""How evidence is read off each kind of look, chosen on 100 scenes in training art (training.tune_presence)."""
+"""How evidence is read off each kind of look; docs/log.md tells how it was chosen, on 100 scenes in training art."""
 TINY = 1e-6
 """Added to shares before their logarithm."""
 LISTED = 10
