@@ -94,14 +94,14 @@ def test_of_few_names_those_that_reach_the_floor(count: int) -> None:
 
 
 def test_of_many_names_each_needs_more() -> None:
-    # 5 of 20: odds of 1 to 3, so that even odds need evidence of 3 to 1.
-    assert kept([0.76, 0.74, *([0.5] * 18)], 0.5) == [True, *([False] * 19)]
+    # 8 of 32: odds of 1 to 3, so that even odds need evidence of 3 to 1.
+    assert kept([0.76, 0.74, *([0.5] * 30)], 0.5) == [True, *([False] * 31)]
 
 
 def test_without_a_background_few_names_are_all_there() -> None:
     assert kept([0.0] * EXPECTED, 0.9, background=False) == [True] * EXPECTED
-    # 5 of 8: odds of 5 to 3, so that even odds need 3 to 5.
-    assert kept([0.38, 0.37, *([0.1] * 6)], 0.5, background=False) == [True, *([False] * 7)]
+    # 8 of 12: odds of 2 to 1, so that even odds need 1 to 2.
+    assert kept([0.34, 0.33, *([0.1] * 10)], 0.5, background=False) == [True, *([False] * 11)]
 
 
 @pytest.mark.parametrize("background", [False, True])
