@@ -33,7 +33,7 @@ alone takes more: each window, prompt,
 timestep, seed and mirrored image is a row."""
 
 
-_ERRORS = PresenceRule(sharpness=30.0, window=0.3, half=2.0)
+_ERRORS = PresenceRule(sharpness=30.0, window=0.3, half=1.25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ class SelfRule:
     """
 
     clear: float = 0.93
-    timestep: int = 500
+    timestep: int = 600
     errors: PresenceRule = _ERRORS
-    weight: float = 2.0
+    weight: float = 3.0
     floor: float = 0.5
 
     def combined(self, seen: "Seen") -> Float[Tensor, " candidate"]:
