@@ -235,7 +235,6 @@ REFUSALS = [
     (("evaluate", "imagenet"), 'no data set "imagenet"'),
     (("evaluate", "voc"), "no tagger"),
     (("evaluate", "scenes", "--tagger", "magic"), 'no tagger "magic"'),
-    (("evaluate", "scenes", "--tagger", "self:magic"), 'no tagger "self:magic"'),
     (("evaluate", "scenes", "--tagger", "given:"), "no nouns are given"),
     (("evaluate", "scenes", "--tagger", "clip:nowhere"), 'no model "nowhere"'),
     (("segment", "names.txt", "--classes", "cat", "--tagger", "magic"), 'no tagger "magic"'),
