@@ -7,11 +7,12 @@ scenes are never looked at here, but by `benchmarks/self_tagger.py`.
 
     python -m training.tune_tagger [--work FOLDER] [--model bundled] [--count 100]
 
-The run that chose them, with the evidence of prototypes, on 100 scenes: at 400, weight 2 and half 1.25 (precision 0.852,
-recall 0.764, F1 0.806); at 500, 3 and 1.5 (0.885, 0.743, 0.808); at 600, 3 and 1.25 (0.835, 0.782, 0.808); 0.36 CPU-s a
-scene. Evidence alone 0.699, 0.743, 0.720, and 38.7 % mIoU; with errors at 600, 44.1 %. With the evidence of attention,
-and nine rows of errors, before: evidence alone F1 0.601 and 23.6 %; at 500, weight 2 and half 2, 0.723 and 31.2 %;
-windows of 0.2 to 0.4 and sharpness 20 to 60 were within 0.01, four candidates at two timesteps 0.714, twelve 0.728.
+The run that chose them, with the evidence of prototypes, on 100 scenes: at 400, weight 2 and half 1.25 (precision
+0.852, recall 0.764, F1 0.806); at 500, 3 and 1.5 (0.885, 0.743, 0.808); at 600, 3 and 1.25 (0.835, 0.782, 0.808); 0.36
+CPU-s a scene. Evidence alone 0.699, 0.743, 0.720, and 38.7 % mIoU; with errors at 600, 44.1 %. With the evidence of
+attention, and nine rows of errors, before: evidence alone F1 0.601 and 23.6 %; at 500, weight 2 and half 2, 0.723 and
+31.2 %; windows of 0.2 to 0.4 and sharpness 20 to 60 were within 0.01, four candidates at two timesteps 0.714, twelve
+0.728.
 """
 
 import json

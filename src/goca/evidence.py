@@ -29,13 +29,13 @@ from torch import Tensor
 
 from goca.class_maps import ClassMaps, mean
 from goca.diffusion.backbone import Backbone, BackboneSession
-from goca.diffusion.fingerprint import fingerprint, has_meta_weights
+from goca.diffusion.fingerprint import has_meta_weights
 from goca.errors import GocaError
-from goca.maths.presence import PresenceRule, present
+from goca.maths.presence import PresenceRule, shown
 from goca.maths.rescale import share
 from goca.plan import Plan
 from goca.prototypes import ImageLogits, Prototypes
-from goca.request import PreparedImage, RequestNouns, SegmentationRequest, added, asking, prepare, prompts_of
+from goca.request import PreparedImage, RequestNouns, SegmentationRequest, View, added, asking, prepare, prompts_of
 from goca.storage.atomic import write_atomic
 from goca.storage.reading import read_json
 from goca.text.background_nouns import background_nouns
@@ -86,6 +86,8 @@ class Looking(Protocol):
     def inference(self) -> AbstractContextManager[None]: ...
 
     def with_plan(self, plan: Plan) -> "Looking": ...
+
+    def views(self, images: Sequence[PreparedImage]) -> Iterator[View]: ...
 
     def passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]: ...
 
@@ -186,12 +188,11 @@ class Evidence:
     """Measures which classes images show, and narrows what is asked of them to those.
 
     Args:
-        model: looks at images under another plan; `passes` are those of `Segmenter`.
-        prototypes: of the model, for plans whose evidence is theirs.
+        model: looks at images under another plan; `passes` and `views` are those of `Segmenter`.
     """
 
-    def __init__(self, model: Looking, prototypes: Prototypes | None) -> None:
-        self.model, self.plan, self.prototypes = model, model.plan, prototypes
+    def __init__(self, model: Looking) -> None:
+        self.model, self.plan, self.prototypes = model, model.plan, model.prototypes
         joint = model.backbone.family.joint is not None
         self.look_plan = replace(
             self.plan,
@@ -310,10 +311,10 @@ class Evidence:
         if not targets:
             return
         looker = self.model.with_plan(self.look_plan)
-        weights, measure = fingerprint(self.model.backbone.pipeline), partial(self._content_free_shares, session)
+        measure = partial(self._content_free_shares, session)
         for target, passes in zip(targets, looker.passes([each.image for each in targets], session), strict=True):
             order = _order(target.nouns)
-            prior = self.content_free.prior([target.nouns[index] for index in order], weights, measure)
+            prior = self.content_free.prior([target.nouns[index] for index in order], session.fingerprint, measure)
             logits = [(maps.classes + TINY).log() - prior.to(maps.classes)[:, None, None] for maps in passes]
             back = torch.tensor(order).argsort()
             yield [each[back] for each in logits]
@@ -337,9 +338,7 @@ class Evidence:
         assert self.prototypes is not None  # the plan has checked it
         model, plan = self.model, self.plan
         logits: list[Logits] = [[] for _ in targets]
-        for flip in (False, True) if plan.flip else (False,):
-            views = [each.image.mirrored() if flip else each.image for each in targets]
-            latents = [model.backbone.latents(view.tiles, view.size, model.batch) for view in views]
+        for flip, views, latents in model.views([each.image for each in targets]):
             for seed in plan.seeds:
                 sums = [ImageLogits.of(self.prototypes, view.windows) for view in views]
                 rows = zip(sums, latents, views, strict=True)
@@ -378,14 +377,9 @@ def class_maps(logits: Float[Tensor, "noun height width"], nouns: RequestNouns, 
 def _kept(
     evidence: Float[Tensor, " class"], candidates: Sequence[int], floor: float, background: bool
 ) -> tuple[int, ...]:
-    """Which of the candidates are there; where there is no background, the best one at least."""
-    if not candidates:
-        return ()
-    among = evidence[list(candidates)]
-    there = present(among, floor, background)
-    if not background and not there.any():
-        there[among.argmax()] = True
-    return tuple(index for index, is_there in zip(candidates, there.tolist(), strict=True) if is_there)
+    """The indices of the candidates that are there."""
+    there = shown(evidence[list(candidates)], floor, background).tolist()
+    return tuple(index for index, is_there in zip(candidates, there, strict=True) if is_there)
 
 
 def _notes(missing: Sequence[str]) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class LearningOptions:
 
 @dataclass(frozen=True)
 class Learned:
-    """So many of the images are painted and have been looked at."""
+    """How many of the images are painted and have been looked at."""
 
     done: int
     images: int
@@ -166,8 +166,10 @@ def learn(
 
 def paint(model: PlannedModel, nouns: Sequence[Noun], seed: int, options: LearningOptions) -> Image.Image:
     """An image of the nouns, by the model's own pipeline and sampler."""
-    asked = GenerationOptions(prompt=caption_of(nouns), steps=options.steps, scale=options.scale, size=model.plan.size)
-    events = generate(model.backbone.pipeline, asked, [seed])
+    sampling = GenerationOptions(
+        prompt=caption_of(nouns), steps=options.steps, scale=options.scale, size=model.plan.size
+    )
+    events = generate(model.backbone.pipeline, sampling, [seed])
     return next(event.image for event in events if isinstance(event, Generated))
 
 

@@ -362,6 +362,8 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
     return Windows.whole(grid), (image,), size
 
 
+View = tuple[bool, list[PreparedImage], list[Float[Tensor, "_window _channel _height _width"]]]
+"""(whether left and right are exchanged, images so, the encoded windows of each)."""
 PromptedImage = tuple[PreparedImage, NounTokens, Float[Tensor, "_window _channel _height _width"]]
 """An image, the nouns' tokens of one of its prompts, and its encoded windows."""
 

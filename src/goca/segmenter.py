@@ -28,6 +28,7 @@ from goca.recipe import AUTO
 from goca.request import (
     PreparedImage,
     SegmentationRequest,
+    View,
     batched_by_windows,
     kept_by,
     prepare,
@@ -150,7 +151,7 @@ class Segmenter(PlannedModel):
     @cached_property
     def evidence(self) -> Evidence:
         """What finds out which classes an image shows, for plans that measure evidence."""
-        return Evidence(self, self.prototypes)
+        return Evidence(self)
 
     def with_plan(self, plan: Plan) -> "Segmenter":
         """The same model under another plan."""
@@ -230,12 +231,16 @@ class Segmenter(PlannedModel):
         """For each image, its class maps in every pass: as it is, then mirrored; at each timestep, with each seed."""
         passes: list[list[ClassMaps]] = []
         with self.inference():
-            for flip in (False, True) if self.plan.flip else (False,):
-                views = [image.mirrored() if flip else image for image in images]
-                latents = [self.backbone.latents(view.tiles, view.size, self.batch) for view in views]
+            for flip, views, latents in self.views(images):
                 for timestep, seed in product(self.plan.timestep, self.plan.seeds):
                     # Unlike a loop's variable, `map` lets go of an image's attention before the next is computed.
                     maps = map(self.class_scores, self.attend(views, latents, timestep, seed, session))
                     merged = [joined(list(islice(maps, len(view.prompts)))) for view in views]
                     passes.append([each.mirrored() for each in merged] if flip else merged)
         return zip(*passes, strict=True)
+
+    def views(self, images: Sequence[PreparedImage]) -> Iterator[View]:
+        """The images as they are and, where the plan flips, mirrored, with the encoded windows of each."""
+        for flip in (False, True) if self.plan.flip else (False,):
+            views = [image.mirrored() if flip else image for image in images]
+            yield flip, views, [self.backbone.latents(view.tiles, view.size, self.batch) for view in views]

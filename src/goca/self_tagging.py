@@ -20,7 +20,7 @@ from goca.diffusion.timesteps import target
 from goca.errors import GocaError
 from goca.evidence import Evidence, Looking
 from goca.imaging import images
-from goca.maths.presence import PresenceRule, present
+from goca.maths.presence import PresenceRule, present, shown
 from goca.request import SegmentationRequest, prepare
 from goca.tagging import is_self, self_candidates, tagger_named
 from goca.tagging.answers import write
@@ -165,10 +165,7 @@ class SelfTagger:
         Raises:
             GocaError: the model cannot be asked for one of them.
         """
-        evidence = self.rule.combined(self.seen(image, classes, background))
-        there = present(evidence, self.rule.floor, background)
-        if not there.any() and not background:
-            there[evidence.argmax()] = True
+        there = shown(self.rule.combined(self.seen(image, classes, background)), self.rule.floor, background)
         return tuple(name for name, is_there in zip(classes, there.tolist(), strict=True) if is_there)
 
     def seen(self, image: Image.Image, classes: Classes, background: bool = True) -> Seen:
@@ -206,7 +203,7 @@ class SelfTagger:
         plan, prototypes = self.model.plan, self.model.prototypes
         if plan.evidence is None:
             plan = replace(plan, evidence="attention" if prototypes is None else "prototypes")
-        return Evidence(self.model.with_plan(plan), prototypes)
+        return Evidence(self.model.with_plan(plan))
 
     @cached_property
     def _session(self) -> BackboneSession:

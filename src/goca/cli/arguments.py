@@ -46,6 +46,7 @@ WindowOption = Annotated[bool, option("--window", help="Process large images in 
 RefineEdgesOption = Annotated[
     bool, option("--refine-edges", help="Align the masks with the image's edges (guided filter).")
 ]
+BackgroundClassesFileOption = Annotated[Path | None, option(metavar="FILE", help="The same in a file, one per line.")]
 FloorOption = Annotated[
     float | None,
     option(

@@ -22,9 +22,7 @@ def prototypes(
             help="Nouns to paint around them and to learn too.  [default: the model's list, without what is wanted]",
         ),
     ] = None,
-    background_classes_file: Annotated[
-        Path | None, arguments.option(metavar="FILE", help="The same in a file, one per line.")
-    ] = None,
+    background_classes_file: arguments.BackgroundClassesFileOption = None,
     model: arguments.ModelOption = "bundled",
     images: Annotated[int, typer.Option(metavar="N", min=1, help="Images to paint for each noun.")] = 15,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Number of sampling steps of each.")] = 20,

@@ -55,9 +55,7 @@ def segment(
             "without what is wanted]",
         ),
     ] = None,
-    background_classes_file: Annotated[
-        Path | None, arguments.option(metavar="FILE", help="The same in a file, one per line.")
-    ] = None,
+    background_classes_file: arguments.BackgroundClassesFileOption = None,
     background: Annotated[
         str,
         typer.Option(

@@ -26,6 +26,7 @@ from goca.diffusion.conditioning import EncodedPrompt, first_call, record_prompt
 from goca.diffusion.exclusive import restoring
 from goca.diffusion.families import bare, check_family, check_kind, encoder_of, family_of, unsupported
 from goca.diffusion.families.spec import Family, TextInput
+from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.latents import check_vae, encode, latent_channels, packed, with_sample
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
@@ -302,6 +303,11 @@ class BackboneSession:
         self.backbone = backbone
         self._prompts: dict[str, EncodedPrompt] = {}
         self._keys: dict[str, TextKeys] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The mark of the pipeline's weights, which stay as they are while a stream lasts."""
+        return fingerprint(self.backbone.pipeline)
 
     def prompt(self, caption: str) -> EncodedPrompt:
         """The encoded caption. Raises GocaError where the tokenizer reports no character offsets."""

@@ -59,3 +59,11 @@ def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -
         return evidence >= 1
     needed = math.log(floor / (1 - floor)) - math.log(prior / (1 - prior))
     return torch.logit(evidence.double()) >= needed
+
+
+def shown(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Bool[Tensor, " class"]:
+    """`present`, and of an image without a background the likeliest class where none is."""
+    there = present(evidence, floor, background)
+    if not background and len(evidence) and not there.any():
+        there[evidence.argmax()] = True
+    return there
