@@ -21,7 +21,7 @@ import torch
 from overhead import build, counted_rows, peak
 from PIL import Image
 
-from goca import Segmenter
+from goca import GOCA, Segmenter
 
 SIZES = (256, 384, 512, 768, 1024, 1536)
 COUNTS = (2, 10, 50, 150)
@@ -49,7 +49,7 @@ def names(count: int) -> list[str]:
 
 def measure(pipeline: Any, size: int, count: int) -> Row:
     """Segment an image of noise, and run the denoiser once by itself."""
-    segmenter = Segmenter.from_pipeline(pipeline, size=size)
+    segmenter = Segmenter.from_pipeline(pipeline, GOCA, size=size)
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     image, classes = Image.fromarray(noise), names(count)
     latent = torch.zeros(1, pipeline.unet.config.in_channels, *(size // segmenter.backbone.vae_scale_factor,) * 2)

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from goca import Segmenter
+from goca import GOCA, Segmenter
 from goca.testing import tiny
 
 CLASSES = ("cat", "grass", "traffic light")
@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pipeline = build()
-    segmenter = Segmenter.from_pipeline(pipeline)
+    segmenter = Segmenter.from_pipeline(pipeline, GOCA)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8))
     text = torch.randn(1, 77, 768)
     latent = torch.randn(1, 4, 64, 64)

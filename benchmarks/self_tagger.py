@@ -11,7 +11,7 @@ from itertools import islice
 
 import torch
 
-from goca import Segmenter, bundled
+from goca import GOCA, Segmenter, bundled
 from goca.bundled import Scene
 from goca.self_tagging import SelfTagger
 from goca.tagging.multilabel import MultilabelScores
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    segmenter = Segmenter.from_pretrained("bundled", device="cpu", batch=8)
+    segmenter = Segmenter.from_pretrained("bundled", GOCA, device="cpu", batch=8)
     agreed, seconds = measure(SelfTagger(segmenter), list(islice(bundled.scenes(), arguments.limit)))
     if arguments.json:
         scores = {"precision": agreed.precision, "recall": agreed.recall, "f1": agreed.f1}

@@ -12,6 +12,7 @@ from diffusers.models.transformers import transformer_cosmos
 from PIL import Image
 
 from goca.cli.main import main
+from goca.recipe import GOCA
 from goca.segmenter import Segmenter
 from goca.testing.tiny import UNET_BUILDERS
 
@@ -73,7 +74,7 @@ def image() -> Callable[..., Image.Image]:
 
 @pytest.fixture(scope="session")
 def bundled() -> Segmenter:
-    return Segmenter.from_pretrained("bundled")
+    return Segmenter.from_pretrained("bundled", recipe=GOCA)
 
 
 @pytest.fixture

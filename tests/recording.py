@@ -14,6 +14,7 @@ from goca.diffusion.backbone import Backbone, BackboneSession
 from goca.diffusion.conditioning import EncodedPrompt
 from goca.maths.attention import probabilities
 from goca.maths.heads import head_weights, output_share
+from goca.recipe import GOCA
 from goca.segmenter import Segmenter
 
 CAPTION = "cat, traffic light, grass"
@@ -165,7 +166,7 @@ def distance(first: RecordedPass, second: RecordedPass) -> float:
 
 def score_maps(pipeline: Any, image: Callable[..., Image.Image]) -> np.ndarray:
     """The score maps of an image whose sides differ, after everything about them was checked."""
-    result = Segmenter.from_pipeline(pipeline, size=64)(
+    result = Segmenter.from_pipeline(pipeline, GOCA, size=64)(
         image(), classes=["cat", "traffic light"], background_classes=["sky"]
     )
     assert result.labels.shape == (96, 160)

@@ -16,6 +16,7 @@ from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
 from goca.maths.attention import probabilities
+from goca.recipe import GOCA
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
 
@@ -227,7 +228,7 @@ def test_merged_tokens_are_no_coarser_grid(name: str, share: float, which: str, 
     modules = dict(Backbone(pipeline).denoiser.named_modules())
     path = next(path for path in modules if path.endswith(f".{which}"))
     modules[path].forward = Merged(modules[path], share)
-    segmenter = Segmenter.from_pipeline(pipeline, size=64)
+    segmenter = Segmenter.from_pipeline(pipeline, GOCA, size=64)
     with pytest.raises(
         GocaError, match=rf"{path[:-6]} sees \d+ positions where its block is given \d+: .* take it off"
     ):

@@ -121,7 +121,7 @@ def caption_word(segmenter: Segmenter) -> str:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_family_is_asked_for_them(name: str) -> None:
-    segmenter = Segmenter.from_pipeline(BUILDERS[name](), size=64)
+    segmenter = Segmenter.from_pipeline(BUILDERS[name](), GOCA, size=64)
     captions, names, notes = found(segmenter, {"Traffic_Light": ["lamp"], "lawn": []})
     assert names == tuple(name for name in BACKGROUND_NOUNS if name not in ("grass", "vegetation", "ground"))
     assert captions == [f"Traffic Light, lamp, lawn, {', '.join(names)}"]
@@ -185,7 +185,7 @@ def test_a_class_of_synonyms_leaves_out_all_of_them(model: Segmenter) -> None:
 
 
 def test_classes_are_spread_over_prompts_that_each_have_the_list(sd15: Any) -> None:
-    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
     captions, names, notes = found(segmenter, [f"thing number {index}" for index in range(9)])
     assert names == BACKGROUND_NOUNS
     assert len(captions) > 1
@@ -198,7 +198,7 @@ def test_classes_are_spread_over_prompts_that_each_have_the_list(sd15: Any) -> N
 
 @pytest.mark.parametrize("listed", [None, [f"thing {index}" for index in range(40)]], ids=["default", "listed"])
 def test_what_finds_no_room_is_left_out_from_the_end(listed: Any, sd15: Any) -> None:
-    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
     captions, names, notes = found(segmenter, ["the quick brown fox " * 7, "dog"], background_classes=listed)
     whole = BACKGROUND_NOUNS if listed is None else tuple(listed)
     assert 0 < len(names) < len(whole)

@@ -102,7 +102,10 @@ def test_scores_at_a_size(result: Segmentation) -> None:
 
 
 def test_two_threads_ask_one_pipeline(sd15: Any, image: Make) -> None:
-    segmenters = [Segmenter.from_pipeline(sd15, size=64), Segmenter.from_pipeline(sd15, recipe="vanilla", size=64)]
+    segmenters = [
+        Segmenter.from_pipeline(sd15, GOCA, size=64),
+        Segmenter.from_pipeline(sd15, recipe="vanilla", size=64),
+    ]
     asked = [["cat", "grass"], ["dog", "sky", "traffic light"]]
     images = [image(seed=seed) for seed in range(2)]
     alone = [segmenter(images, names) for segmenter, names in zip(segmenters, asked, strict=True)]
@@ -130,5 +133,5 @@ def test_two_threads_ask_one_pipeline(sd15: Any, image: Make) -> None:
 def test_a_setting_that_is_not_a_whole_number(setting: dict[str, Any], sd15: Any) -> None:
     (name,) = setting
     with pytest.raises(GocaError, match="not a whole number") as caught:
-        Segmenter.from_pipeline(sd15, **setting)
+        Segmenter.from_pipeline(sd15, GOCA, **setting)
     assert caught.value.hint == name

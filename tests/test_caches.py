@@ -12,6 +12,7 @@ from diffusers import hooks
 from PIL import Image
 
 from goca.errors import GocaError
+from goca.recipe import GOCA
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
 from goca.tracing import trace
@@ -45,7 +46,7 @@ APPLY: dict[str, Callable[..., None]] = {
 
 
 def scores(pipeline: Any, image: Image.Image) -> np.ndarray:
-    return Segmenter.from_pipeline(pipeline, size=64)(image, classes=["cat", "grass"]).scores.grid
+    return Segmenter.from_pipeline(pipeline, GOCA, size=64)(image, classes=["cat", "grass"]).scores.grid
 
 
 def generate(pipeline: Any, **options: Any) -> np.ndarray:
@@ -157,7 +158,7 @@ class DeepCacheLikeHelper:
 
 
 def test_a_cache_of_another_library_is_named(sd15: Any, image: Make) -> None:
-    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
     DeepCacheLikeHelper(sd15.unet).enable()
     with pytest.raises(GocaError, match=r"a cache, .*DeepCacheLikeHelper.*, runs pipe\.unet\.mid_block"):
         segmenter(image(), classes=["cat", "grass"])

@@ -14,6 +14,7 @@ from yardsticks import Allocations, bilinear_matrix
 
 from goca.maths.background import Background, constant, maximum, none, offset
 from goca.maths.edges import EPSILON, Edges, GuidedFilter, box
+from goca.recipe import GOCA
 from goca.segmenter import Segmenter
 
 RULES = [offset, maximum, constant, none]
@@ -208,7 +209,7 @@ def test_memory_does_not_grow_with_the_number_of_classes() -> None:
 
 def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
     asked = {"classes": ["cat", "grass"], "background_classes": ["sky"]}
-    wanted = Segmenter.from_pretrained("bundled", refine_edges=True)
+    wanted = Segmenter.from_pretrained("bundled", GOCA, refine_edges=True)
     plain, along = bundled(image(), **asked), wanted(image(), **asked)
     assert (plain.plan.to_json()["refine_edges"], along.plan.to_json()["refine_edges"]) == (False, True)
     assert np.array_equal(plain.scores.grid, along.scores.grid)
@@ -224,7 +225,7 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Call
 
 
 def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
-    segmenter = Segmenter.from_pretrained("bundled", refine_edges=True)
+    segmenter = Segmenter.from_pretrained("bundled", GOCA, refine_edges=True)
     backgrounds = [Background(constant, threshold) for threshold in (0.2, 0.6)]
     result = segmenter(image(), ["cat", "grass"], background=0.2)
     first, second = result.relabelled(backgrounds)

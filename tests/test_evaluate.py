@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from goca import GocaError, Segmenter
+from goca import GOCA, GocaError, Segmenter
 from goca import bundled as shipped
 from goca.bundled import Scene
 from goca.evaluation import metrics
@@ -360,7 +360,7 @@ def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
     classes = [f"animal{number}" for number in range(9)]
     others = [f"surrounding{number}" for number in range(9)]
     mixed = [noun for pair in zip(classes, others, strict=True) for noun in pair][::order]
-    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
     truth = np.ones((scene.image.height, scene.image.width), np.uint16)
     dataset = Dataset(
         "toy",
@@ -394,7 +394,7 @@ def test_the_words_of_one_thing_that_are_too_many(sd15: Any, scene: Scene, photo
     )
     caption = f"sky, (animal, {', '.join(parts)})"
     evaluator = Evaluator(
-        Segmenter.from_pipeline(sd15, size=64), dataset, FixedTagger(caption), honest(dataset, "given")
+        Segmenter.from_pipeline(sd15, GOCA, size=64), dataset, FixedTagger(caption), honest(dataset, "given")
     )
     (found,) = evaluator(ONE)
     assert not found.left_out
@@ -420,7 +420,7 @@ def test_a_class_that_the_caption_missed(bundled: Segmenter, scene: Scene, photo
 def test_scenes_are_counted_as_the_segmenter_labels_them(captions: str) -> None:
     dataset, protocol = scenes_benchmark(captions, limit=7)
     names = [category.name for category in dataset.categories]
-    segmenter = Segmenter.from_pretrained("bundled", batch=3)
+    segmenter = Segmenter.from_pretrained("bundled", GOCA, batch=3)
     report = evaluate_dataset(segmenter, dataset, OracleTagger(), protocol)
     total = torch.zeros(len(names) + 1, len(names) + 1, dtype=torch.int64)
     scenes = list(islice(shipped.scenes(), 7))
@@ -446,7 +446,7 @@ def test_scenes_are_counted_as_the_segmenter_labels_them(captions: str) -> None:
 def test_categories_that_no_scene_shows_change_nothing(captions: str) -> None:
     finished = evaluate(EvaluationConfig(dataset="scenes", limit=4, batch=3, captions=captions))
     dataset, protocol = scenes_benchmark(captions, limit=4)
-    narrow = evaluate_dataset(Segmenter.from_pretrained("bundled", batch=3), dataset, OracleTagger(), protocol)
+    narrow = evaluate_dataset(Segmenter.from_pretrained("bundled", GOCA, batch=3), dataset, OracleTagger(), protocol)
     assert finished.settings["protocol"] == protocol.to_json()
     assert len(dataset.categories) < len(finished.report.names)
     # The same numbers, among more of classes that do not occur, are added up in another order.

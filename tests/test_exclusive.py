@@ -10,7 +10,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from goca import GocaError, Segmenter, trace
+from goca import GOCA, GocaError, Segmenter, trace
 from goca.diffusion.exclusive import exclusive
 from goca.testing.tiny import BUILDERS
 
@@ -122,7 +122,7 @@ def test_segmenters_and_traces_of_pipelines_with_one_denoiser_do_not_disturb_eac
     results: dict[int, Any] = {}
 
     def segment(number: int) -> None:
-        segmenter = Segmenter.from_pipeline(twins[number], size=64)
+        segmenter = Segmenter.from_pipeline(twins[number], GOCA, size=64)
         results[number] = segmenter(image(), classes=["cat", "grass"]).scores.grid
 
     def generate(number: int) -> None:

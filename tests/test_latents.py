@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
+from goca.recipe import GOCA
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
 
@@ -77,7 +78,7 @@ def test_a_tiny_autoencoder_in_every_family(name: str, image: Make) -> None:
         encoded = retrieve_latents(pipeline.vae.encode(pixels_of(pipeline, image())))
     latents = Backbone(pipeline).latents([image()], SIZE)
     torch.testing.assert_close(latents, encoded * 0.7)
-    result = Segmenter.from_pipeline(pipeline, size=64)(image(), classes=["cat", "grass"])
+    result = Segmenter.from_pipeline(pipeline, GOCA, size=64)(image(), classes=["cat", "grass"])
     assert result.scores.grid.max() == 1
 
 

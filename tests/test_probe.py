@@ -12,7 +12,7 @@ from commands import Outcome
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
-from goca import GocaError, Recipe, Segmenter
+from goca import GOCA, GocaError, Recipe, Segmenter
 from goca.diffusion.families import FAMILIES, family_of
 from goca.diffusion.families.spec import Family
 from goca.probing import probe, source
@@ -58,7 +58,7 @@ def prx() -> Any:
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "hidream"])
 def test_a_listed_family_is_recognised(name: str, image: Make) -> None:
     pipeline = BUILDERS[name]()
-    listed = Segmenter.from_pipeline(pipeline, size=64)
+    listed = Segmenter.from_pipeline(pipeline, GOCA, size=64)
     row, family = listed.backbone.family, probe(pipeline)
     for fact in ("component", "flow", "linear_self_attention", "optional_image_input", "feature", "edm_sigmas"):
         assert getattr(family, fact) == getattr(row, fact), fact

@@ -18,6 +18,7 @@ from PIL import Image
 from goca.diffusion.attention_modules import attention_modules
 from goca.diffusion.backbone import Backbone
 from goca.errors import GocaError
+from goca.recipe import GOCA
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
 from goca.tracing import trace
@@ -39,7 +40,7 @@ def own_backend() -> Any:
 
 
 def scores(pipeline: Any, image: Make) -> np.ndarray:
-    return Segmenter.from_pipeline(pipeline, size=64)(image(), classes=["cat", "grass"]).scores.grid
+    return Segmenter.from_pipeline(pipeline, GOCA, size=64)(image(), classes=["cat", "grass"]).scores.grid
 
 
 @cache

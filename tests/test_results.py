@@ -10,7 +10,7 @@ import torch
 from jaxtyping import config
 
 import goca
-from goca import GocaError, Segmenter, trace
+from goca import GOCA, GocaError, Segmenter, trace
 from goca.imaging import html
 from goca.segmentation import ScoreMaps, Segmentation
 from goca.testing.tiny import BUILDERS
@@ -20,7 +20,7 @@ IMAGE = np.linspace(0, 255, 40 * 56 * 3).reshape(40, 56, 3).astype(np.uint8)
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
+    return Segmenter.from_pipeline(BUILDERS["sd15"](), GOCA, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_background_of_a_wrong_kind(unchecked, segmenter, traced, background):
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_setting_of_a_wrong_kind_is_named(unchecked, segmenter, name, value):
     with pytest.raises(GocaError, match=name):
-        Segmenter.from_pipeline(segmenter.backbone.pipeline, **{"size": 64, name: value})
+        Segmenter.from_pipeline(segmenter.backbone.pipeline, GOCA, **{"size": 64, name: value})
 
 
 @pytest.mark.parametrize("caption", [3, b"a cat", ["a cat"]])
@@ -180,7 +180,7 @@ def test_a_caption_that_is_not_text_is_named(unchecked, segmenter, caption):
     ],
 )
 def test_settings_take_numpy_scalars_and_sequences(unchecked, segmenter, name, value, ran):
-    made = Segmenter.from_pipeline(segmenter.backbone.pipeline, **{"size": 64, name: value})
+    made = Segmenter.from_pipeline(segmenter.backbone.pipeline, GOCA, **{"size": 64, name: value})
     assert name == "seed" or getattr(made.plan, name) == ran
     result = made(IMAGE, ["cat", "dog"])
     assert torch.from_numpy(result.scores.grid).isfinite().all()

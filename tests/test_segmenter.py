@@ -23,7 +23,7 @@ Make = Callable[..., Image.Image]
 
 
 def test_a_non_square_image_in_a_batch_of_two(pipeline: Any, image: Make) -> None:
-    segmenter = Segmenter.from_pipeline(pipeline, size=64, batch=2)
+    segmenter = Segmenter.from_pipeline(pipeline, GOCA, size=64, batch=2)
     calls: list[int] = []
     # The first layer: the pass ends with the last attention, before the denoiser does.
     pipeline.unet.conv_in.register_forward_hook(lambda module, args, output: calls.append(len(output)))
@@ -106,7 +106,7 @@ def test_an_image_s_result_does_not_depend_on_its_company(bundled: Segmenter, im
 
 def test_the_same_seed_gives_the_same_result_and_another_another(sd15: Any, image: Make) -> None:
     first, again, other = (
-        Segmenter.from_pipeline(sd15, size=64, seed=seed)(image(), classes=["cat", "dog"]).scores.grid
+        Segmenter.from_pipeline(sd15, GOCA, size=64, seed=seed)(image(), classes=["cat", "dog"]).scores.grid
         for seed in (3, 3, 4)
     )
     assert np.array_equal(first, again)
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_result_and_another_another(sd15: Any, imag
 
 def test_uncertainty_is_the_standard_deviation_over_passes(sd15: Any, image: Make) -> None:
     def segmented(**options: Any) -> goca.Segmentation:
-        return Segmenter.from_pipeline(sd15, size=64, **options)(image(96, 64), classes=["cat", "dog"])
+        return Segmenter.from_pipeline(sd15, GOCA, size=64, **options)(image(96, 64), classes=["cat", "dog"])
 
     result = segmented(seeds=2)
     apart = np.abs(segmented(seed=0).scores.grid - segmented(seed=1).scores.grid) / 2
@@ -132,7 +132,7 @@ def test_uncertainty_is_the_standard_deviation_over_passes(sd15: Any, image: Mak
 
 
 def test_a_single_pass_has_no_uncertainty(sd15: Any, image: Make) -> None:
-    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"])
+    result = Segmenter.from_pipeline(sd15, GOCA, size=64)(image(), classes=["cat", "dog"])
     assert result.uncertainty is None
     assert result.scores.ensemble_std is None
     assert "uncertainty" not in result.to_json()
@@ -140,14 +140,14 @@ def test_a_single_pass_has_no_uncertainty(sd15: Any, image: Make) -> None:
 
 def test_passes_are_averaged(sd15: Any, image: Make) -> None:
     def grid(**options: Any) -> np.ndarray:
-        segmenter = Segmenter.from_pipeline(sd15, size=64, **options)
+        segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64, **options)
         return segmenter(image(), classes=["cat", "dog"]).scores.grid
 
     seeds = (grid(seed=0) + grid(seed=1)) / 2
     np.testing.assert_allclose(grid(seeds=2), seeds, atol=1e-6)
     timesteps = (grid(timestep=50) + grid(timestep=300)) / 2
     np.testing.assert_allclose(grid(timestep=(50, 300)), timesteps, atol=1e-6)
-    mirrored = Segmenter.from_pipeline(sd15, size=64)(
+    mirrored = Segmenter.from_pipeline(sd15, GOCA, size=64)(
         image().transpose(Image.Transpose.FLIP_LEFT_RIGHT), classes=["cat", "dog"]
     )
     flipped = (grid() + mirrored.scores.grid[..., ::-1]) / 2
@@ -162,7 +162,7 @@ def test_names_lose_the_spaces_around_them(classes: Any, bundled: Segmenter, ima
 
 
 def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, image: Make) -> None:
-    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat"], caption="a photo of a cat")
+    result = Segmenter.from_pipeline(sd15, GOCA, size=64)(image(), classes=["cat"], caption="a photo of a cat")
     assert result.plan.captions == ("a photo of a cat",)
     assert "no share" in result.plan.notes[0]
     assert result.scores.grid.max() == 1
@@ -200,7 +200,7 @@ def test_labels_are_the_argmax_of_the_scores_against_the_support(bundled: Segmen
 
 def test_many_classes_are_spread_over_prompts(sd15: Any, image: Make) -> None:
     names = [f"thing number {index}" for index in range(20)]
-    result = Segmenter.from_pipeline(sd15, size=64)(image(), classes=names, background_classes=["sky"])
+    result = Segmenter.from_pipeline(sd15, GOCA, size=64)(image(), classes=names, background_classes=["sky"])
     assert len(result.plan.captions) > 1
     assert all(caption.endswith("sky") for caption in result.plan.captions)
     assert any("spread over" in note for note in result.plan.notes)
@@ -250,7 +250,7 @@ def growth(unet: Any, work: Callable[[], Any]) -> tuple[list[int], int]:
 
 
 def test_windows_that_wait_for_each_other_keep_no_matrix_of_their_cells(sd15: Any, image: Make) -> None:
-    windowed = Segmenter.from_pipeline(sd15, size=96, window=True, batch=1)
+    windowed = Segmenter.from_pipeline(sd15, GOCA, size=96, window=True, batch=1)
     more, cells = growth(sd15.unet, lambda: windowed(image(), classes=["cat", "grass"], background_classes=["sky"]))
     assert more
     assert max(more) < 4 * cells**2
@@ -320,8 +320,8 @@ def test_results_and_segmenters_are_shown_in_a_line(bundled: Segmenter, image: M
 
 def test_from_pretrained_reads_a_saved_folder(pipeline: Any, image: Make, tmp_path: Any) -> None:
     pipeline.save_pretrained(tmp_path / "model")
-    loaded = Segmenter.from_pretrained(str(tmp_path / "model"), size=64)
-    wrapped = Segmenter.from_pipeline(pipeline, size=64)
+    loaded = Segmenter.from_pretrained(str(tmp_path / "model"), GOCA, size=64)
+    wrapped = Segmenter.from_pipeline(pipeline, GOCA, size=64)
     classes = ["cat", "grass"]
     # Loaded weights lie elsewhere in memory, which moves the last bit of a product, and min-max enlarges it.
     np.testing.assert_allclose(loaded(image(), classes).scores.grid, wrapped(image(), classes).scores.grid, atol=0.02)
@@ -338,7 +338,7 @@ def test_nan_weights_are_an_error(sd15: Any, image: Make) -> None:
     with torch.no_grad():
         sd15.unet.conv_in.weight.fill_(torch.nan)
     with pytest.raises(GocaError, match="not finite"):
-        Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "grass"])
+        Segmenter.from_pipeline(sd15, GOCA, size=64)(image(), classes=["cat", "grass"])
 
 
 def test_a_new_method_is_a_value(sd15: Any, image: Make) -> None:
@@ -356,7 +356,7 @@ def test_a_new_method_is_a_value(sd15: Any, image: Make) -> None:
 def test_a_count_below_1_is_an_error(sd15: Any) -> None:
     for setting in ({"seeds": 0}, {"batch": 0}):
         with pytest.raises(GocaError, match="1 or more"):
-            Segmenter.from_pipeline(sd15, **setting)
+            Segmenter.from_pipeline(sd15, GOCA, **setting)
 
 
 def test_a_recipe_may_be_named(sd15: Any) -> None:
@@ -366,7 +366,7 @@ def test_a_recipe_may_be_named(sd15: Any) -> None:
 
 
 def test_autocast_of_the_caller_s_and_default_types_do_not_matter(sd15: Any, image: Make) -> None:
-    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
     plain = segmenter(image(), classes=["cat", "dog"]).scores.grid
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = segmenter(image(), classes=["cat", "dog"]).scores.grid
@@ -379,11 +379,11 @@ def test_running_out_of_memory_names_the_settings(sd15: Any, image: Make) -> Non
 
     sd15.unet.register_forward_pre_hook(exhausted)
     with pytest.raises(GocaError, match="batch 4 and size 64"):
-        Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"])
+        Segmenter.from_pipeline(sd15, GOCA, size=64)(image(), classes=["cat", "dog"])
 
 
 def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, image: Make) -> None:
-    segmenter = Segmenter.from_pipeline(sd15, size=64, batch=1)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64, batch=1)
     names = [f"thing {index}" for index in range(30)]
     more, cells = growth(sd15.unet, lambda: segmenter(image(), classes=names))
     assert len(more) >= 2
@@ -393,18 +393,20 @@ def test_memory_does_not_grow_with_the_number_of_prompts(sd15: Any, image: Make)
 
 def test_what_a_user_loads_between_two_calls_counts(sd15: Any, image: Make) -> None:
     """As a LoRA of the text encoder does: no encoded caption outlives a call."""
-    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
     before = segmenter(image(), classes=["cat", "dog"]).scores.grid
     with torch.no_grad():
         for weight in sd15.text_encoder.parameters():
             weight *= 1.5
     changed = segmenter(image(), classes=["cat", "dog"]).scores.grid
     assert not np.array_equal(before, changed)
-    assert np.array_equal(changed, Segmenter.from_pipeline(sd15, size=64)(image(), classes=["cat", "dog"]).scores.grid)
+    assert np.array_equal(
+        changed, Segmenter.from_pipeline(sd15, GOCA, size=64)(image(), classes=["cat", "dog"]).scores.grid
+    )
 
 
 def test_a_check_reads_no_image_and_encodes_for_the_stream(sd15: Any, image: Make) -> None:
-    segmenter, encodings = Segmenter.from_pipeline(sd15, size=64), list[int]()
+    segmenter, encodings = Segmenter.from_pipeline(sd15, GOCA, size=64), list[int]()
     sd15.text_encoder.register_forward_hook(lambda *_: encodings.append(1))
     session = segmenter.check(SegmentationRequest("", ["cat", "dog"]))
     encoded = len(encodings)

@@ -12,7 +12,7 @@ import pytest
 from commands import Outcome
 from PIL import Image
 
-from goca import GocaError, Segmenter
+from goca import GOCA, GocaError, Segmenter
 from goca.folders import ImageOutcome, ModelOptions, TaggingProgress, plan_outputs, segment_images
 from goca.maths.background import Background, constant
 from goca.parallel import Executor
@@ -59,7 +59,7 @@ def test_absent_classes_have_no_pixels_and_the_others_are_asked_for_alone(bundle
 
 
 def test_passes_and_edges_agree_with_the_kept_classes_alone(image: Make) -> None:
-    segmenter = Segmenter.from_pretrained("bundled", seeds=2, refine_edges=True)
+    segmenter = Segmenter.from_pretrained("bundled", GOCA, seeds=2, refine_edges=True)
     result = segmenter(image(), CLASSES, ["water"], tagger=Says("sky, dog"))
     alone = segmenter(image(), ["dog", "sky"], ["water"])
     assert np.array_equal(result.labels, np.array([0, 3, 4], np.uint16)[alone.labels])
@@ -123,7 +123,7 @@ def test_taggers_by_name(bundled: Segmenter, image: Make) -> None:
 
 
 def test_a_class_that_no_caption_can_name_is_refused(sd15: Any, image: Make) -> None:
-    segmenter = Segmenter.from_pipeline(sd15, size=64)
+    segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
     with pytest.raises(GocaError, match="cannot stand in a list of nouns"):
         segmenter(image(), ["cat", "wall (brick)"], tagger=Says("cat"))
 

@@ -543,7 +543,7 @@ def test_everything_is_given_back_after_an_exception_at(
 
 
 def test_inside_a_trace_a_pipeline_is_nobody_else_s(pipe: Any, image: Make) -> None:
-    segmenter = Segmenter.from_pipeline(pipe, size=64)
+    segmenter = Segmenter.from_pipeline(pipe, GOCA, size=64)
     before = state(pipe)
     with trace(pipe):
         with pytest.raises(GocaError, match="is observed by a `with` block around"), trace(pipe):
@@ -575,7 +575,7 @@ def _by_hand(pipe: Any, image: Make) -> None:
 
 def _segmenter(pipe: Any, image: Make) -> None:
     twin = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
-    Segmenter.from_pipeline(twin, size=64)(image(), classes=["cat", "grass"], caption=PROMPT)
+    Segmenter.from_pipeline(twin, GOCA, size=64)(image(), classes=["cat", "grass"], caption=PROMPT)
 
 
 def _inner_trace(pipe: Any, image: Make) -> None:
@@ -676,7 +676,7 @@ def test_steps_that_attend_to_another_prompt_are_told(pipe: Any) -> None:
 def test_what_another_thread_does_is_not_heard_and_a_segmenter_there_waits(
     pipe: Any, traced: Trace, image: Make
 ) -> None:
-    segmenter, done, begun = Segmenter.from_pipeline(pipe, size=64), [], threading.Event()
+    segmenter, done, begun = Segmenter.from_pipeline(pipe, GOCA, size=64), [], threading.Event()
 
     def segment() -> None:
         begun.set()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from goca import bundled
+from goca import GOCA, bundled
 from goca.bundled import Scene
 from goca.maths.resize import resize
 from goca.prototype_learning import LearningOptions, PrototypeLearner, paint, palette
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=OPTIONS.images, help="painted for each noun (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    segmenter = Segmenter.from_pretrained(arguments.model, device="cpu", batch=BATCH)
+    segmenter = Segmenter.from_pretrained(arguments.model, GOCA, device="cpu", batch=BATCH)
     options = replace(OPTIONS, images=arguments.images)
     labelled = list(painted(segmenter, options, arguments.work / "prototypes"))
     scenes = list(tuning_scenes(arguments.count, arguments.work / "art"))

@@ -8,7 +8,7 @@ the model's own list and, for a model that knows only its vocabulary, all words 
   shown under the empty caption, so that no absent noun can disturb it, and the nouns are keys beside that; with joint
   attention a caption has to list them.
 - "prototypes": log posteriors under Gaussians of the model's own features, shown under the empty caption, see
-  `goca.prototypes`.
+  `goca.prototypes`. Such a look labels the pixels too, unless another timestep is wanted for that.
 """
 
 import json
@@ -35,7 +35,17 @@ from goca.maths.presence import PresenceRule, shown
 from goca.maths.rescale import share
 from goca.plan import Plan
 from goca.prototypes import ImageLogits, Prototypes
-from goca.request import PreparedImage, RequestNouns, SegmentationRequest, View, added, asking, prepare, prompts_of
+from goca.request import (
+    PreparedImage,
+    RequestNouns,
+    SegmentationRequest,
+    View,
+    added,
+    asking,
+    prepare,
+    prompts_of,
+    request_nouns,
+)
 from goca.storage.atomic import write_atomic
 from goca.storage.reading import read_json
 from goca.text.background_nouns import background_nouns
@@ -106,6 +116,16 @@ class ContentFree:
         self.folder = folder or user_cache_path("goca") / "content-free"
         self._known: dict[str, Float[Tensor, " noun"]] = {}
 
+    def known(self, nouns: Sequence[Noun], weights: str) -> Float[Tensor, " noun"] | None:
+        """The answer that `prior` gives, None where it is still to be measured."""
+        digest = self._digest(weights, [noun.words for noun in nouns])
+        # The weights of an offloaded model are on no device, and the fingerprint has only their shapes.
+        if digest not in self._known and not has_meta_weights(self.pipeline):
+            values = _read(self.folder / f"{digest}.json", len(nouns))
+            if values is not None:
+                self._known[digest] = torch.tensor(values)
+        return self._known.get(digest)
+
     def prior(self, nouns: Sequence[Noun], weights: str, measure: Measure) -> Float[Tensor, " noun"]:
         """The mean logarithm of each noun's share of an image that shows nothing.
 
@@ -114,20 +134,16 @@ class ContentFree:
             weights: the pipeline's `fingerprint`, for it may have been given a LoRA since.
             measure: how it is found out.
         """
+        if (known := self.known(nouns, weights)) is not None:
+            return known
         digest = self._digest(weights, [noun.words for noun in nouns])
-        if digest not in self._known:
-            path = self.folder / f"{digest}.json"
-            # The weights of an offloaded model are on no device, and the fingerprint has only their shapes.
-            on_disk = not has_meta_weights(self.pipeline)
-            values = _read(path, len(nouns)) if on_disk else None
-            if values is None:
-                maps = measure(content_free(self.plan.size), nouns)
-                values = torch.stack([(share + TINY).log().mean((-2, -1)) for share in maps]).mean(0).tolist()
-                if on_disk:
-                    # They can be measured again where the disk does not take them.
-                    with suppress(GocaError):
-                        write_atomic({path: json.dumps(values).encode()})
-            self._known[digest] = torch.tensor(values)
+        maps = measure(content_free(self.plan.size), nouns)
+        values = torch.stack([(share + TINY).log().mean((-2, -1)) for share in maps]).mean(0).tolist()
+        if not has_meta_weights(self.pipeline):
+            # They can be measured again where the disk does not take them.
+            with suppress(GocaError):
+                write_atomic({self.folder / f"{digest}.json": json.dumps(values).encode()})
+        self._known[digest] = torch.tensor(values)
         return self._known[digest]
 
     def _digest(self, weights: str, words: Sequence[Sequence[str]]) -> str:
@@ -217,6 +233,20 @@ class Evidence:
         else:
             self._prompts(competitors, session)
 
+    def uncalibrated(self, request: SegmentationRequest, session: BackboneSession) -> tuple[Noun, ...]:
+        """The nouns of a request for which images without content have to be looked at first; () if they were."""
+        if self.plan.evidence != "attention":
+            return ()
+        with self.model.inference():
+            nouns = self._competitors(request_nouns(request, self.plan, self.model.backbone), session)
+        nouns = tuple(nouns[index] for index in _order(nouns))
+        return nouns if self.content_free.known(nouns, session.fingerprint) is None else ()
+
+    def calibrate(self, nouns: Sequence[Noun], session: BackboneSession) -> None:
+        """Look at images without content for what `uncalibrated` returned; otherwise the first look does so."""
+        with self.model.inference():
+            self.content_free.prior(nouns, session.fingerprint, partial(self._content_free_shares, session))
+
     def shown(
         self,
         requests: Sequence[SegmentationRequest | GocaError],
@@ -228,24 +258,27 @@ class Evidence:
         An image stays an error, or becomes one where its nouns cannot be looked or asked for.
         """
         targets = [self._target_or_error(*pair, session) for pair in zip(requests, images, strict=True)]
-        looks = self._looks([target for target in targets if isinstance(target, Target)], session)
+        looks = iter(self._looks([target for target in targets if isinstance(target, Target)], session))
         return [
             target if isinstance(target, GocaError) else self._narrowed(request, target.image, next(looks), session)
             for request, target in zip(requests, targets, strict=True)
         ]
 
-    def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[Look]:
+    def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> list[Look]:
         """What the model says of each image before anything is asked; GocaError for nouns it cannot look for."""
         return self._looks([self._target(image, session) for image in images], session)
 
-    def _looks(self, targets: Sequence[Target], session: BackboneSession) -> Iterator[Look]:
-        rule = RULES[self.plan.evidence or ""]
+    def _looks(self, targets: Sequence[Target], session: BackboneSession) -> list[Look]:
+        rule, looks = RULES[self.plan.evidence or ""], list[Look]()
         measured = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
+        # No generator: one that an error keeps alive would end its inference in the midst of another's.
         with self.model.inference():
             for target, passes in zip(targets, measured(targets, session), strict=True):
                 image = target.image
                 evidence = rule.evidence(torch.stack(passes).mean(0))[: len(image.classes)]
-                yield Look(tuple(passes), evidence, len(passes) * max(1, len(image.prompts)) * len(image.tiles))
+                rows = len(passes) * max(1, len(image.prompts)) * len(image.tiles)
+                looks.append(Look(tuple(passes), evidence, rows))
+        return looks
 
     def _target(self, image: PreparedImage, session: BackboneSession) -> Target:
         with self.model.inference():
@@ -278,8 +311,10 @@ class Evidence:
         candidates = tuple(range(len(look.evidence))) if image.nouns.kept is None else image.nouns.kept
         indices = _kept(look.evidence, candidates, self.plan.floor, request.has_background)
         notes = _notes([image.classes[index] for index in candidates if index not in indices])
+        if self.plan.evidence == "prototypes" and not self._prototypes_label:
+            notes = (*notes, "the prototypes are of another timestep: they choose the classes, attention labels pixels")
         seen = replace(image, prompts=(), evidence=tuple(look.evidence.tolist()), notes=(*image.notes, *notes))
-        if self.plan.evidence == "prototypes":
+        if self._prototypes_label:
             notes = (*seen.notes, *added(image.nouns, image.nouns.background_classes))
             maps = tuple(class_maps(each, image.nouns, indices) for each in look.passes)
             return replace(seen, asked=indices, maps=maps, notes=notes)
@@ -288,6 +323,12 @@ class Evidence:
                 return asking(seen, request, self.plan, session, indices)
         except GocaError as error:
             return error
+
+    @property
+    def _prototypes_label(self) -> bool:
+        """Whether the look labels pixels too: at another timestep they are asked for as without prototypes."""
+        learned = None if self.prototypes is None else (self.prototypes.timestep,)
+        return self.plan.evidence == "prototypes" and self.plan.timestep == learned
 
     def _competitors(self, nouns: RequestNouns, session: BackboneSession) -> tuple[Noun, ...]:
         if self.plan.evidence == "prototypes":

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPTIONS",
     "INDEX",
+    "Calibrating",
     "FolderProgress",
     "ImageJob",
     "ImageOutcome",
@@ -71,7 +72,7 @@ class ModelOptions:
     """
 
     name: str = "bundled"
-    recipe: str = "goca"
+    recipe: str = "goca-open"
     device: str | None = None
     dtype: str | None = None
     batch: int = 4
@@ -128,7 +129,14 @@ class ImageOutcome:
         return {"image": image, "outputs": [stored_path(path) for path in self.job.targets]}
 
 
-FolderEvent = FolderProgress | ImageOutcome | Estimate | TaggingProgress
+@dataclass(frozen=True)
+class Calibrating:
+    """So many images without content are looked at before the first image, once for a model and a list of nouns."""
+
+    images: int
+
+
+FolderEvent = FolderProgress | ImageOutcome | Estimate | TaggingProgress | Calibrating
 _TaggedJob = tuple[ImageJob, Kept | GocaError | None]
 """An image, and the classes that a tagger names of it, or why it was not tagged; None if none was asked."""
 
@@ -159,8 +167,8 @@ def segment_images(
 
     Yields:
         The progress once the model is loaded, and after each image; the last one sums up the run. An outcome for
-        each image, in the order of `jobs`. Before that, what a tagger that has to be paid will take, and how far the
-        tagger is.
+        each image, in the order of `jobs`. Before that, whether the model has to be calibrated, what a tagger that has
+        to be paid will take, and how far the tagger is.
 
     Raises:
         GocaError: the model cannot be loaded or does not know a class, results cannot be written, or `resume` meets
@@ -189,9 +197,15 @@ def segment_images(
     work: Generator[tuple[ImageJob, Facts | GocaError], None, None] = _nothing()
     if remaining or any(facts.get("options") != model.to_json() for facts in kept.values()):
         # Only the plan of the loaded model can tell whether results of other options are of this run.
+        from goca.evidence import CONTENT_FREE
+
         segmenter = model.load()
         encoded = segmenter.check(request)
         _refuse_different(kept, "plan", segmenter.plan.to_json())
+        if remaining and (nouns := segmenter.evidence.uncalibrated(request, encoded)):
+            # Here, so that not every worker does it.
+            yield Calibrating(CONTENT_FREE)
+            segmenter.evidence.calibrate(nouns, encoded)
         tagged: dict[ImageJob, Kept | GocaError] = {}
         if isinstance(tagger, Tagger) and candidates is not None and remaining:
             yield from _tagging(tagger, candidates, remaining, tagged)

@@ -85,7 +85,8 @@ class Plan:
         recipe, model, settings: names of the recipe and the model, and where the checkpoint's settings come from.
         size: about size x size pixels are shown to the model.
         grid: about grid x grid cells make the common grid.
-        timestep, seeds: each timestep is combined with each seed.
+        timestep, seeds: each timestep is combined with each seed. Prototypes are looked at by their own timestep, and
+            label pixels where it is this one.
         feature: what the reference is compared by, its "query" or its attention's "output".
         background_classes: nouns whose pixels become background: the model's list; in a result those that were used.
         keys: where cross-attention meets the classes, see `Recipe`; from the settings where the recipe says "side" and
@@ -203,17 +204,14 @@ def plan(
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
     chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
     chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
-    chosen["size"] = settings.size if options.size is None else options.size
+    # Numpy's numbers are no JSON.
+    chosen["size"] = int(settings.size if options.size is None else options.size)
     timestep = chosen["timestep"] if options.timestep is None else options.timestep
-    chosen["timestep"] = tuple(timestep) if isinstance(timestep, Sequence) else (timestep,)
-    if chosen["evidence"] == "prototypes" and prototypes is not None:
-        if options.timestep is not None and chosen["timestep"] != (prototypes,):
-            raise GocaError(
-                f"the prototypes are of timestep {prototypes}: leave timestep out, or choose another recipe",
-                hint="timestep",
-            )
-        chosen["timestep"], origin["timestep"] = (prototypes,), "settings"
-    chosen |= {name: getattr(options, name) for name in ("flip", "window", "refine_edges")}
+    chosen["timestep"] = tuple(map(int, timestep if isinstance(timestep, Sequence) else (timestep,)))
+    by_model = options.timestep is None and recipe.timestep == FROM_MODEL
+    if by_model and chosen["evidence"] == "prototypes" and prototypes is not None:
+        chosen["timestep"] = (prototypes,)
+    chosen |= {name: bool(getattr(options, name)) for name in ("flip", "window", "refine_edges")}
     chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
     origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
     origin |= dict.fromkeys(options.set_by_user(), "user")

@@ -18,7 +18,7 @@ from goca.errors import GocaError
 from goca.imaging import html
 from goca.plan import Options, plan
 from goca.prototypes import Prototypes, load_beside
-from goca.recipe import GOCA, Recipe, recipe_named
+from goca.recipe import GOCA_OPEN, Recipe, recipe_named
 
 MAX_ENLARGEMENT = 4
 """How many times its training side a model may be shown: attention grows with the fourth power of the side."""
@@ -32,7 +32,7 @@ class PlannedModel:
     def __init__(
         self,
         backbone: Backbone,
-        recipe: Recipe | str = GOCA,
+        recipe: Recipe | str = GOCA_OPEN,
         options: Options = _DEFAULTS,
         batch: int = 4,
         prototypes: Prototypes | None = None,
@@ -50,6 +50,16 @@ class PlannedModel:
                 f"{MAX_ENLARGEMENT * trained} or less, or window for large images",
                 hint="window",
             )
+        if made.size < backbone.size_multiple:
+            raise GocaError(
+                f"size {made.size} is too small: {backbone.name} sees patches of {backbone.size_multiple} px, "
+                f"so give {backbone.size_multiple} or more",
+                hint="size",
+            )
+        if made.evidence == "prototypes" and prototypes is not None:
+            # Learning leaves out nouns that the model does not paint.
+            known = tuple(noun for noun in made.background_classes if noun in prototypes.nouns)
+            made = replace(made, background_classes=known)
         for timestep in made.timestep:
             check_timestep(backbone.pipeline.scheduler, timestep)
         self.plan = replace(made, device=backbone.device, dtype=backbone.dtype)
@@ -74,7 +84,7 @@ class PlannedModel:
     def from_pretrained(
         cls: type[_Model],
         name: str | Path = "bundled",
-        recipe: Recipe | str = GOCA,
+        recipe: Recipe | str = GOCA_OPEN,
         *,
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
@@ -136,7 +146,7 @@ class PlannedModel:
     def from_pipeline(
         cls: type[_Model],
         pipe: Any,
-        recipe: Recipe | str = GOCA,
+        recipe: Recipe | str = GOCA_OPEN,
         *,
         family: Family | None = None,
         batch: int = 4,

@@ -75,7 +75,8 @@ class Prototypes:
         if rows := [self.nouns.index(word) for word in noun.words if word in self.nouns]:
             return rows
         raise GocaError(
-            f'there is no prototype of "{noun.name}": learn prototypes of it, or name one of {", ".join(self.nouns)}',
+            f'there is no prototype of "{noun.name}": learn prototypes of it, choose another recipe, or name one of '
+            f"{', '.join(self.nouns)}",
             hint="classes",
         )
 

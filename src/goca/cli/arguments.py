@@ -93,6 +93,13 @@ MarkdownOption = Annotated[bool, option("--markdown", help="Print a Markdown tab
 VerboseOption = Annotated[bool, option("-v", "--verbose", help="Show warnings of the libraries, and tracebacks.")]
 
 
+def path(text: str) -> Path:
+    """A path; the empty one, as of a variable that is not set, would be the current folder."""
+    if not text:
+        raise typer.BadParameter('"" is no path: write . for the current folder')
+    return Path(text)
+
+
 def check_model(name: str, recipe: str | None = None, device: str | None = None, dtype: str | None = None) -> None:
     """Raise GocaError for what no machine has, before torch is loaded to find out what this one has."""
     if recipe is not None and recipe.lower().replace("_", "-") not in RECIPES:

@@ -32,6 +32,7 @@ def segment(
         typer.Argument(
             metavar="IMAGE|DIR",
             show_default=False,
+            parser=arguments.path,
             help="Images, and folders to search for images; hidden files, earlier results and --out are skipped.",
         ),
     ],
@@ -80,7 +81,7 @@ def segment(
     ] = "given",
     prices: arguments.PricesOption = None,
     model: arguments.ModelOption = "bundled",
-    recipe: arguments.RecipeOption = "goca",
+    recipe: arguments.RecipeOption = "goca-open",
     floor: arguments.FloorOption = None,
     timestep: arguments.TimestepOption = None,
     seeds: arguments.SeedsOption = 1,
@@ -166,6 +167,7 @@ def segment(
         if unlabelled:
             names = ", ".join(f'"{name}"' for name in unlabelled)
             say(f"no class is made of {names}: pixels of no class have label 0")
+        summary.say_not_found()
         summary.say_left_out(indexed)
         _print_end(final, out, indexed, resume, as_json)
     if final.left_out:
@@ -193,7 +195,7 @@ def _run(
 ) -> "FolderProgress":
     """Segment every image; print an image alone, or lines of JSON. The error of an image alone is the command's."""
     from goca.diffusion.loading import without_bars
-    from goca.folders import FolderProgress, TaggingProgress, index_lines
+    from goca.folders import Calibrating, FolderProgress, TaggingProgress, index_lines
     from goca.tagging.base import Estimate
 
     done = unknown = FolderProgress(total=total)
@@ -212,6 +214,10 @@ def _run(
                     bar.update(
                         task, description=f"tagging with {event.tagger}", completed=event.done, total=event.total
                     )
+                    continue
+                if isinstance(event, Calibrating):
+                    text = f"looking at {event.images} images without content, once for this model and these classes"
+                    bar.update(task, description=text)
                     continue
                 if isinstance(event, FolderProgress):
                     if done is unknown:
@@ -280,6 +286,7 @@ class _Summary:
         images: how many have results.
         with_pixels, shares: for each class, in how many of them it has pixels, and the sum of its shares.
         notes: in how many a note was made.
+        by_evidence: whether evidence alone decides which classes get pixels.
         left_out: {reason: the images}.
     """
 
@@ -288,6 +295,7 @@ class _Summary:
     shares: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     notes: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
+    by_evidence: bool = False
 
     def add(self, outcome: "ImageOutcome") -> None:
         """Count an image."""
@@ -305,6 +313,7 @@ class _Summary:
             self.with_pixels[name] += share > 0
             self.shares[name] += share
         self.notes.update(facts["plan"]["notes"])
+        self.by_evidence = facts["plan"]["floor"] > 0 and not facts["request"]["tagger"]
 
     def show(self) -> None:
         """Print the classes, the largest first, and the notes."""
@@ -321,6 +330,14 @@ class _Summary:
         show(*(f"note: {note} ({count} of {self.images} images)" for note, count in notes[:MOST_LINES]))
         if len(notes) > MOST_LINES:
             show(f"and {len(notes) - MOST_LINES} more notes: each is in the JSON file of its image")
+
+    def say_not_found(self) -> None:
+        """Say how to keep classes all the same, where the evidence left none in any image."""
+        found = any(count for name, count in self.with_pixels.items() if name != "(background)")
+        if self.images and self.by_evidence and not found:
+            what = "the image" if self.images == 1 else f"any of the {self.images} images"
+            message = f"no class was found in {what}, so all is background: lower the floor, 0 keeps every class"
+            say(described(GocaError(message, "floor")))
 
     def say_left_out(self, indexed: Path | None) -> None:
         """Say which images were left out and why, in a few lines."""
