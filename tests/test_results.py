@@ -1,6 +1,7 @@
 """Results in a notebook and between processes: short reprs, HTML, pickles, masks by name; and settings' types."""
 
 import copy
+import json
 import pickle
 import re
 
@@ -185,7 +186,7 @@ def test_settings_take_numpy_scalars_and_sequences(unchecked, segmenter, name, v
     result = made(IMAGE, ["cat", "dog"])
     assert torch.from_numpy(result.scores.grid).isfinite().all()
     pickle.dumps(result.plan)
-    result.to_json()
+    json.dumps(result.to_json())
 
 
 @pytest.mark.parametrize("background", [0.3, "none", None])
