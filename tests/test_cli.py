@@ -24,7 +24,7 @@ from goca.cli import arguments, console, models
 from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
-from goca.recipe import GOCA, VANILLA
+from goca.recipe import GOCA_OPEN, VANILLA
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
@@ -481,7 +481,7 @@ def test_options_reach_the_library(goca, loaded):
         "floor": 0.25,
     }
     assert loaded == [
-        (("bundled", GOCA), {"device": None, "dtype": None, "batch": 4, **plain}),
+        (("bundled", GOCA_OPEN), {"device": None, "dtype": None, "batch": 4, **plain}),
         (("an/m", VANILLA), {"device": "cpu", "dtype": "bf16", "batch": 3, **chosen}),
     ]
 

@@ -44,7 +44,7 @@ def test_the_default_gives_pixels_to_what_is_there(usual: Segmenter, cat: Image.
     result = usual(cat, CLASSES)
     assert [name for name, presence in result.present.items() if presence.share] == ["cat"]
     assert "too little evidence for rocket, bus: no pixels" in result.plan.notes
-    assert EvaluationConfig().recipe == "goca"
+    assert EvaluationConfig(dataset="scenes").recipe == "goca"
 
 
 def test_a_pipeline_that_was_loaded_has_its_prototypes(usual: Segmenter, cat: Image.Image) -> None:

@@ -161,7 +161,7 @@ def test_a_background_of_a_wrong_kind(unchecked, segmenter, traced, background):
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_setting_of_a_wrong_kind_is_named(unchecked, segmenter, name, value):
     with pytest.raises(GocaError, match=name):
-        Segmenter.from_pipeline(segmenter.backbone.pipeline, GOCA, **{"size": 64, name: value})
+        Segmenter.from_pipeline(segmenter.backbone.pipeline, **{"size": 64, name: value})
 
 
 @pytest.mark.parametrize("caption", [3, b"a cat", ["a cat"]])

@@ -45,8 +45,8 @@ class Segmenter(PlannedModel):
     """A frozen text-to-image pipeline that labels images; made by `from_pretrained` or `from_pipeline`.
 
     An image takes one denoiser pass, and more only for windows, several prompts, timesteps or seeds, and flips.
-    Plans that measure evidence look at it in as many passes before, and once for each list of nouns at images without
-    content; with prototypes the look is all.
+    Plans that measure evidence, as the default recipe's, look at it in as many passes before, and once for each list of
+    nouns at images without content; with prototypes the look is all, unless another timestep is given.
     """
 
     def check(self, request: SegmentationRequest) -> BackboneSession:
