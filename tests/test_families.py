@@ -18,6 +18,7 @@ from goca.diffusion.families import FAMILIES, family_of
 from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.maths.attention import probabilities
+from goca.recipe import GOCA
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
@@ -161,9 +162,9 @@ def test_saved_to_a_folder_and_loaded(
     if name == "cosmos2":
         # NVIDIA's guard is a download; what stands in for it comes with the tiny pipeline.
         monkeypatch.setattr(pipeline_cosmos2_text2image, "CosmosSafetyChecker", type(pipeline.safety_checker))
-    expected = Segmenter.from_pipeline(pipeline, size=64)(image(), classes=["cat", "grass"])
+    expected = Segmenter.from_pipeline(pipeline, GOCA, size=64)(image(), classes=["cat", "grass"])
     pipeline.save_pretrained(tmp_path)
-    loaded = Segmenter.from_pipeline(load(tmp_path, None, None, None, None), size=64)
+    loaded = Segmenter.from_pipeline(load(tmp_path, None, None, None, None), GOCA, size=64)
     result = loaded(image(), classes=["cat", "grass"])
     np.testing.assert_allclose(result.scores.grid, expected.scores.grid, atol=ROUNDING)
 
@@ -188,7 +189,7 @@ def test_the_families_whose_positions_end(name: str, recorded: RecordedPass) -> 
 def test_no_image_is_shown_beyond_the_model_s_positions(
     name: str, size: tuple[int, int], image: Callable[..., Image.Image]
 ) -> None:
-    segmenter = Segmenter.from_pipeline(BUILDERS[name](), size=128)
+    segmenter = Segmenter.from_pipeline(BUILDERS[name](), GOCA, size=128)
     longest = segmenter.backbone.max_side
     shown: list[tuple[int, int]] = []
     latents = segmenter.backbone.latents
@@ -206,7 +207,7 @@ def test_requests_of_different_lengths_share_a_batch(name: str, image: Callable[
     requests = [SegmentationRequest(image(160, 96, seed), classes) for seed, classes in enumerate(lists)]
     pipeline = BUILDERS[name]()
     both, alone = (
-        [result for _, result in Segmenter.from_pipeline(pipeline, size=64, batch=batch).stream(requests)]
+        [result for _, result in Segmenter.from_pipeline(pipeline, GOCA, size=64, batch=batch).stream(requests)]
         for batch in (2, 1)
     )
     for together, single in zip(both, alone, strict=True):
@@ -215,7 +216,7 @@ def test_requests_of_different_lengths_share_a_batch(name: str, image: Callable[
 
 @pytest.mark.parametrize("shape", [(90, 70), (56, 56), (33, 257)])
 def test_cogview4_is_shown_sizes_that_it_takes(shape: tuple[int, int], image: Callable[..., Image.Image]) -> None:
-    result = Segmenter.from_pipeline(BUILDERS["cogview4"](), size=64)(image(*shape), classes=["cat", "grass"])
+    result = Segmenter.from_pipeline(BUILDERS["cogview4"](), GOCA, size=64)(image(*shape), classes=["cat", "grass"])
     assert result.labels.shape == shape[::-1]
 
 
@@ -230,7 +231,7 @@ def test_a_text_encoder_that_is_not_there_has_no_room_for_classes(image: Callabl
     pipeline = BUILDERS["sd3"]()
     pipeline.text_encoder_3 = None
     classes = [f"thing {number}" for number in range(20)]
-    result = Segmenter.from_pipeline(pipeline, size=64)(image(), classes=classes)
+    result = Segmenter.from_pipeline(pipeline, GOCA, size=64)(image(), classes=classes)
     assert any("spread over" in note for note in result.plan.notes)
 
 

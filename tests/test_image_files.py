@@ -228,9 +228,9 @@ def test_what_a_png_says_beside_its_pixels_is_bounded(chunk: bytes) -> None:
 
 LARGE = """
 import resource, sys
-from goca import Segmenter
+from goca import GOCA, Segmenter
 from goca.testing import tiny
-segmenter = Segmenter.from_pipeline(tiny.BUILDERS["sd15"](), size=64, refine_edges=sys.argv[3] == "edges")
+segmenter = Segmenter.from_pipeline(tiny.BUILDERS["sd15"](), GOCA, size=64, refine_edges=sys.argv[3] == "edges")
 nouns = "cat dog grass sky tree car house road water boat bird horse cow sheep bed chair table lamp door wall".split()
 result = segmenter(sys.argv[1], nouns[: int(sys.argv[2])])
 result.overlay(legend=False)

@@ -418,7 +418,7 @@ def test_a_check_reads_no_image_and_encodes_for_the_stream(sd15: Any, image: Mak
 
 
 def test_images_of_different_shapes_with_different_numbers_of_windows(bundled: Segmenter, image: Make) -> None:
-    windowed = Segmenter(bundled.backbone, options=Options(window=True), batch=3)
+    windowed = Segmenter(bundled.backbone, GOCA, options=Options(window=True), batch=3)
     shapes = [(64, 64), (100, 64), (64, 110)]
     results = windowed([image(*shape) for shape in shapes], classes=["cat", "grass"])
     assert [result.labels.shape for result in results] == [(height, width) for width, height in shapes]

@@ -178,7 +178,7 @@ def switch_case(name: str) -> Numbers:
     settings, options = SWITCHES[name]
     scene = scenes()[6]
     image = scene.image.resize((112, 80)) if "window" in settings else scene.image
-    result = ask(Segmenter.from_pretrained("bundled", **settings), image, **{"classes": scene.classes, **options})
+    result = ask(Segmenter.from_pretrained("bundled", GOCA, **settings), image, **{"classes": scene.classes, **options})
     for kind, values in maps(result).items():
         numbers.add(kind, values)
     numbers.add_labels("labels", result)
