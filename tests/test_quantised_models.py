@@ -18,6 +18,7 @@ from torch import nn
 
 from goca.diffusion.attention_modules import attention_modules
 from goca.diffusion.backbone import Backbone
+from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.segmenter import Segmenter
@@ -170,6 +171,7 @@ def test_a_quantised_denoiser(name: str, way: Callable[[Any, Path], None], image
     check(recorded, atol=0.02 * largest if rounds else 1e-5)
     backbone = Backbone(pipeline)
     assert (backbone.dtype, backbone.device) == ("float32", "cpu")
+    assert fingerprint(pipeline) != fingerprint(BUILDERS[name]())
     before = state(pipeline)
     found = score_maps(pipeline, image)
     assert state(pipeline) == before

@@ -1,5 +1,6 @@
 """A mark of a pipeline's weights, by which what was measured of it is known again."""
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -19,14 +20,24 @@ def fingerprint(pipeline: Any) -> str:
         if isinstance(part, torch.nn.Module):
             for key, tensor in part.state_dict().items():
                 mark.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                if not tensor.is_meta:
-                    step = max(1, tensor.numel() // PROBES)
-                    mark.update(tensor.flatten()[::step].float().cpu().numpy().tobytes())
+                for plain in _plain(tensor):
+                    if not plain.is_meta:
+                        step = max(1, plain.numel() // PROBES)
+                        mark.update(plain.flatten()[::step].float().cpu().numpy().tobytes())
             for module in part.modules():  # how a LoRA is weighed is in no tensor
                 if hasattr(module, "active_adapters"):
                     facts = [getattr(module, name, None) for name in ("active_adapters", "disable_adapters", "scaling")]
                     mark.update(repr(facts).encode())
     return mark.hexdigest()
+
+
+def _plain(tensor: Any) -> Iterator[torch.Tensor]:
+    """A tensor itself; those that a quantised one is made of, which takes no slices."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
 
 
 def has_meta_weights(pipeline: Any) -> bool:
