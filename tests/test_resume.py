@@ -43,7 +43,7 @@ def loaded(bundled: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def from_pretrained(name: str, recipe: Any, *, batch: int, **options: Any) -> Segmenter:
         settings = {name: value for name, value in options.items() if name not in ("device", "dtype")}
-        return Segmenter(bundled.backbone, recipe, Options(**settings), batch)
+        return Segmenter(bundled.backbone, recipe, Options(**settings), batch, bundled.prototypes)
 
     monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
 
@@ -181,7 +181,7 @@ def test_an_image_held_upright_is_still_the_same(goca: Goca, saved: list[str]) -
         (("--classes", "cat, grass", "--background-classes", "sky, road"), "background_classes"),
         ((*ASK, "--background", "0.3"), "background"),
         ((*ASK, "--caption", "cat, grass, sky"), "caption"),
-        ((*ASK, "--recipe", "vanilla"), "recipe, heads, layers"),
+        ((*ASK, "--recipe", "vanilla"), "recipe, timestep, heads"),
         ((*ASK, "--timestep", "50"), "timestep"),
         ((*ASK, "--seeds", "2"), "seeds"),
         ((*ASK, "--size", "48"), "size"),
