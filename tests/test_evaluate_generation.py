@@ -3,12 +3,11 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import count, product
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from goca.evaluation.generated_images import Finished, GenerationConfig, ImagesG
 from goca.evaluation.generation_metrics import Meter, ModelFeatures, open_folder
 from goca.evaluation.metrics import mean
 from goca.evaluation.prompts import Prompt, read_prompts
+from goca.generation import Generated, GenerationOptions, generate
 from goca.parallel import Executor
 from goca.testing.tiny import BUILDERS
 from training import namer
@@ -214,19 +214,19 @@ def test_a_folder_of_other_images_is_refused(
     assert files(tmp_path / "run/images") == before
 
 
-@pytest.mark.parametrize("name", ["sd15", "pixart_alpha", "sd3"])
-def test_an_image_is_that_of_the_pipeline_called_alone(
+@pytest.mark.parametrize("name", ["sd15", "wan", "qwen_image"])
+def test_an_image_is_that_of_its_prompt_and_seed_alone(
     monkeypatch: pytest.MonkeyPatch, prompts: Path, tmp_path: Path, name: str
 ) -> None:
+    """One row a branch, frames of videos, and guidance in two calls."""
     pipeline = BUILDERS[name]()
-    pipeline.set_progress_bar_config(disable=True)
     monkeypatch.setattr(GenerationConfig, "load_pipeline", lambda config: pipeline)
     config = GenerationConfig(prompts=prompts, limit=3, batch=3, steps=2, scale=3.0, seed=11, size=32)
     list(run(config, tmp_path / "run"))
-    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32}
-    alone = pipeline(TEXTS[1], generator=torch.Generator().manual_seed(12), **options).images[0]
+    *_, alone = generate(pipeline, GenerationOptions(prompt=TEXTS[1], steps=2, scale=3.0, size=32), [12])
+    assert isinstance(alone, Generated)
     with Image.open(tmp_path / "run/images/000001.png") as image:
-        difference = np.abs(np.asarray(image, int) - np.asarray(alone, int))
+        difference = np.abs(np.asarray(image, int) - np.asarray(alone.image, int))
     assert difference.max() <= 1
 
 
@@ -245,30 +245,42 @@ def test_names_of_guidance() -> None:
     assert guide_arguments("vanilla") == {"recipe": VANILLA}
     assert guide_arguments("energy") == {"recipe": None}
     assert guide_arguments("1.5") == {"rate": 1.5}
-    for wrong in ("cat", "-1", "nan", "inf"):
+    for wrong in ("cat", "-1", "0", "nan", "inf"):
         with pytest.raises(GocaError, match=r"no guidance .* give none, energy, goca"):
             guide_arguments(wrong)
 
 
-def test_the_effective_scale_of_each_image_is_written(
-    fake: None, monkeypatch: pytest.MonkeyPatch, prompts: Path, tmp_path: Path
-) -> None:
-    called = []
+def guided(folder: Path, prompts: Path, guide: str, name: str = "sd15") -> dict[str, Any]:
+    """What is measured of two images of a tiny pipeline, at scale 4."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GenerationConfig, "load_pipeline", lambda config: BUILDERS[name]())
+        config = GenerationConfig(prompts=prompts, limit=3, batch=2, steps=2, scale=4.0, size=32, guide=guide)
+        *_, finished = run(config, folder)
+    return finished.measurement.per_image
 
-    @contextmanager
-    def guide(pipeline: Any, **options: Any) -> Iterator[Any]:
-        called.append(options)
-        yield SimpleNamespace(effective_scales=[[2.0, 5.0], [4.0, 6.0]])  # two steps of two images
 
-    module = ModuleType("goca.guidance")
-    module.guide = guide  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "goca.guidance", module)
-    config = GenerationConfig(prompts=prompts, limit=2, guide="goca", every=3)
-    *_, finished = run(config, tmp_path / "run")
-    assert called == [{"recipe": GOCA, "every": 3}]
-    assert finished.measurement.per_image == {"effective_scale": {"000000.png": 3.0, "000001.png": 5.5}}
-    assert finished.measurement.means["effective_scale"][0] == 4.25
-    assert json.loads((tmp_path / "run/run.json").read_text())["metrics"]["effective_scale"]["mean"] == 4.25
+def test_the_effective_scale_of_each_image_is_written(prompts: Path, tmp_path: Path) -> None:
+    names = ["000000.png", "000001.png", "000002.png"]
+    assert guided(tmp_path / "none", prompts, "none") == {}
+    plain = guided(tmp_path / "1", prompts, "1")["effective_scale"]
+    assert plain == pytest.approx(dict.fromkeys(names, 4.0), rel=1e-4)
+    assert files(tmp_path / "1/images").items() >= {
+        (name, content) for name, content in files(tmp_path / "none/images").items() if name in names
+    }
+    stronger = guided(tmp_path / "1.5", prompts, "1.5")["effective_scale"]
+    assert stronger == pytest.approx(dict.fromkeys(names, 6.0), rel=1e-4)
+    regions = guided(tmp_path / "goca", prompts, "goca")["effective_scale"]
+    assert len(set(regions.values())) == 3
+    assert json.loads((tmp_path / "goca/run.json").read_text())["metrics"]["effective_scale"]["mean"] == pytest.approx(
+        sum(regions.values()) / 3
+    )
+
+
+@pytest.mark.parametrize(("name", "guide"), [("flux2", "1"), ("sd15", "concept-attention")])
+def test_what_cannot_be_guided_leaves_nothing(prompts: Path, tmp_path: Path, name: str, guide: str) -> None:
+    with pytest.raises(GocaError):
+        guided(tmp_path / "run", prompts, guide, name)
+    assert not (tmp_path / "run").exists()
 
 
 # ---- metrics

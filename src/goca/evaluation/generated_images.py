@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from goca import guidance
 from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.loading import load
 from goca.errors import GocaError
@@ -41,7 +42,8 @@ class GenerationConfig:
         prompts, limit, seed, same_seed: as `read_prompts` takes them.
         model: as `goca.diffusion.loading.load` takes it; so are device and dtype.
         steps, scale, size: as `GenerationOptions` takes them.
-        guide: "none", the name of a recipe, "energy" for guidance without attention, or a rate, a number from 0.
+        guide: "none", the name of a recipe, "energy" for guidance without attention, or a rate, a positive number;
+            1 is "none" with its effective scale.
         every: how often guidance reads attention, in steps.
         batch: prompts that go through the pipeline together, 1 or more.
         threads: of torch in each process, on a CPU.
@@ -148,7 +150,7 @@ class ImageGenerator:
         """Each image's record and PNG file."""
         config = self._config
         start = time.perf_counter()
-        with guidance(self._pipeline, config.guide, config.every) as guided:
+        with guiding(self._pipeline, config.guide, config.every) as guided:
             images = generate_batch(
                 self._pipeline,
                 [prompt.text for prompt in batch],
@@ -164,14 +166,12 @@ class ImageGenerator:
         return [(record, png(image)) for record, image in zip(records, images, strict=True)]
 
 
-def guidance(pipeline: Any, guide: str, every: int = 1) -> AbstractContextManager[Any]:
+def guiding(pipeline: Any, guide: str, every: int = 1) -> AbstractContextManager[Any]:
     """What guides a pipeline while it generates; nothing for "none". See `GenerationConfig` for guide and every."""
     arguments = guide_arguments(guide)
     if arguments is None:
         return nullcontext()
-    from goca.guidance import guide as guided
-
-    return guided(pipeline, **arguments, every=every)
+    return guidance.guide(pipeline, **arguments, every=every)
 
 
 def guide_arguments(guide: str) -> dict[str, Any] | None:
@@ -184,8 +184,8 @@ def guide_arguments(guide: str) -> dict[str, Any] | None:
         rate = float(guide)
     except ValueError:
         rate = -1.0
-    if not 0 <= rate < float("inf"):
-        raise GocaError(f'no guidance "{guide}": give {", ".join(named)}, or a rate, a number from 0', "guide")
+    if not 0 < rate < float("inf"):
+        raise GocaError(f'no guidance "{guide}": give {", ".join(named)}, or a rate, a positive number', "guide")
     return {"rate": rate}
 
 
@@ -193,6 +193,8 @@ def _effective_scales(guided: Any, images: int) -> list[float | None]:
     """The mean over steps of each image."""
     if guided is None:
         return [None] * images
+    if not guided.effective_scales:
+        raise GocaError('nothing was guided: generate with the guidance "none"', "guide")
     return torch.as_tensor(guided.effective_scales, dtype=torch.float64).mean(0).tolist()
 
 
@@ -227,6 +229,7 @@ def run(
     read_facts(out)
     yield Stage(f"loading {config.model}")
     pipeline = config.load_pipeline()
+    guiding(pipeline, config.guide, config.every)  # refuses what cannot be guided before anything is written
     decisive = config.settings(pipeline, prompts)
     paths = {prompt.id: out / IMAGES / f"{prompt.id}.png" for prompt in prompts}
     with RunFolder(out, decisive, command, generated_lines) as folder:
