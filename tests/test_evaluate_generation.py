@@ -424,11 +424,29 @@ def test_the_command_generates_and_measures(
 ) -> None:
     done = goca("evaluate-generation", "--prompts", prompts, "--out", tmp_path / "a", "--limit", "2")
     assert (done.code, done.err) == (0, "")
-    assert f"1: {tmp_path / 'a'}" in done.out.replace("\n", "")
+    assert done.out.startswith(f"folder 1: {tmp_path / 'a'}, 2 images\n")
     goca("evaluate-generation", "--prompts", prompts, "--out", tmp_path / "b", "--limit", "2")
     done = goca("evaluate-generation", "--images", tmp_path / "a", "--images", tmp_path / "b", "--json")
     rows = json.loads(done.out)
     assert [(row["folder"], row["images"]) for row in rows] == [(str(tmp_path / name), 2) for name in ("a", "b")]
+
+
+@needs_torchmetrics
+def test_the_table_of_several_folders(goca: Callable[..., Outcome], clip: Path, tmp_path: Path) -> None:
+    """FID is of the CLIP's features, of fewer images than those are."""
+    for name, scale in (("a", 5.0), ("b", 5.25)):
+        folder = painted(tmp_path / name, [(250, 9, 9), (9, 250, 9), (9, 9, 250)])
+        described(folder, text=["cat", "grass", "sky"], effective_scale=[scale] * 3)
+    words = ["--images", tmp_path / "a", "--images", tmp_path / "b", "--reference", tmp_path / "a"]
+    done = goca("evaluate-generation", *words, "--features", clip, "--clip", clip)
+    assert done.code == 0
+    assert done.out.startswith(f"folder 1: {tmp_path / 'a'}, 3 images\nfolder 2: {tmp_path / 'b'}, 3 images\n")
+    rows = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert {"fid 1 0.00", "fid 2 0.00", "effective scale 1 5.000 [5.000, 5.000]"} <= set(rows)
+    assert "effective scale 2 5.250 [5.250, 5.250] +0.250 [+0.250, +0.250]" in rows
+    (score,) = [row for row in rows if row.startswith("clip score 2 ")]
+    assert score.endswith(" +0.000 [+0.000, +0.000]")  # the same images have the same CLIP scores
+    assert "note: FID of 3 and 3 images in 12 dimensions" in done.out
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from goca.errors import GocaError
 if TYPE_CHECKING:
     from goca.evaluation.generated_images import GenerationConfig
     from goca.evaluation.generation_metrics import Measurement, Meter
+    from goca.evaluation.metrics import Interval
     from goca.parallel import Executor
 
 
@@ -182,7 +183,7 @@ def _print(measurements: "Sequence[Measurement]", as_json: bool) -> None:
     first, *others = measurements
     gains = [{}, *(other.gain_over(first) for other in others)]
     if as_json:
-        rows = [
+        objects = [
             {
                 "folder": measurement.folder,
                 **measurement.to_json(),
@@ -190,26 +191,27 @@ def _print(measurements: "Sequence[Measurement]", as_json: bool) -> None:
             }
             for measurement, gain in zip(measurements, gains, strict=True)
         ]
-        show_json(rows)
+        show_json(objects)
         return
-    figures = list(dict.fromkeys(name for measurement in measurements for name in measurement.per_image))
-    columns = [text for name in figures for text in (f"{name.replace('_', ' ')} [95 %]", "gain over 1 [95 %]")]
-    columns = [text for text in columns if others or not text.startswith("gain")]
-    rows = table("folder", "images", "FID", *columns, figures=2 + len(columns))
-    for number, (measurement, gain) in enumerate(zip(measurements, gains, strict=True), start=1):
-        cells: list[str] = []
-        for name in figures:
-            cells.append(_cell(measurement.means.get(name)))
-            cells += [_cell(gain.get(name), "+")] if others else []
-        fid = "" if measurement.fid is None else f"{measurement.fid.value:.2f}"
-        rows.add_row(f"{number}: {measurement.folder}", str(measurement.images), fid, *cells)
-    show(rows)
+    # Names of any length would leave the figures no room.
+    show(*(f"folder {n}: {each.folder}, {each.images} images" for n, each in enumerate(measurements, start=1)))
+    rows = table("figure", "folder", "value [95 %]", *["gain over folder 1 [95 %]"] * bool(others), figures=2)
+    for name in ("fid", *dict.fromkeys(name for measurement in measurements for name in measurement.per_image)):
+        for number, (measurement, gain) in enumerate(zip(measurements, gains, strict=True), start=1):
+            if name in measurement.means:
+                value = _cell(measurement.means[name])
+            elif name == "fid" and measurement.fid is not None:
+                value = f"{measurement.fid.value:.2f}"
+            else:
+                continue
+            cells = [_cell(gain[name], "+") if name in gain else ""] if others else []
+            rows.add_row(name.replace("_", " "), str(number), value, *cells)
+    if rows.row_count:
+        show(rows)
     for note in dict.fromkeys(note for measurement in measurements for note in measurement.notes):
         show(f"note: {note}")
 
 
-def _cell(figure: Any, sign: str = "") -> str:
-    if figure is None:
-        return ""
+def _cell(figure: "tuple[float, Interval]", sign: str = "") -> str:
     value, bounds = figure
     return f"{value:{sign}.3f} {interval(bounds, sign)}"

@@ -6,7 +6,7 @@ images.jsonl, a line an image as it is done; and run.json, what the run is and w
 
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -241,6 +241,7 @@ def run(
         # A batch that lacks an image is done again as a whole: who shares a batch may show in the last bits.
         work = [batch for batch in batches if not {prompt.id for prompt in batch} <= done]
         yield Stage("generating", len(prompts), len(prompts) - sum(map(len, work)))
+        make_worker: Callable[[], ImageGenerator]
         if executor.here:
             make_worker = partial(ImageGenerator, pipeline, config)
         else:

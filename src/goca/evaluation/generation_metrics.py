@@ -319,7 +319,7 @@ def frechet_distance(real: Float[Tensor, "real feature"], generated: Float[Tenso
     fid = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Features(real.shape[1]))
     fid.update(real, real=True)
     fid.update(generated, real=False)
-    return float(fid.compute())
+    return max(float(fid.compute()), 0.0)  # that of equal features may round below
 
 
 @torch.no_grad()
