@@ -61,7 +61,7 @@ class Case:
             frozenset(names[name] for name in END if name in names),
         )
         text = Tokens("", ((0, 0),) * len(special), special, ids=numbers)
-        self.columns = Columns.of([text], ids)
+        self.columns = Columns.of([text], {"": ids})
 
     def expected(self, name: str) -> Tensor:
         return self.data[f"expected.{name}"]

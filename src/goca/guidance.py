@@ -6,7 +6,7 @@ guided.rates
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, SupportsIndex
@@ -20,12 +20,13 @@ from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens, step_numbers
-from goca.diffusion.guidance_scale import how_to_guide
+from goca.diffusion.guidance_scale import check_guidance, unguided
 from goca.diffusion.session import GenerationSession, check_generation
 from goca.errors import GocaError
 from goca.imaging.images import common_grid
 from goca.maths import Grid
 from goca.maths import guidance as maths
+from goca.maths.rules import MAPS, name_of
 from goca.plan import Options, Plan, plan
 from goca.recipe import GOCA, Recipe, recipe_named
 from goca.text.token_spans import Indices, NounTokens
@@ -37,27 +38,42 @@ CLAMP, LIMIT = (0.8, 3.0), 15.0
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The numbers of the tokens that a pipeline's tokenizers put in front of a text, and behind it."""
+    """The numbers of the tokens that a tokenizer puts in front of a text, behind it, and in empty places."""
 
-    starts: frozenset[int]
-    ends: frozenset[int]
+    starts: frozenset[int] = frozenset()
+    ends: frozenset[int] = frozenset()
+    pads: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, backbone: Backbone) -> "SpecialTokens":
-        """Those of the tokenizers whose tokens the denoiser attends to."""
-        texts = (getattr(backbone.pipeline, text.tokenizer, None) for text in backbone.family.texts)
-        tokenizers = [tokenizer for tokenizer in texts if tokenizer is not None]
+    def of(cls, tokenizer: Any) -> "SpecialTokens":
+        """Those of a tokenizer of transformers."""
 
         def numbers(*names: str) -> frozenset[int]:
-            values = (getattr(tokenizer, name, None) for tokenizer in tokenizers for name in names)
-            return frozenset(value for value in values if value is not None)
+            return frozenset(getattr(tokenizer, name, None) for name in names) - {None}
 
-        return cls(numbers("bos_token_id", "cls_token_id"), numbers("eos_token_id", "sep_token_id"))
+        return cls(
+            numbers("bos_token_id", "cls_token_id"), numbers("eos_token_id", "sep_token_id"), numbers("pad_token_id")
+        )
 
-    def start(self, texts: Sequence[Tokens]) -> int | None:
-        """The column of the first start token that the denoiser attends to."""
-        columns = (text.start + index for text in texts for index, token in enumerate(text.ids) if token in self.starts)
-        return next((column for column in columns if column >= 0), None)
+    def is_filling(self, text: Tokens, index: int) -> bool:
+        """Whether a token in front of a prompt is padding, or of a template, whose characters are blanked."""
+        start, end = text.offsets[index]
+        return text.ids[index] in self.pads or (start < end and not text.text[start:end].strip())
+
+
+Specials = Mapping[str, SpecialTokens]
+"""{tokenizer, by its name in the pipeline: its special tokens}."""
+
+
+def start_column(texts: Sequence[Tokens], specials: Specials) -> int | None:
+    """The column of the first start token that the denoiser attends to."""
+    columns = (
+        text.start + index
+        for text in texts
+        for index, token in enumerate(text.ids)
+        if token in specials[text.tokenizer].starts
+    )
+    return next((column for column in columns if column >= 0), None)
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,8 @@ class Columns:
     """The columns of an image's global map that guidance reads.
 
     Attributes:
-        competing: The tokens that compete for each pixel: of each text the first to the last of the prompt, and so
-            what the tokenizer or a template puts in front as well, such as CLIP's start token and T5's lone gaps.
+        competing: The tokens that compete for each pixel: of each text all to the last of the prompt, and so CLIP's
+            start token and T5's lone gaps as well, but not a template or padding in front.
         prompt: Those of the prompt: stop words and punctuation count, special tokens and templates do not.
         start: The start token; None where the denoiser is given none.
         end: The end token behind the prompt; without one, what follows the prompt.
@@ -78,19 +94,23 @@ class Columns:
     end: int
 
     @classmethod
-    def of(cls, texts: Sequence[Tokens], special: SpecialTokens) -> "Columns":
+    def of(cls, texts: Sequence[Tokens], specials: Specials) -> "Columns":
         """Find them in what each tokenizer made of a prompt."""
         competing, prompt, ends = set[int](), set[int](), list[int]()
         for text in texts:
             positions = [index for index, flag in enumerate(text.special) if not flag]
             if not positions:
                 continue
-            last, count = positions[-1], len(text.special)
-            competing.update(range(max(0, text.start), text.start + last + 1))
+            last, count, special = positions[-1], len(text.special), specials[text.tokenizer]
+            before = (index for index in range(positions[0]) if not special.is_filling(text, index))
+            competing.update(text.start + index for index in (*before, *range(positions[0], last + 1)))
             prompt.update(text.start + index for index in positions)
             behind = (index for index, token in enumerate(text.ids) if index > last and token in special.ends)
             ends.append(text.start + next(behind, min(last + 1, count - 1)))
-        return cls(tuple(sorted(competing)), tuple(sorted(prompt)), special.start(texts), ends[0] if ends else 0)
+        competing = {index for index in competing if index >= 0}  # a pipeline may cut what is in front
+        return cls(
+            tuple(sorted(competing)), tuple(sorted(prompt)), start_column(texts, specials), ends[0] if ends else 0
+        )
 
 
 @dataclass(frozen=True)
@@ -230,11 +250,11 @@ class GuidanceObserver:
         region_names: For each image of the last generation, {region: the token's word}.
     """
 
-    def __init__(self, settings: Settings, special: SpecialTokens, remedy: str) -> None:
-        """Prepare to guide; `remedy` says how the pipeline is made to guide at all."""
+    def __init__(self, settings: Settings, specials: Specials, unguided: GocaError) -> None:
+        """Prepare to guide; `unguided` is raised where the pipeline does not."""
         self.steps: list[GuidedStep] = []
         self.region_names: dict[int, dict[int, str]] = {}
-        self._settings, self._special, self._remedy = settings, special, remedy
+        self._settings, self._specials, self._unguided = settings, specials, unguided
         self._generation, self._evaluation = _Generation(), _Evaluation()
 
     def begin(self, call: DenoiserCall) -> Sink | None:
@@ -246,10 +266,10 @@ class GuidanceObserver:
         if call.generation != self._generation.index:
             self._generation, self._evaluation, self.region_names = _Generation(call.generation), _Evaluation(), {}
             if call.scale is None or call.scale <= 1:
-                raise GocaError(f"there is no guidance whose scale could be changed: {self._remedy}")
+                raise self._unguided
         if call.evaluation != self._evaluation.index:
             if self._evaluation.index >= 0 and not self._generation.is_guided:
-                raise GocaError(f"the prompt alone was evaluated, there is no guidance: {self._remedy}")
+                raise self._unguided
             self._evaluation = _Evaluation(call.evaluation)
         settings, read_at = self._settings, self._generation.read_at
         if settings.plan is None or not self._guides(call):
@@ -302,7 +322,7 @@ class GuidanceObserver:
         state, grid = self._evaluation, common_grid(call.latent_size, plan.grid)
         for index, row in call.rows_of("cond").items():
             image, prompt = _image(row.image), _prompt(row.prompt)
-            columns = state.columns[image] = Columns.of(prompt.texts, self._special)
+            columns = state.columns[image] = Columns.of(prompt.texts, self._specials)
             if columns.prompt:
                 self.region_names[image] = _names(prompt.texts, columns)
                 tokens = NounTokens(prompt.prompt, (), (), columns.prompt)
@@ -312,8 +332,8 @@ class GuidanceObserver:
             image, prompt = _image(row.image), _prompt(row.prompt)
             start = state.columns[image].start if image in state.cond else None
             if start is not None:
-                found = self._special.start(prompt.texts)
-                state.starts[image] = start if found is None else found
+                negative_start = start_column(prompt.texts, self._specials)
+                state.starts[image] = start if negative_start is None else negative_start
                 # Of this branch there is one column, and it refines nothing.
                 tokens = NounTokens(prompt.prompt, (), (), ())
                 state.uncond[image] = AttentionAggregator(replace(plan, refine=(), order=0), tokens, grid)
@@ -358,7 +378,9 @@ class Guide:
     """
 
     def __init__(self, pipe: Any, backbone: Backbone, settings: Settings) -> None:
-        self._observer = GuidanceObserver(settings, SpecialTokens.of(backbone), how_to_guide(pipe))
+        names = {text.tokenizer for text in backbone.family.texts}
+        specials = {name: SpecialTokens.of(getattr(pipe, name, None)) for name in names}
+        self._observer = GuidanceObserver(settings, specials, unguided(pipe, backbone.family))
         self._session = GenerationSession(backbone, [self._observer])
 
     def __enter__(self) -> "Guide":
@@ -393,7 +415,7 @@ class Guide:
 
     @property
     def region_names(self) -> dict[int, dict[int, str]]:
-        """{image of the last call: {region: its word}}; "<start>" and the like for what is not the prompt's."""
+        """{image of the last call: {region: its word}}; "<start>" and "<special>" are not the prompt's."""
         return self._observer.region_names
 
 
@@ -446,14 +468,15 @@ def guide(
             pipeline's call, for a call without guidance, such as with a scale of 1.
     """
     backbone = Backbone(pipe, check=check_generation)
-    how_to_guide(pipe)
-    if isinstance(rate, bool) or not (rate is None or (isinstance(rate, Real) and 0 < rate < float("inf"))):
+    check_guidance(pipe)
+    if rate is not None and not _is_positive(rate):
         raise GocaError(f"rate {rate!r} is not a positive number: give one, 1 for plain guidance", hint="rate")
     if rate is not None and masks is not None:
         raise GocaError("rate and masks both say how to guide: give one of them", hint="masks")
-    if clamp is not None and not (len(clamp) == 2 and 0 <= clamp[0] <= clamp[1]):
-        raise GocaError(f"clamp {clamp!r} is not (least, most) rate: give two numbers, or None", hint="clamp")
-    if limit is not None and not limit > 0:
+    pair = isinstance(clamp, tuple | list) and len(clamp) == 2 and all(map(_is_positive, clamp))
+    if clamp is not None and not (pair and clamp[0] <= clamp[1]):
+        raise GocaError(f"clamp {clamp!r} is not (least, most) rate: give two positive numbers, or None", hint="clamp")
+    if limit is not None and not _is_positive(limit):
         raise GocaError(f"limit {limit!r} is not a positive number: give one, or None", hint="limit")
     if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
         raise GocaError(f"every {every!r} is not a number of steps: give 1 or more", hint="every")
@@ -471,19 +494,22 @@ def guide(
     return Guide(pipe, backbone, settings)
 
 
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < float("inf")
+
+
 def _plan(recipe: Recipe | str, backbone: Backbone) -> Plan:
     chosen = recipe_named(recipe)
     senseless = {
-        "maps": "weighs nouns against each other, and guidance is given tokens" if chosen.maps is not None else None,
-        "keys": "asks for classes beside the prompt, and guidance is given the prompt alone"
-        if chosen.keys == "side"
-        else None,
-        "evidence": "measures which classes there are, and guidance has none" if chosen.evidence is not None else None,
+        "maps": (chosen.maps is not None, "weighs nouns against each other, and guidance weighs tokens"),
+        "keys": (chosen.keys == "side", "asks for classes beside the prompt, and guidance has the prompt alone"),
+        "evidence": (chosen.evidence is not None, "asks which classes there are, and guidance has none"),
     }
-    for name, reason in senseless.items():
-        if reason is not None:
+    for name, (is_set, reason) in senseless.items():
+        if is_set:
             value = getattr(chosen, name)
-            raise GocaError(f"a recipe with {name}={value!r} {reason}: choose another, such as goca", hint="recipe")
+            value = value if isinstance(value, str) else name_of(value, MAPS)
+            raise GocaError(f'a recipe with {name} "{value}" {reason}: choose another, such as goca', hint="recipe")
     settings = backbone.settings
     return plan(chosen, settings, backbone.blocks, backbone.name, Options(), joint=backbone.family.joint is not None)
 
@@ -527,7 +553,7 @@ def _mask_of(masks: Sequence[Tensor], image: int, images: int, grid: Grid) -> Te
 
 def _names(texts: Sequence[Tokens], columns: Columns) -> dict[int, str]:
     """What stands at each competing column."""
-    names = dict.fromkeys(columns.competing, "<template>")
+    names = dict.fromkeys(columns.competing, "<special>")
     if columns.start in names:
         names[columns.start] = "<start>"
     for text in texts:
@@ -550,7 +576,7 @@ def _as_map(predicted: Tensor, latent_size: Grid) -> Float[Tensor, "channel heig
     """An image's prediction in full precision; where 2 x 2 cells are packed, on their grid."""
     if predicted.ndim == 2:  # (position, channel)
         return predicted.float().T.unflatten(-1, (latent_size[0] // 2, latent_size[1] // 2))
-    return predicted.float().flatten(1, -3) if predicted.ndim == 4 else predicted.float()
+    return predicted.float().flatten(0, -3)  # of a video, its one frame
 
 
 def _like(moved: Float[Tensor, "channel height width"], predicted: Tensor) -> Tensor:

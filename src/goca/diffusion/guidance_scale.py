@@ -33,15 +33,24 @@ def guidance_scale(pipeline: Any, family: Family, arguments: Mapping[str, Any], 
     return None if value is None else float(value) + family.guidance_offset
 
 
-def how_to_guide(pipeline: Any) -> str:
-    """What to do for a pipeline to guide; GocaError for one that cannot."""
+def check_guidance(pipeline: Any) -> None:
+    """Raise GocaError for a pipeline that never guides."""
     kind = type(pipeline)
     parameters = inspect.signature(kind.__call__).parameters
     if "negative_prompt" not in parameters and not hasattr(kind, "do_classifier_free_guidance"):
         raise GocaError(
-            f"{kind.__name__} evaluates the prompt alone and has no classifier-free guidance to change: take a model "
+            f"{kind.__name__} has no classifier-free guidance to change, it evaluates the prompt alone: take a model "
             "that is not distilled"
         )
+
+
+def unguided(pipeline: Any, family: Family) -> GocaError:
+    """The error for a call that does not guide."""
+    kind = type(pipeline)
     name = scale_argument(kind)
     also = " and a negative_prompt" if name == "true_cfg_scale" else ""
-    return f"call {kind.__name__} with a higher {name}{also}, and with a model that is not distilled"
+    return GocaError(
+        f"this call has no classifier-free guidance to change, {kind.__name__} evaluates the prompt alone: give it a "
+        f"{name} above {1 - family.guidance_offset:g}{also}, and a model that is not distilled",
+        hint="scale",
+    )

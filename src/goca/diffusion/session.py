@@ -348,8 +348,9 @@ class GenerationSession:
                 self._check_processors(run)
                 raise
         before = noise_pred = _prediction(output)
-        for observer in self._observers:
-            noise_pred = _answered(observer, observer.end(call, noise_pred), noise_pred)
+        with torch.no_grad(), torch.autocast(noise_pred.device.type, enabled=False):
+            for observer in self._observers:
+                noise_pred = _answered(observer, observer.end(call, noise_pred), noise_pred)
         return None if noise_pred is before else _with_prediction(output, noise_pred)
 
     def _check_processors(self, run: _Run) -> None:
