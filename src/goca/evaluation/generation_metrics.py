@@ -113,7 +113,7 @@ class ModelFeatures(nn.Module):
 
     def forward(self, batch: UInt8[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
         """As the model's own processor resizes and crops them."""
-        inputs = self.processor(images=list(batch), return_tensors="pt").to(self.model.device, self.model.dtype)
+        inputs = self.processor(images=list(batch.cpu()), return_tensors="pt").to(self.model.device, self.model.dtype)
         features = _tensor(getattr(self.model, "get_image_features", self.model)(**inputs))
         if features is None:
             raise GocaError(
