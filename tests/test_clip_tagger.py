@@ -53,6 +53,10 @@ def saved(model: Any, processor: Any, path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+def tiny_clip(path: Path) -> Path:
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -64,7 +68,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     side = {"height": 28, "width": 28}
     processor = CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=side), tokenizer)
-    return saved(model, processor, tmp_path_factory.mktemp("models") / "clip")
+    return saved(model, processor, path)
 
 
 @pytest.fixture(scope="module")

@@ -84,9 +84,10 @@ class Namer(nn.Module):
 
 
 def load(work: Path) -> Namer:
-    """The trained namer."""
+    """The trained namer: the work folder's, or where that has none the one beside this file."""
+    weights = snapshot(work / "namer") / WEIGHTS
     namer = Namer()
-    namer.load_state_dict(load_file(snapshot(work / "namer") / WEIGHTS))
+    namer.load_state_dict(load_file(weights if weights.exists() else Path(__file__).with_name(WEIGHTS)))
     return namer.to(DEVICE).eval().requires_grad_(False)
 
 

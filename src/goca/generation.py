@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -101,6 +101,26 @@ def generate(
         yield from _generate_one(pipeline, arguments, seed, tracing)
 
 
+def generate_batch(
+    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], options: GenerationOptions
+) -> list[Image.Image]:
+    """Generate an image for each prompt and its seed in one call of the pipeline; the prompt of `options` is not used.
+
+    Raises:
+        GocaError: The pipeline refuses the options, or the batch does not fit the memory.
+    """
+    arguments = {**_arguments(pipeline, options), "prompt": list(prompts)}
+    if "negative_prompt" in arguments:
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    try:
+        return _images(pipeline(**arguments, generator=generators))
+    except torch.OutOfMemoryError:
+        raise GocaError(f"{len(prompts)} images at once do not fit the memory: lower the batch", "batch") from None
+    except (ValueError, TypeError) as error:
+        raise GocaError(f"the pipeline refuses: {error}") from None
+
+
 def explain(generated: Generated) -> Explained:
     """Show what the names of a traced image attended to: the parts of a list, or the words of a sentence that may name
     something.
@@ -154,7 +174,7 @@ def _generate_one(
             generator = torch.Generator().manual_seed(seed)
             with _steps_counted(pipeline, stepped), tracing() as traced:
                 answer = pipeline(**arguments, generator=generator)
-            events.put(Generated(_image(answer), seed, None if traced is None else traced[0]))
+            events.put(Generated(_images(answer)[0], seed, None if traced is None else traced[0]))
         except (ValueError, TypeError) as error:
             events.put(GocaError(f"the pipeline refuses: {error}"))
         except BaseException as error:
@@ -222,9 +242,13 @@ def _names(traced: TracedImage) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.name for word in traced.words() if word.name not in NO_THINGS))
 
 
-def _image(answer: Any) -> Image.Image:
-    """The one image that a pipeline returned; of a video, its one frame."""
-    image = answer.images if hasattr(answer, "images") else answer.frames
+def _images(answer: Any) -> list[Image.Image]:
+    """The images that a pipeline returned; of videos, their one frame."""
+    images = answer.images if hasattr(answer, "images") else answer.frames
+    return [_still(image).convert("RGB") for image in images]
+
+
+def _still(image: Any) -> Image.Image:
     while isinstance(image, list | tuple):
         image = image[0]
-    return image.convert("RGB")
+    return image

@@ -1,11 +1,13 @@
 """Each training stage takes a step on a few scenes, and its result is read back by the next stage."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from goca import bundled
 from training import clip, denoiser, export, joint, judge, namer, scenes, t5, transformer, vae
@@ -181,6 +183,18 @@ def test_the_pipeline_samples_by_what_the_denoiser_learns(
     painted = pipeline(**call, num_inference_steps=8, output_type="latent").images
     painted = joint.unpack(painted) if name == "joint" else painted
     assert (painted - clean).abs().mean() < 0.06 * clean.abs().mean()
+
+
+def test_the_namer_that_ships_knows_scenes_in_art_that_it_never_saw(tmp_path: Path) -> None:
+    home = Path(bundled.__file__).parent / "scenes"
+    entries = json.loads((home / "scenes.json").read_text())[:60]
+    images = np.stack([np.asarray(Image.open(home / entry["image"]).convert("RGB")) for entry in entries])
+    answers = namer.shown(namer.load(tmp_path), vae.to_tensor(images))
+    present = torch.tensor([[name in entry["classes"] for name in NAMES] for entry in entries])
+    recall, precision = judge.found(answers, present), judge.found(present, answers)
+    assert recall["stuff"] > 0.95 < precision["stuff"]
+    assert recall["things"] > 0.6
+    assert precision["things"] > 0.45  # 0.08 by chance
 
 
 def test_thresholds_meet_where_as_many_are_said_as_shown() -> None:

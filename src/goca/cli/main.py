@@ -16,6 +16,7 @@ from goca.cli import console
 from goca.cli.ablate import ablate
 from goca.cli.compare import compare
 from goca.cli.evaluate import evaluate
+from goca.cli.evaluate_generation import evaluate_generation
 from goca.cli.generate import generate
 from goca.cli.models import models
 from goca.cli.prototypes import prototypes
@@ -42,7 +43,7 @@ def goca(
         raise typer.Exit
 
 
-for command in (segment, generate, prototypes, evaluate, compare, ablate, models):
+for command in (segment, generate, prototypes, evaluate, evaluate_generation, compare, ablate, models):
     app.command()(command)
 
 

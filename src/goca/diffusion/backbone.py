@@ -208,7 +208,11 @@ class Backbone:
     def texts(self, prompt: EncodedPrompt) -> tuple[Tokens, ...]:
         """The tokens of a caption that the denoiser attends to, each tokenizer's with its first column."""
         return tuple(
-            replace(tokens, start=prompt.length - len(tokens.offsets) if text.right_aligned else text.start)
+            replace(
+                tokens,
+                start=prompt.length - len(tokens.offsets) if text.right_aligned else text.start,
+                tokenizer=text.tokenizer,
+            )
             for text in self.family.texts
             if (tokens := prompt.texts.get(text.tokenizer)) is not None
         )

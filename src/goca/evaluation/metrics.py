@@ -5,7 +5,7 @@ images; two methods are compared on the same resampled images. Counts are whole 
 order in which images were done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,16 +101,26 @@ def resampled_miou(tally: Tally, counting: Counting = Counting(), seed: int = 0)
     Some resamples at a time, so that memory is that of the counts and of `CHUNK` draws. One number is drawn after the
     other and sums of whole numbers are exact in float64, so the chunks do not show.
     """
-    images = len(tally.hit)
+    parts = [counts.double() for counts in (tally.hit, tally.truth, tally.predicted)]
+    sums = [torch.stack([times @ counts for counts in parts]) for times in _times_drawn(len(tally.hit), seed)]
+    hit, truth, predicted = torch.cat(sums, dim=1)
+    return _counted(_iou(hit, truth, predicted), truth, counting).nanmean(1)
+
+
+def mean(values: Sequence[float], seed: int = 0) -> tuple[float, Interval]:
+    """(mean, its 95 % interval) of a figure that each image has; of paired differences, that of their mean."""
+    of_images = torch.tensor(values, dtype=torch.float64)
+    resampled = torch.cat([times @ of_images / len(values) for times in _times_drawn(len(values), seed)])
+    return float(of_images.mean()), interval(resampled)
+
+
+def _times_drawn(images: int, seed: int) -> Iterator[Float[Tensor, "resample image"]]:
+    """How often each image is drawn, for some resamples at a time."""
     generator = torch.Generator().manual_seed(seed)
-    sums = []
     for rows in torch.arange(RESAMPLES).split(max(1, CHUNK // images)):
         drawn = torch.randint(images, (len(rows), images), generator=generator)
         times = torch.zeros(drawn.shape, dtype=torch.float64)
-        times.scatter_add_(1, drawn, torch.ones(1, 1, dtype=torch.float64).expand_as(times))
-        sums.append(torch.stack([times @ counts.double() for counts in (tally.hit, tally.truth, tally.predicted)]))
-    hit, truth, predicted = torch.cat(sums, dim=1)
-    return _counted(_iou(hit, truth, predicted), truth, counting).nanmean(1)
+        yield times.scatter_add_(1, drawn, torch.ones(1, 1, dtype=torch.float64).expand_as(times))
 
 
 def _iou(hit: Tensor, truth: Tensor, predicted: Tensor) -> Float[Tensor, "*resample label"]:

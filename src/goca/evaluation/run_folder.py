@@ -6,7 +6,7 @@ stays.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,23 @@ class RunFolder:
         folder: None to write nothing.
         settings: what decides the figures; a folder of other settings is refused.
         command: as the user gave it, for the record.
+        lines: opens the folder's records, which have an `id`; None for those of `goca evaluate`.
 
     Attributes:
         images: the last record of each image, by its id.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any], command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        settings: Mapping[str, Any],
+        command: Sequence[str] = (),
+        lines: Callable[[Path], JsonLines[Any]] | None = None,
+    ) -> None:
         self.folder, self.settings, self.command = folder, settings, command
-        self.images: dict[str, ImageRecord] = {}
+        self.images: dict[str, Any] = {}
         self._facts: dict[str, Any] = {"started": _now(), "sessions": []}
-        self._lines = None if folder is None else image_lines(folder)
+        self._lines = None if folder is None else (lines or image_lines)(folder)
 
     def __enter__(self) -> "RunFolder":
         """Resume the folder, or begin it; GocaError if it is another run's, or another process writes it."""
@@ -71,7 +78,7 @@ class RunFolder:
         if self._lines is not None:
             self._lines.close()
 
-    def add(self, images: Sequence[ImageRecord]) -> None:
+    def add(self, images: Sequence[Any]) -> None:
         """Write images down, each as one whole line."""
         self.images |= {image.id: image for image in images}
         if self._lines is not None:

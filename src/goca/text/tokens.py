@@ -12,7 +12,8 @@ GAPS = " \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 class Tokens:
     """What a tokenizer made of a caption: the text it got, each token's character range, and which are special.
 
-    start: the column of the first token. ids: the tokens' numbers.
+    start: the column of the first token. ids: the tokens' numbers. tokenizer: its name in the pipeline,
+    where that is known.
     """
 
     text: str
@@ -20,6 +21,7 @@ class Tokens:
     special: tuple[bool, ...]
     start: int = 0
     ids: tuple[int, ...] = ()
+    tokenizer: str = ""
 
 
 def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:

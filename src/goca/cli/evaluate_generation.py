@@ -1,0 +1,217 @@
+"""`goca evaluate-generation`: folders of images from prompts, and what is measured of them."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from goca.cli import arguments
+from goca.cli.console import interval, progress, say, session, show, show_json, table
+from goca.errors import GocaError
+
+if TYPE_CHECKING:
+    from goca.evaluation.generated_images import GenerationConfig
+    from goca.evaluation.generation_metrics import Measurement, Meter
+    from goca.evaluation.metrics import Interval
+    from goca.parallel import Executor
+
+
+def evaluate_generation(
+    prompts: Annotated[
+        Path | None,
+        arguments.option(
+            metavar="FILE",
+            help="Prompts to generate from: one per line, a JSON list, JSON lines, or COCO's captions_*.json.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        arguments.option(metavar="RUN", help="Folder for the images; an unfinished run in it is resumed."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        arguments.option(
+            metavar="DIR",
+            help="Measure the images of a finished run, or of any folder, instead of generating; may be repeated to "
+            "compare several of the same prompts.",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None, arguments.option(metavar="DIR", help="Folder of real images, for the FID; needs --features.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        arguments.option(
+            metavar="MODEL", help="CLIP, DINO or similar, a folder or Hub id, whose features the FID is of."
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None, arguments.option(metavar="MODEL", help="CLIP, a folder or Hub id, for the CLIP score.")
+    ] = None,
+    limit: Annotated[int | None, arguments.option(metavar="N", min=1, help="Use only the first N prompts.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
+    same_seed: Annotated[
+        bool, arguments.option("--same-seed", help="Give every image this seed, instead of consecutive ones.")
+    ] = False,
+    model: arguments.ModelOption = "bundled",
+    steps: Annotated[
+        int | None,
+        arguments.option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]"),
+    ] = None,
+    scale: Annotated[
+        float | None, arguments.option(metavar="S", help="Guidance scale.  [default: the model's]")
+    ] = None,
+    size: Annotated[
+        int | None,
+        arguments.option(metavar="N", min=1, max=8192, help="Width and height in pixels.  [default: the model's]"),
+    ] = None,
+    guide: Annotated[
+        str,
+        typer.Option(
+            metavar="GUIDE",
+            help="Semantic-aware guidance: none, a recipe such as goca or vanilla, energy (without attention), or a "
+            "rate such as 1.5.",
+        ),
+    ] = "none",
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between readings of attention by GUIDE.")] = 1,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts per call of the pipeline.")] = 8,
+    device: arguments.DeviceOption = None,
+    dtype: arguments.DtypeOption = None,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="PyTorch threads per process (CPU only).")] = 1,
+    workers: arguments.WorkersOption = None,
+    ray: arguments.RayOption = None,
+    as_json: arguments.JsonOption = False,
+    verbose: arguments.VerboseOption = False,
+) -> None:
+    """Generate images from prompts, and measure them.
+
+    Prints the FID against real images, the mean CLIP score and the effective guidance scale, with confidence
+    intervals. A run that was stopped or killed is resumed by the same command.
+    """
+    with session(verbose):
+        if (prompts is None) == (images is None):
+            raise GocaError("give --prompts FILE to generate images, or --images DIR to measure some")
+        if prompts is not None and out is None:
+            raise GocaError("a run needs a folder for its images: name one with --out")
+        for name in (features, clip):
+            if name is not None:
+                from goca.tagging import check_model_name
+
+                check_model_name(name)
+        arguments.check_model(model, None, device, dtype)
+        if scale is not None:
+            from goca.text.nouns import check_prompt
+
+            check_prompt("any", scale)
+        if out is not None:
+            from goca.image_jobs import check_writable
+
+            check_writable(out)
+        from goca.evaluation.generation_metrics import Meter
+
+        meter = Meter(reference, features, clip)
+        if prompts is None or out is None:
+            measurements = _measure(images or (), meter, as_json)
+        else:
+            from goca.evaluation.generated_images import GenerationConfig
+            from goca.parallel import Executor
+
+            config = GenerationConfig(
+                prompts=prompts,
+                limit=limit,
+                seed=seed,
+                same_seed=same_seed,
+                model=model,
+                steps=steps,
+                scale=scale,
+                size=size,
+                guide=guide,
+                every=every,
+                batch=batch,
+                device=device,
+                dtype=dtype,
+                threads=threads,
+            )
+            measurements = [_run(config, out, Executor(workers=workers, ray=ray), meter, as_json)]
+        _print(measurements, as_json)
+
+
+def _run(config: "GenerationConfig", out: Path, executor: "Executor", meter: "Meter", as_json: bool) -> "Measurement":
+    """Generate and measure, with a progress display."""
+    from goca.diffusion.loading import without_bars
+    from goca.evaluation import generated_images
+    from goca.evaluation.runner import Stage
+
+    done = 0
+    with progress(hidden=as_json) as bar:
+        task = bar.add_task("opening", total=None)
+        try:
+            events = generated_images.run(config, out, executor, sys.argv[1:], meter)
+            with without_bars(), closing(events):
+                for event in events:
+                    match event:
+                        case Stage():
+                            bar.remove_task(task)
+                            task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                            done = event.done or done
+                        case generated_images.ImagesGenerated():
+                            bar.advance(task, len(event.images))
+                            done += len(event.images)
+                        case generated_images.Finished():
+                            measurement = event.measurement
+        except KeyboardInterrupt:
+            bar.stop()
+            say(f"stopped; {done} images are done; the same command resumes {out}")
+            raise typer.Exit(130) from None
+    return measurement
+
+
+def _measure(folders: Sequence[Path], meter: "Meter", as_json: bool) -> "list[Measurement]":
+    measurements = []
+    with progress(hidden=as_json) as bar:
+        task = bar.add_task("measuring", total=len(folders))
+        for folder in folders:
+            measurements.append(meter(folder))
+            bar.advance(task)
+    return measurements
+
+
+def _print(measurements: "Sequence[Measurement]", as_json: bool) -> None:
+    first, *others = measurements
+    gains = [{}, *(other.gain_over(first) for other in others)]
+    if as_json:
+        objects = [
+            {
+                "folder": measurement.folder,
+                **measurement.to_json(),
+                "gains": {name: {"mean": value, "ci95": bounds} for name, (value, bounds) in gain.items()},
+            }
+            for measurement, gain in zip(measurements, gains, strict=True)
+        ]
+        show_json(objects)
+        return
+    # Names of any length would leave the figures no room.
+    show(*(f"folder {n}: {each.folder}, {each.images} images" for n, each in enumerate(measurements, start=1)))
+    rows = table("figure", "folder", "value [95 %]", *["gain over folder 1 [95 %]"] * bool(others), figures=2)
+    for name in ("fid", *dict.fromkeys(name for measurement in measurements for name in measurement.per_image)):
+        for number, (measurement, gain) in enumerate(zip(measurements, gains, strict=True), start=1):
+            if name in measurement.means:
+                value = _cell(measurement.means[name])
+            elif name == "fid" and measurement.fid is not None:
+                value = f"{measurement.fid.value:.2f}"
+            else:
+                continue
+            cells = [_cell(gain[name], "+") if name in gain else ""] if others else []
+            rows.add_row(name.replace("_", " "), str(number), value, *cells)
+    if rows.row_count:
+        show(rows)
+    for note in dict.fromkeys(note for measurement in measurements for note in measurement.notes):
+        show(f"note: {note}")
+
+
+def _cell(figure: "tuple[float, Interval]", sign: str = "") -> str:
+    value, bounds = figure
+    return f"{value:{sign}.3f} {interval(bounds, sign)}"

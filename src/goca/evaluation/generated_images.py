@@ -1,0 +1,279 @@
+"""Folders of images from prompts: what is left to do is generated, written as outside tools read it, and measured.
+
+The folder has images/NAME.png; images/metadata.jsonl, Hugging Face's "imagefolder" layout, once all images are there;
+images.jsonl, a line an image as it is done; and run.json, what the run is and what was measured.
+"""
+
+import json
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from goca import guidance
+from goca.diffusion.fingerprint import fingerprint
+from goca.diffusion.loading import load
+from goca.errors import GocaError
+from goca.evaluation.generation_metrics import IMAGES, METADATA, Measurement, Meter
+from goca.evaluation.prompts import Prompt, digest, read_prompts
+from goca.evaluation.run_folder import RunFolder, read_facts
+from goca.evaluation.runner import Stage
+from goca.generation import GenerationOptions, generate_batch
+from goca.imaging.draw import png
+from goca.parallel import THIS_PROCESS, Executor, run_units
+from goca.recipe import RECIPES
+from goca.storage.atomic import sweep, write_atomic
+from goca.storage.json_lines import JsonLines
+
+PLAIN, ENERGY = "none", "energy"
+Batch = tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """What to generate, and how.
+
+    Attributes:
+        prompts, limit, seed, same_seed: as `read_prompts` takes them.
+        model: as `goca.diffusion.loading.load` takes it; so are device and dtype.
+        steps, scale, size: as `GenerationOptions` takes them.
+        guide: "none", the name of a recipe, "energy" for guidance without attention, or a rate, a positive number;
+            1 is "none" with its effective scale.
+        every: how often guidance reads attention, in steps.
+        batch: prompts that go through the pipeline together, 1 or more.
+        threads: of torch in each process, on a CPU.
+    """
+
+    prompts: Path
+    limit: int | None = None
+    seed: int = 0
+    same_seed: bool = False
+    model: str = "bundled"
+    steps: int | None = None
+    scale: float | None = None
+    size: int | None = None
+    guide: str = PLAIN
+    every: int = 1
+    batch: int = 8
+    device: str | None = None
+    dtype: str | None = None
+    threads: int = 1
+
+    def load_prompts(self) -> tuple[Prompt, ...]:
+        """The prompts, with their seeds."""
+        return read_prompts(self.prompts, self.limit, self.seed, self.same_seed)
+
+    def load_pipeline(self) -> Any:
+        """The pipeline; on a CPU, torch is set to `threads` threads from then on."""
+        pipeline = load(self.model, self.device, self.dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        if torch.device(pipeline.device).type == "cpu":
+            torch.set_num_threads(self.threads)
+        return pipeline
+
+    def load_generator(self) -> "ImageGenerator":
+        """Ready to work, in whatever process this is."""
+        return ImageGenerator(self.load_pipeline(), self)
+
+    def settings(self, pipeline: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """All that decides the images, as JSON."""
+        return {
+            "prompts": {
+                "count": len(prompts),
+                "digest": digest(prompts),
+                "seed": self.seed,
+                "same_seed": self.same_seed,
+            },
+            "model": {"name": self.model, "weights": fingerprint(pipeline), "dtype": str(pipeline.dtype)},
+            "scheduler": type(pipeline.scheduler).__name__,
+            **{name: getattr(self, name) for name in ("steps", "scale", "size")},
+            "guidance": {"guide": self.guide, "every": self.every if self.guide != PLAIN else None},
+            "batch": self.batch,
+            "threads": self.threads if torch.device(pipeline.device).type == "cpu" else None,
+        }
+
+
+@dataclass(frozen=True)
+class GeneratedRecord:
+    """An image that is done.
+
+    Attributes:
+        effective_scale: the scale at which plain guidance would go as far along its direction, mean over steps; None
+            without guidance by goca.
+        seconds: the batch's time over its images.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    effective_scale: float | None
+    seconds: float
+
+    @classmethod
+    def from_json(cls, value: Any) -> "GeneratedRecord":
+        """The opposite of `asdict`. Raises ValueError for what is not a record."""
+        try:
+            record = cls(**value)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        if not isinstance(record.id, str) or not isinstance(record.prompt, str):
+            raise ValueError("what should be text is not")
+        return record
+
+
+@dataclass(frozen=True)
+class ImagesGenerated:
+    """Images were generated and written."""
+
+    images: Sequence[GeneratedRecord]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a run."""
+
+    measurement: Measurement
+
+
+class ImageGenerator:
+    """Generates the images of a batch of prompts: a pipeline, and how it is asked and guided."""
+
+    def __init__(self, pipeline: Any, config: GenerationConfig) -> None:
+        self._pipeline, self._config = pipeline, config
+
+    def __call__(self, batch: Batch) -> list[tuple[GeneratedRecord, bytes]]:
+        """Each image's record and PNG file."""
+        config = self._config
+        start = time.perf_counter()
+        with guiding(self._pipeline, config.guide, config.every) as guided:
+            images = generate_batch(
+                self._pipeline,
+                [prompt.text for prompt in batch],
+                [prompt.seed for prompt in batch],
+                GenerationOptions(prompt="", steps=config.steps, scale=config.scale, size=config.size),
+            )
+        scales = _effective_scales(guided, len(batch))
+        seconds = round((time.perf_counter() - start) / len(batch), 3)
+        records = [
+            GeneratedRecord(prompt.id, prompt.text, prompt.seed, scale, seconds)
+            for prompt, scale in zip(batch, scales, strict=True)
+        ]
+        return [(record, png(image)) for record, image in zip(records, images, strict=True)]
+
+
+def guiding(pipeline: Any, guide: str, every: int = 1) -> AbstractContextManager[Any]:
+    """What guides a pipeline while it generates; nothing for "none". See `GenerationConfig` for guide and every."""
+    arguments = guide_arguments(guide)
+    if arguments is None:
+        return nullcontext()
+    return guidance.guide(pipeline, **arguments, every=every)
+
+
+def guide_arguments(guide: str) -> dict[str, Any] | None:
+    """How `goca.guide` is called for the name of a guidance, None for "none". Raises GocaError for an unknown one."""
+    named: dict[str, dict[str, Any] | None] = {PLAIN: None, ENERGY: {"recipe": None}}
+    named |= {name: {"recipe": recipe} for name, recipe in RECIPES.items()}
+    if guide in named:
+        return named[guide]
+    try:
+        rate = float(guide)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate < float("inf"):
+        raise GocaError(f'no guidance "{guide}": give {", ".join(named)}, or a rate, a positive number', "guide")
+    return {"rate": rate}
+
+
+def _effective_scales(guided: Any, images: int) -> list[float | None]:
+    """The mean over steps of each image."""
+    if guided is None:
+        return [None] * images
+    if not guided.effective_scales:
+        raise GocaError('nothing was guided: generate with the guidance "none"', "guide")
+    return torch.as_tensor(guided.effective_scales, dtype=torch.float64).mean(0).tolist()
+
+
+def run(
+    config: GenerationConfig,
+    out: Path,
+    executor: Executor = THIS_PROCESS,
+    command: Sequence[str] = (),
+    meter: Meter | None = None,
+) -> Generator[Stage | ImagesGenerated | Finished, None, None]:
+    """Generate, or go on with what `out` has, then measure. Close the generator to stop a run that is not at its end.
+
+    The images depend on the configuration alone: batches are the same however many workers there are, and wherever an
+    earlier run stopped.
+
+    Args:
+        config: what to generate.
+        out: the run's folder.
+        executor: where images are generated.
+        command: as the user gave it, for the record.
+        meter: what is measured in the end; None for the effective scale alone.
+
+    Yields:
+        Stages, images as they are done and written, and at the end `Finished`.
+
+    Raises:
+        GocaError: something of this cannot be done, or the folder is of another run.
+    """
+    executor.check()
+    prompts = config.load_prompts()
+    guide_arguments(config.guide)
+    read_facts(out)
+    yield Stage(f"loading {config.model}")
+    pipeline = config.load_pipeline()
+    guiding(pipeline, config.guide, config.every)  # refuses what cannot be guided before anything is written
+    decisive = config.settings(pipeline, prompts)
+    paths = {prompt.id: out / IMAGES / f"{prompt.id}.png" for prompt in prompts}
+    with RunFolder(out, decisive, command, generated_lines) as folder:
+        if folder.images.keys() - paths.keys():
+            raise GocaError(f"{out} has lines of another run: choose another folder, or begin anew", "out")
+        sweep([*paths.values(), out / IMAGES / METADATA])
+        batches = [prompts[start : start + config.batch] for start in range(0, len(prompts), config.batch)]
+        done = {name for name in folder.images if paths[name].is_file()}
+        # A batch that lacks an image is done again as a whole: who shares a batch may show in the last bits.
+        work = [batch for batch in batches if not {prompt.id for prompt in batch} <= done]
+        yield Stage("generating", len(prompts), len(prompts) - sum(map(len, work)))
+        make_worker: Callable[[], ImageGenerator]
+        if executor.here:
+            make_worker = partial(ImageGenerator, pipeline, config)
+        else:
+            make_worker = config.load_generator
+            del pipeline  # each worker has its own
+        gpus = config.device in (None, "cuda")
+        for generated in run_units(make_worker, work, replace(executor, gpus=gpus)):
+            write_atomic({paths[record.id]: content for record, content in generated})
+            records = [record for record, _ in generated]
+            folder.add(records)
+            yield ImagesGenerated(records)
+        write_atomic({out / IMAGES / METADATA: _metadata(prompts, folder.images)})
+        yield Stage("measuring")
+        measurement = (meter or Meter())(out)
+        folder.finish({"metrics": measurement.to_json()}, {}, str(executor) if work else None)
+    yield Finished(measurement)
+
+
+def generated_lines(folder: Path) -> JsonLines[GeneratedRecord]:
+    """The records of a run's images, in the order in which they were done."""
+    return JsonLines(folder / "images.jsonl", GeneratedRecord.from_json, asdict, "an image of a run")
+
+
+def _metadata(prompts: Sequence[Prompt], records: Mapping[str, GeneratedRecord]) -> bytes:
+    """A line for each image, in the order of the prompts, as Hugging Face's "imagefolder" reads it."""
+    lines = [
+        {
+            "file_name": f"{prompt.id}.png",
+            "text": prompt.text,
+            "seed": prompt.seed,
+            "effective_scale": records[prompt.id].effective_scale,
+        }
+        for prompt in prompts
+    ]
+    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()

@@ -1,0 +1,364 @@
+"""How good folders of images are: FID against real ones, CLIP score with their prompts, effective scale of guidance."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from goca.errors import GocaError
+from goca.evaluation.metrics import Interval, mean
+from goca.evaluation.run_folder import FACTS
+from goca.imaging import images
+from goca.imaging.files import suffixes
+from goca.storage.json_lines import JsonLines
+from goca.storage.reading import inside
+from goca.tagging.loading import load_model
+
+IMAGES, METADATA = "images", "metadata.jsonl"
+BATCH = 32
+"""Images that a feature extractor sees at a time, at most."""
+CLIP_SCORE, EFFECTIVE_SCALE = "clip_score", "effective_scale"
+
+
+# ---- folders
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images that lie in a folder, in the order of their names, and what its metadata.jsonl says of each."""
+
+    folder: Path
+    names: tuple[str, ...]
+    metadata: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompt of each image. Raises GocaError where one has none."""
+        texts = {name: self.metadata.get(name, {}).get("text") for name in self.names}
+        if missing := [name for name, text in texts.items() if not isinstance(text, str)]:
+            raise GocaError(
+                f'{self.folder} has no prompt of {missing[0]}: write {METADATA} there, a line {{"file_name": NAME, '
+                '"text": PROMPT} for each image'
+            )
+        return {name: str(text) for name, text in texts.items()}
+
+    def figures(self, key: str) -> dict[str, float]:
+        """A number that the metadata have for each image; empty where one lacks it."""
+        values = {name: self.metadata.get(name, {}).get(key) for name in self.names}
+        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+        return numbers if len(numbers) == len(self.names) else {}
+
+    def pixels(self) -> Iterator[UInt8[Tensor, "3 height width"]]:
+        """Each image, RGB."""
+        for name in self.names:
+            yield torch.from_numpy(np.array(images.load(self.folder / name))).permute(2, 0, 1)
+
+
+def open_folder(folder: str | Path, hint: str = "images") -> ImageFolder:
+    """The images of a run of `goca evaluate-generation`, or those that lie in any folder, not in folders below it.
+
+    Raises:
+        GocaError: there are none, the run is not complete, or its metadata.jsonl is damaged.
+    """
+    home = Path(folder)
+    if is_run := (home / FACTS).is_file():
+        home = home / IMAGES
+    if not home.is_dir():
+        raise GocaError(f"{home} is not a folder of images: name one", hint)
+    known = suffixes()
+    names = sorted(p.name for p in home.iterdir() if p.suffix.lower() in known and not p.name.startswith("."))
+    lines = JsonLines(home / METADATA, _with_file_name, dict, "the metadata of an image")
+    if is_run and not lines.path.exists():
+        raise GocaError(f"{folder} is not complete: run its goca evaluate-generation again, which resumes it", hint)
+    metadata = {row["file_name"]: row for row in lines.read()} if lines.path.exists() else {}
+    if missing := metadata.keys() - set(names):
+        raise GocaError(
+            f"{home} lacks {min(missing)}, which its {METADATA} names: put it there, or generate anew", hint
+        )
+    if not names:
+        raise GocaError(f"no images in {home}: name a folder that has images in it", hint)
+    return ImageFolder(home, tuple(names), metadata)
+
+
+def _with_file_name(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    return {**value, "file_name": inside(value.get("file_name"))}
+
+
+# ---- models
+
+
+class ModelFeatures(nn.Module):
+    """Features of images by a model of transformers: CLIP's embeddings of images, or what DINO and its kind pool.
+
+    Args:
+        model: a folder or a Hub id; its weights are read from safetensors alone.
+
+    Raises:
+        GocaError: it cannot be loaded.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self.name = model
+        self.processor, self.model = load_model(model, "AutoModel")
+
+    def forward(self, batch: UInt8[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
+        """As the model's own processor resizes and crops them."""
+        inputs = self.processor(images=list(batch.cpu()), return_tensors="pt").to(self.model.device, self.model.dtype)
+        features = _tensor(getattr(self.model, "get_image_features", self.model)(**inputs))
+        if features is None:
+            raise GocaError(
+                f"{self.name} does not pool features of images: name a model such as CLIP or DINO", "features"
+            )
+        return features
+
+
+class ClipModel(nn.Module):
+    """A CLIP as torchmetrics calls one: embeddings are tensors, and a long prompt is cut before its end mark.
+
+    Args:
+        model: a folder or a Hub id; its weights are read from safetensors alone.
+
+    Raises:
+        GocaError: it cannot be loaded, or is no CLIP.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        processor, self.model = load_model(model, "AutoModelForZeroShotImageClassification")
+        self.config = self.model.config
+        if self.config.model_type != "clip":
+            raise GocaError(f"{model} is a model of type {self.config.model_type}: a CLIP score takes a CLIP", "clip")
+        length = self.config.text_config.max_position_embeddings
+        self.processor = lambda text=None, **options: (
+            processor(**options)
+            if text is None
+            else processor(text=text, truncation=True, max_length=length, **options)
+        )
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return _tensor(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return _tensor(self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+
+
+def _tensor(features: Any) -> Any:
+    """What versions of transformers return for features."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+# ---- measuring
+
+
+@dataclass(frozen=True)
+class Distance:
+    """An FID, and what it is of: the reference, how many images that has, the features and how many those are."""
+
+    value: float
+    reference: str
+    reference_images: int
+    features: str
+    dimensions: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a folder of images.
+
+    Attributes:
+        folder: as it was named.
+        prompts: {image: prompt}, empty where there are none.
+        images: how many there are.
+        fid: None where there was no reference.
+        per_image: {"clip_score" or "effective_scale": {image: value}}, of those that are known of every image.
+    """
+
+    folder: str
+    images: int
+    prompts: Mapping[str, str]
+    fid: Distance | None
+    per_image: Mapping[str, Mapping[str, float]]
+
+    @cached_property
+    def means(self) -> dict[str, tuple[float, Interval]]:
+        """{figure: (mean over images, its 95 % bootstrap interval)}"""
+        return {name: mean(list(values.values())) for name, values in self.per_image.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known of the figures, in words."""
+        if self.fid is None or min(self.images, self.fid.reference_images) > self.fid.dimensions:
+            return []
+        return [
+            f"FID of {self.images} and {self.fid.reference_images} images in {self.fid.dimensions} dimensions: with no "
+            "more images than dimensions it is far too high; compare it with that of as many images alone"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, as JSON."""
+        out: dict[str, Any] = {"images": self.images}
+        if self.fid is not None:
+            out["fid"] = asdict(self.fid)
+        out |= {name: {"mean": value, "ci95": bounds} for name, (value, bounds) in self.means.items()}
+        return {**out, "notes": self.notes}
+
+    def gain_over(self, first: "Measurement") -> dict[str, tuple[float, Interval]]:
+        """{figure: (mean difference to the same images of another folder, its 95 % bootstrap interval)}, paired.
+
+        Raises:
+            GocaError: the folders do not have the same images of the same prompts.
+        """
+        shared = self.per_image.keys() & first.per_image.keys()
+        names = self.per_image[min(shared)].keys() if shared else ()
+        for name in names:
+            if name not in first.prompts or first.prompts[name] != self.prompts.get(name):
+                raise GocaError(
+                    f"{self.folder} and {first.folder} are not of the same prompts ({name}): compare others",
+                    "images",
+                )
+        if shared and self.images != first.images:
+            raise GocaError(
+                f"{self.folder} has {self.images} images and {first.folder} {first.images}: complete both", "images"
+            )
+        return {
+            figure: mean([self.per_image[figure][name] - first.per_image[figure][name] for name in names])
+            for figure in self.per_image
+            if figure in shared
+        }
+
+
+class Meter:
+    """Measures folders of images, each like the others.
+
+    Args:
+        reference: a folder of real images to take the FID against; it takes features as well.
+        features: maps uint8 images (n, 3, height, width) to (n, feature), see `features_of`; or what `ModelFeatures`
+            loads.
+        clip: what `ClipModel` loads, for CLIP scores.
+
+    Raises:
+        GocaError: the reference has no images, one of reference and features lacks the other, torchmetrics is not
+            installed, or a model cannot be loaded.
+    """
+
+    def __init__(
+        self, reference: str | Path | None = None, features: nn.Module | str | None = None, clip: str | None = None
+    ) -> None:
+        if (reference is None) != (features is None):
+            lacking = "reference" if reference is None else "features"
+            raise GocaError("an FID takes a folder of real images and a model of features: name both", lacking)
+        if features is not None or clip is not None:
+            _torchmetrics("image.fid")
+        self._reference = None if reference is None else open_folder(reference, "reference")
+        self._features = ModelFeatures(features) if isinstance(features, str) else features
+        self._clip = None if clip is None else ClipModel(clip)
+
+    def __call__(self, folder: str | Path) -> Measurement:
+        """Measure the images of a run, or of any folder. Raises GocaError for one that lacks what this needs."""
+        opened = open_folder(folder)
+        per_image = {EFFECTIVE_SCALE: opened.figures(EFFECTIVE_SCALE)}
+        if self._clip is not None:
+            per_image[CLIP_SCORE] = clip_scores(opened, self._clip)
+        known = {name: values for name, values in per_image.items() if values}
+        prompts = opened.prompts if opened.metadata else {}
+        return Measurement(str(folder), len(opened.names), prompts, self._distance(opened), known)
+
+    def _distance(self, folder: ImageFolder) -> Distance | None:
+        if self._reference is None or self._features is None:
+            return None
+        for images_of in (self._reference, folder):
+            if len(images_of.names) < 2:
+                raise GocaError(f"{images_of.folder} has a single image: an FID takes two or more, better thousands")
+        value = frechet_distance(self._real, features_of(folder, self._features))
+        name = getattr(self._features, "name", type(self._features).__name__)
+        return Distance(value, str(self._reference.folder), len(self._real), str(name), self._real.shape[1])
+
+    @cached_property
+    def _real(self) -> Tensor:
+        assert self._reference is not None
+        assert self._features is not None
+        return features_of(self._reference, self._features)
+
+
+# ---- metrics
+
+
+@torch.no_grad()
+def features_of(folder: ImageFolder, extractor: nn.Module) -> Float[Tensor, "image feature"]:
+    """Features of each image, float64.
+
+    Args:
+        folder: the images.
+        extractor: maps uint8 images (n, 3, height, width) to (n, feature); it gets up to 32 at a time, of one size. The
+            size is the images' own: an extractor that wants another one resizes them.
+    """
+    device = next((parameter.device for parameter in extractor.parameters()), "cpu")
+    features = []
+    for batch in _of_one_size(folder.pixels()):
+        rows = extractor(batch.to(device))
+        if rows.ndim != 2 or len(rows) != len(batch):
+            raise GocaError(
+                f"the extractor makes {tuple(rows.shape)} of {len(batch)} images: it must make one row of each"
+            )
+        features.append(rows.double().cpu())
+    return torch.cat(features)
+
+
+def frechet_distance(real: Float[Tensor, "real feature"], generated: Float[Tensor, "image feature"]) -> float:
+    """FID of features, of two images or more each, by torchmetrics."""
+    fid = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Features(real.shape[1]))
+    fid.update(real, real=True)
+    fid.update(generated, real=False)
+    return max(float(fid.compute()), 0.0)  # that of equal features may round below
+
+
+@torch.no_grad()
+def clip_scores(folder: ImageFolder, model: nn.Module) -> dict[str, float]:
+    """100 times the cosine of image and prompt, 0 at least, of each image, by torchmetrics."""
+    clip_score = _torchmetrics("functional.multimodal").clip_score
+    device = next(model.parameters()).device
+    prompts = folder.prompts.items()
+    return {
+        name: float(clip_score(pixels.to(device), prompt, lambda: (model, model.processor)))
+        for (name, prompt), pixels in zip(prompts, folder.pixels(), strict=True)
+    }
+
+
+class _Features(nn.Identity):
+    """For torchmetrics, which wants a module even where features are at hand."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.num_features = count
+
+
+def _of_one_size(pixels: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Batches of neighbours that have the same size."""
+    for _, group in groupby(pixels, key=lambda image: image.shape):
+        batch: list[Tensor] = []
+        for image in group:
+            batch.append(image)
+            if len(batch) == BATCH:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
+            yield torch.stack(batch)
+
+
+def _torchmetrics(module: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"torchmetrics.{module}")
+    except ImportError:
+        raise GocaError("FID and CLIP scores need torchmetrics: pip install torchmetrics") from None
