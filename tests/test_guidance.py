@@ -18,7 +18,7 @@ from torch import Tensor
 from goca import GOCA, GOCA_BALANCED, GocaError, Recipe, guide, trace
 from goca.diffusion.families import family_of
 from goca.diffusion.loading import load, quiet
-from goca.guidance import Columns, SpecialTokens
+from goca.guidance.regions import Columns, SpecialTokens
 from goca.maths import guidance as maths
 from goca.testing.tiny import BUILDERS
 from goca.text.tokens import Tokens
@@ -127,6 +127,14 @@ def test_images_of_a_batch_are_guided_as_alone(name: str) -> None:
     assert np.mean(guided.regions[1][-1] == alone.regions[1][0]) > 0.98  # type: ignore[index]
     assert guided.region_names[count - 1] == alone.region_names[0]
     assert guided.rates[0].shape[0] == len(guided.effective_scales[0]) == len(guided.region_names) == count
+
+
+def test_guided_away_from_zeros() -> None:
+    pipeline = build("sdxl")
+    assert pipeline.config.force_zeros_for_empty_prompt
+    with guide(pipeline) as guided:
+        assert make(pipeline, negative_prompt=None).isfinite().all()
+    assert len(guided.steps) == 2
 
 
 @pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])

@@ -15,7 +15,8 @@ from torch import Tensor
 from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.families.spec import CheckpointSettings
-from goca.guidance import CLAMP, LIMIT, Columns, Regions, SpecialTokens
+from goca.guidance import CLAMP, LIMIT
+from goca.guidance.regions import Columns, Regions, SpecialTokens
 from goca.maths import guidance, heads
 from goca.maths.attention import probabilities
 from goca.maths.refine import propagate
@@ -241,6 +242,14 @@ def test_from_attention_to_prediction(case: Case) -> None:
     rate = guidance.smoothed(guidance.clamped(rate, CLAMP, LIMIT, scale))
     atol = 1e-5 * float(case.expected("eps").abs().max())
     torch.testing.assert_close(guidance.guided(u, c, rate, scale), case.expected("eps"), rtol=1e-5, atol=atol)
+
+
+def test_a_branch_that_attends_to_zeros_says_nothing(case: Case) -> None:
+    """Its start token has the same share everywhere, but for rounding; resizing would make a foreground of that."""
+    even = 0.1 + 1e-8 * torch.rand(case.size, generator=torch.Generator().manual_seed(0))
+    ours, of_the_prompt = (Regions.read(case.columns, case.cond, start, case.latent) for start in (even, None))
+    assert torch.equal(ours.foreground, of_the_prompt.foreground)
+    assert 0 < ours.foreground.sum() < ours.foreground.numel()
 
 
 STAGES = {

@@ -79,6 +79,14 @@ class DenoiserCall:
         """The rows of a branch, by their index in the batch."""
         return {index: row for index, row in enumerate(self.rows) if row.branch == branch}
 
+    def images_of(self, branch: Literal["cond", "uncond"]) -> dict[int, tuple[int, PromptTokens]]:
+        """{image: (its row, what that attends to)} of a branch."""
+        return {
+            row.image: (index, row.prompt)
+            for index, row in self.rows_of(branch).items()
+            if row.image is not None and row.prompt is not None
+        }
+
 
 @runtime_checkable
 class Observer(Protocol):

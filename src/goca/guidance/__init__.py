@@ -1,0 +1,194 @@
+"""Semantic-aware guidance: attention that decides, at every step and pixel, how much the prompt guides.
+
+with guide(pipe, recipe=GOCA) as guided:
+    image = pipe("a cat on grass", guidance_scale=5.0).images[0]
+guided.rates
+"""
+
+import math
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from numbers import Integral
+from typing import Any, SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import Float16, UInt16
+from torch import Tensor
+
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.denoiser_call import step_numbers
+from goca.diffusion.guidance_scale import check_guidance, unguided
+from goca.diffusion.session import GenerationSession, check_generation
+from goca.errors import GocaError
+from goca.guidance.observer import GuidanceObserver, GuidedStep, Settings
+from goca.guidance.regions import SpecialTokens
+from goca.maths.rules import MAPS, name_of
+from goca.plan import Options, Plan, plan
+from goca.recipe import GOCA, Recipe, recipe_named
+
+__all__ = ["Guide", "GuidedStep", "guide"]
+
+CLAMP, LIMIT = (0.8, 3.0), 15.0
+"""The authors' bounds of the rate, and of scale times rate."""
+
+
+class Guide:
+    """What guided a pipeline's calls: see `guide`."""
+
+    def __init__(self, pipe: Any, backbone: Backbone, settings: Settings) -> None:
+        names = {text.tokenizer for text in backbone.family.texts}
+        specials = {name: SpecialTokens.of(getattr(pipe, name, None)) for name in names}
+        self._observer = GuidanceObserver(settings, specials, partial(unguided, pipe, backbone.family))
+        self._session = GenerationSession(backbone, [self._observer])
+
+    def __enter__(self) -> "Guide":
+        self._session.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._session.__exit__(kind, error, trace)
+        if kind is None and not self.steps:
+            reason = self._session.missed or "none of the steps asked for came, or the pipeline was not called"
+            warnings.warn(f"nothing was guided: {reason}", stacklevel=2)
+
+    @property
+    def steps(self) -> tuple[GuidedStep, ...]:
+        """What guided each evaluation, in order; two evaluations of one step where the sampler makes two."""
+        return tuple(self._observer.steps)
+
+    @property
+    def rates(self) -> tuple[Float16[np.ndarray, "image height width"], ...]:
+        """See `GuidedStep.rates`."""
+        return tuple(step.rates for step in self.steps)
+
+    @property
+    def regions(self) -> tuple[UInt16[np.ndarray, "image height width"] | None, ...]:
+        """See `GuidedStep.regions`."""
+        return tuple(step.regions for step in self.steps)
+
+    @property
+    def effective_scales(self) -> tuple[tuple[float, ...], ...]:
+        """See `GuidedStep.effective_scales`."""
+        return tuple(step.effective_scales for step in self.steps)
+
+    @property
+    def region_names(self) -> dict[int, dict[int, str]]:
+        """{image of the last call: {region: its word}}; "<start>" and "<special>" are not the prompt's."""
+        return self._observer.region_names
+
+
+def guide(
+    pipe: Any,
+    recipe: Recipe | str | None = GOCA,
+    *,
+    rate: float | None = None,
+    masks: Any = None,
+    clamp: tuple[float, float] | None = CLAMP,
+    limit: float | None = LIMIT,
+    smooth: bool = True,
+    steps: Iterable[SupportsIndex] | None = None,
+    every: int = 1,
+) -> Guide:
+    """Guide each region of an image as strongly as its foreground, while the pipeline is called in a `with` block.
+
+    Semantic-aware guidance (Shen et al., CVPR 2024) with any recipe as its segmenter: the tokens of the prompt compete
+    for each pixel, and the scale of a region is multiplied by what the prompt changes in the foreground over what it
+    changes in the region. The pipeline is stock, with any scheduler; it guides in one batch or in two calls.
+
+    The foreground is where the start token is weak that the model attends to without the prompt (CLIP, BERT, Gemma and
+    Llama have one), or with the prompt where a pipeline guides away from zeros, as SDXL does without a negative prompt.
+    Where a tokenizer has none, or a template's is cut off, it is where the end token is weak with the prompt, as in T5
+    and Qwen.
+
+    What comes behind the denoiser sees the prediction of the prompt unchanged: `guidance_rescale`, normalised guidance
+    and skip-layer guidance act as always, on the guided prediction. What changes the denoiser itself, as FreeU, comes
+    first: rates are those of what it then predicts. Perturbed attention (PAG) and pipelines that set attention of their
+    own are refused.
+
+    Args:
+        pipe: A diffusers pipeline with classifier-free guidance: text-to-image, img2img or inpainting.
+        recipe: Makes the regions. None for none: the energy of c - u alone, at each pixel the mean over its own.
+        rate: The same rate everywhere, instead of regions; clamp, limit and smooth do not apply to it.
+        masks: The regions, instead of attention's: an integer label map (height, width) in the image's aspect, or one
+            for each image. Every label is a region; 0 is the background, and all others together the foreground.
+        clamp: (least, most) rate; None for any.
+        limit: The most that scale times rate may be; None for any.
+        smooth: Whether rates are blurred by one pixel.
+        steps: The sampler's steps that are guided so, from 0, such as a range; by default all. The rest are plain.
+        every: Attention is read in every so many evaluations, and its regions are used until the next; rates always
+            come from a step's own predictions.
+
+    Returns:
+        The guide, to be entered. It keeps 4 bytes for each pixel of the latent, image and step: 16 KB at 64 x 64.
+
+    Raises:
+        GocaError: The pipeline, the recipe or another argument is not supported; and inside the block, from the
+            pipeline's call, for a call without guidance, such as with a scale of 1.
+    """
+    backbone = Backbone(pipe, check=check_generation)
+    check_guidance(pipe)
+    if rate is not None and not _is_positive(rate):
+        raise GocaError(f"rate {rate!r} is not a positive number: give one, 1 for plain guidance", hint="rate")
+    if rate is not None and masks is not None:
+        raise GocaError("rate and masks both say how to guide: give one of them", hint="masks")
+    pair = isinstance(clamp, tuple | list) and len(clamp) == 2 and all(map(_is_positive, clamp))
+    if clamp is not None and not (pair and clamp[0] <= clamp[1]):
+        raise GocaError(f"clamp {clamp!r} is not (least, most) rate: give two positive numbers, or None", hint="clamp")
+    if limit is not None and not _is_positive(limit):
+        raise GocaError(f"limit {limit!r} is not a positive number: give one, or None", hint="limit")
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+        raise GocaError(f"every {every!r} is not a number of steps: give 1 or more", hint="every")
+    reads = recipe is not None and rate is None and masks is None
+    settings = Settings(
+        plan=_plan(recipe, backbone) if reads and recipe is not None else None,
+        rate=None if rate is None else float(rate),
+        masks=_label_maps(masks),
+        clamp=clamp,
+        limit=limit,
+        smooth=smooth,
+        steps=step_numbers(steps),
+        every=int(every),
+    )
+    return Guide(pipe, backbone, settings)
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf
+
+
+def _plan(recipe: Recipe | str, backbone: Backbone) -> Plan:
+    chosen = recipe_named(recipe)
+    senseless = {
+        "maps": (chosen.maps is not None, "weighs nouns against each other, and guidance weighs tokens"),
+        "keys": (chosen.keys == "side", "asks for classes beside the prompt, and guidance has the prompt alone"),
+        "evidence": (chosen.evidence is not None, "asks which classes there are, and guidance has none"),
+    }
+    for name, (is_set, reason) in senseless.items():
+        if is_set:
+            value = getattr(chosen, name)
+            value = value if isinstance(value, str) else name_of(value, MAPS)
+            raise GocaError(f'a recipe with {name} "{value}" {reason}: choose another, such as goca', hint="recipe")
+    settings = backbone.settings
+    return plan(chosen, settings, backbone.blocks, backbone.name, Options(), joint=backbone.family.joint is not None)
+
+
+def _label_maps(masks: Any) -> tuple[Tensor, ...]:
+    """The user's layout, one map for all images or one for each."""
+    if masks is None:
+        return ()
+    several = isinstance(masks, list | tuple) or np.ndim(masks) == 3
+    maps = [np.asarray(labels) for labels in (masks if several else [masks])]
+    for labels in maps:
+        if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
+            raise GocaError(
+                f"masks of shape {labels.shape} and type {labels.dtype} are not label maps: give integers (height, "
+                "width), 0 for the background, or one such map for each image",
+                hint="masks",
+            )
+        if labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
+            raise GocaError(f"masks have labels from {labels.min()} to {labels.max()}: give 0 to 65535", hint="masks")
+    if not maps:
+        raise GocaError("masks is an empty list: give one label map, or one for each image", hint="masks")
+    return tuple(torch.from_numpy(labels.astype(np.int64)) for labels in maps)

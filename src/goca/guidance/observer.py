@@ -1,0 +1,248 @@
+"""The observer that guides: it reads regions off attention, and answers with another prediction."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int, UInt16
+from torch import Tensor
+
+from goca.aggregation import AttentionAggregator
+from goca.diffusion.attention_call import AttentionCall, Sink
+from goca.diffusion.denoiser_call import DenoiserCall
+from goca.errors import GocaError
+from goca.guidance.regions import Columns, Regions, Specials, column, column_names, start_column
+from goca.imaging.images import common_grid
+from goca.maths import Grid
+from goca.maths import guidance as maths
+from goca.plan import Plan
+from goca.text.token_spans import NounTokens
+
+
+@dataclass(frozen=True)
+class GuidedStep:
+    """What guided one evaluation of a generation, on the grid of the prediction: 4 bytes a pixel, image and step.
+
+    Attributes:
+        generation: Number of the pipeline's call in the block, from 0.
+        step: Step of the sampler, from 0.
+        timestep: The scheduler's timestep.
+        scale: The scale of the pipeline's guidance.
+        rates: What it was multiplied by.
+        regions: The region at each pixel, as `Guide.region_names` names it; None where the rate needed none.
+        effective_scales: For each image <e - u, c - u> / |c - u|^2, the scale of plain guidance of the same strength.
+    """
+
+    generation: int
+    step: int
+    timestep: float
+    scale: float
+    rates: Float16[np.ndarray, "image height width"] = field(repr=False)
+    regions: UInt16[np.ndarray, "image height width"] | None = field(repr=False)
+    effective_scales: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `guide`, checked; plan: None where no attention is read."""
+
+    plan: Plan | None
+    rate: float | None
+    masks: tuple[Int[Tensor, "_high _wide"], ...]
+    clamp: tuple[float, float] | None
+    limit: float | None
+    smooth: bool
+    steps: frozenset[int] | None
+    every: int
+
+
+@dataclass
+class _Generation:
+    """The state of one call of the pipeline.
+
+    Attributes:
+        index: Its number.
+        regions: {image: its regions, as they were last read}.
+        read_at: The evaluation that they were read in.
+        is_guided: Whether an evaluation had both branches.
+    """
+
+    index: int = -1
+    regions: dict[int, Regions] = field(default_factory=dict)
+    read_at: int | None = None
+    is_guided: bool = False
+
+
+@dataclass
+class _Evaluation:
+    """The state of one evaluation, of one denoiser call or two.
+
+    Attributes:
+        index: Its number in the generation.
+        predictions: {image: the prediction with its prompt}.
+        columns: {image: those of its prompt}.
+        cond, uncond: {image: the sum of the attention of that branch}.
+        starts: {image: the column of the start token of its negative prompt}.
+    """
+
+    index: int = -1
+    predictions: dict[int, Tensor] = field(default_factory=dict)
+    columns: dict[int, Columns] = field(default_factory=dict)
+    cond: dict[int, AttentionAggregator] = field(default_factory=dict)
+    uncond: dict[int, AttentionAggregator] = field(default_factory=dict)
+    starts: dict[int, int] = field(default_factory=dict)
+
+
+class GuidanceObserver:
+    """Answers with a prediction of the "uncond" rows that makes plain guidance guide by rates; see `guide`.
+
+    Attributes:
+        steps: What guided each evaluation.
+        region_names: For each image of the last generation, {region: the token's word}.
+    """
+
+    def __init__(self, settings: Settings, specials: Specials, unguided: Callable[[], GocaError]) -> None:
+        """Prepare to guide; `unguided` makes the error for a pipeline that does not guide."""
+        self.steps: list[GuidedStep] = []
+        self.region_names: dict[int, dict[int, str]] = {}
+        self._settings, self._specials, self._unguided = settings, specials, unguided
+        self._generation, self._evaluation = _Generation(), _Evaluation()
+
+    def begin(self, call: DenoiserCall) -> Sink | None:
+        """An aggregator for each row whose attention makes regions, where this evaluation is read.
+
+        Raises:
+            GocaError: The pipeline does not guide.
+        """
+        if call.generation != self._generation.index:
+            self._generation, self._evaluation, self.region_names = _Generation(call.generation), _Evaluation(), {}
+            if call.scale is None or call.scale <= 1:
+                raise self._unguided()
+        if call.evaluation != self._evaluation.index:
+            if self._evaluation.index >= 0 and not self._generation.is_guided:
+                raise self._unguided()
+            self._evaluation = _Evaluation(call.evaluation)
+        settings, read_at = self._settings, self._generation.read_at
+        if settings.plan is None or not self._guides(call):
+            return None
+        if read_at not in (None, call.evaluation) and call.evaluation - (read_at or 0) < settings.every:
+            return None
+        self._generation.read_at = call.evaluation
+        taken = dict(self._aggregators(call, settings.plan))
+
+        def take(row: int, attention: AttentionCall) -> None:
+            if row in taken:
+                taken[row].add(attention)
+
+        return take if taken else None
+
+    def end(self, call: DenoiserCall, noise_pred: Tensor) -> Tensor | None:
+        """The prediction that plain guidance goes on with, once both branches are there."""
+        state = self._evaluation
+        state.predictions |= {image: noise_pred[row] for image, (row, _) in call.images_of("cond").items()}
+        rows = {image: row for image, (row, _) in call.images_of("uncond").items()}
+        images = sorted(rows.keys() & state.predictions.keys())
+        self._generation.is_guided |= bool(images)
+        if not images or not self._guides(call):
+            return None
+        assert call.scale is not None
+        answer, rates, scales = noise_pred.clone(), [], []
+        for image in images:
+            u, c = (_as_map(part, call.latent_size) for part in (noise_pred[rows[image]], state.predictions[image]))
+            rate = self._rate(image, len(images), u, c, call)
+            moved = maths.moved_uncond(u, c, rate, call.scale)
+            answer[rows[image]] = _like(moved, noise_pred[rows[image]])
+            rates.append(rate.cpu().numpy().astype(np.float16))
+            scales.append(maths.effective_scale(maths.guided(u, c, rate, call.scale), u, c))
+        regions = [self._generation.regions[image].labels for image in images if image in self._generation.regions]
+        labels = np.stack(regions) if len(regions) == len(images) else None
+        self.steps.append(
+            GuidedStep(call.generation, call.step, call.timestep, call.scale, np.stack(rates), labels, tuple(scales))
+        )
+        self._evaluation = _Evaluation(call.evaluation)  # predictions and attention are large
+        return answer
+
+    def _guides(self, call: DenoiserCall) -> bool:
+        """Whether this call is to be changed; at a later step a pipeline may guide no more."""
+        steps = self._settings.steps
+        return call.scale is not None and call.scale > 1 and (steps is None or call.step in steps)
+
+    def _aggregators(self, call: DenoiserCall, plan: Plan) -> Iterator[tuple[int, AttentionAggregator]]:
+        """(row, what sums its attention up), of the rows whose attention is needed."""
+        state, grid = self._evaluation, common_grid(call.latent_size, plan.grid)
+        for image, (row, prompt) in call.images_of("cond").items():
+            columns = state.columns[image] = Columns.of(prompt.texts, self._specials)
+            if columns.prompt:
+                self.region_names[image] = column_names(prompt.texts, columns)
+                tokens = NounTokens(prompt.prompt, (), (), columns.prompt)
+                state.cond[image] = AttentionAggregator(plan, tokens, grid)
+                yield row, state.cond[image]
+        for image, (row, prompt) in call.images_of("uncond").items():
+            start = state.columns[image].start if image in state.cond else None
+            if start is not None:
+                negative_start = start_column(prompt.texts, self._specials)
+                state.starts[image] = start if negative_start is None else negative_start
+                # Of this branch there is one column, and it refines nothing.
+                tokens = NounTokens(prompt.prompt, (), (), ())
+                state.uncond[image] = AttentionAggregator(replace(plan, refine=(), order=0), tokens, grid)
+                yield row, state.uncond[image]
+
+    def _rate(
+        self,
+        image: int,
+        images: int,
+        u: Float[Tensor, "channel height width"],
+        c: Float[Tensor, "channel height width"],
+        call: DenoiserCall,
+    ) -> Float[Tensor, "height width"]:
+        """The rate of an image, one of `images`."""
+        settings, state, regions = self._settings, self._evaluation, self._generation.regions
+        energy, grid = maths.energy(c - u), (u.shape[-2], u.shape[-1])
+        if settings.rate is not None:
+            return torch.full_like(energy, settings.rate)
+        if image in state.cond:
+            start_map = None
+            if image in state.uncond:
+                start_map = column(state.uncond[image].global_map(), state.starts[image])
+            regions[image] = Regions.read(state.columns[image], state.cond[image], start_map, grid)
+        elif settings.masks and image not in regions:
+            regions[image] = Regions.drawn(_mask_of(settings.masks, image, images, grid), grid, u)
+        if image in regions:
+            rate = maths.rate_of_regions(energy, regions[image].masks, regions[image].foreground)
+        elif settings.plan is None:
+            rate = maths.rate_of_energy(energy)
+        else:
+            return torch.ones_like(energy)  # an empty prompt has no regions
+        assert call.scale is not None
+        rate = maths.clamped(rate, settings.clamp, settings.limit, call.scale)
+        return maths.smoothed(rate) if settings.smooth else rate
+
+
+def _mask_of(masks: Sequence[Tensor], image: int, images: int, grid: Grid) -> Tensor:
+    """The layout of an image; GocaError where there is none for it, or it has another aspect."""
+    if len(masks) not in (1, images):
+        raise GocaError(
+            f"{len(masks)} masks are given for {images} images: give one for all, or one each", hint="masks"
+        )
+    mask = masks[image % len(masks)]
+    (height, width), (rows, columns) = mask.shape, grid
+    if abs(height * columns - width * rows) > max(height, width):  # by more than one cell
+        raise GocaError(
+            f"a mask of {height} x {width} has another aspect than the image, {rows} x {columns} cells: give one in "
+            "the image's (height, width)",
+            hint="masks",
+        )
+    return mask
+
+
+def _as_map(predicted: Tensor, latent_size: Grid) -> Float[Tensor, "channel height width"]:
+    """An image's prediction in full precision; where 2 x 2 cells are packed, on their grid."""
+    if predicted.ndim == 2:  # (position, channel)
+        return predicted.float().T.unflatten(-1, (latent_size[0] // 2, latent_size[1] // 2))
+    return predicted.float().flatten(0, -3)  # of a video, its one frame
+
+
+def _like(moved: Float[Tensor, "channel height width"], predicted: Tensor) -> Tensor:
+    """A map in the form that its prediction came in."""
+    return moved.flatten(1).T if predicted.ndim == 2 else moved.reshape(predicted.shape)
