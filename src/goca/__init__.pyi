@@ -1,4 +1,5 @@
 from .errors import GocaError as GocaError
+from .guidance import guide as guide
 from .maths.background import Background as Background
 from .plan import Plan as Plan
 from .recipe import CONCEPT_ATTENTION as CONCEPT_ATTENTION

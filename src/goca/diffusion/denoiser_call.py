@@ -1,15 +1,19 @@
 """A denoiser call of a generation, row by row, and the protocol of those who observe it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from operator import index
+from typing import Literal, Protocol, SupportsIndex, runtime_checkable
 
 from torch import Tensor
 
 from goca.diffusion.attention_call import Sink
+from goca.errors import GocaError
 from goca.maths import Grid
 from goca.text.tokens import Tokens
 
+MAX_STEPS = 10_000
+"""How many steps of a range are looked at: no sampler makes more."""
 Branch = Literal["cond", "uncond", "other"]
 """Guided by the prompt, guided by the negative prompt or by nothing, or neither."""
 
@@ -60,6 +64,7 @@ class DenoiserCall:
         timestep: The scheduler's timestep.
         latent_size: (height, width) of the latent, in cells of `Backbone.vae_scale_factor` pixels.
         rows: The rows of the batch, in order.
+        scale: Of classifier-free guidance, u + scale (c - u) of both branches; None where the pipeline has none.
     """
 
     generation: int
@@ -68,6 +73,7 @@ class DenoiserCall:
     timestep: float
     latent_size: Grid
     rows: tuple[DenoiserRow, ...]
+    scale: float | None = None
 
     def rows_of(self, branch: Branch) -> dict[int, DenoiserRow]:
         """The rows of a branch, by their index in the batch."""
@@ -103,3 +109,17 @@ class Observer(Protocol):
             The prediction that the pipeline goes on with, of the same shape, dtype and device, or None to leave it as
             it is. Anything else ends the pipeline's call with a GocaError.
         """
+
+
+def step_numbers(steps: Iterable[SupportsIndex] | None) -> frozenset[int] | None:
+    """The steps of a sampler that a user names; None for all. GocaError for what are not any."""
+    if steps is None:
+        return None
+    try:
+        # A range may go on for long behind the sampler's last step.
+        numbers = frozenset(map(index, steps[:MAX_STEPS] if isinstance(steps, range) else steps))
+    except TypeError:
+        numbers = frozenset()
+    if not numbers or min(numbers) < 0:
+        raise GocaError(f"steps {steps!r} are not steps of a sampler: give a range or numbers from 0, or None for all")
+    return numbers

@@ -4,6 +4,7 @@ Several pipelines may share a denoiser, and a callback of a pipeline may call th
 pipeline's own where nothing but functions of its class, and those that they name, is between its call and the denoiser.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -59,16 +60,24 @@ def is_own(call: FrameType, codes: frozenset[CodeType]) -> bool:
 
 
 @contextmanager
-def intercepted(pipeline: Any, around: Callable[[FrameType], AbstractContextManager[None]]) -> Iterator[None]:
-    """Enter `around` with the frame of each call of the pipeline, which has a class of its own meanwhile."""
+def intercepted(
+    pipeline: Any, around: Callable[[FrameType, dict[str, Any]], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Enter `around` with the frame and the arguments, defaults included, of each call of the pipeline.
+
+    It has a class of its own meanwhile.
+    """
     kind = type(pipeline)
     original = kind.__call__
+    signature = inspect.signature(original)
 
     @wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self is not pipeline:
             return original(self, *args, **kwargs)
-        with around(sys._getframe()):
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        with around(sys._getframe(), bound.arguments):
             return original(self, *args, **kwargs)
 
     @wraps(kind.__init__)

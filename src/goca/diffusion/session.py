@@ -9,7 +9,7 @@ self-attention guidance come behind it.
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -32,12 +32,15 @@ from goca.diffusion.denoiser_call import Branch, DenoiserCall, DenoiserRow, Obse
 from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
 from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.families import bare, check_tokenizers
+from goca.diffusion.guidance_scale import guidance_scale
 from goca.diffusion.latents import processor_of, sample_of
 from goca.diffusion.own_calls import codes_of, intercepted, is_own, step_number, stepping
 from goca.diffusion.timesteps import is_flow
 from goca.errors import GocaError
 from goca.maths import Grid
 
+_ACTIVE: dict[int, "GenerationSession"] = {}
+"""{id of a pipeline: the outermost session that is entered on it}."""
 MAX_ENCODED = 16
 """How many batches of texts are remembered that were encoded outside the pipeline's call; then the oldest goes."""
 
@@ -84,6 +87,7 @@ class _Run:
     Attributes:
         index: Its number among the pipeline's calls, from 0.
         frame: Of the call.
+        arguments: Of the call, defaults included.
         processors: Each denoiser's attention processors when it began.
         encoded: The texts that it encoded.
         texts: Those that its generation attends to, the prompts first; none before the first such denoiser call.
@@ -100,6 +104,7 @@ class _Run:
 
     index: int
     frame: FrameType
+    arguments: Mapping[str, Any]
     processors: list[tuple[nn.Module, Any]]
     encoded: list[EncodedTexts] = field(default_factory=list)
     texts: list[EncodedTexts] = field(default_factory=list)
@@ -154,7 +159,8 @@ class GenerationSession:
 
     The pipeline belongs to the session's thread meanwhile. Only denoiser calls that the pipeline's own call makes in
     that thread are observed, and of them those that attend to a prompt encoded in the session; not those of another
-    pipeline with the same denoiser, or by hand. Everything that is borrowed is given back.
+    pipeline with the same denoiser, or by hand. Everything that is borrowed is given back. A session that is entered
+    inside another one's block, on the same pipeline, lends that one its observers.
 
     Attributes:
         images: {generation: the images that the pipeline returned}; none where it returned latents.
@@ -179,10 +185,13 @@ class GenerationSession:
         self._count = 0
         self._call: DenoiserCall | None = None
         self._hook: AttentionHook | None = None
+        self._outer: GenerationSession | None = None
 
     @property
     def missed(self) -> str | None:
         """Why denoiser calls were not observed, and what to do; None where all were."""
+        if self._outer is not None:
+            return self._outer.missed
         kind = type(self._backbone.pipeline).__name__
         reasons = {
             "text": "the denoiser ran, but attended to no prompt that was encoded inside the `with` block; pass the "
@@ -198,6 +207,12 @@ class GenerationSession:
     def __enter__(self) -> "GenerationSession":
         pipeline = self._backbone.pipeline
         self._thread = get_ident()
+        outer = _ACTIVE.get(id(pipeline))
+        if outer is not None and outer._thread == self._thread:
+            self._outer, self.images = outer, outer.images
+            outer._observers += self._observers
+            self._stack.callback(outer._leave, self._observers)
+            return self
         processor = processor_of(pipeline)
         shows = "postprocess" if getattr(pipeline, "image_processor", None) is processor else "postprocess_video"
         with ExitStack() as stack:
@@ -215,6 +230,8 @@ class GenerationSession:
                 stack.enter_context(native(denoiser, component))
                 stack.callback(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
                 stack.callback(denoiser.register_forward_hook(self._end, always_call=True).remove)
+            _ACTIVE[id(pipeline)] = self
+            stack.callback(_ACTIVE.pop, id(pipeline))
             self._stack = stack.pop_all()
         return self
 
@@ -231,7 +248,7 @@ class GenerationSession:
         return wrapped
 
     @contextmanager
-    def _running(self, frame: FrameType) -> Iterator[None]:
+    def _running(self, frame: FrameType, arguments: Mapping[str, Any]) -> Iterator[None]:
         """One call of the pipeline, perhaps from a callback of another one."""
         if get_ident() != self._thread:
             yield
@@ -240,7 +257,7 @@ class GenerationSession:
         if parts != self._parts:
             self._missed.add("exchanged")
         modules = [attention.module for part in parts.values() for attention in attention_modules(part)]
-        run = _Run(self._count, frame, [(module, getattr(module, "processor", None)) for module in modules])
+        run = _Run(self._count, frame, arguments, [(module, getattr(module, "processor", None)) for module in modules])
         self._count += 1
         outer, self._run = self._run, run
         try:
@@ -303,7 +320,7 @@ class GenerationSession:
             self._missed.add("caller" if run is None else "inside")
             return
         self._abort()
-        call = self._heard(run, args, kwargs)
+        call = self._heard(run, module, args, kwargs)
         if call is None:
             return
         self._call = call
@@ -353,12 +370,18 @@ class GenerationSession:
         if hook is not None:
             hook.__exit__(None, RuntimeError(), None)
 
+    def _leave(self, observers: Sequence[Observer]) -> None:
+        """The block of a session inside this one's ends."""
+        self._observers = tuple(observer for observer in self._observers if observer not in observers)
+
     def _forget(self) -> None:
         """Nothing of the pipeline's is kept behind the session."""
         self._abort()
         self._run, self._encoded, self._parts = None, [], {}
 
-    def _heard(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall | None:
+    def _heard(
+        self, run: _Run, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> DenoiserCall | None:
         """What a denoiser call is to its generation; None for one that attends to nothing encoded in the session."""
         scheduler = self._backbone.pipeline.scheduler
         timestep = torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else 0)).cpu().double()
@@ -381,7 +404,9 @@ class GenerationSession:
         rows = self._rows(run, len(sample), blocks, run.repeats(latent, frozenset(kwargs)))
         run.branches |= {row.branch for row in rows}
         step, noise = run.moment(scheduler, moment)
-        return DenoiserCall(run.index, step, run.evaluation, noise, size, rows)
+        second = module is not self._backbone.denoiser
+        scale = guidance_scale(self._backbone.pipeline, self._backbone.family, run.arguments, second)
+        return DenoiserCall(run.index, step, run.evaluation, noise, size, rows, scale)
 
     def _blocks(
         self, run: _Run, texts: Sequence[EncodedTexts], inputs: Sequence[Any]

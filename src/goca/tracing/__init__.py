@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex
 from PIL import Image
 
 from goca.diffusion.backbone import Backbone
+from goca.diffusion.denoiser_call import step_numbers
 from goca.diffusion.session import GenerationSession, check_generation
 from goca.errors import GocaError
 from goca.recipe import GOCA, Recipe
@@ -23,9 +24,6 @@ from goca.tracing.observer import TraceObserver
 from goca.tracing.steps import TracedAttention, TracedStep, plan_for
 
 __all__ = ["Trace", "TracedImage", "TracedStep", "trace"]
-
-MAX_STEPS = 10_000
-"""How many steps of a range are looked at: no sampler makes more."""
 
 
 def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Iterable[SupportsIndex] | None = None) -> "Trace":
@@ -63,7 +61,7 @@ class Trace(TracedImage):
     def __init__(self, pipe: Any, recipe: Recipe | str, steps: Iterable[SupportsIndex] | None) -> None:
         backbone = Backbone(pipe, check=check_generation)
         plans = plan_for(backbone)
-        self._steps = _numbers(steps)
+        self._steps = step_numbers(steps)
         self._observer = TraceObserver(plans(recipe), plans, backbone.vae_scale_factor, self._steps)
         self._session = GenerationSession(backbone, [self._observer])
 
@@ -141,16 +139,3 @@ class Trace(TracedImage):
         if self._session.missed is not None:
             return f"nothing was traced: {self._session.missed}"
         return "nothing was traced: call the pipeline, with a prompt as text, inside the `with trace(pipe)` block"
-
-
-def _numbers(steps: Iterable[SupportsIndex] | None) -> frozenset[int] | None:
-    if steps is None:
-        return None
-    try:
-        # A range may go on for long behind the sampler's last step.
-        numbers = frozenset(map(index, steps[:MAX_STEPS] if isinstance(steps, range) else steps))
-    except TypeError:
-        numbers = frozenset()
-    if not numbers or min(numbers) < 0:
-        raise GocaError(f"steps {steps!r} are not steps of a sampler: give a range or numbers from 0, or None for all")
-    return numbers

@@ -22,6 +22,7 @@ FAMILY = Family(
     timestep=150,
     flow=True,
     edm_sigmas=True,
+    guidance_offset=1.0,
     repos=("nvidia/Cosmos-Predict2-2B-Text2Image", "nvidia/Cosmos-Predict2-14B-Text2Image"),
     vae_statistics=("latents_mean", "latents_std"),
     tiny=("cosmos2",),

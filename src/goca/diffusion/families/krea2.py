@@ -13,6 +13,7 @@ FAMILY = like_flux(
     name="krea2",
     denoisers=("Krea2Transformer2DModel",),
     grids=Patches(2),
+    guidance_offset=1.0,
     texts=(TextInput("tokenizer", start=-34, respects_max_sequence_length=True),),
     joint=JointLayout(text_first=True, unimodal_blocks=("text_fusion",)),
     vae_statistics=("latents_mean", "latents_std"),

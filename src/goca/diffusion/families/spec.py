@@ -184,6 +184,8 @@ class Family:
         edm_sigmas: A flow model that is told sigma in EDM's parametrisation, noise over image: s / (1 - s).
         texts: The tokenizers whose tokens are attended to.
         joint: The layout of joint attention; None for cross-attention.
+        guidance_offset: What is added to the call's guidance scale in u + scale (c - u); 1 where the pipeline computes
+            c + scale (c - u).
         linear_self_attention: Self-attention is linear and has no map; affinities of raw queries replace it.
         options: Arguments that the pipeline's call is given besides prompt, size, steps and guidance.
         optional_image_input: The pipeline also takes an image, but does not need one.
@@ -212,6 +214,7 @@ class Family:
     edm_sigmas: bool = False
     texts: tuple[TextInput, ...] = (TextInput("tokenizer", respects_max_sequence_length=True),)
     joint: JointLayout | None = None
+    guidance_offset: float = 0.0
     linear_self_attention: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     optional_image_input: bool = False

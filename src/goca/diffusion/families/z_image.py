@@ -19,6 +19,7 @@ FAMILY = like_flux(
     max_grid=max_grid,
     joint=JointLayout(text_first=False, unimodal_blocks=("context_refiner", "noise_refiner"), multiple=32),
     options={"guidance_scale": 0.0},
+    guidance_offset=1.0,
     repos=("Tongyi-MAI/Z-Image-Turbo",),
     tiny=("z_image",),
 )
