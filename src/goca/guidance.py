@@ -5,6 +5,7 @@ with guide(pipe, recipe=GOCA) as guided:
 guided.rates
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,11 +27,14 @@ from goca.errors import GocaError
 from goca.imaging.images import common_grid
 from goca.maths import Grid
 from goca.maths import guidance as maths
+from goca.maths.rules import name_of
 from goca.plan import Options, Plan, plan
-from goca.recipe import GOCA, Recipe, recipe_named
+from goca.recipe import GOCA, RECIPES, Recipe, recipe_named
 from goca.text.token_spans import Indices, NounTokens
 from goca.text.tokens import Tokens
 
+ENERGY = "energy"
+"""The name of guidance without attention."""
 CLAMP, LIMIT = (0.8, 3.0), 15.0
 """The authors' bounds of the rate, and of scale times rate."""
 
@@ -471,21 +475,48 @@ def guide(
     return Guide(pipe, backbone, settings)
 
 
+def guide_arguments(name: str) -> dict[str, Any]:
+    """The arguments of `guide` that a name stands for.
+
+    Args:
+        name: A recipe, "energy" for guidance without attention, or a number, the rate everywhere.
+
+    Raises:
+        GocaError: It is none of these.
+    """
+    try:
+        rate = float(name)
+    except ValueError:
+        key = name.lower().replace("_", "-")
+        if key not in (*RECIPES, ENERGY):
+            raise GocaError(
+                f'no guidance "{name}": give a recipe, such as goca, "{ENERGY}", or a number', hint="guide"
+            ) from None
+        if key != ENERGY:
+            _check_recipe(recipe_named(key))
+        return {"recipe": None if key == ENERGY else key}
+    if not 0 < rate < math.inf:
+        raise GocaError(f"guidance {name} is not a positive number: give one, 1 for plain guidance", hint="guide")
+    return {"rate": rate}
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    reasons = (
+        (recipe.maps is not None, "weighs nouns against each other, and guidance is given tokens"),
+        (recipe.keys == "side", "asks for classes beside the prompt, and guidance is given the prompt alone"),
+        (recipe.evidence is not None, "measures which classes there are, and guidance has none"),
+    )
+    for senseless, reason in reasons:
+        if senseless:
+            name = name_of(recipe, RECIPES)
+            raise GocaError(f'recipe "{name}" {reason}: choose another, such as goca', hint="guide")
+
+
 def _plan(recipe: Recipe | str, backbone: Backbone) -> Plan:
     chosen = recipe_named(recipe)
-    senseless = {
-        "maps": "weighs nouns against each other, and guidance is given tokens" if chosen.maps is not None else None,
-        "keys": "asks for classes beside the prompt, and guidance is given the prompt alone"
-        if chosen.keys == "side"
-        else None,
-        "evidence": "measures which classes there are, and guidance has none" if chosen.evidence is not None else None,
-    }
-    for name, reason in senseless.items():
-        if reason is not None:
-            value = getattr(chosen, name)
-            raise GocaError(f"a recipe with {name}={value!r} {reason}: choose another, such as goca", hint="recipe")
-    settings = backbone.settings
-    return plan(chosen, settings, backbone.blocks, backbone.name, Options(), joint=backbone.family.joint is not None)
+    _check_recipe(chosen)
+    is_joint = backbone.family.joint is not None
+    return plan(chosen, backbone.settings, backbone.blocks, backbone.name, Options(), joint=is_joint)
 
 
 def _label_maps(masks: Any) -> tuple[Tensor, ...]:
