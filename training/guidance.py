@@ -134,10 +134,7 @@ class Study:
             scales = np.full(len(prompts), scale)
         else:
             scales = np.array(guided.effective_scales).reshape(STEPS, len(prompts)).mean(0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez_compressed(part, images=images, scales=scales)
-        part.replace(path)
+        _save(path, images=images, scales=scales)
         return images, scales
 
     def layouts(self, images: np.ndarray, prompts: range) -> list[np.ndarray]:
@@ -156,9 +153,16 @@ class Study:
         )
         return [result.labels for _, result in self.segmenter.stream(requests)]
 
-    @torch.no_grad()
-    def measure(self, images: np.ndarray, prompts: range) -> Measured:
+    def measure(self, name: str, images: np.ndarray, prompts: range) -> Measured:
         """The namer's answers and features, and those of the crop of each image that has least of its things."""
+        path = self.folder / name / f"measured-{prompts.start:05}-{prompts.stop:05}.npz"
+        if not path.exists():
+            _save(path, **vars(self._measure(images, prompts)))
+        with np.load(path) as stored:
+            return Measured(**stored)
+
+    @torch.no_grad()
+    def _measure(self, images: np.ndarray, prompts: range) -> Measured:
         contents = [self.contents[index] for index in prompts]
         asked = namer.presence(contents) > 0
         crops, shares = map(np.stack, zip(*map(background, images, self.layouts(images, prompts)), strict=True))
@@ -169,6 +173,13 @@ class Study:
 
     def _features(self, images: np.ndarray) -> np.ndarray:
         return namer.features(namer.grids(self.namer, images)[1]).double().numpy()
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, **arrays)
+    part.replace(path)
 
 
 def _things() -> frozenset[str]:
@@ -188,7 +199,9 @@ def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """The Frechet distance between two sets of features [n, channel], taken as Gaussians; rows of NaN are left out."""
     first, second = (each[np.isfinite(each[:, 0])] for each in (first, second))
     means, covariances = zip(*((each.mean(0), np.cov(each, rowvar=False)) for each in (first, second)), strict=True)
-    roots = np.sqrt(np.clip(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None))
+    values, vectors = np.linalg.eigh(covariances[1])
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    roots = np.sqrt(np.linalg.eigvalsh(root @ covariances[0] @ root).clip(0))
     return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * roots.sum())
 
 
@@ -200,7 +213,7 @@ def compare(study: Study, real: Measured, runs: Sequence[tuple[str, float]], pro
     rows, drawn = [], {}
     for method, scale in runs:
         painted = study.paint(method, scale, prompts)
-        measured = study.measure(painted.images, prompts)
+        measured = study.measure(f"{method}-{scale:g}", painted.images, prompts)
         figures = [measured.figures(asked, real, pick) for pick in picks]
         drawn[method, scale] = {name: np.array([each[name] for each in figures]) for name in figures[0]}
         rows.append({"method": method, "scale": scale, "effective_scale": float(painted.scales.mean())})
@@ -245,7 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(arguments.model, arguments.work)
-    real = study.measure(study.real, range(len(study.real)))
+    real = study.measure("real", study.real, range(len(study.real)))
     swept, final = range(arguments.swept), range(arguments.swept, arguments.swept + arguments.final)
     rows = compare(study, real, [(method, scale) for method in (PLAIN, "goca") for scale in SCALES], swept)
     scale = min(rows[: len(SCALES)], key=lambda row: row["fid"][0])["scale"]

@@ -228,15 +228,9 @@ class _Observing:
                 guided = stack.enter_context(guide(pipeline, **guide_arguments(self.guidance), every=self.every))
             traced = None if self.recipe is None else stack.enter_context(trace(pipeline, self.recipe))
             answer = pipeline(**arguments, generator=generator)
-        return Generated(
-            _image(answer),
-            seed,
-            None if traced is None else traced[0],
-            None if guided is None else self._guided(guided),
-        )
-
-    def _guided(self, guided: Guide) -> GuidedImage:
-        return GuidedImage(guided.steps, guided.region_names.get(0, {}), self.plain)
+        if guided is not None:
+            guided = GuidedImage(guided.steps, guided.region_names.get(0, {}), self.plain)
+        return Generated(_image(answer), seed, None if traced is None else traced[0], guided)
 
 
 class _Abandoned(BaseException):
