@@ -19,12 +19,13 @@ from test_clip_tagger import tiny_clip
 from test_runs import kill_at_every_step
 from torch import Tensor, nn
 
-from goca import GOCA, VANILLA, GocaError, bundled
-from goca.evaluation.generated_images import Finished, GenerationConfig, ImagesGenerated, guide_arguments, run
+from goca import GocaError, bundled
+from goca.evaluation.generated_images import Finished, GenerationConfig, ImagesGenerated, run
 from goca.evaluation.generation_metrics import Meter, ModelFeatures, open_folder
 from goca.evaluation.metrics import mean
 from goca.evaluation.prompts import Prompt, read_prompts
 from goca.generation import Generated, GenerationOptions, generate
+from goca.guidance import guide_arguments
 from goca.parallel import Executor
 from goca.testing.tiny import BUILDERS
 from training import namer
@@ -241,12 +242,12 @@ def test_what_the_pipeline_refuses_is_one_line(fake: None, prompts: Path, tmp_pa
 
 def test_names_of_guidance() -> None:
     assert guide_arguments("none") is None
-    assert guide_arguments("goca") == {"recipe": GOCA}
-    assert guide_arguments("vanilla") == {"recipe": VANILLA}
+    assert guide_arguments("goca") == {"recipe": "goca"}
+    assert guide_arguments("Goca_Balanced") == {"recipe": "goca-balanced"}
     assert guide_arguments("energy") == {"recipe": None}
     assert guide_arguments("1.5") == {"rate": 1.5}
     for wrong in ("cat", "-1", "0", "nan", "inf"):
-        with pytest.raises(GocaError, match=r"no guidance .* give none, energy, goca"):
+        with pytest.raises(GocaError, match=r"no guidance .*: give none, a recipe"):
             guide_arguments(wrong)
 
 

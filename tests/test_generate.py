@@ -84,6 +84,31 @@ def test_another_scale_makes_another_image(goca: Any) -> None:
     assert not np.array_equal(pixels("1/cat-bus-grass-sky-0.png"), pixels("9/cat-bus-grass-sky-0.png"))
 
 
+def test_a_guided_image_beside_the_plain_one(goca: Any) -> None:
+    assert goca("generate", PROMPT, *FEW, "--out", "plain").code == 0
+    compared = goca("generate", PROMPT, *FEW, "--guide", "goca", "--compare", "--json")
+    assert (compared.code, compared.err) == (0, "")
+    told = json.loads(compared.out)
+    assert told["effective_scale"] > 0
+    stem = "goca-out/cat-bus-grass-sky-0"
+    endings = (".png", ".plain.png", ".regions.png", ".sheet.png")
+    assert told["files"] == [f"{stem}{ending}" for ending in endings]
+    np.testing.assert_array_equal(pixels(f"{stem}.plain.png"), pixels("plain/cat-bus-grass-sky-0.png"))
+    assert not np.array_equal(pixels(f"{stem}.png"), pixels(f"{stem}.plain.png"))
+    # One row: plain, guided, regions, rates.
+    height, width, _ = pixels(f"{stem}.sheet.png").shape
+    assert 3 * height < width < 4 * height
+
+
+def test_guidance_at_rate_1_is_none(goca: Any) -> None:
+    assert goca("generate", PROMPT, *FEW, "--out", "plain").code == 0
+    told = goca("generate", PROMPT, *FEW, "--guide", "1", "--explain")
+    assert told.code == 0
+    name = "cat-bus-grass-sky-0.png"
+    np.testing.assert_array_equal(pixels(f"goca-out/{name}"), pixels(f"plain/{name}"))
+    assert re.search(r"guided as strongly as plain guidance at scale 7\.50\n", told.out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -96,6 +121,12 @@ def test_another_scale_makes_another_image(goca: Any) -> None:
         ((PROMPT, "--steps", "0"), "steps"),
         ((PROMPT, "--scale", "nan"), "scale nan"),
         ((PROMPT, "--scale", "-1"), "scale -1"),
+        ((PROMPT, "--compare"), "--compare needs --guide"),
+        ((PROMPT, "--every", "2"), "--every 2 needs --guide"),
+        ((PROMPT, "--guide", "magic"), 'no guidance "magic": give.*--guide'),
+        ((PROMPT, "--guide", "0"), 'no guidance "0": give.*--guide'),
+        ((PROMPT, "--guide", "goca-open", "--steps", "1"), "goca-open.*choose another"),
+        ((PROMPT, "--guide", "goca", "--scale", "1", "--steps", "1"), "guidance_scale"),
     ],
 )
 def test_a_mistake_takes_one_line(arguments: tuple[str, ...], told: str, goca: Any) -> None:

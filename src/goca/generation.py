@@ -3,21 +3,23 @@
 import inspect
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt16
 from PIL import Image
 
 from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.own_calls import step_number, stepping
 from goca.errors import GocaError
+from goca.guidance import CLAMP, UNGUIDED, GuidedStep, guiding
 from goca.imaging import draw
 from goca.imaging.palette import palette
 from goca.imaging.sheet import Cell
@@ -26,7 +28,7 @@ from goca.segmentation import Segmentation
 from goca.text.nouns import NO_THINGS, check_prompt
 from goca.text.spelling import forms
 from goca.text.token_spans import shortened
-from goca.tracing import Trace, TracedImage, trace
+from goca.tracing import TracedImage, trace
 
 MAX_NAME_WORDS = 4
 """Words of a name in a list; a prompt with a longer part is taken for a sentence."""
@@ -52,12 +54,44 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class GuidedImage:
+    """What guided an image.
+
+    Attributes:
+        steps: Its rates and regions, evaluation by evaluation.
+        names: {region: its word}.
+        plain: The image that the pipeline makes of the same seed by itself, where the two are compared.
+    """
+
+    steps: tuple[GuidedStep, ...]
+    names: dict[int, str]
+    plain: Image.Image | None = None
+
+    @property
+    def effective_scale(self) -> float:
+        """The scale of plain guidance as strong as this was, the mean over the evaluations."""
+        return float(np.mean([step.effective_scales[0] for step in self.steps]))
+
+    @property
+    def rates(self) -> Float[np.ndarray, "height width"]:
+        """The mean over the evaluations, on the grid of the prediction."""
+        return np.mean([step.rates[0] for step in self.steps], axis=0, dtype=np.float32)
+
+    @property
+    def regions(self) -> UInt16[np.ndarray, "height width"] | None:
+        """Those of the evaluation in the middle; None where guidance needs none."""
+        regions = self.steps[len(self.steps) // 2].regions
+        return None if regions is None else regions[0]
+
+
+@dataclass(frozen=True)
 class Generated:
-    """An image, the seed it came from, and its trace, if it was traced."""
+    """An image, the seed it came from, its trace, if it was traced, and what guided it, if something did."""
 
     image: Image.Image
     seed: int
-    traced: TracedImage | None
+    traced: TracedImage | None = None
+    guided: GuidedImage | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +110,9 @@ def generate(
     seeds: Iterable[int],
     explain: bool = False,
     recipe: Recipe | str = GOCA,
+    guidance: str = UNGUIDED,
+    every: int = 1,
+    compare: bool = False,
 ) -> Generator[Progress | Generated, None, None]:
     """Generate an image for each seed: the same for the same seed, whatever else is asked for.
 
@@ -85,6 +122,8 @@ def generate(
         options: What it is asked for.
         seeds: One for each image.
         explain, recipe: Whether to trace the images, and with what.
+        guidance, every: What guides them, see `goca.guidance.guiding`.
+        compare: Whether each image is also made without that guidance.
 
     Yields:
         `Progress` after each step, and `Generated` behind the last step of each image.
@@ -96,9 +135,16 @@ def generate(
     # From its own thread, a pipeline of which this one keeps a part would wait for ever.
     with exclusive(pipeline, nested=False):
         arguments = _arguments(pipeline, options)
-    tracing = partial(trace, pipeline, recipe) if explain else nullcontext
     for seed in seeds:
-        yield from _generate_one(pipeline, arguments, seed, tracing)
+        plain = None
+        if guidance != UNGUIDED and compare:
+            for event in _generate_one(pipeline, arguments, seed, _Observing()):
+                if isinstance(event, Progress):
+                    yield event
+                else:
+                    plain = event.image
+        observing = _Observing(recipe if explain else None, guidance, every, plain)
+        yield from _generate_one(pipeline, arguments, seed, observing)
 
 
 def generate_batch(
@@ -142,15 +188,67 @@ def explain(generated: Generated) -> Explained:
     return Explained(generated, heatmaps, traced.segment(tuple(heatmaps)), tuple(left_out))
 
 
-def row(explained: Explained) -> list[Cell]:
-    """For a contact sheet: the image, its masks, and the heat map of every name, marked with its mask's colour."""
+def row(generated: Generated, explained: Explained | None) -> list[Cell]:
+    """For a contact sheet: the image, and what is known of it.
+
+    First what guided it: the plain image, the guided one, its regions and its rates. Then what explains it: its masks,
+    and the heat map of every name, marked with its mask's colour.
+    """
+    image = Cell(generated.image, f"seed {generated.seed}")
+    cells = [image] if generated.guided is None else _guidance_cells(generated, generated.guided)
+    if explained is None:
+        return cells
     masks = explained.masks
     named = zip(masks.classes, palette(len(masks.classes))[1:], strict=True)
     return [
-        Cell(explained.generated.image, f"seed {explained.generated.seed}"),
+        *cells,
         Cell(draw.painted(masks.image, masks.labels, len(masks.classes)), "masks"),
         *(Cell(explained.heatmaps[name], name, tuple(colour.tolist())) for name, colour in named),
     ]
+
+
+def region_overlay(generated: Generated, legend: bool = True) -> Image.Image | None:
+    """The regions that guided an image, and the words that each belongs to; None where there were none."""
+    guided = generated.guided
+    if guided is None or (regions := guided.regions) is None:
+        return None
+    numbers, inverse = np.unique(regions, return_inverse=True)
+    labels = Image.fromarray((inverse.reshape(regions.shape) + 1).astype(np.uint16))
+    enlarged = np.asarray(labels.resize(generated.image.size, Image.Resampling.NEAREST))
+    names = [guided.names.get(int(number), str(number)) for number in numbers]
+    return draw.overlay(generated.image, enlarged, names, legend)
+
+
+def _guidance_cells(generated: Generated, guided: GuidedImage) -> list[Cell]:
+    image, least, most = generated.image, *CLAMP
+    cells = [Cell(image, f"seed {generated.seed}, guided: scale {guided.effective_scale:.1f} in effect")]
+    if guided.plain is not None:
+        cells.insert(0, Cell(guided.plain, f"seed {generated.seed}, plain"))
+    if (regions := region_overlay(generated, legend=False)) is not None:
+        cells.append(Cell(regions, "regions at half the steps"))
+    heat = draw.heatmap(image, ((guided.rates - least) / (most - least)).clip(0, 1))
+    return [*cells, Cell(heat, f"mean rate, {least:g} (black) to {most:g}")]
+
+
+@dataclass(frozen=True)
+class _Observing:
+    """What observes and guides a generation: a recipe to trace with, and the arguments of `generate`."""
+
+    recipe: Recipe | str | None = None
+    guidance: str = UNGUIDED
+    every: int = 1
+    plain: Image.Image | None = None
+
+    def run(self, pipeline: Any, seed: int, arguments: dict[str, Any]) -> Generated:
+        """Call the pipeline."""
+        generator = torch.Generator().manual_seed(seed)
+        with ExitStack() as stack:
+            guided: Any = stack.enter_context(guiding(pipeline, self.guidance, self.every))
+            traced = None if self.recipe is None else stack.enter_context(trace(pipeline, self.recipe))
+            answer = pipeline(**arguments, generator=generator)
+        if guided is not None:
+            guided = GuidedImage(guided.steps, guided.region_names.get(0, {}), self.plain)
+        return Generated(_images(answer)[0], seed, None if traced is None else traced[0], guided)
 
 
 class _Abandoned(BaseException):
@@ -158,7 +256,7 @@ class _Abandoned(BaseException):
 
 
 def _generate_one(
-    pipeline: Any, arguments: dict[str, Any], seed: int, tracing: Callable[[], AbstractContextManager[Trace | None]]
+    pipeline: Any, arguments: dict[str, Any], seed: int, observing: _Observing
 ) -> Iterator[Progress | Generated]:
     """One image, by a pipeline that runs in another thread while its events are consumed in this one."""
     events: SimpleQueue[Progress | Generated | BaseException] = SimpleQueue()
@@ -171,10 +269,9 @@ def _generate_one(
 
     def run() -> None:
         try:
-            generator = torch.Generator().manual_seed(seed)
-            with _steps_counted(pipeline, stepped), tracing() as traced:
-                answer = pipeline(**arguments, generator=generator)
-            events.put(Generated(_images(answer)[0], seed, None if traced is None else traced[0]))
+            with _steps_counted(pipeline, stepped):
+                generated = observing.run(pipeline, seed, arguments)
+            events.put(generated)
         except (ValueError, TypeError) as error:
             events.put(GocaError(f"the pipeline refuses: {error}"))
         except BaseException as error:

@@ -28,6 +28,17 @@ ModelOption = Annotated[
     str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id to download.')
 ]
 RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.join(RECIPES[:-1])} or {RECIPES[-1]}.")]
+GuideOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Guide each region of an image as strongly as its foreground: by the regions of a recipe, such as goca; "
+        "by energy, without regions; or by a rate, a number that multiplies the scale everywhere.",
+    ),
+]
+EveryOption = Annotated[
+    int, typer.Option(metavar="N", min=1, help="With --guide, read attention in every N-th step only.")
+]
 TimestepOption = Annotated[
     str | None,
     option(

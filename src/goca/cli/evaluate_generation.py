@@ -68,15 +68,8 @@ def evaluate_generation(
         int | None,
         arguments.option(metavar="N", min=1, max=8192, help="Width and height in pixels.  [default: the model's]"),
     ] = None,
-    guide: Annotated[
-        str,
-        typer.Option(
-            metavar="GUIDE",
-            help="Semantic-aware guidance: none, a recipe such as goca or vanilla, energy (without attention), or a "
-            "rate such as 1.5.",
-        ),
-    ] = "none",
-    every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between readings of attention by GUIDE.")] = 1,
+    guide: arguments.GuideOption = "none",
+    every: arguments.EveryOption = 1,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts per call of the pipeline.")] = 8,
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,

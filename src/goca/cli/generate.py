@@ -51,6 +51,15 @@ def generate(
         ),
     ] = False,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="Method that --explain uses; see goca segment.")] = "goca",
+    guide: arguments.GuideOption = "none",
+    every: arguments.EveryOption = 1,
+    compare: Annotated[
+        bool,
+        arguments.option(
+            "--compare",
+            help="With --guide, also generate without it, and write a sheet: plain, guided, regions, rates.",
+        ),
+    ] = False,
     as_json: arguments.JsonLinesOption = False,
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,
@@ -58,15 +67,21 @@ def generate(
 ) -> None:
     """Generate images from a prompt, and explain them.
 
-    With --explain, shows what each word of the prompt attends to. Each image depends only on its seed, not on
-    --explain or --count. Files are named after prompt and seed; existing ones are overwritten.
+    With --explain, shows what each word of the prompt attends to; with --guide, that guides the image. Each image
+    depends only on its seed, not on --explain or --count. Files are named after prompt and seed; existing ones are
+    overwritten.
     """
     with session(verbose):
         from goca import bundled
+        from goca.errors import GocaError
+        from goca.guidance import guide_arguments
         from goca.image_jobs import check_writable
         from goca.text.nouns import check_prompt, unknown_words
 
         check_prompt(prompt, scale)
+        if guide_arguments(guide) is None and (compare or every > 1):
+            option, value = ("--compare", "") if compare else ("--every", f" {every}")
+            raise GocaError(f"{option}{value} needs --guide: add --guide goca, or leave it out")
         arguments.check_model(model, recipe, device, dtype)
         check_writable(out)
         if model == "bundled" and (unknown := unknown_words(prompt, bundled.prompt_words())):
@@ -89,18 +104,29 @@ def generate(
                     pipeline = load(model, device, dtype, None, None)
                 bar.reset(task, description=f"generating seed {seed}", total=None)
                 # Closed, the pipeline stops at its next step.
-                with closing(generation.generate(pipeline, options, files.seeds, explain, recipe)) as events:
+                generated = generation.generate(pipeline, options, files.seeds, explain, recipe, guide, every, compare)
+                with closing(generated) as events:
                     for event in events:
                         if isinstance(event, generation.Progress):
                             description = f"generating seed {event.seed}"
                             bar.update(task, description=description, completed=event.step, total=event.steps)
                             continue
-                        image = files.of(event.seed, "png")
-                        write_atomic({image: png(event.image)})
-                        explained, explanation = _explain(files, options, event, rows) if explain else (None, [])
+                        images = {files.of(event.seed, "png"): png(event.image)}
+                        if event.guided is not None and event.guided.plain is not None:
+                            images[files.of(event.seed, "plain.png")] = png(event.guided.plain)
+                            if (regions := generation.region_overlay(event)) is not None:
+                                images[files.of(event.seed, "regions.png")] = png(regions)
+                        write_atomic(images)
+                        written = list(images)
+                        explained = None
+                        if explain:
+                            explained, explanation = _explain(files, options, event)
+                            written += explanation
+                        if explain or compare:
+                            written.append(_add_to_sheet(files, event, explained, rows))
                         done += 1
                         with paused(bar):
-                            _print(event, explained, [image, *explanation], as_json)
+                            _print(event, explained, written, as_json)
         except KeyboardInterrupt:
             say(f"stopped; {done} of {count} images are done and complete")
             raise typer.Exit(130) from None
@@ -146,14 +172,13 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
 
 
 def _explain(
-    files: GenerationFiles, options: "GenerationOptions", generated: "Generated", rows: "list[list[Cell]]"
+    files: GenerationFiles, options: "GenerationOptions", generated: "Generated"
 ) -> "tuple[Explained, list[Path]]":
-    """Explain an image in files, all or none, the JSON last; then on the contact sheet, which has `rows` so far."""
+    """Explain an image in files, all or none, the JSON last."""
     from goca.exports.json_document import document
     from goca.exports.labels_png import labels_png
-    from goca.generation import explain, row
+    from goca.generation import explain
     from goca.imaging.draw import png
-    from goca.imaging.sheet import contact_sheet
     from goca.storage.atomic import write_atomic
 
     explained = explain(generated)
@@ -173,22 +198,38 @@ def _explain(
     }
     paths = {files.of(generated.seed, part): content for part, content in contents.items()}
     write_atomic(paths)
+    return explained, list(paths)
+
+
+def _add_to_sheet(
+    files: GenerationFiles, generated: "Generated", explained: "Explained | None", rows: "list[list[Cell]]"
+) -> Path:
+    """Write the contact sheet again, which has `rows` so far, with a row for this image."""
+    from goca.generation import row
+    from goca.imaging.draw import png
+    from goca.imaging.sheet import contact_sheet
+    from goca.storage.atomic import write_atomic
+
     if len(rows) == ROWS:
         rows.clear()
-    rows.append(row(explained))
+    rows.append(row(generated, explained))
     sheet = files.sheet(generated.seed)
     write_atomic({sheet: png(contact_sheet(rows))})
-    return explained, [*paths, sheet]
+    return sheet
 
 
 def _print(generated: "Generated", explained: "Explained | None", written: Sequence[Path], as_json: bool) -> None:
     if as_json:
         facts: dict[str, Any] = {"seed": generated.seed, "files": [str(path) for path in written]}
+        if generated.guided is not None:
+            facts["effective_scale"] = round(generated.guided.effective_scale, 3)
         if explained is not None:
             facts["masks"] = explained.masks.to_json()["classes"]
             facts["left_out"] = list(explained.left_out)
         show_json(facts)
         return
     show(*map(str, written))
+    if generated.guided is not None:
+        show(f"note: guided as strongly as plain guidance at scale {generated.guided.effective_scale:.2f}")
     for name in explained.left_out if explained is not None else ():
         show(f'note: "{name}" has no map: the tokenizer cuts it off, or it has only stop words')

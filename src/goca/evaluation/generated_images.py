@@ -7,7 +7,6 @@ images.jsonl, a line an image as it is done; and run.json, what the run is and w
 import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 
-from goca import guidance
 from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.loading import load
 from goca.errors import GocaError
@@ -24,13 +22,12 @@ from goca.evaluation.prompts import Prompt, digest, read_prompts
 from goca.evaluation.run_folder import RunFolder, read_facts
 from goca.evaluation.runner import Stage
 from goca.generation import GenerationOptions, generate_batch
+from goca.guidance import UNGUIDED, guide_arguments, guiding
 from goca.imaging.draw import png
 from goca.parallel import THIS_PROCESS, Executor, run_units
-from goca.recipe import RECIPES
 from goca.storage.atomic import sweep, write_atomic
 from goca.storage.json_lines import JsonLines
 
-PLAIN, ENERGY = "none", "energy"
 Batch = tuple[Prompt, ...]
 
 
@@ -57,7 +54,7 @@ class GenerationConfig:
     steps: int | None = None
     scale: float | None = None
     size: int | None = None
-    guide: str = PLAIN
+    guide: str = UNGUIDED
     every: int = 1
     batch: int = 8
     device: str | None = None
@@ -92,7 +89,7 @@ class GenerationConfig:
             "model": {"name": self.model, "weights": fingerprint(pipeline), "dtype": str(pipeline.dtype)},
             "scheduler": type(pipeline.scheduler).__name__,
             **{name: getattr(self, name) for name in ("steps", "scale", "size")},
-            "guidance": {"guide": self.guide, "every": self.every if self.guide != PLAIN else None},
+            "guidance": {"guide": self.guide, "every": self.every if self.guide != UNGUIDED else None},
             "batch": self.batch,
             "threads": self.threads if torch.device(pipeline.device).type == "cpu" else None,
         }
@@ -164,29 +161,6 @@ class ImageGenerator:
             for prompt, scale in zip(batch, scales, strict=True)
         ]
         return [(record, png(image)) for record, image in zip(records, images, strict=True)]
-
-
-def guiding(pipeline: Any, guide: str, every: int = 1) -> AbstractContextManager[Any]:
-    """What guides a pipeline while it generates; nothing for "none". See `GenerationConfig` for guide and every."""
-    arguments = guide_arguments(guide)
-    if arguments is None:
-        return nullcontext()
-    return guidance.guide(pipeline, **arguments, every=every)
-
-
-def guide_arguments(guide: str) -> dict[str, Any] | None:
-    """How `goca.guide` is called for the name of a guidance, None for "none". Raises GocaError for an unknown one."""
-    named: dict[str, dict[str, Any] | None] = {PLAIN: None, ENERGY: {"recipe": None}}
-    named |= {name: {"recipe": recipe} for name, recipe in RECIPES.items()}
-    if guide in named:
-        return named[guide]
-    try:
-        rate = float(guide)
-    except ValueError:
-        rate = -1.0
-    if not 0 < rate < float("inf"):
-        raise GocaError(f'no guidance "{guide}": give {", ".join(named)}, or a rate, a positive number', "guide")
-    return {"rate": rate}
 
 
 def _effective_scales(guided: Any, images: int) -> list[float | None]:

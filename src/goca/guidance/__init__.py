@@ -8,6 +8,7 @@ guided.rates
 import math
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Integral
 from typing import Any, SupportsIndex
@@ -24,12 +25,14 @@ from goca.diffusion.session import GenerationSession, check_generation
 from goca.errors import GocaError
 from goca.guidance.observer import GuidanceObserver, GuidedStep, Settings
 from goca.guidance.regions import SpecialTokens
-from goca.maths.rules import MAPS, name_of
+from goca.maths.rules import name_of
 from goca.plan import Options, Plan, plan
-from goca.recipe import GOCA, Recipe, recipe_named
+from goca.recipe import GOCA, RECIPES, Recipe, recipe_named
 
-__all__ = ["Guide", "GuidedStep", "guide"]
+__all__ = ["Guide", "GuidedStep", "guide", "guide_arguments", "guiding"]
 
+UNGUIDED, ENERGY = "none", "energy"
+"""The names of guidance by the pipeline alone, and of guidance without attention."""
 CLAMP, LIMIT = (0.8, 3.0), 15.0
 """The authors' bounds of the rate, and of scale times rate."""
 
@@ -154,24 +157,58 @@ def guide(
     return Guide(pipe, backbone, settings)
 
 
+def guiding(pipe: Any, name: str, every: int = 1) -> AbstractContextManager[Guide | None]:
+    """`guide` by a name: of a recipe, "energy" for none, or a number, the rate everywhere; nothing for "none".
+
+    Raises:
+        GocaError: There is no such guidance, or as `guide` does.
+    """
+    arguments = guide_arguments(name)
+    return nullcontext() if arguments is None else guide(pipe, **arguments, every=every)
+
+
+def guide_arguments(name: str) -> dict[str, Any] | None:
+    """How `guide` is called for a name, see `guiding`; None for "none". Raises GocaError for an unknown name."""
+    key = name.lower().replace("_", "-")
+    if key == UNGUIDED:
+        return None
+    if key == ENERGY:
+        return {"recipe": None}
+    if key in RECIPES:
+        _check_recipe(RECIPES[key])
+        return {"recipe": key}
+    try:
+        rate = float(name)
+    except ValueError:
+        rate = math.nan
+    if not _is_positive(rate):
+        raise GocaError(
+            f'no guidance "{name}": give {UNGUIDED}, a recipe such as goca, {ENERGY}, or a rate, a positive number',
+            hint="guide",
+        )
+    return {"rate": rate}
+
+
 def _is_positive(number: Any) -> bool:
     return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf
 
 
+def _check_recipe(recipe: Recipe) -> None:
+    for is_set, reason in (
+        (recipe.maps is not None, "weighs nouns against each other, and guidance weighs tokens"),
+        (recipe.keys == "side", "asks for classes beside the prompt, and guidance has the prompt alone"),
+        (recipe.evidence is not None, "asks which classes there are, and guidance has none"),
+    ):
+        if is_set:
+            name = name_of(recipe, RECIPES)
+            raise GocaError(f'recipe "{name}" {reason}: choose another, such as goca', hint="guide")
+
+
 def _plan(recipe: Recipe | str, backbone: Backbone) -> Plan:
     chosen = recipe_named(recipe)
-    senseless = {
-        "maps": (chosen.maps is not None, "weighs nouns against each other, and guidance weighs tokens"),
-        "keys": (chosen.keys == "side", "asks for classes beside the prompt, and guidance has the prompt alone"),
-        "evidence": (chosen.evidence is not None, "asks which classes there are, and guidance has none"),
-    }
-    for name, (is_set, reason) in senseless.items():
-        if is_set:
-            value = getattr(chosen, name)
-            value = value if isinstance(value, str) else name_of(value, MAPS)
-            raise GocaError(f'a recipe with {name} "{value}" {reason}: choose another, such as goca', hint="recipe")
-    settings = backbone.settings
-    return plan(chosen, settings, backbone.blocks, backbone.name, Options(), joint=backbone.family.joint is not None)
+    _check_recipe(chosen)
+    is_joint = backbone.family.joint is not None
+    return plan(chosen, backbone.settings, backbone.blocks, backbone.name, Options(), joint=is_joint)
 
 
 def _label_maps(masks: Any) -> tuple[Tensor, ...]:
