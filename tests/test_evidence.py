@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from goca import GOCA, GOCA_BALANCED, GOCA_OPEN, GocaError, Recipe, Segmenter
 from goca.diffusion.fingerprint import fingerprint
-from goca.evidence import CONTENT_FREE, ContentFree
+from goca.evidence import CONTENT_FREE, MARGIN, ContentFree, class_maps
 from goca.maths.background import Background, constant
 from goca.plan import Options
-from goca.request import SegmentationRequest
+from goca.request import RequestNouns, SegmentationRequest
 from goca.segmentation import Segmentation
 from goca.testing.tiny import BUILDERS
 from goca.text.nouns import Noun
@@ -312,6 +312,24 @@ def test_results_show_evidence_and_plans_how_it_is_measured(open_sd15: Segmenter
     shown = result._repr_html_()
     assert "<th>evidence</th>" in shown
     assert all(f"<td>{evidence:.2f}</td>" in shown for evidence in result.evidence)
+
+
+def test_a_noun_that_is_much_likelier_leaves_a_cell_to_the_background() -> None:
+    cat, dog, sky = (Noun(name, (name,)) for name in ("cat", "dog", "sky"))
+    nouns = RequestNouns((cat, dog), (sky,), by_default=False, kept=None, notes=())
+    # In turn the cat, the sky, another noun and the class that was dropped are likeliest, the last two twice.
+    others = torch.tensor([0.0, 1.0, MARGIN - 0.1, MARGIN + 0.1, MARGIN - 0.1, MARGIN + 0.1])
+    logits = torch.zeros(4, 1, 6)  # cat, dog, sky, cow
+    for column, row in enumerate((0, 2, 3, 3, 1, 1)):
+        logits[row, 0, column] = others[column]
+    logits[2, 0, [0, 2, 3, 4, 5]] = -1.0
+    maps = class_maps(logits, nouns, [0])
+    assert maps.background is not None
+    assert (maps.classes[0] > maps.background)[0].tolist() == [True, False, True, False, True, False]
+    # Nothing but the other nouns can be the background where none is named.
+    alone = class_maps(logits[[0, 1, 3]], replace(nouns, background_classes=()), [0, 1])
+    assert alone.background is not None
+    assert (alone.classes.amax(0) >= alone.background)[0].tolist() == [True, True, False, False, True, True]
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.5, float("nan")])

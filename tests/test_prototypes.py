@@ -15,9 +15,18 @@ from goca.bundled import pipeline as bundled_folder
 from goca.bundled import scenes, vocabulary
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import Backbone, BatchItem
-from goca.maths.prototypes import ClassMoments, discriminants
+from goca.maths.prototypes import ClassMoments, discriminants, k_means
 from goca.maths.windows import Windows
-from goca.prototype_learning import ChannelMoments, FeatureMap, Learned, LearningOptions, learn, palette
+from goca.prototype_learning import (
+    ChannelMoments,
+    FeatureMap,
+    Learned,
+    LearningOptions,
+    PrototypeLearner,
+    learn,
+    palette,
+    restyled,
+)
 from goca.prototypes import FILE, ImageLogits, Prototypes, load_beside, weight_sample
 from goca.request import PreparedImage, SegmentationRequest
 from goca.testing.tiny import BUILDERS
@@ -63,8 +72,20 @@ def test_a_feature_that_never_changes_and_a_class_that_never_shows_do_no_harm() 
     torch.testing.assert_close(bias[[0, 2]], torch.tensor([1.4, -2.6], dtype=torch.float64))
 
 
+def test_like_points_are_one_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    middles = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    points = (middles[:, None] + torch.rand(3, 20, 2, generator=generator)).flatten(0, 1)
+    centres = min(
+        (k_means(points, 3, seed) for seed in range(5)), key=lambda each: float(torch.cdist(points, each).amin(1).sum())
+    )
+    order = torch.cdist(middles, centres).argmin(1)
+    torch.testing.assert_close(centres[order], points.reshape(3, 20, 2).mean(1))
+    assert sorted(k_means(points[:2], 4, 0).tolist()) == sorted(points[:2].tolist())
+
+
 def random_prototypes(pipeline: Any, nouns: int = 3) -> Prototypes:
-    """Prototypes that fit a pipeline, with random weights."""
+    """Prototypes that fit a pipeline, with random weights; the second noun has two Gaussians."""
     segmenter = Segmenter.from_pipeline(pipeline)
     channels: dict[str, int] = {}
 
@@ -74,10 +95,12 @@ def random_prototypes(pipeline: Any, nouns: int = 3) -> Prototypes:
 
     run(segmenter.backbone, [sink], 60)
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(nouns, sum(channels.values()), generator=generator)
-    bias = torch.randn(nouns, generator=generator)
+    gaussians = tuple(2 if index == 1 else 1 for index in range(nouns))
+    weight = torch.randn(sum(gaussians), sum(channels.values()), generator=generator)
+    bias = torch.randn(sum(gaussians), generator=generator)
     names = ("cat", "dog", "sky", "sea", "fog")[:nouns]
-    return Prototypes(names, channels, 60, weight, bias, weight_sample(segmenter.backbone.denoiser), {"model": "mine"})
+    sample = weight_sample(segmenter.backbone.denoiser)
+    return Prototypes(names, channels, 60, gaussians, weight, bias, sample, {"model": "mine"})
 
 
 def run(backbone: Backbone, sinks: list[Any], timestep: int) -> None:
@@ -103,11 +126,12 @@ def test_logits_are_the_resized_features_times_the_weights(name: str) -> None:
         queries = call.q.permute(0, 2, 1).flatten(0, 1) if call.query is None else call.query.T
         maps = queries.reshape(1, -1, *call.grid)
         features.append(torch.nn.functional.interpolate(maps, (6, 10), mode="bilinear")[0])
-    expected = torch.einsum("nc,chw->nhw", prototypes.weight, torch.cat(features)) + prototypes.bias[:, None, None]
+    parts = torch.einsum("nc,chw->nhw", prototypes.weight, torch.cat(features)) + prototypes.bias[:, None, None]
+    expected = torch.stack([parts[0], parts[1:3].exp().sum(0).log(), parts[3]])
     torch.testing.assert_close(image.logits(), expected, rtol=1e-4, atol=1e-4)
-    some = ImageLogits.of(prototypes.among(["sky", "cat"]), Windows.whole((6, 10)))
+    some = ImageLogits.of(prototypes.among(["sky", "dog"]), Windows.whole((6, 10)))
     run(backbone, [some.parts[0].add], 60)
-    torch.testing.assert_close(some.logits(), image.logits()[[2, 0]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(some.logits(), image.logits()[[2, 1]], rtol=1e-4, atol=1e-4)
 
 
 def test_windows_are_joined(sd15: Any) -> None:
@@ -129,7 +153,7 @@ def test_a_file_is_what_was_saved(sd15: Any, tmp_path: Path) -> None:
     path = prototypes.save(tmp_path / FILE)
     read = load_beside(tmp_path)
     assert read is not None
-    for name in ("nouns", "timestep", "facts", "channels"):
+    for name in ("nouns", "timestep", "facts", "channels", "gaussians"):
         assert getattr(read, name) == getattr(prototypes, name)
     for name in ("weight", "bias", "sample"):
         torch.testing.assert_close(getattr(read, name), getattr(prototypes, name), rtol=0, atol=0)
@@ -141,7 +165,8 @@ def test_a_file_is_what_was_saved(sd15: Any, tmp_path: Path) -> None:
 
 
 def metadata(**changes: Any) -> dict[str, str]:
-    declared = {"nouns": ["cat", "dog", "sky"], "channels": {"a": 4}, "timestep": 60, "facts": {}} | changes
+    nouns = {"nouns": ["cat", "dog", "sky"], "gaussians": [1, 1, 1]}
+    declared = nouns | {"channels": {"a": 4}, "timestep": 60, "facts": {}} | changes
     return {"goca_prototypes": json.dumps(declared)}
 
 
@@ -157,6 +182,8 @@ DAMAGED = {
     "no JSON": (save(tensors(), {"goca_prototypes": "{"}), "complete prototypes"),
     "nouns twice": (save(tensors(), metadata(nouns=["cat", "cat", "sky"])), "different names"),
     "fewer nouns": (save(tensors(), metadata(nouns=["cat", "sky"])), "other shapes"),
+    "more Gaussians": (save(tensors(), metadata(gaussians=[1, 2, 1])), "other shapes"),
+    "no Gaussian": (save(tensors(), metadata(gaussians=[0, 2, 1])), "whole number"),
     "a timestep in words": (save(tensors(), metadata(timestep="early")), "whole number"),
     "no channels": (save(tensors(), metadata(channels={"a": 0})), "whole number"),
     "NaN": (save(tensors(bias=torch.full((3,), torch.nan)), metadata()), "finite"),
@@ -225,12 +252,29 @@ def test_learning_repeats_itself_and_leaves_the_pipeline_alone(goca: Any, bundle
     assert isinstance(prototypes, Prototypes)
     assert prototypes.save(tmp_path / "again.safetensors").read_bytes() == out.read_bytes()
     assert prototypes.nouns == ("cat", "sky", "grass")
+    assert prototypes.gaussians == (4, 1, 1)
     assert set(prototypes.facts["cells"]) == {"cat", "sky", "grass"}
     assert prototypes.timestep == prototypes.facts["timestep"] == 50
     prototypes.check(bundled.backbone)
     assert all(pipeline.components[name] is part for name, part in parts.items())
     assert dict(pipeline.scheduler.config) == settings
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_another_style_has_the_same_shapes(bundled: Segmenter) -> None:
+    image = next(scenes()).image
+    copies = [restyled(image, seed) for seed in range(12)]
+    assert restyled(image, 3).tobytes() == copies[3].tobytes()
+    assert len({copy.tobytes() for copy in copies}) == 12
+    assert all(copy.size == image.size and copy.mode == "RGB" for copy in copies)
+    options = LearningOptions(timestep=50, restyled=0)
+    learner = PrototypeLearner(bundled, palette(bundled, ["cat"], ["sky"]), options)
+    learner.add([bundled(image, ["cat", "sky"], background=None)], 0)
+    plain = learner.prototypes()
+    learner.options = replace(options, restyled=2)
+    more = learner.prototypes()
+    # Every copy has the cells of its image.
+    assert more.facts["cells"] == {noun: 3 * cells for noun, cells in plain.facts["cells"].items()}
 
 
 def test_many_channels_become_few_and_the_weights_are_of_all() -> None:
@@ -262,7 +306,7 @@ def test_the_bundled_prototypes_are_of_the_bundled_model(bundled: Segmenter) -> 
     prototypes.check(bundled.backbone)
     assert set(prototypes.nouns) == set(vocabulary())
     assert min(prototypes.facts["cells"].values()) > 0
-    assert (bundled_folder() / FILE).stat().st_size < 300_000
+    assert (bundled_folder() / FILE).stat().st_size < 400_000
     # Most of the first scene is taken for what it shows: 5 of 32 nouns, none of them named.
     scene = next(scenes())
     session, request = bundled.backbone.session(), SegmentationRequest(scene.image, scene.classes)

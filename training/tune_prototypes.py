@@ -43,7 +43,7 @@ SHARES = (1 / 3, 2 / 3, 1)
 def painted(segmenter: Segmenter, options: LearningOptions, folder: Path) -> Iterator[list[Segmentation]]:
     """The images that `goca.prototype_learning.learn` paints, with their labels, a batch at a time."""
     nouns = palette(segmenter, bundled.vocabulary())
-    learner = PrototypeLearner(segmenter, nouns.nouns, options)
+    learner = PrototypeLearner(segmenter, nouns, options)
     folder.mkdir(parents=True, exist_ok=True)
     captions = list(nouns.captions(options.images * len(nouns.nouns), options.seed))
     for start in range(0, len(captions), BATCH):
@@ -106,13 +106,13 @@ class Tuner:
 
 def tune(tuner: Tuner, labelled: Sequence[Sequence[Segmentation]], options: LearningOptions) -> LearningOptions:
     """The best settings, one thing after the other."""
-    nouns = palette(tuner.segmenter, bundled.vocabulary()).nouns
+    nouns = palette(tuner.segmenter, bundled.vocabulary())
     shares = {round(share * len(labelled)) for share in SHARES}
 
     def learned(chosen: LearningOptions, by_share: bool = False) -> PrototypeLearner:
         learner = PrototypeLearner(tuner.segmenter, nouns, chosen)
         for number, batch in enumerate(labelled):
-            learner.add_styles(batch, chosen.seed + number * BATCH)
+            learner.add(batch, chosen.seed + number * BATCH)
             if by_share and number + 1 in shares:
                 tuner.score(learner.prototypes(), channels=chosen.max_channels, images=BATCH * (number + 1))
         return learner

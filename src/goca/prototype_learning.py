@@ -1,7 +1,8 @@
 """A model paints nouns, says where it painted them, and so shows what they look like to it: prototypes.
 
 Nothing is trained and nobody labels anything: the published method labels each painted image with the nouns of its own
-caption, and every noun's pixels are averaged among the features of a pass with no caption.
+caption, and every noun's pixels are averaged among the features of a pass with no caption: those of nouns that come in
+several shapes in a few groups of like ones.
 """
 
 import random
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from goca.diffusion.timesteps import check_timestep
 from goca.errors import GocaError
 from goca.generation import Generated, GenerationOptions, generate
 from goca.maths import Grid
-from goca.maths.prototypes import ClassMoments, discriminants
+from goca.maths.prototypes import ClassMoments, discriminants, k_means
 from goca.maths.resize import resize
 from goca.plan import Options, versions
 from goca.planned_model import PlannedModel
@@ -40,6 +41,8 @@ Outcome = TypeVar("Outcome")
 CallSink = Callable[[AttentionCall], None]
 STYLES = 1_000_000
 """What seeds of an image's styles are apart."""
+SAMPLED = 50
+"""Of how many cells of each noun in each image the groups are found."""
 PURE = 0.9
 """A cell of the common grid counts if more than this share of its pixels has one label."""
 
@@ -57,6 +60,7 @@ class LearningOptions:
         max_channels: a block with more channels is projected onto this many random directions.
         restyled: how many times each image is looked at again in other colours, so that nouns are known by more than
             the style in which the model paints them.
+        gaussians: into how many groups the cells of a noun fall; of the nouns around others into one.
     """
 
     images: int = 15
@@ -66,10 +70,11 @@ class LearningOptions:
     timestep: int | None = None
     shrinkage: float = 0.03
     max_channels: int = 64
-    restyled: int = 1
+    restyled: int = 2
+    gaussians: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("images", "max_channels", *(() if self.steps is None else ("steps",))):
+        for name in ("images", "max_channels", "gaussians", *(() if self.steps is None else ("steps",))):
             if getattr(self, name) < 1:
                 raise GocaError(f"{name} {getattr(self, name)} is too few: give 1 or more", hint=name)
         if not self.shrinkage > 0:
@@ -152,13 +157,13 @@ def learn(
             one of the nouns.
     """
     nouns = palette(segmenter, classes, background_classes)
-    learner = PrototypeLearner(segmenter, nouns.nouns, options)
+    learner = PrototypeLearner(segmenter, nouns, options)
     count = options.images * len(nouns.nouns)
     painting = enumerate(nouns.captions(count, options.seed), start=options.seed)
     done = 0
     while drawn := list(islice(painting, segmenter.batch)):
         images = [paint(segmenter, caption, seed, options) for seed, caption in drawn]
-        learner.add_styles(learner.label(images, [caption for _, caption in drawn]), drawn[0][0])
+        learner.add(learner.label(images, [caption for _, caption in drawn]), drawn[0][0])
         done += len(drawn)
         yield Learned(done, count)
     yield learner.prototypes()
@@ -174,7 +179,7 @@ def paint(model: PlannedModel, nouns: Sequence[Noun], seed: int, options: Learni
 
 
 def restyled(image: Image.Image, seed: int) -> Image.Image:
-    """The same shapes in another style: hue, saturation, contrast and brightness; some softer, sharper or flatter."""
+    """The same shapes in another style: other colours; some softer, sharper or flatter, every second one outlined."""
     draw = random.Random(seed)
     hue, saturation, value = image.convert("HSV").split()
     shift = draw.randint(-20, 20)
@@ -188,7 +193,16 @@ def restyled(image: Image.Image, seed: int) -> Image.Image:
         image = image.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.9)))
     elif kind < 0.6:
         image = image.filter(ImageFilter.UnsharpMask(2, draw.randint(80, 250), 0))
-    return ImageOps.posterize(image, draw.randint(2, 3)) if draw.random() < 0.3 else image
+    image = ImageOps.posterize(image, draw.randint(2, 3)) if draw.random() < 0.3 else image
+    return outlined(image, draw) if draw.random() < 0.5 else image
+
+
+def outlined(image: Image.Image, draw: random.Random) -> Image.Image:
+    """Edges drawn over in a dark colour."""
+    slope = np.hypot(*np.gradient(np.asarray(image.convert("L"), np.float32)))
+    opacity = 255 * draw.uniform(0.4, 1) * (slope / draw.uniform(25, 60)).clip(max=1)
+    ink = Image.new("RGB", image.size, tuple(draw.randint(0, 70) for _ in range(3)))
+    return Image.composite(ink, image, Image.fromarray(opacity.astype(np.uint8)))
 
 
 def _done(outcome: Outcome | GocaError) -> Outcome:
@@ -257,18 +271,20 @@ class FeatureMap:
 class PrototypeLearner:
     """Gathers what images show of their nouns: `add` a batch of images at a time, then `prototypes`.
 
-    The first batch is seen twice: at first only for the scale of each channel.
+    Every image is kept, because its cells belong to a group only after all have been seen.
     """
 
-    def __init__(self, segmenter: PlannedModel, nouns: Sequence[Noun], options: LearningOptions) -> None:
+    def __init__(self, segmenter: PlannedModel, nouns: Palette, options: LearningOptions) -> None:
         size = Options(size=segmenter.plan.size)
         self.segmenter = Segmenter(segmenter.backbone, GOCA_BALANCED, size, segmenter.batch)
         self.timestep = self.segmenter.plan.timestep[0] if options.timestep is None else options.timestep
         check_timestep(segmenter.backbone.pipeline.scheduler, self.timestep)
-        self.nouns, self.options = tuple(nouns), replace(options, timestep=self.timestep)
+        self.nouns, self.options = nouns.nouns, replace(options, timestep=self.timestep)
+        self._groups = [options.gaussians] * len(nouns.leading) + [1] * len(nouns.around)
         self._session = segmenter.backbone.session()
         self._reductions: dict[str, Reduction] = {}
-        self._moments = ClassMoments(len(self.nouns), 0)
+        self._samples: list[list[Float[Tensor, "cell feature"]]] = [[] for _ in self.nouns]
+        self._images: list[tuple[list[Segmentation], int]] = []
 
     def label(self, images: Sequence[Image.Image], captions: Sequence[Sequence[Noun]]) -> list[Segmentation]:
         """Label every pixel of images that show nothing but their captions' nouns; GocaError where that fails."""
@@ -279,7 +295,74 @@ class PrototypeLearner:
         return [_done(outcome) for _, outcome in self.segmenter.stream(requests, self._session)]
 
     def add(self, labelled: Sequence[Segmentation], seed: int) -> None:
-        """Add labelled images; seed: of the noise over them."""
+        """Add labelled images; seed: of the first, and of the noise over them."""
+        for features, each in zip(self._features(labelled, seed), labelled, strict=True):
+            cells, nouns = self._pure_cells(features, each)
+            for index in nouns.unique().tolist():
+                of_noun = cells[nouns == index]
+                self._samples[index].append(of_noun[:: -(-len(of_noun) // SAMPLED)].clone())
+        self._images.append((list(labelled), seed))
+
+    def prototypes(self) -> Prototypes:
+        """Of all nouns that an image showed. Raises GocaError where that is one at most."""
+        moments = self._moments()
+        parts = moments.counts.split(self._groups)
+        shown = [index for index, part in enumerate(parts) if part.any()]
+        if len(shown) < 2:
+            raise GocaError("the images show one noun at most: paint more of them", hint="images")
+        rows = moments.counts.nonzero().flatten()
+        reductions = self._reductions.values()
+        reduced, bias = discriminants(moments, self.options.shrinkage)
+        by_block = reduced.split([reduction.matrix.shape[1] for reduction in reductions], 1)
+        weight = torch.cat([part @ each.matrix.T for part, each in zip(by_block, reductions, strict=True)], 1)[rows]
+        # Of the weights as they are stored, so that large means of channels are taken off exactly.
+        shift = weight.float().double() @ torch.cat([reduction.mean for reduction in reductions])
+        backbone = self.segmenter.backbone
+        return Prototypes(
+            nouns=tuple(self.nouns[index].name for index in shown),
+            channels={block: len(reduction.mean) for block, reduction in self._reductions.items()},
+            timestep=self.timestep,
+            gaussians=tuple(int(parts[index].count_nonzero()) for index in shown),
+            weight=weight.float(),
+            bias=(bias[rows] - shift).float(),
+            sample=weight_sample(backbone.denoiser),
+            facts={
+                "model": backbone.name,
+                "recipe": self.segmenter.plan.recipe,
+                "batch": self.segmenter.batch,
+                **asdict(self.options),
+                "cells": {noun.name: int(part.sum()) for noun, part in zip(self.nouns, parts, strict=True)},
+                "versions": dict(versions()),
+            },
+        )
+
+    def _moments(self) -> ClassMoments:
+        """Of every noun's groups, over all images as they are and in other styles."""
+        centres = [
+            k_means(torch.cat(sample), count, self.options.seed) if sample else None
+            for sample, count in zip(self._samples, self._groups, strict=True)
+        ]
+        first = torch.tensor([0, *self._groups]).cumsum(0)
+        moments = ClassMoments(sum(self._groups), sum(each.matrix.shape[1] for each in self._reductions.values()))
+        for labelled, seed in self._images:
+            groups: list[Int[Tensor, " cell"]] = []
+            for copy in range(self.options.restyled + 1):
+                again = [
+                    replace(each, image=restyled(each.image, seed + index + STYLES * copy)) if copy else each
+                    for index, each in enumerate(labelled)
+                ]
+                cells = [
+                    self._pure_cells(features, each)
+                    for features, each in zip(self._features(again, seed), again, strict=True)
+                ]
+                # A cell stays in its group in every style.
+                groups = groups or [first[nouns] + _nearest(points, nouns, centres) for points, nouns in cells]
+                for (points, _), group in zip(cells, groups, strict=True):
+                    moments.add(points.T, group)
+        return moments
+
+    def _features(self, labelled: Sequence[Segmentation], seed: int) -> list[Float[Tensor, "feature height width"]]:
+        """One pass over images of one window, told nothing; the scale of each channel is that of the first images."""
         requests = [SegmentationRequest(each.image, each.classes, background=None) for each in labelled]
         prepared = [_done(self.segmenter.prepare(request, self._session)) for request in requests]
         with self.segmenter.inference():
@@ -289,53 +372,12 @@ class PrototypeLearner:
                 self._reductions = moments.reductions(self.options.max_channels, self.options.seed)
             maps = [FeatureMap(self._reductions) for _ in prepared]
             self._look(prepared, [each.add for each in maps], seed)
-            for features, image, segmentation in zip(maps, prepared, labelled, strict=True):
-                self._count(features.value(image.windows.canvas), segmentation)
-
-    def add_styles(self, labelled: Sequence[Segmentation], seed: int) -> None:
-        """Add labelled images as they are, and in other colours; seed: of the first image."""
-        self.add(labelled, seed)
-        for copy in range(1, self.options.restyled + 1):
-            again = [
-                replace(each, image=restyled(each.image, seed + index + STYLES * copy))
-                for index, each in enumerate(labelled)
-            ]
-            self.add(again, seed)
-
-    def prototypes(self) -> Prototypes:
-        """Of all nouns that an image showed. Raises GocaError where that is one at most."""
-        counts = self._moments.counts
-        rows = counts.nonzero().flatten().tolist()
-        if len(rows) < 2:
-            raise GocaError("the images show one noun at most: paint more of them", hint="images")
-        reductions = self._reductions.values()
-        reduced, bias = discriminants(self._moments, self.options.shrinkage)
-        parts = reduced.split([reduction.matrix.shape[1] for reduction in reductions], 1)
-        weight = torch.cat([part @ each.matrix.T for part, each in zip(parts, reductions, strict=True)], 1)[rows]
-        # Of the weights as they are stored, so that large means of channels are taken off exactly.
-        shift = weight.float().double() @ torch.cat([reduction.mean for reduction in reductions])
-        backbone = self.segmenter.backbone
-        return Prototypes(
-            nouns=tuple(self.nouns[row].name for row in rows),
-            channels={block: len(reduction.mean) for block, reduction in self._reductions.items()},
-            timestep=self.timestep,
-            weight=weight.float(),
-            bias=(bias[rows] - shift).float(),
-            sample=weight_sample(backbone.denoiser),
-            facts={
-                "model": backbone.name,
-                "recipe": self.segmenter.plan.recipe,
-                "batch": self.segmenter.batch,
-                **asdict(self.options),
-                "cells": {noun.name: int(count) for noun, count in zip(self.nouns, counts, strict=True)},
-                "versions": dict(versions()),
-            },
-        )
+            return [each.value(image.windows.canvas).cpu() for each, image in zip(maps, prepared, strict=True)]
 
     def _look(
         self, images: Sequence[PreparedImage], sinks: Sequence[Callable[[AttentionCall], None]], seed: int
     ) -> None:
-        """One pass over images of one window, told nothing; each sink takes its image's attention."""
+        """Each sink takes its image's attention."""
         backbone = self.segmenter.backbone
         latents = [backbone.latents(image.tiles, image.size) for image in images]
         self._session.run(
@@ -346,14 +388,29 @@ class PrototypeLearner:
             self.segmenter.batch,
         )
 
-    def _count(self, features: Float[Tensor, "feature height width"], segmentation: Segmentation) -> None:
-        """Add the cells that show one noun."""
+    def _pure_cells(
+        self, features: Float[Tensor, "feature height width"], segmentation: Segmentation
+    ) -> tuple[Float[Tensor, "cell feature"], Int[Tensor, " cell"]]:
+        """The cells that show one noun, and the index of that."""
         names = [noun.name for noun in self.nouns]
         labels = torch.from_numpy(segmentation.labels.astype(np.int64)) - 1
         masks = F.one_hot(labels, len(segmentation)).permute(2, 0, 1).float()
         purity, label = F.adaptive_avg_pool2d(masks, (features.shape[1], features.shape[2])).max(0)
         index = torch.tensor([names.index(name) for name in segmentation.classes])[label]
-        if not self._moments.sums.numel():
-            self._moments = ClassMoments(len(names), len(features))
         pure = purity > PURE
-        self._moments.add(features.cpu()[:, pure], index[pure])
+        return features[:, pure].T, index[pure]
+
+
+def _nearest(
+    points: Float[Tensor, "cell feature"],
+    nouns: Int[Tensor, " cell"],
+    centres: Sequence[Float[Tensor, "_group feature"] | None],
+) -> Int[Tensor, " cell"]:
+    """The group of each cell among those of its noun."""
+    nearest = torch.zeros_like(nouns)
+    for index in nouns.unique().tolist():
+        of_noun = nouns == index
+        of_centres = centres[index]
+        assert of_centres is not None  # a noun that is shown has a sample
+        nearest[of_noun] = torch.cdist(points[of_noun], of_centres).argmin(1)
+    return nearest

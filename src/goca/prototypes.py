@@ -43,6 +43,7 @@ class Prototypes:
         nouns: which there are.
         channels: {block: how many channels its features have}, in the order in which they run.
         timestep: noise level of the pass whose features they are.
+        gaussians: how many each noun has, one after the other in `weight` and `bias`.
         weight, bias: see `goca.maths.prototypes.discriminants`; `weight` has the blocks' channels side by side.
         sample: of the denoiser's weights, see `weight_sample`.
         facts: how they were made, as JSON.
@@ -51,8 +52,9 @@ class Prototypes:
     nouns: tuple[str, ...]
     channels: Mapping[str, int]
     timestep: int
-    weight: Float[Tensor, "noun channel"]
-    bias: Float[Tensor, " noun"]
+    gaussians: tuple[int, ...]
+    weight: Float[Tensor, "gaussian channel"]
+    bias: Float[Tensor, " gaussian"]
     sample: Float[Tensor, " matrix"]
     facts: Mapping[str, Any]
 
@@ -67,8 +69,11 @@ class Prototypes:
                 f"{', '.join(self.nouns)}",
                 hint="classes",
             )
-        rows = [self.nouns.index(noun) for noun in nouns]
-        return replace(self, nouns=tuple(nouns), weight=self.weight[rows], bias=self.bias[rows])
+        indices = [self.nouns.index(noun) for noun in nouns]
+        parts = (each.split(self.gaussians) for each in (self.weight, self.bias))
+        weight, bias = (torch.cat([part[index] for index in indices]) for part in parts)
+        gaussians = tuple(self.gaussians[index] for index in indices)
+        return replace(self, nouns=tuple(nouns), gaussians=gaussians, weight=weight, bias=bias)
 
     def indices(self, noun: Noun) -> list[int]:
         """The rows of the noun's words. Raises GocaError for a noun that has none."""
@@ -102,6 +107,7 @@ class Prototypes:
         """Write them as one safetensors file, whole or not at all. Raises GocaError where that fails."""
         declared = {
             "nouns": self.nouns,
+            "gaussians": self.gaussians,
             "channels": dict(self.channels),
             "timestep": self.timestep,
             "facts": dict(self.facts),
@@ -123,8 +129,13 @@ class Prototypes:
             raise GocaError(f"{path} does not hold complete prototypes ({error}): learn them again") from None
 
     def _consistent(self) -> "Prototypes":
-        expected = len(self.nouns), sum(self.channels.values())
-        if tuple(self.weight.shape) != expected or tuple(self.bias.shape) != expected[:1] or self.sample.ndim != 1:
+        expected = sum(self.gaussians), sum(self.channels.values())
+        if (
+            len(self.gaussians) != len(self.nouns)
+            or tuple(self.weight.shape) != expected
+            or tuple(self.bias.shape) != expected[:1]
+            or self.sample.ndim != 1
+        ):
             raise ValueError("its tensors have other shapes than it says")
         return self
 
@@ -139,11 +150,18 @@ def _declared(text: str | None) -> dict[str, Any]:
     """The metadata as arguments of `Prototypes`; ValueError for anything else."""
     content = json_value(text or "null")
     match content:
-        case {"nouns": [*nouns], "channels": dict(channels), "timestep": timestep, "facts": dict(facts)}:
+        case {
+            "nouns": [*nouns],
+            "gaussians": [*gaussians],
+            "channels": dict(channels),
+            "timestep": timestep,
+            "facts": dict(facts),
+        }:
             if not nouns or not all(isinstance(noun, str) for noun in nouns) or len(set(nouns)) < len(nouns):
                 raise ValueError("its nouns are not different names")
             return {
                 "nouns": tuple(nouns),
+                "gaussians": tuple(whole(count, least=1) for count in gaussians),
                 "channels": {block: whole(count, least=1) for block, count in channels.items()},
                 "timestep": whole(timestep, most=999),
                 "facts": facts,
@@ -194,7 +212,7 @@ class LogPosterior:
         self.prototypes, self.grid = prototypes, grid
         starts = [0, *accumulate(prototypes.channels.values())]
         self._columns = {block: slice(*ends) for block, ends in zip(prototypes.channels, pairwise(starts), strict=True)}
-        self._total: Float[Tensor, "noun height width"] | None = None
+        self._total: Float[Tensor, "gaussian height width"] | None = None
 
     def add(self, call: AttentionCall) -> None:
         """Take the features of a block that attends to the text. Raises GocaError for one of another model."""
@@ -207,13 +225,14 @@ class LogPosterior:
                 f"{len(features)} channels in {call.block}: learn them with this one"
             )
         part = self.prototypes.weight[:, self._columns[call.block]].to(features) @ features
-        maps = resize(rearrange(part, "noun (h w) -> noun h w", h=call.grid[0]), self.grid)
+        maps = resize(rearrange(part, "gaussian (h w) -> gaussian h w", h=call.grid[0]), self.grid)
         self._total = maps if self._total is None else self._total.add_(maps)
 
     def logits(self) -> Float[Tensor, "noun height width"]:
         """Their softmax over the nouns is the posterior, where every noun is as likely as any other."""
         assert self._total is not None  # a text-to-image model attends to the text
-        return self._total + self.prototypes.bias.to(self._total)[:, None, None]
+        logits = self._total + self.prototypes.bias.to(self._total)[:, None, None]
+        return torch.stack([each.logsumexp(0) for each in logits.split(self.prototypes.gaussians)])
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ class SelfRule:
         floor: see `goca.maths.presence.present`.
     """
 
-    clear: float = 0.93
+    clear: float = 0.85
     timestep: int = 600
     errors: PresenceRule = _ERRORS
-    weight: float = 3.0
+    weight: float = 1.5
     floor: float = 0.5
 
     def combined(self, seen: "Seen") -> Float[Tensor, " candidate"]:

@@ -79,7 +79,7 @@ def prototypes(
             task = bar.add_task(f"loading {model}", total=None)
             segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
             count = images * len(palette(segmenter, list(listed), background_names).nouns)
-            say(f"{model} paints {count} images in {steps} steps each, and looks at each three times")
+            say(f"{model} paints {count} images in {steps} steps each, and looks at each five times")
             bar.reset(task, description="painting", total=count)
             for event in learn(segmenter, list(listed), background_names, options):
                 if isinstance(event, Learned):

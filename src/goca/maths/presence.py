@@ -10,6 +10,8 @@ from torch import Tensor
 
 EXPECTED = 8
 """About how many of the nouns that somebody names an image shows at most."""
+AROUND = 2
+"""How many of these are what surrounds things, and belong to the background where there is one."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,17 @@ class PresenceRule:
 def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Bool[Tensor, " class"]:
     """Which classes an image shows: those whose evidence, weighed by how many were named, reaches the floor.
 
-    Of n names an image shows about `EXPECTED` at most, so a name has odds of p / (1 - p) to begin with, where p is
-    EXPECTED / n; where there is a background a name is never likelier than not.
+    Of n names an image shows about `EXPECTED` at most, `AROUND` fewer where there is a background. So a name has odds
+    of p / (1 - p) to begin with, where p is that number / n; beside a background it is never likelier than not.
 
     Args:
         evidence: of each class that is asked for.
         floor: 0 to 1; 0 keeps all. It is compared as it is where a name is as likely as not, so of up to twice
-            `EXPECTED` names beside a background.
+            as many names as an image shows at most beside a background.
         background: whether a pixel may be of no class.
     """
-    prior = min(EXPECTED / max(1, len(evidence)), 0.5 if background else 1.0)
+    expected = EXPECTED - AROUND if background else EXPECTED
+    prior = min(expected / max(1, len(evidence)), 0.5 if background else 1.0)
     if floor <= 0 or prior == 1:
         return torch.ones_like(evidence, dtype=torch.bool)
     if floor >= 1:

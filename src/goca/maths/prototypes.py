@@ -1,4 +1,4 @@
-"""Prototypes: a Gaussian for each class, all with one covariance, whose log posterior is linear in the features.
+"""Prototypes: Gaussians, one or more for each class, all with one covariance: log posteriors linear in the features.
 
 Prototypes as in OVDiff (Karazija et al. 2023, arXiv 2306.09316), compared as linear discriminant analysis does.
 """
@@ -25,6 +25,19 @@ class ClassMoments:
         self.counts += classes.bincount(minlength=len(self.counts))
         self.sums.index_add_(0, classes, places)
         self.second.addmm_(places.T, places)
+
+
+def k_means(
+    points: Float[Tensor, "place feature"], count: int, seed: int, rounds: int = 10
+) -> Float[Tensor, "centre feature"]:
+    """Centres of `count` groups of near points, or as many as there are points, each the mean of its group."""
+    centres = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:count]]
+    for _ in range(rounds):
+        groups = torch.cdist(points, centres).argmin(1)
+        sizes = groups.bincount(minlength=len(centres))[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, groups, points)
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+    return centres
 
 
 def discriminants(
