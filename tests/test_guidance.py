@@ -284,6 +284,14 @@ def test_a_mistake_is_refused_before_anything_runs(pipe: Any, settings: dict[str
         guide(pipe, **settings)
 
 
+def test_a_guide_inside_another_is_refused(pipe: Any) -> None:
+    with guide(pipe, rate=2.0), pytest.raises(GocaError, match="leave one of the two out"), guide(pipe):
+        pass
+    stock = make(pipe)
+    with guide(pipe, rate=1.0):
+        assert torch.equal(make(pipe), stock)
+
+
 def test_a_call_without_guidance_is_refused(pipe: Any) -> None:
     stock = make(pipe)
     with pytest.raises(GocaError, match="give it a guidance_scale above 1, and a model"), guide(pipe):

@@ -69,8 +69,8 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):  # type: ignore[mis
     @register_to_config
     def __init__(
         self,
+        *,  # what is given by position counts as left out, in diffusers' configurations
         recipe: Recipe | str | None = "goca",
-        *,
         guidance_scale: float = 7.5,
         rate: float | None = None,
         masks: Any = None,
@@ -85,7 +85,14 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):  # type: ignore[mis
         stop: float = 1.0,
         enabled: bool = True,
     ) -> None:
-        super().__init__(guidance_scale, guidance_rescale, use_original_formulation, start, stop, enabled)
+        super().__init__(
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            use_original_formulation=use_original_formulation,
+            start=start,
+            stop=stop,
+            enabled=enabled,
+        )
         self._settings = checked(
             recipe, rate=rate, masks=masks, clamp=clamp, limit=limit, smooth=smooth, steps=steps, every=every
         )
