@@ -273,9 +273,9 @@ def test_recipes_make_other_regions_and_an_empty_prompt_none(pipe: Any) -> None:
         ({"limit": -1.0}, "limit -1.0 is not a positive number"),
         ({"steps": []}, "are not steps of a sampler"),
         ({"every": 0}, "every 0"),
-        ({"recipe": "goca-open"}, 'evidence "from_model" asks which classes there are'),
-        ({"recipe": Recipe(keys="side")}, 'keys "side" asks for classes beside'),
-        ({"recipe": "concept-attention"}, 'maps "output-space" weighs nouns'),
+        ({"recipe": "goca-open"}, 'recipe "goca-open" asks which classes there are'),
+        ({"recipe": Recipe(keys="side")}, 'recipe "custom" asks for classes beside'),
+        ({"recipe": "concept-attention"}, 'recipe "concept-attention" weighs nouns'),
         ({"recipe": "nonsense"}, "no recipe"),
     ],
 )

@@ -964,7 +964,7 @@ def assembled(kind: Any, scheduler: Any = DDIMScheduler) -> Any:
 
 
 def test_pipelines_that_cannot_be_traced_at_all() -> None:
-    with pytest.raises(GocaError, match=r"perturb it; trace .* instead, StableDiffusionPipeline.from_pipe\(pipe\)"):
+    with pytest.raises(GocaError, match=r"perturb it; take .* instead, StableDiffusionPipeline.from_pipe\(pipe\)"):
         trace(assembled(StableDiffusionPAGPipeline))
     with pytest.raises(GocaError, match=r"StableDiffusionInstructPix2PixPipeline .* has no method encode_prompt, by"):
         trace(assembled(StableDiffusionInstructPix2PixPipeline))

@@ -113,7 +113,7 @@ def texts_to_encode(
 
 
 def texts_of(arguments: Mapping[str, Any], names: Sequence[str], has_negative: bool = True) -> EncodedTexts:
-    """The same, of arguments by name; `has_negative` says whether negative prompts are encoded beside the prompts."""
+    """The same, of arguments by name. `has_negative` says whether negative prompts are encoded beside the prompts."""
     # Tuples, as there are pipelines that write their template into the list of prompts.
     prompts = _listed(arguments.get("prompt"))
     negative: tuple[str, ...] | None = None

@@ -45,7 +45,7 @@ class _Generation:
         return PromptTokens(texts.texts[number], texts.attended(number, self.backbone))
 
 
-class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):  # type: ignore[misc]
+class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
     """What `guide` does, for a modular pipeline of diffusers: its guider, instead of classifier-free guidance.
 
     pipe.update_components(guider=SemanticAwareGuidance(guidance_scale=5.0))
@@ -66,7 +66,7 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):  # type: ignore[mis
             guide.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         *,  # what is given by position counts as left out, in diffusers' configurations
