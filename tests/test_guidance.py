@@ -273,15 +273,23 @@ def test_recipes_make_other_regions_and_an_empty_prompt_none(pipe: Any) -> None:
         ({"limit": -1.0}, "limit -1.0 is not a positive number"),
         ({"steps": []}, "are not steps of a sampler"),
         ({"every": 0}, "every 0"),
-        ({"recipe": "goca-open"}, 'evidence "from_model" asks which classes there are'),
-        ({"recipe": Recipe(keys="side")}, 'keys "side" asks for classes beside'),
-        ({"recipe": "concept-attention"}, 'maps "output-space" weighs nouns'),
+        ({"recipe": "goca-open"}, 'recipe "goca-open" asks which classes there are'),
+        ({"recipe": Recipe(keys="side")}, 'recipe "custom" asks for classes beside'),
+        ({"recipe": "concept-attention"}, 'recipe "concept-attention" weighs nouns'),
         ({"recipe": "nonsense"}, "no recipe"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_runs(pipe: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(GocaError, match=message):
         guide(pipe, **settings)
+
+
+def test_a_guide_inside_another_is_refused(pipe: Any) -> None:
+    with guide(pipe, rate=2.0), pytest.raises(GocaError, match="leave one of the two out"), guide(pipe):
+        pass
+    stock = make(pipe)
+    with guide(pipe, rate=1.0):
+        assert torch.equal(make(pipe), stock)
 
 
 def test_a_call_without_guidance_is_refused(pipe: Any) -> None:

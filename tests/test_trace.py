@@ -964,21 +964,21 @@ def assembled(kind: Any, scheduler: Any = DDIMScheduler) -> Any:
 
 
 def test_pipelines_that_cannot_be_traced_at_all() -> None:
-    with pytest.raises(GocaError, match=r"perturb it; trace .* instead, StableDiffusionPipeline.from_pipe\(pipe\)"):
+    with pytest.raises(GocaError, match=r"perturb it; take .* instead, StableDiffusionPipeline.from_pipe\(pipe\)"):
         trace(assembled(StableDiffusionPAGPipeline))
     with pytest.raises(GocaError, match=r"StableDiffusionInstructPix2PixPipeline .* has no method encode_prompt, by"):
         trace(assembled(StableDiffusionInstructPix2PixPipeline))
     for lacking, told in (("image_processor", "image processor"), ("prepare_latents", "method prepare_latents")):
         incomplete = sd15()
         object.__setattr__(incomplete, lacking, None)
-        with pytest.raises(GocaError, match=f"StableDiffusionPipeline cannot be traced: it has no {told}, by which"):
+        with pytest.raises(GocaError, match=f"StableDiffusionPipeline cannot be observed: it has no {told}, by which"):
             trace(incomplete)
 
     class Wordless(StableDiffusionPipeline):
         def __call__(self, steps: int) -> None:
             pass
 
-    with pytest.raises(GocaError, match="Wordless cannot be traced: it takes no prompt"):
+    with pytest.raises(GocaError, match="Wordless cannot be observed: it takes no prompt"):
         trace(assembled(Wordless))
 
 

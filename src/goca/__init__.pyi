@@ -1,5 +1,6 @@
 from .errors import GocaError as GocaError
 from .guidance import guide as guide
+from .guidance.guider import SemanticAwareGuidance as SemanticAwareGuidance
 from .maths.background import Background as Background
 from .plan import Plan as Plan
 from .recipe import CONCEPT_ATTENTION as CONCEPT_ATTENTION

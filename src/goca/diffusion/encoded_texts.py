@@ -1,14 +1,17 @@
 """The texts that a pipeline encodes while it generates, and the rows of a denoiser call that attend to them."""
 
 import inspect
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from goca.diffusion.conditioning import Recorder
+from goca.diffusion.backbone import Backbone
+from goca.diffusion.conditioning import EncodedPrompt, Recorder, tokenizers
+from goca.diffusion.exclusive import patched
 from goca.text.tokens import Tokens
 
 Captions = Mapping[str, tuple[str, ...]]
@@ -54,6 +57,27 @@ class EncodedTexts:
             if tokens:
                 self.tokens[name] = tokens
 
+    @contextmanager
+    def recorded(self, pipeline: Any) -> Iterator[dict[str, Recorder]]:
+        """Stand-ins for the pipeline's tokenizers, by name, while these texts are encoded."""
+        recorders = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
+        negative = self.negative.captions if self.negative else {}
+        with ExitStack() as stack:
+            for name, recorder in recorders.items():
+                recorder.expect([*self.captions[name], *negative.get(name, ())])
+                stack.enter_context(patched(pipeline, name, recorder))
+            yield recorders
+
+    def attended(self, number: int, backbone: Backbone) -> tuple[Tokens, ...]:
+        """The tokens of the text of a number that the denoiser attends to."""
+        assert self.texts is not None
+        tokens = {name: rows[number] for name, rows in self.tokens.items() if number in rows}
+        if not self.texts[number].strip():
+            # All that there is then are the words of a template.
+            tokens = {name: replace(made, special=(True,) * len(made.special)) for name, made in tokens.items()}
+        embeddings = next(filter(None, reversed(self.embeddings)))
+        return backbone.texts(EncodedPrompt((embeddings[0],), tokens))
+
     def captions_at(self, number: int, tokenizers: Container[str]) -> dict[str, str]:
         """{argument of the pipeline: its text} for the text of a number, where it is read by none of these tokenizers.
 
@@ -85,11 +109,15 @@ def texts_to_encode(
 ) -> EncodedTexts:
     """What a call of `encode_prompt` is about to encode; `names` are those of the pipeline's tokenizers."""
     signature = inspect.signature(encode)
-    arguments = signature.bind(*args, **kwargs).arguments
+    return texts_of(signature.bind(*args, **kwargs).arguments, tuple(names), "negative_prompt" in signature.parameters)
+
+
+def texts_of(arguments: Mapping[str, Any], names: Sequence[str], has_negative: bool = True) -> EncodedTexts:
+    """The same, of arguments by name. `has_negative` says whether negative prompts are encoded beside the prompts."""
     # Tuples, as there are pipelines that write their template into the list of prompts.
     prompts = _listed(arguments.get("prompt"))
     negative: tuple[str, ...] | None = None
-    if prompts is not None and "negative_prompt" in signature.parameters:
+    if prompts is not None and has_negative:
         # Without one, pipelines guide away from the empty text.
         negative = _listed(arguments.get("negative_prompt") or "")
 

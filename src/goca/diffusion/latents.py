@@ -115,7 +115,7 @@ def processor_of(pipeline: Any) -> Any:
 
 def sample_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:
     """The noisy latent of a denoiser call: (its keyword, or None for the first positional argument; the latent)."""
-    for key in ("sample", "hidden_states"):
+    for key in ("sample", "hidden_states", "x"):
         if key in kwargs:
             return key, kwargs[key]
     return None, args[0]

@@ -27,7 +27,7 @@ from goca.diffusion.attention_hook import AttentionHook
 from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.caches import check_caches
-from goca.diffusion.conditioning import EncodedPrompt, Recorder, tokenizers
+from goca.diffusion.conditioning import tokenizers
 from goca.diffusion.denoiser_call import Branch, DenoiserCall, DenoiserRow, Observer, PromptTokens
 from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
 from goca.diffusion.exclusive import exclusive, patched
@@ -45,6 +45,12 @@ MAX_ENCODED = 16
 """How many batches of texts are remembered that were encoded outside the pipeline's call; then the oldest goes."""
 
 
+def observers_of(pipeline: Any) -> tuple[Observer, ...]:
+    """Those of the session that this thread has entered on a pipeline, if there is one."""
+    session = _ACTIVE.get(id(pipeline))
+    return session._observers if session is not None and session._thread == get_ident() else ()
+
+
 def check_generation(backbone: Backbone) -> None:
     """Check that a pipeline's generations can be observed; it may start from an image, and have any scheduler.
 
@@ -56,12 +62,12 @@ def check_generation(backbone: Backbone) -> None:
     if "pag_scale" in parameters:
         plain = name.replace("PAG", "")
         raise GocaError(
-            f"{name} cannot be traced: its attention attends more than once in each pass, to perturb it; trace the "
+            f"{name} cannot be observed: its attention attends more than once in each pass, to perturb it; take the "
             f"pipeline without that instead, {plain}.from_pipe(pipe)"
         )
     if "prompt" not in parameters:
         raise GocaError(
-            f"{name} cannot be traced: it takes no prompt, whose words would have maps; trace one that does"
+            f"{name} cannot be observed: it takes no prompt, whose words would have maps; take a pipeline that does"
         )
     needed = {
         "VAE": getattr(pipeline, "vae", None),
@@ -71,7 +77,7 @@ def check_generation(backbone: Backbone) -> None:
     }
     if lacking := [part for part, value in needed.items() if value is None]:
         raise GocaError(
-            f"{name} cannot be traced: it has no {', no '.join(lacking)}, by which goca follows a generation; trace a "
+            f"{name} cannot be observed: it has no {', no '.join(lacking)}, by which goca follows a generation; take a "
             "pipeline that has, such as the family's own for text-to-image or image-to-image"
         )
     for component, denoiser in _denoisers(backbone).items():
@@ -277,19 +283,14 @@ class GenerationSession:
     def _encode(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember what is encoded; the denoiser calls to come tell which of it is a prompt."""
         pipeline = self._backbone.pipeline
-        recorders = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
-        fresh = texts_to_encode(encode, args, kwargs, recorders)
+        fresh = texts_to_encode(encode, args, kwargs, tokenizers(pipeline))
         remembered = self._encoded if self._run is None else self._run.encoded
         # There are pipelines that ask their encoders one after the other.
         same = (before for before in remembered if (before.texts, before.captions) == (fresh.texts, fresh.captions))
         encoded = next(same, fresh)
         remembered[:] = [*(before for before in remembered if before is not encoded), encoded]
         del self._encoded[:-MAX_ENCODED]
-        negative = encoded.negative.captions if encoded.negative else {}
-        with ExitStack() as stack:
-            for name, recorder in recorders.items():
-                recorder.expect([*encoded.captions[name], *negative.get(name, ())])
-                stack.enter_context(patched(pipeline, name, recorder))
+        with encoded.recorded(pipeline) as recorders:
             answer = encode(*args, **kwargs)
         encoded.add(answer, recorders)
         return answer
@@ -329,7 +330,7 @@ class GenerationSession:
             component = next(name for name, part in _denoisers(self._backbone).items() if part is module)
             check_caches(module, component)
             hook = self._backbone.attention_hook(
-                call.latent_size, _shared(sinks), denoiser=(component, module), rows=len(call.rows)
+                call.latent_size, shared(sinks), denoiser=(component, module), rows=len(call.rows)
             )
             self._hook = hook.__enter__()
 
@@ -467,19 +468,12 @@ class GenerationSession:
                 )
             return PromptTokens("", ())
         number = image * len(encoded.texts) // images
-        tokens = {name: rows[number] for name, rows in encoded.tokens.items() if number in rows}
-        text = encoded.texts[number]
-        if not text.strip():
-            # All that there is then are the words of a template.
-            tokens = {name: replace(made, special=(True,) * len(made.special)) for name, made in tokens.items()}
-        embeddings = next(filter(None, reversed(encoded.embeddings)))
-        attended = self._backbone.texts(EncodedPrompt((embeddings[0],), tokens))
         unread = encoded.captions_at(number, {text.tokenizer for text in self._backbone.family.texts})
         if branch == "cond":
             negative = (texts for texts in run.texts[1:] if texts is encoded.negative or texts in run.encoded)
             if (texts := next((made.texts for made in negative if made.texts), None)) is not None:
                 unread["negative_prompt"] = texts[image * len(texts) // images]
-        return PromptTokens(text, attended, unread)
+        return PromptTokens(encoded.texts[number], encoded.attended(number, self._backbone), unread)
 
     def _latent_size(self, run: _Run, latent: Tensor, timestep: Tensor) -> Grid:
         """(height, width) in cells of what the denoiser is given; GocaError where that is not one image a row."""
@@ -570,7 +564,7 @@ def _looks(tensor: Tensor) -> str:
     return f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
 
 
-def _shared(sinks: Sequence[Sink]) -> Sink:
+def shared(sinks: Sequence[Sink]) -> Sink:
     """One sink for all, which computes in full precision."""
 
     def take(row: int, call: AttentionCall) -> None:

@@ -7,7 +7,7 @@ guided.rates
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Integral
@@ -21,12 +21,12 @@ from torch import Tensor
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.denoiser_call import step_numbers
 from goca.diffusion.guidance_scale import check_guidance, unguided
-from goca.diffusion.session import GenerationSession, check_generation
+from goca.diffusion.session import GenerationSession, check_generation, observers_of
 from goca.errors import GocaError
 from goca.guidance.observer import GuidanceObserver, GuidedStep, Settings
 from goca.guidance.regions import SpecialTokens
 from goca.maths.rules import name_of
-from goca.plan import Options, Plan, plan
+from goca.plan import Options, plan
 from goca.recipe import GOCA, RECIPES, Recipe, recipe_named
 
 __all__ = ["Guide", "GuidedStep", "guide", "guide_arguments", "guiding"]
@@ -37,29 +37,15 @@ CLAMP, LIMIT = (0.8, 3.0), 15.0
 """The authors' bounds of the rate, and of scale times rate."""
 
 
-class Guide:
-    """What guided a pipeline's calls: see `guide`."""
+class Guided:
+    """What guided the calls of a pipeline, as far as an observer has come."""
 
-    def __init__(self, pipe: Any, backbone: Backbone, settings: Settings) -> None:
-        names = {text.tokenizer for text in backbone.family.texts}
-        specials = {name: SpecialTokens.of(getattr(pipe, name, None)) for name in names}
-        self._observer = GuidanceObserver(settings, specials, partial(unguided, pipe, backbone.family))
-        self._session = GenerationSession(backbone, [self._observer])
-
-    def __enter__(self) -> "Guide":
-        self._session.__enter__()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._session.__exit__(kind, error, trace)
-        if kind is None and not self.steps:
-            reason = self._session.missed or "none of the steps asked for came, or the pipeline was not called"
-            warnings.warn(f"nothing was guided: {reason}", stacklevel=2)
+    _observer: GuidanceObserver | None = None
 
     @property
     def steps(self) -> tuple[GuidedStep, ...]:
         """What guided each evaluation, in order; two evaluations of one step where the sampler makes two."""
-        return tuple(self._observer.steps)
+        return tuple(self._observer.steps) if self._observer is not None else ()
 
     @property
     def rates(self) -> tuple[Float16[np.ndarray, "image height width"], ...]:
@@ -79,7 +65,28 @@ class Guide:
     @property
     def region_names(self) -> dict[int, dict[int, str]]:
         """{image of the last call: {region: its word}}; "<start>" and "<special>" are not the prompt's."""
-        return self._observer.region_names
+        return self._observer.region_names if self._observer is not None else {}
+
+
+class Guide(Guided):
+    """What guided a pipeline's calls: see `guide`."""
+
+    def __init__(self, backbone: Backbone, settings: Settings) -> None:
+        self._pipe = backbone.pipeline
+        self._observer = observer_of(backbone, settings, partial(unguided, self._pipe, backbone.family))
+        self._session = GenerationSession(backbone, [self._observer])
+
+    def __enter__(self) -> "Guide":
+        if any(isinstance(observer, GuidanceObserver) for observer in observers_of(self._pipe)):
+            raise GocaError("this pipeline is guided by a `with` block around this one: leave one of the two out")
+        self._session.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._session.__exit__(kind, error, trace)
+        if kind is None and not self.steps:
+            reason = self._session.missed or "none of the steps asked for came, or the pipeline was not called"
+            warnings.warn(f"nothing was guided: {reason}", stacklevel=2)
 
 
 def guide(
@@ -132,6 +139,24 @@ def guide(
     """
     backbone = Backbone(pipe, check=check_generation)
     check_guidance(pipe)
+    settings = checked(
+        recipe, rate=rate, masks=masks, clamp=clamp, limit=limit, smooth=smooth, steps=steps, every=every
+    )
+    return Guide(backbone, settings)
+
+
+def checked(
+    recipe: Recipe | str | None,
+    *,
+    rate: float | None,
+    masks: Any,
+    clamp: tuple[float, float] | None,
+    limit: float | None,
+    smooth: bool,
+    steps: Iterable[SupportsIndex] | None,
+    every: int,
+) -> Settings:
+    """The arguments of `guide`; GocaError for one that is not supported."""
     if rate is not None and not _is_positive(rate):
         raise GocaError(f"rate {rate!r} is not a positive number: give one, 1 for plain guidance", hint="rate")
     if rate is not None and masks is not None:
@@ -143,9 +168,11 @@ def guide(
         raise GocaError(f"limit {limit!r} is not a positive number: give one, or None", hint="limit")
     if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
         raise GocaError(f"every {every!r} is not a number of steps: give 1 or more", hint="every")
-    reads = recipe is not None and rate is None and masks is None
-    settings = Settings(
-        plan=_plan(recipe, backbone) if reads and recipe is not None else None,
+    chosen = recipe_named(recipe) if recipe is not None and rate is None and masks is None else None
+    if chosen is not None:
+        _check_recipe(chosen)
+    return Settings(
+        recipe=chosen,
         rate=None if rate is None else float(rate),
         masks=_label_maps(masks),
         clamp=clamp,
@@ -154,7 +181,17 @@ def guide(
         steps=step_numbers(steps),
         every=int(every),
     )
-    return Guide(pipe, backbone, settings)
+
+
+def observer_of(backbone: Backbone, settings: Settings, unguided: Callable[[], GocaError]) -> GuidanceObserver:
+    """What guides a pipeline; `unguided` makes the error for one that does not guide."""
+    names = {text.tokenizer for text in backbone.family.texts}
+    specials = {name: SpecialTokens.of(getattr(backbone.pipeline, name, None)) for name in names}
+    made = None
+    if settings.recipe is not None:
+        is_joint = backbone.family.joint is not None
+        made = plan(settings.recipe, backbone.settings, backbone.blocks, backbone.name, Options(), joint=is_joint)
+    return GuidanceObserver(settings, made, specials, unguided)
 
 
 def guiding(pipe: Any, name: str, every: int = 1) -> AbstractContextManager[Guide | None]:
@@ -202,13 +239,6 @@ def _check_recipe(recipe: Recipe) -> None:
         if is_set:
             name = name_of(recipe, RECIPES)
             raise GocaError(f'recipe "{name}" {reason}: choose another, such as goca', hint="guide")
-
-
-def _plan(recipe: Recipe | str, backbone: Backbone) -> Plan:
-    chosen = recipe_named(recipe)
-    _check_recipe(chosen)
-    is_joint = backbone.family.joint is not None
-    return plan(chosen, backbone.settings, backbone.blocks, backbone.name, Options(), joint=is_joint)
 
 
 def _label_maps(masks: Any) -> tuple[Tensor, ...]:

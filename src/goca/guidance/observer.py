@@ -17,6 +17,7 @@ from goca.imaging.images import common_grid
 from goca.maths import Grid
 from goca.maths import guidance as maths
 from goca.plan import Plan
+from goca.recipe import Recipe
 from goca.text.token_spans import NounTokens
 
 
@@ -45,9 +46,9 @@ class GuidedStep:
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `guide`, checked; plan: None where no attention is read."""
+    """The arguments of `guide`, checked; recipe: None where no attention is read."""
 
-    plan: Plan | None
+    recipe: Recipe | None
     rate: float | None
     masks: tuple[Int[Tensor, "_high _wide"], ...]
     clamp: tuple[float, float] | None
@@ -102,11 +103,20 @@ class GuidanceObserver:
         region_names: For each image of the last generation, {region: the token's word}.
     """
 
-    def __init__(self, settings: Settings, specials: Specials, unguided: Callable[[], GocaError]) -> None:
-        """Prepare to guide; `unguided` makes the error for a pipeline that does not guide."""
+    def __init__(
+        self, settings: Settings, plan: Plan | None, specials: Specials, unguided: Callable[[], GocaError]
+    ) -> None:
+        """Prepare to guide.
+
+        Args:
+            settings: How.
+            plan: Of the settings' recipe for the pipeline.
+            specials: Of the pipeline's tokenizers.
+            unguided: Makes the error for a pipeline that does not guide.
+        """
         self.steps: list[GuidedStep] = []
         self.region_names: dict[int, dict[int, str]] = {}
-        self._settings, self._specials, self._unguided = settings, specials, unguided
+        self._settings, self._plan, self._specials, self._unguided = settings, plan, specials, unguided
         self._generation, self._evaluation = _Generation(), _Evaluation()
 
     def begin(self, call: DenoiserCall) -> Sink | None:
@@ -124,12 +134,12 @@ class GuidanceObserver:
                 raise self._unguided()
             self._evaluation = _Evaluation(call.evaluation)
         settings, read_at = self._settings, self._generation.read_at
-        if settings.plan is None or not self._guides(call):
+        if self._plan is None or not self._guides(call):
             return None
         if read_at not in (None, call.evaluation) and call.evaluation - (read_at or 0) < settings.every:
             return None
         self._generation.read_at = call.evaluation
-        taken = dict(self._aggregators(call, settings.plan))
+        taken = dict(self._aggregators(call, self._plan))
 
         def take(row: int, attention: AttentionCall) -> None:
             if row in taken:
@@ -210,7 +220,7 @@ class GuidanceObserver:
             regions[image] = Regions.drawn(_mask_of(settings.masks, image, images, grid), grid, u)
         if image in regions:
             rate = maths.rate_of_regions(energy, regions[image].masks, regions[image].foreground)
-        elif settings.plan is None:
+        elif settings.recipe is None:
             rate = maths.rate_of_energy(energy)
         else:
             return torch.ones_like(energy)  # an empty prompt has no regions
