@@ -331,8 +331,7 @@ def test_effective_scales_and_rates_by_hand() -> None:
     u, c = torch.zeros(3, 1, 2), torch.tensor([[[3.0, 0.0]], [[4.0, 0.0]], [[0.0, 10.0]]])
     energy = maths.energy(c - u)
     assert energy.tolist() == [[5.0, 10.0]]
-    guided = maths.guided(u, c, torch.tensor([[2.0, 1.0]]), 3.0)
-    assert maths.effective_scale(guided, u, c) == pytest.approx((6 * 25 + 3 * 100) / 125)
+    assert maths.effective_scale(torch.tensor([[2.0, 1.0]]), energy, 3.0) == pytest.approx((6 * 25 + 3 * 100) / 125)
     regions = torch.tensor([[[True, False]], [[True, True]], [[False, False]]])
     foreground = torch.tensor([[False, True]])
     assert maths.region_rates(energy, regions, foreground).tolist() == pytest.approx([2.0, 10 / 7.5, 0.0])

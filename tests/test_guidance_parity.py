@@ -227,13 +227,17 @@ def test_rates(case: Case) -> None:
     case.close(guidance.smoothed(clamped), "rate_smooth")
 
 
+def plainly_guided(u: Tensor, c: Tensor, rate: Tensor, scale: float) -> Tensor:
+    """What a stock pipeline makes of the moved prediction without the prompt."""
+    moved = guidance.moved_uncond(u, c, rate, scale)
+    return moved + scale * (c - moved)
+
+
 def test_predictions(case: Case) -> None:
     u, c, scale = case.data["eps_uncond"], case.data["eps_cond"], case.meta["scale"]
     rate, theirs = case.expected("rate_smooth"), case.expected("eps")
     atol = 1e-5 * float(theirs.abs().max())
-    torch.testing.assert_close(guidance.guided(u, c, rate, scale), theirs, rtol=1e-5, atol=atol)
-    moved = guidance.moved_uncond(u, c, rate, scale)
-    torch.testing.assert_close(moved + scale * (c - moved), theirs, rtol=1e-5, atol=atol)
+    torch.testing.assert_close(plainly_guided(u, c, rate, scale), theirs, rtol=1e-5, atol=atol)
 
 
 def test_from_attention_to_prediction(case: Case) -> None:
@@ -241,7 +245,7 @@ def test_from_attention_to_prediction(case: Case) -> None:
     rate = guidance.rate_of_regions(case.energy, case.regions.masks, case.regions.foreground)
     rate = guidance.smoothed(guidance.clamped(rate, CLAMP, LIMIT, scale))
     atol = 1e-5 * float(case.expected("eps").abs().max())
-    torch.testing.assert_close(guidance.guided(u, c, rate, scale), case.expected("eps"), rtol=1e-5, atol=atol)
+    torch.testing.assert_close(plainly_guided(u, c, rate, scale), case.expected("eps"), rtol=1e-5, atol=atol)
 
 
 def test_a_branch_that_attends_to_zeros_says_nothing(case: Case) -> None:
@@ -295,3 +299,15 @@ def test_every_expected_array_is_looked_at() -> None:
     for file in FILES:
         names = {name for name in np.load(file).files if name.startswith("expected.")}
         assert {name.split(".")[-1] for name in names} <= stages
+
+
+def test_the_effective_scale_is_that_of_the_projection() -> None:
+    generator = torch.Generator().manual_seed(0)
+    uncond, cond = torch.randn(2, 5, 7, 11, generator=generator)
+    rate = torch.rand(7, 11, generator=generator) + 0.5
+    delta = cond - uncond
+    moved = plainly_guided(uncond, cond, rate, 4.0) - uncond
+    expected = float((moved * delta).sum() / delta.square().sum())
+    assert guidance.effective_scale(rate, guidance.energy(delta), 4.0) == pytest.approx(expected, rel=1e-5)
+    # A prompt that changes nothing, as an empty one against an empty one.
+    assert guidance.effective_scale(torch.full((7, 11), 1.5), torch.zeros(7, 11), 4.0) == 6.0

@@ -75,7 +75,7 @@ class GuidedImage:
     @property
     def rates(self) -> Float[np.ndarray, "height width"]:
         """The mean over the evaluations, on the grid of the prediction."""
-        return np.mean([step.rates[0] for step in self.steps], axis=0, dtype=np.float32)
+        return np.stack([step.rates[0] for step in self.steps]).mean(0, dtype=np.float32)
 
     @property
     def regions(self) -> UInt16[np.ndarray, "height width"] | None:

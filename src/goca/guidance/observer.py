@@ -164,7 +164,7 @@ class GuidanceObserver:
             moved = maths.moved_uncond(u, c, rate, call.scale)
             answer[rows[image]] = _like(moved, noise_pred[rows[image]])
             rates.append(rate.cpu().numpy().astype(np.float16))
-            scales.append(maths.effective_scale(maths.guided(u, c, rate, call.scale), u, c))
+            scales.append(maths.effective_scale(rate, maths.energy(c - u), call.scale))
         regions = [self._generation.regions[image].labels for image in images if image in self._generation.regions]
         labels = np.stack(regions) if len(regions) == len(images) else None
         self.steps.append(

@@ -126,20 +126,20 @@ def smoothed(rate: Rate) -> Rate:
     return F.conv2d(F.pad(rate[None, None], (1, 1, 1, 1), mode=mode), kernel[None, None].to(rate))[0, 0]
 
 
-def guided(uncond: Prediction, cond: Prediction, rate: Rate | float, scale: float) -> Prediction:
-    """u + scale rate (c - u)."""
-    return uncond + scale * rate * (cond - uncond)
-
-
 def moved_uncond(uncond: Prediction, cond: Prediction, rate: Rate | float, scale: float) -> Prediction:
-    """The u' for which plain guidance is `guided`: u' + scale (c - u') = u + scale rate (c - u). scale is not 1.
+    """The u' for which plain guidance guides by the rate: u' + scale (c - u') = u + scale rate (c - u). scale is not 1.
 
     c stays what it is, and so does what a pipeline computes from it behind guidance.
     """
     return uncond - scale / (scale - 1) * (rate - 1) * (cond - uncond)
 
 
-def effective_scale(guided: Prediction, uncond: Prediction, cond: Prediction) -> float:
-    """<e - u, c - u> / |c - u|^2: the scale of the plain guidance that moves u as far along c - u."""
-    delta = cond - uncond
-    return float(((guided - uncond) * delta).sum() / delta.square().sum())
+def effective_scale(rate: Rate, energy: Float[Tensor, "height width"], scale: float) -> float:
+    """The scale of the plain guidance that moves u as far along c - u: <e - u, c - u> / |c - u|^2.
+
+    With e - u = scale rate (c - u), that is scale times the mean rate, weighted by the squared energy; the plain mean
+    where the prompt changes nothing.
+    """
+    weights = energy.square()
+    mean = (rate * weights).sum() / weights.sum() if bool(weights.any()) else rate.mean()
+    return scale * float(mean)
