@@ -21,6 +21,7 @@ from goca.plan import Options
 from goca.prototypes import FILE, Prototypes
 from goca.request import SegmentationRequest
 from goca.segmentation import Segmentation
+from goca.self_tagging import SelfTagger
 from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
@@ -75,8 +76,40 @@ def test_background_nouns_without_prototypes_are_left_out(usual: Segmenter, cat:
     some = [noun for noun in usual.prototypes.nouns if noun not in ("sky", "water")]
     segmenter = Segmenter(usual.backbone, prototypes=usual.prototypes.among(some))
     assert not {"sky", "water"} & set(segmenter(cat, ["cat"]).plan.background_classes)
+    insisting = replace(GOCA_OPEN, evidence="prototypes")
     with pytest.raises(GocaError, match=r'no prototype of "sky".*choose another recipe'):
-        segmenter(cat, ["cat"], ["sky"])
+        Segmenter(usual.backbone, insisting, prototypes=segmenter.prototypes)(cat, ["cat"], ["sky"])
+
+
+def test_what_is_not_used_is_said(usual: Segmenter, cat: Image.Image) -> None:
+    notes = usual(cat, ["cat"], caption="a cat at sea").plan.notes
+    assert "prototypes label pixels without a caption: it is not used" in notes
+    every = usual(cat, ["cat", "rocket"], background="none")
+    assert min(every.evidence) < usual.plan.floor
+    assert "every pixel gets a class: so few classes are all kept, even below the floor" in every.plan.notes
+
+
+def test_nouns_without_prototypes_are_looked_for_by_attention(usual: Segmenter, cat: Image.Image) -> None:
+    """As of a user who learned twenty nouns and asks for another one."""
+    assert usual.prototypes is not None
+    prototypes = usual.prototypes.among([noun for noun in usual.prototypes.nouns if noun not in ("rocket", "sky")])
+    segmenter = Segmenter(usual.backbone, prototypes=prototypes, batch=3)
+    without = Segmenter(usual.backbone)
+    classes = [["Cats", "bus"], ["cat", "rocket"], ["bus", "cat"]]
+    requests = [SegmentationRequest(cat, names) for names in classes]
+    known, unknown, again = (result for _, result in segmenter.stream(requests) if isinstance(result, Segmentation))
+    assert known.plan.evidence == again.plan.evidence == "prototypes"
+    note = "no prototype of rocket: attention is the evidence for all classes"
+    assert note in unknown.plan.notes
+    assert note not in (*known.plan.notes, *again.plan.notes)
+    expected = without(cat, classes[1])
+    assert np.array_equal(unknown.labels, expected.labels)
+    assert unknown.evidence == expected.evidence
+    assert replace(unknown.plan, notes=expected.plan.notes) == expected.plan
+    assert segmenter.for_request(SegmentationRequest("", ["cat"], ["sky"])).plan.evidence == "attention"
+    at_50 = Segmenter(usual.backbone, options=Options(timestep=50), prototypes=prototypes).for_request(requests[1])
+    assert (at_50.plan.evidence, at_50.plan.timestep) == ("attention", (50,))
+    assert SelfTagger(segmenter).shown(cat, classes[1]) == SelfTagger(without).shown(cat, classes[1])
 
 
 def test_prototypes_of_other_weights_are_passed_over(tmp_path: Path) -> None:
@@ -88,6 +121,7 @@ def test_prototypes_of_other_weights_are_passed_over(tmp_path: Path) -> None:
         nouns=("cat",),
         channels=dict.fromkeys(backbone.blocks, 1),
         timestep=100,
+        gaussians=(1,),
         weight=torch.zeros(1, len(backbone.blocks)),
         bias=torch.zeros(1),
         sample=torch.zeros(3),
@@ -124,6 +158,8 @@ def test_no_class_is_there(goca: Run, tmp_path: Path) -> None:
     forced = goca("segment", CAT, "--classes", "rocket, bus", "--out", tmp_path / "b", "--json", "--floor", "0")
     assert (forced.code, forced.err) == (0, "")
     assert any(entry["share"] for entry in json.loads(forced.out)["classes"])
+    cut = goca("segment", CAT, "--classes", "cat", "--background", "1", "--out", tmp_path / "e")
+    assert (cut.code, cut.err) == (0, "")  # a threshold took the pixels, no floor
     both = tmp_path / "photos"
     both.mkdir()
     Image.open(CAT).save(both / "1.png")

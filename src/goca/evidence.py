@@ -8,7 +8,8 @@ the model's own list and, for a model that knows only its vocabulary, all words 
   shown under the empty caption, so that no absent noun can disturb it, and the nouns are keys beside that; with joint
   attention a caption has to list them.
 - "prototypes": log posteriors under Gaussians of the model's own features, shown under the empty caption, see
-  `goca.prototypes`. Such a look labels the pixels too, unless another timestep is wanted for that.
+  `goca.prototypes`. Such a look labels the pixels too, unless another timestep is wanted for that. A request with a
+  noun that has no prototype is looked at by attention, see `Segmenter.for_request`.
 """
 
 import json
@@ -98,6 +99,10 @@ class Looking(Protocol):
     def inference(self) -> AbstractContextManager[None]: ...
 
     def with_plan(self, plan: Plan) -> "Looking": ...
+
+    def for_request(self, request: SegmentationRequest) -> "Looking": ...
+
+    def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> "list[Look]": ...
 
     def views(self, images: Sequence[PreparedImage]) -> Iterator[View]: ...
 
@@ -235,6 +240,13 @@ class Evidence:
         else:
             self._prompts(competitors, session)
 
+    def without_prototype(self, nouns: RequestNouns) -> list[str]:
+        """The names, of those that the user chose, of nouns that have no prototype."""
+        if self.prototypes is None:
+            return []
+        chosen = nouns.classes if nouns.by_default else (*nouns.classes, *nouns.background_classes)
+        return [noun.name for noun in chosen if not self.prototypes.indices(noun)]
+
     def uncalibrated(self, request: SegmentationRequest, session: BackboneSession) -> tuple[Noun, ...]:
         """The nouns of a request for which images without content have to be looked at first; () if they were."""
         if self.plan.evidence != "attention":
@@ -312,14 +324,24 @@ class Evidence:
         assert isinstance(request, SegmentationRequest)  # there is no look at an error
         candidates = tuple(range(len(look.evidence))) if image.nouns.kept is None else image.nouns.kept
         indices = _kept(look.evidence, candidates, self.plan.floor, request.has_background)
-        notes = _notes([image.classes[index] for index in candidates if index not in indices])
+        notes = list[str]()
+        # Only a recipe that leaves the choice to the model has prototypes and does without.
+        left_to_model = self.plan.evidence == "attention" and self.plan.origin["evidence"] == "settings"
+        if left_to_model and (unknown := self.without_prototype(image.nouns)):
+            notes.append(f"no prototype of {_listed(unknown)}: attention is the evidence for all classes")
+        if missing := [image.classes[index] for index in candidates if index not in indices]:
+            notes.append(f"too little evidence for {_listed(missing)}: no pixels")
+        if len(indices) == len(candidates) and any(look.evidence[i] < self.plan.floor for i in candidates):
+            notes.append("every pixel gets a class: so few classes are all kept, even below the floor")
         if self.plan.evidence == "prototypes" and not self._prototypes_label:
-            notes = (*notes, "the prototypes are of another timestep: they choose the classes, attention labels pixels")
+            notes.append("the prototypes are of another timestep: they choose the classes, attention labels pixels")
         seen = replace(image, prompts=(), evidence=tuple(look.evidence.tolist()), notes=(*image.notes, *notes))
         if self._prototypes_label:
-            notes = (*seen.notes, *added(image.nouns, image.nouns.background_classes))
             maps = tuple(class_maps(each, image.nouns, indices) for each in look.passes)
-            return replace(seen, asked=indices, maps=maps, notes=notes)
+            if request.caption is not None:
+                seen = replace(seen, notes=(*seen.notes, "prototypes label pixels without a caption: it is not used"))
+            by_default = added(image.nouns, image.nouns.background_classes)
+            return replace(seen, asked=indices, maps=maps, notes=(*seen.notes, *by_default))
         try:
             with self.model.inference():
                 return asking(seen, request, self.plan, session, indices)
@@ -374,7 +396,14 @@ class Evidence:
     def _rows(self, nouns: Sequence[Noun]) -> tuple[Sequence[int], ...]:
         """Which prototypes are each noun's. Raises GocaError for a noun that has none."""
         assert self.prototypes is not None  # the plan has checked it
-        return tuple(self.prototypes.indices(noun) for noun in nouns)
+        rows = tuple(self.prototypes.indices(noun) for noun in nouns)
+        if not all(rows):
+            raise GocaError(
+                f'there is no prototype of "{nouns[rows.index([])].name}": learn prototypes of it, choose another '
+                f"recipe, or name one of {', '.join(self.prototypes.nouns)}",
+                hint="classes",
+            )
+        return rows
 
     def _log_posteriors(self, targets: Sequence[Target], session: BackboneSession) -> Iterator[Logits]:
         """The log posterior of each noun, up to what all share, in every pass: each seed, as it is and mirrored."""
@@ -431,8 +460,6 @@ def _kept(
     return tuple(index for index, is_there in zip(candidates, there, strict=True) if is_there)
 
 
-def _notes(missing: Sequence[str]) -> tuple[str, ...]:
-    if not missing:
-        return ()
-    more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-    return (f"too little evidence for {', '.join(missing[:LISTED])}{more}: no pixels",)
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"

@@ -199,8 +199,8 @@ def segment_images(
         # Only the plan of the loaded model can tell whether results of other options are of this run.
         from goca.evidence import CONTENT_FREE
 
-        segmenter = model.load()
-        encoded = segmenter.check(request)
+        loaded = model.load()
+        segmenter, encoded = loaded.for_request(request), loaded.check(request)
         _refuse_different(kept, "plan", segmenter.plan.to_json())
         if remaining and (nouns := segmenter.evidence.uncalibrated(request, encoded)):
             # Here, so that not every worker does it.
@@ -214,7 +214,7 @@ def segment_images(
         if executor.here:
             work = task.segment(segmenter, tasks, encoded)
         else:
-            del segmenter, encoded  # each worker has a model of its own
+            del loaded, segmenter, encoded  # each worker has a model of its own
             work = _in_workers(task, tasks, executor)
     if resume:
         sweep(target for job in remaining for target in job.targets)

@@ -16,7 +16,7 @@ from goca.diffusion.loading import load
 from goca.diffusion.timesteps import check_timestep
 from goca.errors import GocaError
 from goca.imaging import html
-from goca.plan import Options, plan
+from goca.plan import Options, Plan, plan
 from goca.prototypes import Prototypes, load_beside
 from goca.recipe import GOCA_OPEN, Recipe, recipe_named
 
@@ -42,7 +42,12 @@ class PlannedModel:
         self.backbone, self.batch, self.prototypes = backbone, batch, prototypes
         joint = backbone.family.joint is not None
         chosen, learned = recipe_named(recipe), None if prototypes is None else prototypes.timestep
-        made = plan(chosen, backbone.settings, backbone.blocks, backbone.name, options, joint, learned)
+
+        def planned(learned: int | None) -> Plan:
+            made = plan(chosen, backbone.settings, backbone.blocks, backbone.name, options, joint, learned)
+            return replace(made, device=backbone.device, dtype=backbone.dtype)
+
+        made = planned(learned)
         trained = backbone.settings.size
         if made.size > MAX_ENLARGEMENT * trained:
             raise GocaError(
@@ -56,13 +61,14 @@ class PlannedModel:
                 f"so give {backbone.size_multiple} or more",
                 hint="size",
             )
-        if made.evidence == "prototypes" and prototypes is not None:
-            # Learning leaves out nouns that the model does not paint.
-            known = tuple(noun for noun in made.background_classes if noun in prototypes.nouns)
-            made = replace(made, background_classes=known)
         for timestep in made.timestep:
             check_timestep(backbone.pipeline.scheduler, timestep)
-        self.plan = replace(made, device=backbone.device, dtype=backbone.dtype)
+        if made.evidence == "prototypes" and prototypes is not None:
+            made = with_prototypes(made, prototypes)
+        self.plan = made
+        insists = chosen.evidence == "prototypes"
+        self.attention_plan = None if insists else replace(planned(None), evidence="attention")
+        """How to look where a noun has no prototype; None where the recipe insists on prototypes."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.plan!r}, {self.plan.dtype} on {self.plan.device}, batch {self.batch})"
@@ -183,6 +189,13 @@ class PlannedModel:
         )
         backbone = Backbone(pipe, family=family)
         return cls(backbone, recipe, options, batch, prototypes_of(backbone, prototypes))
+
+
+def with_prototypes(plan: Plan, prototypes: Prototypes) -> Plan:
+    """The plan with evidence by prototypes, and of its background nouns those that have any."""
+    # Learning leaves out nouns that the model does not paint.
+    known = tuple(noun for noun in plan.background_classes if noun in prototypes.nouns)
+    return replace(plan, evidence="prototypes", background_classes=known)
 
 
 def prototypes_of(backbone: Backbone, path: str | Path | None) -> Prototypes | None:

@@ -7,6 +7,7 @@ of log posteriors. `goca.prototype_learning` makes them.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from goca.maths.windows import Windows
 from goca.storage.atomic import write_atomic
 from goca.storage.reading import json_value, require_regular, whole
 from goca.text.nouns import Noun
+from goca.text.spelling import forms, plain
 
 FILE = "prototypes.safetensors"
 """The file's name beside the model_index.json of a diffusers folder, where it is read without being named."""
@@ -76,14 +78,13 @@ class Prototypes:
         return replace(self, nouns=tuple(nouns), gaussians=gaussians, weight=weight, bias=bias)
 
     def indices(self, noun: Noun) -> list[int]:
-        """The rows of the noun's words. Raises GocaError for a noun that has none."""
-        if rows := [self.nouns.index(word) for word in noun.words if word in self.nouns]:
-            return rows
-        raise GocaError(
-            f'there is no prototype of "{noun.name}": learn prototypes of it, choose another recipe, or name one of '
-            f"{', '.join(self.nouns)}",
-            hint="classes",
-        )
+        """The rows of the noun's words, in any number; none for a noun that has no prototype."""
+        return list(dict.fromkeys(self._rows[plain(word)] for word in noun.words if plain(word) in self._rows))
+
+    @cached_property
+    def _rows(self) -> Mapping[str, int]:
+        rows = tuple(enumerate(self.nouns))
+        return {form: row for row, noun in rows for form in forms(noun)} | {plain(noun): row for row, noun in rows}
 
     def fits(self, backbone: Backbone) -> bool:
         """Whether these are prototypes of this very model; its precision does not matter."""

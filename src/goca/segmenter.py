@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice, product
+from itertools import chain, groupby, islice, product
 from typing import Any, overload
 
 import torch
@@ -20,7 +20,7 @@ from goca.aggregation import ImageAttention
 from goca.class_maps import ClassMaps, ensemble_std, joined, mean, peaks_of, refined, rescaled
 from goca.diffusion.backbone import BackboneSession, BatchItem
 from goca.errors import GocaError
-from goca.evidence import Evidence
+from goca.evidence import Evidence, Look
 from goca.imaging.images import ImageLike
 from goca.plan import Plan
 from goca.planned_model import PlannedModel
@@ -58,13 +58,13 @@ class Segmenter(PlannedModel):
         Raises:
             GocaError: where it cannot.
         """
-        session = self.backbone.session()
+        session, model = self.backbone.session(), self.for_request(request)
         with self.inference():
-            nouns = request_nouns(request, self.plan, self.backbone)
-            if self.plan.evidence is None:
-                prompts_of(request, nouns, self.plan, session, nouns.kept)
+            nouns = request_nouns(request, model.plan, self.backbone)
+            if model.plan.evidence is None:
+                prompts_of(request, nouns, model.plan, session, nouns.kept)
             else:
-                self.evidence.check(request, nouns, session)
+                model.evidence.check(request, nouns, session)
         return session
 
     @overload
@@ -137,27 +137,61 @@ class Segmenter(PlannedModel):
         pending = iter(requests)
         while chunk := list(islice(pending, self.batch)):
             tagged = chunk if tagger is None else kept_by(tagger, chunk)
-            prepared = [each if isinstance(each, GocaError) else self.prepare(each, session) for each in tagged]
-            if self.plan.evidence is not None:
-                prepared = self.evidence.shown(tagged, prepared, session)
-            with_prompts = [image for image in prepared if isinstance(image, PreparedImage) and image.prompts]
-            passes = self.passes(with_prompts, session)
-            for request, image in zip(chunk, prepared, strict=True):
-                if isinstance(image, GocaError):
-                    yield request, image
-                else:
-                    yield request, self.label(image, next(passes) if image.prompts else image.maps)
+            outcomes = (model._outcomes(tuple(group), session) for model, group in groupby(tagged, self._model_for))
+            yield from zip(chunk, chain.from_iterable(outcomes), strict=True)
+
+    def _outcomes(
+        self, requests: Sequence[SegmentationRequest | GocaError], session: BackboneSession
+    ) -> Iterator[Segmentation | GocaError]:
+        """What becomes of a batch; an error stays as it is."""
+        prepared = [each if isinstance(each, GocaError) else self.prepare(each, session) for each in requests]
+        if self.plan.evidence is not None:
+            prepared = self.evidence.shown(requests, prepared, session)
+        with_prompts = [image for image in prepared if isinstance(image, PreparedImage) and image.prompts]
+        passes = self.passes(with_prompts, session)
+        for image in prepared:
+            if isinstance(image, GocaError):
+                yield image
+            else:
+                yield self.label(image, next(passes) if image.prompts else image.maps)
+
+    def for_request(self, request: SegmentationRequest) -> "Segmenter":
+        """This model or, for a request with a noun that has no prototype, the same looking by attention.
+
+        Raises:
+            GocaError: for nouns that cannot be asked for.
+        """
+        if self.plan.evidence != "prototypes" or self.attention_plan is None:
+            return self
+        nouns = request_nouns(request, self.plan, self.backbone)
+        return self._by_attention if self.evidence.without_prototype(nouns) else self
+
+    def _model_for(self, request: SegmentationRequest | GocaError) -> "Segmenter":
+        try:
+            return self if isinstance(request, GocaError) else self.for_request(request)
+        except GocaError:
+            return self  # where the request is refused again
+
+    @cached_property
+    def _by_attention(self) -> "Segmenter":
+        assert self.attention_plan is not None
+        return self.with_plan(self.attention_plan)
 
     @cached_property
     def evidence(self) -> Evidence:
         """What finds out which classes an image shows, for plans that measure evidence."""
         return Evidence(self)
 
+    def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> list[Look]:
+        """What the model says of images before anything is asked, see `Evidence.looks`."""
+        return self.evidence.looks(images, session)
+
     def with_plan(self, plan: Plan) -> "Segmenter":
         """The same model under another plan."""
         other = copy(self)
         other.plan = plan
-        vars(other).pop("evidence", None)  # it is of the plan
+        for of_the_plan in ("evidence", "_by_attention"):
+            vars(other).pop(of_the_plan, None)
         return other
 
     def prepare(self, request: SegmentationRequest, session: BackboneSession) -> PreparedImage | GocaError:

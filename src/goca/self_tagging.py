@@ -18,9 +18,10 @@ from goca.diffusion.backbone import BackboneSession
 from goca.diffusion.latents import packed
 from goca.diffusion.timesteps import target
 from goca.errors import GocaError
-from goca.evidence import Evidence, Looking
+from goca.evidence import Looking
 from goca.imaging import images
 from goca.maths.presence import PresenceRule, present, shown
+from goca.planned_model import with_prototypes
 from goca.request import SegmentationRequest, prepare
 from goca.tagging import is_self, self_candidates, tagger_named
 from goca.tagging.answers import write
@@ -170,10 +171,11 @@ class SelfTagger:
 
     def seen(self, image: Image.Image, classes: Classes, background: bool = True) -> Seen:
         """What `shown` decides by: the look's evidence, and the errors of the likeliest that are in doubt."""
-        model, looking, rule = self.model, self._evidence, self.rule
+        request, rule = SegmentationRequest(image, classes), self.rule
+        model = self._looking.for_request(request)
         with model.inference():
-            prepared = prepare(SegmentationRequest(image, classes), looking.plan, self._session)
-        (look,) = looking.looks([prepared], self._session)
+            prepared = prepare(request, model.plan, self._session)
+        (look,) = model.looks([prepared], self._session)
         nouns, evidence = prepared.nouns.classes, look.evidence
         clear = present(evidence, rule.floor, background) & (evidence >= rule.clear)
         order = evidence.argsort(descending=True).tolist()
@@ -183,7 +185,7 @@ class SelfTagger:
         if not doubtful:
             return Seen(evidence, (), torch.empty(0, 1, 1))
         captions = [self._caption(context), *(self._caption([*context, nouns[index]]) for index in doubtful)]
-        backbone, plan = model.backbone, looking.plan
+        backbone, plan = model.backbone, model.plan
         # Whole, also where it is looked at through windows.
         size = images.fit(prepared.image, plan.size, backbone.size_multiple, backbone.max_pixels, backbone.max_side)
         with model.inference():
@@ -199,11 +201,12 @@ class SelfTagger:
         return caption_of(names)
 
     @cached_property
-    def _evidence(self) -> Evidence:
+    def _looking(self) -> Looking:
         plan, prototypes = self.model.plan, self.model.prototypes
-        if plan.evidence is None:
-            plan = replace(plan, evidence="attention" if prototypes is None else "prototypes")
-        return Evidence(self.model.with_plan(plan))
+        if plan.evidence is not None:
+            return self.model
+        attention = replace(plan, evidence="attention")
+        return self.model.with_plan(attention if prototypes is None else with_prototypes(plan, prototypes))
 
     @cached_property
     def _session(self) -> BackboneSession:

@@ -313,7 +313,8 @@ class _Summary:
             self.with_pixels[name] += share > 0
             self.shares[name] += share
         self.notes.update(facts["plan"]["notes"])
-        self.by_evidence = facts["plan"]["floor"] > 0 and not facts["request"]["tagger"]
+        request = facts["request"]
+        self.by_evidence = facts["plan"]["floor"] > 0 and not request["tagger"] and request["background"] == "auto"
 
     def show(self) -> None:
         """Print the classes, the largest first, and the notes."""
