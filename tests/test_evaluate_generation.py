@@ -189,7 +189,7 @@ def test_only_what_is_missing_is_generated(fake: None, prompts: Path, tmp_path: 
     while not isinstance(next(told), ImagesGenerated):
         pass
     told.close()
-    with pytest.raises(GocaError, match="is not complete"):
+    with pytest.raises(GocaError, match="is not a finished run"):
         Meter()(tmp_path / "run")
     again = [event for event in run(config, tmp_path / "run") if isinstance(event, ImagesGenerated)]
     assert [[image.id for image in event.images] for event in again] == [["000002", "000003"], ["000004"]]
@@ -249,6 +249,22 @@ def test_names_of_guidance() -> None:
     for wrong in ("cat", "-1", "0", "nan", "inf"):
         with pytest.raises(GocaError, match=r"no guidance .*: give none, a recipe"):
             guide_arguments(wrong)
+
+
+def test_a_name_of_guidance_in_another_spelling_resumes_the_run(fake: None, prompts: Path, tmp_path: Path) -> None:
+    list(run(GenerationConfig(prompts=prompts, guide="none"), tmp_path / "run"))
+    again = list(run(GenerationConfig(prompts=prompts, guide="NONE", every=2), tmp_path / "run"))
+    assert not [event for event in again if isinstance(event, ImagesGenerated)]
+
+
+def test_goca_compare_names_what_compares_generated_images(
+    goca: Callable[..., Outcome], fake: None, prompts: Path, tmp_path: Path
+) -> None:
+    list(run(GenerationConfig(prompts=prompts), tmp_path / "run"))
+    assert (
+        "goca evaluate-generation --images A --images B"
+        in goca("compare", tmp_path / "run", tmp_path / "run").mistake()
+    )
 
 
 def guided(folder: Path, prompts: Path, guide: str, name: str = "sd15") -> dict[str, Any]:
@@ -454,6 +470,9 @@ def test_the_table_of_several_folders(goca: Callable[..., Outcome], clip: Path, 
     ("words", "message"),
     [
         ((), "give --prompts FILE to generate images, or --images DIR to measure some"),
+        (("--images", ".", "--out", "run"), "--out is for images that are to be generated"),
+        (("--images", ".", "--guide", "goca"), "--guide is for images that are to be generated"),
+        (("--prompts", "prompts.txt", "--out", "run", "--every", "2"), "--every 2 needs --guide"),
         (("--prompts", "p.txt"), "name one with --out"),
         (("--prompts", "none.txt", "--out", "run"), "no such file: none.txt (--prompts)"),
         (("--prompts", "prompts.txt", "--out", "run", "--guide", "cat"), "(--guide)"),

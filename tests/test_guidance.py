@@ -269,6 +269,7 @@ def test_recipes_make_other_regions_and_an_empty_prompt_none(pipe: Any) -> None:
         ({"masks": np.arange(4)}, r"masks of shape \(4,\)"),
         ({"masks": -np.eye(2, dtype=int)}, "labels from -1 to 0"),
         ({"masks": []}, "masks is an empty list"),
+        ({"masks": Image.new("RGB", (8, 8))}, r"masks of shape \(8, 8, 3\)"),
         ({"clamp": (3.0, 1.0)}, r"clamp \(3.0, 1.0\) is not \(least, most\) rate"),
         ({"limit": -1.0}, "limit -1.0 is not a positive number"),
         ({"steps": []}, "are not steps of a sampler"),
@@ -341,3 +342,41 @@ def test_effective_scales_and_rates_by_hand() -> None:
     assert maths.rate_of_energy(energy)[0].tolist() == pytest.approx([1.5, 0.75])
     # Only where scale is above 18.75 does the order of the two bounds matter.
     assert maths.clamped(torch.tensor([[0.1, 9.0]]), (0.8, 3.0), 15.0, 30.0).tolist() == [[0.5, 0.5]]
+
+
+def test_layouts_may_be_of_any_kind_of_array(pipe: Any) -> None:
+    labels = np.repeat([0, 1], 8)[:, None].repeat(16, 1)
+    rates = []
+    for masks in (labels, labels > 0, torch.from_numpy(labels > 0), Image.fromarray(labels.astype(np.uint8))):
+        with guide(pipe, masks=masks) as guided:
+            make(pipe, height=64, width=64)
+        rates.append(guided.rates)
+    for other in rates[1:]:
+        np.testing.assert_array_equal(rates[0], other)
+    with pytest.raises(GocaError, match="float32 are not label maps"):
+        guide(pipe, masks=torch.rand(4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("things", [0, 1])
+def test_a_layout_without_a_foreground_guides_plainly(pipe: Any, things: int) -> None:
+    """As it is without things, and where they are smaller than a cell."""
+    masks = np.zeros((512, 512), int)
+    masks[1 : 1 + things, 1] = 1
+    with guide(pipe, masks=masks, clamp=None) as guided:
+        ours = make(pipe, height=64, width=64)
+    assert torch.equal(ours, make(pipe, height=64, width=64))
+    assert [np.unique(rates).tolist() for rates in guided.rates] == [[1], [1]]
+
+
+def test_what_the_denoiser_refuses_is_told_as_without_guidance(pipe: Any) -> None:
+    """A callback that ends guidance, and leaves both prompts' embeddings in the batch."""
+
+    def end_guidance(pipeline: Any, step: int, timestep: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        pipeline._guidance_scale = 0.0
+        return inputs
+
+    with pytest.raises(RuntimeError) as stock:
+        make(pipe, callback_on_step_end=end_guidance)
+    with pytest.raises(RuntimeError) as ours, guide(pipe):
+        make(pipe, callback_on_step_end=end_guidance)
+    assert str(ours.value) == str(stock.value)

@@ -86,7 +86,10 @@ def evaluate_generation(
     """
     with session(verbose):
         if (prompts is None) == (images is None):
-            raise GocaError("give --prompts FILE to generate images, or --images DIR to measure some")
+            raise GocaError("give --prompts FILE to generate images, or --images DIR to measure some, and not both")
+        for option, value in (("--out", out), ("--limit", limit), ("--guide", None if guide == "none" else guide)):
+            if images is not None and value is not None:
+                raise GocaError(f"{option} is for images that are to be generated: leave it out with --images")
         if prompts is not None and out is None:
             raise GocaError("a run needs a folder for its images: name one with --out")
         for name in (features, clip):
@@ -95,6 +98,11 @@ def evaluate_generation(
 
                 check_model_name(name)
         arguments.check_model(model, None, device, dtype)
+        if every > 1:
+            from goca.guidance import guide_arguments
+
+            if guide_arguments(guide) is None:
+                raise GocaError(f"--every {every} needs --guide: add --guide goca, or leave it out")
         if scale is not None:
             from goca.text.nouns import check_prompt
 

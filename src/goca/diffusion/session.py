@@ -396,8 +396,8 @@ class GenerationSession:
                 self._missed.add("text")
                 return None
         blocks = self._blocks(run, run.texts, inputs)
-        if not blocks:
-            return None
+        if not blocks or max(block.stop for _, block in blocks) > len(sample):
+            return None  # of more texts than images, the denoiser itself complains
         prompts = run.texts[0]
         # In one batch, pipelines put the negative prompts first where both are the same.
         block = next((block for texts, block in reversed(blocks) if texts is prompts), blocks[0][1])

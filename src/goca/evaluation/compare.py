@@ -42,6 +42,11 @@ def load_run(folder: Path) -> FinishedRun:
     facts = read_facts(folder)
     if facts is None:
         raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate wrote")
+    if "prompts" in facts["settings"]:
+        raise GocaError(
+            f"{folder} has generated images, and no masks: compare such folders by goca evaluate-generation --images A "
+            "--images B"
+        )
     if facts.get("state") != "finished":
         raise GocaError(f"{folder} is not finished: run its goca evaluate again, which goes on where it stopped")
     settings = facts["settings"]

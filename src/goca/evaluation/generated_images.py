@@ -22,7 +22,7 @@ from goca.evaluation.prompts import Prompt, digest, read_prompts
 from goca.evaluation.run_folder import RunFolder, read_facts
 from goca.evaluation.runner import Stage
 from goca.generation import GenerationOptions, generate_batch
-from goca.guidance import UNGUIDED, guide_arguments, guiding
+from goca.guidance import UNGUIDED, guidance_named, guide_arguments, guiding
 from goca.imaging.draw import png
 from goca.parallel import THIS_PROCESS, Executor, run_units
 from goca.storage.atomic import sweep, write_atomic
@@ -79,6 +79,7 @@ class GenerationConfig:
 
     def settings(self, pipeline: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """All that decides the images, as JSON."""
+        guide = guidance_named(self.guide)
         return {
             "prompts": {
                 "count": len(prompts),
@@ -89,7 +90,7 @@ class GenerationConfig:
             "model": {"name": self.model, "weights": fingerprint(pipeline), "dtype": str(pipeline.dtype)},
             "scheduler": type(pipeline.scheduler).__name__,
             **{name: getattr(self, name) for name in ("steps", "scale", "size")},
-            "guidance": {"guide": self.guide, "every": self.every if self.guide != UNGUIDED else None},
+            "guidance": {"guide": guide, "every": self.every if guide != UNGUIDED else None},
             "batch": self.batch,
             "threads": self.threads if torch.device(pipeline.device).type == "cpu" else None,
         }

@@ -70,13 +70,17 @@ def open_folder(folder: str | Path, hint: str = "images") -> ImageFolder:
     home = Path(folder)
     if is_run := (home / FACTS).is_file():
         home = home / IMAGES
+    if is_run and not (home / METADATA).exists():
+        raise GocaError(
+            f"{folder} is not a finished run of goca evaluate-generation: run the same again to finish it, or name "
+            "another folder",
+            hint,
+        )
     if not home.is_dir():
         raise GocaError(f"{home} is not a folder of images: name one", hint)
     known = suffixes()
     names = sorted(p.name for p in home.iterdir() if p.suffix.lower() in known and not p.name.startswith("."))
     lines = JsonLines(home / METADATA, _with_file_name, dict, "the metadata of an image")
-    if is_run and not lines.path.exists():
-        raise GocaError(f"{folder} is not complete: run its goca evaluate-generation again, which resumes it", hint)
     metadata = {row["file_name"]: row for row in lines.read()} if lines.path.exists() else {}
     if missing := metadata.keys() - set(names):
         raise GocaError(

@@ -29,7 +29,7 @@ from goca.maths.rules import name_of
 from goca.plan import Options, plan
 from goca.recipe import GOCA, RECIPES, Recipe, recipe_named
 
-__all__ = ["Guide", "GuidedStep", "guide", "guide_arguments", "guiding"]
+__all__ = ["Guide", "GuidedStep", "guidance_named", "guide", "guide_arguments", "guiding"]
 
 UNGUIDED, ENERGY = "none", "energy"
 """The names of guidance by the pipeline alone, and of guidance without attention."""
@@ -122,7 +122,8 @@ def guide(
         recipe: Makes the regions. None for none: the energy of c - u alone, at each pixel the mean over its own.
         rate: The same rate everywhere, instead of regions; clamp, limit and smooth do not apply to it.
         masks: The regions, instead of attention's: an integer label map (height, width) in the image's aspect, or one
-            for each image. Every label is a region; 0 is the background, and all others together the foreground.
+            for each image. Every label is a region; 0 is the background, and all others together the foreground. A map
+            of True and False has one thing; where an image has none, it is guided plainly.
         clamp: (least, most) rate; None for any.
         limit: The most that scale times rate may be; None for any.
         smooth: Whether rates are blurred by one pixel.
@@ -204,9 +205,14 @@ def guiding(pipe: Any, name: str, every: int = 1) -> AbstractContextManager[Guid
     return nullcontext() if arguments is None else guide(pipe, **arguments, every=every)
 
 
+def guidance_named(name: str) -> str:
+    """A name as `guide_arguments` reads it, whatever its case, with hyphens."""
+    return name.lower().replace("_", "-")
+
+
 def guide_arguments(name: str) -> dict[str, Any] | None:
     """How `guide` is called for a name, see `guiding`; None for "none". Raises GocaError for an unknown name."""
-    key = name.lower().replace("_", "-")
+    key = guidance_named(name)
     if key == UNGUIDED:
         return None
     if key == ENERGY:
@@ -241,14 +247,19 @@ def _check_recipe(recipe: Recipe) -> None:
             raise GocaError(f'recipe "{name}" {reason}: choose another, such as goca', hint="guide")
 
 
+def _array(labels: Any) -> Any:
+    return np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+
+
 def _label_maps(masks: Any) -> tuple[Tensor, ...]:
     """The user's layout, one map for all images or one for each."""
     if masks is None:
         return ()
-    several = isinstance(masks, list | tuple) or np.ndim(masks) == 3
-    maps = [np.asarray(labels) for labels in (masks if several else [masks])]
+    # Of what is neither list nor array, such as a coloured image of Pillow, a third dimension is no number of images.
+    several = isinstance(masks, list | tuple) or (isinstance(masks, np.ndarray | Tensor) and masks.ndim == 3)
+    maps = [_array(labels) for labels in (masks if several else [masks])]
     for labels in maps:
-        if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
+        if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iub":
             raise GocaError(
                 f"masks of shape {labels.shape} and type {labels.dtype} are not label maps: give integers (height, "
                 "width), 0 for the background, or one such map for each image",

@@ -219,6 +219,8 @@ class GuidanceObserver:
         elif settings.masks and image not in regions:
             regions[image] = Regions.drawn(_mask_of(settings.masks, image, images, grid), grid, u)
         if image in regions:
+            if not bool(regions[image].foreground.any()):
+                return torch.ones_like(energy)  # nothing to be as strong as: a thing may be smaller than a cell
             rate = maths.rate_of_regions(energy, regions[image].masks, regions[image].foreground)
         elif settings.recipe is None:
             rate = maths.rate_of_energy(energy)
