@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -233,7 +233,7 @@ def guide_arguments(name: str) -> dict[str, Any] | None:
 
 
 def _is_positive(number: Any) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf
 
 
 def _check_recipe(recipe: Recipe) -> None:
