@@ -233,7 +233,7 @@ def guide_arguments(name: str) -> dict[str, Any] | None:
 
 
 def _is_positive(number: Any) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < math.inf
 
 
 def _check_recipe(recipe: Recipe) -> None:
