@@ -111,6 +111,17 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def check_guide(guide: str, every: int, compare: bool = False) -> None:
+    """Raise GocaError for a guidance that there is not, and for options that need one and have none."""
+    if guide.lower() != "none":
+        from goca.guidance import guide_arguments
+
+        guide_arguments(guide)
+    elif compare or every > 1:
+        option = "--compare" if compare else f"--every {every}"
+        raise GocaError(f"{option} needs --guide: add --guide goca, or leave it out")
+
+
 def check_model(name: str, recipe: str | None = None, device: str | None = None, dtype: str | None = None) -> None:
     """Raise GocaError for what no machine has, before torch is loaded to find out what this one has."""
     if recipe is not None and recipe.lower().replace("_", "-") not in RECIPES:

@@ -98,11 +98,7 @@ def evaluate_generation(
 
                 check_model_name(name)
         arguments.check_model(model, None, device, dtype)
-        if every > 1:
-            from goca.guidance import guide_arguments
-
-            if guide_arguments(guide) is None:
-                raise GocaError(f"--every {every} needs --guide: add --guide goca, or leave it out")
+        arguments.check_guide(guide, every)
         if scale is not None:
             from goca.text.nouns import check_prompt
 

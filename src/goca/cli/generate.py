@@ -73,17 +73,13 @@ def generate(
     """
     with session(verbose):
         from goca import bundled
-        from goca.errors import GocaError
-        from goca.guidance import guide_arguments
         from goca.image_jobs import check_writable
         from goca.text.nouns import check_prompt, unknown_words
 
         check_prompt(prompt, scale)
-        if guide_arguments(guide) is None and (compare or every > 1):
-            option, value = ("--compare", "") if compare else ("--every", f" {every}")
-            raise GocaError(f"{option}{value} needs --guide: add --guide goca, or leave it out")
         arguments.check_model(model, recipe, device, dtype)
         check_writable(out)
+        arguments.check_guide(guide, every, compare)
         if model == "bundled" and (unknown := unknown_words(prompt, bundled.prompt_words())):
             names = ", ".join(f'"{word}"' for word in unknown)
             known = ", ".join(bundled.vocabulary())
