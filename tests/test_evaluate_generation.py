@@ -20,7 +20,7 @@ from test_runs import kill_at_every_step
 from torch import Tensor, nn
 
 from goca import GocaError, bundled
-from goca.evaluation.generated_images import Finished, GenerationConfig, ImagesGenerated, run
+from goca.evaluation.generated_images import GenerationConfig, ImagesGenerated, ImagesMeasured, run
 from goca.evaluation.generation_metrics import Meter, ModelFeatures, open_folder
 from goca.evaluation.metrics import mean
 from goca.evaluation.prompts import Prompt, read_prompts
@@ -146,7 +146,7 @@ def test_what_is_no_file_of_prompts(tmp_path: Path, name: str, content: str | No
 def test_what_a_run_leaves(fake: None, prompts: Path, tmp_path: Path) -> None:
     config = GenerationConfig(prompts=prompts, limit=3, batch=2, seed=40, size=32)
     *_, finished = run(config, tmp_path / "run", command=["evaluate-generation"])
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, ImagesMeasured)
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"images", "images.jsonl", "run.json"}
     written = files(tmp_path / "run/images")
     assert sorted(written) == ["000000.png", "000001.png", "000002.png", "metadata.jsonl"]

@@ -11,6 +11,7 @@ Every batch of images is a file, so that the stage goes on where it was stopped.
     python -m training.guidance [--work FOLDER] [--model unet] [--swept 300] [--final 1000]
 """
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,8 +26,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from goca import GOCA, GOCA_BALANCED, VANILLA, Segmenter, guide
+from goca.evaluation.generation_metrics import frechet_distance
+from goca.evaluation.metrics import interval
 from goca.imaging.sheet import Cell, contact_sheet
 from goca.request import SegmentationRequest
+from goca.storage.atomic import write_atomic
 
 from . import namer, scenes
 from .captions import caption
@@ -45,11 +49,11 @@ PIPELINES = {"unet": "bundled", "dit": "bundled-dit", "joint": "bundled-joint"}
 DRAWS = 300
 ROWS = 8  # of the sheet
 
-Guided = Callable[[DiffusionPipeline, Sequence[np.ndarray]], AbstractContextManager[Any]]
+Method = Callable[[DiffusionPipeline, Sequence[np.ndarray]], AbstractContextManager[Any]]
 """Enters a method for one batch, given the label maps of the images that plain guidance makes of it."""
 
 PLAIN = "plain"
-METHODS: dict[str, Guided] = {
+METHODS: dict[str, Method] = {
     "goca": lambda pipeline, layouts: guide(pipeline, GOCA),
     "vanilla": lambda pipeline, layouts: guide(pipeline, VANILLA),
     "energy": lambda pipeline, layouts: guide(pipeline, None),
@@ -92,8 +96,8 @@ class Measured:
         return {
             "things": hits[things].sum() / wanted[things].sum(),
             "stuff": hits[stuff].sum() / wanted[stuff].sum(),
-            "fid": frechet(self.whole[pick], real.whole),
-            "background": frechet(self.background[pick], real.background),
+            "fid": distance(self.whole[pick], real.whole),
+            "background": distance(self.background[pick], real.background),
         }
 
 
@@ -140,18 +144,17 @@ class Study:
     def layouts(self, images: np.ndarray, prompts: range) -> list[np.ndarray]:
         """The label map of each image, told what its caption asks for: 0 stuff, then its things."""
         nouns = [self.contents[index].nouns for index in prompts]
-        labels = self._labels(images, nouns)
-        return [
-            np.where(np.isin(each, [at for at, noun in enumerate(names, 1) if noun in _things()]), each, 0)
-            for each, names in zip(labels, nouns, strict=True)
-        ]
-
-    def _labels(self, images: np.ndarray, nouns: Sequence[Sequence[str]]) -> list[np.ndarray]:
         requests = (
             SegmentationRequest(image, list(names), background="none")
             for image, names in zip(images, nouns, strict=True)
         )
-        return [result.labels for _, result in self.segmenter.stream(requests)]
+        things = {noun.name for noun in THINGS}
+        return [
+            np.where(
+                np.isin(result.labels, [at for at, noun in enumerate(names, 1) if noun in things]), result.labels, 0
+            )
+            for (_, result), names in zip(self.segmenter.stream(requests), nouns, strict=True)
+        ]
 
     def measure(self, name: str, images: np.ndarray, prompts: range) -> Measured:
         """The namer's answers and features, and those of the crop of each image that has least of its things."""
@@ -176,14 +179,9 @@ class Study:
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, **arrays)
-    part.replace(path)
-
-
-def _things() -> frozenset[str]:
-    return frozenset(noun.name for noun in THINGS)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_atomic({path: file.getvalue()})
 
 
 def background(image: np.ndarray, layout: np.ndarray) -> tuple[np.ndarray, float]:
@@ -195,14 +193,10 @@ def background(image: np.ndarray, layout: np.ndarray) -> tuple[np.ndarray, float
     return image[windows[least]].repeat(2, 0).repeat(2, 1), shares[least]
 
 
-def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """The Frechet distance between two sets of features [n, channel], taken as Gaussians; rows of NaN are left out."""
-    first, second = (each[np.isfinite(each[:, 0])] for each in (first, second))
-    means, covariances = zip(*((each.mean(0), np.cov(each, rowvar=False)) for each in (first, second)), strict=True)
-    values, vectors = np.linalg.eigh(covariances[1])
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    roots = np.sqrt(np.linalg.eigvalsh(root @ covariances[0] @ root).clip(0))
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * roots.sum())
+def distance(features: np.ndarray, real: np.ndarray) -> float:
+    """The FID of features [n, channel]; rows of NaN are left out."""
+    of_real, generated = (torch.from_numpy(each[np.isfinite(each[:, 0])]) for each in (real, features))
+    return frechet_distance(of_real, generated)
 
 
 def compare(study: Study, real: Measured, runs: Sequence[tuple[str, float]], prompts: range) -> list[dict[str, Any]]:
@@ -228,7 +222,7 @@ def compare(study: Study, real: Measured, runs: Sequence[tuple[str, float]], pro
 
 def _interval(values: np.ndarray) -> list[float]:
     """The figure itself, which is first, and the 95 % interval of the draws."""
-    return [round(float(each), 4) for each in (values[0], *np.percentile(values[1:], (2.5, 97.5)))]
+    return [round(float(each), 4) for each in (values[0], *interval(torch.from_numpy(values[1:])))]
 
 
 def sheet(study: Study, runs: Sequence[tuple[str, float]], prompts: range) -> Image.Image:

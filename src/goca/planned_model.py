@@ -66,9 +66,10 @@ class PlannedModel:
         if made.evidence == "prototypes" and prototypes is not None:
             made = with_prototypes(made, prototypes)
         self.plan = made
-        insists = chosen.evidence == "prototypes"
-        self.attention_plan = None if insists else replace(planned(None), evidence="attention")
-        """How to look where a noun has no prototype; None where the recipe insists on prototypes."""
+        self.attention_plan = None
+        """How to look where a noun has no prototype; None without prototypes, or where the recipe insists on them."""
+        if prototypes is not None and chosen.evidence != "prototypes":
+            self.attention_plan = replace(planned(None), evidence="attention")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.plan!r}, {self.plan.dtype} on {self.plan.device}, batch {self.batch})"

@@ -28,6 +28,13 @@ ModelOption = Annotated[
     str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id to download.')
 ]
 RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.join(RECIPES[:-1])} or {RECIPES[-1]}.")]
+StepsOption = Annotated[
+    int | None, option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]")
+]
+ScaleOption = Annotated[float | None, option(metavar="S", help="Guidance scale.  [default: the model's]")]
+GeneratedSizeOption = Annotated[
+    int | None, option(metavar="N", min=1, max=8192, help="Width and height in pixels.  [default: the model's]")
+]
 GuideOption = Annotated[
     str,
     typer.Option(

@@ -57,17 +57,9 @@ def evaluate_generation(
         bool, arguments.option("--same-seed", help="Give every image this seed, instead of consecutive ones.")
     ] = False,
     model: arguments.ModelOption = "bundled",
-    steps: Annotated[
-        int | None,
-        arguments.option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]"),
-    ] = None,
-    scale: Annotated[
-        float | None, arguments.option(metavar="S", help="Guidance scale.  [default: the model's]")
-    ] = None,
-    size: Annotated[
-        int | None,
-        arguments.option(metavar="N", min=1, max=8192, help="Width and height in pixels.  [default: the model's]"),
-    ] = None,
+    steps: arguments.StepsOption = None,
+    scale: arguments.ScaleOption = None,
+    size: arguments.GeneratedSizeOption = None,
     guide: arguments.GuideOption = "none",
     every: arguments.EveryOption = 1,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts per call of the pipeline.")] = 8,
@@ -157,7 +149,7 @@ def _run(config: "GenerationConfig", out: Path, executor: "Executor", meter: "Me
                         case generated_images.ImagesGenerated():
                             bar.advance(task, len(event.images))
                             done += len(event.images)
-                        case generated_images.Finished():
+                        case generated_images.ImagesMeasured():
                             measurement = event.measurement
         except KeyboardInterrupt:
             bar.stop()

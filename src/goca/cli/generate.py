@@ -28,20 +28,11 @@ def generate(
         str, typer.Argument(metavar="PROMPT", help='What to generate: "cat, grass, sky", or a sentence.')
     ],
     model: arguments.ModelOption = "bundled",
-    steps: Annotated[
-        int | None,
-        arguments.option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]"),
-    ] = None,
-    scale: Annotated[
-        float | None,
-        arguments.option(metavar="S", help="Guidance scale.  [default: the model's]"),
-    ] = None,
+    steps: arguments.StepsOption = None,
+    scale: arguments.ScaleOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images, with consecutive seeds.")] = 1,
-    size: Annotated[
-        int | None,
-        arguments.option(metavar="N", min=1, max=8192, help="Width and height in pixels.  [default: the model's]"),
-    ] = None,
+    size: arguments.GeneratedSizeOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("goca-out"),
     explain: Annotated[
         bool,
@@ -86,8 +77,6 @@ def generate(
             say(f"the bundled model does not know {names}, and paints something else there; it knows {known}")
         from goca import generation
         from goca.diffusion.loading import load, without_bars
-        from goca.imaging.draw import png
-        from goca.storage.atomic import write_atomic
 
         files = GenerationFiles(out, slug(prompt) or "image", range(seed, seed + count))
         options = generation.GenerationOptions(prompt=prompt, steps=steps, scale=scale, size=size)
@@ -107,13 +96,7 @@ def generate(
                             description = f"generating seed {event.seed}"
                             bar.update(task, description=description, completed=event.step, total=event.steps)
                             continue
-                        images = {files.of(event.seed, "png"): png(event.image)}
-                        if event.guided is not None and event.guided.plain is not None:
-                            images[files.of(event.seed, "plain.png")] = png(event.guided.plain)
-                            if (regions := generation.region_overlay(event)) is not None:
-                                images[files.of(event.seed, "regions.png")] = png(regions)
-                        write_atomic(images)
-                        written = list(images)
+                        written = _write(files, event)
                         explained = None
                         if explain:
                             explained, explanation = _explain(files, options, event)
@@ -165,6 +148,22 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
         numbered = (first, *(f"{first}-{number}" for number in range(2, len(unique) + 2)))
         unique[name] = next(candidate for candidate in numbered if candidate not in unique.values())
     return unique
+
+
+def _write(files: GenerationFiles, generated: "Generated") -> list[Path]:
+    """Write an image and, where it is compared with the plain one, that and the regions that guided it."""
+    from goca.generation import region_overlay
+    from goca.imaging.draw import png
+    from goca.storage.atomic import write_atomic
+
+    images = {"png": generated.image}
+    if generated.guided is not None and generated.guided.plain is not None:
+        images["plain.png"] = generated.guided.plain
+        if (regions := region_overlay(generated)) is not None:
+            images["regions.png"] = regions
+    paths = {files.of(generated.seed, ending): png(image) for ending, image in images.items()}
+    write_atomic(paths)
+    return list(paths)
 
 
 def _explain(

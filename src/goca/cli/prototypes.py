@@ -26,9 +26,7 @@ def prototypes(
     model: arguments.ModelOption = "bundled",
     images: Annotated[int, typer.Option(metavar="N", min=1, help="Images to paint for each noun.")] = 15,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Number of sampling steps of each.")] = 20,
-    scale: Annotated[
-        float | None, arguments.option(metavar="S", help="Guidance scale.  [default: the model's]")
-    ] = None,
+    scale: arguments.ScaleOption = None,
     timestep: Annotated[
         int | None,
         arguments.option(

@@ -132,8 +132,8 @@ class ImagesGenerated:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The end of a run."""
+class ImagesMeasured:
+    """The images were measured: the end of a run."""
 
     measurement: Measurement
 
@@ -179,7 +179,7 @@ def run(
     executor: Executor = THIS_PROCESS,
     command: Sequence[str] = (),
     meter: Meter | None = None,
-) -> Generator[Stage | ImagesGenerated | Finished, None, None]:
+) -> Generator[Stage | ImagesGenerated | ImagesMeasured, None, None]:
     """Generate, or go on with what `out` has, then measure. Close the generator to stop a run that is not at its end.
 
     The images depend on the configuration alone: batches are the same however many workers there are, and wherever an
@@ -193,7 +193,7 @@ def run(
         meter: what is measured in the end; None for the effective scale alone.
 
     Yields:
-        Stages, images as they are done and written, and at the end `Finished`.
+        Stages, images as they are done and written, and at the end `ImagesMeasured`.
 
     Raises:
         GocaError: something of this cannot be done, or the folder is of another run.
@@ -232,7 +232,7 @@ def run(
         yield Stage("measuring")
         measurement = (meter or Meter())(out)
         folder.finish({"metrics": measurement.to_json()}, {}, str(executor) if work else None)
-    yield Finished(measurement)
+    yield ImagesMeasured(measurement)
 
 
 def generated_lines(folder: Path) -> JsonLines[GeneratedRecord]:

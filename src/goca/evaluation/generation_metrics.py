@@ -19,7 +19,7 @@ from goca.imaging import images
 from goca.imaging.files import suffixes
 from goca.storage.json_lines import JsonLines
 from goca.storage.reading import inside
-from goca.tagging.loading import load_model
+from goca.tagging.loading import load_model, pooled
 
 IMAGES, METADATA = "images", "metadata.jsonl"
 BATCH = 32
@@ -118,7 +118,7 @@ class ModelFeatures(nn.Module):
     def forward(self, batch: UInt8[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
         """As the model's own processor resizes and crops them."""
         inputs = self.processor(images=list(batch.cpu()), return_tensors="pt").to(self.model.device, self.model.dtype)
-        features = _tensor(getattr(self.model, "get_image_features", self.model)(**inputs))
+        features = pooled(getattr(self.model, "get_image_features", self.model)(**inputs))
         if features is None:
             raise GocaError(
                 f"{self.name} does not pool features of images: name a model such as CLIP or DINO", "features"
@@ -150,15 +150,10 @@ class ClipModel(nn.Module):
         )
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        return _tensor(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
+        return pooled(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return _tensor(self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
-
-
-def _tensor(features: Any) -> Any:
-    """What versions of transformers return for features."""
-    return features if isinstance(features, Tensor) else features.pooler_output
+        return pooled(self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
 
 
 # ---- measuring

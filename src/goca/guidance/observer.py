@@ -160,11 +160,12 @@ class GuidanceObserver:
         answer, rates, scales = noise_pred.clone(), [], []
         for image in images:
             u, c = (_as_map(part, call.latent_size) for part in (noise_pred[rows[image]], state.predictions[image]))
-            rate = self._rate(image, len(images), u, c, call)
+            energy = maths.energy(c - u)
+            rate = self._rate(image, len(images), energy, call)
             moved = maths.moved_uncond(u, c, rate, call.scale)
             answer[rows[image]] = _like(moved, noise_pred[rows[image]])
             rates.append(rate.cpu().numpy().astype(np.float16))
-            scales.append(maths.effective_scale(rate, maths.energy(c - u), call.scale))
+            scales.append(maths.effective_scale(rate, energy, call.scale))
         regions = [self._generation.regions[image].labels for image in images if image in self._generation.regions]
         labels = np.stack(regions) if len(regions) == len(images) else None
         self.steps.append(
@@ -199,16 +200,11 @@ class GuidanceObserver:
                 yield row, state.uncond[image]
 
     def _rate(
-        self,
-        image: int,
-        images: int,
-        u: Float[Tensor, "channel height width"],
-        c: Float[Tensor, "channel height width"],
-        call: DenoiserCall,
+        self, image: int, images: int, energy: Float[Tensor, "height width"], call: DenoiserCall
     ) -> Float[Tensor, "height width"]:
         """The rate of an image, one of `images`."""
         settings, state, regions = self._settings, self._evaluation, self._generation.regions
-        energy, grid = maths.energy(c - u), (u.shape[-2], u.shape[-1])
+        grid = (energy.shape[0], energy.shape[1])
         if settings.rate is not None:
             return torch.full_like(energy, settings.rate)
         if image in state.cond:
@@ -217,7 +213,7 @@ class GuidanceObserver:
                 start_map = column(state.uncond[image].global_map(), state.starts[image])
             regions[image] = Regions.read(state.columns[image], state.cond[image], start_map, grid)
         elif settings.masks and image not in regions:
-            regions[image] = Regions.drawn(_mask_of(settings.masks, image, images, grid), grid, u)
+            regions[image] = Regions.drawn(_mask_of(settings.masks, image, images, grid), grid, energy)
         if image in regions:
             if not bool(regions[image].foreground.any()):
                 return torch.ones_like(energy)  # nothing to be as strong as: a thing may be smaller than a cell

@@ -15,7 +15,7 @@ from goca.errors import GocaError
 from goca.imaging import images
 from goca.tagging.answers import write
 from goca.tagging.base import ImageCollection, TaggableImage
-from goca.tagging.loading import check_model, load_model, model_name
+from goca.tagging.loading import check_model, load_model, model_name, pooled
 from goca.text.nouns import Category
 
 TEXTS = 64
@@ -159,6 +159,5 @@ class CLIPTagger:
 
 
 def _directions(features: Any) -> Float[Tensor, "row feature"]:
-    """Features, as versions of transformers give them, with length 1."""
-    rows = features if isinstance(features, Tensor) else features.pooler_output
-    return torch.nn.functional.normalize(rows.float(), dim=-1)
+    """Features with length 1."""
+    return torch.nn.functional.normalize(pooled(features).float(), dim=-1)

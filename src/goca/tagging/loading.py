@@ -73,6 +73,11 @@ def load_model(model: str, kind: str) -> tuple[Any, Any]:
     return processor, loaded.to(device).eval()
 
 
+def pooled(features: Any) -> Any:
+    """What a model of transformers says of whole images or texts, as versions of it return that."""
+    return features if isinstance(features, torch.Tensor) else features.pooler_output
+
+
 def model_name(model: str) -> str:
     """A Hub id as it is; a folder with a fingerprint, because another model may be put into it."""
     folder = Path(model)
