@@ -186,7 +186,7 @@ def test_the_empty_path_is_not_the_current_folder(goca: Run, tmp_path: Path, mon
     ran = goca("segment", "", "--classes", "cat")
     assert ran.code == 2
     assert len(ran.err.splitlines()) == 1
-    assert '"" is no path' in ran.err
+    assert '"" is not a path' in ran.err
     assert not (tmp_path / "goca-out").exists()
     assert goca("segment", ".", "--classes", "cat").code == 0
 

@@ -114,7 +114,7 @@ VerboseOption = Annotated[bool, option("-v", "--verbose", help="Show warnings of
 def path(text: str) -> Path:
     """A path; the empty one, as of a variable that is not set, would be the current folder."""
     if not text:
-        raise typer.BadParameter('"" is no path: write . for the current folder')
+        raise typer.BadParameter('"" is not a path: write . for the current folder')
     return Path(text)
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -90,6 +90,16 @@ def described(error: GocaError) -> str:
         if parameter.name == error.hint and flags:
             return f"{error} ({flags[0]})"
     return str(error)
+
+
+def first_given(names: Collection[str]) -> str | None:
+    """The flag of the first of these parameters that stands on the running command's line, whatever its value."""
+    context = _click_globals.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            return str(parameter.opts[0])
+    return None
 
 
 @contextmanager

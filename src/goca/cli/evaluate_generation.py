@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, progress, say, session, show, show_json, table
+from goca.cli.console import first_given, interval, progress, say, session, show, show_json, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from goca.evaluation.generation_metrics import Measurement, Meter
     from goca.evaluation.metrics import Interval
     from goca.parallel import Executor
+
+
+GENERATING = (
+    "out",
+    "limit",
+    "seed",
+    "same_seed",
+    "model",
+    "steps",
+    "scale",
+    "size",
+    "guide",
+    "every",
+    "batch",
+    "dtype",
+)
+"""Parameters that say how images are generated, of which finished ones know nothing."""
 
 
 def evaluate_generation(
@@ -79,9 +96,8 @@ def evaluate_generation(
     with session(verbose):
         if (prompts is None) == (images is None):
             raise GocaError("give --prompts FILE to generate images, or --images DIR to measure some, and not both")
-        for option, value in (("--out", out), ("--limit", limit), ("--guide", None if guide == "none" else guide)):
-            if images is not None and value is not None:
-                raise GocaError(f"{option} is for images that are to be generated: leave it out with --images")
+        if images is not None and (flag := first_given(GENERATING)):
+            raise GocaError(f"{flag} is for images that are to be generated: leave it out with --images")
         if prompts is not None and out is None:
             raise GocaError("a run needs a folder for its images: name one with --out")
         for name in (features, clip):
