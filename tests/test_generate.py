@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from PIL import Image
 from goca import GocaError, bundled, trace
 from goca.cli import generate as generate_module
 from goca.diffusion.loading import quiet
+from goca.diffusion.model_facts import facts_of
 from goca.generation import Generated, GenerationOptions, Progress, explain, generate
 from goca.imaging import sheet
 from goca.testing.tiny import BUILDERS
@@ -175,22 +177,26 @@ def test_words_that_the_bundled_model_does_not_know_are_named(prompt: str, unkno
     assert len(list(Path("goca-out").glob("*.png"))) == 1
     if unknown:
         names = ", ".join(f'"{word}"' for word in unknown)
-        assert done.line().startswith(f"goca: the bundled model does not know {names}, and paints something else")
+        assert done.line().startswith(f"goca: bundled does not know {names}, and paints something else")
         assert done.line().endswith(f"it knows {', '.join(bundled.vocabulary())}\n")
     else:
         assert done.err == ""
 
 
-def test_other_models_may_know_any_word(goca: Any) -> None:
-    done = goca("generate", "zebra", "--steps", "1", "--model", bundled.pipeline())
+def test_models_of_another_folder_may_know_any_word(goca: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundled.pipeline(), tmp_path / "copy")
+    assert f"goca: {folder} does not know" in goca("generate", "zebra", "--steps", "1", "--model", folder).err
+    (folder / bundled.FACTS).unlink()
+    done = goca("generate", "zebra", "--steps", "1", "--model", folder)
     assert (done.code, done.err) == (0, "")
 
 
-def test_the_words_are_those_that_the_bundled_model_was_trained_on() -> None:
+def test_the_words_are_those_that_the_bundled_models_were_trained_on() -> None:
     trained = {word for phrase in captions.words() for word in phrase.split() if word.isalpha()}
-    # The training had this one plural wrong.
-    assert unknown_words(" ".join(trained - {"puppys"}), bundled.prompt_words()) == ()
-    assert {word for word in bundled.prompt_words() if not forms(word) & trained} == set()
+    for name in bundled.names():
+        facts = facts_of(name)
+        assert unknown_words(" ".join(trained), facts.nouns + facts.words) == ()
+        assert {word for word in facts.nouns + facts.words if not forms(word) & trained} == set()
 
 
 def test_file_names_are_short_and_differ() -> None:

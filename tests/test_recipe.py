@@ -11,7 +11,7 @@ import torch
 from goca.diffusion.checkpoints import CHECKPOINTS, settings_for
 from goca.diffusion.families import FAMILIES
 from goca.diffusion.families.spec import CheckpointSettings, Family
-from goca.diffusion.families.unet import BUNDLED, SD15, SD21, SDXL
+from goca.diffusion.families.unet import SD15, SD21, SDXL
 from goca.errors import GocaError
 from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
@@ -340,11 +340,7 @@ def test_reported_scores() -> None:
         assert published == reported[name]
     assert [(score.dataset, score.miou) for score in SD15.scores if "rerun" in score.source] == [("VOC", 54.97)]
     # Nobody has reported any of these.
-    assert SD21.scores == BUNDLED.scores == ()
-
-
-def test_the_bundled_model_names_no_noun_twice() -> None:
-    assert len(set(BUNDLED.nouns)) == len(BUNDLED.nouns) > 0
+    assert SD21.scores == ()
 
 
 # ---- recognising a checkpoint

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 import goca.bundled
-from goca.diffusion.families.unet import BUNDLED
 from goca.errors import GocaError
 from goca.text import nouns as module
 from goca.text.nouns import Noun, caption_of, in_vocabulary, parse_nouns, split_over_prompts
@@ -590,7 +589,7 @@ def test_no_form_of_a_name_is_empty() -> None:
 
 
 def test_the_bundled_vocabulary_is_its_own_and_knows_its_plurals() -> None:
-    known = BUNDLED.nouns
+    known = goca.bundled.vocabulary()
     assert in_vocabulary(parse_nouns(known)[0], known) == tuple(Noun(word, (word,)) for word in known)
     for name, word in (("Cats", "cat"), ("cows", "cow"), ("buses", "bus"), ("butterflies", "butterfly")):
         assert in_vocabulary(parse_nouns([name])[0], known) == (Noun(name, (word,)),)
@@ -599,7 +598,7 @@ def test_the_bundled_vocabulary_is_its_own_and_knows_its_plurals() -> None:
 def test_vocabulary_names_its_words_for_another() -> None:
     with pytest.raises(GocaError) as error:
         in_vocabulary(parse_nouns({"cat": [], "parrot": ["macaw"]})[0], KNOWN)
-    refused(error, '"parrot"', ", ".join(KNOWN), "real checkpoint")
+    refused(error, '"parrot"', ", ".join(KNOWN), "another checkpoint")
 
 
 def test_two_names_for_one_known_word_are_refused() -> None:

@@ -26,6 +26,9 @@ from .vae import LATENT_CHANNELS
 
 LAYERS, HEADS, HEAD = 8, 5, 32
 LARGEST = 12_000_000  # bytes of the pipeline
+# By itself the pipeline would round 128 px up to a size of a large PixArt.
+OPTIONS = {"use_resolution_binning": False, "clean_caption": False}
+SETTINGS = {"size": scenes.CANVAS, "options": OPTIONS}  # of goca; `training.tune` chooses the others
 SIZELESS = {"resolution": None, "aspect_ratio": None}  # as the pipeline calls models that are not for 1024 px
 
 
@@ -88,9 +91,8 @@ def assemble(work: Path, percent: int = 100) -> PixArtSigmaPipeline:
 
 
 def call(captions: list[str], guidance: float) -> dict[str, object]:
-    """How the pipeline is called: by itself it would round 128 px up to the nearest size of a large PixArt."""
-    options = {"use_resolution_binning": False, "clean_caption": False}
-    return {"prompt": captions, "guidance_scale": guidance, **options}
+    """How the pipeline is called."""
+    return {"prompt": captions, "guidance_scale": guidance, **OPTIONS}
 
 
 Task, texts = DitTask, t5  # what `training.judge` asks

@@ -1,4 +1,4 @@
-"""Stage export: the trained parts of a model as a diffusers folder, float16 safetensors, with its vocabulary.
+"""Stage export: the trained parts of a model as a diffusers folder, float16 safetensors, with goca's facts of it.
 
 python -m training.export [--work FOLDER] [--model unet] [--percent 100]
 """
@@ -10,10 +10,13 @@ from types import ModuleType
 import torch
 from diffusers import DiffusionPipeline
 
-from . import dit, joint, unet
+from goca.bundled import FACTS
+from goca.text.nouns import unknown_words
+
+from . import captions, dit, joint, unet
 from .commands import command
 from .loop import SNAPSHOTS
-from .nouns import STUFF, THINGS
+from .nouns import NAMES, STUFF, THINGS
 
 MODELS: dict[str, ModuleType] = {"unet": unet, "dit": dit, "joint": joint}
 
@@ -37,10 +40,14 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def vocabulary() -> str:
-    """What vocabulary.json holds: the nouns that the model knows, things and stuff apart."""
-    nouns = {"things": THINGS, "stuff": STUFF}
-    return json.dumps({kind: [noun.name for noun in listed] for kind, listed in nouns.items()}, indent=2) + "\n"
+def facts(model: str) -> str:
+    """What goca.json holds: the nouns that the model knows, the other words of captions, and its settings."""
+    words: list[str] = []
+    for word in captions.words():
+        if word.isalpha() and unknown_words(word, (*NAMES, *words)):
+            words.append(word)
+    nouns = {"things": [noun.name for noun in THINGS], "stuff": [noun.name for noun in STUFF]}
+    return json.dumps({**nouns, "words": words, "settings": MODELS[model].SETTINGS}, indent=2) + "\n"
 
 
 def main() -> None:
@@ -51,9 +58,9 @@ def main() -> None:
     folder = arguments.work / "pipelines" / arguments.model
     assemble(arguments.model, arguments.work, arguments.percent).to(torch.float16).save_pretrained(folder)
     # transformers would load its part in half precision by itself, which does not go with diffusers' single.
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    (folder / "vocabulary.json").write_text(vocabulary())
+    for config in folder.glob("text_encoder*/config.json"):
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    (folder / FACTS).write_text(facts(arguments.model))
     written, largest = size(folder), MODELS[arguments.model].LARGEST
     print(f"{folder}: {written / 1e6:.2f} MB")
     if written > largest:

@@ -32,6 +32,10 @@ from .vae import LATENT_CHANNELS
 DOUBLE, SINGLE, HEADS, HEAD = 3, 5, 4, 32
 AXES = (4, 14, 14)  # channels of a head that turn with the token's kind (none do), row and column
 LARGEST = 12_000_000  # bytes of the pipeline
+SETTINGS = {  # of goca; `training.tune` chooses the others. The pipeline by itself makes 512 px, and does not guide.
+    "size": scenes.CANVAS,
+    "options": {"true_cfg_scale": 4.0, "negative_prompt": ""},
+}
 
 
 def build() -> FluxTransformer2DModel:

@@ -23,10 +23,10 @@ STAGES = (
     (("namer",), "namer/coarse.npy", True),
     (("t5",), snapshot(Path("t5")), True),
     (("dit",), snapshot(Path("dit")), True),
-    (("export", "--model", "dit"), "pipelines/dit/vocabulary.json", False),
+    (("export", "--model", "dit"), "pipelines/dit/goca.json", False),
     (("judge", "--model", "dit"), snapshot(Path("dit")) / "judgement.json", False),
     (("joint",), snapshot(Path("joint")), True),
-    (("export", "--model", "joint"), "pipelines/joint/vocabulary.json", False),
+    (("export", "--model", "joint"), "pipelines/joint/goca.json", False),
     (("judge", "--model", "joint"), snapshot(Path("joint")) / "judgement.json", False),
 )
 

@@ -25,6 +25,18 @@ from .vae import LATENT_CHANNELS
 
 GRID = scenes.SIZE // 4
 LARGEST = 18_000_000  # bytes of the pipeline
+_UP = [f"up_blocks.2.attentions.{index}.transformer_blocks.0" for index in range(3)]
+_DOWN = [f"down_blocks.0.attentions.{index}.transformer_blocks.0" for index in range(2)]
+SETTINGS = {  # of goca
+    "size": scenes.SIZE,
+    "grid": 32,
+    "timestep": 300,
+    "reference": _UP[1],
+    "refine": _UP,
+    "order": 1,
+    "evidence_blocks": _DOWN + _UP,
+    "origin": "chosen on 100 scenes in training art (python -m training.tune)",
+}
 
 
 def build() -> UNet2DConditionModel:

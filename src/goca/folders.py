@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goca import bundled
+from goca.diffusion.model_facts import facts_of
 from goca.errors import GocaError
 from goca.image_jobs import ImageJob, plan_outputs
 from goca.imaging.files import size_of
@@ -71,7 +72,7 @@ class ModelOptions:
     The fields are the arguments of `Segmenter.from_pretrained`; `settings` are those of `goca.plan.Options`.
     """
 
-    name: str = "bundled"
+    name: str = bundled.DEFAULT
     recipe: str = "goca-open"
     device: str | None = None
     dtype: str | None = None
@@ -176,8 +177,10 @@ def segment_images(
     """
     # What fails without the model fails before it is loaded.
     executor.check()
-    vocabulary = bundled.vocabulary() if model.name == "bundled" else ()
-    check_words(request.classes, request.background_classes, request.background, request.caption, vocabulary)
+    nouns = facts_of(model.name).nouns
+    check_words(
+        request.classes, request.background_classes, request.background, request.caption, nouns, model=model.name
+    )
     if resume and not all("json" in job.formats for job in jobs):
         raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
     tagger = None if tagger == GIVEN else tagger

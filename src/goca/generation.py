@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt16
 from PIL import Image
 
 from goca.diffusion.exclusive import exclusive, patched
+from goca.diffusion.model_facts import pipeline_folder, read_facts
 from goca.diffusion.own_calls import step_number, stepping
 from goca.errors import GocaError
 from goca.guidance import CLAMP, UNGUIDED, GuidedStep, guiding
@@ -313,18 +314,21 @@ def _steps_counted(pipeline: Any, stepped: Callable[[int, int], None]) -> Iterat
 def _arguments(pipeline: Any, options: GenerationOptions) -> dict[str, Any]:
     """What the pipeline is called with."""
     parameters = inspect.signature(pipeline.__call__).parameters
-    arguments: dict[str, Any] = {"prompt": options.prompt}
+    facts = read_facts(pipeline_folder(pipeline))
+    facts.check_call(pipeline)
+    arguments: dict[str, Any] = {**facts.settings.get("options", {}), "prompt": options.prompt}
     if options.steps is not None:
         arguments["num_inference_steps"] = options.steps
     if options.scale is not None:
         # Guidance is two rows or calls a step, but for models that take its scale as input; some pipelines know both.
         denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
         if "true_cfg_scale" in parameters and not getattr(denoiser.config, "guidance_embeds", False):
-            arguments.update(true_cfg_scale=options.scale, negative_prompt=" ")
+            arguments = {"negative_prompt": " ", **arguments, "true_cfg_scale": options.scale}
         else:
             arguments["guidance_scale"] = options.scale
-    if options.size is not None:
-        arguments.update(height=options.size, width=options.size)
+    size = options.size or facts.settings.get("size")
+    if size is not None:
+        arguments.update(height=size, width=size)
     if "num_frames" in parameters:
         arguments.update(num_frames=1, output_type="pil")
     return arguments

@@ -9,10 +9,12 @@ from typing import Any, SupportsIndex, TypeVar
 
 import torch
 
+from goca import bundled
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.families.spec import Family
 from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
+from goca.diffusion.model_facts import pipeline_folder
 from goca.diffusion.timesteps import check_timestep
 from goca.errors import GocaError
 from goca.imaging import html
@@ -90,7 +92,7 @@ class PlannedModel:
     @classmethod
     def from_pretrained(
         cls: type[_Model],
-        name: str | Path = "bundled",
+        name: str | Path = bundled.DEFAULT,
         recipe: Recipe | str = GOCA_OPEN,
         *,
         device: str | None = None,
@@ -111,7 +113,8 @@ class PlannedModel:
         """Load a model and plan how to use it.
 
         Args:
-            name: "bundled", a diffusers folder, which is never fetched, or a Hub id, which is. Only safetensors.
+            name: one of `goca.bundled.names()`, a diffusers folder, which is never fetched, or a Hub id, which is.
+                Only safetensors.
             recipe: the method, a `Recipe` or its name.
             device: such as "cuda:1"; by default the first of cuda, mps and cpu that this machine has.
             dtype: "float32", "float16" or "bfloat16"; by default float32 on a CPU, else float16.
@@ -210,6 +213,6 @@ def prototypes_of(backbone: Backbone, path: str | Path | None) -> Prototypes | N
         prototypes = Prototypes.load(path)
         prototypes.check(backbone)
         return prototypes
-    folder = Path(str(getattr(backbone.pipeline, "name_or_path", None) or ""))
-    beside = load_beside(folder) if (folder / "model_index.json").is_file() else None
+    folder = pipeline_folder(backbone.pipeline)
+    beside = None if folder is None else load_beside(folder)
     return beside if beside is not None and beside.fits(backbone) else None

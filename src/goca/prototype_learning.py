@@ -127,7 +127,9 @@ def palette(model: PlannedModel, classes: Sequence[str], background_classes: Seq
     if background_classes is None:
         around = background_nouns(listed, wanted)
     if known := model.backbone.settings.nouns:
-        nouns = [Noun(noun.words[0], noun.words[:1]) for noun in in_vocabulary(wanted + around, known)]
+        nouns = [
+            Noun(noun.words[0], noun.words[:1]) for noun in in_vocabulary(wanted + around, known, model.backbone.name)
+        ]
         wanted, around = tuple(nouns[: len(wanted)]), tuple(nouns[len(wanted) :])
     leading = tuple(noun for noun in wanted if noun.name not in listed)
     around += tuple(noun for noun in wanted if noun.name in listed)

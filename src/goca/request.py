@@ -242,7 +242,7 @@ def request_nouns(request: SegmentationRequest, plan: Plan, backbone: Backbone) 
     if by_default and background_of(request.background, plan, has_background_classes=True).rule is not none:
         background_classes = background_nouns(plan.background_classes, classes)
     if backbone.settings.nouns:
-        spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns)
+        spelled = in_vocabulary(classes + background_classes, backbone.settings.nouns, backbone.name)
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
     kept = None
     if request.kept is not None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from goca import bundled
 from training import clip, denoiser, export, joint, judge, namer, scenes, t5, transformer, vae
+from training.guidance import PIPELINES
 from training.loop import Plan, State, snapshot, train_step
 from training.nouns import NAMES
 
@@ -154,10 +155,11 @@ def test_the_pipeline_is_genuine_small_and_paints(trained: Path, tmp_path: Path,
     assert np.abs(alone[0].astype(int) - images[1]).max() <= 1
 
 
-def test_the_vocabulary_is_the_one_that_ships() -> None:
-    shipped = bundled.pipeline() / "vocabulary.json"
-    assert export.vocabulary() == shipped.read_text()
-    assert bundled.vocabulary() == NAMES
+def test_the_facts_are_those_that_ship() -> None:
+    models = {name: model for model, name in PIPELINES.items()}
+    for name in bundled.names():
+        assert export.facts(models[name]) == (bundled.pipeline(name) / bundled.FACTS).read_text()
+        assert bundled.vocabulary(name) == NAMES
 
 
 @pytest.mark.parametrize("name", export.MODELS)

@@ -1,4 +1,4 @@
-"""What ships with the package: a small trained pipeline, and scenes to measure it on. Data only."""
+"""What ships with the package: small trained pipelines, and scenes to measure them on. Data only."""
 
 import json
 from collections.abc import Iterator
@@ -11,35 +11,35 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def pipeline() -> Path:
-    """The folder of the bundled diffusers pipeline."""
-    return Path(__file__).parent / "pipeline"
+DEFAULT = "bundled"
+"""The model that is used where none is named."""
+FACTS = "goca.json"
+"""What a model's folder states beside its model_index.json; `goca.diffusion.model_facts` reads it."""
+_PIPELINES = Path(__file__).parent / "pipelines"
 
 
-def vocabulary() -> tuple[str, ...]:
-    """The nouns that the bundled pipeline was trained on; it knows no other words."""
-    return tuple(_nouns()["things"] + _nouns()["stuff"])
+def names() -> tuple[str, ...]:
+    """The pipelines that are there, each named as its folder."""
+    return tuple(sorted(index.parent.name for index in _PIPELINES.glob("*/model_index.json")))
 
 
-def stuff() -> tuple[str, ...]:
+def pipeline(name: str = DEFAULT) -> Path:
+    """The folder of a bundled diffusers pipeline, one of `names`."""
+    return _PIPELINES / name
+
+
+def vocabulary(name: str = DEFAULT) -> tuple[str, ...]:
+    """The nouns that a bundled pipeline was trained on; it knows no other words."""
+    return tuple(_facts(name)["things"] + _facts(name)["stuff"])
+
+
+def stuff(name: str = DEFAULT) -> tuple[str, ...]:
     """The nouns of the vocabulary that are not things: what the surroundings of things consist of."""
-    return tuple(_nouns()["stuff"])
+    return tuple(_facts(name)["stuff"])
 
 
-def _nouns() -> dict[str, list[str]]:
-    return json.loads((pipeline() / "vocabulary.json").read_text(encoding="utf-8"))
-
-
-_SYNONYMS = """
-kitten kitty puppy hound calf piglet hog toad tortoise dove automobile coach ship plane aircraft spaceship home cottage
-toadstool lawn meadow beach desert sea lake air cloud ice brickwork plank timber street asphalt
-"""
-_PHRASES = "two three a picture of we see an image with in front of the back behind above"
-
-
-def prompt_words() -> tuple[str, ...]:
-    """The words that it was trained to paint: the nouns, their synonyms, and those of sentences around them."""
-    return (*vocabulary(), *_SYNONYMS.split(), *_PHRASES.split())
+def _facts(name: str) -> dict[str, list[str]]:
+    return json.loads((pipeline(name) / FACTS).read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Scene:
 
 
 def scenes() -> Iterator[Scene]:
-    """The scenes benchmark: images in an art style that the pipeline was not trained on, with exact labels."""
+    """The scenes benchmark: images in an art style that no pipeline was trained on, with exact labels."""
     import numpy as np
 
     from goca.imaging.files import opened

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import percentage, progress, session, show, show_json, table
 from goca.errors import GocaError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def ablate(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="scenes, the benchmark that ships with goca.")],
-    model: arguments.ModelOption = "bundled",
+    model: arguments.ModelOption = bundled.DEFAULT,
     captions: arguments.CaptionsOption = "nouns",
     limit: arguments.LimitOption = None,
     batch: arguments.BatchOption = 8,

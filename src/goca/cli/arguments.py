@@ -1,7 +1,6 @@
 """The options that several commands share, and what was typed for an option as the value that the library takes."""
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,6 +10,8 @@ from typing import Annotated
 import typer
 
 import goca
+from goca import bundled
+from goca.diffusion.model_facts import local_folder
 from goca.errors import GocaError
 from goca.storage.reading import read_text
 from goca.text.class_list import classes_to_find, parse_class_list
@@ -25,7 +26,8 @@ option = partial(typer.Option, show_default=False)
 """An option whose help says itself what happens without it."""
 
 ModelOption = Annotated[
-    str, typer.Option(metavar="MODEL", help='"bundled", a diffusers folder, or a Hub id to download.')
+    str,
+    typer.Option(metavar="MODEL", help=f"{', '.join(bundled.names())}, a diffusers folder, or a Hub id to download."),
 ]
 RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.join(RECIPES[:-1])} or {RECIPES[-1]}.")]
 StepsOption = Annotated[
@@ -137,16 +139,7 @@ def check_model(name: str, recipe: str | None = None, device: str | None = None,
         raise GocaError(f'no device "{device}": give cpu, cuda, cuda:1 or mps', "device")
     if dtype is not None and dtype not in DTYPES:
         raise GocaError(f'no dtype "{dtype}": give {", ".join(DTYPES)}', "dtype")
-    if os.path.isdir(name):  # noqa: PTH112 - False for a name that the system refuses
-        if not Path(name, "model_index.json").is_file():
-            raise GocaError(
-                f"{name} is not a diffusers pipeline: it has no model_index.json; save one with save_pretrained",
-                "model",
-            )
-    elif name != "bundled" and not re.fullmatch(r"[^./~][^/]*/[^/]+", name):
-        raise GocaError(
-            f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name', "model"
-        )
+    local_folder(name)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import interval, paused, progress, say, session, show, show_json, table
 from goca.evaluation.datasets import DATASETS, check_name
@@ -59,7 +60,7 @@ def evaluate(
     ] = False,
     together: Annotated[int, typer.Option(metavar="N", min=1, help="Concurrent requests to vlm:MODEL.")] = 4,
     captions: arguments.CaptionsOption = "nouns",
-    model: arguments.ModelOption = "bundled",
+    model: arguments.ModelOption = bundled.DEFAULT,
     recipe: arguments.RecipeOption = "goca",
     timestep: arguments.TimestepOption = None,
     size: arguments.SizeOption = None,

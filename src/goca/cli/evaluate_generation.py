@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import first_given, interval, progress, say, session, show, show_json, table
 from goca.errors import GocaError
@@ -73,7 +74,7 @@ def evaluate_generation(
     same_seed: Annotated[
         bool, arguments.option("--same-seed", help="Give every image this seed, instead of consecutive ones.")
     ] = False,
-    model: arguments.ModelOption = "bundled",
+    model: arguments.ModelOption = bundled.DEFAULT,
     steps: arguments.StepsOption = None,
     scale: arguments.ScaleOption = None,
     size: arguments.GeneratedSizeOption = None,

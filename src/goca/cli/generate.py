@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import paused, progress, say, session, show, show_json
 
@@ -27,7 +28,7 @@ def generate(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help='What to generate: "cat, grass, sky", or a sentence.')
     ],
-    model: arguments.ModelOption = "bundled",
+    model: arguments.ModelOption = bundled.DEFAULT,
     steps: arguments.StepsOption = None,
     scale: arguments.ScaleOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
@@ -63,7 +64,7 @@ def generate(
     overwritten.
     """
     with session(verbose):
-        from goca import bundled
+        from goca.diffusion.model_facts import facts_of
         from goca.image_jobs import check_writable
         from goca.text.nouns import check_prompt, unknown_words
 
@@ -71,10 +72,10 @@ def generate(
         arguments.check_model(model, recipe, device, dtype)
         check_writable(out)
         arguments.check_guide(guide, every, compare)
-        if model == "bundled" and (unknown := unknown_words(prompt, bundled.prompt_words())):
-            names = ", ".join(f'"{word}"' for word in unknown)
-            known = ", ".join(bundled.vocabulary())
-            say(f"the bundled model does not know {names}, and paints something else there; it knows {known}")
+        facts = facts_of(model)
+        if facts.nouns and (unknown := unknown_words(prompt, facts.nouns + facts.words)):
+            names, known = ", ".join(f'"{word}"' for word in unknown), ", ".join(facts.nouns)
+            say(f"{model} does not know {names}, and paints something else there; it knows {known}")
         from goca import generation
         from goca.diffusion.loading import load, without_bars
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import requires
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import progress, session, show, show_json, table
 from goca.errors import GocaError
@@ -85,6 +86,8 @@ def overview() -> None:
     from goca.diffusion.families import FAMILIES
 
     rows = table("checkpoint", "for --model", "VOC mIoU", figures=1)
+    for name in bundled.names():
+        rows.add_row("comes with goca", name, "")
     for family in FAMILIES:
         for settings in family.checkpoints:
             voc = next((f"{score.miou:.1f}" for score in settings.scores if score.dataset == "VOC"), "")
@@ -94,8 +97,8 @@ def overview() -> None:
     show(
         rows,
         f"VOC mIoU is what others reported, {UNVERIFIED}. goca models --all prints more ids, and every setting.",
-        f"To begin with photographs: --model {BEGIN_WITH}, the smallest of these. The default, bundled, knows only 32 "
-        "nouns, in drawings.",
+        f"To begin with photographs: --model {BEGIN_WITH}, the smallest of these. The default, {bundled.DEFAULT}, "
+        f"knows only {len(bundled.vocabulary())} nouns, in drawings.",
     )
 
 
@@ -104,16 +107,25 @@ def listing(as_json: bool) -> None:
     from goca.diffusion.checkpoints import CHECKPOINTS
     from goca.diffusion.families import FAMILIES
 
+    known = (*map(_bundled, bundled.names()), *CHECKPOINTS)
     by_rule = [_by_rule(family) for family in FAMILIES if not family.checkpoints]
     if as_json:
-        show_json({"models": [_json(settings) for settings in CHECKPOINTS], "by_rule": by_rule})
+        show_json({"models": [_json(settings) for settings in known], "by_rule": by_rule})
         return
-    show(*map(_table, CHECKPOINTS))
+    show(*map(_table, known))
     for facts in by_rule:
         rows = table("", facts.pop("family"))
         for name, value in facts.items():
             rows.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
         show(rows)
+
+
+def _bundled(name: str) -> "CheckpointSettings":
+    """The settings of a model that ships with goca; what its folder does not state, its denoiser tells."""
+    from goca.diffusion.backbone import Backbone
+    from goca.diffusion.loading import load
+
+    return replace(Backbone(load(name, "cpu"), name).settings, name=name, repos=(name,))
 
 
 def _by_rule(family: "Family") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import progress, say, session, show, show_json
 from goca.errors import GocaError
@@ -23,7 +24,7 @@ def prototypes(
         ),
     ] = None,
     background_classes_file: arguments.BackgroundClassesFileOption = None,
-    model: arguments.ModelOption = "bundled",
+    model: arguments.ModelOption = bundled.DEFAULT,
     images: Annotated[int, typer.Option(metavar="N", min=1, help="Images to paint for each noun.")] = 15,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Number of sampling steps of each.")] = 20,
     scale: arguments.ScaleOption = None,
@@ -61,6 +62,7 @@ def prototypes(
         if background_names is not None:
             background_names += tuple(name for name in unlabelled if name not in background_names)
         arguments.check_model(model, None, device, dtype)
+        from goca.diffusion.model_facts import facts_of
         from goca.image_jobs import check_writable
         from goca.text.nouns import check_prompt, check_words
 
@@ -68,7 +70,7 @@ def prototypes(
             raise GocaError(f"{out} is a folder: name a file", "out")
         check_writable(out.parent)
         check_prompt("any", scale)
-        check_words(listed, background_names)
+        check_words(listed, background_names, vocabulary=facts_of(model).nouns, model=model)
         from goca.prototype_learning import Learned, LearningOptions, learn, palette
         from goca.segmenter import Segmenter
 

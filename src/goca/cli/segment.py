@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import described, paused, progress, say, session, show, show_json, table
 from goca.errors import GocaError
@@ -80,7 +81,7 @@ def segment(
         ),
     ] = "given",
     prices: arguments.PricesOption = None,
-    model: arguments.ModelOption = "bundled",
+    model: arguments.ModelOption = bundled.DEFAULT,
     recipe: arguments.RecipeOption = "goca-open",
     floor: arguments.FloorOption = None,
     timestep: arguments.TimestepOption = None,
@@ -125,10 +126,10 @@ def segment(
         background_names = arguments.background_classes(background_classes, background_classes_file)
         tagger_prices = arguments.prices(prices, tagger)
         arguments.check_model(model, recipe, device, dtype)
-        from goca import bundled
+        from goca.diffusion.model_facts import facts_of
         from goca.text.nouns import check_words
 
-        check_words(listed, background_names, threshold, caption, bundled.vocabulary() if model == "bundled" else ())
+        check_words(listed, background_names, threshold, caption, facts_of(model).nouns, model)
         from goca.folders import ModelOptions, plan_outputs, segment_images
         from goca.parallel import Executor
 

@@ -28,6 +28,7 @@ from goca.diffusion.families import bare, check_family, check_kind, encoder_of, 
 from goca.diffusion.families.spec import Family, TextInput
 from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.latents import check_vae, encode, latent_channels, packed, with_sample
+from goca.diffusion.model_facts import SAMPLING, pipeline_folder, read_facts
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
 from goca.maths import Grid
@@ -70,7 +71,9 @@ class Backbone:
         self.pipeline, self.family = pipeline, family
         self.name = name or str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
         (check or Backbone._check)(self)
-        self.settings = settings_for(self.denoiser, family, self.vae_scale_factor, self.blocks)
+        facts = read_facts(pipeline_folder(pipeline))
+        self.settings = settings_for(self.denoiser, family, self.vae_scale_factor, self.blocks, facts)
+        facts.check_call(pipeline)
 
     def _check(self) -> None:
         """Raise GocaError for a pipeline that cannot segment a user's image."""
@@ -192,7 +195,7 @@ class Backbone:
         template = self._template.get(text.tokenizer, 0)
         if text.respects_max_sequence_length:
             default = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
-            limit = min(limit, default) - template
+            limit = min(limit, self.settings.options.get("max_sequence_length", default)) - template
         if text.max_tokens is not None:
             limit = min(limit, text.max_tokens - template)
         return len(tokenizer(caption, verbose=False).input_ids) <= limit
@@ -266,7 +269,8 @@ class Backbone:
             # DiffusionPipeline.__setattr__ would write the configuration as well.
             object.__setattr__(pipeline, name, value)
         pipeline.set_progress_bar_config(disable=True)
-        call = first_call(pipeline, self.denoiser, captions, size, self.family.options)
+        stated = {name: value for name, value in self.settings.options.items() if name not in SAMPLING}
+        call = first_call(pipeline, self.denoiser, captions, size, {**self.family.options, **stated})
         if call is None:
             raise GocaError(f"{self.name} never called its denoiser: this pipeline is not supported")
         return call

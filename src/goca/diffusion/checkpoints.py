@@ -1,4 +1,4 @@
-"""The settings of a loaded checkpoint: those of a known one, or its family's rule."""
+"""The settings of a loaded checkpoint: those that its folder states, those of a known one, or its family's rule."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -6,23 +6,53 @@ from typing import Any
 
 from goca.diffusion.families import FAMILIES
 from goca.diffusion.families.spec import CheckpointSettings, Family
+from goca.diffusion.model_facts import ModelFacts
 
 CHECKPOINTS = tuple(settings for family in FAMILIES for settings in family.checkpoints)
 """Every known checkpoint."""
+_NO_FACTS = ModelFacts()
+_BLOCKS = {"reference", "refine", "evidence_blocks"}
+_OF_NO_ORIGIN = {"nouns", "background_classes", "options", "size"}
+"""Facts of a model that nobody chose, so that the settings' origin stays the rule's."""
 
 
-def settings_for(denoiser: Any, family: Family, vae_scale_factor: int, blocks: Collection[str]) -> CheckpointSettings:
+def settings_for(
+    denoiser: Any, family: Family, vae_scale_factor: int, blocks: Collection[str], facts: ModelFacts = _NO_FACTS
+) -> CheckpointSettings:
     """The settings of the checkpoint whose layout the bare denoiser has, or those of its family's rule.
 
-    `vae_scale_factor` is in pixels a side; `blocks` are the paths of the blocks that attend to the text, in order: a
-    distilled model may lack some of its teacher's. The size is the denoiser's own: SD 2.1 exists at 512 and 768 px
-    with one layout.
+    Args:
+        denoiser: A distilled one may lack some of its teacher's blocks.
+        family: Its family.
+        vae_scale_factor: Pixels a side of a latent cell.
+        blocks: The paths of the blocks that attend to the text, in order.
+        facts: What the model's folder states, which goes before both. Without a size there, it is the denoiser's own:
+            SD 2.1 exists at 512 and 768 px with one layout.
+
+    Raises:
+        GocaError: The folder names a block that is not there.
     """
-    size = family.image_size(denoiser, vae_scale_factor)
+    stated = dict(facts.settings)
+    for key in _BLOCKS & stated.keys():
+        named = stated[key]
+        if missing := [block for block in ((named,) if isinstance(named, str) else named) if block not in blocks]:
+            raise facts.wrong(f"settings.{key}", f"{type(denoiser).__name__} has no block {missing[0]} with text")
+    size = stated.get("size") or family.image_size(denoiser, vae_scale_factor)
+    settings = _by_layout(denoiser, family, blocks) or _by_rule(denoiser, family, size, blocks)
+    if stated.keys() - _OF_NO_ORIGIN:
+        stated.setdefault("origin", f"{', '.join(stated)} by {facts.path}; else {settings.origin}")
+    return replace(settings, **{"size": size, **stated})
+
+
+def _by_layout(denoiser: Any, family: Family, blocks: Collection[str]) -> CheckpointSettings | None:
     for settings in family.checkpoints:
         same_layout = all(_plain(denoiser.config.get(key)) == value for key, value in settings.layout.items())
         if same_layout and {settings.reference, *settings.refine} <= set(blocks):
-            return replace(settings, size=size)
+            return settings
+    return None
+
+
+def _by_rule(denoiser: Any, family: Family, size: int, blocks: Collection[str]) -> CheckpointSettings:
     reference, refine = family.block_rule.choose(denoiser, blocks)
     return CheckpointSettings(
         name=f"unlisted {family.name}",

@@ -1,4 +1,4 @@
-"""From a name to a loaded pipeline: "bundled", a local diffusers folder, or a Hub id. Safetensors only."""
+"""From a name to a loaded pipeline: a bundled model, a local diffusers folder, or a Hub id. Safetensors only."""
 
 import errno
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from goca import bundled
+from goca.diffusion.model_facts import local_folder
 from goca.diffusion.model_files import (
     check_complete,
     check_numbers,
@@ -43,7 +43,7 @@ def load(
     """A ready pipeline, without its safety checker (it only judges generated images).
 
     Args:
-        name: "bundled", a diffusers folder, which is never fetched, or a Hub id, which is.
+        name: one of `goca.bundled.names()`, a diffusers folder, which is never fetched, or a Hub id, which is.
         device: such as "cuda:1"; by default the first of cuda, mps and cpu that this machine has.
         dtype: "float32", "float16" or "bfloat16"; by default float32 on a CPU, else float16.
         revision: branch, tag or commit of a Hub id.
@@ -56,16 +56,8 @@ def load(
     """
     target = _device(device)
     weights = _dtype(dtype, target)
-    source = bundled.pipeline() if str(name) == "bundled" else name
-    local = Path(source).is_dir()
-    if local and not (Path(source) / "model_index.json").is_file():
-        raise GocaError(
-            f"{source} is not a diffusers pipeline: it has no model_index.json; save one with save_pretrained"
-        )
-    if not local and (isinstance(name, Path) or str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
-        raise GocaError(
-            f'no model "{name}": give "bundled", a diffusers folder, or a Hub id such as owner/name', hint="model"
-        )
+    folder = local_folder(name)
+    source, local = folder or name, folder is not None
     if local and revision is not None:
         raise GocaError(f'"{name}" is a local folder, which has no revision "{revision}": leave revision out')
     try:

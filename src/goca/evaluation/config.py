@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from goca import bundled
 from goca.errors import GocaError
 from goca.evaluation.choices import caption_style, split_of
 from goca.evaluation.datasets import open_dataset
@@ -58,7 +59,7 @@ class EvaluationConfig:
     switches: tuple[str, ...] = ()
     tagger: str = "oracle"
     captions: str = "nouns"
-    model: str = "bundled"
+    model: str = bundled.DEFAULT
     recipe: str = "goca"
     device: str | None = None
     dtype: str | None = None

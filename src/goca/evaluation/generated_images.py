@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from goca import bundled
 from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.loading import load
 from goca.errors import GocaError
@@ -50,7 +51,7 @@ class GenerationConfig:
     limit: int | None = None
     seed: int = 0
     same_seed: bool = False
-    model: str = "bundled"
+    model: str = bundled.DEFAULT
     steps: int | None = None
     scale: float | None = None
     size: int | None = None

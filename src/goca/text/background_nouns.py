@@ -52,7 +52,7 @@ _WORDS = {
     "wood": "plank timber lumber board",
 }
 _RELATED = {noun: frozenset(words.split()) for noun, words in _WORDS.items()}
-"""{noun: its synonyms, kinds and parts}, for the list above and the bundled model's stuff, in the singular."""
+"""{noun: its synonyms, kinds and parts}, for the list above and the stuff of the bundled models, in the singular."""
 
 
 def background_nouns(listed: Sequence[str], classes: Sequence[Noun]) -> tuple[Noun, ...]:

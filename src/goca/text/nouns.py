@@ -92,16 +92,17 @@ def check_words(
     background: str | float | None = "auto",
     caption: str | None = None,
     vocabulary: Sequence[str] = (),
+    model: str = "this model",
 ) -> None:
     """Raise GocaError for what is wrong with a request whatever the model is, so that none is loaded for it.
 
-    The arguments are those of `goca.request.SegmentationRequest`; `vocabulary` is that of a model which knows no other
-    words.
+    The arguments are those of `goca.request.SegmentationRequest`; `vocabulary` is that of a model, so named, which
+    knows no other words.
     """
     nouns, background_nouns = parse_nouns(classes, background_classes)
     check_rivals(background, nouns)
     if vocabulary:
-        nouns = in_vocabulary(nouns + background_nouns, vocabulary)[: len(nouns)]
+        nouns = in_vocabulary(nouns + background_nouns, vocabulary, model)[: len(nouns)]
     if caption is None:
         return
     if not caption.strip():
@@ -163,8 +164,8 @@ def split_over_prompts(nouns: Sequence[Noun], fits: Callable[[Sequence[Noun]], b
     raise GocaError(f'the prompt for "{name}" is longer than the tokenizer\'s limit: shorten it or name fewer others')
 
 
-def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str]) -> tuple[Noun, ...]:
-    """The nouns in the words of a model that knows only its vocabulary: "Cats" becomes "cat".
+def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str], model: str = "this model") -> tuple[Noun, ...]:
+    """The nouns in the words of a model, so named, that knows only its vocabulary: "Cats" becomes "cat".
 
     Raises GocaError where nouns have no known word, and names them all, or where two nouns share one.
     """
@@ -177,17 +178,15 @@ def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str]) -> tuple[Nou
     unknown = [f'"{noun.name}"' for noun, words in zip(nouns, known, strict=True) if not words]
     if unknown:
         raise GocaError(
-            f"the bundled model does not know {', '.join(unknown)}; it knows {', '.join(vocabulary)}. For anything "
-            "else load a real checkpoint: a diffusers folder or a Hub id such as "
+            f"{model} does not know {', '.join(unknown)}; it knows {', '.join(vocabulary)}. For anything else load "
+            "another checkpoint: a diffusers folder or a Hub id such as "
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
             "model",
         )
     for noun, words in zip(nouns, known, strict=True):
         for word in words:
             if word in owners:
-                raise GocaError(
-                    f'"{owners[word]}" and "{noun.name}" are both "{word}" to the bundled model: name one of them'
-                )
+                raise GocaError(f'"{owners[word]}" and "{noun.name}" are both "{word}" to {model}: name one of them')
             owners[word] = noun.name
         translated.append(Noun(noun.name, words))
     return tuple(translated)

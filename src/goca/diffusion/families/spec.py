@@ -112,6 +112,7 @@ class CheckpointSettings:
         background_classes: Nouns that are asked beside the classes unless the user names others.
         evidence_blocks: Blocks whose attention to the text tells what an image shows; () for all.
         nouns: The whole vocabulary of a model that knows no other words; () for any.
+        options: Arguments of the pipeline's call that this checkpoint needs.
         scores: What others reported for it.
     """
 
@@ -134,6 +135,7 @@ class CheckpointSettings:
     background_classes: tuple[str, ...] = BACKGROUND_NOUNS
     evidence_blocks: tuple[str, ...] = ()
     nouns: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     scores: tuple[ReportedScore, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL and their fine-tunes, and the bundled model.
+"""Stable Diffusion 1.x, 2.x and XL and their fine-tunes.
 
 Each transformer block has a self-attention `attn1` and a cross-attention `attn2`; the latent grid is halved, rounding
 up, from level to level. All 77 text positions are columns, padding included.
@@ -6,7 +6,6 @@ up, from level to level. All 77 text positions are columns, padding included.
 
 from typing import Any
 
-from goca import bundled
 from goca.diffusion.families.blocks import UP_PATH
 from goca.diffusion.families.grids import levels
 from goca.diffusion.families.reported import RERUN, paper_scores
@@ -47,21 +46,6 @@ def down(level: int, attention: int, depth: int = 0) -> str:
     return f"down_blocks.{level}.attentions.{attention}.transformer_blocks.{depth}"
 
 
-BUNDLED = CheckpointSettings(
-    name="bundled",
-    repos=("bundled",),
-    layout={"block_out_channels": (64, 96, 112), "cross_attention_dim": 128, "in_channels": 6, "sample_size": 16},
-    size=64,
-    grid=32,
-    timestep=300,
-    reference=up(2, 1),
-    refine=(up(2, 0), up(2, 1), up(2, 2)),
-    order=1,
-    evidence_blocks=(down(0, 0), down(0, 1), up(2, 0), up(2, 1), up(2, 2)),
-    origin="chosen on 100 scenes in training art (python -m training.tune)",
-    background_classes=bundled.stuff(),
-    nouns=bundled.vocabulary(),
-)
 SD15 = CheckpointSettings(
     name="Stable Diffusion 1.5",
     repos=("stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"),
@@ -106,6 +90,6 @@ FAMILY = Family(
     grids=levels,
     block_rule=UP_PATH,
     texts=(TextInput("tokenizer"), TextInput("tokenizer_2")),
-    checkpoints=(BUNDLED, SD15, SD21, SDXL),
+    checkpoints=(SD15, SD21, SDXL),
     tiny=("sd15", "sd2", "sdxl"),
 )
