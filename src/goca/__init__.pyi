@@ -15,6 +15,7 @@ from .recipe import RECIPES as RECIPES
 from .recipe import VANILLA as VANILLA
 from .recipe import Recipe as Recipe
 from .request import SegmentationRequest as SegmentationRequest
+from .segmentation import Instance as Instance
 from .segmentation import Presence as Presence
 from .segmentation import ScoreMaps as ScoreMaps
 from .segmentation import Segmentation as Segmentation

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goca import bundled
+from goca.assembly import assemble
 from goca.diffusion.model_facts import facts_of
 from goca.errors import GocaError
-from goca.image_jobs import ImageJob, plan_outputs
+from goca.exports import EXPORTERS
+from goca.image_jobs import ImageJob, plan_datasets, plan_outputs
 from goca.imaging.files import size_of
 from goca.parallel import THIS_PROCESS, Executor, run_units
-from goca.storage.atomic import sweep
+from goca.storage.atomic import remove, sweep
 from goca.storage.json_lines import JsonLines
 from goca.storage.reading import require_regular
 from goca.tagging import GIVEN, PaidTagger, Tagger, is_self, tagger_named
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPTIONS",
     "INDEX",
+    "Assembling",
     "Calibrating",
     "FolderProgress",
     "ImageJob",
@@ -46,6 +49,7 @@ __all__ = [
     "ModelOptions",
     "TaggingProgress",
     "index_lines",
+    "plan_datasets",
     "plan_outputs",
     "request_facts",
     "segment_images",
@@ -137,7 +141,14 @@ class Calibrating:
     images: int
 
 
-FolderEvent = FolderProgress | ImageOutcome | Estimate | TaggingProgress | Calibrating
+@dataclass(frozen=True)
+class Assembling:
+    """A data set is written from here on; it is done when the next event comes, or none."""
+
+    target: Path
+
+
+FolderEvent = FolderProgress | ImageOutcome | Estimate | TaggingProgress | Calibrating | Assembling
 _TaggedJob = tuple[ImageJob, Kept | GocaError | None]
 """An image, and the classes that a tagger names of it, or why it was not tagged; None if none was asked."""
 
@@ -151,6 +162,7 @@ def segment_images(
     resume: bool = False,
     executor: Executor = THIS_PROCESS,
     tagger: str | Tagger | None = None,
+    datasets: Mapping[str, Path] | None = None,
 ) -> Generator[FolderEvent, None, None]:
     """Segment images and write their results, each whole or not at all. Close the generator to stop.
 
@@ -165,11 +177,13 @@ def segment_images(
         executor: this process, several, or a Ray cluster.
         tagger: as `Segmenter.stream` takes it. This process asks it about all images before the first is segmented,
             unless it is the segmenter's own model; one that saves captions does so in `CAPTIONS` in `out`.
+        datasets: where the data sets of all images go, as `plan_datasets` says. They are made at the end, of what the
+            images have written; those of an earlier run are removed before the first image is segmented.
 
     Yields:
         The progress once the model is loaded, and after each image; the last one sums up the run. An outcome for
-        each image, in the order of `jobs`. Before that, whether the model has to be calibrated, what a tagger that has
-        to be paid will take, and how far the tagger is.
+        each image, in the order of `jobs`; then which data set is being made. Before that, whether the model has to be
+        calibrated, what a tagger that has to be paid will take, and how far the tagger is.
 
     Raises:
         GocaError: the model cannot be loaded or does not know a class, results cannot be written, or `resume` meets
@@ -221,20 +235,28 @@ def segment_images(
             work = _in_workers(task, tasks, executor)
     if resume:
         sweep(target for job in remaining for target in job.targets)
+    datasets = datasets or {}
+    sweep(datasets.values())
+    for target in datasets.values():
+        # Where a data set is, it is of these results.
+        remove(target)
 
     with closing(_Index(index, jobs, outcomes)) as written, closing(work):
         left_out = len(outcomes) - len(kept)
         progress = FolderProgress(total=len(jobs), done=len(kept), kept=len(kept), left_out=left_out)
         yield progress
         waiting = deque(jobs)
+        finished = _Finished()
         for job, result in work:
             outcomes[job] = ImageOutcome(job, result)
             written.add(outcomes[job])
             left_out = isinstance(result, GocaError)
             progress = replace(progress, done=progress.done + (not left_out), left_out=progress.left_out + left_out)
             yield progress
-            yield from _in_order(waiting, outcomes)
-        yield from _in_order(waiting, outcomes)
+            yield from finished.noting(_in_order(waiting, outcomes))
+        yield from finished.noting(_in_order(waiting, outcomes))
+        if finished.classes:
+            yield from map(Assembling, assemble(finished.classes, datasets))
 
 
 def _nothing() -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
@@ -245,6 +267,21 @@ def _in_order(waiting: deque[ImageJob], outcomes: dict[ImageJob, ImageOutcome]) 
     """The outcomes at the head of the queue, up to the first image that is not done."""
     while waiting and waiting[0] in outcomes:
         yield outcomes.pop(waiting.popleft())
+
+
+class _Finished:
+    """The images that have results, in order, with the classes of their labels, of which many share one tuple."""
+
+    def __init__(self) -> None:
+        self.classes: dict[ImageJob, tuple[str, ...]] = {}
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def noting(self, outcomes: Iterator[ImageOutcome]) -> Iterator[ImageOutcome]:
+        for outcome in outcomes:
+            if not isinstance(outcome.result, GocaError):
+                names = tuple(entry["name"] for entry in outcome.result["classes"])
+                self.classes[outcome.job] = self._known.setdefault(names, names)
+            yield outcome
 
 
 def _tagging(
@@ -294,9 +331,11 @@ class _Task:
                 yield job, outcome
                 continue
             file_name = os.path.relpath(job.image, job.folder)
-            facts = {**shared, "formats": list(job.formats)}
+            facts = {**shared, "formats": list(job.formats), **_objects(job)}
             try:
-                outcome.save(job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name)
+                outcome.save(
+                    job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name, objects=job.objects
+                )
             except GocaError as error:
                 if getattr(error.__cause__, "errno", None) not in _NAME_REFUSED:
                     raise
@@ -312,6 +351,12 @@ class _Task:
             torch.set_num_threads(threads)
         segmenter = self.model.load()
         return lambda batch: list(self.segment(segmenter, batch))
+
+
+def _objects(job: ImageJob) -> dict[str, Any]:
+    """The options by which regions became objects, where a format of the image itself heeds any."""
+    heeded = any(EXPORTERS[name].objects for name in job.formats)
+    return {"objects": changed} if heeded and (changed := job.objects.changed()) else {}
 
 
 def _in_workers(
@@ -466,6 +511,8 @@ def _read_result(job: ImageJob) -> Facts | None:
         facts = json.loads(job.targets[-1].read_bytes())
         complete = isinstance(facts["request"], dict) and isinstance(facts["plan"], dict)
         complete = complete and set(job.formats) <= set(facts["formats"])
+        if any(EXPORTERS[name].objects for name in job.formats):
+            complete = complete and facts.get("objects", {}) == job.objects.changed()
         return facts if complete and _fits(facts, job.image) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

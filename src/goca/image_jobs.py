@@ -6,17 +6,19 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
 from unicodedata import normalize
 
 from goca.errors import GocaError
-from goca.exports import DEFAULT_FORMATS, EXPORTERS, exporters
+from goca.exports import DEFAULT_FORMATS, EXPORTERS, MARKER, dataset_formats, exporters, image_formats
+from goca.exports.objects import ObjectOptions
 from goca.imaging.files import suffixes
 from goca.storage.atomic import short_stem
 from goca.storage.reading import require_regular
+from goca.text.clean import storable
 
 _SUFFIXES = suffixes()
 _EARLIER_RESULTS = tuple(exporter.suffix for exporter in EXPORTERS.values())
@@ -24,9 +26,10 @@ _EARLIER_RESULTS = tuple(exporter.suffix for exporter in EXPORTERS.values())
 
 @dataclass(frozen=True)
 class ImageJob:
-    """An image as the user named it, the folder and stem of its results, and their formats.
+    """An image as the user named it, the folder and stem of its results, and their formats, a file each.
 
     problem: why it cannot be segmented, where that is known before it is opened; None for any other image.
+    objects: how regions become objects, in formats that have such.
     """
 
     image: Path
@@ -34,6 +37,7 @@ class ImageJob:
     stem: str
     formats: tuple[str, ...] = DEFAULT_FORMATS
     problem: str | None = None
+    objects: ObjectOptions = field(default_factory=ObjectOptions)
 
     @property
     def targets(self) -> tuple[Path, ...]:
@@ -41,7 +45,12 @@ class ImageJob:
         return tuple(self.folder / f"{self.stem}{exporter.suffix}" for exporter in exporters(self.formats).values())
 
 
-def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> tuple[ImageJob, ...]:
+def plan_outputs(
+    inputs: Sequence[Path],
+    out: Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    objects: ObjectOptions | None = None,
+) -> tuple[ImageJob, ...]:
     """The images among the inputs, folders searched, each with a place below `out`. Nothing is written for good.
 
     That is the image's path below the common parent of all inputs; an image's parent is its folder, a folder's is
@@ -57,22 +66,25 @@ def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEF
     Args:
         inputs: images and folders.
         out: the folder for results.
-        formats: names of `goca.exports.EXPORTERS`, the files that each image gets.
+        formats: names of `goca.exports.EXPORTERS`; for data sets, each image gets what they are made of.
+        objects: how regions become objects, in formats that have such.
 
     Raises:
         GocaError: a format is unknown or needs a package, an input does not exist, a folder has no images, an image is
             named twice, results would overwrite an input, or `out` cannot be written.
     """
-    written = exporters(formats)
-    for exporter in written.values():
+    for exporter in exporters(formats).values():
         exporter.check()
+    of_each, objects = image_formats(formats), objects or ObjectOptions()
     _refuse_missing(inputs)
     sources = [(image, root, problem) for path in inputs for image, root, problem in _sources(path, out)]
     parent = os.path.commonpath([_absolute(root) for _, root, _ in sources])
     _refuse_same(image for image, _, _ in sources)
     jobs = _without_collisions(
         [
-            ImageJob(image, out / os.path.relpath(_absolute(image.parent), parent), image.stem, tuple(written), problem)
+            ImageJob(
+                image, out / os.path.relpath(_absolute(image.parent), parent), image.stem, of_each, problem, objects
+            )
             for image, _, problem in sources
         ],
         parent,
@@ -81,6 +93,49 @@ def plan_outputs(inputs: Sequence[Path], out: Path, formats: Sequence[str] = DEF
     for folder in dict.fromkeys(job.folder for job in jobs if job.problem is None):
         check_writable(folder)
     return jobs
+
+
+def plan_datasets(
+    jobs: Sequence[ImageJob], out: Path, formats: Sequence[str], stem: str = "dataset"
+) -> dict[str, Path]:
+    """Where in `out` the data sets among the formats go.
+
+    Raises:
+        GocaError: results of an image would lie in one, or it would replace somebody else's folder.
+    """
+    targets = {name: out / f"{stem}{exporter.suffix}" for name, exporter in dataset_formats(formats).items()}
+    for name, target in targets.items():
+        EXPORTERS[name].check_target(target)
+        for job in jobs:
+            if any(
+                _key(str(path)) == _key(str(target)) for result in job.targets for path in (result, *result.parents)
+            ):
+                raise GocaError(
+                    f"the results of {job.image} would lie where the data set {target} goes: choose another name for "
+                    "it, or other formats",
+                    "formats",
+                )
+    return targets
+
+
+def dataset_names(jobs: Sequence[ImageJob], out: Path) -> dict[ImageJob, tuple[str, str]]:
+    """(path from the folder that all images have in common, stem in a data set) of each image.
+
+    A data set's files lie in one folder: an image of a subfolder has the folder's name in its stem, `sub__photo`.
+    Where two would have one stem, whatever its case, there is a digest of the image's path in the later one's.
+    """
+    names: dict[ImageJob, tuple[str, str]] = {}
+    taken: set[str] = set()
+    for job in jobs:
+        folder = Path(os.path.relpath(job.folder, out))
+        path = folder / job.image.name
+        stem = short_stem(storable("__".join((*folder.parts, job.stem))), (".jpg",))
+        if _key(stem) in taken:
+            digest = f"-{blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
+            stem = short_stem(stem, (f"{digest}.jpg",)) + digest
+        taken.add(_key(stem))
+        names[job] = path.as_posix(), stem
+    return names
 
 
 def check_writable(folder: Path) -> None:
@@ -162,6 +217,8 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
                     )
                 continue
             if stat.S_ISDIR(mode):
+                if (path / MARKER).is_file():
+                    continue  # a data set that an earlier run made
                 (linked if path.is_symlink() else real).append(path)
             elif _is_image(path):
                 regular = stat.S_ISREG(mode)

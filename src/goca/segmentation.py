@@ -15,11 +15,14 @@ from torch import Tensor
 
 from goca.class_maps import ClassMaps
 from goca.errors import GocaError
-from goca.exports import DEFAULT_FORMATS, exporters
-from goca.exports.base import ExportContext
+from goca.exports import DEFAULT_FORMATS, dataset_formats, exporters
+from goca.exports.base import DatasetImage, ExportContext
 from goca.exports.coco import coco
+from goca.exports.cutout import cutout
 from goca.exports.labelme import labelme
+from goca.exports.objects import ObjectOptions, regions
 from goca.imaging import draw, html
+from goca.imaging.masks import Box, Mask, as_image
 from goca.maths.background import Background, labels
 from goca.maths.resize import resize, resize_rows, strips
 from goca.plan import Plan
@@ -45,6 +48,24 @@ class Presence(NamedTuple):
 
     share: float
     evidence: float
+
+
+class Instance(NamedTuple):
+    """A connected region of a class.
+
+    Attributes:
+        class_name: the class.
+        mask: (height, width) bool, in the image's size.
+        box: left, top, right, bottom in pixels, the latter two the first beyond it; `PIL.Image.crop` takes it.
+        area: its number of pixels.
+        score: the mean of the class's scores over them, 0 to 1: it compares regions of one class in one image.
+    """
+
+    class_name: str
+    mask: Mask
+    box: Box
+    area: int
+    score: float
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -191,13 +212,95 @@ class Segmentation:
         scores = torch.from_numpy(self.scores.grid[self._index(name)])
         return draw.heatmap(self.image, resize(scores, self.labels.shape).numpy())
 
-    def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
-        """The masks as COCO images, annotations (RLE) and categories; needs pycocotools."""
-        return coco(self.labels, self.classes, image_id, file_name)
+    def cutout(self, name: str) -> Image.Image:
+        """The image, RGBA, transparent outside the mask of a class; `.crop(cut.getbbox())` is what it shows."""
+        return cutout(self.image, self.mask(name))
+
+    def instances(self, min_area: int = 1, fill_holes: bool = False) -> tuple[Instance, ...]:
+        """The connected regions of the classes, class by class, and of each from the image's top down.
+
+        Args:
+            min_area: regions of fewer pixels are left out; pixels that touch only at a corner are not connected.
+            fill_holes: whether a region gets the pixels that it surrounds, whatever their class.
+        """
+        instances = []
+        scores: tuple[int, Float32[np.ndarray, "height width"] | None] = (0, None)
+        for region in regions(self.labels, ObjectOptions(min_area=min_area, fill_holes=fill_holes), instances=True):
+            if scores[0] != region.label:
+                grid = torch.from_numpy(self.scores.grid[region.label - 1])
+                scores = region.label, resize(grid, self.labels.shape).numpy()
+            mask = region.mask(self.labels.shape)
+            score = float(scores[1][mask].mean())
+            instances.append(Instance(self.classes[region.label - 1], mask, region.box, region.area, score))
+        return tuple(instances)
+
+    def boxes(self, min_area: int = 1) -> dict[str, tuple[Box, ...]]:
+        """The boxes of the connected regions of each class, those of `instances`."""
+        boxes: dict[str, tuple[Box, ...]] = dict.fromkeys(self.classes, ())
+        for region in regions(self.labels, ObjectOptions(min_area=min_area), instances=True):
+            boxes[self.classes[region.label - 1]] += (region.box,)
+        return boxes
+
+    def to_supervision(self, min_area: int = 1) -> Any:
+        """The instances as `supervision.Detections`; class ids count from 0, in the order of `classes`.
+
+        Raises:
+            GocaError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise GocaError("these detections are supervision's: pip install supervision") from None
+        instances = self.instances(min_area)
+        if not instances:
+            return supervision.Detections.empty()
+        return supervision.Detections(
+            xyxy=np.array([instance.box for instance in instances], np.float32),
+            mask=np.stack([instance.mask for instance in instances]),
+            confidence=np.array([instance.score for instance in instances], np.float32),
+            class_id=np.array([self.classes.index(instance.class_name) for instance in instances]),
+            data={"class_name": np.array([instance.class_name for instance in instances])},
+        )
+
+    def to_transformers(self) -> list[dict[str, Any]]:
+        """What transformers' image segmentation pipeline returns: {"score", "label", "mask"} of each class with pixels.
+
+        The score is the class's evidence, the mask a grey image of 0 and 255; the largest class comes first.
+        """
+        return [
+            {"score": presence.evidence, "label": name, "mask": as_image(self.mask(name))}
+            for name, presence in self._by_share()
+            if presence.share
+        ]
+
+    def to_coco(
+        self, image_id: int, file_name: str, instances: bool = False, min_area: int = 1, polygons: bool = False
+    ) -> dict[str, Any]:
+        """The masks as COCO images, annotations and categories.
+
+        Args:
+            image_id, file_name: as the file shall name them.
+            instances: whether each connected region is an annotation, not each class.
+            min_area: regions of fewer pixels are left out.
+            polygons: outlines in place of run lengths, which need pycocotools; they hold the same pixels.
+        """
+        objects = ObjectOptions(instances=instances, min_area=min_area, polygons=polygons)
+        return coco(self.labels, self.classes, image_id, file_name, objects)
 
     def to_labelme(self, file_name: str) -> dict[str, Any]:
         """The masks as labelme polygons, for correction by hand."""
         return labelme(self.labels, self.classes, file_name)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the result is made of: labels, classes, evidence and the score maps, those that there are."""
+        maps = {"background": self.scores.background, "ensemble_std": self.scores.ensemble_std}
+        return {
+            "labels": self.labels,
+            "classes": np.array(self.classes),
+            "evidence": np.array(self.evidence, np.float32),
+            "scores": self.scores.grid,
+            **{name: values for name, values in maps.items() if values is not None},
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Classes with their ids in `labels`, shares and evidence; the plan; uncertainty over several passes; the
@@ -224,8 +327,11 @@ class Segmentation:
         formats: Sequence[str] = DEFAULT_FORMATS,
         facts: Mapping[str, Any] | None = None,
         file_name: str | None = None,
+        objects: ObjectOptions | None = None,
     ) -> tuple[Path, ...]:
         """Write STEM.labels.png, STEM.overlay.png and STEM.json into a folder, each whole or not at all.
+
+        A format that is a data set, such as "coco" or "yolo", gives one of this image: STEM.coco.json, STEM.yolo/.
 
         Args:
             folder: made if it is missing.
@@ -233,16 +339,29 @@ class Segmentation:
             formats: names of `goca.exports.EXPORTERS`.
             facts: further entries for the JSON.
             file_name: the image's path from the folder, for formats that name it; default: STEM.png.
+            objects: how regions become objects, in formats that have such.
 
         Returns:
-            The paths, the JSON's last: where it is, the others are.
+            The paths; of files of the image the JSON's last: where it is, the others are. Then those of data sets.
 
         Raises:
             GocaError: a format is unknown, or the folder cannot be written.
         """
-        context = ExportContext(file_name=file_name or f"{stem}.png", facts=facts or {})
-        files = {f"{stem}{exporter.suffix}": exporter.write(self, context) for exporter in exporters(formats).values()}
-        return write_into(folder, files)
+        name, objects = file_name or f"{stem}.png", objects or ObjectOptions()
+        context = ExportContext(file_name=name, facts=facts or {}, objects=objects)
+        datasets = dataset_formats(formats)
+        files = {
+            f"{stem}{exporter.suffix}": exporter.write(self, context)
+            for form, exporter in exporters(formats).items()
+            if form not in datasets
+        }
+        paths = write_into(folder, files) if files else ()
+        image = DatasetImage(file_name=name, stem=stem, source=self.image, read_labels=lambda: self.labels)
+        for exporter in datasets.values():
+            target = Path(folder) / f"{stem}{exporter.suffix}"
+            exporter.write_dataset(target, [image], self.classes, objects)
+            paths += (target,)
+        return paths
 
     def _index(self, name: str) -> int:
         if name not in self.classes:

@@ -27,6 +27,10 @@ MOST_NAMES = 3
 """Images that such a line names."""
 
 
+def _listed(dataset: bool) -> str:
+    return ", ".join(name for name, exporter in EXPORTERS.items() if exporter.dataset == dataset)
+
+
 def segment(
     images: Annotated[
         list[Path],
@@ -94,8 +98,22 @@ def segment(
     ] = Path("goca-out"),
     formats: Annotated[
         str,
-        typer.Option("--format", metavar="F,F", help=f"Files to write for each image, of: {', '.join(EXPORTERS)}."),
+        typer.Option(
+            "--format",
+            metavar="F,F",
+            help=f"What to write: {_listed(False)} for each image; {_listed(True)} once, as a data set of all images.",
+        ),
     ] = "labels,overlay,json",
+    instances: Annotated[
+        bool, arguments.option("--instances", help="Each connected region is an object of its own in coco.")
+    ] = False,
+    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Smaller regions, in pixels, are no objects.")] = 1,
+    fill_holes: Annotated[
+        bool, arguments.option("--fill-holes", help="Objects get the pixels that they surround.")
+    ] = False,
+    polygons: Annotated[
+        bool, arguments.option("--polygons", help="Masks in coco as polygons, not as run lengths.")
+    ] = False,
     as_json: arguments.JsonLinesOption = False,
     resume: Annotated[
         bool,
@@ -116,7 +134,8 @@ def segment(
 ) -> None:
     """Label the pixels of images with class names.
 
-    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file, or what --format says.
+    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file, or what --format says; data
+    sets of all images (docs/masks.md) are made of the PNGs and JSON files at the end.
     Below --out, results keep the images' paths from the common parent folder of all inputs; of several images,
     index.jsonl there says what became of each.
     """
@@ -130,10 +149,15 @@ def segment(
         from goca.text.nouns import check_words
 
         check_words(listed, background_names, threshold, caption, facts_of(model).nouns, model)
-        from goca.folders import ModelOptions, plan_outputs, segment_images
+        from goca.exports import check_objects
+        from goca.exports.objects import ObjectOptions
+        from goca.folders import ModelOptions, plan_datasets, plan_outputs, segment_images
         from goca.parallel import Executor
 
-        jobs = plan_outputs(images, out, arguments.names(formats))
+        wanted = arguments.names(formats)
+        objects = ObjectOptions(instances=instances, min_area=min_area, fill_holes=fill_holes, polygons=polygons)
+        check_objects(wanted, objects)
+        jobs = plan_outputs(images, out, wanted, objects)
         classes_tagger = _tagger(tagger, out, tagger_prices, batch)
         executor = Executor(workers=workers, ray=ray)
         executor.check()
@@ -158,8 +182,16 @@ def segment(
             },
         )
         indexed = out if len(jobs) > 1 or any(path.is_dir() for path in images) else None
+        datasets = plan_datasets(jobs, out, wanted) if indexed else plan_datasets(jobs, out, wanted, jobs[0].stem)
         events = segment_images(
-            jobs, request, options, out=indexed, resume=resume, executor=executor, tagger=classes_tagger
+            jobs,
+            request,
+            options,
+            out=indexed,
+            resume=resume,
+            executor=executor,
+            tagger=classes_tagger,
+            datasets=datasets,
         )
         summary = _Summary()
         final = _run(events, len(jobs), model, indexed, as_json, summary)
@@ -170,6 +202,8 @@ def segment(
             say(f"no class is made of {names}: pixels of no class have label 0")
         summary.say_not_found()
         summary.say_left_out(indexed)
+        if not as_json:
+            show(*map(str, datasets.values() if final.done else ()))
         _print_end(final, out, indexed, resume, as_json)
     if final.left_out:
         raise typer.Exit(1)
@@ -196,7 +230,7 @@ def _run(
 ) -> "FolderProgress":
     """Segment every image; print an image alone, or lines of JSON. The error of an image alone is the command's."""
     from goca.diffusion.loading import without_bars
-    from goca.folders import Calibrating, FolderProgress, TaggingProgress, index_lines
+    from goca.folders import Assembling, Calibrating, FolderProgress, TaggingProgress, index_lines
     from goca.tagging.base import Estimate
 
     done = unknown = FolderProgress(total=total)
@@ -219,6 +253,9 @@ def _run(
                 if isinstance(event, Calibrating):
                     text = f"looking at {event.images} images without content, once for this model and these classes"
                     bar.update(task, description=text)
+                    continue
+                if isinstance(event, Assembling):
+                    bar.update(task, description=f"writing {event.target}")
                     continue
                 if isinstance(event, FolderProgress):
                     if done is unknown:

@@ -1,58 +1,80 @@
-"""COCO: one annotation, as compressed RLE, for each class that occurs."""
+"""COCO: one file for all images, with a mask, a box and an area for each object."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt16
 
 from goca.errors import GocaError
-from goca.exports.base import Exportable, ExportContext, occurring
+from goca.exports.base import DatasetImage
+from goca.exports.objects import ObjectOptions, Region, regions
 
 
 def coco(
-    labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], image_id: int, file_name: str
+    labels: UInt16[np.ndarray, "height width"],
+    classes: Sequence[str],
+    image_id: int,
+    file_name: str,
+    objects: ObjectOptions | None = None,
 ) -> dict[str, Any]:
-    """A COCO dataset of one image.
+    """A COCO data set of one image.
 
-    Category ids are the labels, from 1. Annotation ids are unique across images with the same classes and different
-    `image_id`. Boxes are x, y, width, height; areas are counts; both in pixels.
+    Category ids are the labels, from 1. Annotation ids are unique across images of different `image_id`. Boxes are x,
+    y, width, height; areas are counts; both in pixels.
 
     Args:
         labels: 0 for background, i for `classes[i - 1]`.
         classes, image_id, file_name: as the file shall name them.
+        objects: how regions become annotations; by default a class is one.
 
     Raises:
-        GocaError: pycocotools is not installed.
+        GocaError: pycocotools is not installed, and the masks shall be run lengths.
     """
-    try:
-        from pycocotools import mask as rle
-    except ImportError:
-        raise GocaError("COCO export needs pycocotools: pip install pycocotools") from None
-
     height, width = labels.shape
-    annotations = []
-    for category_id in occurring(labels, classes):
-        segmentation = rle.encode(np.asfortranarray(labels == category_id, dtype=np.uint8))
-        annotations.append(
-            {
-                "id": image_id * (len(classes) + 1) + category_id,
-                "image_id": image_id,
-                "category_id": category_id,
-                "segmentation": {"size": [height, width], "counts": segmentation["counts"].decode("ascii")},
-                "area": int(rle.area(segmentation)),
-                "bbox": rle.toBbox(segmentation).tolist(),
-                "iscrowd": 0,
-            }
-        )
+    objects = objects or ObjectOptions()
     return {
         "images": [{"id": image_id, "file_name": file_name, "height": height, "width": width}],
-        "annotations": annotations,
+        "annotations": [
+            {
+                "id": (image_id << 20) + number,
+                "image_id": image_id,
+                "category_id": region.label,
+                "segmentation": _polygons(region) if objects.polygons else _run_lengths(region, labels.shape),
+                "area": region.area,
+                "bbox": [region.box.left, region.box.top, *reversed(region.crop.shape)],
+                "iscrowd": 0,
+            }
+            for number, region in enumerate(regions(labels, objects), start=1)
+        ],
         "categories": [{"id": index, "name": name} for index, name in enumerate(classes, start=1)],
     }
 
 
-def write(result: Exportable, context: ExportContext) -> bytes:
-    """`coco` as a file."""
-    return json.dumps(coco(result.labels, result.classes, image_id=1, file_name=context.file_name)).encode()
+def write(
+    images: Iterable[DatasetImage], classes: Sequence[str], objects: ObjectOptions
+) -> Iterator[tuple[str, bytes]]:
+    """`coco` of all images as a file; image ids count from 1, annotation ids too."""
+    whole = coco(np.zeros((1, 1), np.uint16), classes, 0, "", objects)
+    whole |= {"images": [], "annotations": []}
+    for image_id, image in enumerate(images, start=1):
+        part = coco(image.labels, classes, image_id, image.file_name, objects)
+        whole["images"] += part["images"]
+        whole["annotations"] += part["annotations"]
+    for number, annotation in enumerate(whole["annotations"], start=1):
+        annotation["id"] = number
+    yield "", json.dumps(whole).encode()
+
+
+def _run_lengths(region: Region, shape: tuple[int, ...]) -> dict[str, Any]:
+    try:
+        from pycocotools import mask as rle
+    except ImportError:
+        raise GocaError("COCO's run lengths need pycocotools: pip install pycocotools") from None
+    mask = np.asfortranarray(region.mask(shape), dtype=np.uint8)
+    return {"size": list(shape), "counts": rle.encode(mask)["counts"].decode("ascii")}
+
+
+def _polygons(region: Region) -> list[list[int]]:
+    return [[coordinate for point in polygon for coordinate in point] for polygon in region.polygons()]

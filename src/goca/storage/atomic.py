@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def write_atomic(files: Mapping[Path, bytes]) -> None:
     Raises:
         GocaError: the system refuses; the message has the path and the reason.
     """
-    scratch = {path: path.parent / f"{_prefix(path)}-{uuid.uuid4().hex}" for path in files}
+    scratch = {path: _scratch(path) for path in files}
     *earlier, last = files
     path = last
     try:
@@ -38,9 +40,37 @@ def write_atomic(files: Mapping[Path, bytes]) -> None:
             for remainder in scratch.values():
                 remainder.unlink(missing_ok=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space or choose another folder" if full else "choose another folder"
-        raise GocaError(f"cannot write {path}: {error.strerror}; {remedy}", "out") from error
+        raise _refusal(path, error) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to build a file or folder, which takes the place of `path` when the block ends without an error.
+
+    Raises:
+        GocaError: the system refuses to write; the message has the path and the reason.
+    """
+    scratch = _scratch(path)
+    try:
+        try:
+            yield scratch
+            remove(path)
+            scratch.replace(path)
+        finally:
+            remove(scratch)
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder, if it is there; GocaError where the system refuses."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise GocaError(f"cannot delete {path}: {error.strerror}; choose another folder", "out") from error
 
 
 def write_into(folder: str | Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
@@ -80,7 +110,17 @@ def sweep(paths: Iterable[Path]) -> None:
     for folder, wanted in prefixes.items():
         for scratch in folder.glob(f"{SCRATCH}*"):
             if scratch.name.rpartition("-")[0] in wanted:
-                scratch.unlink(missing_ok=True)
+                remove(scratch)
+
+
+def _scratch(path: Path) -> Path:
+    return path.parent / f"{_prefix(path)}-{uuid.uuid4().hex}"
+
+
+def _refusal(path: Path, error: OSError) -> GocaError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space or choose another folder" if full else "choose another folder"
+    return GocaError(f"cannot write {path}: {error.strerror}; {remedy}", "out")
 
 
 def _prefix(path: Path) -> str:

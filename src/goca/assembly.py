@@ -1,0 +1,51 @@
+"""Data sets of a run, made of what its images have written: their label images, and the classes that these are of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt16
+
+from goca.errors import GocaError
+from goca.exports import EXPORTERS
+from goca.exports.base import DatasetImage
+from goca.image_jobs import ImageJob, dataset_names
+from goca.imaging.files import LABEL_FORMATS, opened
+
+
+def assemble(finished: Mapping[ImageJob, Sequence[str]], targets: Mapping[str, Path]) -> Iterator[Path]:
+    """Write data sets of images that have their label images, each whole or not at all.
+
+    Their classes are those of all images, in the order in which they come up first; each image's labels are numbered
+    anew accordingly.
+
+    Args:
+        finished: the images, with the classes of their labels.
+        targets: for each format where in the folder of results its data set goes, see `goca.image_jobs.plan_datasets`.
+
+    Yields:
+        The path of each data set, before it is written.
+
+    Raises:
+        GocaError: a label image cannot be read, or a data set cannot be written.
+    """
+    classes = list(dict.fromkeys(name for names in finished.values() for name in names))
+    for form, target in targets.items():
+        yield target
+        names = dataset_names(list(finished), target.parent)
+        images = (
+            DatasetImage(file_name=path, stem=stem, source=job.image, read_labels=partial(_labels, job, own, classes))
+            for (job, own), (path, stem) in zip(finished.items(), names.values(), strict=True)
+        )
+        EXPORTERS[form].write_dataset(target, images, classes, next(iter(finished)).objects)
+
+
+def _labels(job: ImageJob, classes: Sequence[str], of_dataset: Sequence[str]) -> UInt16[np.ndarray, "height width"]:
+    path = job.folder / f"{job.stem}{EXPORTERS['labels'].suffix}"
+    with opened(path, formats=LABEL_FORMATS) as image:
+        labels = np.array(image).astype(np.uint16)
+    numbers = np.array([0, *(of_dataset.index(name) + 1 for name in classes)], np.uint16)
+    if labels.max(initial=0) >= len(numbers):
+        raise GocaError(f"{path} has the label {labels.max()} of {len(classes)} classes: segment the image again")
+    return numbers[labels]

@@ -1,0 +1,57 @@
+"""Prompts for SAM: a box around each connected region of a class, and points inside it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt16
+
+from goca.exports.base import Exportable, ExportContext
+from goca.exports.json_document import document
+from goca.exports.objects import ObjectOptions, regions
+from goca.imaging.masks import Mask, depth
+
+POINTS = 3
+"""At most, of a region."""
+
+
+def prompts(
+    labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], objects: ObjectOptions | None = None
+) -> list[dict[str, Any]]:
+    """For each region its label, box and points, as SAM takes them.
+
+    Boxes are x, y of the upper left and the lower right corner, points x, y of pixels: the deepest one inside, then up
+    to two that are deep and far from those before. `point_labels` are 1: all of them are inside.
+    """
+    entries = []
+    for region in regions(labels, objects or ObjectOptions(), instances=True):
+        left, top, _, _ = region.box
+        points = [[x + left, y + top] for x, y in _inner_points(region.crop)]
+        entries.append(
+            {
+                "label": classes[region.label - 1],
+                "area": region.area,
+                "box": list(region.box),
+                "points": points,
+                "point_labels": [1] * len(points),
+            }
+        )
+    return entries
+
+
+def _inner_points(mask: Mask) -> list[tuple[int, int]]:
+    rows, columns = (axis.astype(np.int32) for axis in np.ogrid[: mask.shape[0], : mask.shape[1]])
+    room = depth(mask)
+    points: list[tuple[int, int]] = []
+    while len(points) < POINTS and room.any():
+        y, x = np.unravel_index(int(room.argmax()), room.shape)
+        points.append((int(x), int(y)))
+        room = np.minimum(room, abs(rows - y) + abs(columns - x))
+    return points
+
+
+def write(result: Exportable, context: ExportContext) -> bytes:
+    """The prompts with the image they are of."""
+    height, width = result.labels.shape
+    file = {"image": context.file_name, "height": height, "width": width}
+    return document({**file, "prompts": prompts(result.labels, result.classes, context.objects)})
