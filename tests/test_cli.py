@@ -245,6 +245,11 @@ REFUSALS = [
     (("ablate", "voc"), 'no data set "voc"'),
     (("ablate", "scenes", "--model", "nonsense"), 'no model "nonsense"'),
     (("compare", "in"), "a single run"),
+    (("scaling", "nonsense"), 'no model "nonsense"'),
+    (("scaling", "bundled", "--recipes", "vanilla,soup"), "goca, vanilla"),
+    (("scaling", "bundled", "--dataset", "imagenet"), 'no data set "imagenet"'),
+    (("scaling", "bundled", "bundled"), "two models"),
+    (("scaling", "bundled", "--out", "names.txt"), "cannot write to names.txt"),
     (("models", "--probe", "in"), "model_index.json"),
 ]
 

@@ -122,8 +122,11 @@ class DenoiserTask(ABC):
 
 
 def load_vae(work: Path, size: int = scenes.SIZE) -> AutoencoderKL:
-    """The finished autoencoder, frozen: for the canvas's size the one that ships, which saw images of half of it."""
-    folder = snapshot(work / "vae") if size == scenes.SIZE else bundled.pipeline() / "vae"
+    """The finished autoencoder, frozen: the work folder's, or where that has none the one that ships; so for the
+    canvas's size, though it saw images of half of it.
+    """
+    trained = snapshot(work / "vae")
+    folder = trained if size == scenes.SIZE and trained.exists() else bundled.pipeline() / "vae"
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
     return vae.to(DEVICE).eval().requires_grad_(False)
 

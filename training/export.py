@@ -5,7 +5,7 @@ python -m training.export [--work FOLDER] [--model unet] [--percent 100]
 
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,7 +18,9 @@ from .commands import command
 from .loop import SNAPSHOTS
 from .nouns import NAMES, STUFF, THINGS
 
-MODELS: dict[str, ModuleType] = {"unet": unet, "dit": dit, "joint": joint}
+MODELS: dict[str, ModuleType | SimpleNamespace] = {"unet": unet, "dit": dit, "joint": joint}
+NARROW = {unet.stage(width, seed): (width, seed) for width, seed in ((0.5, 0), (0.25, 0), (0.25, 1))}
+MODELS |= {name: unet.narrow(*of) for name, of in NARROW.items()}
 
 
 def assemble(model: str, work: Path, percent: int = 100) -> DiffusionPipeline:
@@ -28,6 +30,11 @@ def assemble(model: str, work: Path, percent: int = 100) -> DiffusionPipeline:
         part.register_to_config(_name_or_path="")  # where it lay on the machine that trained it
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def exported(model: str, percent: int = 100) -> str:
+    """Where in the work folder the exported pipeline of a snapshot lies."""
+    return f"pipelines/{model}" + (f"@{percent}" if percent < 100 else "")
 
 
 def denoiser(pipeline: DiffusionPipeline) -> torch.nn.Module:
@@ -55,7 +62,7 @@ def main() -> None:
     parser.add_argument("--model", default="unet", choices=MODELS)
     parser.add_argument("--percent", type=int, default=100, choices=SNAPSHOTS, help="snapshot of the denoiser")
     arguments = parser.parse_args()
-    folder = arguments.work / "pipelines" / arguments.model
+    folder = arguments.work / exported(arguments.model, arguments.percent)
     assemble(arguments.model, arguments.work, arguments.percent).to(torch.float16).save_pretrained(folder)
     # transformers would load its part in half precision by itself, which does not go with diffusers' single.
     for config in folder.glob("text_encoder*/config.json"):

@@ -16,12 +16,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextModel, CLIPTokenizer
-
-from goca import bundled
 
 from . import scenes, t5
-from .clip import WIDTH
+from .clip import WIDTH, load_shipped
 from .commands import make_plan, training_command
 from .denoiser import load_vae, write_latents
 from .loop import DEVICE, snapshot, train
@@ -64,13 +61,6 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=1.0)
 
 
-def load_clip() -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """The text encoder that ships, in float32, with its tokenizer."""
-    encoder = CLIPTextModel.from_pretrained(bundled.pipeline() / "text_encoder", dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(bundled.pipeline() / "tokenizer")
-    return encoder.to(DEVICE).eval().requires_grad_(False), tokenizer
-
-
 def pack(latents: Tensor) -> Tensor:
     """[n, channel, 2 h, 2 w] to tokens [n, h w, 4 channel], as the pipeline packs."""
     count, channels, height, width = latents.shape
@@ -89,7 +79,7 @@ class JointTask(TransformerTask):
 
     def __init__(self, work: Path, batch: int):
         super().__init__(work, batch)
-        self.clip, self.clip_tokenizer = load_clip()
+        self.clip, self.clip_tokenizer = load_shipped()
         self.places = FluxPipeline._prepare_latent_image_ids(1, SIDE, SIDE, DEVICE, torch.float32)
 
     @property
@@ -135,7 +125,7 @@ class JointTask(TransformerTask):
 def assemble(work: Path, percent: int = 100) -> FluxPipeline:
     """The pipeline with the transformer's snapshot at `percent` of its training, in float32."""
     trained, tokenizer = t5.load(work)
-    clip, clip_tokenizer = load_clip()
+    clip, clip_tokenizer = load_shipped()
     vae = load_vae(work, scenes.CANVAS)
     vae.register_to_config(shift_factor=0.0)  # the pipeline adds it
     return FluxPipeline(

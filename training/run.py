@@ -1,4 +1,5 @@
-"""Run the stages of the two transformers that are not finished, in order. Safe to start again at any time.
+"""Run the stages of the two transformers, and those of the scaling study behind them, that are not finished, in order.
+Safe to start again at any time.
 
 A stage is finished when its result is there; an unfinished one goes on from its checkpoint. SIGTERM and Ctrl-C end the
 run after the checkpoint of the stage at work. A second run of the same work folder ends at once.
@@ -12,8 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from goca.bundled import FACTS
+
 from .commands import command
-from .loop import STOPPING, snapshot
+from .export import NARROW, exported
+from .loop import SNAPSHOTS, STOPPING, snapshot
+
+UNET_STEPS = 8400  # as many as the UNet that ships
 
 STAGES = (
     # arguments, result, whether it takes --resume
@@ -23,11 +29,27 @@ STAGES = (
     (("namer",), "namer/coarse.npy", True),
     (("t5",), snapshot(Path("t5")), True),
     (("dit",), snapshot(Path("dit")), True),
-    (("export", "--model", "dit"), "pipelines/dit/goca.json", False),
+    (("export", "--model", "dit"), f"pipelines/dit/{FACTS}", False),
     (("judge", "--model", "dit"), snapshot(Path("dit")) / "judgement.json", False),
     (("joint",), snapshot(Path("joint")), True),
-    (("export", "--model", "joint"), "pipelines/joint/goca.json", False),
+    (("export", "--model", "joint"), f"pipelines/joint/{FACTS}", False),
     (("judge", "--model", "joint"), snapshot(Path("joint")) / "judgement.json", False),
+    *(
+        (
+            ("unet", "--width", str(width), "--seed", str(seed), "--steps", str(UNET_STEPS)),
+            snapshot(Path(name)),
+            True,
+        )
+        for name, (width, seed) in NARROW.items()
+    ),
+    *((("judge", "--model", name), snapshot(Path(name)) / "judgement.json", False) for name in NARROW),
+    *(
+        (("export", "--model", name, "--percent", str(percent)), f"{exported(name, percent)}/{FACTS}", False)
+        for name in (*NARROW, "dit", "joint")
+        for percent in SNAPSHOTS
+        if percent < 100 or name in NARROW
+    ),
+    (("scaling",), "scaling/scaling.json", False),
 )
 
 

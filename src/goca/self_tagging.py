@@ -91,6 +91,7 @@ def squared_errors(
     captions: Sequence[str],
     timestep: int,
     batch: int,
+    seed: int = 0,
 ) -> Float[Tensor, "caption row column"]:
     """The denoiser's squared error under each caption, with one noise for all: the mean over the channels of a cell.
 
@@ -100,6 +101,7 @@ def squared_errors(
         captions: a row of the denoiser each.
         timestep: of the noise.
         batch: rows in one pass.
+        seed: of the noise.
 
     Raises:
         GocaError: the denoiser's answer is in no layout that is known.
@@ -107,12 +109,12 @@ def squared_errors(
     by_shape: dict[Any, list[int]] = {}  # prompts of one shape can share a pass
     for index, caption in enumerate(captions):
         by_shape.setdefault(session.prompt(caption).shape, []).append(index)
-    truth = target(session.backbone.pipeline.scheduler, latents, timestep, seed=0)
+    truth = target(session.backbone.pipeline.scheduler, latents, timestep, seed)
     errors: dict[int, Tensor] = {}
     for indices in by_shape.values():
         for part in (indices[start : start + batch] for start in range(0, len(indices), batch)):
             repeated = latents.expand(len(part), -1, -1, -1)
-            output = session.forward(repeated, [captions[i] for i in part], timestep, 0, lambda row, call: None)
+            output = session.forward(repeated, [captions[i] for i in part], timestep, seed, lambda row, call: None)
             errors.update(zip(part, _squares(session, output, truth.expand_as(repeated)), strict=True))
     return torch.stack([errors[index] for index in range(len(captions))])
 

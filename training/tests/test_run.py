@@ -24,6 +24,16 @@ def test_what_is_finished_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr().out == ""
 
 
+def test_every_stage_has_a_result_of_its_own_and_the_study_comes_last() -> None:
+    results = [str(result) for _, result, _ in run.STAGES]
+    assert len({*results}) == len(results)
+    names = [" ".join(arguments) for arguments, _, _ in run.STAGES]
+    transformers = names.index("judge --model joint")
+    assert min(names.index(name) for name in names if name.startswith("unet --width")) > transformers
+    assert {"export --model dit --percent 5", "export --model unet-0.25-seed1 --percent 100"} <= {*names}
+    assert names[-1] == "scaling"
+
+
 def test_two_runs_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(tmp_path)
     monkeypatch.setattr("sys.argv", ["run", "--work", str(tmp_path)])

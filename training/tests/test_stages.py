@@ -9,11 +9,15 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from goca import bundled
-from training import clip, denoiser, export, joint, judge, namer, scenes, t5, transformer, vae
+from goca import Segmenter, bundled
+from goca.evaluation.power import Captioned
+from training import clip, denoiser, export, joint, judge, namer, scaling, scenes, t5, transformer, unet, vae
 from training.guidance import PIPELINES
 from training.loop import Plan, State, snapshot, train_step
 from training.nouns import NAMES
+
+DENOISERS = ("unet", "unet-0.25", "dit", "joint")
+"""One of each kind, of `export.MODELS`."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_images_survive_the_way_to_tensors_and_back() -> None:
     assert np.array_equal(vae.to_images(vae.to_tensor(images)), images)
 
 
-@pytest.mark.parametrize("name", export.MODELS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_a_denoiser_learns_and_resumes_bit_for_bit(trained: Path, tmp_path: Path, name: str) -> None:
     plan = Plan(tmp_path, steps=4, rate=1e-3, warm_up=1)
     torch.manual_seed(0)
@@ -141,18 +145,59 @@ def test_noise_levels_cover_everything_and_favour_the_middle() -> None:
     assert 0.55 < ((levels > 0.25) & (levels < 0.75)).float().mean() < 0.75
 
 
-@pytest.mark.parametrize("name", export.MODELS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_the_pipeline_is_genuine_small_and_paints(trained: Path, tmp_path: Path, name: str) -> None:
     export.assemble(name, trained).to(torch.float16).save_pretrained(tmp_path)
     assert export.size(tmp_path) <= export.MODELS[name].LARGEST - 10_000  # for the vocabulary
     pipeline = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     images = judge.paint(name, pipeline, ["cat, grass", "two dogs on the sand"], seed=0, steps=2)
-    side = export.MODELS[name].Task.size
+    side = scenes.SIZE if name.startswith("unet") else scenes.CANVAS
     assert images.shape == (2, side, side, 3)
     assert namer.shown(namer.load(trained), vae.to_tensor(judge.halved(images))).shape == (2, len(NAMES))
     alone = judge.paint(name, pipeline, ["two dogs on the sand"], seed=1, steps=2)
     assert np.abs(alone[0].astype(int) - images[1]).max() <= 1
+
+
+def test_narrow_unets_have_the_shares_that_they_are_named_after() -> None:
+    """And as many blocks that attend: a method may choose among the same."""
+    sizes, blocks = {}, {}
+    for width in unet.WIDTHS:
+        model = unet.build(width)
+        sizes[width] = sum(parameter.numel() for parameter in model.parameters())
+        blocks[width] = [name for name, _ in model.named_modules() if name.endswith("attn2")]
+    assert {width: size / sizes[1.0] for width, size in sizes.items()} == pytest.approx(
+        {width: width for width in sizes}, abs=0.02
+    )
+    assert blocks[1.0] == blocks[0.5] == blocks[0.25]
+    model = export.MODELS["unet-0.5"].build()
+    assert [model.config[name] for name in ("block_out_channels", "attention_head_dim")] == [(48, 64, 80), (3, 4, 5)]
+
+
+def test_a_narrow_unet_reads_what_ships_where_nothing_was_trained(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scenes").symlink_to(work / "scenes")
+    np.save(denoiser.latents_file(tmp_path, scenes.SIZE), denoiser._encode_range(tmp_path, scenes.SIZE, range(7)))
+    task = export.MODELS["unet-0.25-seed1"].Task(tmp_path, batch=2)
+    state = State(task.model, Plan(tmp_path, steps=1, rate=1e-3))
+    assert train_step(task, state)["loss"].isfinite()
+    for percent in (5, 100):
+        task.save(state.averaged, snapshot(tmp_path / "unet-0.25-seed1", percent))
+    for percent, folder in (("5", "unet-0.25-seed1@5"), ("100", "unet-0.25-seed1")):
+        arguments = ["--work", str(tmp_path), "--model", "unet-0.25-seed1", "--percent", percent]
+        monkeypatch.setattr("sys.argv", ["export", *arguments])
+        export.main()
+        segmenter = Segmenter.from_pretrained(tmp_path / "pipelines" / folder, "goca")
+        assert segmenter.backbone.settings.nouns == NAMES
+        assert segmenter.plan.reference == Segmenter.from_pretrained("bundled", "goca").plan.reference
+
+
+def test_the_namer_judges_paintings(tmp_path: Path) -> None:
+    home = Path(bundled.__file__).parent / "scenes"
+    entry = json.loads((home / "scenes.json").read_text())[0]
+    said = scaling.NamerTagger(namer.load(tmp_path)).tag(Captioned("0", home / entry["image"], ""), None)
+    assert set(said.split(", ")) <= {*NAMES}
 
 
 def test_the_facts_are_those_that_ship() -> None:
@@ -162,7 +207,7 @@ def test_the_facts_are_those_that_ship() -> None:
         assert bundled.vocabulary(name) == NAMES
 
 
-@pytest.mark.parametrize("name", export.MODELS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_the_pipeline_samples_by_what_the_denoiser_learns(
     trained: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

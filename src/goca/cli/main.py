@@ -20,6 +20,7 @@ from goca.cli.evaluate_generation import evaluate_generation
 from goca.cli.generate import generate
 from goca.cli.models import models
 from goca.cli.prototypes import prototypes
+from goca.cli.scaling import scaling
 from goca.cli.segment import segment
 
 # Plain help: it is copied, piped and searched, and it starts faster.
@@ -43,7 +44,7 @@ def goca(
         raise typer.Exit
 
 
-for command in (segment, generate, prototypes, evaluate, evaluate_generation, compare, ablate, models):
+for command in (segment, generate, prototypes, evaluate, evaluate_generation, compare, ablate, scaling, models):
     app.command()(command)
 
 

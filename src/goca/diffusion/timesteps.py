@@ -75,6 +75,33 @@ def target(
     return kinds[prediction]
 
 
+def scales(scheduler: Any, timestep: int) -> tuple[float, float]:
+    """(signal, noise): what `add_noise` multiplies a latent and the noise by."""
+    if is_flow(scheduler):
+        return 1 - timestep / NUM_TRAIN_TIMESTEPS, timestep / NUM_TRAIN_TIMESTEPS
+    kept = float(scheduler.alphas_cumprod[timestep])
+    return kept**0.5, (1 - kept) ** 0.5
+
+
+def timestep_at(scheduler: Any, level: float) -> int:
+    """The timestep at which noise / (signal + noise), see `scales`, is closest to `level`, between 0 and 1."""
+    steps = NUM_TRAIN_TIMESTEPS if is_flow(scheduler) else len(scheduler.alphas_cumprod)
+
+    def distance(timestep: int) -> float:
+        signal, noise = scales(scheduler, timestep)
+        return abs(noise / (signal + noise) - level)
+
+    return min(range(steps), key=distance)
+
+
+def latent_error(scheduler: Any, timestep: int) -> float:
+    """What a squared error of the prediction, see `target`, is to be multiplied by for that of the clean latent."""
+    signal, noise = scales(scheduler, timestep)
+    if is_flow(scheduler):
+        return noise**2
+    return {"epsilon": (noise / signal) ** 2, "v_prediction": noise**2, "sample": 1.0}[scheduler.config.prediction_type]
+
+
 def _noise(latents: Float[Tensor, "image channel height width"], seed: int) -> Float[Tensor, "channel height width"]:
     noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return noise.to(latents)

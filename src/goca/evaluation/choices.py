@@ -62,3 +62,14 @@ def check_choices(preset: str, switches: Sequence[str], captions: str) -> None:
     split_of(preset, "", None)
     for switch in switches:
         switch_named(switch)
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise GocaError where two models have one label, or a label cannot name a folder."""
+    seen = set[str]()
+    for label in labels:
+        if not label or label.startswith(".") or {"/", "\\"} & set(label):
+            raise GocaError(f'"{label}" cannot name a folder: label the model otherwise, label=MODEL')
+        if label.lower() in seen:
+            raise GocaError(f'two models are called "{label}": label them, such as "first={label}"')
+        seen.add(label.lower())

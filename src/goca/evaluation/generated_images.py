@@ -180,6 +180,7 @@ def run(
     executor: Executor = THIS_PROCESS,
     command: Sequence[str] = (),
     meter: Meter | None = None,
+    pipeline: Any = None,
 ) -> Generator[Stage | ImagesGenerated | ImagesMeasured, None, None]:
     """Generate, or go on with what `out` has, then measure. Close the generator to stop a run that is not at its end.
 
@@ -192,6 +193,7 @@ def run(
         executor: where images are generated.
         command: as the user gave it, for the record.
         meter: what is measured in the end; None for the effective scale alone.
+        pipeline: what `config` would load, where it is loaded already and the work is done in this process.
 
     Yields:
         Stages, images as they are done and written, and at the end `ImagesMeasured`.
@@ -203,8 +205,9 @@ def run(
     prompts = config.load_prompts()
     guide_arguments(config.guide)
     read_facts(out)
-    yield Stage(f"loading {config.model}")
-    pipeline = config.load_pipeline()
+    if pipeline is None:
+        yield Stage(f"loading {config.model}")
+        pipeline = config.load_pipeline()
     guiding(pipeline, config.guide, config.every)  # refuses what cannot be guided before anything is written
     decisive = config.settings(pipeline, prompts)
     paths = {prompt.id: out / IMAGES / f"{prompt.id}.png" for prompt in prompts}

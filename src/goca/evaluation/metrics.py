@@ -114,6 +114,15 @@ def mean(values: Sequence[float], seed: int = 0) -> tuple[float, Interval]:
     return float(of_images.mean()), interval(resampled)
 
 
+def ratio(
+    numerators: Float[Tensor, "image part"], denominators: Float[Tensor, "image part"], seed: int = 0
+) -> tuple[float, Interval]:
+    """(the sum over images of the one by that of the other, mean over parts; its 95 % interval)."""
+    above, below = numerators.double(), denominators.double()
+    resampled = torch.cat([(times @ above / (times @ below)).mean(1) for times in _times_drawn(len(above), seed)])
+    return float((above.sum(0) / below.sum(0)).mean()), interval(resampled)
+
+
 def _times_drawn(images: int, seed: int) -> Iterator[Float[Tensor, "resample image"]]:
     """How often each image is drawn, for some resamples at a time."""
     generator = torch.Generator().manual_seed(seed)

@@ -18,6 +18,7 @@ from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report
 from goca.evaluation.run_folder import CONFUSION, RunFolder, read_facts
 from goca.parallel import THIS_PROCESS, Executor, run_units
+from goca.segmenter import Segmenter
 from goca.tagging.base import BatchTagger, Estimate, PaidTagger, Tagger
 
 
@@ -56,7 +57,11 @@ ProgressEvent = Stage | Estimate | ImagesTagged | ImagesDone | Finished
 
 
 def run(
-    config: EvaluationConfig, out: Path | None = None, executor: Executor = THIS_PROCESS, command: Sequence[str] = ()
+    config: EvaluationConfig,
+    out: Path | None = None,
+    executor: Executor = THIS_PROCESS,
+    command: Sequence[str] = (),
+    segmenter: Segmenter | None = None,
 ) -> Generator[ProgressEvent, None, None]:
     """Evaluate, or go on with what `out` has. Close the generator to stop a run that is not at its end.
 
@@ -65,6 +70,7 @@ def run(
         out: the run's folder; None to write nothing.
         executor: where images are segmented.
         command: as the user gave it, for the record.
+        segmenter: what `config` would load, where it is loaded already and the work is done in this process.
 
     Yields:
         Stages, images as they are done, what a tagger that has to be paid for will take, before it is asked, and at
@@ -86,8 +92,9 @@ def run(
     tagger = None if config.tags_itself else config.load_tagger(None, captions)
     if isinstance(tagger, PaidTagger):
         tagger.ready()
-    yield Stage(f"loading {config.model}")
-    segmenter = config.load_segmenter()
+    if segmenter is None:
+        yield Stage(f"loading {config.model}")
+        segmenter = config.load_segmenter()
     tagger = tagger or config.load_tagger(segmenter, captions)
     protocol = config.protocol_for(dataset, tagger.name)
     decisive = settings(config, dataset, protocol, segmenter)

@@ -1,0 +1,210 @@
+"""`goca scaling`: does segmentation get better where the generator does?"""
+
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from goca.cli import arguments
+from goca.cli.console import interval, percentage, progress, say, session, show, show_json, table
+from goca.evaluation.datasets import DATASETS, check_name
+
+if TYPE_CHECKING:
+    from goca.evaluation.scaling import ScalingConfig, ScalingStudy
+    from goca.tagging.base import Tagger
+
+
+def scaling(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help='"bundled", diffusers folders or Hub ids, each also as LABEL=MODEL.',
+            show_default=False,
+        ),
+    ],
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help=f"{', '.join([*DATASETS][:-1])} or {[*DATASETS][-1]}.")
+    ] = "scenes",
+    root: Annotated[
+        Path | None, arguments.option(metavar="DIR", help="Folder that the data set was unpacked in.")
+    ] = None,
+    limit: arguments.LimitOption = None,
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/evaluation.md.")] = "honest",
+    recipes: Annotated[
+        str, typer.Option(metavar="NAMES", help="Methods to compare, between commas.")
+    ] = "vanilla,goca,goca-balanced,goca-open",
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Evaluate with N noise seeds, each by itself.")] = 3,
+    power: Annotated[
+        Path | None,
+        arguments.option(
+            metavar="FILE",
+            help='A further measure of the models as generators: {"name": "FID", "better": "lower", "values": {LABEL: '
+            "NUMBER, ...}}.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        arguments.option(
+            metavar="MODEL",
+            help="CLIP or SigLIP, a folder or Hub id: let each model paint the images' class lists, and count the "
+            "classes that this one finds.",
+        ),
+    ] = None,
+    power_images: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Measure generative power on the first N images.")
+    ] = 200,
+    steps: arguments.StepsOption = None,
+    scale: arguments.ScaleOption = None,
+    device: arguments.DeviceOption = None,
+    dtype: arguments.DtypeOption = None,
+    batch: arguments.BatchOption = 8,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="PyTorch threads (CPU only).")] = 1,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the results; an unfinished study in it is resumed.")
+    ] = Path("goca-scaling"),
+    as_json: arguments.JsonOption = False,
+    verbose: arguments.VerboseOption = False,
+) -> None:
+    """Plot segmentation over generative power.
+
+    Scores recipes with several models on one data set, told which classes each image shows, and measures what each
+    model is worth as a generator: its denoising loss on the images and, with --judge, the share of asked classes that
+    its paintings show. Writes scaling.json, scaling.png and scaling.svg.
+    """
+    with session(verbose):
+        labelled = [_labelled(text) for text in models]
+        methods = tuple(name.lower().replace("_", "-") for name in arguments.names(recipes))
+        for _, model in labelled:
+            arguments.check_model(model, None, device, dtype)
+        for name in methods or ("",):
+            arguments.check_model("bundled", name)
+        check_name(dataset)
+        from goca.evaluation.choices import check_choices, check_labels
+
+        check_labels([label for label, _ in labelled])
+        check_choices(protocol, (), "nouns")
+        if judge is not None:
+            from goca.tagging import check_model_name
+
+            check_model_name(judge)
+        from goca.image_jobs import check_writable
+
+        check_writable(out)
+        from goca.evaluation.config import EvaluationConfig
+        from goca.evaluation.plot import check_installed, plot_scaling
+        from goca.evaluation.scaling import ScalingConfig
+        from goca.tagging.clip import CLIPTagger
+
+        check_installed()
+        evaluation = EvaluationConfig(
+            dataset=dataset,
+            root=root,
+            limit=limit,
+            protocol=protocol,
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            threads=threads,
+        )
+        config = ScalingConfig(
+            models=dict(labelled),
+            evaluation=evaluation,
+            recipes=tuple(dict.fromkeys(methods)),
+            seeds=seeds,
+            power_images=power_images,
+            power=power,
+            steps=steps,
+            scale=scale,
+        )
+        study = _run(config, out, CLIPTagger(judge, batch) if judge is not None else None, as_json)
+        drawings = [out / f"scaling.{suffix}" for suffix in ("png", "svg")]
+        for path in drawings:
+            plot_scaling(study, path)
+        if as_json:
+            show_json(study.to_json())
+        else:
+            _print(study)
+            show(f"written to {out / 'scaling.json'}, {', '.join(map(str, drawings))}")
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    """(label, model) of LABEL=MODEL; a model by itself is called as its folder, or what is behind its owner."""
+    label, equals, model = text.partition("=")
+    if equals and not os.path.isdir(text):  # noqa: PTH112 - False for a name that the system refuses
+        return label.strip(), model
+    return os.path.basename(os.path.normpath(text)), text  # noqa: PTH119 - of any text
+
+
+def _run(config: "ScalingConfig", out: Path, judge: "Tagger | None", as_json: bool) -> "ScalingStudy":
+    """The study, with a progress display."""
+    from goca.diffusion.loading import without_bars
+    from goca.evaluation import scaling
+    from goca.evaluation.runner import Stage
+
+    with progress(hidden=as_json) as bar:
+        task = bar.add_task("opening", total=None)
+        try:
+            with without_bars(), closing(scaling.run(config, out, sys.argv[1:], judge)) as events:
+                for event in events:
+                    if isinstance(event, Stage):
+                        bar.remove_task(task)
+                        task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                    elif isinstance(event, int):
+                        bar.advance(task, event)
+                    else:
+                        study = event
+        except KeyboardInterrupt:
+            bar.stop()
+            say(f"stopped; the same command resumes {out}")
+            raise typer.Exit(130) from None
+    return study
+
+
+def _print(study: "ScalingStudy") -> None:
+    generators = table("model", *(power.name for power in study.powers), figures=len(study.powers))
+    for label in study.models:
+        cells = []
+        for power in study.powers:
+            bounds = power.intervals.get(label)
+            cells.append(f"{power.values[label]:.3f}{'' if bounds is None else f' {interval(bounds)}'}")
+        generators.add_row(label, *cells)
+    several = any(len(score.seeds) > 1 for scores in study.scores.values() for score in scores.values())
+    segmenters = table("model", "recipe", "mIoU [95 %]", *["of seeds"] * several, figures=1 + several)
+    for label, scores in study.scores.items():
+        for recipe, score in scores.items():
+            spread = f"{100 * min(score.seeds):.1f} to {100 * max(score.seeds):.1f}"
+            segmenters.add_row(label, recipe, percentage(score.miou, score.ci95), *[spread] * several)
+    show(generators, segmenters)
+    for power in study.powers:
+        _print_claim(study, power.name)
+    if study.left_out:
+        show(f"{len(study.left_out)} images that a run could not evaluate count in none")
+    show(*study.protocol.lines())
+
+
+def _print_claim(study: "ScalingStudy", power: str) -> None:
+    """What recipes make of a better generator, by one measure; nothing where all models are as good."""
+    trends = [trend for trend in study.trends if trend.power == power]
+    gaps = [gap for gap in study.gaps if gap.power == power]
+    if trends:
+        rises = table("recipe", "rise of mIoU [95 %]", "rank correlation [95 %]", figures=2)
+        for trend in trends:
+            slope, bounds = trend.slope
+            correlation, sure = trend.rank_correlation
+            rises.add_row(
+                trend.recipe,
+                percentage(trend.range * slope, [trend.range * bound for bound in bounds], "+"),
+                f"{correlation:+.2f} [{sure[0]:+.2f}, {sure[1]:+.2f}]",
+            )
+        show(f"by {power}, from the weakest generator to the strongest", rises)
+    if gaps:
+        base, weakest, strongest = gaps[0].base, gaps[0].weakest, gaps[0].strongest
+        gains = table("recipe", "gain: weakest", "gain: strongest", "change", figures=3)
+        for gap in gaps:
+            figures = (gap.at_weakest, gap.at_strongest, gap.change)
+            gains.add_row(gap.recipe, *(percentage(*figure, "+") for figure in figures))
+        show(f"gain over {base} with the weakest, {weakest}, and the strongest, {strongest}", gains)

@@ -1,0 +1,210 @@
+"""How good a generator is: its denoising loss on real images, and how often its paintings show what was asked for."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from goca.diffusion.backbone import BackboneSession
+from goca.diffusion.fingerprint import fingerprint
+from goca.diffusion.timesteps import latent_error, scales, timestep_at
+from goca.errors import GocaError
+from goca.evaluation.datasets.base import Dataset
+from goca.evaluation.metrics import Interval, ratio
+from goca.evaluation.oracle import OracleTagger
+from goca.evaluation.prompts import Prompt, digest
+from goca.evaluation.run_folder import IMAGES, RunFolder
+from goca.evaluation.runner import Stage
+from goca.imaging import images
+from goca.plan import versions
+from goca.segmenter import Segmenter
+from goca.self_tagging import squared_errors
+from goca.storage.json_lines import JsonLines
+from goca.storage.reading import read_json
+from goca.tagging.base import BatchTagger, Tagger
+from goca.tagging.caption_nouns import captioned
+
+LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8)
+"""Where the loss is measured: noise / (signal + noise), see `goca.diffusion.timesteps.scales`."""
+LOSS, FOUND = "denoising loss", "asked nouns found"
+
+
+@dataclass(frozen=True)
+class Power:
+    """One measure of the generative power of some models.
+
+    Attributes:
+        name: of the measure, such as "FID".
+        higher: whether the better model has the higher value.
+        values: {label of a model: value}.
+        intervals: {label: 95 % interval}, of those that have one.
+    """
+
+    name: str
+    higher: bool
+    values: Mapping[str, float]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image of a data set, or painted, with a caption that names what it shows, or should."""
+
+    id: str
+    image: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Squared errors of an image's clean latent at each of `LEVELS`; baselines: see `denoised`."""
+
+    id: str
+    errors: tuple[float, ...]
+    baselines: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Denoised":
+        """The opposite of `asdict`. Raises ValueError for what is not a record."""
+        try:
+            rows = [tuple(map(float, value[name])) for name in ("errors", "baselines")]
+            if not isinstance(value["id"], str) or {len(row) for row in rows} != {len(LEVELS)}:
+                raise ValueError("it has other levels")
+            return cls(value["id"], *rows)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def read_power(path: Path, labels: Sequence[str]) -> Power:
+    """A measure that was taken elsewhere: {"name": "FID", "better": "lower", "values": {LABEL: 12.3, ...}}.
+
+    Raises:
+        GocaError: the file cannot be read, or says nothing of one of the models.
+    """
+    content = read_json(path)
+    parts = [content.get(name) for name in ("name", "better", "values")] if isinstance(content, dict) else [None] * 3
+    name, better, listed = parts
+    if not isinstance(name, str) or better not in ("lower", "higher") or not isinstance(listed, dict):
+        raise GocaError(
+            f'{path} is no measure of power: write {{"name": "FID", "better": "lower", "values": {{MODEL: NUMBER}}}}',
+            "power",
+        )
+    values: dict[str, float] = {}
+    for label in labels:
+        value = listed.get(label)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise GocaError(f'{path} has no number for "{label}": add one to its values', "power")
+        values[label] = float(value)
+    return Power(name, better == "higher", values)
+
+
+def captioned_images(dataset: Dataset, most: int) -> tuple[Captioned, ...]:
+    """The first images that show a class, `most` at most, with the list of the classes that each shows."""
+    out: list[Captioned] = []
+    for sample in dataset.samples:
+        if len(out) < most and (caption := OracleTagger().tag(sample, dataset)):
+            out.append(Captioned(sample.id, sample.image, caption))
+    if not out:
+        raise GocaError(f"no image of {dataset.name} shows a class: evaluate others")
+    return tuple(out)
+
+
+def denoised(segmenter: Segmenter, session: BackboneSession, captioned_image: Captioned, seed: int) -> Denoised:
+    """How well a model denoises an image with its caption.
+
+    The errors are those of the clean latent that follows from the prediction. Whatever the model predicts, noise,
+    velocity or image, each follows from any other and the noisy latent; and levels, not timesteps, are the same for all
+    schedules. The baselines are the errors of a denoiser that knows nothing of the image but the mean and the
+    variance v of each latent channel, (noise^2 v) / (signal^2 v + noise^2). `denoising_loss` is the share of the one in
+    the other: 1 is what that denoiser reaches, 0 perfect.
+
+    So the losses of models that share a VAE and a size can be compared whatever their schedule and parametrisation.
+    Between VAEs, sizes or text encoders they say less: one latent may simply hold more that nobody can predict.
+
+    Args:
+        segmenter: the model; the image is shown at its size.
+        session: of its backbone.
+        captioned_image: what to denoise.
+        seed: of the noise.
+    """
+    backbone, size = segmenter.backbone, segmenter.plan.size
+    image = images.load(captioned_image.image)
+    errors, baselines = [], []
+    with segmenter.inference():
+        shown = images.fit(image, size, backbone.size_multiple, backbone.max_pixels, backbone.max_side)
+        latents = backbone.latents([image], shown)
+        variance = latents.double().var((0, 2, 3), unbiased=False)
+        scheduler = backbone.pipeline.scheduler
+        for level in LEVELS:
+            timestep = timestep_at(scheduler, level)
+            squares = squared_errors(session, latents, [captioned_image.caption], timestep, 1, seed)
+            errors.append(float(squares.double().mean()) * latent_error(scheduler, timestep))
+            signal, noise = scales(scheduler, timestep)
+            baselines.append(float((noise**2 * variance / (signal**2 * variance + noise**2)).mean()))
+    return Denoised(captioned_image.id, tuple(errors), tuple(baselines))
+
+
+def denoising_loss(records: Sequence[Denoised]) -> tuple[float, Interval]:
+    """(errors of all images over their baselines, mean over levels; its 95 % interval)."""
+    errors, baselines = ([getattr(record, name) for record in records] for name in ("errors", "baselines"))
+    return ratio(torch.tensor(errors), torch.tensor(baselines))
+
+
+def measure_loss(
+    segmenter: Segmenter, pool: Sequence[Captioned], out: Path, command: Sequence[str]
+) -> Generator[Stage | int, None, tuple[float, Interval]]:
+    """The denoising loss of a model, or the rest of what the folder has of it.
+
+    Yields:
+        A stage, and 1 for each image that is done.
+
+    Raises:
+        GocaError: an image cannot be read or denoised, or the folder is of something else.
+    """
+    backbone = segmenter.backbone
+    texts = [Prompt(each.id, each.caption, seed) for seed, each in enumerate(pool)]
+    settings = {
+        "levels": list(LEVELS),
+        "images": {"count": len(pool), "digest": digest(texts)},
+        "model": {"name": backbone.name, "weights": fingerprint(backbone.pipeline), "dtype": backbone.dtype},
+        "size": segmenter.plan.size,
+        "versions": dict(versions()),
+    }
+    session = backbone.session()
+    with RunFolder(out, settings, command, denoised_lines) as folder:
+        yield Stage("denoising", len(pool), len(folder.images))
+        for seed, each in enumerate(pool):
+            if each.id not in folder.images:
+                folder.add([denoised(segmenter, session, each, seed)])
+                yield 1
+        value, bounds = denoising_loss([folder.images[each.id] for each in pool])
+        folder.finish({"metrics": {LOSS: value, "ci95": bounds}}, {}, None)
+    return value, bounds
+
+
+def denoised_lines(folder: Path) -> JsonLines[Denoised]:
+    """The records of a folder of denoised images."""
+    return JsonLines(folder / IMAGES, Denoised.from_json, asdict, "an image that was denoised")
+
+
+def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: Tagger) -> tuple[float, Interval]:
+    """(share of the classes in the captions that the judge finds in the paintings; its 95 % interval).
+
+    Args:
+        paintings: what a model made of captions, each with its own.
+        dataset: whose classes the judge chooses from.
+        judge: says which classes an image shows.
+    """
+    if isinstance(judge, BatchTagger):
+        judge.prepare(paintings, dataset)
+    asked, found = [], []
+    for painting in paintings:
+        wanted, shown = (
+            captioned(text, dataset.categories).classes.keys()
+            for text in (painting.caption, judge.tag(painting, dataset))
+        )
+        asked.append([float(len(wanted))])
+        found.append([float(len(wanted & shown))])
+    return ratio(torch.tensor(found), torch.tensor(asked))

@@ -1,0 +1,68 @@
+"""Stage scaling: `goca scaling` on the bundled pipeline and every exported snapshot, with the namer as the judge.
+
+Losses and scores are of the scenes that ship. Models may be named, to draw some of them: what is measured stays in the
+folder.
+
+    python -m training.scaling [--work FOLDER] [--models dit@5 dit@10 ...] [--limit N]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from goca.evaluation.config import EvaluationConfig
+from goca.evaluation.datasets.base import Dataset
+from goca.evaluation.plot import plot_scaling
+from goca.evaluation.power import Captioned
+from goca.evaluation.runner import Stage
+from goca.evaluation.scaling import ScalingConfig, ScalingStudy, run
+from goca.imaging import images
+
+from . import namer
+from .commands import command
+from .judge import GUIDANCE, STEPS, halved
+from .nouns import NAMES
+from .vae import to_tensor
+
+
+@dataclass(frozen=True)
+class NamerTagger:
+    """The namer, as goca asks taggers."""
+
+    model: namer.Namer
+    name: str = "namer"
+
+    def tag(self, sample: Captioned, dataset: Dataset) -> str:
+        """The nouns that it sees in an image."""
+        pixels = to_tensor(halved(np.asarray(images.load(sample.image))[None]))
+        return ", ".join(name for name, seen in zip(NAMES, namer.shown(self.model, pixels)[0], strict=True) if seen)
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="labels, bundled or folders in pipelines/ (all)")
+    parser.add_argument("--limit", type=int, help="only the first N scenes")
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    exported = {folder.parent.name: str(folder.parent) for folder in sorted(work.glob("pipelines/*/model_index.json"))}
+    models = {"bundled": "bundled", **exported}
+    config = ScalingConfig(
+        models={name: models[name] for name in arguments.models or models},
+        evaluation=EvaluationConfig(dataset="scenes", limit=arguments.limit),
+        steps=STEPS,
+        scale=GUIDANCE,
+    )
+    torch.set_num_threads(1)
+    out = work / "scaling"
+    for event in run(config, out, judge=NamerTagger(namer.load(work))):
+        if isinstance(event, Stage):
+            print(event.name, flush=True)
+        elif isinstance(event, ScalingStudy):
+            for suffix in ("png", "svg"):
+                plot_scaling(event, out / f"scaling.{suffix}")
+
+
+if __name__ == "__main__":
+    main()
