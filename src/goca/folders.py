@@ -191,9 +191,9 @@ def segment_images(
     """
     # What fails without the model fails before it is loaded.
     executor.check()
-    nouns = facts_of(model.name).nouns
+    vocabulary = facts_of(model.name).nouns
     check_words(
-        request.classes, request.background_classes, request.background, request.caption, nouns, model=model.name
+        request.classes, request.background_classes, request.background, request.caption, vocabulary, model=model.name
     )
     if resume and not all("json" in job.formats for job in jobs):
         raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
