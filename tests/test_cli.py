@@ -876,28 +876,42 @@ def test_models_prints_one_thing(goca, monkeypatch, pair):
 def test_a_run_writes_the_formats_that_are_asked_for(goca, loaded):
     done = goca("segment", "in", *ASK, "--format", "labelme, labels,coco", "--json")
     assert (done.code, done.err) == (0, "")
-    files = [
-        "a.labels.png",
-        "a.coco.json",
-        "a.labelme.json",
-        "sub/b.labels.png",
-        "sub/b.coco.json",
-        "sub/b.labelme.json",
-    ]
+    files = [f"{stem}.{ending}" for stem in ("a", "sub/b") for ending in ("labels.png", "labelme.json", "json")]
     assert [name for line in done.out.splitlines() for name in json.loads(line)["files"]] == [
         f"goca-out/{name}" for name in files
     ]
-    assert written() == sorted(f"goca-out/{name}" for name in files)
+    assert written() == sorted(f"goca-out/{name}" for name in [*files, "dataset.coco.json"])
     # As the folder of the result sees the image.
     assert json.loads(Path("goca-out/sub/b.labelme.json").read_text())["imagePath"] == "../../in/sub/b.png"
-    assert json.loads(Path("goca-out/a.coco.json").read_text())["images"][0]["file_name"] == "../in/a.png"
+    listed = json.loads(Path("goca-out/dataset.coco.json").read_text())["images"]
+    assert [entry["file_name"] for entry in listed] == ["a.png", "sub/b.png"]
+
+
+def test_an_image_alone_gives_a_data_set_of_its_own_name(goca, loaded):
+    done = goca("segment", "photo.jpg", *ASK, "--format", "coco,yolo", "--json")
+    files = ["photo.labels.png", "photo.json", "photo.coco.json", "photo.yolo"]
+    assert json.loads(done.out)["files"] == [f"goca-out/{name}" for name in files]
+    assert all(Path("goca-out", name).exists() for name in files)
+    assert "goca-out/photo.yolo" in goca("segment", "photo.jpg", *ASK, "--format", "yolo").out.split()
+
+
+def test_options_of_objects_are_heeded(goca, loaded):
+    options = ("in", *ASK, "--format", "coco,sam")
+    assert goca("segment", *options, "--instances", "--min-area", "4", "--fill-holes", "--polygons").code == 0
+    dataset = json.loads(Path("goca-out/dataset.coco.json").read_text())
+    assert all(isinstance(entry["segmentation"], list) and entry["area"] >= 4 for entry in dataset["annotations"])
+    # Files of images that were made with other options are made again; a data set always is.
+    done = goca("segment", *options, "--instances", "--min-area", "4", "--fill-holes", "--resume")
+    assert "2 images segmented, 2 of them by an earlier run" in done.out
+    assert "2 images segmented, 0 of them by an earlier run" in goca("segment", *options, "--resume").out
+    assert "min_area changes nothing in these formats" in goca("segment", "in", *ASK, "--min-area", "2").mistake()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--format", "labels,gif"), 'no format "gif": choose from labels, overlay, coco, labelme, json (--format)'),
-        (("--format", ","), "no format: choose from labels, overlay, coco, labelme, json (--format)"),
+        (("--format", "labels,gif"), 'no format "gif": choose from labels, overlay, labelme, sam, npz, json, coco'),
+        (("--format", ","), "no format: choose from labels, overlay, labelme, sam, npz, json, coco"),
         (("--format", "labels", "--resume"), "add the format json (--format)"),
     ],
 )
@@ -922,4 +936,5 @@ def test_only_files_of_the_same_formats_collide(goca, loaded):
 
 
 def test_the_help_lists_every_format(goca):
-    assert ", ".join(EXPORTERS) in " ".join(goca("segment", "--help").out.split())
+    words = " ".join(goca("segment", "--help").out.split())
+    assert all(re.search(rf"What to write:[^.]*\b{name}\b", words) for name in EXPORTERS)

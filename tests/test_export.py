@@ -210,7 +210,26 @@ class TestSam:
             assert {of_label[y, x] for x, y in entry["points"]} == {number}
             (y, x) = ndimage.find_objects(of_label)[number - 1]
             assert entry["box"] == [x.start, y.start, x.stop, y.stop]
-            assert len({tuple(point) for point in entry["points"]}) == len(entry["point_labels"]) <= 3
+            assert len({tuple(point) for point in entry["points"]}) == min(3, entry["area"])
+            assert entry["point_labels"] == [1, 1, 1]
+
+    def test_its_boxes_and_points_are_what_transformers_takes(self, image):
+        from transformers import SamProcessor
+        from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+        labels = np.zeros((48, 64), np.uint16)
+        labels[4:20, 8:40], labels[30, 3] = 1, 2
+        entries = prompts(labels, CLASSES)
+        inputs = SamProcessor(SamImageProcessorPil())(
+            image(64, 48),
+            input_boxes=[[entry["box"] for entry in entries]],
+            input_points=[[entry["points"] for entry in entries]],
+            input_labels=[[entry["point_labels"] for entry in entries]],
+            return_tensors="pt",
+        )
+        assert (inputs["input_boxes"] / 16).tolist() == [[[8, 4, 40, 20], [3, 30, 4, 31]]]
+        assert inputs["input_points"].shape == (1, 2, 3, 2)
+        assert (inputs["input_points"][0, 1, 0] / 16).tolist() == [3, 30]
 
     def test_the_first_point_is_the_deepest(self):
         labels = np.ones((9, 21), np.uint16)

@@ -354,9 +354,9 @@ class _Task:
 
 
 def _objects(job: ImageJob) -> dict[str, Any]:
-    """The options by which regions became objects, where a format of the image itself heeds any."""
-    heeded = any(EXPORTERS[name].objects for name in job.formats)
-    return {"objects": changed} if heeded and (changed := job.objects.changed()) else {}
+    """{"objects": options} by which regions became objects in the image's own files; nothing for the default."""
+    options = {name: value for name, value in job.objects.changed().items() if name in ("min_area", "fill_holes")}
+    return {"objects": options} if options and any(EXPORTERS[name].objects for name in job.formats) else {}
 
 
 def _in_workers(
@@ -512,7 +512,7 @@ def _read_result(job: ImageJob) -> Facts | None:
         complete = isinstance(facts["request"], dict) and isinstance(facts["plan"], dict)
         complete = complete and set(job.formats) <= set(facts["formats"])
         if any(EXPORTERS[name].objects for name in job.formats):
-            complete = complete and facts.get("objects", {}) == job.objects.changed()
+            complete = complete and facts.get("objects") == _objects(job).get("objects")
         return facts if complete and _fits(facts, job.image) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -194,7 +194,7 @@ def segment(
             datasets=datasets,
         )
         summary = _Summary()
-        final = _run(events, len(jobs), model, indexed, as_json, summary)
+        final = _run(events, len(jobs), model, indexed, as_json, summary, datasets.values())
         if len(jobs) > 1 and not as_json:
             summary.show()
         if unlabelled:
@@ -227,6 +227,7 @@ def _run(
     indexed: Path | None,
     as_json: bool,
     summary: "_Summary",
+    datasets: Iterable[Path],
 ) -> "FolderProgress":
     """Segment every image; print an image alone, or lines of JSON. The error of an image alone is the command's."""
     from goca.diffusion.loading import without_bars
@@ -268,7 +269,7 @@ def _run(
                 outcome = event
                 summary.add(outcome)
                 if as_json:
-                    _print_json(outcome)
+                    _print_json(outcome, datasets if indexed is None else ())
     except KeyboardInterrupt:
         # The index knows of images that workers have finished, but not yet told of.
         count = done.done
@@ -281,13 +282,13 @@ def _run(
     return done
 
 
-def _print_json(outcome: "ImageOutcome") -> None:
+def _print_json(outcome: "ImageOutcome", datasets: Iterable[Path]) -> None:
     from goca.folders import stored_path
 
     if isinstance(outcome.result, GocaError):
         show_json(outcome.to_json())
         return
-    files = [stored_path(path) for path in outcome.job.targets]
+    files = [stored_path(path) for path in (*outcome.job.targets, *datasets)]
     show_json({"image": stored_path(outcome.job.image), **outcome.result, "files": files})
 
 

@@ -12,7 +12,7 @@ from goca.exports.objects import ObjectOptions, regions
 from goca.imaging.masks import Mask, depth
 
 POINTS = 3
-"""At most, of a region."""
+"""Of each region, as many of a small one as of others, because processors stack them."""
 
 
 def prompts(
@@ -20,8 +20,9 @@ def prompts(
 ) -> list[dict[str, Any]]:
     """For each region its label, box and points, as SAM takes them.
 
-    Boxes are x, y of the upper left and the lower right corner, points x, y of pixels: the deepest one inside, then up
-    to two that are deep and far from those before. `point_labels` are 1: all of them are inside.
+    Boxes are x, y of the upper left and the lower right corner, points x, y of pixels: the deepest one inside, then
+    two that are deep and far from those before; where there are no more pixels, the first again. `point_labels` are 1:
+    all of them are inside.
     """
     entries = []
     for region in regions(labels, objects or ObjectOptions(), instances=True):
@@ -43,9 +44,9 @@ def _inner_points(mask: Mask) -> list[tuple[int, int]]:
     rows, columns = (axis.astype(np.int32) for axis in np.ogrid[: mask.shape[0], : mask.shape[1]])
     room = depth(mask)
     points: list[tuple[int, int]] = []
-    while len(points) < POINTS and room.any():
+    for _ in range(POINTS):
         y, x = np.unravel_index(int(room.argmax()), room.shape)
-        points.append((int(x), int(y)))
+        points.append((int(x), int(y)) if room[y, x] else points[0])
         room = np.minimum(room, abs(rows - y) + abs(columns - x))
     return points
 
