@@ -21,6 +21,7 @@ from goca.cli.generate import generate
 from goca.cli.models import models
 from goca.cli.prototypes import prototypes
 from goca.cli.segment import segment
+from goca.cli.settings import settings
 
 # Plain help: it is copied, piped and searched, and it starts faster.
 app = typer.Typer(
@@ -43,7 +44,7 @@ def goca(
         raise typer.Exit
 
 
-for command in (segment, generate, prototypes, evaluate, evaluate_generation, compare, ablate, models):
+for command in (segment, generate, prototypes, settings, evaluate, evaluate_generation, compare, ablate, models):
     app.command()(command)
 
 
