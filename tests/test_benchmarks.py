@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import auto_settings
 import growth
 import memory
 import numpy as np
@@ -43,6 +44,23 @@ def test_growth_counts_a_pass_for_every_prompt(sd15: Any, monkeypatch: pytest.Mo
     growth.plot(measured, tmp_path / "growth.png")
     with Image.open(tmp_path / "growth.png") as drawn:
         assert drawn.width > 400
+
+
+def test_every_combination_of_settings_scores_what_the_segmenter_does(bundled: Segmenter) -> None:
+    scene, plan, settings = next(bundled_scenes()), bundled.plan, bundled.backbone.settings
+    references, refines = (plan.reference, plan.refine[1]), (plan.refine[:1], plan.refine)
+    table = auto_settings.table(bundled, [scene], (plan.timestep[0], 50), references, refines, (1, 2))
+    for recipe, rules in auto_settings.RECIPES.items():
+        for choice in ((plan.timestep[0], plan.reference, plan.refine, 1), (50, plan.refine[1], plan.refine[:1], 2)):
+            given = replace(settings, **dict(zip(("timestep", "reference", "refine", "order"), choice, strict=True)))
+            segmenter = Segmenter.from_pipeline(bundled.backbone.pipeline, rules, settings=given)
+            labels = segmenter(scene.image, scene.classes, background=None).labels
+            tally = table.tally(recipe, choice)
+            for number, name in enumerate(scene.classes, start=1):
+                label = auto_settings.NOUNS.index(name) + 1
+                assert tally.predicted[0, label] == (labels == number).sum()
+                assert tally.truth[0, label] == (scene.labels == number).sum()
+                assert tally.hit[0, label] == ((labels == number) & (scene.labels == number)).sum()
 
 
 def test_made_up_names_differ() -> None:

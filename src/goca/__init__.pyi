@@ -1,3 +1,4 @@
+from .diffusion.checkpoints import write_settings as write_settings
 from .errors import GocaError as GocaError
 from .guidance import guide as guide
 from .guidance.guider import SemanticAwareGuidance as SemanticAwareGuidance
@@ -20,6 +21,7 @@ from .segmentation import Presence as Presence
 from .segmentation import ScoreMaps as ScoreMaps
 from .segmentation import Segmentation as Segmentation
 from .segmenter import Segmenter as Segmenter
+from .settings_choice import choose_settings as choose_settings
 from .tracing import trace as trace
 from .trainingset import TrainingSet as TrainingSet
 

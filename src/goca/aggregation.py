@@ -116,17 +116,10 @@ class AttentionAggregator:
             attention = probabilities(call.q, call.k, call.scale, call.mask)
             self._add_map(call.block, head_map(weights, attention), call.grid)
         if call.text is not None and call.block == self.plan.reference and self._weighs:
-            self._reference = Reference(self._feature(call), call.grid)
+            self._reference = Reference(dense_feature(call, self.plan.feature), call.grid)
         if self._reference is not None or not self._weighs:
             while self._pending:
                 self._release(self._pending.pop())
-
-    def _feature(self, call: AttentionCall) -> Float[Tensor, "pixel channel"]:
-        """The dense feature of the reference layer: its raw queries, or its attention's output."""
-        if self.plan.feature == "query" and call.query is not None:
-            return call.query
-        chosen = call.q if self.plan.feature == "query" else call.output
-        return rearrange(chosen, "head pixel dim -> pixel (head dim)")
 
     def _takes_part(self, block: str) -> bool:
         return not self.plan.cross or block in self.plan.cross
@@ -221,6 +214,14 @@ class AttentionAggregator:
         if on_the_side:
             return mass_of_means(columns, self.tokens.counts)
         return token_mass(global_map, self.tokens.nouns, self.tokens.content, self.tokens.prompt)
+
+
+def dense_feature(call: AttentionCall, feature: str) -> Float[Tensor, "pixel channel"]:
+    """What a reference block compares pixels by: its raw "query", or its attention's "output"."""
+    if feature == "query" and call.query is not None:
+        return call.query
+    chosen = call.q if feature == "query" else call.output
+    return rearrange(chosen, "head pixel dim -> pixel (head dim)")
 
 
 def with_side_keys(call: AttentionCall, side_keys: Sequence[TextKeys]) -> AttentionCall:

@@ -11,6 +11,7 @@ import torch
 
 from goca import bundled
 from goca.diffusion.backbone import Backbone
+from goca.diffusion.checkpoints import SettingsLike
 from goca.diffusion.families.spec import Family
 from goca.diffusion.inference import inference
 from goca.diffusion.loading import load
@@ -109,6 +110,7 @@ class PlannedModel:
         refine_edges: bool = False,
         floor: float | None = None,
         prototypes: str | Path | None = None,
+        settings: SettingsLike | None = None,
     ) -> _Model:
         """Load a model and plan how to use it.
 
@@ -133,6 +135,8 @@ class PlannedModel:
             floor: a class with less evidence gets no pixels, 0 to 1; 0 keeps every class. By default the recipe's.
             prototypes: a file that `goca prototypes` made with this model; by default the one in the model's folder, if
                 there is one.
+            settings: reference, refinement, timestep and so on for this checkpoint, or a file of them, as
+                `choose_settings` finds them; by default those that are known for it, or its family's.
 
         Raises:
             GocaError: for a model that cannot be loaded or read, an unknown recipe, or a setting out of range.
@@ -149,7 +153,7 @@ class PlannedModel:
             refine_edges=refine_edges,
             floor=floor,
         )
-        backbone = Backbone(pipeline, full_name)
+        backbone = Backbone(pipeline, full_name, settings=settings)
         return cls(backbone, recipe, options, batch, prototypes_of(backbone, prototypes))
 
     @classmethod
@@ -169,6 +173,7 @@ class PlannedModel:
         refine_edges: bool = False,
         floor: float | None = None,
         prototypes: str | Path | None = None,
+        settings: SettingsLike | None = None,
     ) -> _Model:
         """Wrap a loaded pipeline, which stays as it is; one call at a time uses it.
 
@@ -176,7 +181,8 @@ class PlannedModel:
             pipe: a text-to-image diffusers pipeline.
             recipe: the method, a `Recipe` or its name.
             family: the facts of its denoiser, where no listed family has it; `goca models` can probe for them.
-            batch, size, timestep, seed, seeds, flip, window, refine_edges, floor, prototypes: see `from_pretrained`.
+            batch, size, timestep, seed, seeds, flip, window, refine_edges, floor, prototypes, settings: see
+                `from_pretrained`.
 
         Raises:
             GocaError: for a pipeline that cannot be read, an unknown recipe, or a setting out of range.
@@ -191,7 +197,7 @@ class PlannedModel:
             refine_edges=refine_edges,
             floor=floor,
         )
-        backbone = Backbone(pipe, family=family)
+        backbone = Backbone(pipe, family=family, settings=settings)
         return cls(backbone, recipe, options, batch, prototypes_of(backbone, prototypes))
 
 

@@ -224,13 +224,13 @@ class Segmentation:
             fill_holes: whether a region gets the pixels that it surrounds, whatever their class.
         """
         instances = []
-        scores: tuple[int, Float32[np.ndarray, "height width"] | None] = (0, None)
+        upsampled, scores = 0, np.zeros(self.labels.shape, np.float32)  # which class these scores are of
         for region in regions(self.labels, ObjectOptions(min_area=min_area, fill_holes=fill_holes), instances=True):
-            if scores[0] != region.label:
+            if upsampled != region.label:
                 grid = torch.from_numpy(self.scores.grid[region.label - 1])
-                scores = region.label, resize(grid, self.labels.shape).numpy()
+                upsampled, scores = region.label, resize(grid, self.labels.shape).numpy()
             mask = region.mask(self.labels.shape)
-            score = float(scores[1][mask].mean())
+            score = float(scores[mask].mean())
             instances.append(Instance(self.classes[region.label - 1], mask, region.box, region.area, score))
         return tuple(instances)
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ import goca
 from goca import bundled
 from goca.diffusion.model_facts import local_folder
 from goca.errors import GocaError
-from goca.storage.reading import read_text
+from goca.storage.reading import read_json, read_text
 from goca.text.class_list import classes_to_find, parse_class_list
 
 _CONSTANTS = {name.lower().replace("_", "-") for name in goca.__all__ if name.isupper()}
@@ -30,6 +30,14 @@ ModelOption = Annotated[
     typer.Option(metavar="MODEL", help=f"{', '.join(bundled.names())}, a diffusers folder, or a Hub id to download."),
 ]
 RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.join(RECIPES[:-1])} or {RECIPES[-1]}.")]
+SettingsOption = Annotated[
+    Path | None,
+    option(
+        metavar="FILE",
+        help="Settings for this checkpoint, as goca settings writes them.  [default: those known for it, or its "
+        "family's]",
+    ),
+]
 StepsOption = Annotated[
     int | None, option(metavar="N", min=1, help="Number of sampling steps.  [default: the model's]")
 ]
@@ -140,6 +148,26 @@ def check_model(name: str, recipe: str | None = None, device: str | None = None,
     if dtype is not None and dtype not in DTYPES:
         raise GocaError(f'no dtype "{dtype}": give {", ".join(DTYPES)}', "dtype")
     local_folder(name)
+
+
+def settings(file: Path | None) -> dict[str, Mapping[str, Any]]:
+    """--settings as the argument of `from_pretrained`: what the file holds, so that a run says so; {} without one.
+
+    Raises GocaError for a file that cannot be read or holds no settings.
+    """
+    if file is None:
+        return {}
+    if str(file) == "auto":
+        raise GocaError(
+            "settings are chosen once, because that takes time: run goca settings, and give its file", "settings"
+        )
+    try:
+        content = read_json(file)
+    except GocaError as error:
+        raise GocaError(str(error), "settings") from None
+    if not isinstance(content, dict):
+        raise GocaError(f"{file} does not hold settings: choose them with goca settings", "settings")
+    return {"settings": content}
 
 
 def names(text: str) -> tuple[str, ...]:

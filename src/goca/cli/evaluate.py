@@ -61,6 +61,7 @@ def evaluate(
     together: Annotated[int, typer.Option(metavar="N", min=1, help="Concurrent requests to vlm:MODEL.")] = 4,
     captions: arguments.CaptionsOption = "nouns",
     model: arguments.ModelOption = bundled.DEFAULT,
+    settings: arguments.SettingsOption = None,
     recipe: arguments.RecipeOption = "goca",
     timestep: arguments.TimestepOption = None,
     size: arguments.SizeOption = None,
@@ -101,6 +102,7 @@ def evaluate(
             "flip": flip,
             "window": window,
             "refine_edges": refine_edges,
+            **arguments.settings(settings),
         }
         tagger_prices = arguments.prices(prices, tags)
         arguments.check_model(model, recipe, device, dtype)

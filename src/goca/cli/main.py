@@ -22,6 +22,7 @@ from goca.cli.models import models
 from goca.cli.prototypes import prototypes
 from goca.cli.scaling import scaling
 from goca.cli.segment import segment
+from goca.cli.settings import settings
 
 # Plain help: it is copied, piped and searched, and it starts faster.
 app = typer.Typer(
@@ -44,7 +45,19 @@ def goca(
         raise typer.Exit
 
 
-for command in (segment, generate, prototypes, evaluate, evaluate_generation, compare, ablate, scaling, models):
+COMMANDS = (
+    segment,
+    generate,
+    prototypes,
+    settings,
+    evaluate,
+    evaluate_generation,
+    compare,
+    ablate,
+    scaling,
+    models,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -86,6 +86,7 @@ def segment(
     ] = "given",
     prices: arguments.PricesOption = None,
     model: arguments.ModelOption = bundled.DEFAULT,
+    settings: arguments.SettingsOption = None,
     recipe: arguments.RecipeOption = "goca-open",
     floor: arguments.FloorOption = None,
     timestep: arguments.TimestepOption = None,
@@ -141,6 +142,7 @@ def segment(
     """
     with session(verbose):
         listed, unlabelled = arguments.classes(classes, classes_file)
+        given = arguments.settings(settings)
         threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
         background_names = arguments.background_classes(background_classes, background_classes_file)
         tagger_prices = arguments.prices(prices, tagger)
@@ -179,6 +181,7 @@ def segment(
                 "window": window,
                 "refine_edges": refine_edges,
                 "floor": floor,
+                **given,
             },
         )
         indexed = out if len(jobs) > 1 or any(path.is_dir() for path in images) else None

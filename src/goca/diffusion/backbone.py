@@ -21,7 +21,7 @@ from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.attention_hook import AttentionHook, LastAttentionReached
 from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.caches import without_caches
-from goca.diffusion.checkpoints import settings_for
+from goca.diffusion.checkpoints import SettingsLike, given_settings, settings_for
 from goca.diffusion.conditioning import EncodedPrompt, first_call, record_prompt, replay
 from goca.diffusion.exclusive import restoring
 from goca.diffusion.families import bare, check_family, check_kind, encoder_of, family_of, unsupported
@@ -52,9 +52,11 @@ class Backbone:
         name: what messages and plans call it; by default the pipeline's `name_or_path`.
         family: the facts of its denoiser, where no listed family has it.
         check: raises GocaError for a pipeline that cannot be used; by default, for one that cannot segment an image.
+        settings: for this checkpoint, instead of those that are known for it or its family.
 
     Raises:
-        GocaError: for a denoiser that no family lists, a family of another one, and a pipeline that `check` refuses.
+        GocaError: for a denoiser that no family lists, a family of another one, a pipeline that `check` refuses, and
+            settings of another model.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Backbone:
         name: str = "",
         family: Family | None = None,
         check: "Callable[[Backbone], None] | None" = None,
+        settings: SettingsLike | None = None,
     ) -> None:
         family = family or family_of(pipeline)
         if family is None:
@@ -74,6 +77,8 @@ class Backbone:
         facts = read_facts(pipeline_folder(pipeline))
         self.settings = settings_for(self.denoiser, family, self.vae_scale_factor, self.blocks, facts)
         facts.check_call(pipeline)
+        if settings is not None:
+            self.settings = given_settings(settings, self.settings, self.blocks, self.name)
 
     def _check(self) -> None:
         """Raise GocaError for a pipeline that cannot segment a user's image."""

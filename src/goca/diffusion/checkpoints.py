@@ -1,13 +1,26 @@
-"""The settings of a loaded checkpoint: those that its folder states, those of a known one, or its family's rule."""
+"""The settings of a loaded checkpoint: those that its folder states, those of a known one, or its family's rule; or a
+file that was chosen for it.
+"""
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from goca.diffusion.families import FAMILIES
 from goca.diffusion.families.spec import CheckpointSettings, Family
-from goca.diffusion.model_facts import ModelFacts
+from goca.diffusion.model_facts import ModelFacts, parse_settings
+from goca.errors import GocaError
+from goca.storage.atomic import write_atomic
+from goca.storage.reading import read_json
 
+SettingsLike = CheckpointSettings | Mapping[str, Any] | str | Path
+"""Settings for one checkpoint: whole, or some of them as a mapping or a JSON file, with entries as in `settings` of a
+model's goca.json; the others stay the checkpoint's own.
+"""
+CHOSEN = ("timestep", "reference", "refine", "order", "origin")
+"""The entries of a file of settings that were chosen."""
 CHECKPOINTS = tuple(settings for family in FAMILIES for settings in family.checkpoints)
 """Every known checkpoint."""
 _NO_FACTS = ModelFacts()
@@ -66,6 +79,51 @@ def _by_rule(denoiser: Any, family: Family, size: int, blocks: Collection[str]) 
         feature=family.feature,
         origin=f"no checkpoint known by this layout; {family.block_rule.description}",
     )
+
+
+def write_settings(settings: CheckpointSettings, path: str | Path) -> Path:
+    """Write settings that were chosen for a checkpoint as a JSON file, to be given as `settings` from then on.
+
+    Raises:
+        GocaError: the file cannot be written.
+    """
+    content = {name: getattr(settings, name) for name in CHOSEN}
+    write_atomic({Path(path): f"{json.dumps(content, indent=2)}\n".encode()})
+    return Path(path)
+
+
+def given_settings(
+    given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str
+) -> CheckpointSettings:
+    """The settings that a user gives for a checkpoint, whose own ones are kept where they say nothing.
+
+    Raises:
+        GocaError: they cannot be read, have a wrong entry, or name a block that the model lacks.
+    """
+    settings = given if isinstance(given, CheckpointSettings) else replace(own, **_stated(given))
+    if missing := [block for block in (settings.reference, *settings.refine) if block not in blocks]:
+        raise GocaError(
+            f"the settings name block {missing[0]}, which {model} lacks: choose settings with this very model",
+            hint="settings",
+        )
+    return settings
+
+
+def _stated(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    if isinstance(given, str) and given == "auto":
+        raise GocaError(
+            "settings are chosen once, because that takes time: call choose_settings, keep what it gives in a file, "
+            "and name that file",
+            hint="settings",
+        )
+    is_file = isinstance(given, str | Path)
+    name = str(given) if is_file else "settings"
+    content = read_json(Path(given)) if isinstance(given, str | Path) else given
+    try:
+        stated = parse_settings(name, content)
+    except GocaError as error:
+        raise GocaError(str(error), hint="settings") from None
+    return {"origin": f"given by the user in {name}" if is_file else "given by the user", **stated}
 
 
 def _plain(value: Any) -> Any:

@@ -113,8 +113,19 @@ def read_facts(folder: Path | None) -> ModelFacts:
     return ModelFacts(path=str(path), words=facts.get("words", ()), settings=settings)
 
 
+def parse_settings(name: str | Path, content: Any) -> dict[str, Any]:
+    """Settings as the JSON of `name` has them: the entries of `settings` in a model's facts.
+
+    Raises:
+        GocaError: the content is not an object with some of these entries, or one of them is wrong.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise GocaError(f"{name} does not hold settings: write some of {', '.join(_SETTINGS)} in braces")
+    return _parsed(name, content, _SETTINGS)
+
+
 def _parsed(
-    path: Path, content: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]], prefix: str = ""
+    path: str | Path, content: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]], prefix: str = ""
 ) -> dict[str, Any]:
     """The entries as their parsers read them."""
     parsed = {}

@@ -1,6 +1,7 @@
 """Scores, with what belongs to them, as NumPy's archive."""
 
 import io
+from typing import Any
 
 import numpy as np
 
@@ -12,5 +13,6 @@ def write(result: Exportable, context: ExportContext) -> bytes:
     """The result's arrays; `json` is the content of its JSON file."""
     file = io.BytesIO()
     facts = document({**result.to_json(), **context.facts}).decode()
-    np.savez_compressed(file, **result.arrays(), json=np.array(facts))
+    arrays: dict[str, Any] = {**result.arrays(), "json": np.array(facts)}
+    np.savez_compressed(file, **arrays)
     return file.getvalue()

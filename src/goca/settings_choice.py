@@ -1,0 +1,371 @@
+"""Settings of a checkpoint that no table knows, from its attention to images alone: no label is used.
+
+A model looks at a few images, at several timesteps. For every block that may be the reference, and for every block that
+may refine, a criterion says how much its affinity shows of an image's structure; the best ones are taken. The order
+stays the family's. What this gives, and what it costs, docs/settings.md tells.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from goca.aggregation import dense_feature
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.backbone import BackboneSession, BatchItem
+from goca.diffusion.families.spec import CheckpointSettings
+from goca.diffusion.timesteps import check_timestep
+from goca.errors import GocaError
+from goca.imaging import images as image_files
+from goca.imaging.images import ImageLike
+from goca.maths import Grid
+from goca.maths.attention import affinity_blocks, joint_blocks, probabilities
+from goca.maths.structure import (
+    Affinities,
+    Figures,
+    Repeatability,
+    explained_by_others,
+    mirrored,
+    pooled,
+    pooling,
+    predicted,
+    segments,
+)
+from goca.planned_model import PlannedModel
+from goca.prototype_learning import LearningOptions, paint, palette
+from goca.text.nouns import Noun, caption_of, parse_nouns
+from goca.text.token_spans import NounTokens, find_noun_tokens
+
+CELLS: Grid = (16, 16)
+"""All affinities are compared between so many cells of an image: 262 KB each, whatever the model's grids are."""
+TIMESTEPS = (50, 100, 200, 300)
+"""Those that are tried, and the family's own."""
+REFINING = 3
+"""How many blocks refine: as many as the authors took of SD 1.5's 16."""
+PAINTED = 16
+"""How many images a model paints to look at."""
+SEED = 0
+"""Of the painted images, and of the noise that is added to images."""
+
+
+class Looks:
+    """What is seen of one image at one timestep; looks that no criterion asks for are not made.
+
+    Args:
+        look: makes a look, of the mirrored image or not, under noise of some seed.
+        colours: of the cells, 0 to 1.
+    """
+
+    def __init__(self, look: "Callable[[bool, int], Look]", colours: Float[Tensor, "3 cell"]) -> None:
+        self._look, self.colours = look, colours
+
+    @cached_property
+    def plain(self) -> "Look":
+        """The image as it is."""
+        return self._look(False, SEED)
+
+    @cached_property
+    def mirror(self) -> "Look":
+        """The mirrored image."""
+        return self._look(True, SEED)
+
+    @property
+    def affinities(self) -> Affinities:
+        """Of each candidate: those that may be the reference, then those that may refine."""
+        return self.plain.candidates()
+
+    @property
+    def others(self) -> Affinities:
+        """For each candidate, the mean self-attention of the other blocks."""
+        return self.plain.others()
+
+    @property
+    def reseeded(self) -> Affinities:
+        """The candidates under other noise."""
+        return self._look(False, SEED + 1).candidates()
+
+    @property
+    def mirrored(self) -> Affinities:
+        """The candidates of the mirrored image, mirrored back."""
+        return mirrored(self.mirror.candidates(), CELLS)
+
+    @property
+    def nouns(self) -> Float[Tensor, "noun cell"]:
+        """Each noun's share of the attention to nouns, the mean over blocks."""
+        return self.plain.nouns()
+
+    @property
+    def mirrored_nouns(self) -> Float[Tensor, "noun cell"]:
+        """The same of the mirrored image, mirrored back."""
+        return self.mirror.nouns().reshape(-1, *CELLS).flip(-1).flatten(1)
+
+
+class Criterion(Protocol):
+    """Sums up what is seen of images, at one timestep."""
+
+    def add(self, looks: Looks) -> None:
+        """Take an image."""
+        ...
+
+    def value(self) -> Figures:
+        """How good each candidate is; the greater the better."""
+        ...
+
+
+class _Repeated:
+    """A candidate is good where another affinity shows of each image what it shows."""
+
+    def __init__(self, second: Callable[[Looks], Affinities]) -> None:
+        self._second, self._sums = second, Repeatability()
+
+    def add(self, looks: Looks) -> None:
+        self._sums.add(looks.affinities, self._second(looks))
+
+    def value(self) -> Figures:
+        return self._sums.value()
+
+
+class _Mean:
+    """A candidate is as good as on the mean over images."""
+
+    def __init__(self, figures: Callable[[Looks], Figures]) -> None:
+        self._of, self._figures = figures, list[Figures]()
+
+    def add(self, looks: Looks) -> None:
+        self._figures.append(self._of(looks))
+
+    def value(self) -> Figures:
+        return torch.stack(self._figures).mean(0)
+
+
+def _few_segments(looks: Looks) -> Figures:
+    """Nearest to midway, on a logarithmic scale, between no segments and every cell one."""
+    middle = 0.5 * np.log(CELLS[0] * CELLS[1])
+    return -(segments(looks.affinities) - middle).abs()
+
+
+CRITERIA: Mapping[str, Callable[[], Criterion]] = {
+    "agreement": partial(_Repeated, lambda looks: looks.others),
+    "noise": partial(_Repeated, lambda looks: looks.reseeded),
+    "mirror": partial(_Repeated, lambda looks: looks.mirrored),
+    "segments": partial(_Mean, _few_segments),
+    "colour": partial(_Mean, lambda looks: explained_by_others(looks.affinities, looks.colours)),
+    "nouns": partial(_Mean, lambda looks: explained_by_others(looks.affinities, looks.nouns)),
+    "prediction": partial(_Mean, lambda looks: predicted(looks.affinities, looks.nouns, looks.mirrored_nouns)),
+}
+"""What makes an affinity good:
+
+- agreement: it shows of each image what the other blocks' self-attention shows on average.
+- noise, mirror: it shows the same of each image under other noise, and of the mirrored image.
+- segments: it tells a few segments apart, neither none nor every cell.
+- colour, nouns: colours, or the nouns' maps, of a cell follow from those of the cells that it looks at.
+- prediction: noun maps that it refines agree better with those of the mirrored image.
+"""
+CRITERION = "agreement"
+"""The one that is used."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What criteria say of every candidate.
+
+    Attributes:
+        timesteps: those that were tried.
+        references, refinements: the blocks that may be either, in the order in which they run.
+        figures: {criterion: of the references, then of the refinements}.
+    """
+
+    timesteps: tuple[int, ...]
+    references: tuple[str, ...]
+    refinements: tuple[str, ...]
+    figures: Mapping[str, Float[Tensor, "timestep candidate"]]
+
+    def best(self, criterion: str = CRITERION, refining: int = REFINING) -> dict[str, Any]:
+        """The timestep, reference and refine of settings: those of the greatest figures, added up.
+
+        Of what is equally good the earlier is taken. refining: how many blocks refine.
+        """
+        options = []
+        for timestep, figures in zip(self.timesteps, self.figures[criterion], strict=True):
+            references, refinements = figures.split([len(self.references), len(self.refinements)])
+            first = int(references.argmax())
+            chosen = sorted(refinements.argsort(descending=True, stable=True)[:refining].tolist())
+            settings = {
+                "timestep": timestep,
+                "reference": self.references[first],
+                "refine": tuple(self.refinements[index] for index in chosen),
+            }
+            options.append((float(references[first] + refinements[chosen].mean()), settings))
+        return max(options, key=lambda option: option[0])[1]
+
+
+class Look:
+    """The affinities of one pass, and how much attention each noun has: `add` while the denoiser runs."""
+
+    def __init__(self, blocks: Sequence[str], feature: str, tokens: NounTokens) -> None:
+        self.blocks, self.feature, self.tokens = frozenset(blocks), feature, tokens
+        self.references: dict[str, Float[Tensor, "cell cell"]] = {}
+        self.refinements: dict[str, Float[Tensor, "cell cell"]] = {}
+        self._nouns: list[Float[Tensor, "noun cell"]] = []
+
+    def add(self, call: AttentionCall) -> None:
+        if call.block not in self.blocks:
+            return
+        pool = pooling(call.grid, CELLS, call.q)
+        if call.text is not None:
+            feature = dense_feature(call, self.feature)[None]
+            rows = affinity_blocks(feature, feature, feature.shape[-1] ** -0.5)
+            self.references[call.block] = pooled(rows, pool)
+            attention = _attention_to_text(call)
+            nouns = torch.stack([attention[:, list(columns)].mean(1) for columns in self.tokens.nouns])
+            self._nouns.append(nouns @ pool.T)
+        if call.image is not None:
+            rows = affinity_blocks(call.q, call.k, call.scale, image=call.image, mask=call.mask)
+            self.refinements[call.block] = pooled(rows, pool)
+
+    def nouns(self) -> Float[Tensor, "noun cell"]:
+        """See `Looks.nouns`."""
+        total = torch.stack(self._nouns).sum(0)
+        return total / total.sum(0).clamp(min=1e-12)
+
+    def candidates(self) -> Affinities:
+        """See `Looks.affinities`."""
+        return torch.stack([*self.references.values(), *self.refinements.values()])
+
+    def others(self) -> Affinities:
+        """See `Looks.others`."""
+        total = torch.stack([*self.refinements.values()]).sum(0)
+        means = {block: total / len(self.refinements) for block in self.references}
+        means |= {block: (total - each) / (len(self.refinements) - 1) for block, each in self.refinements.items()}
+        return torch.stack([means[block] for block in (*self.references, *self.refinements)])
+
+
+def _attention_to_text(call: AttentionCall) -> Float[Tensor, "pixel token"]:
+    """The mean over heads."""
+    if call.image is None or call.text is None:
+        return probabilities(call.q, call.k, call.scale, call.mask).mean(0)
+    weights = call.q.new_full((call.q.shape[1], len(call.q)), 1 / len(call.q), dtype=torch.float32)
+    blocks = joint_blocks(call.q, call.k, call.scale, weights, call.text, call.image, call.mask)
+    return torch.cat([tokens for _, tokens, _ in blocks])
+
+
+def choose_settings(
+    model: PlannedModel, images: Sequence[ImageLike] | None = None, nouns: Sequence[str] | None = None
+) -> CheckpointSettings:
+    """Choose the settings of a model's checkpoint by its attention to images, whose content nobody needs to know.
+
+    The same images give the same settings, in whatever order they come.
+
+    Args:
+        model: a `Segmenter`; its size and batch are used, its own settings are not.
+        images: two or more; by default the model paints some, with fixed seeds.
+        nouns: what is painted, and what the model is told that images show; by default its vocabulary if it knows no
+            other words, else its background nouns.
+
+    Returns:
+        Settings to be given as `settings` to `from_pretrained` or `from_pipeline`, or to be kept in a file by
+        `write_settings`.
+
+    Raises:
+        GocaError: for fewer than two images or nouns, an image that cannot be read, or a model whose attention cannot.
+    """
+    listed = tuple(nouns or model.backbone.settings.nouns or model.backbone.settings.background_classes)
+    if images is not None and len(images) < 2:
+        raise GocaError("settings are chosen by what images have not in common: give two or more", hint="images")
+    measured = measure(model, painted(model, listed) if images is None else images, listed, [CRITERION])
+    source = "painted by the model" if images is None else "of the user's"
+    count = PAINTED if images is None else len(images)
+    return replace(
+        model.backbone.settings,
+        **measured.best(),
+        origin=f'chosen without labels, by the criterion "{CRITERION}" on {count} images {source}',
+    )
+
+
+def painted(model: PlannedModel, nouns: Sequence[str], count: int = PAINTED) -> list[Image.Image]:
+    """Images that a model paints of nouns, always the same."""
+    captions = islice(palette(model, nouns).captions(count, SEED), count)
+    return [paint(model, caption, seed, LearningOptions()) for seed, caption in enumerate(captions, start=SEED)]
+
+
+@torch.no_grad()
+def measure(
+    model: PlannedModel, images: Sequence[ImageLike], nouns: Sequence[str], criteria: Sequence[str]
+) -> Measured:
+    """What criteria say of the blocks of a model.
+
+    An image takes a row through the denoiser at each timestep, and one more for each other look that a criterion asks
+    for. Of one image at a time an affinity is held for each candidate and look, and two sums of all images for each
+    criterion: for "agreement" and the 2 x 57 candidates of Flux.1 about 120 MB.
+    """
+    backbone, session = model.backbone, model.backbone.session()
+    scheduler, own = backbone.pipeline.scheduler, backbone.settings.timestep
+    timesteps = tuple(sorted({*TIMESTEPS, own}))
+    for timestep in timesteps:
+        check_timestep(scheduler, timestep)
+    named, _ = parse_nouns(list(nouns), ())
+    while len(named) > 2 and not backbone.fits(named):
+        named = named[:-1]
+    with model.inference():
+        tokens = _tokens(session, named)
+        figures: dict[str, list[Figures]] = {name: [] for name in criteria}
+        seen = [_Seen.of(model, image) for image in images]
+        blocks: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+        for timestep in timesteps:
+            measures = {name: CRITERIA[name]() for name in criteria}
+            for image in seen:
+                looks = _looks(model, session, image, tokens, timestep)
+                blocks = tuple(looks.plain.references), tuple(looks.plain.refinements)
+                for each in measures.values():
+                    each.add(looks)
+            for name, each in measures.items():
+                figures[name].append(each.value().float().cpu())
+    return Measured(timesteps, *blocks, {name: torch.stack(each) for name, each in figures.items()})
+
+
+def _tokens(session: BackboneSession, nouns: Sequence[Noun]) -> NounTokens:
+    caption = caption_of(nouns)
+    return find_noun_tokens(caption, session.backbone.texts(session.prompt(caption)), nouns, (), named=False)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An image as the model sees it.
+
+    Attributes:
+        size: (height, width) in pixels.
+        latents: the encoded image, and the mirrored one.
+        colours: of the cells, 0 to 1.
+    """
+
+    size: Grid
+    latents: Float[Tensor, "2 channel height width"]
+    colours: Float[Tensor, "3 cell"]
+
+    @classmethod
+    def of(cls, model: PlannedModel, image: ImageLike) -> "_Seen":
+        backbone, loaded = model.backbone, image_files.load(image)
+        limits = backbone.size_multiple, backbone.max_pixels, backbone.max_side
+        size = image_files.fit(loaded, model.plan.size, *limits)
+        latents = backbone.latents([loaded, ImageOps.mirror(loaded)], size, model.batch)
+        cells = np.asarray(loaded.resize(CELLS[::-1], Image.Resampling.BOX), np.float32).reshape(-1, 3) / 255
+        return cls(size, latents, torch.from_numpy(cells).T.to(latents.device))
+
+
+def _looks(model: PlannedModel, session: BackboneSession, image: _Seen, tokens: NounTokens, timestep: int) -> Looks:
+    """The looks at an image, each a pass of one row."""
+
+    def look(is_mirrored: bool, seed: int) -> Look:
+        backbone, latent = model.backbone, image.latents[int(is_mirrored)][None]
+        made = Look(backbone.blocks, backbone.settings.feature, tokens)
+        session.run([BatchItem(latent, image.size, tokens.caption, timestep, seed, made.add)], model.batch)
+        return made
+
+    return Looks(look, image.colours)
