@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,15 +224,14 @@ class Segmentation:
             min_area: regions of fewer pixels are left out; pixels that touch only at a corner are not connected.
             fill_holes: whether a region gets the pixels that it surrounds, whatever their class.
         """
+        options = ObjectOptions(min_area=min_area, fill_holes=fill_holes)
         instances = []
-        upsampled, scores = 0, np.zeros(self.labels.shape, np.float32)  # which class these scores are of
-        for region in regions(self.labels, ObjectOptions(min_area=min_area, fill_holes=fill_holes), instances=True):
-            if upsampled != region.label:
-                grid = torch.from_numpy(self.scores.grid[region.label - 1])
-                upsampled, scores = region.label, resize(grid, self.labels.shape).numpy()
-            mask = region.mask(self.labels.shape)
-            score = float(scores[mask].mean())
-            instances.append(Instance(self.classes[region.label - 1], mask, region.box, region.area, score))
+        for label, of_class in groupby(regions(self.labels, options, instances=True), key=lambda region: region.label):
+            scores = resize(torch.from_numpy(self.scores.grid[label - 1]), self.labels.shape).numpy()
+            for region in of_class:
+                score = float(scores[region.box.slices][region.crop].mean())
+                mask = region.mask(self.labels.shape)
+                instances.append(Instance(self.classes[label - 1], mask, region.box, region.area, score))
         return tuple(instances)
 
     def boxes(self, min_area: int = 1) -> dict[str, tuple[Box, ...]]:
