@@ -1,5 +1,6 @@
 """Data sets of a whole run: what is in them whatever the images are called and show, and whenever a run is killed."""
 
+import glob
 import json
 import os
 import random
@@ -226,7 +227,8 @@ def test_a_run_that_is_killed_three_times_ends_like_one_that_is_not(pictures: Ca
             [*command, "--out", "out"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         # At a random moment of writing: within the images, then among the data sets.
-        while len(list(Path("out").rglob("[0-9]*.labels.png"))) < part and process.poll() is None:
+        # glob, unlike Path.rglob, bears with folders that come and go while it looks.
+        while len(glob.glob("out/**/[0-9]*.labels.png", recursive=True)) < part and process.poll() is None:  # noqa: PTH207
             time.sleep(0.001)
         time.sleep(dice.random() * 0.05)
         process.send_signal(signal.SIGKILL)
