@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from goca.maths.windows import Box, Windows
+from goca.maths.windows import Window, Windows
 
 properties = settings(max_examples=50, deadline=None)
 canvases = st.tuples(st.integers(1, 80), st.integers(1, 80))
@@ -23,20 +23,20 @@ def equal(ours: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
-def cells(box: Box) -> set[tuple[int, int]]:
+def cells(box: Window) -> set[tuple[int, int]]:
     return {(y, x) for y in range(box.top, box.top + box.height) for x in range(box.left, box.left + box.width)}
 
 
 def test_tiled_by_hand() -> None:
     # Side 8, so at most 6 on: a width of 20 needs starts 0, 6, 12; a height of 8 one, of 9 two.
-    assert Windows.tiled((8, 20), 8).boxes == (Box(0, 0, 8, 8), Box(0, 6, 8, 8), Box(0, 12, 8, 8))
-    assert Windows.tiled((9, 8), 8).boxes == (Box(0, 0, 8, 8), Box(1, 0, 8, 8))
+    assert Windows.tiled((8, 20), 8).boxes == (Window(0, 0, 8, 8), Window(0, 6, 8, 8), Window(0, 12, 8, 8))
+    assert Windows.tiled((9, 8), 8).boxes == (Window(0, 0, 8, 8), Window(1, 0, 8, 8))
     # Evenly spread: 9 more than a window in two steps, neither of them over 6.
     lefts = [box.left for box in Windows.tiled((8, 17), 8).boxes]
     assert (lefts[0], lefts[-1], len(lefts)) == (0, 9, 3)
     assert lefts[1] in (4, 5)
     # A canvas smaller than a window is one window.
-    assert Windows.tiled((5, 7), 8) == Windows.whole((5, 7)) == Windows((5, 7), (Box(0, 0, 5, 7),))
+    assert Windows.tiled((5, 7), 8) == Windows.whole((5, 7)) == Windows((5, 7), (Window(0, 0, 5, 7),))
 
 
 @properties
@@ -44,7 +44,7 @@ def test_tiled_by_hand() -> None:
 def test_windows_cover_every_cell_and_nothing_else(canvas: tuple[int, int], side: int) -> None:
     tiled = Windows.tiled(canvas, side)
     seen = set().union(*map(cells, tiled.boxes))
-    assert seen == cells(Box(0, 0, *canvas))
+    assert seen == cells(Window(0, 0, *canvas))
     assert len(set(tiled.boxes)) == len(tiled.boxes)
     assert {(box.height, box.width) for box in tiled.boxes} == {(min(side, canvas[0]), min(side, canvas[1]))}
 

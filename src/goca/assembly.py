@@ -30,10 +30,13 @@ def assemble(finished: Mapping[ImageJob, Sequence[str]], targets: Mapping[str, P
     Raises:
         GocaError: a label image cannot be read, or a data set cannot be written.
     """
-    classes = list(dict.fromkeys(name for names in finished.values() for name in names))
+    if not targets:
+        return
+    classes = list(dict.fromkeys(name for listed in finished.values() for name in listed))
+    results = next(iter(targets.values())).parent  # all of them lie there
+    names = dataset_names(list(finished), results)
     for form, target in targets.items():
         yield target
-        names = dataset_names(list(finished), target.parent)
         images = (
             DatasetImage(file_name=path, stem=stem, source=job.image, read_labels=partial(_labels, job, own, classes))
             for (job, own), (path, stem) in zip(finished.items(), names.values(), strict=True)

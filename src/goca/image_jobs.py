@@ -104,17 +104,22 @@ def plan_datasets(
         GocaError: results of an image would lie in one, or it would replace somebody else's folder.
     """
     targets = {name: out / f"{stem}{exporter.suffix}" for name, exporter in dataset_formats(formats).items()}
+    if not targets:
+        return {}
+    taken: dict[str, Path] = {}  # the images whose results lie there
+    for job in jobs:
+        for result in job.targets:
+            taken.setdefault(_key(str(result)), job.image)
+        for folder in (job.folder, *job.folder.parents):
+            taken.setdefault(_key(str(folder)), job.image)
     for name, target in targets.items():
         EXPORTERS[name].check_target(target)
-        for job in jobs:
-            if any(
-                _key(str(path)) == _key(str(target)) for result in job.targets for path in (result, *result.parents)
-            ):
-                raise GocaError(
-                    f"the results of {job.image} would lie where the data set {target} goes: choose another name for "
-                    "it, or other formats",
-                    "formats",
-                )
+        if (image := taken.get(_key(str(target)))) is not None:
+            raise GocaError(
+                f"the results of {image} would lie where the data set {target} goes: choose another name for it, or "
+                "other formats",
+                "formats",
+            )
     return targets
 
 

@@ -357,7 +357,7 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
                 "scale it down, cut it, or do without window",
                 hint="window",
             )
-    size = images.fit(image, plan.size, multiple, backbone.max_pixels, backbone.max_side)
+    size = backbone.fit(image, plan.size)
     grid = images.common_grid((size[0] // backbone.vae_scale_factor, size[1] // backbone.vae_scale_factor), plan.grid)
     return Windows.whole(grid), (image,), size
 

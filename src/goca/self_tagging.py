@@ -189,7 +189,7 @@ class SelfTagger:
         captions = [self._caption(context), *(self._caption([*context, nouns[index]]) for index in doubtful)]
         backbone, plan = model.backbone, model.plan
         # Whole, also where it is looked at through windows.
-        size = images.fit(prepared.image, plan.size, backbone.size_multiple, backbone.max_pixels, backbone.max_side)
+        size = backbone.fit(prepared.image, plan.size)
         with model.inference():
             latents = backbone.latents([prepared.image], size)
             errors = squared_errors(backbone.session(), latents, captions, rule.timestep, model.batch)

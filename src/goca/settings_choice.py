@@ -63,16 +63,16 @@ class Looks:
         colours: of the cells, 0 to 1.
     """
 
-    def __init__(self, look: "Callable[[bool, int], Look]", colours: Float[Tensor, "3 cell"]) -> None:
+    def __init__(self, look: "Callable[[bool, int], AffinityLook]", colours: Float[Tensor, "3 cell"]) -> None:
         self._look, self.colours = look, colours
 
     @cached_property
-    def plain(self) -> "Look":
+    def plain(self) -> "AffinityLook":
         """The image as it is."""
         return self._look(False, SEED)
 
     @cached_property
-    def mirror(self) -> "Look":
+    def mirror(self) -> "AffinityLook":
         """The mirrored image."""
         return self._look(True, SEED)
 
@@ -206,7 +206,7 @@ class Measured:
         return max(options, key=lambda option: option[0])[1]
 
 
-class Look:
+class AffinityLook:
     """The affinities of one pass, and how much attention each noun has: `add` while the denoiser runs."""
 
     def __init__(self, blocks: Sequence[str], feature: str, tokens: NounTokens) -> None:
@@ -352,8 +352,7 @@ class _Seen:
     @classmethod
     def of(cls, model: PlannedModel, image: ImageLike) -> "_Seen":
         backbone, loaded = model.backbone, image_files.load(image)
-        limits = backbone.size_multiple, backbone.max_pixels, backbone.max_side
-        size = image_files.fit(loaded, model.plan.size, *limits)
+        size = backbone.fit(loaded, model.plan.size)
         latents = backbone.latents([loaded, ImageOps.mirror(loaded)], size, model.batch)
         cells = np.asarray(loaded.resize(CELLS[::-1], Image.Resampling.BOX), np.float32).reshape(-1, 3) / 255
         return cls(size, latents, torch.from_numpy(cells).T.to(latents.device))
@@ -362,9 +361,9 @@ class _Seen:
 def _looks(model: PlannedModel, session: BackboneSession, image: _Seen, tokens: NounTokens, timestep: int) -> Looks:
     """The looks at an image, each a pass of one row."""
 
-    def look(is_mirrored: bool, seed: int) -> Look:
+    def look(is_mirrored: bool, seed: int) -> AffinityLook:
         backbone, latent = model.backbone, image.latents[int(is_mirrored)][None]
-        made = Look(backbone.blocks, backbone.settings.feature, tokens)
+        made = AffinityLook(backbone.blocks, backbone.settings.feature, tokens)
         session.run([BatchItem(latent, image.size, tokens.caption, timestep, seed, made.add)], model.batch)
         return made
 

@@ -30,7 +30,8 @@ def pipeline(name: str = DEFAULT) -> Path:
 
 def vocabulary(name: str = DEFAULT) -> tuple[str, ...]:
     """The nouns that a bundled pipeline was trained on; it knows no other words."""
-    return tuple(_facts(name)["things"] + _facts(name)["stuff"])
+    facts = _facts(name)
+    return tuple(facts["things"] + facts["stuff"])
 
 
 def stuff(name: str = DEFAULT) -> tuple[str, ...]:

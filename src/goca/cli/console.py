@@ -22,8 +22,10 @@ from goca.errors import GocaError
 from goca.text.clean import printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
     from rich.table import Table
+
+    from goca.evaluation.runner import Stage
 
 # Newer typers bring a private click: what typer does not export is reached through what it does.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -90,6 +92,12 @@ def described(error: GocaError) -> str:
         if parameter.name == error.hint and flags:
             return f"{error} ({flags[0]})"
     return str(error)
+
+
+def next_stage(bar: "Progress", task: "TaskID", stage: "Stage") -> "TaskID":
+    """Show a stage of a run in place of the one before, without a total where it has none."""
+    bar.remove_task(task)
+    return bar.add_task(stage.name, total=stage.total or None, completed=stage.done)
 
 
 def first_given(names: Collection[str]) -> str | None:

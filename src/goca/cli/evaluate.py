@@ -9,7 +9,7 @@ import typer
 
 from goca import bundled
 from goca.cli import arguments
-from goca.cli.console import interval, paused, progress, say, session, show, show_json, table
+from goca.cli.console import interval, next_stage, paused, progress, say, session, show, show_json, table
 from goca.evaluation.datasets import DATASETS, check_name
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
                 for event in events:
                     match event:
                         case runner.Stage():
-                            bar.remove_task(task)
-                            task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                            task = next_stage(bar, task, event)
                             done = event.done
                         case runner.ImagesTagged():
                             bar.advance(task, event.count)

@@ -10,7 +10,7 @@ import typer
 
 from goca import bundled
 from goca.cli import arguments
-from goca.cli.console import first_given, interval, progress, say, session, show, show_json, table
+from goca.cli.console import first_given, interval, next_stage, progress, say, session, show, show_json, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -160,8 +160,7 @@ def _run(config: "GenerationConfig", out: Path, executor: "Executor", meter: "Me
                 for event in events:
                     match event:
                         case Stage():
-                            bar.remove_task(task)
-                            task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                            task = next_stage(bar, task, event)
                             done = event.done or done
                         case generated_images.ImagesGenerated():
                             bar.advance(task, len(event.images))

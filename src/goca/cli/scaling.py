@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, percentage, progress, say, session, show, show_json, table
+from goca.cli.console import interval, next_stage, percentage, progress, say, session, show, show_json, table
 from goca.evaluation.datasets import DATASETS, check_name
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ def _run(config: "ScalingConfig", out: Path, judge: "Tagger | None", as_json: bo
             with without_bars(), closing(scaling.run(config, out, sys.argv[1:], judge)) as events:
                 for event in events:
                     if isinstance(event, Stage):
-                        bar.remove_task(task)
-                        task = bar.add_task(event.name, total=event.total or None, completed=event.done)
+                        task = next_stage(bar, task, event)
                     elif isinstance(event, int):
                         bar.advance(task, event)
                     else:

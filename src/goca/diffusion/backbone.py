@@ -31,6 +31,7 @@ from goca.diffusion.latents import check_vae, encode, latent_channels, packed, w
 from goca.diffusion.model_facts import SAMPLING, pipeline_folder, read_facts
 from goca.diffusion.timesteps import add_noise, is_flow, pinned
 from goca.errors import GocaError
+from goca.imaging import images
 from goca.maths import Grid
 from goca.text.nouns import Noun, caption_of
 from goca.text.token_spans import TextKeys, find_noun_tokens
@@ -158,6 +159,10 @@ class Backbone:
         """The longest side in pixels for which there are position embeddings; None without a limit."""
         patches = self.family.max_grid(self.denoiser)
         return None if patches is None else patches * self.patch_px
+
+    def fit(self, image: Image.Image, size: int) -> Grid:
+        """(height, width) in pixels at which the denoiser sees an image, see `goca.imaging.images.fit`."""
+        return images.fit(image, size, self.size_multiple, self.max_pixels, self.max_side)
 
     @property
     def blocks(self) -> tuple[str, ...]:

@@ -116,14 +116,9 @@ def _stated(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
             "and name that file",
             hint="settings",
         )
-    is_file = isinstance(given, str | Path)
-    name = str(given) if is_file else "settings"
-    content = read_json(Path(given)) if isinstance(given, str | Path) else given
-    try:
-        stated = parse_settings(name, content)
-    except GocaError as error:
-        raise GocaError(str(error), hint="settings") from None
-    return {"origin": f"given by the user in {name}" if is_file else "given by the user", **stated}
+    if isinstance(given, str | Path):
+        return {"origin": f"given by the user in {given}", **parse_settings(given, read_json(Path(given)))}
+    return {"origin": "given by the user", **parse_settings("settings", given)}
 
 
 def _plain(value: Any) -> Any:

@@ -120,8 +120,11 @@ def parse_settings(name: str | Path, content: Any) -> dict[str, Any]:
         GocaError: the content is not an object with some of these entries, or one of them is wrong.
     """
     if not isinstance(content, Mapping) or not content:
-        raise GocaError(f"{name} does not hold settings: write some of {', '.join(_SETTINGS)} in braces")
-    return _parsed(name, content, _SETTINGS)
+        raise GocaError(f"{name} does not hold settings: write some of {', '.join(_SETTINGS)} in braces", "settings")
+    try:
+        return _parsed(name, content, _SETTINGS)
+    except GocaError as error:
+        raise GocaError(str(error), "settings") from None
 
 
 def _parsed(

@@ -133,7 +133,7 @@ def denoised(segmenter: Segmenter, session: BackboneSession, captioned_image: Ca
     image = images.load(captioned_image.image)
     errors, baselines = [], []
     with segmenter.inference():
-        shown = images.fit(image, size, backbone.size_multiple, backbone.max_pixels, backbone.max_side)
+        shown = backbone.fit(image, size)
         latents = backbone.latents([image], shown)
         variance = latents.double().var((0, 2, 3), unbiased=False)
         scheduler = backbone.pipeline.scheduler

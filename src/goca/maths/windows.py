@@ -13,7 +13,7 @@ OVERLAP = 0.25
 
 
 @dataclass(frozen=True)
-class Box:
+class Window:
     """A window: its top left cell on the canvas, and its size in cells."""
 
     top: int
@@ -27,27 +27,27 @@ class Windows:
     """A canvas of cells and the windows that cover it."""
 
     canvas: Grid
-    boxes: tuple[Box, ...]
+    boxes: tuple[Window, ...]
 
     @classmethod
     def whole(cls, canvas: Grid) -> "Windows":
         """One window: the image itself."""
-        return cls(canvas, (Box(0, 0, *canvas),))
+        return cls(canvas, (Window(0, 0, *canvas),))
 
     @classmethod
     def tiled(cls, canvas: Grid, side: int) -> "Windows":
         """Square windows of `side` cells, evenly spread, each sharing at least a quarter of its side with the next."""
         tops, lefts = (_starts(length, side) for length in canvas)
         height, width = (min(side, length) for length in canvas)
-        return cls(canvas, tuple(Box(top, left, height, width) for top in tops for left in lefts))
+        return cls(canvas, tuple(Window(top, left, height, width) for top in tops for left in lefts))
 
     def mirrored(self) -> "Windows":
         """The same windows over the image with left and right exchanged."""
         width = self.canvas[1]
-        boxes = (Box(box.top, width - box.left - box.width, box.height, box.width) for box in self.boxes)
+        boxes = (Window(box.top, width - box.left - box.width, box.height, box.width) for box in self.boxes)
         return Windows(self.canvas, tuple(boxes))
 
-    def cut(self, maps: Float[Tensor, "*channel height width"], box: Box) -> Float[Tensor, "*channel h w"]:
+    def cut(self, maps: Float[Tensor, "*channel height width"], box: Window) -> Float[Tensor, "*channel h w"]:
         """The part of canvas maps that lies under a window."""
         return maps[..., box.top : box.top + box.height, box.left : box.left + box.width]
 
