@@ -8,9 +8,7 @@ from goca.checking.verdict import Verdict, judged, skipped
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.denoiser_call import Branch, DenoiserCall
-from goca.diffusion.exclusive import patched
 from goca.diffusion.session import GenerationSession, check_generation
-from goca.generation import GenerationOptions, generate_batch
 
 PROMPTS = ("cat, grass", "boat, water")
 BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
@@ -41,8 +39,8 @@ class _TextKeys:
 def branch(subject: Subject) -> Verdict:
     """The rows that are read change with the prompt; the unguided ones do not."""
     name = "the prompt's branch is read"
-    if (refused := subject.painting[1]) is not None:
-        return skipped(name, f"the pipeline does not paint: {refused}")
+    if subject.refusal is not None:
+        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
     first, second = (_keys(subject, prompt) for prompt in PROMPTS)
     change = {each: _change(first[each], second[each]) for each in BRANCHES if each in first and each in second}
     conditional, unconditional = change.get("cond", 0.0), change.get("uncond", 0.0)
@@ -60,12 +58,8 @@ def branch(subject: Subject) -> Verdict:
 def _keys(subject: Subject, prompt: str) -> dict[str, Tensor]:
     observer = _TextKeys()
     backbone = Backbone(subject.pipeline, check=check_generation)
-    options = GenerationOptions(prompt=prompt, steps=2, size=subject.side)
-    with (
-        patched(subject.pipeline, "_progress_bar_config", {"disable": True}),
-        GenerationSession(backbone, [observer]),
-    ):
-        generate_batch(subject.pipeline, [prompt], [0], options)
+    with GenerationSession(backbone, [observer]):
+        subject.paint([prompt], [0], steps=2)
     return observer.keys
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from goca.checking.subject import Subject, skill
@@ -24,9 +25,9 @@ NOISY = 500
 def meant_and_seen(subject: Subject) -> Verdict:
     """What the trace of a generation says is where, and what a segmentation of the finished image says."""
     name = "sees what it meant to paint"
-    painted, refused = subject.painting
-    if refused is not None:
-        return skipped(name, f"the pipeline does not paint: {refused}")
+    if subject.refusal is not None:
+        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+    painted = subject.painted
     meant = [each.meant for each in painted if each.meant is not None]
     value, miou, chance = skill(meant, subject.seen)
     exchanged = float(np.mean([1 - np.mean(a == b) for a, b in zip(meant, subject.seen, strict=True)]))
@@ -43,28 +44,29 @@ def meant_and_seen(subject: Subject) -> Verdict:
 
 @torch.no_grad()
 def evidence(subject: Subject) -> Verdict:
-    """In a painted image there is more evidence for its own thing than for things of the other images."""
+    """In a painted image there is more evidence for its own nouns than for those of the other images."""
     name = "paints what it is told"
-    painted, refused = subject.painting
-    if refused is not None:
-        return skipped(name, f"the pipeline does not paint: {refused}")
+    if subject.refusal is not None:
+        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+    painted = subject.painted
     # Prototypes would not notice that the words mean something else.
     looker = Segmenter.from_pipeline(
         subject.pipeline, replace(GOCA_OPEN, evidence="attention"), size=subject.plan.size, batch=subject.model.batch
     )
-    things = [each.nouns[0] for each in painted]
+    nouns = [noun for pair in subject.pairs for noun in pair]
     session = looker.backbone.session()
-    prepared = [looker.prepare(SegmentationRequest(each.image, things, (), None), session) for each in painted]
+    prepared = [looker.prepare(SegmentationRequest(each.image, nouns, (), None), session) for each in painted]
     for image in prepared:
         if isinstance(image, GocaError):
             raise image
     looks = looker.looks([image for image in prepared if isinstance(image, PreparedImage)], session)
     values = torch.stack([look.evidence for look in looks]).cpu()
-    rank = own_rank(values)
+    own = torch.tensor([[noun in each.nouns for noun in nouns] for each in painted])
+    rank = own_rank(values, own)
     return judged(
         name,
         rank >= LEAST_RANK,
-        {"rank of the own noun": rank, "by chance": 0.5},
+        {"rank of own nouns": rank, "by chance": 0.5},
         f">= {LEAST_RANK}",
         "painted images show their own nouns more than others",
         "painted images do not show their own nouns: the text encoder or the denoiser is damaged, or they do not "
@@ -72,13 +74,16 @@ def evidence(subject: Subject) -> Verdict:
     )
 
 
-def own_rank(values: Tensor) -> float:
-    """How often the diagonal of an (image, noun) matrix is above the other entries of its row and of its column."""
-    own = values.diagonal()
-    others = ~torch.eye(len(values), dtype=torch.bool)
-    above = [(own[:, None] > values)[others], (own[None] > values)[others]]
-    ties = [(own[:, None] == values)[others], (own[None] == values)[others]]
-    return float((torch.cat(above).float() + 0.5 * torch.cat(ties).float()).mean())
+def own_rank(
+    evidence: Float[Tensor, "image noun"], own: Bool[Tensor, "image noun"]
+) -> float:
+    """How often an image's own noun has more evidence than another noun in it, or than that noun in another image."""
+    above = []
+    for values, mask in ((evidence, own), (evidence.T, own.T)):
+        for row, chosen in zip(values, mask, strict=True):
+            margins = row[chosen][:, None] - row[~chosen]
+            above.append((margins.sign() + 1).flatten() / 2)
+    return float(torch.cat(above).mean())
 
 
 @torch.no_grad()

@@ -82,8 +82,8 @@ def _row(subject: Subject, shown: Shown, seen: Labels) -> list[Cell]:
     for label, noun in enumerate(shown.nouns[:POINTS], start=1):
         row, column = _centre(seen, label, grid)
         values = affinity[row * grid[1] + column].reshape(grid).copy()
-        values[row, column] = np.delete(values.ravel(), row * grid[1] + column).max()
-        values = values / values.max()
+        values[row, column] = 0  # a point is most like itself
+        values = values / max(values.max(), np.finfo(np.float32).tiny)
         heat = Image.fromarray(magma(values)).resize((side, side), Image.Resampling.NEAREST)
         _mark(heat, row, column, grid)
         cells.append(Cell(heat, f"like a point of {noun}", tuple(palette(2)[label].tolist())))

@@ -57,10 +57,9 @@ def _stability(name: str, subject: Subject, again: tuple[Labels, ...], failed: s
 def timestep(subject: Subject) -> Verdict:
     """The stated timestep sees what was painted about as well as the best of usual ones."""
     name = "the timestep is a good one"
-    painted, refused = subject.painting
-    if refused is not None:
-        return skipped(name, f"the pipeline does not paint: {refused}")
-    meant = [each.meant for each in painted if each.meant is not None]
+    if subject.refusal is not None:
+        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+    meant = [each.meant for each in subject.painted if each.meant is not None]
     others = {step: skill(meant, subject.labels(step))[0] for step in TIMESTEPS if (step,) != subject.plan.timestep}
     stated = skill(meant, subject.seen)[0]
     best = max(others, key=lambda step: others[step])

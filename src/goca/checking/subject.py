@@ -30,7 +30,7 @@ PAIRS = (
     ("house", "brick"),
 )
 """A thing and what is around it; words that every text-to-image model knows, the bundled ones among them."""
-STEPS = 12
+STEPS = 16
 """How many steps an image is painted in."""
 BATCH = 4
 _Measured = TypeVar("_Measured")
@@ -68,10 +68,16 @@ class Subject:
         self._once: dict[Callable[[Subject], Any], Any] = {}
 
     def once(self, measure: "Callable[[Subject], _Measured]") -> _Measured:
-        """What a function measures of this subject, the first time that it is asked for."""
+        """What a function measures of this subject, the first time that it is asked for; or the error it raised then."""
         if measure not in self._once:
-            self._once[measure] = measure(self)
-        return self._once[measure]
+            try:
+                self._once[measure] = measure(self), None
+            except Exception as error:
+                self._once[measure] = None, error
+        measured, error = self._once[measure]
+        if error is not None:
+            raise error
+        return measured
 
     @property
     def side(self) -> int:
@@ -86,44 +92,40 @@ class Subject:
         return cells, cells
 
     @cached_property
-    def painting(self) -> "tuple[tuple[Shown, ...], GocaError | None]":
-        """The images that the model paints, with fixed seeds; or none, and why the pipeline refuses."""
+    def refusal(self) -> GocaError | None:
+        """Why the pipeline does not paint; None if it does."""
+        prompt = ", ".join(self.pairs[0])
         try:
-            return tuple(self._paint()), None
+            self.paint([prompt], [0], steps=2)
         except GocaError as error:
-            return (), error
+            return error
+        return None
 
-    def _paint(self) -> list[Shown]:
-        painted = []
-        for start in range(0, len(self.pairs), BATCH):
-            pairs = self.pairs[start : start + BATCH]
-            prompts = [", ".join(pair) for pair in pairs]
-            options = GenerationOptions(prompt=prompts[0], steps=STEPS, size=self.side)
-            with (
-                patched(self.pipeline, "_progress_bar_config", {"disable": True}),
-                # The first steps see noise alone, and every other one is as good as all.
-                trace(self.pipeline, steps=range(STEPS // 3, STEPS, 2)) as traced,
-            ):
-                images = generate_batch(self.pipeline, prompts, range(start, start + len(pairs)), options)
-            for pair, image, each in zip(pairs, images, traced, strict=True):
-                painted.append(Shown(image, pair, each.segment(pair, background=None).labels))
-        return painted
+    def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS) -> list[Image.Image]:
+        """An image for each prompt. Raises GocaError where the pipeline refuses."""
+        with patched(self.pipeline, "_progress_bar_config", {"disable": True}):
+            options = GenerationOptions(prompt=prompts[0], steps=steps, size=self.side)
+            return generate_batch(self.pipeline, prompts, seeds, options)
 
-    @cached_property
+    @property
+    def painted(self) -> tuple[Shown, ...]:
+        """The images that the model paints, with fixed seeds."""
+        return self.once(_painted)
+
+    @property
     def shown(self) -> tuple[Shown, ...]:
         """What the model paints or, where it does not, scenes that come with goca."""
-        painted, _ = self.painting
-        return painted or self.scenes
+        return self.painted if self.refusal is None else self.scenes
 
     @cached_property
     def scenes(self) -> tuple[Shown, ...]:
         """Scenes that come with goca: of the classes that each shows the two largest, their labels left aside."""
         return tuple(Shown(scene.image, _largest(scene)) for scene in islice(bundled.scenes(), len(self.pairs)))
 
-    @cached_property
+    @property
     def seen(self) -> tuple[Labels, ...]:
         """The labels of the images in `shown`."""
-        return self.labels()
+        return self.once(Subject.labels)
 
     def labels(self, timestep: int | None = None, seed: int = 0, mirrored: bool = False) -> tuple[Labels, ...]:
         """The labels of the images in `shown`, two classes and no background; of mirrored ones mirrored back."""
@@ -139,6 +141,19 @@ class Subject:
                 raise outcome
         labels = [outcome.labels for outcome in outcomes if not isinstance(outcome, GocaError)]
         return tuple(each[:, ::-1] if mirrored else each for each in labels)
+
+
+def _painted(subject: Subject) -> tuple[Shown, ...]:
+    painted = []
+    for start in range(0, len(subject.pairs), BATCH):
+        pairs = subject.pairs[start : start + BATCH]
+        prompts, seeds = [", ".join(pair) for pair in pairs], range(start, start + len(pairs))
+        # The first steps see noise alone, and every other one is as good as all.
+        with trace(subject.pipeline, steps=range(STEPS // 3, STEPS, 2)) as traced:
+            images = subject.paint(prompts, seeds)
+        for pair, image, each in zip(pairs, images, traced, strict=True):
+            painted.append(Shown(image, pair, each.segment(pair, background=None).labels))
+    return tuple(painted)
 
 
 def _largest(scene: bundled.Scene) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def _row(text: TextInput, tokens: Tokens, index: int, length: int) -> int:
 @torch.no_grad()
 def plural(subject: Subject) -> Verdict:
     """To the text encoder a noun's plural is more like its singular than like other nouns."""
-    nouns = [name for pair in subject.pairs for name in pair]
+    nouns = [thing for thing, _ in subject.pairs]  # what surrounds them has no plural
     forms = [sorted(plurals(noun), key=len)[0] for noun in nouns]
     first, second = (torch.stack([_state(subject, word) for word in words]) for words in (nouns, forms))
     centre = torch.cat([first, second]).mean(0)
