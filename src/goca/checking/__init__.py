@@ -7,11 +7,12 @@ for verdict in check(subject): ...
 from collections.abc import Callable, Iterator, Sequence
 
 from goca.checking import branches, completeness, cost, painting, reading, stability, words
+from goca.checking.completeness import complete, incomplete
 from goca.checking.report import document, sheet
 from goca.checking.subject import Subject
 from goca.checking.verdict import Verdict
 
-__all__ = ["CHECKS", "Check", "Subject", "Verdict", "check", "document", "sheet"]
+__all__ = ["CHECKS", "Check", "Subject", "Verdict", "check", "complete", "document", "incomplete", "sheet"]
 
 Check = Callable[[Subject], Verdict]
 CHECKS: dict[str, Check] = {

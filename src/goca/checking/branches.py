@@ -48,7 +48,7 @@ def branch(subject: Subject) -> Verdict:
         name,
         conditional >= LEAST_CHANGE and unconditional <= MOST_CHANGE,
         {f"{each} changes by": value for each, value in change.items()},
-        f"cond >= {LEAST_CHANGE:g}, uncond <= {MOST_CHANGE:g}",
+        f">= {LEAST_CHANGE:g}; uncond <= {MOST_CHANGE:g}",
         "what is read changes with the prompt" + ("" if "uncond" in change else "; this pipeline has no other branch"),
         "what is read does not follow the prompt, or the other branch does: the pipeline orders its batch otherwise; "
         "please report it",

@@ -7,6 +7,25 @@ from goca.checking.subject import Subject
 from goca.checking.verdict import Verdict, judged
 from goca.diffusion.conditioning import tokenizers
 from goca.diffusion.families import encoder_of
+from goca.errors import GocaError
+
+COMPLETE = "complete"
+
+
+def complete() -> Verdict:
+    """The verdict of a folder that was loaded: loading refuses whatever is not complete."""
+    return Verdict(
+        COMPLETE,
+        "passed",
+        {"missing": 0, "unknown": 0, "of another shape": 0},
+        "0",
+        "every tensor of every part comes from its files, and every tensor of these is used",
+    )
+
+
+def incomplete(error: GocaError) -> Verdict:
+    """The verdict of a folder that could not be loaded, and why."""
+    return Verdict(COMPLETE, "failed", {}, "0", str(error))
 
 
 def weights(subject: Subject) -> Verdict:
@@ -26,16 +45,19 @@ def weights(subject: Subject) -> Verdict:
     return judged(
         "weights",
         not bad,
-        {"numbers": count, "types": ", ".join(types), "bad tensors": len(bad)},
-        "0 tensors that are not finite, or constant matrices",
+        {"bad tensors": len(bad), "numbers": count, "types": ", ".join(types)},
+        "0",
         "complete, and all of them finite",
         f"not finite, or a constant matrix: {', '.join(bad[:3])}; fetch the folder again, or load it in float32",
     )
 
 
 def vocabularies(subject: Subject) -> Verdict:
-    """Every tokenizer's numbers have a row in its text encoder's embeddings, and not many rows have no token."""
-    measured: dict[str, float | str] = {}
+    """Every tokenizer's numbers have a row in its text encoder's embeddings, and few rows have no token.
+
+    There may be up to 1.25 rows a token and 256 more: some are padded.
+    """
+    measured: dict[str, float | int | str] = {"misfits": 0}
     wrong = []
     for name in tokenizers(subject.pipeline):
         encoder, tokenizer = encoder_of(subject.pipeline, name), getattr(subject.pipeline, name)
@@ -45,11 +67,12 @@ def vocabularies(subject: Subject) -> Verdict:
         measured |= {f"{name} tokens": tokens, f"{name} rows": rows}
         if not tokens <= rows <= 1.25 * tokens + 256:
             wrong.append(name)
+    measured["misfits"] = len(wrong)
     return judged(
         "vocabularies",
         not wrong,
         measured,
-        "tokens <= rows of embeddings <= 1.25 x tokens + 256",
+        "0",
         "tokenizers and text encoders belong together",
         f"{', '.join(wrong)} and its text encoder are of different models: fetch both folders again",
     )

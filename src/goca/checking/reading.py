@@ -83,8 +83,8 @@ def weights(subject: Subject) -> Verdict:
     return judged(
         "weights sum to 1",
         worst <= 1e-3 and off <= 1e-5 and least >= 0,
-        {"heads, worst pixel": worst, "layers": off, "least layer": least},
-        "heads within 1e-3 and layers within 1e-5 of 1, layers >= 0",
+        {"heads off by": worst, "layers off by": off, "least layer": least},
+        "1e-3; layers: 1e-5, none < 0",
         "heads at every pixel, and layers",
         "weights of heads or layers are wrong or not finite: load it in float32, or please report this model",
     )
@@ -104,7 +104,7 @@ def record(subject: Subject) -> RecordedPass:
         with _modules(backbone.denoiser) as running:
 
             def sink(_: int, call: AttentionCall) -> None:
-                attention, modules = running[-1]
+                _, modules = running[-1]
                 aggregator.add(call)
                 if call.text is not None:
                     assert call.projection is not None  # the hook has one wherever text is read

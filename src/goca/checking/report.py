@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from goca.checking.stability import features
 from goca.checking.subject import Labels, Shown, Subject
@@ -16,6 +16,7 @@ from goca.imaging import draw
 from goca.imaging.palette import magma, palette
 from goca.imaging.sheet import Cell, contact_sheet
 from goca.maths.attention import probabilities
+from goca.plan import versions
 
 POINTS = 2
 """Pixels of each image whose affinity is shown."""
@@ -23,46 +24,42 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()]+){2,}[/\\]?")
 _KEPT = ("recipe", "settings", "size", "grid", "timestep", "feature", "reference", "refine", "order", "heads", "layers")
 
 
-def document(subject: Subject, name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Everything that was measured, for the authors of goca; without paths, names of users, or the folder's name."""
-    backbone, plan = subject.backbone, subject.plan.to_json()
-    facts = {
-        "versions": dict(subject.plan.versions),
-        "model": {
-            "name": name if not Path(name).exists() else "a local folder",
+def document(verdicts: Sequence[Verdict], name: str, subject: Subject | None) -> dict[str, Any]:
+    """Everything that was measured, for the authors of goca; without paths, names of users, or the folder's name.
+
+    Args:
+        verdicts: Of every check.
+        name: What the model was loaded by.
+        subject: What was checked; None where it could not be loaded.
+    """
+    model: dict[str, Any] = {"name": "a local folder" if Path(name).exists() else name}
+    facts: dict[str, Any] = {"versions": dict(versions()), "model": model}
+    if subject is not None:
+        backbone, plan = subject.backbone, subject.plan.to_json()
+        model |= {
             "pipeline": type(backbone.pipeline).__name__,
             "denoiser": type(backbone.denoiser).__name__,
             "family": backbone.family.name,
             "fingerprint": backbone.session().fingerprint,
             "device": backbone.device.partition(":")[0],
             "dtype": backbone.dtype,
-        },
-        "settings": {key: plan[key] for key in _KEPT},
-        "verdicts": [verdict.to_json() for verdict in verdicts],
-    }
-    return _without_paths(facts)
-
-
-def without_paths(text: str) -> str:
-    """The text with PATH for every path of several parts."""
-    return _PATH.sub("PATH", text)
+        }
+        facts["settings"] = {key: plan[key] for key in _KEPT}
+    facts["verdicts"] = [_without_paths(verdict.to_json()) for verdict in verdicts]
+    return facts
 
 
 def _without_paths(value: Any) -> Any:
-    if isinstance(value, str):
-        # A block's path has dots, and a Hub id a single slash.
-        return without_paths(value)
+    """PATH for every path of several parts; the path of a block has dots."""
     if isinstance(value, dict):
         return {key: _without_paths(inner) for key, inner in value.items()}
-    return [_without_paths(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return _PATH.sub("PATH", value) if isinstance(value, str) else value
 
 
+@torch.no_grad()
 def sheet(subject: Subject) -> Image.Image:
     """A row for each image: itself, the masks that it was painted with, those that are seen in it, and affinities."""
-    with torch.no_grad():
-        return contact_sheet(
-            [_row(subject, each, seen) for each, seen in zip(subject.shown, subject.seen, strict=True)]
-        )
+    return contact_sheet([_row(subject, each, seen) for each, seen in zip(subject.shown, subject.seen, strict=True)])
 
 
 def _row(subject: Subject, shown: Shown, seen: Labels) -> list[Cell]:
@@ -80,7 +77,7 @@ def _row(subject: Subject, shown: Shown, seen: Labels) -> list[Cell]:
     feature, grid = features(subject, shown.image, shown.nouns)[subject.plan.reference]
     affinity = probabilities(feature[None], feature[None], feature.shape[-1] ** -0.5)[0].cpu().numpy()
     for label, noun in enumerate(shown.nouns[:POINTS], start=1):
-        row, column = _centre(seen, label, grid)
+        row, column = _inside(seen, label, grid)
         values = affinity[row * grid[1] + column].reshape(grid).copy()
         values[row, column] = 0  # a point is most like itself
         values = values / max(values.max(), np.finfo(np.float32).tiny)
@@ -90,14 +87,13 @@ def _row(subject: Subject, shown: Shown, seen: Labels) -> list[Cell]:
     return cells
 
 
-def _centre(labels: Labels, label: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """The cell of a label that is nearest to the middle of its pixels; the middle of the image without any."""
-    small = Image.fromarray(labels.astype(np.uint8)).resize((grid[1], grid[0]), Image.Resampling.NEAREST)
-    places = np.argwhere(np.asarray(small) == label)
-    if not len(places):
-        return grid[0] // 2, grid[1] // 2
-    nearest = places[np.square(places - places.mean(0)).sum(1).argmin()]
-    return int(nearest[0]), int(nearest[1])
+def _inside(labels: Labels, label: int, grid: tuple[int, int]) -> tuple[int, int]:
+    """A cell deep inside a label's pixels: the one with the most of them around it."""
+    image = Image.fromarray((labels == label).astype(np.uint8) * 255)
+    small = image.resize((grid[1], grid[0]), Image.Resampling.BOX)
+    around = np.asarray(small.filter(ImageFilter.GaussianBlur(min(grid) / 8)), np.float32)
+    row, column = np.unravel_index(np.where(np.asarray(small) > 127, around + 1, 0).argmax(), around.shape)
+    return int(row), int(column)
 
 
 def _mark(image: Image.Image, row: int, column: int, grid: tuple[int, int]) -> None:

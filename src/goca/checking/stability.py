@@ -48,7 +48,7 @@ def _stability(name: str, subject: Subject, again: tuple[Labels, ...], failed: s
         name,
         value >= LEAST_SKILL,
         {"skill": value, "mIoU": miou, "mIoU by chance": chance},
-        f"skill >= {LEAST_SKILL} (0 is chance: the labels of the other images)",
+        f">= {LEAST_SKILL} (0 is chance)",
         "labels are the image's",
         failed,
     )
@@ -66,8 +66,12 @@ def timestep(subject: Subject) -> Verdict:
     return judged(
         name,
         stated >= others[best] - MOST_BEHIND,
-        {"skill at the stated one": stated, **{f"skill at {step}": value for step, value in others.items()}},
-        f"at most {MOST_BEHIND} behind the best of {', '.join(map(str, TIMESTEPS))}",
+        {
+            "behind the best": others[best] - stated,
+            "skill": stated,
+            **{f"skill at {step}": value for step, value in others.items()},
+        },
+        f"<= {MOST_BEHIND} ({', '.join(map(str, TIMESTEPS))})",
         f"timestep {', '.join(map(str, subject.plan.timestep))} sees what was painted as well as others",
         f"timestep {best} sees more of what was painted: set it with timestep={best}, and please report it",
     )
@@ -81,10 +85,17 @@ def reference(subject: Subject) -> Verdict:
     return judged(
         name,
         stated >= LEAST_SHARE * measured[best] and stated > 0,
-        {"separation": stated, "best": measured[best], "best block": best, "median": float(np.median([*measured.values()]))},
-        f">= {LEAST_SHARE} x the best block's",
+        {
+            "share of the best": stated / max(1e-9, measured[best]),
+            "separation": stated,
+            "best": measured[best],
+            "best block": best,
+            "median": float(np.median([*measured.values()])),
+        },
+        f">= {LEAST_SHARE}",
         f"{subject.plan.reference} tells regions apart",
-        f"{subject.plan.reference} hardly tells regions apart, {best} does: name that as reference, and please report it",
+        f"{subject.plan.reference} hardly tells regions apart, {best} does: name that in a recipe, reference=..., and "
+        "please report it",
     )
 
 
@@ -96,13 +107,15 @@ def separations(subject: Subject) -> dict[str, float]:
     how often a pixel of its own region is more like it than one of the other; chance is the same with the regions of
     the other images, so that a feature that knows nothing but places has no separation.
     """
-    regions = [seen if each.meant is None else each.meant for each, seen in zip(subject.shown, subject.seen, strict=True)]
+    regions = [
+        seen if each.meant is None else each.meant for each, seen in zip(subject.shown, subject.seen, strict=True)
+    ]
     values: dict[str, list[float]] = {}
     for number, each in enumerate(subject.shown):
         for block, (feature, grid) in features(subject, each.image, each.nouns).items():
             similar = feature @ feature.T
             masks = [torch.from_numpy(_resized(labels, grid)).flatten() for labels in regions]
-            ranks = [_rank(similar, mask.to(similar.device)) for mask in masks]
+            ranks = [region_rank(similar, mask.to(similar.device)) for mask in masks]
             others = [rank for index, rank in enumerate(ranks) if index != number and rank is not None]
             if (own := ranks[number]) is not None and others:
                 values.setdefault(block, []).append(own - float(np.mean(others)))
@@ -131,7 +144,7 @@ def _resized(labels: Labels, grid: tuple[int, int]) -> Bool[np.ndarray, "height 
     return np.asarray(image) == 1
 
 
-def _rank(similar: Float[Tensor, "pixel pixel"], mask: Bool[Tensor, " pixel"]) -> float | None:
+def region_rank(similar: Float[Tensor, "pixel pixel"], mask: Bool[Tensor, " pixel"]) -> float | None:
     """The mean over pixels of the area under the curve by which likeness tells the own region from the other."""
     if not 0 < int(mask.sum()) < len(mask):
         return None

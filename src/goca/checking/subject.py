@@ -68,7 +68,7 @@ class Subject:
         self._once: dict[Callable[[Subject], Any], Any] = {}
 
     def once(self, measure: "Callable[[Subject], _Measured]") -> _Measured:
-        """What a function measures of this subject, the first time that it is asked for; or the error it raised then."""
+        """What a function measures of this subject, or the error it raises, when it is first asked for."""
         if measure not in self._once:
             try:
                 self._once[measure] = measure(self), None

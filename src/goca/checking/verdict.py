@@ -14,14 +14,14 @@ class Verdict:
     Attributes:
         name: Of the check.
         status: "warned" is a pass that somebody should look at; "skipped" says that nothing could be measured.
-        measured: {quantity: its value}, plain numbers or text.
+        measured: {quantity: its value}, plain numbers or text; the first is the one that decides.
         threshold: What the values are held against, in words.
         explanation: What was seen, and for a failure what it means and what to do.
     """
 
     name: str
     status: Status
-    measured: Mapping[str, float | str]
+    measured: Mapping[str, float | int | str]
     threshold: str
     explanation: str
 
@@ -33,7 +33,7 @@ class Verdict:
 def judged(
     name: str,
     holds: bool,
-    measured: Mapping[str, float | str],
+    measured: Mapping[str, float | int | str],
     threshold: str,
     passed: str,
     failed: str,

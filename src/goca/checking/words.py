@@ -9,7 +9,7 @@ from goca.checking.verdict import Verdict, judged, skipped
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.families.spec import TextInput
 from goca.errors import GocaError
-from goca.probing.passes import denoiser_call, moved
+from goca.probing.passes import ROUNDING, denoiser_call, moved
 from goca.text.plurals import plurals
 from goca.text.tokens import Tokens
 
@@ -40,8 +40,8 @@ def columns(subject: Subject) -> Verdict:
     return judged(
         "words are in their columns",
         not wrong and asked > 0,
-        {"asked": asked, "elsewhere": len(wrong)},
-        "0 elsewhere",
+        {"keys elsewhere": len(wrong), "asked": asked},
+        "0",
         "every embedding that was turned moved the keys of its own column",
         f"another column moved ({', '.join(wrong[:1])}): this pipeline pads or cuts its text otherwise than its "
         "family; probe it, and please report it",
@@ -79,7 +79,7 @@ def _keys(subject: Subject, token: tuple[str, Tokens, int] | None) -> Keys:
 
 @torch.no_grad()
 def exchange(subject: Subject) -> Verdict:
-    """Where a word is exchanged, the text encoder's states change most in that word's rows."""
+    """Where a word is exchanged, the text encoder's states change in that word's row."""
     name, session = "states change with words", subject.backbone.session()
     first, second = (session.prompt(caption) for caption in (CAPTION, EXCHANGED))
     text, tokens = subject.backbone.family.texts[0], first.texts[subject.backbone.family.texts[0].tokenizer]
@@ -94,13 +94,16 @@ def exchange(subject: Subject) -> Verdict:
     if not rows or not all(0 <= row < len(change) for row in rows):
         return skipped(name, "the tokenizer does not keep the word whole")
     most = int(change.argmax())
+    # Where words see only those before them, the first change is the word's own, and later ones may be larger.
+    first_changed = int((change > ROUNDING * change[most]).int().argmax())
     return judged(
         name,
-        most == rows[0] and float(change[most]) > 0,
-        {"word's row": rows[0], "row that changes most": most},
-        "the same row",
-        "exchanging a word changes its own state most",
-        "another state changes more than the word's: the tokenizer is not the text encoder's; fetch both folders again",
+        float(change[most]) > 0 and rows[0] in (first_changed, most),
+        {"word's row": rows[0], "first row that changes": first_changed, "row that changes most": most},
+        "changes first, or most",
+        "exchanging a word changes its own state",
+        "exchanging a word changes other states than its own: the tokenizer is not the text encoder's; fetch both "
+        "folders again",
     )
 
 
@@ -121,7 +124,7 @@ def plural(subject: Subject) -> Verdict:
     return judged(
         "the text encoder knows words",
         found >= LEAST_FOUND,
-        {"plurals next to their noun": found, "by chance": 1 / len(nouns)},
+        {"plurals at their noun": found, "by chance": 1 / len(nouns)},
         f">= {LEAST_FOUND}",
         "plurals are like their nouns",
         "plurals are like other nouns: the text encoder's weights are damaged, or the tokenizer is another model's",
