@@ -20,7 +20,7 @@ from goca.checking.subject import skill
 from goca.diffusion import families
 from goca.diffusion.denoiser_call import DenoiserCall
 from goca.diffusion.loading import load
-from goca.testing.tiny import sd15
+from goca.testing.tiny import BUILDERS, sd15
 
 UNTRAINED = (
     *("weights", "vocabularies", "hook changes nothing", "records rebuild outputs", "weights sum to 1"),
@@ -154,6 +154,12 @@ def test_random_weights_are_read_rightly_and_denoise_nothing() -> None:
     pipeline = sd15()
     assert statuses(pipeline, *UNTRAINED) == dict.fromkeys(UNTRAINED, "passed")
     assert statuses(pipeline, "denoises") == {"denoises": "failed"}
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "z_image"])
+def test_joint_attention_is_read_rightly(name: str) -> None:
+    names = [each for each in UNTRAINED if each != "the prompt's branch is read"]
+    assert statuses(BUILDERS[name](), *names) == dict.fromkeys(names, "passed")
 
 
 def test_what_breaks_off_has_failed_and_the_others_go_on(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

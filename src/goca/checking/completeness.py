@@ -29,9 +29,9 @@ def incomplete(error: GocaError) -> Verdict:
 
 
 def weights(subject: Subject) -> Verdict:
-    """No weight is NaN or infinite; a denoiser's matrices are not constant."""
+    """No weight is NaN or infinite; a warning where a matrix is constant, as those that were never filled are."""
     parts = {name: part for name, part in subject.pipeline.components.items() if isinstance(part, nn.Module)}
-    bad, count, types = [], 0, dict[str, None]()
+    bad, constant, count, types = list[str](), list[str](), 0, dict[str, None]()
     for name, part in parts.items():
         for key, tensor in part.state_dict().items():
             # A quantised tensor is its library's own, and one that is offloaded is not here.
@@ -39,16 +39,18 @@ def weights(subject: Subject) -> Verdict:
                 continue
             count += tensor.numel()
             types[str(tensor.dtype).removeprefix("torch.")] = None
-            constant = tensor.ndim > 1 and tensor.numel() > 1 and bool(tensor.amax() == tensor.amin())
-            if constant or not bool(torch.isfinite(tensor).all()):
+            if not bool(torch.isfinite(tensor).all()):
                 bad.append(f"{name}.{key}")
+            elif sum(side > 1 for side in tensor.shape) > 1 and bool(tensor.amax() == tensor.amin()):
+                constant.append(f"{name}.{key}")
     return judged(
         "weights",
-        not bad,
-        {"bad tensors": len(bad), "numbers": count, "types": ", ".join(types)},
+        not bad and not constant,
+        {"bad tensors": len(bad), "constant": len(constant), "numbers": count, "types": ", ".join(types)},
         "0",
         "complete, and all of them finite",
-        f"not finite, or a constant matrix: {', '.join(bad[:3])}; fetch the folder again, or load it in float32",
+        f"not finite, or constant: {', '.join([*bad, *constant][:3])}; fetch the folder again, or load it in float32",
+        otherwise="failed" if bad else "warned",
     )
 
 

@@ -21,6 +21,8 @@ from goca.probing.passes import denoiser_call
 from goca.text.nouns import Noun, caption_of
 from goca.text.token_spans import find_noun_tokens
 
+PIXELS = 256
+"""How many pixels of each attention are rebuilt."""
 ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 """The largest relative error, by what the denoiser computes in."""
 
@@ -104,7 +106,7 @@ def record(subject: Subject) -> RecordedPass:
         with _modules(backbone.denoiser) as running:
 
             def sink(_: int, call: AttentionCall) -> None:
-                _, modules = running[-1]
+                modules = running[-1][1]
                 aggregator.add(call)
                 if call.text is not None:
                     assert call.projection is not None  # the hook has one wherever text is read
@@ -114,15 +116,17 @@ def record(subject: Subject) -> RecordedPass:
                 if call.kind == "self" and backbone.family.linear_self_attention:
                     return  # nothing in the model computes this one
                 name = f"{call.block} {call.kind}"
-                rebuilt = probabilities(call.q, call.k, call.scale, call.mask) @ call.v.float()
-                recorded.attention_errors[name] = _error(rebuilt, call.output)
-                modules.append((name, rebuilt, call))
+                rows = torch.linspace(0, call.q.shape[1] - 1, min(PIXELS, call.q.shape[1]), device=call.q.device).long()
+                mask = call.mask if call.mask is None or call.mask.shape[1] == 1 else call.mask[:, rows]
+                rebuilt = probabilities(call.q[:, rows], call.k, call.scale, mask) @ call.v.float()
+                recorded.attention_errors[name] = _error(rebuilt, call.output[:, rows])
+                modules.append((name, rebuilt, rows, call))
 
             with backbone.attention_hook(subject.latent_size, sink):
                 read = backbone.denoiser(*args, **kwargs)[0]
             for attention, calls, output in running.finished:
-                for name, rebuilt, call in calls:
-                    if (error := _output_error(attention, rebuilt, call, output)) is not None:
+                for name, rebuilt, rows, call in calls:
+                    if (error := _output_error(attention, rebuilt, rows, call, output)) is not None:
                         recorded.output_errors[name] = error
         recorded.identical = _same(plain, read)
         aggregator.global_map()
@@ -155,23 +159,26 @@ def _modules(denoiser: nn.Module) -> Iterator[_Running]:
         yield running
 
 
-def _output_error(attention: AttentionModule, rebuilt: Tensor, call: AttentionCall, output: Any) -> float | None:
+def _output_error(
+    attention: AttentionModule, rebuilt: Tensor, rows: Tensor, call: AttentionCall, output: Any
+) -> float | None:
     """The relative error of what a module returned for the pixels; None where its block projects, gates or mixes it."""
     layer: Any = getattr(attention.module, "to_out", None)
-    if layer is None or hasattr(attention.module, "to_gate"):
-        return None
     layer = layer[0] if isinstance(layer, nn.ModuleList | nn.Sequential) else layer
+    fused = layer is not None and layer.in_features != rebuilt.shape[0] * rebuilt.shape[2]  # with an MLP's
+    if layer is None or fused or hasattr(attention.module, "to_gate"):
+        return None
     weight = call.projection if call.projection is not None else output_projection(attention, call.q[None])
     bias = layer(call.q.new_zeros(1, layer.in_features)).float()
     expected = einsum(rebuilt, weight.float(), "head pixel dim, head dim model -> pixel model") + bias
     expected = expected / getattr(attention.module, "rescale_output_factor", 1.0)
     outputs = [each[0] for each in (output if isinstance(output, tuple) else (output,)) if isinstance(each, Tensor)]
-    count = len(expected)
+    count = call.q.shape[1]
     # The pixels are first or last, or alone.
-    ends = [rows for each in outputs if each.ndim == 2 and len(each) >= count for rows in (each[:count], each[-count:])]
+    ends = [end for each in outputs if each.ndim == 2 and len(each) >= count for end in (each[:count], each[-count:])]
     if not ends or getattr(attention.module, "residual_connection", False):
         return None
-    return min(_error(expected, rows) for rows in ends)
+    return min(_error(expected, pixels[rows]) for pixels in ends)
 
 
 def _error(rebuilt: Tensor, returned: Tensor) -> float:

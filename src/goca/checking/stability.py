@@ -139,7 +139,7 @@ def features(subject: Subject, image: Image.Image, nouns: tuple[str, ...]) -> Fe
     return found
 
 
-def _resized(labels: Labels, grid: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+def _resized(labels: Labels, grid: tuple[int, int]) -> Bool[np.ndarray, "row column"]:
     image = Image.fromarray(labels.astype(np.uint8)).resize((grid[1], grid[0]), Image.Resampling.NEAREST)
     return np.asarray(image) == 1
 

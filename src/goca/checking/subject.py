@@ -71,12 +71,12 @@ class Subject:
         """What a function measures of this subject, or the error it raises, when it is first asked for."""
         if measure not in self._once:
             try:
-                self._once[measure] = measure(self), None
+                self._once[measure] = measure(self)
             except Exception as error:
-                self._once[measure] = None, error
-        measured, error = self._once[measure]
-        if error is not None:
-            raise error
+                self._once[measure] = error
+        measured = self._once[measure]
+        if isinstance(measured, Exception):
+            raise measured
         return measured
 
     @property

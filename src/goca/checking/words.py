@@ -7,6 +7,7 @@ from torch import Tensor
 from goca.checking.subject import Subject
 from goca.checking.verdict import Verdict, judged, skipped
 from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.conditioning import EncodedPrompt
 from goca.diffusion.families.spec import TextInput
 from goca.errors import GocaError
 from goca.probing.passes import ROUNDING, denoiser_call, moved
@@ -27,7 +28,10 @@ def columns(subject: Subject) -> Verdict:
     backbone, wrong, asked = subject.backbone, [], 0
     prompt = backbone.session().prompt(CAPTION)
     before = _keys(subject, None)
-    for tokens in backbone.texts(prompt):
+    texts = backbone.texts(prompt)
+    for tokens in {tokens.tokenizer: tokens for tokens in texts}.values():
+        # The same text may come in again, from another layer of its encoder.
+        starts = [other.start for other in texts if other.tokenizer == tokens.tokenizer]
         for index in _content(tokens):
             after = _keys(subject, (tokens.tokenizer, prompt.texts[tokens.tokenizer], index))
             # Behind the first block of joint attention, words have looked at each other.
@@ -35,7 +39,7 @@ def columns(subject: Subject) -> Verdict:
             for block in blocks:
                 found = moved(before[block], after[block])
                 asked += 1
-                if found[:1] != (tokens.start + index,):
+                if not found or found[0] - index not in starts:
                     wrong.append(f"{tokens.text.strip()[slice(*_local(tokens, index))]!r} in {block}: {found[:1]}")
     return judged(
         "words are in their columns",
@@ -83,9 +87,9 @@ def exchange(subject: Subject) -> Verdict:
     name, session = "states change with words", subject.backbone.session()
     first, second = (session.prompt(caption) for caption in (CAPTION, EXCHANGED))
     text, tokens = subject.backbone.family.texts[0], first.texts[subject.backbone.family.texts[0].tokenizer]
-    if first.shape != second.shape:
+    if first.shape != second.shape or tokens.special != second.texts[text.tokenizer].special:
         return skipped(name, "the two captions have different lengths, so that their states cannot be compared")
-    change = (first.embeddings.float() - second.embeddings.float()).flatten(0, -3).norm(dim=-1).sum(0)
+    change = (_states(first) - _states(second)).norm(dim=-1)
     rows = [
         _row(text, tokens, index, first.length)
         for index, (start, end) in enumerate(tokens.offsets)
@@ -105,6 +109,14 @@ def exchange(subject: Subject) -> Verdict:
         "exchanging a word changes other states than its own: the tokenizer is not the text encoder's; fetch both "
         "folders again",
     )
+
+
+def _states(prompt: EncodedPrompt) -> Float[Tensor, "token channel"]:
+    """What was encoded, a row for each token; Krea 2 has the layers of its encoder behind the tokens."""
+    embeddings = prompt.embeddings.float()
+    if embeddings.ndim == 4 and embeddings.shape[0] == 1:
+        return embeddings[0].flatten(1)
+    return embeddings.reshape(-1, *embeddings.shape[-2:]).mean(0)
 
 
 def _row(text: TextInput, tokens: Tokens, index: int, length: int) -> int:
@@ -137,7 +149,7 @@ def _state(subject: Subject, word: str) -> Float[Tensor, " channel"]:
     text = subject.backbone.family.texts[0]
     tokens = prompt.texts[text.tokenizer]
     rows = [_row(text, tokens, index, prompt.length) for index, special in enumerate(tokens.special) if not special]
-    states = prompt.embeddings.float().flatten(0, -3).mean(0)
+    states = _states(prompt)
     if not rows or max(rows) >= len(states):
         raise GocaError(f'the states of "{word}" are not among what the pipeline encoded: please report this model')
     return states[rows].mean(0)
