@@ -29,9 +29,9 @@ UNTRAINED = (
 """What holds for random weights too."""
 
 
-def statuses(pipeline: Any, *names: str) -> dict[str, str]:
+def statuses(pipeline: Any, *names: str, size: int | None = None) -> dict[str, str]:
     """The verdicts of some checks, none of which may break off."""
-    verdicts = list(check(Subject(pipeline), names))
+    verdicts = list(check(Subject(pipeline, size), names))
     assert not [verdict.explanation for verdict in verdicts if "broke off" in verdict.explanation]
     return {verdict.name: verdict.status for verdict in verdicts}
 
@@ -152,14 +152,14 @@ def test_a_text_encoder_of_another_tokenizer(pipeline: Any) -> None:
 
 def test_random_weights_are_read_rightly_and_denoise_nothing() -> None:
     pipeline = sd15()
-    assert statuses(pipeline, *UNTRAINED) == dict.fromkeys(UNTRAINED, "passed")
-    assert statuses(pipeline, "denoises") == {"denoises": "failed"}
+    assert statuses(pipeline, *UNTRAINED, size=64) == dict.fromkeys(UNTRAINED, "passed")
+    assert statuses(pipeline, "denoises", size=64) == {"denoises": "failed"}
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "z_image"])
 def test_joint_attention_is_read_rightly(name: str) -> None:
     names = [each for each in UNTRAINED if each != "the prompt's branch is read"]
-    assert statuses(BUILDERS[name](), *names) == dict.fromkeys(names, "passed")
+    assert statuses(BUILDERS[name](), *names, size=64) == dict.fromkeys(names, "passed")
 
 
 def test_what_breaks_off_has_failed_and_the_others_go_on(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
