@@ -13,6 +13,7 @@ import typer
 
 from goca import bundled
 from goca.cli import arguments
+from goca.cli.check import check_checkpoint
 from goca.cli.console import progress, session, show, show_json, table
 from goca.errors import GocaError
 
@@ -26,12 +27,25 @@ BEGIN_WITH = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help='With --check: "bundled", a diffusers folder, or a Hub id to download.'),
+    ] = None,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check", help="Segment an image with a tiny random pipeline of every family.", show_default=False
+        arguments.option(
+            "--check",
+            help="Find out whether MODEL is read rightly, without ground truth; without MODEL, segment an image with "
+            "a tiny random pipeline of every family.",
         ),
     ] = False,
+    sheet: Annotated[
+        Path | None,
+        arguments.option(metavar="FILE.png", help="With --check MODEL: draw what it paints and sees."),
+    ] = None,
+    size: arguments.SizeOption = None,
+    device: arguments.DeviceOption = None,
+    dtype: arguments.DtypeOption = None,
     probe: Annotated[
         Path | None,
         typer.Option(
@@ -59,6 +73,10 @@ def models(
         chosen = [flag for flag, is_given in listings.items() if is_given]
         if len(chosen) > 1:
             raise GocaError(f"{chosen[0]} and {chosen[1]} exclude each other: give one of them")
+        if model is not None and not check:
+            raise GocaError(f'"{model}" is only for --check: goca models --check {model}')
+        if not model and (sheet, size, device, dtype) != (None,) * 4:
+            raise GocaError("--sheet, --size, --device and --dtype need a model to check: goca models --check MODEL")
         if probe and (chosen or as_json):
             raise GocaError("--probe prints Python source: give it alone")
         if probe:
@@ -68,6 +86,9 @@ def models(
             from goca.probing import source
 
             show(*source(find_facts(load(probe, unlisted=True))).splitlines())
+        elif model:
+            if not check_checkpoint(model, sheet, size, device, dtype, as_json):
+                raise typer.Exit(1)
         elif check:
             from goca.testing.tiny import BUILDERS
 

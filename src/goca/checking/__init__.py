@@ -1,0 +1,56 @@
+"""Is a checkpoint read rightly? Checks without ground truth, for people with weights that nobody here has seen.
+
+subject = Subject(load("some/model"))
+for verdict in check(subject): ...
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from goca.checking import branches, completeness, cost, painting, reading, stability, words
+from goca.checking.completeness import complete, incomplete
+from goca.checking.report import document, sheet
+from goca.checking.subject import Subject
+from goca.checking.verdict import Verdict
+
+__all__ = ["CHECKS", "Check", "Subject", "Verdict", "check", "complete", "document", "incomplete", "sheet"]
+
+Check = Callable[[Subject], Verdict]
+CHECKS: dict[str, Check] = {
+    "weights": completeness.weights,
+    "vocabularies": completeness.vocabularies,
+    "hook changes nothing": reading.hook,
+    "records rebuild outputs": reading.records,
+    "weights sum to 1": reading.weights,
+    "words are in their columns": words.columns,
+    "states change with words": words.exchange,
+    "the text encoder knows words": words.plural,
+    "the prompt's branch is read": branches.branch,
+    "denoises": painting.denoising,
+    "paints what it is told": painting.evidence,
+    "sees what it meant to paint": painting.meant_and_seen,
+    "same labels with other noise": stability.seeds,
+    "same labels mirrored": stability.mirror,
+    "the timestep is a good one": stability.timestep,
+    "the reference block is a good one": stability.reference,
+    "time and memory": cost.cost,
+}
+"""{name: check}, the quick ones first."""
+
+
+def check(subject: Subject, names: Sequence[str] = tuple(CHECKS)) -> Iterator[Verdict]:
+    """Run checks, one after the other.
+
+    Args:
+        subject: The pipeline under test.
+        names: Which checks; by default all.
+
+    Yields:
+        The verdict of each: one that breaks off has failed, and says why.
+    """
+    for name in names:
+        try:
+            verdict = CHECKS[name](subject)
+        except Exception as error:  # whatever goes wrong is the check's result
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            verdict = Verdict(name, "failed", {}, "", f"it broke off ({reason})")
+        yield verdict

@@ -1,0 +1,161 @@
+"""Do the labels depend on the image, not on the noise, and are the stated settings among the good ones?"""
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from goca.checking.subject import Labels, Subject, skill
+from goca.checking.verdict import Verdict, judged, skipped
+from goca.diffusion.attention_call import AttentionCall
+
+LEAST_SKILL = 0.3
+TIMESTEPS = (100, 200, 300)
+"""Timesteps that the stated one is compared with: those that segmenters use."""
+MOST_BEHIND = 0.15
+"""By how much of skill the stated timestep may be behind the best of them."""
+LEAST_SHARE = 0.5
+"""How much of the best block's separation the reference block has to have."""
+
+Features = dict[str, tuple[Float[Tensor, "pixel channel"], tuple[int, int]]]
+
+
+def seeds(subject: Subject) -> Verdict:
+    """Another noise gives much the same labels."""
+    return _stability(
+        "same labels with other noise",
+        subject,
+        subject.labels(seed=1),
+        "labels depend on the noise: the timestep is too high, or weights are damaged",
+    )
+
+
+def mirror(subject: Subject) -> Verdict:
+    """The mirrored image gives the mirrored labels."""
+    return _stability(
+        "same labels mirrored",
+        subject,
+        subject.labels(mirrored=True),
+        "labels depend on where the image has left and right: the timestep is too high, or pixels are out of order",
+    )
+
+
+def _stability(name: str, subject: Subject, again: tuple[Labels, ...], failed: str) -> Verdict:
+    value, miou, chance = skill(subject.seen, again)
+    return judged(
+        name,
+        value >= LEAST_SKILL,
+        {"skill": value, "mIoU": miou, "mIoU by chance": chance},
+        f">= {LEAST_SKILL} (0 is chance)",
+        "labels are the image's",
+        failed,
+    )
+
+
+def timestep(subject: Subject) -> Verdict:
+    """The stated timestep sees what was painted about as well as the best of usual ones."""
+    name = "the timestep is a good one"
+    if subject.refusal is not None:
+        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+    meant = [each.meant for each in subject.painted if each.meant is not None]
+    others = {step: skill(meant, subject.labels(step))[0] for step in TIMESTEPS if (step,) != subject.plan.timestep}
+    stated = skill(meant, subject.seen)[0]
+    best = max(others, key=lambda step: others[step])
+    return judged(
+        name,
+        stated >= others[best] - MOST_BEHIND,
+        {
+            "behind the best": others[best] - stated,
+            "skill": stated,
+            **{f"skill at {step}": value for step, value in others.items()},
+        },
+        f"<= {MOST_BEHIND} ({', '.join(map(str, TIMESTEPS))})",
+        f"timestep {', '.join(map(str, subject.plan.timestep))} sees what was painted as well as others",
+        f"timestep {best} sees more of what was painted: set it with timestep={best}, and please report it",
+    )
+
+
+@torch.no_grad()
+def reference(subject: Subject) -> Verdict:
+    """The reference block's feature tells the regions of an image apart about as well as the best block's."""
+    name, measured = "the reference block is a good one", separations(subject)
+    best, stated = max(measured, key=lambda block: measured[block]), measured.get(subject.plan.reference, 0.0)
+    return judged(
+        name,
+        stated >= LEAST_SHARE * measured[best] and stated > 0,
+        {
+            "share of the best": stated / max(1e-9, measured[best]),
+            "separation": stated,
+            "best": measured[best],
+            "best block": best,
+            "median": float(np.median([*measured.values()])),
+        },
+        f">= {LEAST_SHARE}",
+        f"{subject.plan.reference} tells regions apart",
+        f"{subject.plan.reference} hardly tells regions apart, {best} does: name that in a recipe, reference=..., and "
+        "please report it",
+    )
+
+
+@torch.no_grad()
+def separations(subject: Subject) -> dict[str, float]:
+    """{block: how much likelier its feature is to be alike within a region than across, than by chance}.
+
+    A region is what the model meant to paint, or, where it does not paint, what it sees. For every pixel it is asked
+    how often a pixel of its own region is more like it than one of the other; chance is the same with the regions of
+    the other images, so that a feature that knows nothing but places has no separation.
+    """
+    regions = [
+        seen if each.meant is None else each.meant for each, seen in zip(subject.shown, subject.seen, strict=True)
+    ]
+    values: dict[str, list[float]] = {}
+    for number, each in enumerate(subject.shown):
+        for block, (feature, grid) in features(subject, each.image, each.nouns).items():
+            similar = feature @ feature.T
+            masks = [torch.from_numpy(_resized(labels, grid)).flatten() for labels in regions]
+            ranks = [region_rank(similar, mask.to(similar.device)) for mask in masks]
+            others = [rank for index, rank in enumerate(ranks) if index != number and rank is not None]
+            if (own := ranks[number]) is not None and others:
+                values.setdefault(block, []).append(own - float(np.mean(others)))
+    return {block: float(np.mean(each)) for block, each in values.items()}
+
+
+def features(subject: Subject, image: Image.Image, nouns: tuple[str, ...]) -> Features:
+    """{block: (its dense feature, as the reference's is read, and its grid)} in one pass."""
+    found = Features()
+
+    def sink(_: int, call: AttentionCall) -> None:
+        if call.text is not None:
+            chosen = call.q if subject.plan.feature == "query" else call.output
+            feature = rearrange(chosen, "head pixel dim -> pixel (head dim)")
+            if subject.plan.feature == "query" and call.query is not None:
+                feature = call.query
+            found[call.block] = feature.float(), call.grid
+
+    latent = subject.backbone.latents([image], (subject.side, subject.side))
+    subject.backbone.session().forward(latent, [", ".join(nouns)], subject.plan.timestep[0], 0, sink)
+    return found
+
+
+def _resized(labels: Labels, grid: tuple[int, int]) -> Bool[np.ndarray, "row column"]:
+    image = Image.fromarray(labels.astype(np.uint8)).resize((grid[1], grid[0]), Image.Resampling.NEAREST)
+    return np.asarray(image) == 1
+
+
+def region_rank(similar: Float[Tensor, "pixel pixel"], mask: Bool[Tensor, " pixel"]) -> float | None:
+    """The mean over pixels of the area under the curve by which likeness tells the own region from the other."""
+    if not 0 < int(mask.sum()) < len(mask):
+        return None
+    ranks = similar.argsort(dim=1).argsort(dim=1).float()
+    same = mask[:, None] == mask[None]
+    same.fill_diagonal_(False)
+    other = mask[:, None] != mask[None]
+    inside, outside = same.sum(1).float(), other.sum(1).float()
+    # The sum of ranks of the other region counts how many of the own, and the pixel itself, are below each of them.
+    own_sum = (ranks * same).sum(1)
+    below_self = ((ranks.diagonal()[:, None] < ranks) & same).sum(1).float()
+    wins = own_sum - inside * (inside - 1) / 2 - below_self
+    usable = inside > 0
+    return float((wins / (inside * outside).clamp(min=1))[usable].mean())

@@ -1,0 +1,155 @@
+"""Are words where they are said to be, and does the text encoder know them?"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from goca.checking.subject import Subject
+from goca.checking.verdict import Verdict, judged, skipped
+from goca.diffusion.attention_call import AttentionCall
+from goca.diffusion.conditioning import EncodedPrompt
+from goca.diffusion.families.spec import TextInput
+from goca.errors import GocaError
+from goca.probing.passes import ROUNDING, denoiser_call, moved
+from goca.text.plurals import plurals
+from goca.text.tokens import Tokens
+
+CAPTION = "cat, traffic light, grass"
+EXCHANGED = "dog, traffic light, grass"
+LEAST_FOUND = 0.6
+"""Share of nouns whose plural has to be nearest to their own singular."""
+
+Keys = dict[str, Float[Tensor, "token channel"]]
+
+
+@torch.no_grad()
+def columns(subject: Subject) -> Verdict:
+    """An embedding that is turned into its opposite moves the keys of its own column, and no others so much."""
+    backbone, wrong, asked = subject.backbone, [], 0
+    prompt = backbone.session().prompt(CAPTION)
+    before = _keys(subject, None)
+    texts = backbone.texts(prompt)
+    for tokens in {tokens.tokenizer: tokens for tokens in texts}.values():
+        # The same text may come in again, from another layer of its encoder.
+        starts = [other.start for other in texts if other.tokenizer == tokens.tokenizer]
+        for index in _content(tokens):
+            after = _keys(subject, (tokens.tokenizer, prompt.texts[tokens.tokenizer], index))
+            # Behind the first block of joint attention, words have looked at each other.
+            blocks = tuple(before) if backbone.family.joint is None else tuple(before)[:1]
+            for block in blocks:
+                found = moved(before[block], after[block])
+                asked += 1
+                if not found or found[0] - index not in starts:
+                    wrong.append(f"{tokens.text.strip()[slice(*_local(tokens, index))]!r} in {block}: {found[:1]}")
+    return judged(
+        "words are in their columns",
+        not wrong and asked > 0,
+        {"keys elsewhere": len(wrong), "asked": asked},
+        "0",
+        "every embedding that was turned moved the keys of its own column",
+        f"another column moved ({', '.join(wrong[:1])}): this pipeline pads or cuts its text otherwise than its "
+        "family; probe it, and please report it",
+    )
+
+
+def _content(tokens: Tokens) -> list[int]:
+    """The first token of the caption, and the last: what is cut or padded moves either."""
+    content = [index for index, special in enumerate(tokens.special) if not special]
+    return [content[0], content[-1]]
+
+
+def _local(tokens: Tokens, index: int) -> tuple[int, int]:
+    shift = len(tokens.text) - len(tokens.text.lstrip())
+    start, end = tokens.offsets[index]
+    return start - shift, end - shift
+
+
+def _keys(subject: Subject, token: tuple[str, Tokens, int] | None) -> Keys:
+    """{block: the text's keys} of a pass over a small image, in which a token may be turned."""
+    backbone, keys = subject.backbone, Keys()
+    cells = 4 * backbone.size_multiple // backbone.vae_scale_factor
+
+    def sink(_: int, call: AttentionCall) -> None:
+        if call.text is not None:
+            keys[call.block] = call.k[:, call.text].transpose(0, 1).flatten(1)
+
+    with (
+        denoiser_call(backbone, (cells, cells), CAPTION, token=token) as (args, kwargs, _),
+        backbone.attention_hook((cells, cells), sink),
+    ):
+        backbone.denoiser(*args, **kwargs)
+    return keys
+
+
+@torch.no_grad()
+def exchange(subject: Subject) -> Verdict:
+    """Where a word is exchanged, the text encoder's states change in that word's row."""
+    name, session = "states change with words", subject.backbone.session()
+    first, second = (session.prompt(caption) for caption in (CAPTION, EXCHANGED))
+    text, tokens = subject.backbone.family.texts[0], first.texts[subject.backbone.family.texts[0].tokenizer]
+    if first.shape != second.shape or tokens.special != second.texts[text.tokenizer].special:
+        return skipped(name, "the two captions have different lengths, so that their states cannot be compared")
+    change = (_states(first) - _states(second)).norm(dim=-1)
+    rows = [
+        _row(text, tokens, index, first.length)
+        for index, (start, end) in enumerate(tokens.offsets)
+        if not tokens.special[index] and tokens.text[start:end].strip().lower() in ("cat", "ca", "c")
+    ]
+    if not rows or not all(0 <= row < len(change) for row in rows):
+        return skipped(name, "the tokenizer does not keep the word whole")
+    most = int(change.argmax())
+    # Where words see only those before them, the first change is the word's own, and later ones may be larger.
+    first_changed = int((change > ROUNDING * change[most]).int().argmax())
+    return judged(
+        name,
+        float(change[most]) > 0 and rows[0] in (first_changed, most),
+        {"word's row": rows[0], "first row that changes": first_changed, "row that changes most": most},
+        "changes first, or most",
+        "exchanging a word changes its own state",
+        "exchanging a word changes other states than its own: the tokenizer is not the text encoder's; fetch both "
+        "folders again",
+    )
+
+
+def _states(prompt: EncodedPrompt) -> Float[Tensor, "token channel"]:
+    """What was encoded, a row for each token; Krea 2 has the layers of its encoder behind the tokens."""
+    embeddings = prompt.embeddings.float()
+    if embeddings.ndim == 4 and embeddings.shape[0] == 1:
+        return embeddings[0].flatten(1)
+    return embeddings.reshape(-1, *embeddings.shape[-2:]).mean(0)
+
+
+def _row(text: TextInput, tokens: Tokens, index: int, length: int) -> int:
+    """The row of a token among the embeddings, which know of no registers that the denoiser puts before them."""
+    return index + (length - len(tokens.offsets) if text.right_aligned else min(0, text.start))
+
+
+@torch.no_grad()
+def plural(subject: Subject) -> Verdict:
+    """To the text encoder a noun's plural is more like its singular than like other nouns."""
+    nouns = [thing for thing, _ in subject.pairs]  # what surrounds them has no plural
+    forms = [sorted(plurals(noun), key=len)[0] for noun in nouns]
+    first, second = (torch.stack([_state(subject, word) for word in words]) for words in (nouns, forms))
+    centre = torch.cat([first, second]).mean(0)
+    alike = torch.nn.functional.normalize(second - centre) @ torch.nn.functional.normalize(first - centre).T
+    found = float((alike.argmax(1) == torch.arange(len(nouns), device=alike.device)).float().mean())
+    return judged(
+        "the text encoder knows words",
+        found >= LEAST_FOUND,
+        {"plurals at their noun": found, "by chance": 1 / len(nouns)},
+        f">= {LEAST_FOUND}",
+        "plurals are like their nouns",
+        "plurals are like other nouns: the text encoder's weights are damaged, or the tokenizer is another model's",
+    )
+
+
+def _state(subject: Subject, word: str) -> Float[Tensor, " channel"]:
+    """The mean state of a word's tokens, alone in a caption."""
+    prompt = subject.backbone.session().prompt(word)
+    text = subject.backbone.family.texts[0]
+    tokens = prompt.texts[text.tokenizer]
+    rows = [_row(text, tokens, index, prompt.length) for index, special in enumerate(tokens.special) if not special]
+    states = _states(prompt)
+    if not rows or max(rows) >= len(states):
+        raise GocaError(f'the states of "{word}" are not among what the pipeline encoded: please report this model')
+    return states[rows].mean(0)

@@ -1,0 +1,80 @@
+"""`goca models --check MODEL`: whether a checkpoint is read rightly, a verdict a line."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from goca.cli import arguments
+from goca.cli.console import progress, say, show, show_json, table
+from goca.errors import GocaError
+
+if TYPE_CHECKING:
+    from goca.checking import Subject, Verdict
+
+
+def check_checkpoint(
+    model: str, sheet: Path | None, size: int | None, device: str | None, dtype: str | None, as_json: bool
+) -> bool:
+    """Check a model, print what came of it, and draw a sheet; whether no check failed.
+
+    Raises:
+        GocaError: There is no such model, it is not supported, or the sheet cannot be written.
+    """
+    arguments.check_model(model, None, device, dtype)
+    from goca import checking
+    from goca.diffusion.loading import load, without_bars
+
+    subject, verdicts = None, list["Verdict"]()
+    with progress(hidden=as_json) as bar:
+        task = bar.add_task(f"loading {model}", total=None)
+        try:
+            with without_bars() if as_json else nullcontext():
+                pipeline = load(model, device, dtype)
+        except GocaError as error:
+            if not Path(model).exists() or error.hint is not None:
+                raise
+            verdicts.append(checking.incomplete(error))
+        else:
+            verdicts.append(checking.complete())
+            subject = checking.Subject(pipeline, size)
+            for number, name in enumerate(checking.CHECKS):
+                bar.update(task, description=name, completed=number, total=len(checking.CHECKS))
+                verdicts += checking.check(subject, [name])
+            if sheet is not None:
+                bar.update(task, description=f"drawing {sheet}", completed=len(checking.CHECKS))
+                _draw(subject, sheet)
+    if as_json:
+        show_json(checking.document(verdicts, model, subject))
+    else:
+        _print(verdicts)
+    return all(verdict.status != "failed" for verdict in verdicts)
+
+
+def _draw(subject: "Subject", path: Path) -> None:
+    """Write the sheet; where nothing can be drawn, the verdicts say why."""
+    from goca.checking import sheet
+    from goca.imaging.draw import png
+    from goca.storage.atomic import write_atomic
+
+    try:
+        content = png(sheet(subject))
+    except Exception as error:  # whatever the model does
+        say(f"there is no sheet: {type(error).__name__}: {error}")
+        return
+    write_atomic({path: content})
+
+
+def _print(verdicts: Sequence["Verdict"]) -> None:
+    rows = table("check", "verdict", "measured", "threshold")
+    for verdict in verdicts:
+        # What else was measured is in the JSON.
+        name, value = next(iter(verdict.measured.items()), ("", ""))
+        measured = f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        rows.add_row(verdict.name, verdict.status, measured, verdict.threshold)
+    show(rows)
+    show(*(f"{each.name}: {each.status}, {each.explanation}" for each in verdicts if each.status != "passed"))
+    failed = sum(verdict.status == "failed" for verdict in verdicts)
+    show(
+        f"{failed} of {len(verdicts)} checks failed" if failed else "read rightly, as far as can be told without labels"
+    )
