@@ -12,7 +12,7 @@ import torch
 from commands import Outcome
 from PIL import Image
 
-from goca import GocaError, Segmenter, choose_settings, settings_choice, write_settings
+from goca import GocaError, Segmenter, automatic_settings, choose_settings, settings_choice, write_settings
 from goca.settings_choice import CRITERION, Measured, measure
 from goca.testing.tiny import BUILDERS
 
@@ -113,7 +113,9 @@ def test_settings_that_do_not_fit_are_refused(sd15: Any, tmp_path: Path, content
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("given", "reason"), [("auto", "choose_settings"), ("none.json", "no such file: none.json")])
+@pytest.mark.parametrize(
+    ("given", "reason"), [("auto", "call automatic_settings"), ("none.json", "no such file: none.json")]
+)
 def test_settings_that_are_not_there_are_refused(sd15: Any, given: str, reason: str) -> None:
     with pytest.raises(GocaError, match=reason):
         Segmenter.from_pipeline(sd15, settings=given)
@@ -155,4 +157,29 @@ def test_a_command_chooses_and_another_uses_what_it_wrote(
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.count("\n") == 1
     assert "--settings" in refused.err
-    assert "run goca settings" in goca(*using, "--settings", "auto").mistake()
+
+
+def test_auto_is_what_was_chosen_once_for_these_weights(sd15: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_choice, "painted", lambda model, nouns: [patches(0), patches(1)])
+    chosen = automatic_settings(Segmenter.from_pipeline(sd15))
+    assert CRITERION in chosen.origin
+    monkeypatch.delattr(settings_choice, "painted")
+    assert automatic_settings(Segmenter.from_pipeline(sd15)) == chosen
+    assert Segmenter.from_pipeline(sd15, settings="auto").backbone.settings == chosen
+    next(sd15.unet.parameters()).data.add_(1)
+    with pytest.raises(GocaError, match="no settings have been chosen"):
+        Segmenter.from_pipeline(sd15, settings="auto")
+
+
+def test_a_command_chooses_before_its_first_run(
+    goca: Callable[..., Outcome], image: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_choice, "painted", lambda model, nouns: [patches(0), patches(1)])
+    image(64, 64, 0).save(tmp_path / "a.png")
+    using = ("segment", tmp_path / "a.png", "--classes", "cat, grass", "--recipe", "goca", "--out", tmp_path / "out")
+    plan = json.loads(goca(*using, "--settings", "auto", "--json").out)["plan"]
+    assert "chosen without labels" in plan["settings"]
+    monkeypatch.delattr(settings_choice, "painted")
+    resumed = goca(*using, "--settings", "auto", "--json", "--resume")
+    assert resumed.code == 0
+    assert "1 of them by an earlier run" in resumed.err

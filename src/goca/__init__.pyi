@@ -21,6 +21,7 @@ from .segmentation import Presence as Presence
 from .segmentation import ScoreMaps as ScoreMaps
 from .segmentation import Segmentation as Segmentation
 from .segmenter import Segmenter as Segmenter
+from .settings_choice import automatic_settings as automatic_settings
 from .settings_choice import choose_settings as choose_settings
 from .tracing import trace as trace
 from .trainingset import TrainingSet as TrainingSet

@@ -136,7 +136,8 @@ class PlannedModel:
             prototypes: a file that `goca prototypes` made with this model; by default the one in the model's folder, if
                 there is one.
             settings: reference, refinement, timestep and so on for this checkpoint, or a file of them, as
-                `choose_settings` finds them; by default those that are known for it, or its family's.
+                `choose_settings` finds them; "auto" for those that `automatic_settings` chose on this machine; by
+                default those that are known for it, or its family's.
 
         Raises:
             GocaError: for a model that cannot be loaded or read, an unknown recipe, or a setting out of range.

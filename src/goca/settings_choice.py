@@ -6,6 +6,7 @@ stays the family's. What this gives, and what it costs, docs/settings.md tells.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -20,7 +21,9 @@ from torch import Tensor
 from goca.aggregation import dense_feature
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import BackboneSession, BatchItem
+from goca.diffusion.checkpoints import given_settings, kept_settings, write_settings
 from goca.diffusion.families.spec import CheckpointSettings
+from goca.diffusion.fingerprint import has_meta_weights
 from goca.diffusion.timesteps import check_timestep
 from goca.errors import GocaError
 from goca.imaging import images as image_files
@@ -287,6 +290,30 @@ def choose_settings(
         **measured.best(),
         origin=f'chosen without labels, by the criterion "{CRITERION}" on {count} images {source}',
     )
+
+
+def automatic_settings(model: PlannedModel) -> CheckpointSettings:
+    """The settings that "auto" stands for: chosen by 16 images that the model paints, then kept in the user's cache.
+
+    The seeds are fixed and the weights decide where they are kept, so they are those of every other process too. From
+    then on `settings="auto"` finds them.
+
+    Args:
+        model: a `Segmenter`; its size and batch are used, its own settings are not.
+
+    Raises:
+        GocaError: as `choose_settings`.
+    """
+    backbone = model.backbone
+    # The weights of an offloaded model are on no device, and its fingerprint would be that of its fine-tunes too.
+    path = None if has_meta_weights(backbone.pipeline) else kept_settings(backbone.pipeline)
+    if path is not None and path.exists():
+        return given_settings(path, backbone.settings, backbone.blocks, backbone.name, backbone.pipeline)
+    chosen = choose_settings(model)
+    if path is not None:
+        with suppress(GocaError):  # they can be chosen again where the disk does not take them
+            write_settings(chosen, path)
+    return chosen
 
 
 def painted(model: PlannedModel, nouns: Sequence[str], count: int = PAINTED) -> list[Image.Image]:

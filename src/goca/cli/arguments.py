@@ -33,9 +33,9 @@ RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.
 SettingsOption = Annotated[
     Path | None,
     option(
-        metavar="FILE",
-        help="Settings for this checkpoint, as goca settings writes them.  [default: those known for it, or its "
-        "family's]",
+        metavar="FILE|auto",
+        help="Settings for this checkpoint, as goca settings writes them; auto: chosen without labels before the first "
+        "run, and kept.  [default: those known for it, or its family's]",
     ),
 ]
 StepsOption = Annotated[
@@ -151,16 +151,13 @@ def check_model(name: str, recipe: str | None = None, device: str | None = None,
 
 
 def settings(file: Path | None) -> dict[str, Mapping[str, Any]]:
-    """--settings as the argument of `from_pretrained`: what the file holds, so that a run says so; {} without one.
+    """--settings as the argument of `from_pretrained`: what the file holds, so that a run says so; {} without one, and
+    for "auto", which `goca.cli.settings.automatic` finds.
 
     Raises GocaError for a file that cannot be read or holds no settings.
     """
-    if file is None:
+    if file is None or str(file) == "auto":
         return {}
-    if str(file) == "auto":
-        raise GocaError(
-            "settings are chosen once, because that takes time: run goca settings, and give its file", "settings"
-        )
     try:
         content = read_json(file)
     except GocaError as error:

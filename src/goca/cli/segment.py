@@ -12,6 +12,7 @@ import typer
 from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import described, paused, progress, say, session, show, show_json, table
+from goca.cli.settings import automatic
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 
@@ -182,6 +183,7 @@ def segment(
                 "refine_edges": refine_edges,
                 "floor": floor,
                 **given,
+                **automatic(settings, model, device, dtype, batch),
             },
         )
         indexed = out if len(jobs) > 1 or any(path.is_dir() for path in images) else None

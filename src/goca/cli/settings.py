@@ -1,13 +1,32 @@
 """`goca settings`: settings for a checkpoint that no table knows, chosen without labels, once, into one file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from goca.cli import arguments
 from goca.cli.console import progress, session, show, show_json
 from goca.errors import GocaError
+
+
+def automatic(file: Path | None, model: str, device: str | None, dtype: str | None, batch: int) -> dict[str, Any]:
+    """`--settings auto` as the argument of `from_pretrained`; {} for anything else.
+
+    The model is loaded for it, and looks at images that it paints, unless it has done so before.
+
+    Raises GocaError where the model cannot be loaded, or its attention cannot be read.
+    """
+    if str(file) != "auto":
+        return {}
+    from goca.diffusion.checkpoints import content_of
+    from goca.segmenter import Segmenter
+    from goca.settings_choice import automatic_settings
+
+    with progress(hidden=False) as bar:
+        bar.add_task(f"choosing settings for {model}, unless that is done", total=None)
+        segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
+        return {"settings": content_of(automatic_settings(segmenter))}
 
 
 def settings(
@@ -49,7 +68,7 @@ def settings(
         if out.is_dir():
             raise GocaError(f"{out} is a folder: name a file", "out")
         check_writable(out.parent)
-        from goca.diffusion.checkpoints import write_settings
+        from goca.diffusion.checkpoints import content_of, write_settings
         from goca.segmenter import Segmenter
         from goca.settings_choice import choose_settings
 
@@ -58,13 +77,8 @@ def settings(
             segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
             chosen = choose_settings(segmenter, images or None, None if nouns is None else arguments.names(nouns))
         write_settings(chosen, out)
-        facts = {
-            "timestep": chosen.timestep,
-            "reference": chosen.reference,
-            "refine": list(chosen.refine),
-            "order": chosen.order,
-        }
+        facts = content_of(chosen)
         if as_json:
-            show_json({"file": str(out), **facts, "origin": chosen.origin})
+            show_json({"file": str(out), **facts})
         else:
             show(*(f"{name}: {', '.join(v) if isinstance(v, list) else v}" for name, v in facts.items()), str(out))

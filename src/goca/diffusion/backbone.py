@@ -79,7 +79,7 @@ class Backbone:
         self.settings = settings_for(self.denoiser, family, self.vae_scale_factor, self.blocks, facts)
         facts.check_call(pipeline)
         if settings is not None:
-            self.settings = given_settings(settings, self.settings, self.blocks, self.name)
+            self.settings = given_settings(settings, self.settings, self.blocks, self.name, pipeline)
 
     def _check(self) -> None:
         """Raise GocaError for a pipeline that cannot segment a user's image."""

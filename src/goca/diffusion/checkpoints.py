@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from goca.diffusion.families import FAMILIES
 from goca.diffusion.families.spec import CheckpointSettings, Family
+from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.model_facts import ModelFacts, parse_settings
 from goca.errors import GocaError
 from goca.storage.atomic import write_atomic
@@ -17,8 +20,10 @@ from goca.storage.reading import read_json
 
 SettingsLike = CheckpointSettings | Mapping[str, Any] | str | Path
 """Settings for one checkpoint: whole, or some of them as a mapping or a JSON file, with entries as in `settings` of a
-model's goca.json; the others stay the checkpoint's own.
+model's goca.json; the others stay the checkpoint's own; or AUTO.
 """
+AUTO = "auto"
+"""The settings that were chosen on this machine for these very weights, see `automatic_settings`."""
 CHOSEN = ("timestep", "reference", "refine", "order", "origin")
 """The entries of a file of settings that were chosen."""
 CHECKPOINTS = tuple(settings for family in FAMILIES for settings in family.checkpoints)
@@ -87,19 +92,37 @@ def write_settings(settings: CheckpointSettings, path: str | Path) -> Path:
     Raises:
         GocaError: the file cannot be written.
     """
-    content = {name: getattr(settings, name) for name in CHOSEN}
-    write_atomic({Path(path): f"{json.dumps(content, indent=2)}\n".encode()})
+    write_atomic({Path(path): f"{json.dumps(content_of(settings), indent=2)}\n".encode()})
     return Path(path)
 
 
+def content_of(settings: CheckpointSettings) -> dict[str, Any]:
+    """What a file of settings holds."""
+    values = {name: getattr(settings, name) for name in CHOSEN}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def kept_settings(pipeline: Any) -> Path:
+    """The file in the user's cache that AUTO stands for, by the fingerprint of a pipeline's weights."""
+    return user_cache_path("goca") / "settings" / f"{fingerprint(pipeline)}.json"
+
+
 def given_settings(
-    given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str
+    given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str, pipeline: Any
 ) -> CheckpointSettings:
     """The settings that a user gives for a checkpoint, whose own ones are kept where they say nothing.
 
     Raises:
         GocaError: they cannot be read, have a wrong entry, or name a block that the model lacks.
     """
+    if given == AUTO:
+        given = kept_settings(pipeline)
+        if not given.exists():
+            raise GocaError(
+                f"no settings have been chosen for {model} on this machine, and that takes passes: call "
+                "automatic_settings with a segmenter of it, once",
+                hint="settings",
+            )
     settings = given if isinstance(given, CheckpointSettings) else replace(own, **_stated(given))
     if missing := [block for block in (settings.reference, *settings.refine) if block not in blocks]:
         raise GocaError(
@@ -110,12 +133,6 @@ def given_settings(
 
 
 def _stated(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    if isinstance(given, str) and given == "auto":
-        raise GocaError(
-            "settings are chosen once, because that takes time: call choose_settings, keep what it gives in a file, "
-            "and name that file",
-            hint="settings",
-        )
     if isinstance(given, str | Path):
         return {"origin": f"given by the user in {given}", **parse_settings(given, read_json(Path(given)))}
     return {"origin": "given by the user", **parse_settings("settings", given)}
