@@ -88,7 +88,7 @@ def test_a_mask_as_an_image():
 )
 @pytest.mark.parametrize("change", [grow, blur])
 def test_what_is_no_mask_is_refused(change, mask, pixels):
-    with pytest.raises(GocaError, match=r"a mask is an array of True and False|less than none"):
+    with pytest.raises(GocaError, match=r"a mask is an array of True and False|is not a distance"):
         change(mask, pixels)
 
 

@@ -306,8 +306,8 @@ def test_a_machine_without_matplotlib_is_told_before_anything_is_measured(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ([1], "is no measure"),
-        ({"name": "FID", "better": "smaller", "values": {"m": 1}}, "is no measure"),
+        ([1], "does not hold a measure"),
+        ({"name": "FID", "better": "smaller", "values": {"m": 1}}, "does not hold a measure"),
         ({"name": "FID", "better": "lower", "values": {"n": 1}}, 'no number for "m"'),
         ({"name": "FID", "better": "lower", "values": {"m": "1"}}, 'no number for "m"'),
     ],

@@ -59,7 +59,7 @@ RULES = {
 }
 """How evidence is read off each kind of look; docs/log.md tells how it was chosen, on 100 scenes in training art."""
 MARGIN = 9.0
-"""By how much the log posterior of a noun that is no class has to exceed a class's to take a cell from it."""
+"""By how much the log posterior of a noun that is not a class has to exceed a class's to take a cell from it."""
 TINY = 1e-6
 """Added to shares before their logarithm."""
 LISTED = 10

@@ -204,7 +204,7 @@ def plan(
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
     chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
     chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
-    # Numpy's numbers are no JSON.
+    # JSON does not take numpy's numbers.
     chosen["size"] = int(settings.size if options.size is None else options.size)
     timestep = chosen["timestep"] if options.timestep is None else options.timestep
     chosen["timestep"] = tuple(map(int, timestep if isinstance(timestep, Sequence) else (timestep,)))

@@ -124,7 +124,7 @@ class Prototypes:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
             return cls(**_declared(metadata.get(_KEY)), **_checked(tensors))._consistent()
         except (SafetensorError, OSError, ValueError) as error:
             raise GocaError(f"{path} does not hold complete prototypes ({error}): learn them again") from None

@@ -47,7 +47,7 @@ from goca.text.nouns import Noun, caption_of, parse_nouns
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
 CELLS: Grid = (16, 16)
-"""All affinities are compared between so many cells of an image: 262 KB each, whatever the model's grids are."""
+"""All affinities are compared on this grid of an image's cells: 262 KB each, whatever the model's grids are."""
 TIMESTEPS = (50, 100, 200, 300)
 """Those that are tried, and the family's own."""
 REFINING = 3

@@ -196,7 +196,7 @@ def background_classes(text: str | None, file: Path | None) -> tuple[str, ...] |
 
     In a file, each line's synonyms are nouns too, numbers do not count, and "void" names nothing.
 
-    Raises GocaError where both are given, or for a file that is no list.
+    Raises GocaError where both are given, or for a file that is not a list.
     """
     if text is not None and file is not None:
         raise GocaError("--background-classes and --background-classes-file exclude each other: give one of them")

@@ -109,7 +109,7 @@ def segment(
     instances: Annotated[
         bool, arguments.option("--instances", help="Each connected region is an object of its own in coco.")
     ] = False,
-    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Smaller regions, in pixels, are no objects.")] = 1,
+    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Leave out objects of fewer pixels.")] = 1,
     fill_holes: Annotated[
         bool, arguments.option("--fill-holes", help="Objects get the pixels that they surround.")
     ] = False,

@@ -251,7 +251,7 @@ def check_size(path: Path, model: torch.nn.Module, weights: Weights) -> None:
     """
     sizes = {name: tensor.numel() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for module in model.modules():
-        for name, value in vars(module).items():  # tables that are no buffers
+        for name, value in vars(module).items():  # tables that are not buffers
             tables = [value] if isinstance(value, torch.Tensor) else value if isinstance(value, list | tuple) else []
             sizes |= {f"{name} of {type(module).__name__}": t.numel() for t in tables if isinstance(t, torch.Tensor)}
     # Eight to a byte: no quantisation packs more. And room for tables that are computed, of positions.

@@ -133,7 +133,7 @@ class ClipModel(nn.Module):
         model: a folder or a Hub id; its weights are read from safetensors alone.
 
     Raises:
-        GocaError: it cannot be loaded, or is no CLIP.
+        GocaError: it cannot be loaded, or is not a CLIP.
     """
 
     def __init__(self, model: str) -> None:

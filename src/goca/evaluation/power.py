@@ -88,7 +88,7 @@ def read_power(path: Path, labels: Sequence[str]) -> Power:
     name, better, listed = parts
     if not isinstance(name, str) or better not in ("lower", "higher") or not isinstance(listed, dict):
         raise GocaError(
-            f'{path} is no measure of power: write {{"name": "FID", "better": "lower", "values": {{MODEL: NUMBER}}}}',
+            f'{path} does not hold a measure: write {{"name": "FID", "better": "lower", "values": {{MODEL: NUMBER}}}}',
             "power",
         )
     values: dict[str, float] = {}

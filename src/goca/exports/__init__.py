@@ -53,7 +53,7 @@ class Exporter:
         """Write a data set, whole or not at all, in the place of an earlier one; one image at a time is in memory.
 
         Raises:
-            GocaError: what is there is no data set of goca's, see `check_target`, or it cannot be written.
+            GocaError: what is there is not a data set of goca's, see `check_target`, or it cannot be written.
         """
         self.check_target(target)
         files: Iterator[tuple[str, bytes]] = import_module(f"goca.exports.{self.module}").write(

@@ -31,7 +31,7 @@ class ObjectOptions:
 
     def __post_init__(self) -> None:
         if self.min_area < 1:
-            raise GocaError(f"{self.min_area!r} is no area: give a number of pixels, 1 or more", "min_area")
+            raise GocaError(f"{self.min_area!r} is not an area: give a number of pixels, 1 or more", "min_area")
 
     def changed(self) -> dict[str, Any]:
         """The options that are not the default."""

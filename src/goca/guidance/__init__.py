@@ -128,7 +128,7 @@ def guide(
         limit: The most that scale times rate may be; None for any.
         smooth: Whether rates are blurred by one pixel.
         steps: The sampler's steps that are guided so, from 0, such as a range; by default all. The rest are plain.
-        every: Attention is read in every so many evaluations, and its regions are used until the next; rates always
+        every: Attention is read in every `every`-th evaluation, and its regions are used until the next; rates always
             come from a step's own predictions.
 
     Returns:
@@ -255,7 +255,7 @@ def _label_maps(masks: Any) -> tuple[Tensor, ...]:
     """The user's layout, one map for all images or one for each."""
     if masks is None:
         return ()
-    # Of what is neither list nor array, such as a coloured image of Pillow, a third dimension is no number of images.
+    # A third dimension of what is neither list nor array, as of a coloured image of Pillow, does not count images.
     several = isinstance(masks, list | tuple) or (isinstance(masks, np.ndarray | Tensor) and masks.ndim == 3)
     maps = [_array(labels) for labels in (masks if several else [masks])]
     for labels in maps:

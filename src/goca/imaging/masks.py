@@ -117,7 +117,7 @@ def depth(mask: Mask) -> Int32[np.ndarray, "height width"]:
 
 
 def grow(mask: np.ndarray, pixels: int) -> Mask:
-    """The mask and all within so many pixels of it, as the crow flies."""
+    """The mask and everything within `pixels` of it, in Euclidean distance."""
     _check(mask, pixels)
     height, width = mask.shape
     columns = np.arange(width, dtype=np.int32)
@@ -134,7 +134,7 @@ def grow(mask: np.ndarray, pixels: int) -> Mask:
 
 
 def shrink(mask: np.ndarray, pixels: int) -> Mask:
-    """The mask without all that is within so many pixels of its outside; the image's edge is no outside."""
+    """The mask without what is within `pixels` of its outside; the image's edge does not count as outside."""
     _check(mask, pixels)
     return ~grow(~mask, pixels)
 
@@ -155,4 +155,4 @@ def _check(mask: Any, pixels: int | float) -> None:
     if not (isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype == bool):
         raise GocaError("a mask is an array of True and False, (height, width): result[name] is one")
     if not pixels >= 0:
-        raise GocaError(f"{pixels} pixels are less than none: give 0 or more")
+        raise GocaError(f"{pixels} is not a distance: give 0 pixels or more")

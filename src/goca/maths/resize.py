@@ -25,7 +25,7 @@ def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Te
 
 
 def strips(grid: Grid, channels: int) -> list[slice]:
-    """Rows that cover the grid, as many at a time as keep a stack of so many resized maps small."""
+    """Rows that cover the grid, so many at a time that a stack of resized maps stays small."""
     height, width = grid
     rows = max(1, STRIP // (width * channels))
     return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
