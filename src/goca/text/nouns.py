@@ -119,7 +119,7 @@ def check_words(
 
 
 def cleaned(names: Any) -> Any:
-    """Class names, {class: [synonyms]} or background classes, each on one line, see `one_line`; others stay as they are.
+    """Class names, {class: [synonyms]} or background classes, each on one line, see `one_line`; others stay.
 
     Raises GocaError for a class that is then named twice.
     """
