@@ -333,8 +333,8 @@ def measure(
     criterion: for "agreement" and the 2 x 57 candidates of Flux.1 about 120 MB.
     """
     backbone, session = model.backbone, model.backbone.session()
-    scheduler, own = backbone.pipeline.scheduler, backbone.settings.timestep
-    timesteps = tuple(sorted({*TIMESTEPS, own}))
+    scheduler = backbone.pipeline.scheduler
+    timesteps = tuple(sorted({*TIMESTEPS, backbone.settings.timestep}))
     for timestep in timesteps:
         check_timestep(scheduler, timestep)
     named, _ = parse_nouns(list(nouns), ())

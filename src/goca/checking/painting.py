@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from goca.checking.subject import Subject, skill
+from goca.checking.stability import agreement
+from goca.checking.subject import Subject
 from goca.checking.verdict import Verdict, judged, skipped
 from goca.diffusion.timesteps import target
 from goca.errors import GocaError
@@ -15,7 +16,6 @@ from goca.recipe import GOCA_OPEN
 from goca.request import PreparedImage, SegmentationRequest
 from goca.segmenter import Segmenter
 
-LEAST_SKILL = 0.3
 LEAST_RANK = 0.75
 MOST_NOISE_LEFT = 0.5
 NOISY = 500
@@ -27,14 +27,11 @@ def meant_and_seen(subject: Subject) -> Verdict:
     name = "sees what it meant to paint"
     if subject.refusal is not None:
         return skipped(name, f"the pipeline does not paint: {subject.refusal}")
-    painted = subject.painted
-    meant = [each.meant for each in painted if each.meant is not None]
-    value, miou, chance = skill(meant, subject.seen)
-    return judged(
+    meant = [each.meant for each in subject.painted if each.meant is not None]
+    return agreement(
         name,
-        value >= LEAST_SKILL,
-        {"skill": value, "mIoU": miou, "mIoU by chance": chance},
-        f">= {LEAST_SKILL} (0 is chance)",
+        meant,
+        subject.seen,
         "masks of finished images are where the words were painted",
         "masks of finished images are elsewhere than the words were painted: look at the sheet; weights, timestep or "
         "blocks are wrong",
@@ -60,8 +57,8 @@ def evidence(subject: Subject) -> Verdict:
             raise image
     looks = looker.looks([image for image in prepared if isinstance(image, PreparedImage)], session)
     values = torch.stack([look.evidence for look in looks]).cpu()
-    own = torch.tensor([[noun in each.nouns for noun in nouns] for each in painted])
-    rank = own_rank(values, own)
+    is_own = torch.tensor([[noun in each.nouns for noun in nouns] for each in painted])
+    rank = own_rank(values, is_own)
     return judged(
         name,
         rank >= LEAST_RANK,

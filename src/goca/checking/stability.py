@@ -1,5 +1,7 @@
 """Do the labels depend on the image, not on the noise, and are the stated settings among the good ones?"""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -24,32 +26,35 @@ Features = dict[str, tuple[Float[Tensor, "pixel channel"], tuple[int, int]]]
 
 def seeds(subject: Subject) -> Verdict:
     """Another noise gives much the same labels."""
-    return _stability(
+    return agreement(
         "same labels with other noise",
-        subject,
+        subject.seen,
         subject.labels(seed=1),
+        "labels are the image's",
         "labels depend on the noise: the timestep is too high, or weights are damaged",
     )
 
 
 def mirror(subject: Subject) -> Verdict:
     """The mirrored image gives the mirrored labels."""
-    return _stability(
+    return agreement(
         "same labels mirrored",
-        subject,
+        subject.seen,
         subject.labels(mirrored=True),
+        "labels are the image's",
         "labels depend on where the image has left and right: the timestep is too high, or pixels are out of order",
     )
 
 
-def _stability(name: str, subject: Subject, again: tuple[Labels, ...], failed: str) -> Verdict:
-    value, miou, chance = skill(subject.seen, again)
+def agreement(name: str, first: Sequence[Labels], second: Sequence[Labels], passed: str, failed: str) -> Verdict:
+    """The verdict on two labellings of the same images, by their `skill`."""
+    value, miou, chance = skill(first, second)
     return judged(
         name,
         value >= LEAST_SKILL,
         {"skill": value, "mIoU": miou, "mIoU by chance": chance},
         f">= {LEAST_SKILL} (0 is chance)",
-        "labels are the image's",
+        passed,
         failed,
     )
 
@@ -117,14 +122,14 @@ def separations(subject: Subject) -> dict[str, float]:
             masks = [torch.from_numpy(_resized(labels, grid)).flatten() for labels in regions]
             ranks = [region_rank(similar, mask.to(similar.device)) for mask in masks]
             others = [rank for index, rank in enumerate(ranks) if index != number and rank is not None]
-            if (own := ranks[number]) is not None and others:
-                values.setdefault(block, []).append(own - float(np.mean(others)))
+            if (rank := ranks[number]) is not None and others:
+                values.setdefault(block, []).append(rank - float(np.mean(others)))
     return {block: float(np.mean(each)) for block, each in values.items()}
 
 
 def features(subject: Subject, image: Image.Image, nouns: tuple[str, ...]) -> Features:
     """{block: (its dense feature, as the reference's is read, and its grid)} in one pass."""
-    found = Features()
+    of_blocks = Features()
 
     def sink(_: int, call: AttentionCall) -> None:
         if call.text is not None:
@@ -132,11 +137,11 @@ def features(subject: Subject, image: Image.Image, nouns: tuple[str, ...]) -> Fe
             feature = rearrange(chosen, "head pixel dim -> pixel (head dim)")
             if subject.plan.feature == "query" and call.query is not None:
                 feature = call.query
-            found[call.block] = feature.float(), call.grid
+            of_blocks[call.block] = feature.float(), call.grid
 
     latent = subject.backbone.latents([image], (subject.side, subject.side))
     subject.backbone.session().forward(latent, [", ".join(nouns)], subject.plan.timestep[0], 0, sink)
-    return found
+    return of_blocks
 
 
 def _resized(labels: Labels, grid: tuple[int, int]) -> Bool[np.ndarray, "row column"]:

@@ -174,9 +174,9 @@ def skill(first: Sequence[Labels], second: Sequence[Labels]) -> tuple[float, flo
     Returns:
         (skill, mean IoU, mean IoU with the labels of the other images): 1 is the same, 0 is chance.
     """
-    own = [overlap(*pair) for pair in zip(first, second, strict=True)]
+    same = [overlap(*pair) for pair in zip(first, second, strict=True)]
     others = [overlap(a, b) for i, a in enumerate(first) for j, b in enumerate(second) if i != j and a.shape == b.shape]
-    mean, chance = float(np.mean(own)), float(np.mean(others)) if others else 0.0
+    mean, chance = float(np.mean(same)), float(np.mean(others)) if others else 0.0
     return (mean - chance) / max(1e-9, 1 - chance), mean, chance
 
 

@@ -25,7 +25,7 @@ Keys = dict[str, Float[Tensor, "token channel"]]
 @torch.no_grad()
 def columns(subject: Subject) -> Verdict:
     """An embedding that is turned into its opposite moves the keys of its own column, and no others so much."""
-    backbone, wrong, asked = subject.backbone, [], 0
+    backbone, wrong, count = subject.backbone, [], 0
     prompt = backbone.session().prompt(CAPTION)
     before = _keys(subject, None)
     texts = backbone.texts(prompt)
@@ -37,14 +37,14 @@ def columns(subject: Subject) -> Verdict:
             # Behind the first block of joint attention, words have looked at each other.
             blocks = tuple(before) if backbone.family.joint is None else tuple(before)[:1]
             for block in blocks:
-                found = moved(before[block], after[block])
-                asked += 1
-                if not found or found[0] - index not in starts:
-                    wrong.append(f"{tokens.text.strip()[slice(*_local(tokens, index))]!r} in {block}: {found[:1]}")
+                rows = moved(before[block], after[block])
+                count += 1
+                if not rows or rows[0] - index not in starts:
+                    wrong.append(f"{tokens.text.strip()[slice(*_local(tokens, index))]!r} in {block}: {rows[:1]}")
     return judged(
         "words are in their columns",
-        not wrong and asked > 0,
-        {"keys elsewhere": len(wrong), "asked": asked},
+        not wrong and count > 0,
+        {"keys elsewhere": len(wrong), "asked": count},
         "0",
         "every embedding that was turned moved the keys of its own column",
         f"another column moved ({', '.join(wrong[:1])}): this pipeline pads or cuts its text otherwise than its "
@@ -132,11 +132,11 @@ def plural(subject: Subject) -> Verdict:
     first, second = (torch.stack([_state(subject, word) for word in words]) for words in (nouns, forms))
     centre = torch.cat([first, second]).mean(0)
     alike = torch.nn.functional.normalize(second - centre) @ torch.nn.functional.normalize(first - centre).T
-    found = float((alike.argmax(1) == torch.arange(len(nouns), device=alike.device)).float().mean())
+    share = float((alike.argmax(1) == torch.arange(len(nouns), device=alike.device)).float().mean())
     return judged(
         "the text encoder knows words",
-        found >= LEAST_FOUND,
-        {"plurals at their noun": found, "by chance": 1 / len(nouns)},
+        share >= LEAST_FOUND,
+        {"plurals at their noun": share, "by chance": 1 / len(nouns)},
         f">= {LEAST_FOUND}",
         "plurals are like their nouns",
         "plurals are like other nouns: the text encoder's weights are damaged, or the tokenizer is another model's",

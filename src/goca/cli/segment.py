@@ -378,8 +378,8 @@ class _Summary:
 
     def say_not_found(self) -> None:
         """Say how to keep classes all the same, where the evidence left none in any image."""
-        found = any(count for name, count in self.with_pixels.items() if name != "(background)")
-        if self.images and self.by_evidence and not found:
+        any_class = any(count for name, count in self.with_pixels.items() if name != "(background)")
+        if self.images and self.by_evidence and not any_class:
             what = "the image" if self.images == 1 else f"any of the {self.images} images"
             message = f"no class was found in {what}, so all is background: lower the floor, 0 keeps every class"
             say(described(GocaError(message, "floor")))

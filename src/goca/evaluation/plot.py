@@ -63,12 +63,12 @@ def plot_scaling(study: ScalingStudy, path: Path) -> None:
                 middle = [100 * score.miou for score in scores]
                 errors = [_below(scores), _above(scores)]
                 axes.errorbar(x, middle, errors, fmt="none", elinewidth=1.0, alpha=0.45, ecolor=colour, **style)
-                seeds = [(place, 100 * each) for place, score in zip(x, scores, strict=True) for each in score.seeds]
+                seeds = [(at, 100 * each) for at, score in zip(x, scores, strict=True) for each in score.seeds]
                 axes.plot(*zip(*seeds, strict=True), ".", ms=3, alpha=0.7, **style)
                 axes.plot(x, middle, marker=marker, ms=6, mec="white", mew=0.8, lw=1.8, label=recipe, **style)
             # Shifted points set no limits.
             ends = [100 * each for scores in study.scores.values() for score in scores.values() for each in score.ci95]
-            axes.update_datalim([(place, end) for place in x for end in ends])
+            axes.update_datalim([(at, end) for at in x for end in ends])
             axes.margins(x=0.06)
             axes.autoscale_view()
             if not power.higher:
@@ -108,12 +108,12 @@ def _name_models(axes: Any, labels: Sequence[str], x: Sequence[float]) -> None:
             if lack > 1e-6:
                 places[first] -= lack / 2
                 places[first + 1] += lack / 2
-    for index, place in zip(order, places, strict=True):
+    for index, label_at in zip(order, places, strict=True):
         line = {"arrowstyle": "-", "color": "#b5bac1", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
         axes.annotate(
             labels[index],
             (shares[index], 1.0),
-            (place, 1.06),
+            (label_at, 1.06),
             xycoords="axes fraction",
             rotation=40,
             ha="left",

@@ -199,12 +199,12 @@ def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: T
     """
     if isinstance(judge, BatchTagger):
         judge.prepare(paintings, dataset)
-    asked, found = [], []
+    counts, hits = [], []
     for painting in paintings:
         wanted, shown = (
             captioned(text, dataset.categories).classes.keys()
             for text in (painting.caption, judge.tag(painting, dataset))
         )
-        asked.append([float(len(wanted))])
-        found.append([float(len(wanted & shown))])
-    return ratio(torch.tensor(found), torch.tensor(asked))
+        counts.append([float(len(wanted))])
+        hits.append([float(len(wanted & shown))])
+    return ratio(torch.tensor(hits), torch.tensor(counts))

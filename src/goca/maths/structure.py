@@ -78,7 +78,7 @@ class Repeatability:
         means = torch.stack([(a * b).sum((-2, -1)) for a, b in pairs])
         together, *alone = self._products / self.images - means
         # What is left of float32's rounding does not count as deviation.
-        spread = [torch.where(own > 1e-6 * mean, own, 0.0) for own, mean in zip(alone, means[1:], strict=True)]
+        spread = [torch.where(square > 1e-6 * mean, square, 0.0) for square, mean in zip(alone, means[1:], strict=True)]
         product = spread[0] * spread[1]
         return torch.where(product > 0, together / product.clamp(min=TINY**2).sqrt(), 0.0)
 
