@@ -34,6 +34,26 @@ def outlined(image: Image.Image, shapes: list[tuple[int, list[tuple[float, float
     return canvas
 
 
+def brush_mask(rle: list[int], shape: tuple[int, ...]) -> np.ndarray:
+    """The mask that the bytes of Label Studio's run lengths hold, read as thi.ng/rle-pack reads them."""
+    bits = "".join(f"{byte:08b}" for byte in rle)
+    position = 0
+
+    def read(count: int) -> int:
+        nonlocal position
+        position += count
+        return int(bits[position - count : position], 2)
+
+    values, bits_of_value = np.zeros(read(32), np.uint8), read(5) + 1
+    bits_of_length = [read(4) + 1 for _ in range(4)]
+    start = 0
+    while start < len(values):
+        repeated, end = read(1), start + 1 + read(bits_of_length[read(2)])
+        values[start:end] = read(bits_of_value) if repeated else [read(bits_of_value) for _ in range(end - start)]
+        start = end
+    return values.reshape(*shape, 4)[..., 3] > 0
+
+
 def rows(values: list[float], across: float = 1, down: float = 1) -> list[tuple[float, float]]:
     return [(x * across, y * down) for x, y in zip(values[::2], values[1::2], strict=True)]
 
@@ -47,6 +67,11 @@ def drawn(folder: Path, image: Image.Image) -> dict[str, Image.Image]:
         labels[rle.decode(entry["segmentation"]) > 0] = entry["category_id"]
     shapes = [(CLASSES.index(shape["label"]) + 1, shape["points"]) for shape in labelme["shapes"]]
     lines = [line.split() for line in (paths["yolo"] / "labels" / "cat.txt").read_text().splitlines()]
+    (task,) = json.loads((paths["label-studio"] / "tasks.json").read_text())
+    brushed = np.zeros_like(labels)
+    for result in task["predictions"][0]["result"]:
+        value = result["value"]
+        brushed[brush_mask(value["rle"], labels.shape)] = CLASSES.index(value["brushlabels"][0]) + 1
     objects = [(int(line[0]) + 1, rows([*map(float, line[1:])], image.width, image.height)) for line in lines]
     prompts = [(CLASSES.index(entry["label"]) + 1, entry) for entry in sam["prompts"]]
     boxes = [
@@ -76,6 +101,7 @@ def drawn(folder: Path, image: Image.Image) -> dict[str, Image.Image]:
         "yolo": outlined(image, objects),
         "voc": Image.open(paths["voc"] / "SegmentationClass" / "cat.png").convert("RGB"),
         "hf": Image.open(paths["hf"] / "train" / "masks" / "cat.png").convert("RGB"),
+        "label-studio": painted(image, brushed, len(CLASSES)),
         "masks": Image.open(paths["masks"] / "cat" / "cat.png").convert("RGB"),
         "cutout": Image.composite(cut.convert("RGB"), chess.convert("RGB"), cut.getchannel("A")),
     }
@@ -90,7 +116,7 @@ def main(target: str) -> None:
         Cell(picture if max(picture.size) > 100 else picture.resize((224, 224), Image.Resampling.NEAREST), name)
         for name, picture in pictures.items()
     ]
-    contact_sheet([cells[start : start + 4] for start in range(0, len(cells), 4)]).quantize(128).save(
+    contact_sheet([cells[start : start + 5] for start in range(0, len(cells), 5)]).quantize(256).save(
         target, optimize=True
     )
 

@@ -2,9 +2,11 @@ import contextlib
 import io
 import json
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from formats import brush_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -17,6 +19,7 @@ from goca.errors import GocaError
 from goca.exports import EXPORTERS, check_objects, dataset_formats
 from goca.exports.base import DatasetImage
 from goca.exports.coco import coco
+from goca.exports.label_studio import brush_rle, prediction, write
 from goca.exports.labelme import labelme
 from goca.exports.labels_png import labels_png
 from goca.exports.objects import ObjectOptions, regions
@@ -185,7 +188,7 @@ class TestObjects:
     @pytest.mark.parametrize(
         ("formats", "option", "heeded"),
         [
-            (["yolo"], {"instances": True}, "coco"),
+            (["yolo"], {"instances": True}, "coco or label-studio"),
             (["labels"], {"min_area": 9}, "labelme or sam or coco or yolo"),
             (["hf", "voc"], {"fill_holes": True}, "labelme or sam"),
             (["sam"], {"polygons": True}, "coco"),
@@ -195,6 +198,53 @@ class TestObjects:
         check_objects([*formats, "coco"], ObjectOptions(**option))
         with pytest.raises(GocaError, match=f"{next(iter(option))} changes nothing in these formats: add {heeded}"):
             check_objects(formats, ObjectOptions(**option))
+
+
+class TestLabelStudio:
+    """Label Studio's SDK pins an old numpy, so it is asked only where it is at hand; golden bytes of it always are."""
+
+    def brushed(self):
+        """Runs of each number of bits that a length is written in, longer ones too."""
+        mask = np.zeros((211, 157), bool)
+        mask[0, 0] = mask[1, 3:6] = mask[2, 7:61] = mask[3:5] = mask[5, :2] = True
+        return mask
+
+    def test_run_lengths_are_those_of_its_sdk(self):
+        # pip install label-studio-sdk==2.1.2, then
+        # label_studio_sdk.converter.brush.mask2rle(255 * brushed.astype(np.uint8)) gives
+        golden = "0002059c391bfc7ffc09ec02dfff027700dafffc05fc038277fffffff00ff29e00"
+        assert bytes(brush_rle(self.brushed())).hex() == golden
+        np.testing.assert_array_equal(brush_mask(list(bytes.fromhex(golden)), (211, 157)), self.brushed())
+
+    @given(label_maps)
+    def test_masks_come_back(self, labels):
+        results = prediction(labels, CLASSES)["result"]
+        assert [result["value"]["brushlabels"] for result in results] == [
+            [CLASSES[label - 1]] for label in np.unique(labels) if label
+        ]
+        for result in results:
+            label = CLASSES.index(*result["value"]["brushlabels"]) + 1
+            np.testing.assert_array_equal(brush_mask(result["value"]["rle"], labels.shape), labels == label)
+
+    def test_scores_are_the_evidence(self):
+        made = prediction(LABELS, CLASSES, ObjectOptions(min_area=2, instances=True), evidence=(0.75, 0.5, 0.25))
+        assert [result["score"] for result in made["result"]] == [0.75]
+        assert made["score"] == 0.75
+        assert prediction(LABELS, CLASSES, evidence=(0.75, 0.5, 0.25))["score"] == 0.5
+        assert "score" not in prediction(np.zeros((5, 7), np.uint16), CLASSES, evidence=(0.75, 0.5, 0.25))
+
+    def test_its_sdk_reads_masks_and_finds_no_fault(self):
+        brush = pytest.importorskip("label_studio_sdk.converter.brush")
+        interface = pytest.importorskip("label_studio_sdk.label_interface")
+        mask = self.brushed()
+        assert brush_rle(mask) == brush.mask2rle(mask.astype(np.uint8) * 255)
+        np.testing.assert_array_equal(brush.decode_rle(brush_rle(mask)).reshape(211, 157, 4)[..., 3], mask * 255)
+        image = DatasetImage(file_name="a.png", stem="a", source=Image.new("RGB", (7, 5)), read_labels=lambda: LABELS)
+        files = dict(write([image], CLASSES, ObjectOptions()))
+        config = interface.LabelInterface(files["config.xml"].decode())
+        (task,) = json.loads(files["tasks.json"])
+        assert config.validate_task({"data": task["data"]})
+        assert config.validate_prediction(task["predictions"][0])
 
 
 class TestSam:
@@ -332,6 +382,27 @@ class TestDatasets:
             np.testing.assert_array_equal(np.array(row["image"].convert("RGB")), np.array(image.pixels()))
         names = json.loads((folder / "id2label.json").read_text())
         assert names == {"0": "background", "1": "cat", "2": "tall grass: green", "3": "sky"}
+
+    def test_tasks_of_label_studio_name_images_as_its_local_storage_serves_them(self, images, written):
+        folder = written("label-studio")
+        tasks = json.loads((folder / "tasks.json").read_text())
+        assert [task["data"]["image"] for task in tasks] == [
+            f"/data/local-files/?d=photos/{image.file_name}" for image in images
+        ]
+        for task, image in zip(tasks, images, strict=True):
+            (made,) = task["predictions"]
+            read = np.zeros_like(image.labels)
+            for result in made["result"]:
+                assert (result["original_height"], result["original_width"]) == image.labels.shape
+                (name,) = result["value"]["brushlabels"]
+                read[brush_mask(result["value"]["rle"], read.shape)] = self.CLASSES.index(name) + 1
+            np.testing.assert_array_equal(read, image.labels)
+        config = ElementTree.parse(folder / "config.xml")
+        brush = config.find("BrushLabels")
+        assert [label.get("value") for label in brush] == list(self.CLASSES)
+        used = {(result["from_name"], result["to_name"]) for result in tasks[0]["predictions"][0]["result"]}
+        assert used == {(brush.get("name"), brush.get("toName"))}
+        assert config.find("Image").attrib == {"name": brush.get("toName"), "value": "$image"}
 
     def test_voc_is_laid_out_as_its_readers_look_for_it(self, images, written):
         folder = written("voc")

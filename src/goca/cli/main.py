@@ -22,6 +22,7 @@ from goca.cli.models import models
 from goca.cli.prototypes import prototypes
 from goca.cli.scaling import scaling
 from goca.cli.segment import segment
+from goca.cli.serve import serve
 from goca.cli.settings import settings
 
 # Plain help: it is copied, piped and searched, and it starts faster.
@@ -47,6 +48,7 @@ def goca(
 
 COMMANDS = (
     segment,
+    serve,
     generate,
     prototypes,
     settings,

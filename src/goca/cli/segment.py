@@ -107,7 +107,8 @@ def segment(
         ),
     ] = "labels,overlay,json",
     instances: Annotated[
-        bool, arguments.option("--instances", help="Each connected region is an object of its own in coco.")
+        bool,
+        arguments.option("--instances", help="Each connected region is an object of its own (coco, label-studio)."),
     ] = False,
     min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Leave out objects of fewer pixels.")] = 1,
     fill_holes: Annotated[

@@ -88,6 +88,7 @@ EXPORTERS: Mapping[str, Exporter] = {
     "yolo": Exporter(".yolo", "yolo", dataset=True, objects=True),
     "voc": Exporter(".voc", "voc", dataset=True),
     "hf": Exporter(".hf", "hf", dataset=True),
+    "label-studio": Exporter(".label-studio", "label_studio", dataset=True, objects=True),
     "masks": Exporter(".masks", "masks", dataset=True, objects=True),
     "cutout": Exporter(".cutout", "cutout", dataset=True, objects=True),
 }
@@ -128,7 +129,9 @@ def check_objects(formats: Iterable[str], objects: "ObjectOptions") -> None:
     chosen = exporters(formats)
     for name in objects.changed():
         heeding = [form for form, exporter in EXPORTERS.items() if exporter.objects]
-        if name in ("instances", "polygons"):
+        if name == "polygons":
             heeding = ["coco"]
+        elif name == "instances":
+            heeding = ["coco", "label-studio"]
         if not chosen.keys() & set(heeding):
             raise GocaError(f"{name} changes nothing in these formats: add {' or '.join(heeding)}", name)

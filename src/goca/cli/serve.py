@@ -1,0 +1,129 @@
+"""`goca serve`: a model that stays loaded and answers another program."""
+
+import errno
+import os
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from goca import bundled
+from goca.cli import arguments
+from goca.cli.console import say, session, show
+from goca.errors import GocaError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MOST_CONNECTIONS = 16
+"""At a time; further ones are told to come back, as each may hold a request of many megabytes."""
+GRACE = 5
+"""Seconds that answers in the making have when the server is stopped."""
+
+
+def serve(
+    label_studio: Annotated[
+        bool, arguments.option("--label-studio", help="Be an ML backend of Label Studio: predict its brush labels.")
+    ] = False,
+    label_studio_url: Annotated[
+        str | None,
+        arguments.option(
+            metavar="URL",
+            help="Where Label Studio is, to fetch images from; LABEL_STUDIO_API_KEY has its access token. "
+            "[default: LABEL_STUDIO_URL; without it, only images that are part of requests]",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        arguments.option(metavar="NAMES", help="The labels to look for.  [default: all brush labels of the project]"),
+    ] = None,
+    classes_file: Annotated[
+        Path | None, arguments.option(metavar="FILE", help="The same in a file, with synonyms; see goca segment.")
+    ] = None,
+    background_classes: Annotated[
+        str | None,
+        arguments.option(
+            metavar="NAMES", help='Nouns whose pixels get no label; "" for none.  [default: the model\'s list]'
+        ),
+    ] = None,
+    background: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|T",
+            help="auto: the recipe's rule; none: every pixel gets a label; T: a score threshold from 0 to 1.",
+        ),
+    ] = "auto",
+    model: arguments.ModelOption = bundled.DEFAULT,
+    settings: arguments.SettingsOption = None,
+    recipe: arguments.RecipeOption = "goca-open",
+    floor: arguments.FloorOption = None,
+    refine_edges: arguments.RefineEdgesOption = False,
+    instances: Annotated[
+        bool, arguments.option("--instances", help="A stroke for each connected region, not for each label.")
+    ] = False,
+    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Smaller regions, in pixels, are left out.")] = 1,
+    fill_holes: Annotated[
+        bool, arguments.option("--fill-holes", help="Regions get the pixels that they surround.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for one that is free.")] = 9090,
+    device: arguments.DeviceOption = None,
+    dtype: arguments.DtypeOption = None,
+    verbose: arguments.VerboseOption = False,
+) -> None:
+    """Keep a model loaded for another program, until Ctrl-C.
+
+    With --label-studio, connect http://127.0.0.1:9090 as a model in the project's settings there.
+    """
+    with session(verbose):
+        if not label_studio:
+            raise GocaError("nothing to serve: choose a program to serve, such as Label Studio", "label_studio")
+        listed = None if classes is None and classes_file is None else arguments.classes(classes, classes_file)[0]
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "floor": floor, "refine_edges": refine_edges}
+        options |= arguments.settings(settings)
+        threshold = arguments.background(background)
+        background_names = arguments.background_classes(background_classes, None)
+        arguments.check_model(model, recipe, device, dtype)
+        if find_spec("starlette") is None or find_spec("uvicorn") is None:
+            raise GocaError('serving needs starlette and uvicorn: pip install "goca[serve]"')
+        from goca.exports.objects import ObjectOptions
+        from goca.integrations.label_studio import Backend, ImageSource, application
+
+        url = label_studio_url or os.environ.get("LABEL_STUDIO_URL") or None
+        source = ImageSource(url, os.environ.get("LABEL_STUDIO_API_KEY", "").strip())
+        objects = ObjectOptions(instances=instances, min_area=min_area, fill_holes=fill_holes)
+        with _listening(host, port) as listener:
+            from goca.request import SegmentationRequest
+            from goca.segmenter import Segmenter
+
+            segmenter = Segmenter.from_pretrained(model, recipe, **options)
+            request = SegmentationRequest("", (), background_names, threshold)
+            backend = Backend(segmenter, request, listed, objects, source, f"goca {model} {recipe}", say)
+            _run(application(backend), listener, host)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens, before the model is loaded. GocaError where there can be none."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        hint = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
+        raise GocaError(f"cannot listen at {host}, port {port}: {reason}; choose another", hint) from None
+
+
+def _run(application: Any, listener: socket.socket, host: str) -> None:
+    """Answer until a signal says stop; Ctrl-C is then raised."""
+    import uvicorn
+
+    port = listener.getsockname()[1]
+    show(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}, until Ctrl-C")
+    if host not in LOOPBACK:
+        say(f"whoever reaches port {port} of this machine can use the model: no password is asked for")
+    config = uvicorn.Config(
+        application, log_config=None, limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=GRACE
+    )
+    uvicorn.Server(config).run(sockets=[listener])
