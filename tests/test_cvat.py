@@ -119,7 +119,7 @@ def test_an_image_that_cannot_be_segmented_costs_none_of_the_others(function, an
     ("parameters", "message"),
     [
         ({"classes": " "}, "no classes"),
-        ({"classes": "cat", "model": "bundled", "min_area": 0}, "0 is no area"),
+        ({"classes": "cat", "model": "bundled", "min_area": 0}, "0 is not an area"),
         ({"classes": "zebra"}, "zebra"),
     ],
 )
