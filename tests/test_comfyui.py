@@ -413,7 +413,7 @@ def test_prompts_of_several_chunks() -> None:
     ]
     prompt = comfyui.Prompt.of(clip, "(a cat on:1.3) embedding:style grass", {"l": chunks})
     first, second = len(chunks[0]), len(chunks[1])
-    assert prompt.count == first + second
+    assert prompt.length == first + second
     found = {word.name: indices for word, indices in prompt_words(prompt.tokens.texts).items()}
     a_token = len(tokenizer("a", add_special_tokens=False).input_ids)
     cat = len(tokenizer("cat", add_special_tokens=False).input_ids)

@@ -62,7 +62,7 @@ def test_masks_are_those_of_the_segmenter(segment: ZeroShotImageSegmentation) ->
 def test_whatever_transformers_takes(segment: ZeroShotImageSegmentation, url: str) -> None:
     content = base64.b64encode(CAT.read_bytes()).decode()
     expected = as_arrays(segment(CAT, LABELS))
-    for image in (str(CAT), Image.open(CAT), f"{url}/cat.png", f"data:image/png;base64,{content}"):
+    for image in (str(CAT), Image.open(CAT), f"{url}/cat.png", f"data:image/png;base64,{content}", content):
         assert as_arrays(segment(image, candidate_labels="cat, sky,water ,dog")) == expected
     assert as_arrays(segment({"image": CAT, "candidate_labels": LABELS})) == expected
     assert as_arrays(segment(io.BytesIO(CAT.read_bytes()), LABELS)) == expected

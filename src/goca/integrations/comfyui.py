@@ -128,7 +128,7 @@ class Prompt(NamedTuple):
     """A prompt as ComfyUI encodes it: its tokens, how many there are, and the tokenizer's special ones."""
 
     tokens: PromptTokens
-    count: int
+    length: int
     specials: SpecialTokens
 
     @classmethod
@@ -261,7 +261,7 @@ class Tap:
             q, k, v = (rearrange(part, by_head, head=heads) for part in (q, k, v))
         if not skip_output_reshape:
             output = rearrange(output, by_head, head=heads)
-        rows, pixels, keys, count = len(q), q.shape[2], k.shape[2], self._prompt.count
+        rows, pixels, keys, count = len(q), q.shape[2], k.shape[2], self._prompt.length
         grids = {high * wide: (high, wide) for high, wide in FAMILY.grids(self._unet.denoiser, self._latent)}
         is_whole = rows == len(self._call.rows) and pixels in grids and (reads_text or keys == pixels)
         if not is_whole or mask is not None:

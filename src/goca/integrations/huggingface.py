@@ -41,7 +41,7 @@ class ZeroShotImageSegmentation:
         """Find the pixels of each label.
 
         Args:
-            image: A path, a URL, a base64 string, a PIL image, or what else `goca.Segmenter` takes; a list or an
+            image: A path, a URL, an image in base64, a PIL image, or what else `goca.Segmenter` takes; a list or an
                 iterator of such. In place of each also {"image": it, "candidate_labels": its own}.
             candidate_labels: Names in a list, or in a text with commas between; for a list of images also a list of
                 such lists.
