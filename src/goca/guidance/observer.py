@@ -190,10 +190,14 @@ class GuidanceObserver:
                 state.cond[image] = AttentionAggregator(plan, tokens, grid)
                 yield row, state.cond[image]
         for image, (row, prompt) in call.images_of("uncond").items():
-            start = state.columns[image].start if image in state.cond else None
+            known = state.columns.get(image)  # None where this branch comes first
+            if known is not None and (image not in state.cond or known.start is None):
+                continue
+            start = start_column(prompt.texts, self._specials)
+            if start is None and known is not None:
+                start = known.start
             if start is not None:
-                negative_start = start_column(prompt.texts, self._specials)
-                state.starts[image] = start if negative_start is None else negative_start
+                state.starts[image] = start
                 # Of this branch there is one column, and it refines nothing.
                 tokens = NounTokens(prompt.prompt, (), (), ())
                 state.uncond[image] = AttentionAggregator(replace(plan, refine=(), order=0), tokens, grid)

@@ -27,12 +27,13 @@ PlanFor = Callable[[Recipe | str], Plan]
 
 def plan_for(backbone: Backbone) -> PlanFor:
     """A `PlanFor` that does not keep the pipeline alive; it raises GocaError for a recipe that cannot be traced."""
-    return partial(_plan, backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
+    return partial(trace_plan, backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
 
 
-def _plan(
+def trace_plan(
     settings: CheckpointSettings, blocks: tuple[str, ...], model: str, device: str, dtype: str, recipe: Recipe | str
 ) -> Plan:
+    """A recipe made concrete for tracing a model; GocaError for one that cannot be traced."""
     made = plan(recipe_named(recipe), settings, blocks, model, Options(), joint=True)
     if made.maps is not None:
         raise GocaError(

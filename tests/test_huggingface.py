@@ -1,0 +1,130 @@
+"""goca as a zero-shot pipeline of transformers, and as a Space."""
+
+import base64
+import http.server
+import io
+import runpy
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from goca import GocaError, Segmenter
+from goca.integrations.huggingface import ZeroShotImageSegmentation, pipeline
+
+ROOT = Path(__file__).parent.parent
+CAT = ROOT / "examples" / "cat.png"
+LABELS = ["cat", "sky", "water", "dog"]
+APP = ROOT / "integrations" / "huggingface" / "space" / "app.py"
+
+
+@pytest.fixture(scope="module")
+def segment() -> ZeroShotImageSegmentation:
+    return pipeline(model="bundled", device=-1, batch=2)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server of the examples."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(CAT.parent))
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def as_arrays(masks: list[dict[str, Any]]) -> list[tuple[str, float, bytes]]:
+    return [(item["label"], item["score"], item["mask"].tobytes()) for item in masks]
+
+
+def test_masks_are_those_of_the_segmenter(segment: ZeroShotImageSegmentation) -> None:
+    masks = segment(str(CAT), candidate_labels=LABELS)
+    result = Segmenter.from_pretrained("bundled")(CAT, LABELS)
+    assert {item["label"] for item in masks} == {"cat", "sky", "water"}
+    for item in masks:
+        assert isinstance(item["mask"], Image.Image)
+        assert item["mask"].mode == "L"
+        assert item["score"] == result.present[item["label"]].evidence
+        np.testing.assert_array_equal(np.asarray(item["mask"]) == 255, result[item["label"]])
+        assert set(np.unique(item["mask"])) <= {0, 255}
+
+
+def test_whatever_transformers_takes(segment: ZeroShotImageSegmentation, url: str) -> None:
+    content = base64.b64encode(CAT.read_bytes()).decode()
+    expected = as_arrays(segment(CAT, LABELS))
+    for image in (str(CAT), Image.open(CAT), f"{url}/cat.png", f"data:image/png;base64,{content}", content):
+        assert as_arrays(segment(image, candidate_labels="cat, sky,water ,dog")) == expected
+    assert as_arrays(segment({"image": CAT, "candidate_labels": LABELS})) == expected
+    assert as_arrays(segment(io.BytesIO(CAT.read_bytes()), LABELS)) == expected
+
+
+def test_several_images(segment: ZeroShotImageSegmentation) -> None:
+    alone = [segment(CAT, LABELS), segment(CAT, ["sky", "water"])]
+    several = segment([str(CAT), Image.open(CAT), CAT], [LABELS, ["sky", "water"], LABELS])
+    assert list(map(as_arrays, several)) == [as_arrays(alone[index]) for index in (0, 1, 0)]
+    lazy = segment(iter([CAT, {"image": CAT, "candidate_labels": ["sky", "water"]}]), LABELS)
+    assert isinstance(lazy, Iterator)
+    assert [[item["label"] for item in masks] for masks in lazy] == [
+        [item["label"] for item in masks] for masks in alone
+    ]
+
+
+def test_threshold(segment: ZeroShotImageSegmentation) -> None:
+    masks = segment(CAT, LABELS)
+    middle = sorted(item["score"] for item in masks)[1]
+    kept = {item["label"] for item in segment(CAT, LABELS, threshold=middle)}
+    assert kept == {item["label"] for item in masks if item["score"] >= middle} != set()
+    assert segment(CAT, LABELS, threshold=1.1) == []
+
+
+def test_mistakes_are_one_line(segment: ZeroShotImageSegmentation, url: str) -> None:
+    for image, labels, message in (
+        (CAT, None, "no labels"),
+        (CAT, " , ", "no labels"),
+        ("nowhere.png", LABELS, "nowhere.png"),
+        (f"{url}/nowhere.png", LABELS, "no image at http://"),
+        ([CAT, CAT], [["cat"]], "1 lists of labels are given for 2 images"),
+    ):
+        with pytest.raises(GocaError, match=message) as raised:
+            segment(image, labels)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_loaded_pipeline(sd15: Any) -> None:
+    segment = pipeline(sd15, size=32, recipe="vanilla")
+    masks = segment(Image.open(CAT), ["cat", "sky"], background="none")
+    result = Segmenter.from_pipeline(sd15, size=32, recipe="vanilla")(CAT, ["cat", "sky"], background="none")
+    assert as_arrays(masks) == as_arrays(result.to_transformers())
+
+
+def test_the_spaces_function() -> None:
+    image, annotations = runpy.run_path(str(APP))["segment"](CAT.read_bytes(), LABELS)
+    masks = pipeline()(CAT, LABELS)
+    assert image.size == masks[0]["mask"].size
+    assert {label.split()[0] for _, label in annotations} == {item["label"] for item in masks}
+    for opacity, label in annotations:
+        (mask,) = (item["mask"] for item in masks if item["label"] == label.split()[0])
+        np.testing.assert_array_equal(opacity > 0, np.asarray(mask) > 0)
+
+
+def test_the_space_answers_and_says_what_is_wrong() -> None:
+    gradio = pytest.importorskip("gradio")
+    blocks = runpy.run_path(str(APP))["page"]()
+    (answer,) = (function.fn for function in blocks.fns.values() if function.api_name == "segment")
+    image, annotations = answer(str(CAT), LABELS)
+    shown = gradio.AnnotatedImage().postprocess((image, annotations))
+    assert [annotation.label.split()[0] for annotation in shown.annotations] == ["cat", "sky", "water"]
+    for path, names in ((None, LABELS), (str(CAT), []), (str(CAT), ["zebra"]), (str(APP), LABELS)):
+        with pytest.raises(gradio.Error) as raised:
+            answer(path, names)
+        assert "\n" not in raised.value.message
