@@ -150,14 +150,17 @@ def check_model(name: str, recipe: str | None = None, device: str | None = None,
     local_folder(name)
 
 
-def settings(file: Path | None) -> dict[str, Mapping[str, Any]]:
-    """--settings as the argument of `from_pretrained`: what the file holds, so that a run says so; {} without one, and
-    for "auto", which `goca.cli.settings.automatic` finds.
+def settings(file: Path | None) -> dict[str, Any]:
+    """--settings as the argument of `from_pretrained`: what the file holds, so that a run says so; {} without one.
+
+    "auto" stays what it is: `goca.cli.settings.with_automatic` finds what it stands for.
 
     Raises GocaError for a file that cannot be read or holds no settings.
     """
-    if file is None or str(file) == "auto":
+    if file is None:
         return {}
+    if str(file) == "auto":
+        return {"settings": "auto"}
     try:
         content = read_json(file)
     except GocaError as error:

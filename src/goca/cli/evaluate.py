@@ -10,7 +10,7 @@ import typer
 from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import interval, next_stage, paused, progress, say, session, show, show_json, table
-from goca.cli.settings import automatic
+from goca.cli.settings import with_automatic
 from goca.evaluation.datasets import DATASETS, check_name
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def evaluate(
             dtype=dtype,
             batch=batch,
             threads=threads,
-            overrides=overrides | automatic(settings, model, device, dtype, batch),
+            overrides=with_automatic(overrides, model, device, dtype, batch),
             prices=tagger_prices,
             concurrency=together,
         )

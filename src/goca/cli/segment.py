@@ -12,7 +12,7 @@ import typer
 from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import described, paused, progress, say, session, show, show_json, table
-from goca.cli.settings import automatic
+from goca.cli.settings import with_automatic
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 
@@ -183,8 +183,7 @@ def segment(
                 "window": window,
                 "refine_edges": refine_edges,
                 "floor": floor,
-                **given,
-                **automatic(settings, model, device, dtype, batch),
+                **with_automatic(given, model, device, dtype, batch),
             },
         )
         indexed = out if len(jobs) > 1 or any(path.is_dir() for path in images) else None

@@ -12,6 +12,7 @@ import typer
 from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import say, session, show
+from goca.cli.settings import with_automatic
 from goca.errors import GocaError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -98,6 +99,7 @@ def serve(
             from goca.request import SegmentationRequest
             from goca.segmenter import Segmenter
 
+            options = with_automatic(options, model, device, dtype)
             segmenter = Segmenter.from_pretrained(model, recipe, **options)
             request = SegmentationRequest("", (), background_names, threshold)
             backend = Backend(segmenter, request, listed, objects, source, f"goca {model} {recipe}", say)

@@ -1,5 +1,6 @@
 """`goca settings`: settings for a checkpoint that no table knows, chosen without labels, once, into one file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,15 +11,17 @@ from goca.cli.console import progress, session, show, show_json
 from goca.errors import GocaError
 
 
-def automatic(file: Path | None, model: str, device: str | None, dtype: str | None, batch: int) -> dict[str, Any]:
-    """`--settings auto` as the argument of `from_pretrained`; {} for anything else.
+def with_automatic(
+    options: Mapping[str, Any], model: str, device: str | None, dtype: str | None, batch: int = 4
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained` in which the settings "auto" are replaced by those that they stand for.
 
     The model is loaded for it, and looks at images that it paints, unless it has done so before.
 
     Raises GocaError where the model cannot be loaded, or its attention cannot be read.
     """
-    if str(file) != "auto":
-        return {}
+    if options.get("settings") != "auto":
+        return dict(options)
     from goca.diffusion.checkpoints import content_of
     from goca.segmenter import Segmenter
     from goca.settings_choice import automatic_settings
@@ -26,7 +29,7 @@ def automatic(file: Path | None, model: str, device: str | None, dtype: str | No
     with progress(hidden=False) as bar:
         bar.add_task(f"choosing settings for {model}, unless that is done", total=None)
         segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
-        return {"settings": content_of(automatic_settings(segmenter))}
+        return {**options, "settings": content_of(automatic_settings(segmenter))}
 
 
 def settings(
