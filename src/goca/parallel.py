@@ -243,7 +243,7 @@ def _serve(make_worker: Callable[[], Worker[Any, Any]], connection: Connection) 
     try:
         while True:
             connection.send(attempts.attempt(connection.recv()))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving already
