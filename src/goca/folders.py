@@ -253,12 +253,16 @@ def segment_images(
             yield Calibrating(CONTENT_FREE)
             segmenter.evidence.calibrate(nouns, encoded)
         tagged: dict[ImageJob, Kept | GocaError] = {}
-        left = set(remaining)
-        open_batches = list(_open_batches(jobs, left, model.batch))
         if isinstance(tagger, Tagger) and candidates is not None and remaining:
-            yield from _tagging(tagger, candidates, [*chain.from_iterable(open_batches)], tagged)
+            answers = {job: Kept(tagger.name, tuple(facts["kept"])) for job, facts in kept.items() if "kept" in facts}
+            tagged.update(answers)
+            yield from _tagging(tagger, candidates, remaining, tagged)
+        left = set(remaining)
         task = _Task(request, model, request_json, tagger if isinstance(tagger, str) else None)
-        batches = [tuple(_Member(job, tagged.get(job), job in left) for job in batch) for batch in open_batches]
+        batches = [
+            tuple(_Member(job, tagged.get(job), job in left) for job in batch)
+            for batch in _open_batches(jobs, left, model.batch)
+        ]
         if executor.here:
             work = task.segment(segmenter, batches, encoded)
         else:
@@ -377,7 +381,7 @@ class _Task:
         requests = [
             replace(self.request, image=image, kept=member.tagged)
             for member, image in images
-            if not isinstance(image, GocaError)
+            if not isinstance(image, GocaError) and not isinstance(member.tagged, GocaError)
         ]
         stream = segmenter.stream(requests, encoded, self.tagger)
         for member, image in images:
@@ -561,8 +565,13 @@ class _Index:
 
 def _finished(jobs: Sequence[ImageJob], request: Facts) -> dict[ImageJob, Facts]:
     """The jobs that an earlier run finished, with the facts of their results; GocaError for one of another request."""
-    results = {job: _read_result(job) for job in jobs if job.problem is None}
-    kept = {job: facts for job, facts in results.items() if facts is not None}
+    results = ((job, _read_result(job)) for job in jobs if job.problem is None)
+    shared: dict[str, Any] = {}  # what thousands of results say alike is in memory once
+    kept = {
+        job: {name: shared.setdefault(repr(value), value) for name, value in facts.items()}
+        for job, facts in results
+        if facts is not None
+    }
     _refuse_different(kept, "request", request)
     return kept
 
