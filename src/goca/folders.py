@@ -567,7 +567,7 @@ def _finished(jobs: Sequence[ImageJob], request: Facts) -> dict[ImageJob, Facts]
     """The jobs that an earlier run finished, with the facts of their results; GocaError for one of another request."""
     results = ((job, _read_result(job)) for job in jobs if job.problem is None)
     shared: dict[str, Any] = {}  # what thousands of results say alike is in memory once
-    kept = {
+    kept: dict[ImageJob, Facts] = {
         job: {name: shared.setdefault(repr(value), value) for name, value in facts.items()}
         for job, facts in results
         if facts is not None
