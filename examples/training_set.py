@@ -1,13 +1,33 @@
-"""Generate a training set: images, indexed masks and prompts, for `goca evaluate folder` and training code."""
+"""Generate a training set on two processes: images, indexed masks and prompts, for `goca evaluate folder` and training.
+
+The same images as COCO and as a Hugging Face imagefolder lie beside it.
+"""
 
 import torch
 from diffusers import DiffusionPipeline
 
-from goca import TrainingSet, bundled, trace
+from goca import Segmentation, TrainingSet, bundled, trace
+from goca.parallel import Executor, run_units
 
-pipe = DiffusionPipeline.from_pretrained(bundled.pipeline(), torch_dtype=torch.float32)
-painted = TrainingSet("painted", ["cat", "bus", "grass", "sky"])
-for number, nouns in enumerate((["cat", "grass", "sky"], ["bus", "grass", "sky"])):
-    with trace(pipe) as tr:
-        pipe(", ".join(nouns), num_inference_steps=20, generator=torch.Generator().manual_seed(number))
-    painted.add(tr.segment(nouns, background=None), ", ".join(nouns))
+PROMPTS = (["cat", "grass", "sky"], ["bus", "grass", "sky"])
+
+
+class Painter:
+    """A pipeline in a process of its own."""
+
+    def __init__(self) -> None:
+        self.pipe = DiffusionPipeline.from_pretrained(bundled.pipeline(), torch_dtype=torch.float32)
+
+    def __call__(self, number: int) -> tuple[Segmentation, str]:
+        nouns = PROMPTS[number]
+        with trace(self.pipe) as tr:
+            self.pipe(", ".join(nouns), num_inference_steps=20, generator=torch.Generator().manual_seed(number))
+        return tr.segment(nouns, background=None), ", ".join(nouns)
+
+
+if __name__ == "__main__":
+    painted = TrainingSet("painted", ["cat", "bus", "grass", "sky"])
+    for segmentation, prompt in run_units(Painter, range(len(PROMPTS)), Executor(workers=2)):
+        painted.add(segmentation, prompt)
+    painted.export("coco", "painted.coco.json")
+    painted.export("hf", "painted.hf")

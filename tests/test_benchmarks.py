@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import auto_settings
+import folders
 import growth
 import memory
 import numpy as np
@@ -139,6 +140,11 @@ def test_the_whole_is_as_measured(monkeypatch: pytest.MonkeyPatch, sd15: Any) ->
     assert found.plain_gib == pytest.approx(100 / 1024, rel=0.2)
     assert whole.extra_gib == found.gib - found.plain_gib
     assert whole.time_ratio == found.seconds / found.plain_seconds
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    assert folders.killed(tmp_path, images=32, workers=2)
 
 
 def test_presence_agrees_with_an_evaluation_where_every_name_is_right(bundled: Segmenter) -> None:

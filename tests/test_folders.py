@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -23,8 +24,10 @@ from goca.folders import (
     segment_images,
     stored_path,
 )
+from goca.imaging import images
 from goca.parallel import Executor
 from goca.request import SegmentationRequest
+from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 
 
@@ -320,10 +323,12 @@ def photos(image: Callable[..., Image.Image]) -> None:
     Path("in/c.png").write_bytes(b"not an image")
 
 
-def run(out: str, executor: Executor, **options: Any) -> tuple[list[FolderProgress], list[ImageOutcome]]:
-    jobs = plan_outputs([Path("in")], Path(out))
+def run(
+    out: str, executor: Executor, batch: int = 1, formats: Sequence[str] = DEFAULT_FORMATS, **options: Any
+) -> tuple[list[FolderProgress], list[ImageOutcome]]:
+    jobs = plan_outputs([Path("in")], Path(out), formats)
     request = SegmentationRequest("", ["cat", "grass"], ["sky"])
-    events = list(segment_images(jobs, request, ModelOptions(batch=1), out=Path(out), executor=executor, **options))
+    events = list(segment_images(jobs, request, ModelOptions(batch=batch), out=Path(out), executor=executor, **options))
     outcomes = [event for event in events if isinstance(event, ImageOutcome)]
     assert [outcome.job for outcome in outcomes] == list(jobs)
     return [event for event in events if isinstance(event, FolderProgress)], outcomes
@@ -352,8 +357,8 @@ def test_progress_and_outcomes_are_values(photos: None) -> None:
 
 
 def test_two_workers_agree_with_one_and_resume_it(photos: None) -> None:
-    _, alone = run("alone", Executor())
-    progress, shared = run("shared", Executor(workers=2))
+    _, alone = run("alone", Executor(), batch=2)
+    progress, shared = run("shared", Executor(workers=2), batch=2)
     assert progress[-1] == FolderProgress(total=4, done=3, left_out=1)
     assert results(shared) == results(alone)
     assert content("shared") == content("alone")
@@ -366,12 +371,35 @@ def test_two_workers_agree_with_one_and_resume_it(photos: None) -> None:
     complete = index("shared")
 
     Path("shared/d.json").unlink()
-    progress, resumed = run("shared", Executor(workers=2), resume=True)
+    progress, resumed = run("shared", Executor(workers=2), batch=2, resume=True)
     assert progress[0] == FolderProgress(total=4, done=2, kept=2)
     assert progress[-1] == FolderProgress(total=4, done=3, kept=2, left_out=1)
     assert [outcome.kept for outcome in resumed] == [True, True, False, False]
     assert index("shared") == complete
     assert content("shared") == content("alone")
+
+
+def test_a_batch_is_the_same_whatever_is_left_of_it(photos: None, image: Callable[..., Image.Image]) -> None:
+    """Sums over a batch of other images differ in their last digits, which the scores show."""
+    formats = ["npz", "json"]
+    for seed, name in enumerate("abd"):  # of one size, so that they go through the model together
+        image(64, 48, seed).save(f"in/{name}.png")
+    run("whole", Executor(), batch=4, formats=formats)
+    run("torn", Executor(), batch=4, formats=formats)
+    Path("torn/d.json").unlink()
+    Path("torn/d.npz").write_bytes(b"half")
+    before = Path("torn/a.json").stat().st_mtime_ns
+    _, outcomes = run("torn", Executor(), batch=4, formats=formats, resume=True)
+    assert content("torn") == content("whole")
+    assert [outcome.kept for outcome in outcomes] == [True, True, False, False]
+    assert Path("torn/a.json").stat().st_mtime_ns == before
+
+
+def test_an_image_that_is_still_broken_costs_no_pass(photos: None, monkeypatch: Any) -> None:
+    run("out", Executor(), batch=4)
+    monkeypatch.setattr(Segmenter, "label", unloadable)
+    progress, _ = run("out", Executor(), batch=4, resume=True)
+    assert progress[-1] == FolderProgress(total=4, done=3, kept=3, left_out=1)
 
 
 def test_a_cluster_that_does_not_answer_is_refused_before_the_model_is_loaded(photos: None, monkeypatch: Any) -> None:
@@ -409,21 +437,29 @@ def test_a_name_that_the_file_system_refuses_fails_alone(photos: None, monkeypat
     assert sorted({name[0] for name in content("out")}) == ["a", "d"]
 
 
-def test_a_stopped_run_has_all_that_is_written_in_its_index(photos: None) -> None:
-    """Workers have finished images of a batch that they have not handed in, too."""
-    jobs = plan_outputs([Path("in")], Path("out"))
-    request = SegmentationRequest("", ["cat", "grass"], ["sky"])
-    events = segment_images(jobs, request, ModelOptions(batch=1), out=Path("out"))
-    while not isinstance(next(events), ImageOutcome):
-        pass
-    for name in ("labels.png", "overlay.png", "json"):
-        Path(f"out/b.{name}").write_bytes(b"of a worker")
-    Path("out/d.labels.png").write_bytes(b"of a worker that was stopped")
-    events.close()
-    assert [line["image"] for line in index("out")] == ["in/a.png", "in/b.png"]
+def test_a_stopped_run_has_all_that_is_written_in_its_index(photos: None, monkeypatch: Any) -> None:
+    """What is segmented is written, though the run is stopped before it is told of."""
+    load, save = images.load, Segmentation.save
+
+    def stop_at_d(image: Any) -> Image.Image:
+        if image == Path("in/d.png"):
+            Path("out/d.labels.png").write_bytes(b"of a worker that was stopped")
+            raise KeyboardInterrupt
+        return load(image)
+
+    def save_slowly(result: Segmentation, folder: Path, stem: str, **options: Any) -> tuple[Path, ...]:
+        time.sleep(0.5 * (stem == "b"))
+        return save(result, folder, stem, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "load", stop_at_d)
+        patch.setattr(Segmentation, "save", save_slowly)
+        with pytest.raises(KeyboardInterrupt):
+            run("out", Executor())
+    assert [line["image"] for line in index("out") if "outputs" in line] == ["in/a.png", "in/b.png"]
     # Another process may go on.
     progress, _ = run("out", Executor(), resume=True)
-    assert progress[0] == FolderProgress(total=4, done=1, kept=1)
+    assert progress[0] == FolderProgress(total=4, done=2, kept=2)
     assert [line["image"] for line in index("out")] == ["in/a.png", "in/b.png", "in/c.png", "in/d.png"]
 
 

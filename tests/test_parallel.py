@@ -76,10 +76,15 @@ def test_another_exception_is_one_line_with_its_traceback() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_worker_is_one_line() -> None:
+@pytest.mark.parametrize("units", [["killed", 2, 3, 5], [2, 3, 5, "killed"], ["killed", 2, "killed", 5, 7]])
+def test_a_killed_worker_is_one_line_and_loses_what_it_had_in_hand(units: list[int | str]) -> None:
+    results = run_units(Squares, units, Executor(workers=2))
+    squares: list[int] = []
     with pytest.raises(GocaError, match=r"a worker was killed \(exit code -9\)") as caught:
-        list(run_units(Squares, ["killed", "long"], Executor(workers=2)))
+        squares.extend(square for square, *_ in results)
     assert caught.value.hint == "workers"
+    # Where both are killed, nobody can go on.
+    assert set(squares) == ({4} if units.count("killed") == 2 else {4, 9, 25})
     assert not multiprocessing.active_children()
 
 

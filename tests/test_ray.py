@@ -1,19 +1,26 @@
 """A local Ray cluster agrees with one process to the last digit."""
 
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from test_docs import ALL, ROOT
 from test_parallel import Squares, refuse
 
-from goca import GocaError
+from goca import GocaError, SegmentationRequest, Segmenter
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.runner import evaluate
+from goca.folders import ModelOptions, index_lines, plan_outputs, segment_images
 from goca.parallel import Executor, WorkerError, run_units
+from goca.ray import Segment
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -25,7 +32,7 @@ CONFIG = EvaluationConfig(dataset="scenes", limit=5, batch=2)
 def cluster() -> Iterator[Executor]:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     ray.init(
-        num_cpus=2,
+        num_cpus=4,  # a job reads while two workers compute
         include_dashboard=False,
         object_store_memory=80 * 2**20,
         log_to_driver=False,
@@ -43,6 +50,72 @@ def test_a_cluster_agrees_with_one_process(cluster: Executor, tmp_path: Path) ->
     assert clustered["sessions"][0]["executor"] == "ray local"
     lines = [(tmp_path / name / "images.jsonl").read_text().splitlines() for name in ("cluster", "here")]
     assert sorted(lines[0]) == sorted(lines[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killed(ModelOptions):
+    """A model whose first worker is killed with a batch in hand."""
+
+    leader: int
+    marker: Path
+
+    def load(self) -> Segmenter:
+        if os.getpid() != self.leader and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load()
+
+
+def test_a_folder_on_a_cluster_whose_worker_is_killed(cluster: Executor, tmp_path: Path, image: Any) -> None:
+    (tmp_path / "in").mkdir()
+    for seed in range(5):
+        image(64, 48, seed).save(tmp_path / f"in/{seed}.png")
+    (tmp_path / "in/broken.png").write_bytes(b"not an image")
+    model = Killed(batch=2, leader=os.getpid(), marker=tmp_path / "killed")
+    files, indices = [], []
+    for executor, out in ((Executor(), tmp_path / "here"), (cluster, tmp_path / "there")):
+        jobs = plan_outputs([tmp_path / "in"], out, ["labels", "npz", "json"])
+        for _ in segment_images(jobs, SegmentationRequest("", ["cat", "sky"]), model, out=out, executor=executor):
+            pass
+        files.append({path.name: path.read_bytes() for path in sorted(out.iterdir()) if "index" not in path.name})
+        indices.append([{**line, "outputs": len(line.get("outputs", ()))} for line in index_lines(out).read()])
+    assert model.marker.exists()
+    assert len(files[0]) == 15
+    assert files[1] == files[0]
+    assert indices[1] == indices[0]
+
+
+def test_a_job_of_somebody_else(cluster: Executor, image: Any) -> None:
+    images = [image(64, 48, 1), image(48, 64, 2), image(64, 48, 3)]
+    content = io.BytesIO()
+    images[1].save(content, "png")
+    broken = b"not an image"
+    segmenter = Segmenter.from_pretrained("bundled", batch=2)
+    for column in ([np.asarray(each) for each in images], [content.getvalue(), broken, content.getvalue()]):
+        labelled = ray.data.from_items([{"number": row, "photo": each} for row, each in enumerate(column)]).map_batches(
+            Segment,
+            fn_constructor_kwargs={"classes": ["cat", "sky"], "column": "photo", "model": {"batch": 2}},
+            batch_size=3,
+            compute=ray.data.ActorPoolStrategy(size=1),
+        )
+        rows = sorted(labelled.iter_rows(), key=lambda row: row["number"])
+        whole = iter(segmenter([each for each in column if each is not broken], ["cat", "sky"]))
+        for row in rows:
+            assert list(row["classes"]) == ["cat", "sky"]
+            if row["error"]:
+                assert "is not an image" in row["error"]
+                assert row["labels"].shape == (0, 0)
+                continue
+            assert row["labels"].dtype == np.uint16
+            assert np.array_equal(row["labels"], next(whole).labels)
+        assert [bool(row["error"]) for row in rows] == [each is broken for each in column]
+
+
+def test_the_documented_job_runs(cluster: Executor, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    (block,) = (block for block in ALL if block.info == "python ray")
+    exec(compile(block.code, str(block), "exec"), {})
+    assert "(128, 128)" in capsys.readouterr().out
 
 
 def test_errors_of_a_cluster_travel(cluster: Executor) -> None:

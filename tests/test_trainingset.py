@@ -39,6 +39,31 @@ def test_it_is_a_folder_data_set(found: Segmentation, tmp_path: Path) -> None:
     ]
 
 
+def test_it_is_written_as_other_data_sets(found: Segmentation, tmp_path: Path) -> None:
+    made = TrainingSet(tmp_path / "made", ("cat", "grass", "sky"))
+    with pytest.raises(GocaError, match="has no image"):
+        made.export("coco", tmp_path / "made.json")
+    made.add(found)
+    made.add(replace(found, classes=("grass", "cat")))
+    assert made.export("coco", tmp_path / "made.json") == tmp_path / "made.json"
+    coco = json.loads((tmp_path / "made.json").read_text())
+    assert [entry["file_name"] for entry in coco["images"]] == ["0.png", "1.png"]
+    # Bands of 16 rows from the top: background, then the first class, then the second.
+    boxes = {(entry["image_id"], entry["category_id"]): entry["bbox"] for entry in coco["annotations"]}
+    lower, lowest = [0, 16, 64, 16], [0, 32, 64, 16]
+    assert boxes == {(1, 3): lower, (1, 1): lowest, (2, 2): lower, (2, 1): lowest}
+    for _ in range(2):  # an earlier one is replaced
+        made.export("hf", tmp_path / "made.hf")
+    rows = [json.loads(line) for line in (tmp_path / "made.hf/train/metadata.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in rows] == ["images/0.png", "images/1.png"]
+    with Image.open(tmp_path / "made.hf/train" / rows[1]["mask_file_name"]) as mask:
+        assert np.asarray(mask)[::16, 0].tolist() == [0, 2, 1]
+    with pytest.raises(GocaError, match='"labels" is not a data set: choose from coco'):
+        made.export("labels", tmp_path / "labels")
+    with pytest.raises(GocaError, match="is a folder of something else"):
+        made.export("yolo", tmp_path / "made")
+
+
 def test_what_cannot_be_added_or_begun(found: Segmentation, tmp_path: Path) -> None:
     made = TrainingSet(tmp_path / "made", ("cat", "grass"))
     with pytest.raises(GocaError, match=r'"sky" is not a class of .*made: there are cat, grass'):

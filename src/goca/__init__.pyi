@@ -1,3 +1,4 @@
+from . import ray as ray
 from .diffusion.checkpoints import write_settings as write_settings
 from .errors import GocaError as GocaError
 from .guidance import guide as guide

@@ -10,8 +10,8 @@ from jaxtyping import UInt16
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 from goca.exports.base import DatasetImage
+from goca.exports.labels_png import read_labels
 from goca.image_jobs import ImageJob, dataset_names
-from goca.imaging.files import LABEL_FORMATS, opened
 
 
 def assemble(finished: Mapping[ImageJob, Sequence[str]], targets: Mapping[str, Path]) -> Iterator[Path]:
@@ -46,8 +46,7 @@ def assemble(finished: Mapping[ImageJob, Sequence[str]], targets: Mapping[str, P
 
 def _labels(job: ImageJob, classes: Sequence[str], of_dataset: Sequence[str]) -> UInt16[np.ndarray, "height width"]:
     path = job.folder / f"{job.stem}{EXPORTERS['labels'].suffix}"
-    with opened(path, formats=LABEL_FORMATS) as image:
-        labels = np.array(image).astype(np.uint16)
+    labels = read_labels(path)
     numbers = np.array([0, *(of_dataset.index(name) + 1 for name in classes)], np.uint16)
     if labels.max(initial=0) >= len(numbers):
         raise GocaError(f"{path} has the label {labels.max()} of {len(classes)} classes: segment the image again")

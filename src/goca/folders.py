@@ -9,13 +9,14 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from goca import bundled
 from goca.assembly import assemble
@@ -35,7 +36,10 @@ from goca.text.clean import storable
 from goca.text.nouns import check_words
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from goca.request import SegmentationRequest
+    from goca.segmentation import Segmentation
     from goca.segmenter import Segmenter
 
 __all__ = [
@@ -65,6 +69,9 @@ _NAME_REFUSED = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
 TAGGED = 32
 """Images that a tagger is asked about at a time: rarely enough that its requests hardly wait for each other."""
 
+PATIENCE = 0.05
+"""The share of a batch's time that the next one may wait for its files, so that a slow model's results are told."""
+
 Facts = Mapping[str, Any]
 """What a result's JSON file holds."""
 
@@ -73,7 +80,8 @@ Facts = Mapping[str, Any]
 class ModelOptions:
     """Which model to load, and how, as plain values that a worker can be sent.
 
-    The fields are the arguments of `Segmenter.from_pretrained`; `settings` are those of `goca.plan.Options`.
+    The fields are the arguments of `Segmenter.from_pretrained`; `settings` are those of `goca.plan.Options`, `threads`
+    those of torch in each process on a CPU: by default as many as there are, shared among local workers.
     """
 
     name: str = bundled.DEFAULT
@@ -81,18 +89,23 @@ class ModelOptions:
     device: str | None = None
     dtype: str | None = None
     batch: int = 4
+    threads: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What decides a result, as it comes back from JSON; the device and the batch do not."""
+        """What decides a result, but for its last digits, as it comes back from JSON."""
         named = {"goca": version("goca"), "model": self.name, "recipe": self.recipe, "dtype": self.dtype}
         return _as_json({**named, **self.settings})
 
     def load(self) -> "Segmenter":
-        """Load it. Raises GocaError where that fails or the recipe does not exist."""
+        """Load it; torch has `threads` threads from then on. GocaError where that fails or there is no such recipe."""
+        import torch
+
         from goca.recipe import recipe_named
         from goca.segmenter import Segmenter
 
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         recipe = recipe_named(self.recipe)
         return Segmenter.from_pretrained(
             self.name, recipe, device=self.device, dtype=self.dtype, batch=self.batch, **self.settings
@@ -149,8 +162,23 @@ class Assembling:
 
 
 FolderEvent = FolderProgress | ImageOutcome | Estimate | TaggingProgress | Calibrating | Assembling
-_TaggedJob = tuple[ImageJob, Kept | GocaError | None]
-"""An image, and the classes that a tagger names of it, or why it was not tagged; None if none was asked."""
+
+
+class _Member(NamedTuple):
+    """An image of a batch.
+
+    Attributes:
+        tagged: the classes that a tagger names of it, or why it was not tagged; None if none was asked.
+        wanted: whether its results are to be written. Others have theirs, and are there because sums over a batch of
+            other images differ in their last digits.
+    """
+
+    job: ImageJob
+    tagged: Kept | GocaError | None
+    wanted: bool
+
+
+_Batch = tuple[_Member, ...]
 
 
 def segment_images(
@@ -166,7 +194,8 @@ def segment_images(
 ) -> Generator[FolderEvent, None, None]:
     """Segment images and write their results, each whole or not at all. Close the generator to stop.
 
-    Batches are composed the same whichever process they run in, so that the executor does not change the results.
+    Batches are those of all jobs, whatever is left to do and whichever process does it, so that neither resuming nor
+    the executor changes a result: on one kind of device, with as many threads, files are equal to the last bit.
 
     Args:
         jobs: the images, as `plan_outputs` makes them.
@@ -225,14 +254,20 @@ def segment_images(
             segmenter.evidence.calibrate(nouns, encoded)
         tagged: dict[ImageJob, Kept | GocaError] = {}
         if isinstance(tagger, Tagger) and candidates is not None and remaining:
+            answers = {job: Kept(tagger.name, tuple(facts["kept"])) for job, facts in kept.items() if "kept" in facts}
+            tagged.update(answers)
             yield from _tagging(tagger, candidates, remaining, tagged)
+        left = set(remaining)
         task = _Task(request, model, request_json, tagger if isinstance(tagger, str) else None)
-        tasks = [(job, tagged.get(job)) for job in remaining]
+        batches = [
+            tuple(_Member(job, tagged.get(job), job in left) for job in batch)
+            for batch in _open_batches(jobs, left, model.batch)
+        ]
         if executor.here:
-            work = task.segment(segmenter, tasks, encoded)
+            work = task.segment(segmenter, batches, encoded)
         else:
             del loaded, segmenter, encoded  # each worker has a model of its own
-            work = _in_workers(task, tasks, executor)
+            work = _in_workers(task, batches, executor)
     if resume:
         sweep(target for job in remaining for target in job.targets)
     datasets = datasets or {}
@@ -314,43 +349,98 @@ class _Task:
     tagger: str | None
 
     def segment(
-        self, segmenter: "Segmenter", images: Sequence[_TaggedJob], encoded: Any = None
+        self, segmenter: "Segmenter", batches: Sequence[_Batch], encoded: Any = None
     ) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
-        """Segment images and write each one's results as they are done. encoded: what `Segmenter.check` returned."""
-        shared = {"request": self.request_json, "options": self.model.to_json()}
-        tagged: list[tuple[ImageJob, Kept | None]] = []
-        for job, kept in images:
-            if isinstance(kept, GocaError):
-                yield job, kept
-            else:
-                tagged.append((job, kept))
-        requests = (replace(self.request, image=job.image, kept=kept) for job, kept in tagged)
+        """Segment batches and write each image's results, in order; what became of each wanted image.
+
+        A thread reads the next batch meanwhile, and another writes: at most a batch of results waits for it. However
+        the generator ends, what was segmented is written.
+
+        Args:
+            segmenter: the loaded model.
+            batches: of at most as many images as it takes at a time.
+            encoded: what `Segmenter.check` returned.
+        """
+        writing: deque[Future[tuple[ImageJob, Facts | GocaError]]] = deque()
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            following = reader.submit(_read, ())
+            for batch in (*batches, ()):
+                images, following = following.result(), reader.submit(_read, batch)
+                began = monotonic()
+                for job, outcome in self._outcomes(segmenter, images, encoded):
+                    writing.append(writer.submit(self._write, job, outcome))
+                wait(writing, PATIENCE * (monotonic() - began))
+                while writing and (len(writing) > segmenter.batch or writing[0].done()):
+                    yield writing.popleft().result()
+            while writing:
+                yield writing.popleft().result()
+
+    def _outcomes(
+        self, segmenter: "Segmenter", images: "_Images", encoded: Any
+    ) -> Iterator[tuple[ImageJob, "Segmentation | GocaError"]]:
+        requests = [
+            replace(self.request, image=image, kept=member.tagged)
+            for member, image in images
+            if not isinstance(image, GocaError) and not isinstance(member.tagged, GocaError)
+        ]
         stream = segmenter.stream(requests, encoded, self.tagger)
-        for (job, _), (_, outcome) in zip(tagged, stream, strict=True):
-            if isinstance(outcome, GocaError):
-                yield job, outcome
-                continue
-            file_name = os.path.relpath(job.image, job.folder)
-            facts = {**shared, "formats": list(job.formats), **_objects(job)}
-            try:
-                outcome.save(
-                    job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name, objects=job.objects
-                )
-            except GocaError as error:
-                if getattr(error.__cause__, "errno", None) not in _NAME_REFUSED:
-                    raise
-                yield job, error
-            else:
-                yield job, {**outcome.to_json(), **facts}
+        for member, image in images:
+            outcome = image if isinstance(image, GocaError) else next(stream)[1]
+            if member.wanted:
+                yield member.job, outcome
 
-    def worker(self, threads: int | None) -> Callable[[Sequence[_TaggedJob]], list[tuple[ImageJob, Facts | GocaError]]]:
-        """What a process that has loaded the model does with a batch. threads: of torch: workers share the CPU."""
-        import torch
+    def _write(self, job: ImageJob, outcome: "Segmentation | GocaError") -> tuple[ImageJob, Facts | GocaError]:
+        if isinstance(outcome, GocaError):
+            return job, outcome
+        file_name = os.path.relpath(job.image, job.folder)
+        shared = {"request": self.request_json, "options": self.model.to_json()}
+        facts = {**shared, "formats": list(job.formats), **_objects(job)}
+        try:
+            outcome.save(
+                job.folder, job.stem, formats=job.formats, facts=facts, file_name=file_name, objects=job.objects
+            )
+        except GocaError as error:
+            if getattr(error.__cause__, "errno", None) not in _NAME_REFUSED:
+                raise
+            return job, error
+        return job, {**outcome.to_json(), **facts}
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def worker(self) -> Callable[[_Batch], list[tuple[ImageJob, Facts | GocaError]]]:
+        """What a process that has loaded the model does with a batch."""
         segmenter = self.model.load()
-        return lambda batch: list(self.segment(segmenter, batch))
+        encoded = segmenter.check(self.request)
+        return lambda batch: list(self.segment(segmenter, [batch], encoded))
+
+
+_Images = list[tuple[_Member, "Image.Image | GocaError"]]
+
+
+def _open_batches(jobs: Sequence[ImageJob], left: set[ImageJob], size: int) -> Iterator[Sequence[ImageJob]]:
+    """The batches of all jobs in which an image is left to do."""
+    openable = [job for job in jobs if job.problem is None]
+    for start in range(0, len(openable), size):
+        batch = openable[start : start + size]
+        if not left.isdisjoint(batch):
+            yield batch
+
+
+def _read(batch: _Batch) -> _Images:
+    """The images of a batch, each or why it cannot be segmented; where no wanted one can, only these."""
+    images = {member: _loaded(member) for member in batch if member.wanted}
+    if not all(isinstance(image, GocaError) for image in images.values()):
+        images |= {member: _loaded(member) for member in batch if not member.wanted}
+    return [(member, images[member]) for member in batch if member in images]
+
+
+def _loaded(member: _Member) -> "Image.Image | GocaError":
+    from goca.imaging.images import load
+
+    if isinstance(member.tagged, GocaError):
+        return member.tagged
+    try:
+        return load(member.job.image)
+    except GocaError as error:
+        return error
 
 
 def _objects(job: ImageJob) -> dict[str, Any]:
@@ -360,14 +450,14 @@ def _objects(job: ImageJob) -> dict[str, Any]:
 
 
 def _in_workers(
-    task: _Task, images: Sequence[_TaggedJob], executor: Executor
+    task: _Task, batches: Sequence[_Batch], executor: Executor
 ) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
     import torch
 
-    size = task.model.batch
-    batches = [tuple(images[start : start + size]) for start in range(0, len(images), size)]
-    threads = max(1, torch.get_num_threads() // executor.workers) if executor.workers and not executor.ray else None
-    with closing(run_units(partial(task.worker, threads), batches, executor)) as results:
+    if task.model.threads is None and executor.workers and not executor.ray:
+        threads = max(1, torch.get_num_threads() // executor.workers)
+        task = replace(task, model=replace(task.model, threads=threads))
+    with closing(run_units(task.worker, batches, executor)) as results:
         yield from chain.from_iterable(results)
 
 
@@ -475,8 +565,13 @@ class _Index:
 
 def _finished(jobs: Sequence[ImageJob], request: Facts) -> dict[ImageJob, Facts]:
     """The jobs that an earlier run finished, with the facts of their results; GocaError for one of another request."""
-    results = {job: _read_result(job) for job in jobs if job.problem is None}
-    kept = {job: facts for job, facts in results.items() if facts is not None}
+    results = ((job, _read_result(job)) for job in jobs if job.problem is None)
+    shared: dict[str, Any] = {}  # what thousands of results say alike is in memory once
+    kept: dict[ImageJob, Facts] = {
+        job: {name: shared.setdefault(repr(value), value) for name, value in facts.items()}
+        for job, facts in results
+        if facts is not None
+    }
     _refuse_different(kept, "request", request)
     return kept
 

@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
@@ -103,7 +103,8 @@ def run_units(
         The result of each unit as it is done: in the order of units in one process, in any order in several.
 
     Raises:
-        GocaError: a worker raised it, was killed, or the cluster cannot be reached.
+        GocaError: a worker raised it, or the cluster cannot be reached; or, once the other processes have done what is
+            left, one was killed.
         WorkerError: a worker in another process raised another exception.
     """
     if not units:
@@ -164,6 +165,18 @@ def _in_processes(
     pending = iter(units)
     processes: dict[Connection, BaseProcess] = {}
     busy: set[Connection] = set()
+    killed: GocaError | None = None
+
+    def hand_on(connection: Connection) -> None:
+        try:
+            unit = next(pending)
+        except StopIteration:
+            busy.discard(connection)
+            return
+        busy.add(connection)
+        with suppress(OSError):  # that the process is gone shows when it should answer
+            connection.send(unit)
+
     try:
         for _ in range(min(count, len(units))):
             ours, theirs = context.Pipe()
@@ -172,17 +185,21 @@ def _in_processes(
                 process.start()
             theirs.close()
             processes[ours] = process
-            ours.send(next(pending))
-            busy.add(ours)
+            hand_on(ours)
         while busy:
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
-                result = _result(_received(connection, processes[connection]))
                 try:
-                    connection.send(next(pending))
-                except StopIteration:
-                    busy.remove(connection)
-                yield result
+                    answer = connection.recv()
+                except (EOFError, OSError):
+                    killed = _killed(processes[connection])
+                    busy.remove(connection)  # the others go on
+                else:
+                    result = _result(answer)
+                    hand_on(connection)
+                    yield result
+        if killed is not None:
+            raise killed
     finally:
         for connection in processes:
             connection.close()
@@ -195,16 +212,13 @@ def _in_processes(
             process.join()
 
 
-def _received(connection: Connection, process: BaseProcess) -> Any:
-    try:
-        return connection.recv()
-    except (EOFError, OSError):
-        process.join()
-        raise GocaError(
-            f"a worker was killed (exit code {process.exitcode}): if memory was short, use fewer workers or a smaller "
-            "batch; run the same again to go on",
-            "workers",
-        ) from None
+def _killed(process: BaseProcess) -> GocaError:
+    process.join()
+    return GocaError(
+        f"a worker was killed (exit code {process.exitcode}), and what it had in hand is not done: resume to do it; if "
+        "memory was short, use fewer workers or a smaller batch",
+        "workers",
+    )
 
 
 @contextmanager
@@ -229,7 +243,7 @@ def _serve(make_worker: Callable[[], Worker[Any, Any]], connection: Connection) 
     try:
         while True:
             connection.send(attempts.attempt(connection.recv()))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving already

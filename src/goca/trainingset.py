@@ -3,12 +3,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from goca.errors import GocaError
-from goca.exports.labels_png import labels_png
+from goca.exports import EXPORTERS, dataset_formats
+from goca.exports.base import DatasetImage
+from goca.exports.labels_png import labels_png, read_labels
+from goca.exports.objects import ObjectOptions
 from goca.imaging.draw import png
 from goca.segmentation import Segmentation
 from goca.storage.atomic import write_atomic
@@ -56,8 +60,7 @@ class TrainingSet:
                 raise GocaError(f'"{name}" is not a class of {self.folder}: there are {", ".join(names)}')
         ids = np.array([0, *(names.index(name) + 1 for name in segmentation.classes)], np.uint16)
         folder = Path(self.folder)
-        taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
-        image = folder / f"{max(taken, default=-1) + 1}.png"
+        image = folder / f"{max(self._numbers(), default=-1) + 1}.png"
         mask = labels_png(ids[segmentation.labels], self.classes)
         # The image last: where it is, its mask is.
         write_atomic({image.with_suffix(".labels.png"): mask, image: png(segmentation.image)})
@@ -69,3 +72,39 @@ class TrainingSet:
         except OSError as error:
             raise GocaError(f"cannot write {folder / PROMPTS}: {error.strerror}; choose another folder") from None
         return image
+
+    def export(self, name: str, target: str | Path, objects: ObjectOptions | None = None) -> Path:
+        """Write all images as a data set of another format, whole or not at all, in the place of an earlier one.
+
+        Args:
+            name: a data set of `goca.exports.EXPORTERS`, such as "coco" or "hf".
+            target: the file or folder; in COCO the images are named as in the folder of this set.
+            objects: how regions become objects, in formats that have such.
+
+        Raises:
+            GocaError: there is no such format or image, a file cannot be read, or `target` is something else's.
+        """
+        exporter = dataset_formats([name]).get(name)
+        if exporter is None:
+            raise GocaError(
+                f'"{name}" is not a data set: choose from {", ".join(dataset_formats(EXPORTERS))}', "formats"
+            )
+        exporter.check()
+        numbers = self._numbers()
+        if not numbers:
+            raise GocaError(f"{self.folder} has no image: add some first")
+        folder = Path(self.folder)
+        images = (
+            DatasetImage(
+                file_name=f"{number}.png",
+                stem=str(number),
+                source=folder / f"{number}.png",
+                read_labels=partial(read_labels, folder / f"{number}.labels.png"),
+            )
+            for number in numbers
+        )
+        exporter.write_dataset(Path(target), images, self.classes, objects or ObjectOptions())
+        return Path(target)
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(path.stem) for path in Path(self.folder).glob("*.png") if path.stem.isdecimal())

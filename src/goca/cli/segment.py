@@ -128,6 +128,15 @@ def segment(
     ] = False,
     workers: arguments.WorkersOption = None,
     ray: arguments.RayOption = None,
+    threads: Annotated[
+        int | None,
+        arguments.option(
+            metavar="N",
+            min=1,
+            help="PyTorch threads per process (CPU only); results of other numbers differ in their last digits.  "
+            "[default: all, shared among workers]",
+        ),
+    ] = None,
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,
     size: arguments.SizeOption = None,
@@ -174,6 +183,7 @@ def segment(
             device=device,
             dtype=dtype,
             batch=batch,
+            threads=threads,
             settings={
                 "timestep": timesteps,
                 "size": size,

@@ -1,6 +1,7 @@
 """Labels as an indexed PNG of the image's size."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt16
@@ -8,6 +9,7 @@ from PIL import Image
 
 from goca.exports.base import Exportable, ExportContext
 from goca.imaging.draw import png
+from goca.imaging.files import LABEL_FORMATS, opened
 from goca.imaging.palette import MAX_COLOURS, palette
 
 
@@ -24,3 +26,9 @@ def labels_png(labels: UInt16[np.ndarray, "height width"], classes: Sequence[str
 def write(result: Exportable, context: ExportContext) -> bytes:
     """`labels_png` of a result."""
     return labels_png(result.labels, result.classes)
+
+
+def read_labels(path: Path) -> UInt16[np.ndarray, "height width"]:
+    """The labels of such a file, or of one that an editor has made of it; GocaError where it cannot be read."""
+    with opened(path, formats=LABEL_FORMATS) as image:
+        return np.array(image).astype(np.uint16)
