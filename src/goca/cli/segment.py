@@ -17,7 +17,8 @@ from goca.errors import GocaError
 from goca.exports import EXPORTERS
 
 if TYPE_CHECKING:
-    from goca.folders import Facts, FolderEvent, FolderProgress, ImageJob, ImageOutcome
+    from goca.batches import Facts
+    from goca.folders import FolderEvent, FolderProgress, ImageJob, ImageOutcome
     from goca.tagging import Tagger
 
 MOST_ROWS = 20
