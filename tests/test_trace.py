@@ -866,7 +866,9 @@ def test_a_word_behind_the_limit(pipe: Any) -> None:
 def test_a_word_of_another_text(pipe: Any) -> None:
     with trace(pipe, steps=[0]) as tr:
         make(pipe, "a cat", negative_prompt="a blurred dog", num_inference_steps=1)
-    assert refusals(tr, "dog") == '"dog" is said in negative_prompt alone, which a trace does not read: choose from cat'
+    assert refusals(tr, "dog") == (
+        '"dog" is said in negative_prompt alone, which only trace(pipe, keep="negative") reads: choose from cat'
+    )
     with quiet():
         flux = BUILDERS["flux"]()
         flux.set_progress_bar_config(disable=True)

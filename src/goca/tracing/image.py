@@ -4,9 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from goca.exports.json_document import document
 from goca.imaging import draw, html, images
 from goca.imaging.images import ImageLike
 from goca.imaging.sheet import Cell, contact_sheet
+from goca.inspection.pixel import PixelAttention, array, cell_of, ranked, sinks
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
@@ -28,8 +30,19 @@ from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.storage.atomic import short_stem, write_into
 from goca.text.nouns import Classes, check_rivals, parse_nouns
 from goca.text.spelling import plain
-from goca.text.token_spans import NounTokens, Word, find_noun_tokens, shortened, token_indices_of, why_absent
+from goca.text.token_spans import (
+    NounTokens,
+    Word,
+    find_noun_tokens,
+    prompt_words,
+    shortened,
+    token_indices_of,
+    why_absent,
+)
+from goca.text.tokens import Token, Tokens
+from goca.tracing.animation import Animation
 from goca.tracing.steps import TracedAttention, TracedStep
+from goca.tracing.tensors import write_tensors
 
 GREY = (128, 128, 128)
 """The canvas of an image that was not decoded."""
@@ -98,31 +111,148 @@ class TracedImage:
         """
         return tuple(self.attention.word_indices)
 
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens that the denoiser attends to, special ones included."""
+        return self.attention.tokens
+
+    @property
+    def negative(self) -> "TracedImage":
+        """The same image, and what the words of its negative prompt attended to.
+
+        Raises:
+            GocaError: It was not kept, or there was none.
+        """
+        attention = self.attention.negative
+        if attention is None:
+            if self.attention.keep.negative:
+                raise GocaError("the image has no negative prompt as text: give the pipeline one, and guide")
+            raise GocaError('the negative prompt is not kept: ask for it with trace(pipe, keep="negative")')
+        negative = TracedImage(attention)
+        negative.decoded = self.image
+        return negative
+
+    @property
+    def sinks(self) -> dict[str, float]:
+        """{special token: its part of all attention, 0 to 1, averaged over the image}, those with the most first.
+
+        Raises:
+            GocaError: They are not kept.
+        """
+        self._require_special()
+        attention = self.attention
+        means = attention.maps().mean((-2, -1)).tolist()
+        return sinks(attention.tokens, dict(zip(attention.token_indices, means, strict=True)))
+
     @torch.no_grad()
-    def map(self, word: str | Word, occurrence: int | None = None) -> Float32[np.ndarray, "height width"]:
+    def map(
+        self,
+        word: str | Word | None = None,
+        occurrence: int | None = None,
+        *,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+        step: SupportsIndex | None = None,
+    ) -> Float32[np.ndarray, "height width"]:
         """A word's map, rescaled as the recipe says (to [0, 1] in all recipes here) but not refined.
 
         Args:
             word: A word of the prompt, or several in a row ("traffic light"); "cat#2" is the second "cat".
             occurrence: Which occurrence of it, from 1; by default what a `Word` says, or all together.
+            token: The index of a single token instead of a word; of special ones with `keep="special"`.
+            encoder: The map by the tokens of one text encoder alone, as the pipeline names it ("text_encoder_3"), among
+                the words that it reads; by default by those of all.
+            step: The map in a step of the sampler, from 0, with `keep="steps"`; by default in all.
 
         Returns:
             The map on the common grid of the attention, cut to what the image shows.
 
         Raises:
             GocaError: The word has no map: the prompt does not say it, or says it behind the tokenizer's limit, or only
-                another text of the call does. The message says which, and lists the words that have one.
+                another text of the call does. The message says which, and lists the words that have one. Or what is
+                asked for is not kept.
         """
-        indices = self._indices(word, occurrence)
-        content = {index for indices in self.attention.word_indices.values() for index in indices} | set(indices)
+        indices = self._indices(word, occurrence, token, encoder)
+        words = prompt_words(self._texts(encoder))
+        content = {index for of_word in words.values() for index in of_word} | set(indices)
         rivals = tuple(sorted(content - set(indices)))
-        nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.token_indices)
-        maps = rescaled(self.attention.plan, self.attention.token_mass(nouns), nouns)
-        return self._cropped(maps[:1], self.image)[0].cpu().numpy()
+        nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.prompt_indices)
+        maps = rescaled(self.attention.plan, self.attention.token_mass(nouns, step), nouns)
+        return array(self._cropped(maps[:1], self.image)[0])
 
-    def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
+    @torch.no_grad()
+    def layer_map(
+        self,
+        word: str | Word | None = None,
+        layer: str = "",
+        head: SupportsIndex | None = None,
+        *,
+        occurrence: int | None = None,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+    ) -> Float32[np.ndarray, "height width"]:
+        """A word's map in one layer, on the layer's grid: the mean over its tokens of their part of all attention.
+
+        Args:
+            word, occurrence, token, encoder: See `map`.
+            layer: The path of its block, as `steps` has it, with `keep="layers"`.
+            head: One of its heads, from 0, with `keep="heads"`; by default all, by their weights.
+
+        Raises:
+            GocaError: As for `map`.
+        """
+        layer_maps = self.attention.layer_maps
+        if layer_maps is None:
+            raise GocaError('layers are summed up: ask for the maps of each with trace(pipe, keep="layers")')
+        part = layer_maps.map(layer, self._indices(word, occurrence, token, encoder), head)
+        return array(self._cropped(part[None], self.image)[0])
+
+    def heatmap(
+        self,
+        word: str | Word | None = None,
+        occurrence: int | None = None,
+        *,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+        step: SupportsIndex | None = None,
+    ) -> Image.Image:
         """The image under a word's map, from dark (0) to bright (1); see `map`."""
-        return draw.heatmap(self.image, self.map(word, occurrence))
+        return draw.heatmap(self.image, self.map(word, occurrence, token=token, encoder=encoder, step=step))
+
+    def animation(
+        self,
+        word: str | Word | None = None,
+        occurrence: int | None = None,
+        *,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+    ) -> Animation:
+        """A word's heat map step by step, with `keep="steps"`; see `map`. Each step is rescaled by itself."""
+        numbers = dict.fromkeys(call.step for call in self.steps)
+        frames = (self.heatmap(word, occurrence, token=token, encoder=encoder, step=number) for number in numbers)
+        return Animation(tuple(frames))
+
+    @torch.no_grad()
+    def at(self, x: SupportsIndex, y: SupportsIndex, step: SupportsIndex | None = None) -> PixelAttention:
+        """What a pixel of the image attends to: the words, ranked, and where its patch looks, over all steps.
+
+        Args:
+            x, y: The pixel, from the image's top left corner.
+            step: The words in a step of the sampler, with `keep="steps"`; by default in all.
+
+        Raises:
+            GocaError: The image has no such pixel, or the step's maps are not kept.
+        """
+        attention, image = self.attention, self.image
+        row, column = cell_of(x, y, image, attention.grid, self._shown(image))
+        parts = attention.maps(step)[:, row, column].tolist()
+        words: dict[str, set[int]] = {}
+        for word, indices in attention.word_indices.items():
+            words.setdefault(word.name, set()).update(indices)
+        shares = ranked(dict(zip(attention.token_indices, parts, strict=True)), words)
+        looks = attention.affinity.row(row * attention.grid[1] + column, attention.grid)
+        affinity = None if looks is None else array(self._cropped(looks[None], image)[0])
+        return PixelAttention(index(x), index(y), shares, affinity, image)
 
     @torch.no_grad()
     def segment(
@@ -198,9 +328,55 @@ class TracedImage:
         files = {name: draw.png(drawing) for name, drawing in drawings.items()}
         return write_into(folder, {**files, f"{stem}.json": document(self.to_json())})
 
-    def _indices(self, word: str | Word, occurrence: int | None) -> tuple[int, ...]:
-        """The token indices of a word, or of one of its occurrences."""
+    def save_tensors(self, path: str | Path) -> Path:
+        """Write everything that is kept as one file of safetensors, with what it means as metadata.
+
+        docs/inspecting.md describes the tensors and the metadata. The self-attention is not among them.
+
+        Returns:
+            The path.
+
+        Raises:
+            GocaError: The path does not end in .safetensors, or cannot be written.
+        """
+        return write_tensors(path, self.attention, self._plan(None))
+
+    def _texts(self, encoder: str | None) -> tuple[Tokens, ...]:
+        """The tokens of the prompt, or of what one text encoder reads of it."""
         texts = self.attention.prompt.texts
+        if encoder is None:
+            return texts
+        names = list(dict.fromkeys(tokens.encoder for tokens in texts))
+        if encoder not in names:
+            raise GocaError(f"there are no tokens of {encoder!r}: choose from {', '.join(names)}")
+        return tuple(tokens for tokens in texts if tokens.encoder == encoder)
+
+    def _require_special(self) -> None:
+        if not self.attention.keep.special:
+            raise GocaError('special tokens are not kept: ask for them with trace(pipe, keep="special")')
+
+    def _token(self, token: SupportsIndex) -> tuple[int]:
+        """A token that is kept, as a word's indices are."""
+        known = {token.index for token in self.tokens}
+        if not isinstance(token, SupportsIndex) or index(token) not in known:
+            raise GocaError(f"there is no token {token!r}: give the index of one of the {len(known)} that there are")
+        if index(token) not in self.attention.token_indices:
+            self._require_special()
+        return (index(token),)
+
+    def _indices(
+        self,
+        word: str | Word | None,
+        occurrence: int | None,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+    ) -> tuple[int, ...]:
+        """The token indices of a word, or of one of its occurrences; or a single one."""
+        texts = self._texts(encoder)
+        if token is not None:
+            if word is not None:
+                raise GocaError(f"{word!r} and token {token!r} are two things: give a word or the index of a token")
+            return self._token(token)
         name = word.name if isinstance(word, Word) else word
         if not isinstance(name, str) or not plain(name) or not isinstance(occurrence, int | None):
             raise GocaError(
@@ -209,20 +385,19 @@ class TracedImage:
             )
         if isinstance(word, Word):
             occurrence = word.occurrence if occurrence is None else occurrence
-            word = word.name
-        elif occurrence is None and not token_indices_of(word, texts) and (numbered := NUMBERED.fullmatch(word)):
-            word, occurrence = numbered[1], int(numbered[2])
-        places = token_indices_of(word, texts)
+        elif occurrence is None and not token_indices_of(name, texts) and (numbered := NUMBERED.fullmatch(name)):
+            name, occurrence = numbered[1], int(numbered[2])
+        places = token_indices_of(name, texts)
         by_occurrence = [indices for indices in places if indices]
         if not by_occurrence:
-            raise self._missing(word, (word,))
+            raise self._missing(name, (name,))
         if occurrence is None:
             return tuple(sorted({index for indices in by_occurrence for index in indices}))
         count = len(by_occurrence)
         if not 1 <= occurrence <= count:
             where = "the prompt" if count == len(places) else "the part of the prompt that its tokens hold"
             times = "once" if count == 1 else f"{count} times"
-            raise GocaError(f'"{shortened(word)}" is {times} in {where}: give an occurrence from 1 to {count}')
+            raise GocaError(f'"{shortened(name)}" is {times} in {where}: give an occurrence from 1 to {count}')
         return by_occurrence[occurrence - 1]
 
     def _missing(self, name: str, words: Sequence[str]) -> GocaError:
@@ -263,9 +438,13 @@ class TracedImage:
 
     def _cropped(self, maps: Tensor, shown: Image.Image) -> Tensor:
         """The part of the maps that the image shows: a pipeline that works at sizes of its own cuts its edges off."""
+        return centre(maps, self._shown(shown))
+
+    def _shown(self, image: Image.Image) -> tuple[float, float]:
+        """The shares of the attention's (height, width) that an image shows."""
         height, width = self.attention.size
-        scale = max(shown.height / height, shown.width / width)
-        return centre(maps, (shown.height / (height * scale), shown.width / (width * scale)))
+        scale = max(image.height / height, image.width / width)
+        return image.height / (height * scale), image.width / (width * scale)
 
 
 def heatmap_name(stem: str, word: str) -> str:

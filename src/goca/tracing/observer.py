@@ -11,61 +11,80 @@ from goca.diffusion.denoiser_call import DenoiserCall
 from goca.errors import GocaError
 from goca.plan import Plan
 from goca.tracing.image import TracedImage
+from goca.tracing.keep import Keep
 from goca.tracing.steps import PlanFor, TracedAttention
 
 
 class TraceObserver:
-    """Collects the attention of the "cond" rows; the prediction is left as it is.
+    """Collects the attention of the "cond" rows, and of the "uncond" rows if asked; the prediction is left as it is.
 
     Attributes:
         last_step: The last step of the sampler that was seen, traced or not.
         failures: {generation: why nothing is traced of it}.
     """
 
-    def __init__(self, plan: Plan, plan_for: PlanFor, vae_scale_factor: int, steps: Container[int] | None) -> None:
+    def __init__(
+        self, plan: Plan, plan_for: PlanFor, vae_scale_factor: int, steps: Container[int] | None, keep: Keep
+    ) -> None:
         """Prepare a trace of some steps of the sampler, None for all."""
         self.last_step: int | None = None
         self.failures: dict[int, str] = {}
         self._generations: dict[int, list[TracedImage]] = {}
-        self._plan, self._plan_for, self._steps = plan, plan_for, steps
+        self._plan, self._plan_for, self._steps, self._keep = plan, plan_for, steps, keep
         self._vae_scale_factor = vae_scale_factor
-        self._begun: tuple[DenoiserCall, dict[int, AttentionAggregator]] | None = None
+        self._begun: tuple[DenoiserCall, dict[int, tuple[TracedAttention, AttentionAggregator]]] | None = None
 
     def begin(self, call: DenoiserCall) -> Sink | None:
-        """An aggregator for each row of a prompt, where the step is wanted."""
+        """An aggregator for each row of a prompt that is kept, where the step is wanted."""
         if self._begun is not None:
             self._drop(self._begun[0])
-        rows = call.rows_of("cond")
-        if not rows:
-            return None
-        self.last_step = call.step
+        if call.rows_of("cond"):
+            self.last_step = call.step
         if call.generation in self.failures or (self._steps is not None and call.step not in self._steps):
             return None
-        if call.generation not in self._generations:
-            height, width = (side * self._vae_scale_factor for side in call.latent_size)
-            self._generations[call.generation] = [
-                TracedImage(TracedAttention(self._plan, self._plan_for, row.prompt, (height, width), call.latent_size))
-                for row in rows.values()
-                if row.prompt is not None
-            ]
-        images = self._generations[call.generation]
-        aggregators = {index: image.attention.aggregator() for index, image in zip(rows, images, strict=True)}
-        self._begun = call, aggregators
+        taken = {row: (attention, attention.aggregator()) for row, attention in self._attentions(call).items()}
+        if not taken:
+            return None
+        self._begun = call, taken
 
-        def take(row: int, attention: AttentionCall) -> None:
-            if row in aggregators:
-                aggregators[row].add(attention)
+        def take(row: int, call: AttentionCall) -> None:
+            if row in taken:
+                attention, aggregator = taken[row]
+                aggregator.add(call)
+                if attention.layer_maps is not None:
+                    attention.layer_maps.add(call)
 
         return take
+
+    def _attentions(self, call: DenoiserCall) -> dict[int, TracedAttention]:
+        """What collects each row's attention."""
+        cond = call.rows_of("cond")
+        if cond and call.generation not in self._generations:
+            height, width = (side * self._vae_scale_factor for side in call.latent_size)
+            attentions = (
+                TracedAttention(self._plan, self._plan_for, row.prompt, (height, width), call.latent_size, self._keep)
+                for row in cond.values()
+                if row.prompt is not None
+            )
+            self._generations[call.generation] = [TracedImage(attention) for attention in attentions]
+        images = [image.attention for image in self._generations.get(call.generation, [])]
+        taken = dict(zip(cond, images, strict=True)) if cond else {}
+        if self._keep.negative:
+            for number, (row, prompt) in call.images_of("uncond").items():
+                if number < len(images) and prompt.texts:
+                    if images[number].negative is None:
+                        images[number].negative = images[number].with_prompt(prompt, call.latent_size)
+                    taken[row] = images[number].negative
+        return taken
 
     def end(self, call: DenoiserCall, noise_pred: Tensor) -> None:
         """Add what the aggregators have seen; where they cannot be summed up, warn: the image itself is still made."""
         if self._begun is None:
             return
-        _, aggregators = self._begun
+        _, taken = self._begun
         try:
-            for image, aggregator in zip(self._generations[call.generation], aggregators.values(), strict=True):
-                image.attention.add(aggregator, call)
+            for attention, aggregator in taken.values():
+                attention.add(aggregator, call)
         except GocaError as error:
             self.failures[call.generation] = str(error)
             warnings.warn(f"nothing is traced of this call: {error}", stacklevel=2)
