@@ -1037,12 +1037,8 @@ def test_those_pipelines_where_they_make_whole_images(kind: Any, scheduler: Any,
     assert [(step.step, step.timestep) for step in tr.steps] == [*enumerate(pipeline.scheduler.timesteps.tolist())]
 
 
-def test_latents_beside_the_image_s_own(image: Make) -> None:
+def test_a_video() -> None:
     with quiet():
-        flux2 = BUILDERS["flux2"]()
-        flux2.set_progress_bar_config(disable=True)
-        with pytest.raises(GocaError, match="another image beside the one"), trace(flux2):
-            make(flux2, image=image(64, 64))
         wan = BUILDERS["wan"]()
         wan.set_progress_bar_config(disable=True)
         with pytest.raises(GocaError, match="num_frames=1"), trace(wan):

@@ -65,6 +65,7 @@ class DenoiserCall:
         latent_size: (height, width) of the latent, in cells of `Backbone.vae_scale_factor` pixels.
         rows: The rows of the batch, in order.
         scale: Of classifier-free guidance, u + scale (c - u) of both branches; None where the pipeline has none.
+        references: (height, width) in cells of each image that is given beside the one that is made.
     """
 
     generation: int
@@ -74,6 +75,7 @@ class DenoiserCall:
     latent_size: Grid
     rows: tuple[DenoiserRow, ...]
     scale: float | None = None
+    references: tuple[Grid, ...] = ()
 
     def rows_of(self, branch: Branch) -> dict[int, DenoiserRow]:
         """The rows of a branch, by their index in the batch."""

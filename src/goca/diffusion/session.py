@@ -33,6 +33,7 @@ from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
 from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.families import bare, check_tokenizers
 from goca.diffusion.guidance_scale import guidance_scale
+from goca.diffusion.latent_layout import layout_of, plain_remedy
 from goca.diffusion.latents import processor_of, sample_of
 from goca.diffusion.own_calls import codes_of, intercepted, is_own, step_number, stepping
 from goca.diffusion.timesteps import is_flow
@@ -170,6 +171,7 @@ class GenerationSession:
 
     Attributes:
         images: {generation: the images that the pipeline returned}; none where it returned latents.
+        given: {generation: the images that it was given}, where they are PIL's.
     """
 
     def __init__(self, backbone: Backbone, observers: Sequence[Observer]) -> None:
@@ -180,6 +182,7 @@ class GenerationSession:
             observers: Told of every call in this order; each is given the prediction that those before it left.
         """
         self.images: dict[int, list[Image.Image]] = {}
+        self.given: dict[int, tuple[Image.Image, ...]] = {}
         self._backbone, self._observers = backbone, tuple(observers)
         self._stack = ExitStack()
         self._thread = 0
@@ -215,7 +218,7 @@ class GenerationSession:
         self._thread = get_ident()
         outer = _ACTIVE.get(id(pipeline))
         if outer is not None and outer._thread == self._thread:
-            self._outer, self.images = outer, outer.images
+            self._outer, self.images, self.given = outer, outer.images, outer.given
             outer._observers += self._observers
             self._stack.callback(outer._leave, self._observers)
             return self
@@ -265,6 +268,9 @@ class GenerationSession:
         modules = [attention.module for part in parts.values() for attention in attention_modules(part)]
         run = _Run(self._count, frame, arguments, [(module, getattr(module, "processor", None)) for module in modules])
         self._count += 1
+        image = arguments.get("image")
+        given = image if isinstance(image, list | tuple) else (image,)
+        self.given[run.index] = tuple(image for image in given if isinstance(image, Image.Image))
         outer, self._run = self._run, run
         try:
             with stepping(self._backbone.pipeline.scheduler, run.stepped):
@@ -330,7 +336,11 @@ class GenerationSession:
             component = next(name for name, part in _denoisers(self._backbone).items() if part is module)
             check_caches(module, component)
             hook = self._backbone.attention_hook(
-                call.latent_size, shared(sinks), denoiser=(component, module), rows=len(call.rows)
+                call.latent_size,
+                shared(sinks),
+                denoiser=(component, module),
+                rows=len(call.rows),
+                references=call.references,
             )
             self._hook = hook.__enter__()
 
@@ -363,7 +373,7 @@ class GenerationSession:
         if changed:
             raise GocaError(
                 f"{type(self._backbone.pipeline).__name__} cannot be traced: in each call it sets attention of its own "
-                f"({', '.join(names)}), which goca cannot read; {_plain(self._backbone)}"
+                f"({', '.join(names)}), which goca cannot read; {plain_remedy(self._backbone)}"
             ) from None
 
     def _abort(self) -> None:
@@ -402,13 +412,13 @@ class GenerationSession:
         # In one batch, pipelines put the negative prompts first where both are the same.
         block = next((block for texts, block in reversed(blocks) if texts is prompts), blocks[0][1])
         latent = torch.stack([sample[row] for row in block])
-        size = self._latent_size(run, latent, timestep)
+        layout = layout_of(self._backbone, run.size, run.cells, latent, timestep, kwargs)
         rows = self._rows(run, len(sample), blocks, run.repeats(latent, frozenset(kwargs)))
         run.branches |= {row.branch for row in rows}
         step, noise = run.moment(scheduler, moment)
         second = module is not self._backbone.denoiser
         scale = guidance_scale(self._backbone.pipeline, self._backbone.family, run.arguments, second)
-        return DenoiserCall(run.index, step, run.evaluation, noise, size, rows, scale)
+        return DenoiserCall(run.index, step, run.evaluation, noise, layout.size, rows, scale, layout.references)
 
     def _blocks(
         self, run: _Run, texts: Sequence[EncodedTexts], inputs: Sequence[Any]
@@ -454,7 +464,7 @@ class GenerationSession:
         if "cond" not in run.branches and any(rows[row].branch == "other" for block in prompt_blocks for row in block):
             raise GocaError(
                 f"{type(self._backbone.pipeline).__name__} cannot be traced: in one pass its denoiser is given several "
-                f"rows of the same prompt for each image, as a video's frames; {_plain(self._backbone)}"
+                f"rows of the same prompt for each image, as a video's frames; {plain_remedy(self._backbone)}"
             )
         return tuple(rows)
 
@@ -474,62 +484,6 @@ class GenerationSession:
             if (texts := next((made.texts for made in negative if made.texts), None)) is not None:
                 unread["negative_prompt"] = texts[image * len(texts) // images]
         return PromptTokens(encoded.texts[number], encoded.attended(number, self._backbone), unread)
-
-    def _latent_size(self, run: _Run, latent: Tensor, timestep: Tensor) -> Grid:
-        """(height, width) in cells of what the denoiser is given; GocaError where that is not one image a row."""
-        kind = type(self._backbone.pipeline).__name__
-        if timestep.ndim == 1 and len(timestep.unique()) > 1:
-            raise GocaError(f"{kind} cannot be traced: it denoises several steps in one pass; {_plain(self._backbone)}")
-        if latent.ndim == 5 and latent.shape[2] != 1:
-            parameters = inspect.signature(self._backbone.pipeline.__call__).parameters
-            remedy = "make one frame, num_frames=1" if "num_frames" in parameters else "trace one that makes images"
-            raise GocaError(f"a video of {latent.shape[2]} latent frames cannot be traced: {remedy}")
-        if latent.ndim > 3:
-            height, width = latent.shape[-2], latent.shape[-1]
-            if run.cells not in (None, (height, width)):
-                self._refuse_part((height, width), run.cells)
-            return height, width
-        if run.size is None:
-            raise GocaError(
-                f"{kind} cannot be traced: it packs its latents, and its prepare_latents does not name its height "
-                f"and width, by which goca knows the image's size; {_plain(self._backbone)}"
-            )
-        height, width = (2 * (side // (2 * self._backbone.vae_scale_factor)) for side in run.size)
-        positions = latent.shape[1]
-        if positions > height * width // 4:
-            raise GocaError(
-                "the denoiser is given another image beside the one that it makes: such a call cannot be traced, "
-                "leave the other image out, or trace a pipeline that needs none"
-            )
-        if positions < height * width // 4:
-            raise GocaError(
-                f"{kind} cannot be traced: its denoiser is given {positions} patches of the {height * width // 4} of "
-                f"the image, and the attention of a part is not that of the image; {_plain(self._backbone)}"
-            )
-        return height, width
-
-    def _refuse_part(self, given: Grid, prepared: Grid) -> None:
-        kind, factor = type(self._backbone.pipeline).__name__, self._backbone.vae_scale_factor
-        (height, width), (whole_height, whole_width) = ([factor * side for side in size] for size in (given, prepared))
-        if height > whole_height or width > whole_width:
-            raise GocaError(
-                f"{kind} cannot be traced: it prepared latents for {whole_height} x {whole_width} pixels and denoises "
-                f"others for {height} x {width}; {_plain(self._backbone)}"
-            )
-        raise GocaError(
-            f"{kind} denoises its image of {whole_height} x {whole_width} pixels in parts of {height} x {width}, and "
-            f"the attention of a part is not that of the image: make an image of height={height} and width={width}, "
-            f"or {_plain(self._backbone)}"
-        )
-
-
-def _plain(backbone: Backbone) -> str:
-    """What to do about a pipeline that cannot be traced, though another one of its parts can."""
-    kind = "its class"
-    if backbone.family.component == "unet" and not backbone.family.pipelines:
-        is_xl = getattr(backbone.pipeline, "text_encoder_2", None) is not None
-        kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
-    return f"trace the plain pipeline of the same parts instead, made with {kind}.from_pipe(pipe)"
 
 
 def _denoisers(backbone: Backbone) -> dict[str, nn.Module]:

@@ -123,8 +123,13 @@ class GuidanceObserver:
         """An aggregator for each row whose attention makes regions, where this evaluation is read.
 
         Raises:
-            GocaError: The pipeline does not guide.
+            GocaError: The pipeline does not guide, or its denoiser is given another image beside.
         """
+        if call.references:
+            raise GocaError(
+                "the denoiser is given another image beside the one that it makes, and the regions of both cannot be "
+                "told apart: leave the other image out"
+            )
         if call.generation != self._generation.index:
             self._generation, self._evaluation, self.region_names = _Generation(call.generation), _Evaluation(), {}
             if call.scale is None or call.scale <= 1:

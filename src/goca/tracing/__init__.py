@@ -56,6 +56,8 @@ def trace(
             - "heads": its map in each head of each layer too: as many maps as the model has heads.
             - "special": maps of the special tokens too, wherever those of the prompt's are kept.
             - "negative": the same of the negative prompt's tokens, for `negative`: twice as much of all.
+            - "references": the same of the images that the denoiser is given beside the one that it makes, such as
+              those that Flux Kontext edits, for `references`: as much again for each.
         layers: The blocks to which "layers" and "heads" are limited; by default all that attend to the text.
 
     Returns:
@@ -145,6 +147,8 @@ class Trace(TracedImage):
     def _traced(self) -> tuple[TracedImage, ...]:
         """The images of which a step was traced, as the pipeline decoded them, if it did."""
         for generation, images in self._observer.generations.items():
+            for traced in images:
+                traced.attention.given = self._session.given.get(generation, ())
             decoded = self._session.images.get(generation, [])
             if len(decoded) == len(images):
                 for traced, image in zip(images, decoded, strict=True):

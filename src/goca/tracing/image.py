@@ -133,6 +133,24 @@ class TracedImage:
         return negative
 
     @property
+    def references(self) -> "tuple[TracedImage, ...]":
+        """The images that the denoiser was given beside the one that it made, and what each attended to in the prompt.
+
+        An image that is edited, for instance: the words' maps on it. They are grey where the pipeline was not given
+        just these images.
+
+        Raises:
+            GocaError: They were not kept.
+        """
+        if not self.attention.keep.references:
+            raise GocaError('reference images are not kept: ask for them with trace(pipe, keep="references")')
+        references = tuple(map(TracedImage, self.attention.references))
+        given = self.attention.given
+        for reference, image in zip(references, given if len(given) == len(references) else (), strict=False):
+            reference.decoded = image.resize(reference.image.size)
+        return references
+
+    @property
     def sinks(self) -> dict[str, float]:
         """{special token: its part of all attention, 0 to 1, averaged over the image}, those with the most first.
 

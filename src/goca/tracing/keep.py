@@ -7,7 +7,7 @@ from goca.inspection.keep import blocks_kept, names_kept
 from goca.inspection.layer_maps import Budget, LayerMaps
 from goca.maths.heads import HeadRule
 
-KEEP = ("steps", "layers", "heads", "special", "negative")
+KEEP = ("steps", "layers", "heads", "special", "negative", "references")
 """See `goca.tracing.trace`."""
 
 
@@ -38,6 +38,11 @@ class Keep:
     def negative(self) -> bool:
         """Whether the negative prompt's tokens are kept."""
         return "negative" in self.names
+
+    @property
+    def references(self) -> bool:
+        """Whether images that are given beside the one that is made are kept."""
+        return "references" in self.names
 
     def layer_maps(self, indices: Sequence[int], rule: HeadRule) -> LayerMaps | None:
         """Empty ones, where layers or heads are kept."""

@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Container
+from itertools import chain
 
 from torch import Tensor
 
 from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall, Sink
-from goca.diffusion.denoiser_call import DenoiserCall
+from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
 from goca.errors import GocaError
+from goca.maths import Grid
 from goca.plan import Plan
 from goca.tracing.image import TracedImage
 from goca.tracing.keep import Keep
@@ -32,7 +34,7 @@ class TraceObserver:
         self._generations: dict[int, list[TracedImage]] = {}
         self._plan, self._plan_for, self._steps, self._keep = plan, plan_for, steps, keep
         self._vae_scale_factor = vae_scale_factor
-        self._begun: tuple[DenoiserCall, dict[int, tuple[TracedAttention, AttentionAggregator]]] | None = None
+        self._begun: tuple[DenoiserCall, dict[int, list[tuple[TracedAttention, AttentionAggregator]]]] | None = None
 
     def begin(self, call: DenoiserCall) -> Sink | None:
         """An aggregator for each row of a prompt that is kept, where the step is wanted."""
@@ -42,14 +44,17 @@ class TraceObserver:
             self.last_step = call.step
         if call.generation in self.failures or (self._steps is not None and call.step not in self._steps):
             return None
-        taken = {row: (attention, attention.aggregator()) for row, attention in self._attentions(call).items()}
+        taken = {
+            row: [(part, part.aggregator()) for part in (attention, *attention.references)]
+            for row, attention in self._attentions(call).items()
+        }
         if not taken:
             return None
         self._begun = call, taken
 
         def take(row: int, call: AttentionCall) -> None:
-            if row in taken:
-                attention, aggregator = taken[row]
+            if call.reference < len(taken.get(row, ())):
+                attention, aggregator = taken[row][call.reference]
                 aggregator.add(call)
                 if attention.layer_maps is not None:
                     attention.layer_maps.add(call)
@@ -60,22 +65,24 @@ class TraceObserver:
         """What collects each row's attention."""
         cond = call.rows_of("cond")
         if cond and call.generation not in self._generations:
-            height, width = (side * self._vae_scale_factor for side in call.latent_size)
-            attentions = (
-                TracedAttention(self._plan, self._plan_for, row.prompt, (height, width), call.latent_size, self._keep)
-                for row in cond.values()
-                if row.prompt is not None
-            )
-            self._generations[call.generation] = [TracedImage(attention) for attention in attentions]
+            made = [self._attention(row.prompt, call.latent_size) for row in cond.values() if row.prompt is not None]
+            for attention in made if self._keep.references else ():
+                attention.references = [self._attention(attention.prompt, size) for size in call.references]
+            self._generations[call.generation] = [TracedImage(attention) for attention in made]
         images = [image.attention for image in self._generations.get(call.generation, [])]
         taken = dict(zip(cond, images, strict=True)) if cond else {}
         if self._keep.negative:
             for number, (row, prompt) in call.images_of("uncond").items():
                 if number < len(images) and prompt.texts:
                     if images[number].negative is None:
-                        images[number].negative = images[number].with_prompt(prompt, call.latent_size)
+                        images[number].negative = self._attention(prompt, call.latent_size)
                     taken[row] = images[number].negative
         return taken
+
+    def _attention(self, prompt: PromptTokens, latent_size: Grid) -> TracedAttention:
+        """Nothing yet, of an image of a (height, width) in cells."""
+        height, width = (side * self._vae_scale_factor for side in latent_size)
+        return TracedAttention(self._plan, self._plan_for, prompt, (height, width), latent_size, self._keep)
 
     def end(self, call: DenoiserCall, noise_pred: Tensor) -> None:
         """Add what the aggregators have seen; where they cannot be summed up, warn: the image itself is still made."""
@@ -83,7 +90,7 @@ class TraceObserver:
             return
         _, taken = self._begun
         try:
-            for attention, aggregator in taken.values():
+            for attention, aggregator in chain.from_iterable(taken.values()):
                 attention.add(aggregator, call)
         except GocaError as error:
             self.failures[call.generation] = str(error)

@@ -9,6 +9,7 @@ from typing import SupportsIndex
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from goca.aggregation import AttentionAggregator
@@ -78,6 +79,8 @@ class TracedAttention:
         calls: The maps of each call of `steps`, as far as they are kept.
         layer_maps: The maps of each layer, where they are kept.
         negative: The attention to the negative prompt, where it is kept.
+        references: That of the images which the denoiser is given beside, to the prompt, where they are kept.
+        given: The images that the pipeline was given.
     """
 
     def __init__(
@@ -96,15 +99,13 @@ class TracedAttention:
         self.layer_maps = keep.layer_maps(self.token_indices, plan.heads)
         self.steps: list[TracedStep] = []
         self.negative: TracedAttention | None = None
+        self.references: list[TracedAttention] = []
+        self.given: tuple[Image.Image, ...] = ()
 
     @cached_property
     def word_indices(self) -> dict[Word, tuple[int, ...]]:
         """The token indices of each word of the prompt."""
         return prompt_words(self.prompt.texts)
-
-    def with_prompt(self, prompt: PromptTokens, latent_size: Grid) -> "TracedAttention":
-        """Nothing yet, of the same image and another prompt."""
-        return TracedAttention(self.plan, self.plan_for, prompt, self.size, latent_size, self.keep)
 
     def aggregator(self) -> AttentionAggregator:
         """One for the call to come; what it refines with is added to what there is."""
