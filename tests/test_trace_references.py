@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import FluxKontextPipeline, QwenImageEditPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
 
 from goca import GOCA, GocaError, guide, trace
 from goca.diffusion.backbone import Backbone
@@ -56,7 +58,36 @@ def klein() -> tuple[Any, dict[str, Any]]:
     return BUILDERS["flux2_klein"](), {}
 
 
-CASES = [(kontext, [(80, 64)]), (flux2, [(80, 64)]), (flux2, [(80, 64), (64, 112)]), (klein, [(64, 64)])]
+def qwen_edit() -> tuple[Any, dict[str, Any]]:
+    """Its text encoder is shown the image too; the real processor needs torchvision to be built, not to run."""
+    parts = BUILDERS["qwen_image"]().components
+    tokenizer, encoder = parts["tokenizer"], parts["text_encoder"]
+    pad, video = "<|image_pad|>", "<|video_pad|>"
+    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", pad, video]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    encoder.resize_token_embeddings(len(tokenizer))
+    encoder.config.image_token_id, encoder.config.video_token_id = tokenizer.convert_tokens_to_ids([pad, video])
+    processor = object.__new__(Qwen2_5_VLProcessor)
+    processor.image_processor = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56)
+    processor.tokenizer, processor.video_processor, processor.chat_template = tokenizer, None, None
+    processor.image_token, processor.video_token = pad, video
+    processor.image_token_id, processor.video_token_id = encoder.config.image_token_id, encoder.config.video_token_id
+    return QwenImageEditPipeline(**parts, processor=processor), {}
+
+
+@pytest.fixture(autouse=True)
+def _small_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen's pipeline makes every image that it is given as large as 1024 x 1024."""
+    monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: (80, 64, None))
+
+
+CASES = [
+    (kontext, [(80, 64)]),
+    (qwen_edit, [(80, 64)]),
+    (flux2, [(80, 64)]),
+    (flux2, [(80, 64), (64, 112)]),
+    (klein, [(64, 64)]),
+]
 
 
 @pytest.mark.parametrize(("build", "sizes"), CASES)
@@ -72,7 +103,10 @@ def test_the_same_images_and_every_image_s_own_tokens(
         with trace(pipe) as alone:
             assert torch.equal(make(pipe, given, **options), plain)
         looked = {}
-        blocks = ["transformer_blocks.1", "single_transformer_blocks.0"]
+        blocks = [
+            "transformer_blocks.1",
+            "transformer_blocks.0" if build is qwen_edit else "single_transformer_blocks.0",
+        ]
         for block in blocks:
             looked[block] = Looked(pipe.transformer.get_submodule(block).attn)
         with looked[blocks[0]], looked[blocks[1]], trace(pipe, keep=["heads", "references"], layers=blocks) as tr:
@@ -94,6 +128,22 @@ def test_the_same_images_and_every_image_s_own_tokens(
             for head in range(2):
                 expected = rows[head][:, list(columns)].mean(1).reshape(height, width)
                 np.testing.assert_allclose(part.layer_map("cat", block, head), expected, rtol=1e-3, atol=1e-8)
+
+
+def test_the_words_of_a_prompt_that_is_encoded_with_an_image(image: Make) -> None:
+    with quiet():
+        pipe, _ = qwen_edit()
+        pipe.set_progress_bar_config(disable=True)
+        with trace(pipe, keep="negative") as tr:
+            make(pipe, image(80, 64), negative_prompt="an ugly dog", true_cfg_scale=3.0)
+        inner = pipe.processor.tokenizer
+        cat, dog = (pipe.encode_prompt(f"a {name} on grass", image(80, 64))[0][0] for name in ("cat", "dog"))
+    assert inner is pipe.tokenizer
+    # What comes before a word does not know of it.
+    differs = (cat != dog).any(-1).nonzero().flatten().tolist()
+    assert tr.attention.word_indices[tr.words()[0]][0] == differs[0]
+    assert [str(word) for word in tr.words()] == ["cat", "on", "grass"]
+    assert [str(word) for word in tr.negative.words()] == ["ugly", "dog"]
 
 
 def test_a_pixel_looks_at_the_image_s_own_patches(image: Make) -> None:
@@ -133,10 +183,10 @@ def test_a_negative_prompt_beside_a_reference(image: Make) -> None:
 
 
 def test_the_sizes_of_images_beside_are_told_by_the_denoiser_s_inputs() -> None:
-    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(2), torch.arange(3))
+    ids = torch.cartesian_prod(torch.tensor([0]), torch.arange(2), torch.arange(3))
     beside = [
         torch.cartesian_prod(torch.tensor([number]), torch.arange(5, 5 + height), torch.arange(width))
-        for number, height, width in ((10.0, 4, 1), (20.0, 1, 7))
+        for number, height, width in ((10, 4, 1), (20, 1, 7))
     ]
     together = torch.cat([ids, *beside])
     expected = ((8, 2), (2, 14))

@@ -21,9 +21,12 @@ def write_tensors(path: str | Path, attention: TracedAttention, plan: Plan) -> P
     if path.suffix.lower() != SUFFIX:
         raise GocaError(f"{path} is not a name for tensors: let it end in {SUFFIX}", hint="out")
     tensors, metadata = _tensors(attention), _metadata(attention)
+    beside = {f"references.{number}.": part for number, part in enumerate(attention.references)}
     if attention.negative is not None:
-        tensors |= {f"negative.{name}": tensor for name, tensor in _tensors(attention.negative).items()}
-        metadata |= {f"negative.{name}": text for name, text in _metadata(attention.negative).items()}
+        beside["negative."] = attention.negative
+    for prefix, part in beside.items():
+        tensors |= {prefix + name: tensor for name, tensor in _tensors(part).items()}
+        metadata |= {prefix + name: text for name, text in _metadata(part).items()}
     metadata["plan"] = json.dumps(plan.to_json())
     metadata["versions"] = json.dumps(dict(versions()))
     write_atomic({path: save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)})
