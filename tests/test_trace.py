@@ -1037,14 +1037,6 @@ def test_those_pipelines_where_they_make_whole_images(kind: Any, scheduler: Any,
     assert [(step.step, step.timestep) for step in tr.steps] == [*enumerate(pipeline.scheduler.timesteps.tolist())]
 
 
-def test_a_video() -> None:
-    with quiet():
-        wan = BUILDERS["wan"]()
-        wan.set_progress_bar_config(disable=True)
-        with pytest.raises(GocaError, match="num_frames=1"), trace(wan):
-            make(wan, num_frames=5)
-
-
 def test_packed_latents_of_a_part_or_of_unknown_size() -> None:
     class Tiled(FluxPipeline):
         def prepare_latents(self, count: int, channels: int, height: int, width: int, *args: Any) -> Any:

@@ -20,10 +20,12 @@ class LatentLayout:
     Attributes:
         size: (height, width) in cells of the one that is made.
         references: Those of the images that are given beside it, in their order.
+        frames: How many frames of that size it has, more than one in a video.
     """
 
     size: Grid
     references: tuple[Grid, ...] = ()
+    frames: int = 1
 
 
 def layout_of(
@@ -50,15 +52,16 @@ def layout_of(
     kind = type(backbone.pipeline).__name__
     if timestep.ndim == 1 and len(timestep.unique()) > 1:
         raise GocaError(f"{kind} cannot be traced: it denoises several steps in one pass; {plain_remedy(backbone)}")
-    if latent.ndim == 5 and latent.shape[2] != 1:
+    frames = latent.shape[2] if latent.ndim == 5 else 1
+    if frames > 1 and not backbone.family.makes_videos:
         parameters = inspect.signature(backbone.pipeline.__call__).parameters
         remedy = "make one frame, num_frames=1" if "num_frames" in parameters else "trace one that makes images"
-        raise GocaError(f"a video of {latent.shape[2]} latent frames cannot be traced: {remedy}")
+        raise GocaError(f"a video of {frames} latent frames cannot be traced: {remedy}")
     if latent.ndim > 3:
         height, width = latent.shape[-2], latent.shape[-1]
         if cells not in (None, (height, width)):
             raise _refused_part(backbone, (height, width), cells)
-        return LatentLayout((height, width))
+        return LatentLayout((height, width), frames=frames)
     if size is None:
         raise GocaError(
             f"{kind} cannot be traced: it packs its latents, and its prepare_latents does not name its height "

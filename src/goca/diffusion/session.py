@@ -101,6 +101,7 @@ class _Run:
         count: How many latents it prepared, 0 if unknown.
         size: Their (height, width) in pixels, if known.
         cells: Their (height, width), where they are not packed.
+        frames: How many of these each has.
         first: The index of its first timestep among the scheduler's; None before its first denoiser call.
         evaluation: How many steps the scheduler has made.
         timestep: What the denoiser was given behind the last of them; None before it ran.
@@ -118,6 +119,7 @@ class _Run:
     count: int = 0
     size: Grid | None = None
     cells: Grid | None = None
+    frames: int = 1
     first: int | None = None
     evaluation: int = 0
     timestep: Tensor | None = None
@@ -170,7 +172,8 @@ class GenerationSession:
     inside another one's block, on the same pipeline, lends that one its observers.
 
     Attributes:
-        images: {generation: the images that the pipeline returned}; none where it returned latents.
+        images: {generation: the images that the pipeline returned, each as its frames}: of a video the ones nearest to
+            the latent's; none where it returned latents.
         given: {generation: the images that it was given}, where they are PIL's.
     """
 
@@ -181,7 +184,7 @@ class GenerationSession:
             backbone: A pipeline that passes `check_generation`.
             observers: Told of every call in this order; each is given the prediction that those before it left.
         """
-        self.images: dict[int, list[Image.Image]] = {}
+        self.images: dict[int, list[tuple[Image.Image, ...]]] = {}
         self.given: dict[int, tuple[Image.Image, ...]] = {}
         self._backbone, self._observers = backbone, tuple(observers)
         self._stack = ExitStack()
@@ -315,7 +318,7 @@ class GenerationSession:
     def _show(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = show(*args, **kwargs)
         if self._run is not None and self._run.texts:
-            self.images[self._run.index] = _images(answer)
+            self.images[self._run.index] = [_spread(video, self._run.frames) for video in _videos(answer)]
         return answer
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -341,6 +344,7 @@ class GenerationSession:
                 denoiser=(component, module),
                 rows=len(call.rows),
                 references=call.references,
+                frames=call.frames,
             )
             self._hook = hook.__enter__()
 
@@ -418,7 +422,10 @@ class GenerationSession:
         step, noise = run.moment(scheduler, moment)
         second = module is not self._backbone.denoiser
         scale = guidance_scale(self._backbone.pipeline, self._backbone.family, run.arguments, second)
-        return DenoiserCall(run.index, step, run.evaluation, noise, layout.size, rows, scale, layout.references)
+        run.frames = layout.frames
+        grid = self._backbone.family.grids(module, layout.size)[0] if layout.frames > 1 else None
+        images = layout.size, rows, scale, layout.references, layout.frames, grid
+        return DenoiserCall(run.index, step, run.evaluation, noise, *images)
 
     def _blocks(
         self, run: _Run, texts: Sequence[EncodedTexts], inputs: Sequence[Any]
@@ -542,13 +549,21 @@ def _with_prediction(output: Any, noise_pred: Tensor) -> Any:
     return replace(output, **{next(iter(output)): answer})
 
 
-def _images(answer: Any) -> list[Image.Image]:
-    """What a pipeline returns as images, or as videos of one frame; nothing for latents."""
+def _videos(answer: Any) -> list[list[Any]]:
+    """What a pipeline returns, each image or video as its frames; nothing for latents."""
     if isinstance(answer, Tensor):
         answer = np.moveaxis(answer.float().cpu().numpy(), -3, -1)
     if isinstance(answer, np.ndarray):
-        frames = answer[:, 0] if answer.ndim == 5 else answer
-        if frames.ndim != 4 or frames.shape[-1] != 3:
-            return []
-        return [Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8)) for frame in frames]
-    return [image[0] if isinstance(image, list) else image for image in answer]
+        videos = answer if answer.ndim == 5 else answer[:, None]
+        return list(map(list, videos)) if videos.ndim == 5 and videos.shape[-1] == 3 else []
+    return [video if isinstance(video, list) else [video] for video in answer]
+
+
+def _spread(video: list[Any], count: int) -> tuple[Image.Image, ...]:
+    """So many frames of a video, evenly spread from its first to its last, or its first alone."""
+    chosen = [video[round(number * (len(video) - 1) / max(count - 1, 1))] for number in range(count)]
+    return tuple(frame if isinstance(frame, Image.Image) else _image(frame) for frame in chosen)
+
+
+def _image(frame: np.ndarray) -> Image.Image:
+    return Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8))

@@ -151,8 +151,8 @@ class Trace(TracedImage):
                 traced.attention.given = self._session.given.get(generation, ())
             decoded = self._session.images.get(generation, [])
             if len(decoded) == len(images):
-                for traced, image in zip(images, decoded, strict=True):
-                    traced.decoded = image
+                for traced, frames in zip(images, decoded, strict=True):
+                    traced.attention.decoded, traced.decoded = frames, frames[len(frames) // 2]
         return tuple(image for images in self._observer.generations.values() for image in images if image.steps)
 
     def _reason(self) -> str:

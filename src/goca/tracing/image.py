@@ -22,6 +22,8 @@ from goca.imaging import draw, html, images
 from goca.imaging.images import ImageLike
 from goca.imaging.sheet import Cell, contact_sheet
 from goca.inspection.pixel import PixelAttention, array, cell_of, ranked, sinks
+from goca.maths.frames import apart, together
+from goca.maths.rescale import TokenMass
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
@@ -171,7 +173,7 @@ class TracedImage:
         token: SupportsIndex | None = None,
         encoder: str | None = None,
         step: SupportsIndex | None = None,
-    ) -> Float32[np.ndarray, "height width"]:
+    ) -> Float32[np.ndarray, "*frame height width"]:
         """A word's map, rescaled as the recipe says (to [0, 1] in all recipes here) but not refined.
 
         Args:
@@ -183,7 +185,8 @@ class TracedImage:
             step: The map in a step of the sampler, from 0, with `keep="steps"`; by default in all.
 
         Returns:
-            The map on the common grid of the attention, cut to what the image shows.
+            The map on the common grid of the attention, cut to what the image shows; of a video (frame, height, width)
+            on the grid of its patches, one frame for each of the latent's, rescaled over all of them.
 
         Raises:
             GocaError: The word has no map: the prompt does not say it, or says it behind the tokenizer's limit, or only
@@ -195,8 +198,11 @@ class TracedImage:
         content = {index for of_word in words.values() for index in of_word} | set(indices)
         rivals = tuple(sorted(content - set(indices)))
         nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.prompt_indices)
-        maps = rescaled(self.attention.plan, self.attention.token_mass(nouns, step), nouns)
-        return array(self._cropped(maps[:1], self.image)[0])
+        mass, plan = self.attention.token_mass(nouns, step), self.attention.plan
+        if self.attention.frames > 1:
+            mass = TokenMass(*(apart(part, self.attention.frames) for part in mass))
+            return array(together(rescaled(plan, mass, nouns)[0], self.attention.frames))
+        return array(self._cropped(rescaled(plan, mass, nouns)[:1], self.image)[0])
 
     @torch.no_grad()
     def layer_map(
@@ -208,7 +214,7 @@ class TracedImage:
         occurrence: int | None = None,
         token: SupportsIndex | None = None,
         encoder: str | None = None,
-    ) -> Float32[np.ndarray, "height width"]:
+    ) -> Float32[np.ndarray, "*frame height width"]:
         """A word's map in one layer, on the layer's grid: the mean over its tokens of their part of all attention.
 
         Args:
@@ -223,6 +229,8 @@ class TracedImage:
         if layer_maps is None:
             raise GocaError('layers are summed up: ask for the maps of each with trace(pipe, keep="layers")')
         part = layer_maps.map(layer, self._indices(word, occurrence, token, encoder), head)
+        if (frames := self.attention.frames) > 1:
+            return array(part.unflatten(0, (frames, -1)))
         return array(self._cropped(part[None], self.image)[0])
 
     def heatmap(
@@ -234,8 +242,9 @@ class TracedImage:
         encoder: str | None = None,
         step: SupportsIndex | None = None,
     ) -> Image.Image:
-        """The image under a word's map, from dark (0) to bright (1); see `map`."""
-        return draw.heatmap(self.image, self.map(word, occurrence, token=token, encoder=encoder, step=step))
+        """The image under a word's map, from dark (0) to bright (1), of a video its middle frame; see `map`."""
+        word_map = self.map(word, occurrence, token=token, encoder=encoder, step=step)
+        return draw.heatmap(self.image, word_map if word_map.ndim == 2 else word_map[len(word_map) // 2])
 
     def animation(
         self,
@@ -245,10 +254,14 @@ class TracedImage:
         token: SupportsIndex | None = None,
         encoder: str | None = None,
     ) -> Animation:
-        """A word's heat map step by step, with `keep="steps"`; see `map`. Each step is rescaled by itself."""
+        """A word's heat map step by step, with `keep="steps"`, each rescaled by itself; of a video, frame by frame."""
+        if self.attention.frames > 1:
+            maps = self.map(word, occurrence, token=token, encoder=encoder)
+            frames = self.attention.decoded or (self.image,) * len(maps)
+            return Animation(tuple(draw.heatmap(*pair) for pair in zip(frames, maps, strict=True)))
         numbers = dict.fromkeys(call.step for call in self.steps)
-        frames = (self.heatmap(word, occurrence, token=token, encoder=encoder, step=number) for number in numbers)
-        return Animation(tuple(frames))
+        heatmaps = (self.heatmap(word, occurrence, token=token, encoder=encoder, step=number) for number in numbers)
+        return Animation(tuple(heatmaps))
 
     @torch.no_grad()
     def at(self, x: SupportsIndex, y: SupportsIndex, step: SupportsIndex | None = None) -> PixelAttention:
@@ -261,6 +274,7 @@ class TracedImage:
         Raises:
             GocaError: The image has no such pixel, or the step's maps are not kept.
         """
+        self._require_image()
         attention, image = self.attention, self.image
         row, column = cell_of(x, y, image, attention.grid, self._shown(image))
         parts = attention.maps(step)[:, row, column].tolist()
@@ -294,6 +308,7 @@ class TracedImage:
         Raises:
             GocaError: A name has no map, as in `map`, or an argument is not valid.
         """
+        self._require_image()
         wanted, background_nouns = parse_nouns(classes, background_classes)
         check_rivals(background, wanted)
         prompt = self.attention.prompt
@@ -368,6 +383,10 @@ class TracedImage:
         if encoder not in names:
             raise GocaError(f"there are no tokens of {encoder!r}: choose from {', '.join(names)}")
         return tuple(tokens for tokens in texts if tokens.encoder == encoder)
+
+    def _require_image(self) -> None:
+        if self.attention.frames > 1:
+            raise GocaError("a video has maps and animations only: make one frame, num_frames=1, for this")
 
     def _require_special(self) -> None:
         if not self.attention.keep.special:

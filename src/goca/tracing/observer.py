@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Container
+from dataclasses import replace
 from itertools import chain
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
 from goca.errors import GocaError
-from goca.maths import Grid
+from goca.imaging.images import common_grid
 from goca.plan import Plan
 from goca.tracing.image import TracedImage
 from goca.tracing.keep import Keep
@@ -65,9 +66,10 @@ class TraceObserver:
         """What collects each row's attention."""
         cond = call.rows_of("cond")
         if cond and call.generation not in self._generations:
-            made = [self._attention(row.prompt, call.latent_size) for row in cond.values() if row.prompt is not None]
+            made = [self._attention(row.prompt, call) for row in cond.values() if row.prompt is not None]
             for attention in made if self._keep.references else ():
-                attention.references = [self._attention(attention.prompt, size) for size in call.references]
+                beside = [replace(call, latent_size=size) for size in call.references]
+                attention.references = [self._attention(attention.prompt, reference) for reference in beside]
             self._generations[call.generation] = [TracedImage(attention) for attention in made]
         images = [image.attention for image in self._generations.get(call.generation, [])]
         taken = dict(zip(cond, images, strict=True)) if cond else {}
@@ -75,14 +77,17 @@ class TraceObserver:
             for number, (row, prompt) in call.images_of("uncond").items():
                 if number < len(images) and prompt.texts:
                     if images[number].negative is None:
-                        images[number].negative = self._attention(prompt, call.latent_size)
+                        images[number].negative = self._attention(prompt, call)
                     taken[row] = images[number].negative
         return taken
 
-    def _attention(self, prompt: PromptTokens, latent_size: Grid) -> TracedAttention:
-        """Nothing yet, of an image of a (height, width) in cells."""
-        height, width = (side * self._vae_scale_factor for side in latent_size)
-        return TracedAttention(self._plan, self._plan_for, prompt, (height, width), latent_size, self._keep)
+    def _attention(self, prompt: PromptTokens, call: DenoiserCall) -> TracedAttention:
+        """Nothing yet, of an image or a video of a call's size."""
+        height, width = (side * self._vae_scale_factor for side in call.latent_size)
+        grid = common_grid(call.latent_size, self._plan.grid)
+        if call.frame_grid is not None:  # that of the patches, so that resizing mixes no frames
+            grid = call.frames * call.frame_grid[0], call.frame_grid[1]
+        return TracedAttention(self._plan, self._plan_for, prompt, (height, width), grid, call.frames, self._keep)
 
     def end(self, call: DenoiserCall, noise_pred: Tensor) -> None:
         """Add what the aggregators have seen; where they cannot be summed up, warn: the image itself is still made."""

@@ -17,7 +17,6 @@ from goca.diffusion.backbone import Backbone
 from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
-from goca.imaging import images
 from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, token_mass
@@ -73,7 +72,8 @@ class TracedAttention:
         size: (height, width) of the image, in pixels.
         prompt_indices: The tokens of the prompt, without special ones.
         token_indices: The tokens that are kept: these, or all.
-        grid: (height, width) of the maps.
+        frames: How many frames it has: more than one in a video, whose maps lie one under the other.
+        grid: (height, width) of the maps, of all frames together.
         affinity: The self-attention that refines the maps.
         total: Sum of the maps of `token_indices`.
         calls: The maps of each call of `steps`, as far as they are kept.
@@ -81,18 +81,22 @@ class TracedAttention:
         negative: The attention to the negative prompt, where it is kept.
         references: That of the images which the denoiser is given beside, to the prompt, where they are kept.
         given: The images that the pipeline was given.
+        decoded: The frames as the pipeline returned them, if it did.
     """
 
     def __init__(
-        self, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, latent_size: Grid, keep: Keep
+        self, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, grid: Grid, frames: int, keep: Keep
     ) -> None:
-        """Nothing yet, of an image of `size` pixels whose latent has (height, width) `latent_size`."""
+        """Nothing yet, of an image of `size` pixels, or of several frames of them."""
+        if frames > 1:
+            note = "a video's maps are not refined"
+            plan = replace(plan, refine=(), order=0, notes=(*plan.notes, note))  # its self-attention is too large
         self.plan, self.plan_for, self.prompt, self.size, self.keep = plan, plan_for, prompt, size, keep
         self.prompt_indices = find_noun_tokens(prompt.prompt, prompt.texts, (), (), named=True).prompt
         self.tokens = attended_tokens(prompt.texts)
         everything = sorted({token.index for token in self.tokens})
         self.token_indices = tuple(everything) if keep.special else self.prompt_indices
-        self.grid = images.common_grid(latent_size, plan.grid)
+        self.grid, self.frames = grid, frames
         self.affinity = Affinity(self.grid)
         self.total: Float[Tensor, "token height width"] | float = 0.0
         self.calls: list[Float[Tensor, "token height width"]] = []
@@ -101,6 +105,7 @@ class TracedAttention:
         self.negative: TracedAttention | None = None
         self.references: list[TracedAttention] = []
         self.given: tuple[Image.Image, ...] = ()
+        self.decoded: tuple[Image.Image, ...] = ()
 
     @cached_property
     def word_indices(self) -> dict[Word, tuple[int, ...]]:
