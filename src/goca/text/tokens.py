@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 GAPS = " \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 """How tokenizers write a gap between words."""
@@ -30,7 +30,8 @@ class Tokens:
         return self.tokenizer.replace("tokenizer", "text_encoder")
 
 
-class Token(NamedTuple):
+@dataclass(frozen=True)
+class Token:
     """A token that the denoiser attends to.
 
     Attributes:

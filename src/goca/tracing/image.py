@@ -1,7 +1,6 @@
 """An image that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import index
@@ -31,30 +30,24 @@ from goca.request import background_of
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.storage.atomic import short_stem, write_into
 from goca.text.nouns import Classes, check_rivals, parse_nouns
-from goca.text.spelling import plain
 from goca.text.token_spans import (
     NounTokens,
     Word,
     find_noun_tokens,
     prompt_words,
-    shortened,
     token_indices_of,
-    why_absent,
 )
-from goca.text.tokens import Token, Tokens
+from goca.text.tokens import Token
 from goca.tracing.animation import Animation
+from goca.tracing.selection import indices_of, missing, require_special, texts_of
 from goca.tracing.steps import TracedAttention, TracedStep
 from goca.tracing.tensors import write_tensors
 
 GREY = (128, 128, 128)
 """The canvas of an image that was not decoded."""
 
-NUMBERED = re.compile(r"(.+)#([0-9]{1,9})", re.DOTALL)
-"""A word and its occurrence, as in "cat#2"."""
 SHOWN_WORDS = 6
 """How many heat maps a notebook shows of an image."""
-MAX_WORDS = 20
-"""Words that a message lists."""
 HEATMAP = ".heatmap.png"
 """How the file name of a heat map ends."""
 
@@ -159,7 +152,7 @@ class TracedImage:
         Raises:
             GocaError: They are not kept.
         """
-        self._require_special()
+        require_special(self.attention)
         attention = self.attention
         means = attention.maps().mean((-2, -1)).tolist()
         return sinks(attention.tokens, dict(zip(attention.token_indices, means, strict=True)))
@@ -193,8 +186,8 @@ class TracedImage:
                 another text of the call does. The message says which, and lists the words that have one. Or what is
                 asked for is not kept.
         """
-        indices = self._indices(word, occurrence, token, encoder)
-        words = prompt_words(self._texts(encoder))
+        indices = indices_of(self.attention, word, occurrence, token, encoder)
+        words = prompt_words(texts_of(self.attention, encoder))
         content = {index for of_word in words.values() for index in of_word} | set(indices)
         rivals = tuple(sorted(content - set(indices)))
         nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.prompt_indices)
@@ -228,7 +221,7 @@ class TracedImage:
         layer_maps = self.attention.layer_maps
         if layer_maps is None:
             raise GocaError('layers are summed up: ask for the maps of each with trace(pipe, keep="layers")')
-        part = layer_maps.map(layer, self._indices(word, occurrence, token, encoder), head)
+        part = layer_maps.map(layer, indices_of(self.attention, word, occurrence, token, encoder), head)
         if (frames := self.attention.frames) > 1:
             return array(part.unflatten(0, (frames, -1)))
         return array(self._cropped(part[None], self.image)[0])
@@ -314,7 +307,7 @@ class TracedImage:
         prompt = self.attention.prompt
         for noun in (*wanted, *background_nouns):
             if not any(any(token_indices_of(word, prompt.texts)) for word in noun.words):
-                raise self._missing(noun.name, noun.words)
+                raise missing(self.attention, noun.name, noun.words)
         tokens = find_noun_tokens(prompt.prompt, prompt.texts, wanted, background_nouns, named=True)
         plan = self._plan(recipe)
         shown = self.image if image is None else images.load(image)
@@ -374,79 +367,9 @@ class TracedImage:
         """
         return write_tensors(path, self.attention, self._plan(None))
 
-    def _texts(self, encoder: str | None) -> tuple[Tokens, ...]:
-        """The tokens of the prompt, or of what one text encoder reads of it."""
-        texts = self.attention.prompt.texts
-        if encoder is None:
-            return texts
-        names = list(dict.fromkeys(tokens.encoder for tokens in texts))
-        if encoder not in names:
-            raise GocaError(f"there are no tokens of {encoder!r}: choose from {', '.join(names)}")
-        return tuple(tokens for tokens in texts if tokens.encoder == encoder)
-
     def _require_image(self) -> None:
         if self.attention.frames > 1:
             raise GocaError("a video has maps and animations only: make one frame, num_frames=1, for this")
-
-    def _require_special(self) -> None:
-        if not self.attention.keep.special:
-            raise GocaError('special tokens are not kept: ask for them with trace(pipe, keep="special")')
-
-    def _token(self, token: SupportsIndex) -> tuple[int]:
-        """A token that is kept, as a word's indices are."""
-        known = {token.index for token in self.tokens}
-        if not isinstance(token, SupportsIndex) or index(token) not in known:
-            raise GocaError(f"there is no token {token!r}: give the index of one of the {len(known)} that there are")
-        if index(token) not in self.attention.token_indices:
-            self._require_special()
-        return (index(token),)
-
-    def _indices(
-        self,
-        word: str | Word | None,
-        occurrence: int | None,
-        token: SupportsIndex | None = None,
-        encoder: str | None = None,
-    ) -> tuple[int, ...]:
-        """The token indices of a word, or of one of its occurrences; or a single one."""
-        texts = self._texts(encoder)
-        if token is not None:
-            if word is not None:
-                raise GocaError(f"{word!r} and token {token!r} are two things: give a word or the index of a token")
-            return self._token(token)
-        name = word.name if isinstance(word, Word) else word
-        if not isinstance(name, str) or not plain(name) or not isinstance(occurrence, int | None):
-            raise GocaError(
-                f"{word!r} with occurrence {occurrence!r} is not a word and a number: give a word of the prompt, and "
-                "which of its occurrences from 1"
-            )
-        if isinstance(word, Word):
-            occurrence = word.occurrence if occurrence is None else occurrence
-        elif occurrence is None and not token_indices_of(name, texts) and (numbered := NUMBERED.fullmatch(name)):
-            name, occurrence = numbered[1], int(numbered[2])
-        places = token_indices_of(name, texts)
-        by_occurrence = [indices for indices in places if indices]
-        if not by_occurrence:
-            raise self._missing(name, (name,))
-        if occurrence is None:
-            return tuple(sorted({index for indices in by_occurrence for index in indices}))
-        count = len(by_occurrence)
-        if not 1 <= occurrence <= count:
-            where = "the prompt" if count == len(places) else "the part of the prompt that its tokens hold"
-            times = "once" if count == 1 else f"{count} times"
-            raise GocaError(f'"{shortened(name)}" is {times} in {where}: give an occurrence from 1 to {count}')
-        return by_occurrence[occurrence - 1]
-
-    def _missing(self, name: str, words: Sequence[str]) -> GocaError:
-        """Why a name has no map; `words` are all that it may be called."""
-        prompt = self.attention.prompt
-        reason = why_absent(words, prompt.texts, prompt.prompt, prompt.unread)
-        if reason is None:
-            reason = f'the prompt "{shortened(self.prompt)}" does not say "{shortened(name)}", so it has no map'
-        names = list(dict.fromkeys(word.name for word in self.words()))
-        more = ["..."] if len(names) > MAX_WORDS else []
-        listed = ", ".join([*map(shortened, names[:MAX_WORDS]), *more]) or "nothing, it has no words"
-        return GocaError(f"{reason}{', or' if ': ' in reason else ':'} choose from {listed}")
 
     def _plan(self, recipe: Recipe | str | None) -> Plan:
         """The plan of the trace, with what another recipe does differently once everything is collected."""

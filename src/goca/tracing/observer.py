@@ -76,9 +76,8 @@ class TraceObserver:
         if self._keep.negative:
             for number, (row, prompt) in call.images_of("uncond").items():
                 if number < len(images) and prompt.texts:
-                    if images[number].negative is None:
-                        images[number].negative = self._attention(prompt, call)
-                    taken[row] = images[number].negative
+                    negative = images[number].negative or self._attention(prompt, call)
+                    taken[row] = images[number].negative = negative
         return taken
 
     def _attention(self, prompt: PromptTokens, call: DenoiserCall) -> TracedAttention:

@@ -54,7 +54,7 @@ def _tensors(attention: TracedAttention) -> dict[str, Tensor]:
 def _metadata(attention: TracedAttention) -> dict[str, str]:
     values = {
         "token_indices": attention.token_indices,
-        "tokens": [token._asdict() for token in attention.tokens],
+        "tokens": [vars(token) for token in attention.tokens],
         "words": {str(word): indices for word, indices in attention.word_indices.items()},
         "layers": list(attention.steps[0].layers),
         "steps": [{"step": call.step, "timestep": call.timestep} for call in attention.steps],
