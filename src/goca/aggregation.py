@@ -65,6 +65,7 @@ class AttentionAggregator:
         affinity: of the refinement layers.
         weights: {block: the layer's weight}, not normalised; see `layer_weights`.
         heads: {block: the weight of each head}, averaged over pixels, of the layers that attend to the text.
+        grids: {block: the (height, width) of its map}, of the layers with a map.
     """
 
     def __init__(self, plan: Plan, tokens: NounTokens, grid: Grid, only_window: bool = True) -> None:
@@ -73,7 +74,7 @@ class AttentionAggregator:
         self.weights: dict[str, float] = {}
         self.heads: dict[str, Float[Tensor, " head"]] = {}
         self._total = plan.layers.fusion(grid)
-        self._grids: dict[str, Grid] = {}  # of the layers with a map
+        self.grids: dict[str, Grid] = {}
         self._read: set[str] = set()
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers without a weight yet
         self._reference: Reference | None = None
@@ -159,7 +160,7 @@ class AttentionAggregator:
     def _add_map(self, block: str, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
         """Keep a layer's map until the layer has a weight."""
         self._maps[block] = (layer_map, grid)
-        self._grids[block] = grid
+        self.grids[block] = grid
         if block in self.weights:
             self._add_weight(block, self.weights[block])
 
@@ -174,9 +175,9 @@ class AttentionAggregator:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
         weight_of = self._total.effective_weight
         raw = {
-            block: weight * weight_of(self._grids[block])
+            block: weight * weight_of(self.grids[block])
             for block, weight in self.weights.items()
-            if block in self._grids
+            if block in self.grids
         }
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}

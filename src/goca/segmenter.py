@@ -18,10 +18,14 @@ from torch import Tensor
 
 from goca.aggregation import ImageAttention
 from goca.class_maps import ClassMaps, ensemble_std, joined, mean, peaks_of, refined, rescaled
+from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import BackboneSession, BatchItem
 from goca.errors import GocaError
 from goca.evidence import Evidence, Look
 from goca.imaging.images import ImageLike
+from goca.inspection import Inspection, inspectable
+from goca.inspection.keep import blocks_kept, names_kept
+from goca.inspection.layer_maps import Budget, LayerMaps
 from goca.plan import Plan
 from goca.planned_model import PlannedModel
 from goca.recipe import AUTO
@@ -39,6 +43,7 @@ from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.self_tagging import tagger_for
 from goca.tagging import GIVEN, Tagger
 from goca.text.nouns import Classes
+from goca.text.tokens import attended_tokens
 
 
 class Segmenter(PlannedModel):
@@ -154,6 +159,57 @@ class Segmenter(PlannedModel):
                 yield image
             else:
                 yield self.label(image, next(passes) if image.prompts else image.maps)
+
+    def inspect(
+        self,
+        image: ImageLike,
+        classes: Classes,
+        background_classes: Sequence[str] | None = None,
+        background: str | float | None = AUTO,
+        caption: str | None = None,
+        keep: str | Iterable[str] = (),
+        layers: Iterable[str] | None = None,
+    ) -> Inspection:
+        """Label an image in one denoiser pass, and keep what it attended to; see `Inspection`.
+
+        The image is seen whole, at the plan's first timestep and seed, and every class is asked for, whatever its
+        evidence. Kept are, of 4 bytes a value: a few maps of each noun and token of a noun on the common grid; the map
+        of each such token in each layer on its grid; with heads, as much again for each head of the layer (up to 1 GiB
+        in all, the layers beyond it are left out); and the self-attention that refines, up to 67 MB a grid.
+
+        Args:
+            image, classes, background_classes, background, caption: See `SegmentationRequest`.
+            keep: "heads" for the maps of single heads too.
+            layers: The blocks whose maps are kept; by default all that attend to the text. Their weights always are.
+
+        Raises:
+            GocaError: For an image that cannot be read or is seen through windows, classes that cannot be asked for in
+                one prompt, and a recipe that makes no maps of the prompt's tokens.
+        """
+        each_head, blocks = bool(names_kept(keep, ["heads"])), blocks_kept(layers, self.backbone.blocks)
+        model, session = self.with_plan(inspectable(self.attention_plan or self.plan)), self.backbone.session()
+        plan = model.plan
+        with self.inference():
+            request = SegmentationRequest(image, classes, background_classes, background, caption)
+            prepared = prepare(request, plan, session)
+            if len(prepared.prompts) > 1 or len(prepared.tiles) > 1:
+                what = "so many classes take several prompts" if len(prepared.prompts) > 1 else "so long an image"
+                raise GocaError(f"{what} and cannot be inspected in one pass: inspect a part of them")
+            (tokens,) = prepared.prompts
+            attention = ImageAttention.of(plan, prepared.windows, tokens)
+            (aggregator,) = attention.aggregators
+            layer_maps = LayerMaps(tokens.content, plan.heads, blocks, each_head, Budget())
+
+            def take(call: AttentionCall) -> None:
+                aggregator.add(call)
+                layer_maps.add(call)
+
+            latents = self.backbone.latents(prepared.tiles, prepared.size)
+            item = BatchItem(latents, prepared.size, tokens.caption, plan.timestep[0], plan.seeds[0], take)
+            session.run([item], 1)
+            texts = self.backbone.texts(session.prompt(tokens.caption))
+            segmentation = model.label(prepared, [model.class_scores(attention)])
+            return Inspection(prepared, aggregator, layer_maps, attended_tokens(texts), segmentation)
 
     def for_request(self, request: SegmentationRequest) -> "Segmenter":
         """This model or, for a request with a noun that has no prototype, the same looking by attention.

@@ -29,6 +29,8 @@ class AttentionCall:
         scale: What q k^T is multiplied by before the softmax.
         projection: The weight of the output projection, bias left out; None in self-attention.
         grid: The (height, width) in pixels of the image in this layer.
+        reference: 0 for the image that is made, from 1 for those that a pipeline gives the denoiser beside it; `image`
+            and `grid` are then of that one, whose pixels are the queries.
     """
 
     block: str
@@ -44,6 +46,7 @@ class AttentionCall:
     scale: float
     projection: Float[Tensor, "head dim model"] | None
     grid: Grid
+    reference: int = 0
 
     @property
     def kind(self) -> Literal["self", "cross", "joint"]:

@@ -7,6 +7,7 @@ the attention modules say which module is making the call. No processor is repla
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from threading import get_ident
 from typing import Any
 
@@ -41,6 +42,8 @@ class AttentionHook(TorchFunctionMode):
         to_the_end: Without it `LastAttentionReached` is raised behind the last attention.
         component: The pipeline's attribute that holds the denoiser, for what messages advise.
         rows: The images in the batch; None for any number.
+        references: In joint attention, the grids of images that are given beside, behind the pixels; each is handed on
+            as a call of its own.
 
     Raises:
         GocaError: An attention cannot be read; the message says which, why and what to do.
@@ -56,13 +59,14 @@ class AttentionHook(TorchFunctionMode):
         to_the_end: bool = True,
         component: str = "unet",
         rows: int | None = None,
+        references: Sequence[Grid] = (),
     ) -> None:
         super().__init__()
         self.denoiser, self.attention_modules = denoiser, attention_modules(denoiser)
         self.grids = {height * width: (height, width) for height, width in grids}
         self.sink = sink
         self.joint, self.linear_self_attention, self.to_the_end = joint, linear_self_attention, to_the_end
-        self.component, self.rows = component, rows
+        self.component, self.rows, self.references = component, rows, tuple(references)
         self._shapes: dict[nn.Module, tuple[torch.Size, ...]] = {}  # of what the modules around attention are given
         self._running: list[tuple[AttentionModule, bool]] = []
         self._calls: dict[AttentionModule, int] = {}
@@ -155,31 +159,37 @@ class AttentionHook(TorchFunctionMode):
         rows, text, image, grid = positions
         mask = None if attn_mask is None else _additive(attn_mask, query, key)
         projection = None if text is None else output_projection(attention, query)
-        raw, pixels = self._raw_query, grid[0] * grid[1]
+        raw, grids = self._raw_query, (grid, *self.references)
+        ends = list(accumulate(height * width for height, width in grids))
         for index in range(query.shape[0]):
             if self.joint is not None and self.joint.packed_text and mask is not None:
                 end = int(mask[index].isfinite().sum(-1).max())
-                rows = image = slice(end - pixels, end)
+                rows = image = slice(end - grid[0] * grid[1], end)
                 text = slice(0, rows.start)
-            pixel_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-            call = AttentionCall(
-                block=attention.block,
-                q=query[index, :, rows],
-                k=key[index],
-                v=value[index],
-                output=output[index, :, rows],
-                text_output=None if text is None or image is None else output[index, :, text],
-                query=raw[index] if raw is not None and raw.shape[1] == pixels else None,
-                text=text,
-                image=image,
-                mask=None if pixel_mask is None else pixel_mask[index],
-                scale=query.shape[-1] ** -0.5 if scale is None else scale,
-                projection=projection,
-                grid=grid,
-            )
-            self.sink(index, call)
-            if self.linear_self_attention and call.query is not None:
-                self.sink(index, _self_attention(call, call.query))
+            first = image.start if self.joint is not None and image is not None else 0
+            for number, (grid, start, end) in enumerate(zip(grids, [0, *ends[:-1]], ends, strict=True)):
+                if number:  # the images beside follow the one that is made
+                    rows = image = slice(first + start, first + end)
+                pixel_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
+                call = AttentionCall(
+                    block=attention.block,
+                    q=query[index, :, rows],
+                    k=key[index],
+                    v=value[index],
+                    output=output[index, :, rows],
+                    text_output=None if text is None or image is None else output[index, :, text],
+                    query=raw[index, start:end] if raw is not None and raw.shape[1] == ends[-1] else None,
+                    text=text,
+                    image=image,
+                    mask=None if pixel_mask is None else pixel_mask[index],
+                    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+                    projection=projection,
+                    grid=grid,
+                    reference=number,
+                )
+                self.sink(index, call)
+                if self.linear_self_attention and call.query is not None:
+                    self.sink(index, _self_attention(call, call.query))
 
     def _positions(
         self, attention: AttentionModule, queries: int, keys: int, reads_text: bool
@@ -210,9 +220,10 @@ class AttentionHook(TorchFunctionMode):
     def _joint_positions(self, attention: AttentionModule, positions: int) -> tuple[slice, slice, slice, Grid] | None:
         assert self.joint is not None
         ((pixels, grid),) = self.grids.items()
-        if positions <= pixels or attention.block.startswith(self.joint.unimodal_blocks):
+        beside = sum(height * width for height, width in self.references)
+        if positions <= pixels + beside or attention.block.startswith(self.joint.unimodal_blocks):
             return None
-        padded = self.joint.padded(self.denoiser, grid)
+        padded = self.joint.padded(self.denoiser, grid) + beside
         tokens = positions - padded
         image = slice(tokens, tokens + pixels) if self.joint.text_first else slice(0, pixels)
         text = slice(0, tokens) if self.joint.text_first else slice(padded, positions)

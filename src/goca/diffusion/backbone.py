@@ -178,16 +178,20 @@ class Backbone:
         to_the_end: bool = True,
         denoiser: tuple[str, Any] | None = None,
         rows: int | None = None,
+        references: Sequence[Grid] = (),
+        frames: int = 1,
     ) -> AttentionHook:
         """A hook on attention for latents of (height, width) cells, `rows` of them if that is known.
 
-        denoiser: a second one, with its component's name.
+        denoiser: a second one, with its component's name. references: those of the images beside, in cells. frames: of
+        each latent; their grids are taken as one, each under the one before.
         """
         family = self.family
         component, module = denoiser or (family.component, self.denoiser)
-        grids = family.grids(module, latent)
+        grids = [(frames * height, width) for height, width in family.grids(module, latent)]
+        beside = [family.grids(module, cells)[0] for cells in references]
         return AttentionHook(
-            module, grids, sink, family.joint, family.linear_self_attention, to_the_end, component, rows
+            module, grids, sink, family.joint, family.linear_self_attention, to_the_end, component, rows, beside
         )
 
     def fits(self, nouns: Sequence[Noun]) -> bool:

@@ -65,6 +65,9 @@ class DenoiserCall:
         latent_size: (height, width) of the latent, in cells of `Backbone.vae_scale_factor` pixels.
         rows: The rows of the batch, in order.
         scale: Of classifier-free guidance, u + scale (c - u) of both branches; None where the pipeline has none.
+        references: (height, width) in cells of each image that is given beside the one that is made.
+        frames: How many frames of `latent_size` a row has: more than one in a video.
+        frame_grid: (height, width) in patches of such a frame; None for an image.
     """
 
     generation: int
@@ -74,6 +77,9 @@ class DenoiserCall:
     latent_size: Grid
     rows: tuple[DenoiserRow, ...]
     scale: float | None = None
+    references: tuple[Grid, ...] = ()
+    frames: int = 1
+    frame_grid: Grid | None = None
 
     def rows_of(self, branch: Branch) -> dict[int, DenoiserRow]:
         """The rows of a branch, by their index in the batch."""

@@ -62,11 +62,18 @@ class EncodedTexts:
         """Stand-ins for the pipeline's tokenizers, by name, while these texts are encoded."""
         recorders = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
         negative = self.negative.captions if self.negative else {}
+        # A pipeline that shows its text encoder an image too has a processor do both, with a tokenizer of its own.
+        processor = getattr(pipeline, "processor", None)
+        inner = getattr(processor, "tokenizer", None) if "tokenizer" in recorders else None
+        beside = {} if inner is None else {"tokenizer": Recorder(inner)}
         with ExitStack() as stack:
-            for name, recorder in recorders.items():
-                recorder.expect([*self.captions[name], *negative.get(name, ())])
-                stack.enter_context(patched(pipeline, name, recorder))
+            for owner, stand_ins in ((pipeline, recorders), (processor, beside)):
+                for name, recorder in stand_ins.items():
+                    recorder.expect([*self.captions[name], *negative.get(name, ())])
+                    stack.enter_context(patched(owner, name, recorder))
             yield recorders
+        for name, recorder in beside.items():
+            recorders[name].tokens |= recorder.tokens
 
     def attended(self, number: int, backbone: Backbone) -> tuple[Tokens, ...]:
         """The tokens of the text of a number that the denoiser attends to."""

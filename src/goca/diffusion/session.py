@@ -33,6 +33,7 @@ from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
 from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.families import bare, check_tokenizers
 from goca.diffusion.guidance_scale import guidance_scale
+from goca.diffusion.latent_layout import layout_of, plain_remedy
 from goca.diffusion.latents import processor_of, sample_of
 from goca.diffusion.own_calls import codes_of, intercepted, is_own, step_number, stepping
 from goca.diffusion.timesteps import is_flow
@@ -100,6 +101,7 @@ class _Run:
         count: How many latents it prepared, 0 if unknown.
         size: Their (height, width) in pixels, if known.
         cells: Their (height, width), where they are not packed.
+        frames: How many of these each has.
         first: The index of its first timestep among the scheduler's; None before its first denoiser call.
         evaluation: How many steps the scheduler has made.
         timestep: What the denoiser was given behind the last of them; None before it ran.
@@ -117,6 +119,7 @@ class _Run:
     count: int = 0
     size: Grid | None = None
     cells: Grid | None = None
+    frames: int = 1
     first: int | None = None
     evaluation: int = 0
     timestep: Tensor | None = None
@@ -169,7 +172,9 @@ class GenerationSession:
     inside another one's block, on the same pipeline, lends that one its observers.
 
     Attributes:
-        images: {generation: the images that the pipeline returned}; none where it returned latents.
+        images: {generation: the images that the pipeline returned, each as its frames}: of a video the ones nearest to
+            the latent's; none where it returned latents.
+        given: {generation: the images that it was given}, where they are PIL's.
     """
 
     def __init__(self, backbone: Backbone, observers: Sequence[Observer]) -> None:
@@ -179,7 +184,8 @@ class GenerationSession:
             backbone: A pipeline that passes `check_generation`.
             observers: Told of every call in this order; each is given the prediction that those before it left.
         """
-        self.images: dict[int, list[Image.Image]] = {}
+        self.images: dict[int, list[tuple[Image.Image, ...]]] = {}
+        self.given: dict[int, tuple[Image.Image, ...]] = {}
         self._backbone, self._observers = backbone, tuple(observers)
         self._stack = ExitStack()
         self._thread = 0
@@ -215,7 +221,7 @@ class GenerationSession:
         self._thread = get_ident()
         outer = _ACTIVE.get(id(pipeline))
         if outer is not None and outer._thread == self._thread:
-            self._outer, self.images = outer, outer.images
+            self._outer, self.images, self.given = outer, outer.images, outer.given
             outer._observers += self._observers
             self._stack.callback(outer._leave, self._observers)
             return self
@@ -265,6 +271,9 @@ class GenerationSession:
         modules = [attention.module for part in parts.values() for attention in attention_modules(part)]
         run = _Run(self._count, frame, arguments, [(module, getattr(module, "processor", None)) for module in modules])
         self._count += 1
+        image = arguments.get("image")
+        given = image if isinstance(image, list | tuple) else (image,)
+        self.given[run.index] = tuple(image for image in given if isinstance(image, Image.Image))
         outer, self._run = self._run, run
         try:
             with stepping(self._backbone.pipeline.scheduler, run.stepped):
@@ -309,7 +318,7 @@ class GenerationSession:
     def _show(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = show(*args, **kwargs)
         if self._run is not None and self._run.texts:
-            self.images[self._run.index] = _images(answer)
+            self.images[self._run.index] = [_spread(video, self._run.frames) for video in _videos(answer)]
         return answer
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -330,7 +339,12 @@ class GenerationSession:
             component = next(name for name, part in _denoisers(self._backbone).items() if part is module)
             check_caches(module, component)
             hook = self._backbone.attention_hook(
-                call.latent_size, shared(sinks), denoiser=(component, module), rows=len(call.rows)
+                call.latent_size,
+                shared(sinks),
+                denoiser=(component, module),
+                rows=len(call.rows),
+                references=call.references,
+                frames=call.frames,
             )
             self._hook = hook.__enter__()
 
@@ -363,7 +377,7 @@ class GenerationSession:
         if changed:
             raise GocaError(
                 f"{type(self._backbone.pipeline).__name__} cannot be traced: in each call it sets attention of its own "
-                f"({', '.join(names)}), which goca cannot read; {_plain(self._backbone)}"
+                f"({', '.join(names)}), which goca cannot read; {plain_remedy(self._backbone)}"
             ) from None
 
     def _abort(self) -> None:
@@ -402,13 +416,16 @@ class GenerationSession:
         # In one batch, pipelines put the negative prompts first where both are the same.
         block = next((block for texts, block in reversed(blocks) if texts is prompts), blocks[0][1])
         latent = torch.stack([sample[row] for row in block])
-        size = self._latent_size(run, latent, timestep)
+        layout = layout_of(self._backbone, run.size, run.cells, latent, timestep, kwargs)
         rows = self._rows(run, len(sample), blocks, run.repeats(latent, frozenset(kwargs)))
         run.branches |= {row.branch for row in rows}
         step, noise = run.moment(scheduler, moment)
         second = module is not self._backbone.denoiser
         scale = guidance_scale(self._backbone.pipeline, self._backbone.family, run.arguments, second)
-        return DenoiserCall(run.index, step, run.evaluation, noise, size, rows, scale)
+        run.frames = layout.frames
+        grid = self._backbone.family.grids(module, layout.size)[0] if layout.frames > 1 else None
+        images = layout.size, rows, scale, layout.references, layout.frames, grid
+        return DenoiserCall(run.index, step, run.evaluation, noise, *images)
 
     def _blocks(
         self, run: _Run, texts: Sequence[EncodedTexts], inputs: Sequence[Any]
@@ -454,7 +471,7 @@ class GenerationSession:
         if "cond" not in run.branches and any(rows[row].branch == "other" for block in prompt_blocks for row in block):
             raise GocaError(
                 f"{type(self._backbone.pipeline).__name__} cannot be traced: in one pass its denoiser is given several "
-                f"rows of the same prompt for each image, as a video's frames; {_plain(self._backbone)}"
+                f"rows of the same prompt for each image, as a video's frames; {plain_remedy(self._backbone)}"
             )
         return tuple(rows)
 
@@ -474,62 +491,6 @@ class GenerationSession:
             if (texts := next((made.texts for made in negative if made.texts), None)) is not None:
                 unread["negative_prompt"] = texts[image * len(texts) // images]
         return PromptTokens(encoded.texts[number], encoded.attended(number, self._backbone), unread)
-
-    def _latent_size(self, run: _Run, latent: Tensor, timestep: Tensor) -> Grid:
-        """(height, width) in cells of what the denoiser is given; GocaError where that is not one image a row."""
-        kind = type(self._backbone.pipeline).__name__
-        if timestep.ndim == 1 and len(timestep.unique()) > 1:
-            raise GocaError(f"{kind} cannot be traced: it denoises several steps in one pass; {_plain(self._backbone)}")
-        if latent.ndim == 5 and latent.shape[2] != 1:
-            parameters = inspect.signature(self._backbone.pipeline.__call__).parameters
-            remedy = "make one frame, num_frames=1" if "num_frames" in parameters else "trace one that makes images"
-            raise GocaError(f"a video of {latent.shape[2]} latent frames cannot be traced: {remedy}")
-        if latent.ndim > 3:
-            height, width = latent.shape[-2], latent.shape[-1]
-            if run.cells not in (None, (height, width)):
-                self._refuse_part((height, width), run.cells)
-            return height, width
-        if run.size is None:
-            raise GocaError(
-                f"{kind} cannot be traced: it packs its latents, and its prepare_latents does not name its height "
-                f"and width, by which goca knows the image's size; {_plain(self._backbone)}"
-            )
-        height, width = (2 * (side // (2 * self._backbone.vae_scale_factor)) for side in run.size)
-        positions = latent.shape[1]
-        if positions > height * width // 4:
-            raise GocaError(
-                "the denoiser is given another image beside the one that it makes: such a call cannot be traced, "
-                "leave the other image out, or trace a pipeline that needs none"
-            )
-        if positions < height * width // 4:
-            raise GocaError(
-                f"{kind} cannot be traced: its denoiser is given {positions} patches of the {height * width // 4} of "
-                f"the image, and the attention of a part is not that of the image; {_plain(self._backbone)}"
-            )
-        return height, width
-
-    def _refuse_part(self, given: Grid, prepared: Grid) -> None:
-        kind, factor = type(self._backbone.pipeline).__name__, self._backbone.vae_scale_factor
-        (height, width), (whole_height, whole_width) = ([factor * side for side in size] for size in (given, prepared))
-        if height > whole_height or width > whole_width:
-            raise GocaError(
-                f"{kind} cannot be traced: it prepared latents for {whole_height} x {whole_width} pixels and denoises "
-                f"others for {height} x {width}; {_plain(self._backbone)}"
-            )
-        raise GocaError(
-            f"{kind} denoises its image of {whole_height} x {whole_width} pixels in parts of {height} x {width}, and "
-            f"the attention of a part is not that of the image: make an image of height={height} and width={width}, "
-            f"or {_plain(self._backbone)}"
-        )
-
-
-def _plain(backbone: Backbone) -> str:
-    """What to do about a pipeline that cannot be traced, though another one of its parts can."""
-    kind = "its class"
-    if backbone.family.component == "unet" and not backbone.family.pipelines:
-        is_xl = getattr(backbone.pipeline, "text_encoder_2", None) is not None
-        kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
-    return f"trace the plain pipeline of the same parts instead, made with {kind}.from_pipe(pipe)"
 
 
 def _denoisers(backbone: Backbone) -> dict[str, nn.Module]:
@@ -588,13 +549,21 @@ def _with_prediction(output: Any, noise_pred: Tensor) -> Any:
     return replace(output, **{next(iter(output)): answer})
 
 
-def _images(answer: Any) -> list[Image.Image]:
-    """What a pipeline returns as images, or as videos of one frame; nothing for latents."""
+def _videos(answer: Any) -> list[list[Any]]:
+    """What a pipeline returns, each image or video as its frames; nothing for latents."""
     if isinstance(answer, Tensor):
         answer = np.moveaxis(answer.float().cpu().numpy(), -3, -1)
     if isinstance(answer, np.ndarray):
-        frames = answer[:, 0] if answer.ndim == 5 else answer
-        if frames.ndim != 4 or frames.shape[-1] != 3:
-            return []
-        return [Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8)) for frame in frames]
-    return [image[0] if isinstance(image, list) else image for image in answer]
+        videos = answer if answer.ndim == 5 else answer[:, None]
+        return list(map(list, videos)) if videos.ndim == 5 and videos.shape[-1] == 3 else []
+    return [video if isinstance(video, list) else [video] for video in answer]
+
+
+def _spread(video: list[Any], count: int) -> tuple[Image.Image, ...]:
+    """So many frames of a video, evenly spread from its first to its last, or its first alone."""
+    chosen = [video[round(number * (len(video) - 1) / max(count - 1, 1))] for number in range(count)]
+    return tuple(frame if isinstance(frame, Image.Image) else _image(frame) for frame in chosen)
+
+
+def _image(frame: np.ndarray) -> Image.Image:
+    return Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8))

@@ -123,8 +123,15 @@ class GuidanceObserver:
         """An aggregator for each row whose attention makes regions, where this evaluation is read.
 
         Raises:
-            GocaError: The pipeline does not guide.
+            GocaError: The pipeline does not guide, makes a video, or its denoiser is given another image.
         """
+        if call.frames > 1:
+            raise GocaError(f"a video of {call.frames} latent frames cannot be guided: make one frame, num_frames=1")
+        if call.references:
+            raise GocaError(
+                "the denoiser is given another image beside the one that it makes, and the regions of both cannot be "
+                "told apart: leave the other image out"
+            )
         if call.generation != self._generation.index:
             self._generation, self._evaluation, self.region_names = _Generation(call.generation), _Evaluation(), {}
             if call.scale is None or call.scale <= 1:

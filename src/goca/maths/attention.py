@@ -77,6 +77,18 @@ def joint_blocks(
         yield block, tokens, pixels.div_(len(q))
 
 
+def token_columns(
+    q: Queries, k: Keys, scale: float, columns: Sequence[int], mask: Mask = None
+) -> Float[Tensor, "head pixel token"]:
+    """What every head gives some keys at every pixel, out of one softmax over all keys."""
+    out = q.new_empty(q.shape[0], q.shape[1], len(columns), dtype=torch.float32)
+    picked = torch.tensor(columns, dtype=torch.long, device=q.device)
+    for rows, parts in _blocks(q, k, scale, mask):
+        for first, part in parts:
+            out[first : first + len(part), rows] = part.index_select(-1, picked)
+    return out
+
+
 def side_map(
     q: Queries,
     k: Keys,

@@ -88,6 +88,18 @@ class Affinity:
             total += torch.cat(parts, dim=-1)[:, index].view_as(total)
         return total / self.layers
 
+    def row(self, pixel: int, grid: Grid) -> Float[Tensor, "height width"] | None:
+        """What a pixel of the maps' grid takes from each of them: its row of S-bar; None without any layer."""
+        if not self.layers:
+            return None
+        parts = []
+        for own, matrix in self._dense.items():
+            parts.append(resize_keys(matrix[nearest_pixels(own, grid, matrix.device)[pixel]][None], own, grid))
+        for blocks, own in self._streamed:
+            rows = nearest_pixels(own, grid)[pixel : pixel + 1]
+            parts += [resize_keys(affinity, own, grid) for _, affinity in blocks(rows)]
+        return torch.cat(parts).sum(0).reshape(grid) / self.layers
+
 
 def _gather(maps: Tensor, grid: Grid) -> Tensor:
     """B^T maps: what a layer's keys see of maps on another grid (the adjoint of bilinear resizing from its grid)."""

@@ -154,7 +154,9 @@ def why_absent(words: Sequence[str], texts: Sequence[Tokens], prompt: str, unrea
         for argument, text in unread.items():
             if says(text, word):
                 negative = argument.startswith("negative")
-                why = "which a trace does not read" if negative else "whose tokens the model does not attend to"
+                why = "whose tokens the model does not attend to"
+                if negative:
+                    why = 'which only trace(pipe, keep="negative") reads'
                 return f'"{shortened(word)}" is said in {argument} alone, {why}'
     for word in words:
         if texts and says(prompt, word) and prompt not in unread.values():

@@ -13,7 +13,7 @@ class Tokens:
     """What a tokenizer made of a caption: the text it got, each token's character range, and which are special.
 
     start: the column of the first token. ids: the tokens' numbers. tokenizer: its name in the pipeline,
-    where that is known.
+    where that is known. pieces: how the tokenizer itself writes each token.
     """
 
     text: str
@@ -22,6 +22,45 @@ class Tokens:
     start: int = 0
     ids: tuple[int, ...] = ()
     tokenizer: str = ""
+    pieces: tuple[str, ...] = ()
+
+    @property
+    def encoder(self) -> str:
+        """The name, in the pipeline, of the text encoder that the tokens are for."""
+        return self.tokenizer.replace("tokenizer", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that the denoiser attends to.
+
+    Attributes:
+        index: Its position in the sequence that is attended to.
+        text: Its part of the prompt, in lower case where the tokenizer makes it so; of a special token its name, such
+            as "<|endoftext|>".
+        special: Whether it is a mark of beginning or end, padding, or of a template around the prompt.
+        encoder: The text encoder that it comes from, as the pipeline names it.
+    """
+
+    index: int
+    text: str
+    special: bool
+    encoder: str
+
+
+def attended_tokens(texts: Sequence[Tokens]) -> tuple[Token, ...]:
+    """All tokens of some texts, without those of a template that is cut off."""
+    return tuple(
+        Token(
+            tokens.start + number,
+            tokens.pieces[number] if special and tokens.pieces else tokens.text[slice(*tokens.offsets[number])],
+            special,
+            tokens.encoder,
+        )
+        for tokens in texts
+        for number, special in enumerate(tokens.special)
+        if tokens.start + number >= 0
+    )
 
 
 def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:
@@ -33,7 +72,7 @@ def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:
     offsets = tuple((int(a), int(b)) for a, b in encoding.offsets)
     pieces = zip(encoding.special_tokens_mask, encoding.tokens, strict=True)
     special = tuple(bool(flag) or not piece.strip(GAPS) for flag, piece in pieces)
-    return _within(caption, Tokens(text, offsets, special, ids=tuple(encoding.ids)))
+    return _within(caption, Tokens(text, offsets, special, ids=tuple(encoding.ids), pieces=tuple(encoding.tokens)))
 
 
 def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") -> Tokens:
@@ -44,7 +83,8 @@ def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") ->
     # Special tokens stand for no character, as fast tokenizers tell it too.
     offsets = tuple((b, b) if token in special else (a, b) for token, a, b in ranges)
     flags = tuple(not text[a:b].strip() for a, b in offsets)
-    return _within(caption, Tokens(text, offsets, flags, ids=tuple(ids)))
+    pieces = tuple(map(str, tokenizer.convert_ids_to_tokens(ids)))
+    return _within(caption, Tokens(text, offsets, flags, ids=tuple(ids), pieces=pieces))
 
 
 def _within(caption: str, tokens: Tokens) -> Tokens:

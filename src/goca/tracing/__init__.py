@@ -20,13 +20,20 @@ from goca.diffusion.session import GenerationSession, check_generation
 from goca.errors import GocaError
 from goca.recipe import GOCA, Recipe
 from goca.tracing.image import TracedImage
+from goca.tracing.keep import Keep
 from goca.tracing.observer import TraceObserver
 from goca.tracing.steps import TracedAttention, TracedStep, plan_for
 
 __all__ = ["Trace", "TracedImage", "TracedStep", "trace"]
 
 
-def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Iterable[SupportsIndex] | None = None) -> "Trace":
+def trace(
+    pipe: Any,
+    recipe: Recipe | str = GOCA,
+    steps: Iterable[SupportsIndex] | None = None,
+    keep: str | Iterable[str] = (),
+    layers: str | Iterable[str] | None = None,
+) -> "Trace":
     """Trace a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
 
     The images are bit-identical to those without a trace, where the pipeline runs PyTorch's own attention: attention
@@ -40,15 +47,27 @@ def trace(pipe: Any, recipe: Recipe | str = GOCA, steps: Iterable[SupportsIndex]
         recipe: A `Recipe` or the name of one.
         steps: Steps of the sampler, from 0, such as a range; by default all. They are counted as the scheduler counts:
             a step of a second-order sampler, and the first one of PNDM, are two denoiser calls.
+        keep: What is kept beside the sums over steps, as a name or several. A map takes 4 bytes a cell, 16 KB on the
+            usual grid of 64 x 64, in the memory of the CPU but for the sums; there is room for 1 GiB in all, and what
+            comes behind is left out.
+
+            - "steps": the map of each of the prompt's tokens in each denoiser call, for `step=` and `animation`.
+            - "layers": its map in each layer, on the layer's own grid, for `layer_map`.
+            - "heads": its map in each head of each layer too: as many maps as the model has heads.
+            - "special": maps of the special tokens too, wherever those of the prompt's are kept.
+            - "negative": the same of the negative prompt's tokens, for `negative`: twice as much of all.
+            - "references": the same of the images that the denoiser is given beside the one that it makes, such as
+              those that Flux Kontext edits, for `references`: as much again for each.
+        layers: The blocks to which "layers" and "heads" are limited; by default all that attend to the text.
 
     Returns:
         The trace, to be entered.
 
     Raises:
-        GocaError: The pipeline or the recipe is not supported, or the steps are not any; and inside the block, from the
-            pipeline's call, for a call that cannot be traced.
+        GocaError: The pipeline or the recipe is not supported, or the steps or what is to be kept are not any; and
+            inside the block, from the pipeline's call, for a call that cannot be traced.
     """
-    return Trace(pipe, recipe, steps)
+    return Trace(pipe, recipe, steps, keep, layers)
 
 
 class Trace(TracedImage):
@@ -58,11 +77,19 @@ class Trace(TracedImage):
     it is the first of them.
     """
 
-    def __init__(self, pipe: Any, recipe: Recipe | str, steps: Iterable[SupportsIndex] | None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        recipe: Recipe | str,
+        steps: Iterable[SupportsIndex] | None,
+        keep: str | Iterable[str],
+        layers: str | Iterable[str] | None,
+    ) -> None:
         backbone = Backbone(pipe, check=check_generation)
         plans = plan_for(backbone)
         self._steps = step_numbers(steps)
-        self._observer = TraceObserver(plans(recipe), plans, backbone.vae_scale_factor, self._steps)
+        kept = Keep.of(keep, layers, backbone.blocks)
+        self._observer = TraceObserver(plans(recipe), plans, backbone.vae_scale_factor, self._steps, kept)
         self._session = GenerationSession(backbone, [self._observer])
 
     def __enter__(self) -> "Trace":
@@ -120,10 +147,12 @@ class Trace(TracedImage):
     def _traced(self) -> tuple[TracedImage, ...]:
         """The images of which a step was traced, as the pipeline decoded them, if it did."""
         for generation, images in self._observer.generations.items():
+            for traced in images:
+                traced.attention.given = self._session.given.get(generation, ())
             decoded = self._session.images.get(generation, [])
             if len(decoded) == len(images):
-                for traced, image in zip(images, decoded, strict=True):
-                    traced.decoded = image
+                for traced, frames in zip(images, decoded, strict=True):
+                    traced.attention.decoded, traced.decoded = frames, frames[len(frames) // 2]
         return tuple(image for images in self._observer.generations.values() for image in images if image.steps)
 
     def _reason(self) -> str:

@@ -1,12 +1,12 @@
 """An image that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from goca.exports.json_document import document
 from goca.imaging import draw, html, images
 from goca.imaging.images import ImageLike
 from goca.imaging.sheet import Cell, contact_sheet
+from goca.inspection.pixel import PixelAttention, array, cell_of, ranked, sinks
+from goca.maths.frames import apart, together
+from goca.maths.rescale import TokenMass
 from goca.maths.resize import centre
 from goca.plan import Plan
 from goca.recipe import AUTO, Recipe
@@ -27,19 +30,24 @@ from goca.request import background_of
 from goca.segmentation import ScoreMaps, Segmentation, label_pixels
 from goca.storage.atomic import short_stem, write_into
 from goca.text.nouns import Classes, check_rivals, parse_nouns
-from goca.text.spelling import plain
-from goca.text.token_spans import NounTokens, Word, find_noun_tokens, shortened, token_indices_of, why_absent
+from goca.text.token_spans import (
+    NounTokens,
+    Word,
+    find_noun_tokens,
+    prompt_words,
+    token_indices_of,
+)
+from goca.text.tokens import Token
+from goca.tracing.animation import Animation
+from goca.tracing.selection import indices_of, missing, require_special, texts_of
 from goca.tracing.steps import TracedAttention, TracedStep
+from goca.tracing.tensors import write_tensors
 
 GREY = (128, 128, 128)
 """The canvas of an image that was not decoded."""
 
-NUMBERED = re.compile(r"(.+)#([0-9]{1,9})", re.DOTALL)
-"""A word and its occurrence, as in "cat#2"."""
 SHOWN_WORDS = 6
 """How many heat maps a notebook shows of an image."""
-MAX_WORDS = 20
-"""Words that a message lists."""
 HEATMAP = ".heatmap.png"
 """How the file name of a heat map ends."""
 
@@ -98,31 +106,178 @@ class TracedImage:
         """
         return tuple(self.attention.word_indices)
 
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens that the denoiser attends to, special ones included."""
+        return self.attention.tokens
+
+    @property
+    def negative(self) -> "TracedImage":
+        """The same image, and what the words of its negative prompt attended to.
+
+        Raises:
+            GocaError: It was not kept, or there was none.
+        """
+        attention = self.attention.negative
+        if attention is None:
+            if self.attention.keep.negative:
+                raise GocaError("the image has no negative prompt as text: give the pipeline one, and guide")
+            raise GocaError('the negative prompt is not kept: ask for it with trace(pipe, keep="negative")')
+        negative = TracedImage(attention)
+        negative.decoded = self.image
+        return negative
+
+    @property
+    def references(self) -> "tuple[TracedImage, ...]":
+        """The images that the denoiser was given beside the one that it made, and what each attended to in the prompt.
+
+        An image that is edited, for instance: the words' maps on it. They are grey where the pipeline was not given
+        just these images.
+
+        Raises:
+            GocaError: They were not kept.
+        """
+        if not self.attention.keep.references:
+            raise GocaError('reference images are not kept: ask for them with trace(pipe, keep="references")')
+        references = tuple(map(TracedImage, self.attention.references))
+        given = self.attention.given
+        for reference, image in zip(references, given if len(given) == len(references) else (), strict=False):
+            reference.decoded = image.resize(reference.image.size)
+        return references
+
+    @property
+    def sinks(self) -> dict[str, float]:
+        """{special token: its part of all attention, 0 to 1, averaged over the image}, those with the most first.
+
+        Raises:
+            GocaError: They are not kept.
+        """
+        require_special(self.attention)
+        attention = self.attention
+        means = attention.maps().mean((-2, -1)).tolist()
+        return sinks(attention.tokens, dict(zip(attention.token_indices, means, strict=True)))
+
     @torch.no_grad()
-    def map(self, word: str | Word, occurrence: int | None = None) -> Float32[np.ndarray, "height width"]:
+    def map(
+        self,
+        word: str | Word | None = None,
+        occurrence: int | None = None,
+        *,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+        step: SupportsIndex | None = None,
+    ) -> Float32[np.ndarray, "*frame height width"]:
         """A word's map, rescaled as the recipe says (to [0, 1] in all recipes here) but not refined.
 
         Args:
             word: A word of the prompt, or several in a row ("traffic light"); "cat#2" is the second "cat".
             occurrence: Which occurrence of it, from 1; by default what a `Word` says, or all together.
+            token: The index of a single token instead of a word; of special ones with `keep="special"`.
+            encoder: The map by the tokens of one text encoder alone, as the pipeline names it ("text_encoder_3"), among
+                the words that it reads; by default by those of all.
+            step: The map in a step of the sampler, from 0, with `keep="steps"`; by default in all.
 
         Returns:
-            The map on the common grid of the attention, cut to what the image shows.
+            The map on the common grid of the attention, cut to what the image shows; of a video (frame, height, width)
+            on the grid of its patches, one frame for each of the latent's, rescaled over all of them.
 
         Raises:
             GocaError: The word has no map: the prompt does not say it, or says it behind the tokenizer's limit, or only
-                another text of the call does. The message says which, and lists the words that have one.
+                another text of the call does. The message says which, and lists the words that have one. Or what is
+                asked for is not kept.
         """
-        indices = self._indices(word, occurrence)
-        content = {index for indices in self.attention.word_indices.values() for index in indices} | set(indices)
+        indices = indices_of(self.attention, word, occurrence, token, encoder)
+        words = prompt_words(texts_of(self.attention, encoder))
+        content = {index for of_word in words.values() for index in of_word} | set(indices)
         rivals = tuple(sorted(content - set(indices)))
-        nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.token_indices)
-        maps = rescaled(self.attention.plan, self.attention.token_mass(nouns), nouns)
-        return self._cropped(maps[:1], self.image)[0].cpu().numpy()
+        nouns = NounTokens(self.prompt, (indices,), (rivals,) if rivals else (), self.attention.prompt_indices)
+        mass, plan = self.attention.token_mass(nouns, step), self.attention.plan
+        if self.attention.frames > 1:
+            mass = TokenMass(*(apart(part, self.attention.frames) for part in mass))
+            return array(together(rescaled(plan, mass, nouns)[0], self.attention.frames))
+        return array(self._cropped(rescaled(plan, mass, nouns)[:1], self.image)[0])
 
-    def heatmap(self, word: str | Word, occurrence: int | None = None) -> Image.Image:
-        """The image under a word's map, from dark (0) to bright (1); see `map`."""
-        return draw.heatmap(self.image, self.map(word, occurrence))
+    @torch.no_grad()
+    def layer_map(
+        self,
+        word: str | Word | None = None,
+        layer: str = "",
+        head: SupportsIndex | None = None,
+        *,
+        occurrence: int | None = None,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+    ) -> Float32[np.ndarray, "*frame height width"]:
+        """A word's map in one layer, on the layer's grid: the mean over its tokens of their part of all attention.
+
+        Args:
+            word, occurrence, token, encoder: See `map`.
+            layer: The path of its block, as `steps` has it, with `keep="layers"`.
+            head: One of its heads, from 0, with `keep="heads"`; by default all, by their weights.
+
+        Raises:
+            GocaError: As for `map`.
+        """
+        layer_maps = self.attention.layer_maps
+        if layer_maps is None:
+            raise GocaError('layers are summed up: ask for the maps of each with trace(pipe, keep="layers")')
+        part = layer_maps.map(layer, indices_of(self.attention, word, occurrence, token, encoder), head)
+        if (frames := self.attention.frames) > 1:
+            return array(part.unflatten(0, (frames, -1)))
+        return array(self._cropped(part[None], self.image)[0])
+
+    def heatmap(
+        self,
+        word: str | Word | None = None,
+        occurrence: int | None = None,
+        *,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+        step: SupportsIndex | None = None,
+    ) -> Image.Image:
+        """The image under a word's map, from dark (0) to bright (1), of a video its middle frame; see `map`."""
+        word_map = self.map(word, occurrence, token=token, encoder=encoder, step=step)
+        return draw.heatmap(self.image, word_map if word_map.ndim == 2 else word_map[len(word_map) // 2])
+
+    def animation(
+        self,
+        word: str | Word | None = None,
+        occurrence: int | None = None,
+        *,
+        token: SupportsIndex | None = None,
+        encoder: str | None = None,
+    ) -> Animation:
+        """A word's heat map step by step, with `keep="steps"`, each rescaled by itself; of a video, frame by frame."""
+        if self.attention.frames > 1:
+            maps = self.map(word, occurrence, token=token, encoder=encoder)
+            frames = self.attention.decoded or (self.image,) * len(maps)
+            return Animation(tuple(draw.heatmap(*pair) for pair in zip(frames, maps, strict=True)))
+        numbers = dict.fromkeys(call.step for call in self.steps)
+        heatmaps = (self.heatmap(word, occurrence, token=token, encoder=encoder, step=number) for number in numbers)
+        return Animation(tuple(heatmaps))
+
+    @torch.no_grad()
+    def at(self, x: SupportsIndex, y: SupportsIndex, step: SupportsIndex | None = None) -> PixelAttention:
+        """What a pixel of the image attends to: the words, ranked, and where its patch looks, over all steps.
+
+        Args:
+            x, y: The pixel, from the image's top left corner.
+            step: The words in a step of the sampler, with `keep="steps"`; by default in all.
+
+        Raises:
+            GocaError: The image has no such pixel, or the step's maps are not kept.
+        """
+        self._require_image()
+        attention, image = self.attention, self.image
+        row, column = cell_of(x, y, image, attention.grid, self._shown(image))
+        parts = attention.maps(step)[:, row, column].tolist()
+        words: dict[str, set[int]] = {}
+        for word, indices in attention.word_indices.items():
+            words.setdefault(word.name, set()).update(indices)
+        shares = ranked(dict(zip(attention.token_indices, parts, strict=True)), words)
+        looks = attention.affinity.row(row * attention.grid[1] + column, attention.grid)
+        affinity = None if looks is None else array(self._cropped(looks[None], image)[0])
+        return PixelAttention(index(x), index(y), shares, affinity, image)
 
     @torch.no_grad()
     def segment(
@@ -146,12 +301,13 @@ class TracedImage:
         Raises:
             GocaError: A name has no map, as in `map`, or an argument is not valid.
         """
+        self._require_image()
         wanted, background_nouns = parse_nouns(classes, background_classes)
         check_rivals(background, wanted)
         prompt = self.attention.prompt
         for noun in (*wanted, *background_nouns):
             if not any(any(token_indices_of(word, prompt.texts)) for word in noun.words):
-                raise self._missing(noun.name, noun.words)
+                raise missing(self.attention, noun.name, noun.words)
         tokens = find_noun_tokens(prompt.prompt, prompt.texts, wanted, background_nouns, named=True)
         plan = self._plan(recipe)
         shown = self.image if image is None else images.load(image)
@@ -198,43 +354,22 @@ class TracedImage:
         files = {name: draw.png(drawing) for name, drawing in drawings.items()}
         return write_into(folder, {**files, f"{stem}.json": document(self.to_json())})
 
-    def _indices(self, word: str | Word, occurrence: int | None) -> tuple[int, ...]:
-        """The token indices of a word, or of one of its occurrences."""
-        texts = self.attention.prompt.texts
-        name = word.name if isinstance(word, Word) else word
-        if not isinstance(name, str) or not plain(name) or not isinstance(occurrence, int | None):
-            raise GocaError(
-                f"{word!r} with occurrence {occurrence!r} is not a word and a number: give a word of the prompt, and "
-                "which of its occurrences from 1"
-            )
-        if isinstance(word, Word):
-            occurrence = word.occurrence if occurrence is None else occurrence
-            word = word.name
-        elif occurrence is None and not token_indices_of(word, texts) and (numbered := NUMBERED.fullmatch(word)):
-            word, occurrence = numbered[1], int(numbered[2])
-        places = token_indices_of(word, texts)
-        by_occurrence = [indices for indices in places if indices]
-        if not by_occurrence:
-            raise self._missing(word, (word,))
-        if occurrence is None:
-            return tuple(sorted({index for indices in by_occurrence for index in indices}))
-        count = len(by_occurrence)
-        if not 1 <= occurrence <= count:
-            where = "the prompt" if count == len(places) else "the part of the prompt that its tokens hold"
-            times = "once" if count == 1 else f"{count} times"
-            raise GocaError(f'"{shortened(word)}" is {times} in {where}: give an occurrence from 1 to {count}')
-        return by_occurrence[occurrence - 1]
+    def save_tensors(self, path: str | Path) -> Path:
+        """Write everything that is kept as one file of safetensors, with what it means as metadata.
 
-    def _missing(self, name: str, words: Sequence[str]) -> GocaError:
-        """Why a name has no map; `words` are all that it may be called."""
-        prompt = self.attention.prompt
-        reason = why_absent(words, prompt.texts, prompt.prompt, prompt.unread)
-        if reason is None:
-            reason = f'the prompt "{shortened(self.prompt)}" does not say "{shortened(name)}", so it has no map'
-        names = list(dict.fromkeys(word.name for word in self.words()))
-        more = ["..."] if len(names) > MAX_WORDS else []
-        listed = ", ".join([*map(shortened, names[:MAX_WORDS]), *more]) or "nothing, it has no words"
-        return GocaError(f"{reason}{', or' if ': ' in reason else ':'} choose from {listed}")
+        docs/inspecting.md describes the tensors and the metadata. The self-attention is not among them.
+
+        Returns:
+            The path.
+
+        Raises:
+            GocaError: The path does not end in .safetensors, or cannot be written.
+        """
+        return write_tensors(path, self.attention, self._plan(None))
+
+    def _require_image(self) -> None:
+        if self.attention.frames > 1:
+            raise GocaError("a video has maps and animations only: make one frame, num_frames=1, for this")
 
     def _plan(self, recipe: Recipe | str | None) -> Plan:
         """The plan of the trace, with what another recipe does differently once everything is collected."""
@@ -263,9 +398,13 @@ class TracedImage:
 
     def _cropped(self, maps: Tensor, shown: Image.Image) -> Tensor:
         """The part of the maps that the image shows: a pipeline that works at sizes of its own cuts its edges off."""
+        return centre(maps, self._shown(shown))
+
+    def _shown(self, image: Image.Image) -> tuple[float, float]:
+        """The shares of the attention's (height, width) that an image shows."""
         height, width = self.attention.size
-        scale = max(shown.height / height, shown.width / width)
-        return centre(maps, (shown.height / (height * scale), shown.width / (width * scale)))
+        scale = max(image.height / height, image.width / width)
+        return image.height / (height * scale), image.width / (width * scale)
 
 
 def heatmap_name(stem: str, word: str) -> str:

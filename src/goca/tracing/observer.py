@@ -2,70 +2,100 @@
 
 import warnings
 from collections.abc import Container
+from dataclasses import replace
+from itertools import chain
 
 from torch import Tensor
 
 from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall, Sink
-from goca.diffusion.denoiser_call import DenoiserCall
+from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
 from goca.errors import GocaError
+from goca.imaging.images import common_grid
 from goca.plan import Plan
 from goca.tracing.image import TracedImage
+from goca.tracing.keep import Keep
 from goca.tracing.steps import PlanFor, TracedAttention
 
 
 class TraceObserver:
-    """Collects the attention of the "cond" rows; the prediction is left as it is.
+    """Collects the attention of the "cond" rows, and of the "uncond" rows if asked; the prediction is left as it is.
 
     Attributes:
         last_step: The last step of the sampler that was seen, traced or not.
         failures: {generation: why nothing is traced of it}.
     """
 
-    def __init__(self, plan: Plan, plan_for: PlanFor, vae_scale_factor: int, steps: Container[int] | None) -> None:
+    def __init__(
+        self, plan: Plan, plan_for: PlanFor, vae_scale_factor: int, steps: Container[int] | None, keep: Keep
+    ) -> None:
         """Prepare a trace of some steps of the sampler, None for all."""
         self.last_step: int | None = None
         self.failures: dict[int, str] = {}
         self._generations: dict[int, list[TracedImage]] = {}
-        self._plan, self._plan_for, self._steps = plan, plan_for, steps
+        self._plan, self._plan_for, self._steps, self._keep = plan, plan_for, steps, keep
         self._vae_scale_factor = vae_scale_factor
-        self._begun: tuple[DenoiserCall, dict[int, AttentionAggregator]] | None = None
+        self._begun: tuple[DenoiserCall, dict[int, list[tuple[TracedAttention, AttentionAggregator]]]] | None = None
 
     def begin(self, call: DenoiserCall) -> Sink | None:
-        """An aggregator for each row of a prompt, where the step is wanted."""
+        """An aggregator for each row of a prompt that is kept, where the step is wanted."""
         if self._begun is not None:
             self._drop(self._begun[0])
-        rows = call.rows_of("cond")
-        if not rows:
-            return None
-        self.last_step = call.step
+        if call.rows_of("cond"):
+            self.last_step = call.step
         if call.generation in self.failures or (self._steps is not None and call.step not in self._steps):
             return None
-        if call.generation not in self._generations:
-            height, width = (side * self._vae_scale_factor for side in call.latent_size)
-            self._generations[call.generation] = [
-                TracedImage(TracedAttention(self._plan, self._plan_for, row.prompt, (height, width), call.latent_size))
-                for row in rows.values()
-                if row.prompt is not None
-            ]
-        images = self._generations[call.generation]
-        aggregators = {index: image.attention.aggregator() for index, image in zip(rows, images, strict=True)}
-        self._begun = call, aggregators
+        taken = {
+            row: [(part, part.aggregator()) for part in (attention, *attention.references)]
+            for row, attention in self._attentions(call).items()
+        }
+        if not taken:
+            return None
+        self._begun = call, taken
 
-        def take(row: int, attention: AttentionCall) -> None:
-            if row in aggregators:
-                aggregators[row].add(attention)
+        def take(row: int, call: AttentionCall) -> None:
+            if call.reference < len(taken.get(row, ())):
+                attention, aggregator = taken[row][call.reference]
+                aggregator.add(call)
+                if attention.layer_maps is not None:
+                    attention.layer_maps.add(call)
 
         return take
+
+    def _attentions(self, call: DenoiserCall) -> dict[int, TracedAttention]:
+        """What collects each row's attention."""
+        cond = call.rows_of("cond")
+        if cond and call.generation not in self._generations:
+            made = [self._attention(row.prompt, call) for row in cond.values() if row.prompt is not None]
+            for attention in made if self._keep.references else ():
+                beside = [replace(call, latent_size=size) for size in call.references]
+                attention.references = [self._attention(attention.prompt, reference) for reference in beside]
+            self._generations[call.generation] = [TracedImage(attention) for attention in made]
+        images = [image.attention for image in self._generations.get(call.generation, [])]
+        taken = dict(zip(cond, images, strict=True)) if cond else {}
+        if self._keep.negative:
+            for number, (row, prompt) in call.images_of("uncond").items():
+                if number < len(images) and prompt.texts:
+                    negative = images[number].negative or self._attention(prompt, call)
+                    taken[row] = images[number].negative = negative
+        return taken
+
+    def _attention(self, prompt: PromptTokens, call: DenoiserCall) -> TracedAttention:
+        """Nothing yet, of an image or a video of a call's size."""
+        height, width = (side * self._vae_scale_factor for side in call.latent_size)
+        grid = common_grid(call.latent_size, self._plan.grid)
+        if call.frame_grid is not None:  # that of the patches, so that resizing mixes no frames
+            grid = call.frames * call.frame_grid[0], call.frame_grid[1]
+        return TracedAttention(self._plan, self._plan_for, prompt, (height, width), grid, call.frames, self._keep)
 
     def end(self, call: DenoiserCall, noise_pred: Tensor) -> None:
         """Add what the aggregators have seen; where they cannot be summed up, warn: the image itself is still made."""
         if self._begun is None:
             return
-        _, aggregators = self._begun
+        _, taken = self._begun
         try:
-            for image, aggregator in zip(self._generations[call.generation], aggregators.values(), strict=True):
-                image.attention.add(aggregator, call)
+            for attention, aggregator in chain.from_iterable(taken.values()):
+                attention.add(aggregator, call)
         except GocaError as error:
             self.failures[call.generation] = str(error)
             warnings.warn(f"nothing is traced of this call: {error}", stacklevel=2)

@@ -1,11 +1,15 @@
-"""What is kept of an image's denoiser calls: sums, which do not grow with their number, and the weights of each."""
+"""What is kept of an image's denoiser calls: sums, the weights of each call and, where asked, maps of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from operator import index
+from typing import SupportsIndex
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from goca.aggregation import AttentionAggregator
@@ -13,13 +17,14 @@ from goca.diffusion.backbone import Backbone
 from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
-from goca.imaging import images
 from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, token_mass
 from goca.plan import Options, Plan, plan
 from goca.recipe import Recipe, recipe_named
 from goca.text.token_spans import NounTokens, Word, find_noun_tokens, prompt_words
+from goca.text.tokens import attended_tokens
+from goca.tracing.keep import Keep
 
 PlanFor = Callable[[Recipe | str], Plan]
 """Makes a recipe, or the name of one, concrete for the pipeline that is traced."""
@@ -60,25 +65,48 @@ class TracedStep:
 
 
 class TracedAttention:
-    """The attention of an image's prompt, summed over denoiser calls; only `steps` grows with their number.
+    """The attention to an image's prompt, summed over denoiser calls; more than `steps` grows only where that is kept.
 
     Attributes:
         plan: The recipe of the trace, made concrete; `plan_for` does so with others.
+        keep: What is kept beside the sums.
         size: (height, width) of the image, in pixels.
-        token_indices: Those of the prompt, the only ones that are kept.
-        grid: (height, width) of the maps.
+        prompt_indices: The tokens of the prompt, without special ones.
+        token_indices: The tokens that are kept: these, or all.
+        frames: How many frames it has: more than one in a video, whose maps lie one under the other.
+        grid: (height, width) of the maps, of all frames together.
         affinity: The self-attention that refines the maps.
         total: Sum of the maps of `token_indices`.
+        calls: The maps of each call of `steps`, as far as they are kept.
+        layer_maps: The maps of each layer, where they are kept.
+        negative: The attention to the negative prompt, where it is kept.
+        references: That of the images which the denoiser is given beside, to the prompt, where they are kept.
+        given: The images that the pipeline was given.
+        decoded: The frames as the pipeline returned them, if it did.
     """
 
-    def __init__(self, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, latent_size: Grid) -> None:
-        """Nothing yet, of an image of `size` pixels whose latent has (height, width) `latent_size`."""
-        self.plan, self.plan_for, self.prompt, self.size = plan, plan_for, prompt, size
-        self.token_indices = find_noun_tokens(prompt.prompt, prompt.texts, (), (), named=True).prompt
-        self.grid = images.common_grid(latent_size, plan.grid)
+    def __init__(
+        self, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, grid: Grid, frames: int, keep: Keep
+    ) -> None:
+        """Nothing yet, of an image of `size` pixels, or of several frames of them."""
+        if frames > 1:
+            note = "a video's maps are not refined"
+            plan = replace(plan, refine=(), order=0, notes=(*plan.notes, note))  # its self-attention is too large
+        self.plan, self.plan_for, self.prompt, self.size, self.keep = plan, plan_for, prompt, size, keep
+        self.prompt_indices = find_noun_tokens(prompt.prompt, prompt.texts, (), (), named=True).prompt
+        self.tokens = attended_tokens(prompt.texts)
+        everything = sorted({token.index for token in self.tokens})
+        self.token_indices = tuple(everything) if keep.special else self.prompt_indices
+        self.grid, self.frames = grid, frames
         self.affinity = Affinity(self.grid)
         self.total: Float[Tensor, "token height width"] | float = 0.0
+        self.calls: list[Float[Tensor, "token height width"]] = []
+        self.layer_maps = keep.layer_maps(self.token_indices, plan.heads)
         self.steps: list[TracedStep] = []
+        self.negative: TracedAttention | None = None
+        self.references: list[TracedAttention] = []
+        self.given: tuple[Image.Image, ...] = ()
+        self.decoded: tuple[Image.Image, ...] = ()
 
     @cached_property
     def word_indices(self) -> dict[Word, tuple[int, ...]]:
@@ -97,14 +125,36 @@ class TracedAttention:
         global_map = aggregator.global_map()
         # A pipeline may mask the end of a prompt: nothing attends there.
         hidden = max(0, max(self.token_indices, default=-1) + 1 - len(global_map))
-        self.total = self.total + F.pad(global_map, (0, 0, 0, 0, 0, hidden))[list(self.token_indices)]
+        maps = F.pad(global_map, (0, 0, 0, 0, 0, hidden))[list(self.token_indices)]
+        self.total = self.total + maps
+        # Behind a step that there was no room for, there is none for a later one.
+        if self.keep.steps and len(self.calls) == len(self.steps) and self.keep.budget.take(4 * maps.numel()):
+            self.calls.append(maps.float().cpu())
         heads = {block: tuple(weights.tolist()) for block, weights in aggregator.heads.items()}
         self.steps.append(TracedStep(call.step, call.timestep, aggregator.layer_weights(), heads))
 
-    def token_mass(self, tokens: NounTokens) -> TokenMass:
-        """The shares of nouns in the mean over the calls."""
-        assert isinstance(self.total, Tensor)
+    def maps(self, step: SupportsIndex | None = None) -> Float[Tensor, "token height width"]:
+        """The maps of `token_indices`, the mean over all calls, or over those of a step.
+
+        Raises:
+            GocaError: The step was not traced, or its maps are not kept.
+        """
+        if step is None:
+            assert isinstance(self.total, Tensor)
+            return self.total / len(self.steps)
+        if not self.keep.steps:
+            raise GocaError('the steps are summed up: ask for the maps of each with trace(pipe, keep="steps")')
+        numbers = list(dict.fromkeys(call.step for call in self.steps))
+        if not isinstance(step, SupportsIndex) or index(step) not in numbers:
+            raise GocaError(f"step {step!r} was not traced: choose from {', '.join(map(str, numbers))}")
+        calls = [number for number, call in enumerate(self.steps) if call.step == index(step)]
+        if calls[-1] >= len(self.calls):
+            raise GocaError(f"no room was left for the maps of step {step}: trace fewer steps, trace(pipe, steps=...)")
+        return torch.stack([self.calls[number] for number in calls]).mean(0)
+
+    def token_mass(self, tokens: NounTokens, step: SupportsIndex | None = None) -> TokenMass:
+        """The shares of nouns in the mean over the calls, or over those of a step."""
         rows = {index: row for row, index in enumerate(self.token_indices)}
         wanted = (*tokens.nouns, tokens.content, tokens.prompt)
         *nouns, content, prompt = ([rows[index] for index in indices] for indices in wanted)
-        return token_mass(self.total / len(self.steps), nouns, content, prompt)
+        return token_mass(self.maps(step), nouns, content, prompt)

@@ -191,6 +191,7 @@ class Family:
         linear_self_attention: Self-attention is linear and has no map; affinities of raw queries replace it.
         options: Arguments that the pipeline's call is given besides prompt, size, steps and guidance.
         optional_image_input: The pipeline also takes an image, but does not need one.
+        makes_videos: Its latents may have several frames, whose patches attend to each other, frame by frame.
         size_multiple: The sides of an image in pixels are multiples of this.
         fixed_area: The pipeline scales every image to the area that its `default_sample_size` says.
         vae_statistics: Attributes of the VAE, or of its configuration, that latents are put on the denoiser's scale by.
@@ -220,6 +221,7 @@ class Family:
     linear_self_attention: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     optional_image_input: bool = False
+    makes_videos: bool = False
     size_multiple: int = 8
     fixed_area: bool = False
     vae_statistics: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ FAMILY = Family(
     timestep=150,
     flow=True,
     options={"num_frames": 1},
+    makes_videos=True,
     repos=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
     vae_statistics=("latents_mean", "latents_std"),
     tiny=("wan",),

@@ -1,0 +1,210 @@
+"""Inspection: what a model attends to in an image, and how that became the image's segmentation.
+
+inspection = segmenter.inspect("photo.jpg", ["cat", "grass"])
+inspection.at(120, 80).words
+inspection.map("cat", "raw")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import index
+from typing import SupportsIndex
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from goca.aggregation import AttentionAggregator
+from goca.class_maps import rescaled
+from goca.errors import GocaError
+from goca.imaging import draw, html
+from goca.imaging.sheet import Cell, contact_sheet
+from goca.inspection.layer_maps import LayerMaps
+from goca.inspection.pixel import PixelAttention, array, cell_of, ranked, sinks
+from goca.maths import Grid
+from goca.maths.rescale import share
+from goca.plan import Plan
+from goca.request import PreparedImage
+from goca.segmentation import Segmentation
+from goca.text.tokens import Token
+
+__all__ = ["Inspection", "Layer", "PixelAttention"]
+
+SHOWN_CLASSES = 8
+"""How many classes a sheet shows."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that takes part in the maps.
+
+    Attributes:
+        name: The path of its block inside the denoiser.
+        grid: (height, width) of its map.
+        weight: What it counts for; the weights of all layers sum to 1.
+        heads: The weight of each head, averaged over pixels; they sum to 1.
+    """
+
+    name: str
+    grid: Grid
+    weight: float
+    heads: tuple[float, ...]
+
+
+def inspectable(plan: Plan) -> Plan:
+    """The plan of an inspection: one pass over the whole image, in which every class is asked for.
+
+    Raises:
+        GocaError: The recipe has no map for each token.
+    """
+    if plan.maps is not None or plan.keys != "caption":
+        raise GocaError(
+            f'recipe "{plan.recipe}" makes no maps of the prompt\'s own tokens: choose another one to inspect with',
+            hint="recipe",
+        )
+    return replace(
+        plan, evidence=None, floor=0.0, timestep=plan.timestep[:1], seeds=plan.seeds[:1], flip=False, window=False
+    )
+
+
+class Inspection:
+    """What a model attends to in an image; made by `Segmenter.inspect`, which says what is kept.
+
+    Attributes:
+        segmentation: The result, of the same pass.
+        layers: Those that take part, in the order in which they run.
+        tokens: All that are attended to, special ones included.
+        shares: {index of a token: its part of all attention, averaged over the image}; they sum to 1.
+    """
+
+    def __init__(
+        self,
+        image: PreparedImage,
+        aggregator: AttentionAggregator,
+        layer_maps: LayerMaps,
+        tokens: Sequence[Token],
+        segmentation: Segmentation,
+    ) -> None:
+        """Read an aggregator that has seen the pass that made the segmentation."""
+        plan, nouns = aggregator.plan, aggregator.tokens
+        mass, global_map, weights = aggregator.token_mass(), aggregator.global_map(), aggregator.layer_weights()
+        self.segmentation, self.tokens = segmentation, tuple(tokens)
+        self.layers = tuple(
+            Layer(block, aggregator.grids[block], weight, tuple(aggregator.heads[block].tolist()))
+            for block in aggregator.heads
+            if (weight := weights.get(block)) is not None
+        )
+        self.shares = dict(enumerate(global_map.mean((-2, -1)).tolist()))
+        names = (noun.name for noun in (*image.nouns.classes, *image.nouns.background_classes))
+        self._indices = dict(zip(names, nouns.nouns, strict=True))
+        self._columns = {token: array(global_map[token]) for token in nouns.content}
+        self._maps: dict[str, Float32[np.ndarray, "noun height width"]] = {
+            "raw": array(mass.raw),
+            "shared": array(share(mass.raw, mass)),
+            "rescaled": array(rescaled(plan, mass, nouns)[: len(nouns.classes)]),
+            "refined": segmentation.scores.grid,
+        }
+        self._affinity, self._layer_maps = aggregator.affinity, layer_maps
+
+    def __repr__(self) -> str:
+        return f"Inspection({len(self.layers)} layers, {len(self.tokens)} tokens, {self.segmentation!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the sheet, and the layers with their weights."""
+        rows = []
+        for layer in self.layers:
+            heads = " ".join(f"{weight:.0%}" for weight in layer.heads)
+            rows.append((layer.name, "{} x {}".format(*layer.grid), f"{layer.weight:.1%}", heads))
+        return html.figure(repr(self), self.sheet(), ("layer", "grid", "weight", "heads"), rows)
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, upright."""
+        return self.segmentation.image
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, then the background classes that were named in the prompt."""
+        return tuple(self._indices)
+
+    @property
+    def sinks(self) -> dict[str, float]:
+        """{special token: its part of all attention, 0 to 1, averaged over the image}, those with the most first.
+
+        Tokens of one name, such as padding, count together. Most models leave most attention to such a token.
+        """
+        return sinks(self.tokens, self.shares)
+
+    def map(self, name: str, stage: str = "refined") -> Float32[np.ndarray, "height width"]:
+        """The map of a class on the common grid, at a stage of its making.
+
+        Args:
+            name: A class; of background classes, which are merged, there are the first two stages.
+            stage: "raw", the mean over its tokens of their part of all attention; "shared", its part of what all nouns
+                have; "rescaled", as the recipe rescales it; "refined", the scores of the result.
+
+        Raises:
+            GocaError: There is no such class or stage.
+        """
+        if stage not in self._maps:
+            raise GocaError(f"there is no stage {stage!r}: choose from {', '.join(self._maps)}")
+        number = self.classes.index(self._known(name))
+        maps = self._maps[stage]
+        if number >= len(maps):
+            raise GocaError(f'background classes are merged when they are rescaled: "{name}" is raw or shared')
+        return maps[number]
+
+    def layer_map(
+        self, name: str, layer: str, head: SupportsIndex | None = None
+    ) -> Float32[np.ndarray, "height width"]:
+        """The map of a class in a layer, on the layer's grid: the mean over its tokens of their part of all attention.
+
+        Args:
+            name: A class, or a background class.
+            layer: The name of one of `layers`.
+            head: One of its heads, from 0, if `keep="heads"` was asked for; by default all, by their weights.
+
+        Raises:
+            GocaError: There is no such class, layer or head.
+        """
+        return array(self._layer_maps.map(layer, self._indices[self._known(name)], head))
+
+    def at(self, x: SupportsIndex, y: SupportsIndex) -> PixelAttention:
+        """What a pixel attends to: the classes ranked, and where its patch looks.
+
+        Raises:
+            GocaError: The image has no such pixel.
+        """
+        row, column = cell_of(x, y, self.image, self._grid)
+        shares = ranked({token: float(part[row, column]) for token, part in self._columns.items()}, self._indices)
+        looks = self._affinity.row(row * self._grid[1] + column, self._grid)
+        return PixelAttention(index(x), index(y), shares, None if looks is None else array(looks), self.image)
+
+    def affinity(self, x: SupportsIndex, y: SupportsIndex) -> Float32[np.ndarray, "height width"]:
+        """Where a pixel's patch looks, see `PixelAttention.affinity`.
+
+        Raises:
+            GocaError: The image has no such pixel, or the recipe refines nothing.
+        """
+        return self.at(x, y).looks
+
+    def sheet(self) -> Image.Image:
+        """The image beside the classes' maps, raw (each over its largest value), shared and refined; a row for each."""
+        image, rows = self.image, []
+        for name in self.segmentation.classes[:SHOWN_CLASSES]:
+            raw = self.map(name, "raw")
+            maps = {"raw": raw / max(float(raw.max()), 1e-12)}
+            maps |= {stage: self.map(name, stage) for stage in ("shared", "refined")}
+            cells = [Cell(draw.heatmap(image, scores), f"{name}, {stage}") for stage, scores in maps.items()]
+            rows.append([Cell(image, "image"), *cells])
+        return contact_sheet(rows)
+
+    @property
+    def _grid(self) -> Grid:
+        height, width = self._maps["raw"].shape[-2:]
+        return height, width
+
+    def _known(self, name: str) -> str:
+        if name not in self._indices:
+            raise GocaError(f"there is no class {name!r}: choose from {', '.join(self._indices)}", hint="classes")
+        return name

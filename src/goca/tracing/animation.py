@@ -1,0 +1,52 @@
+"""Heat maps one after the other, as a GIF or a WebP."""
+
+import io
+from base64 import b64encode
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from goca.errors import GocaError
+from goca.storage.atomic import write_atomic
+
+FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+
+
+@dataclass(frozen=True, eq=False)
+class Animation:
+    """Images of one size that are shown one after the other, over and over.
+
+    Attributes:
+        frames: The images.
+        milliseconds: How long each is shown.
+    """
+
+    frames: tuple[Image.Image, ...]
+    milliseconds: int = 200
+
+    def __repr__(self) -> str:
+        return f"Animation({len(self.frames)} frames of {self.milliseconds} ms)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f'<img alt="" src="data:image/gif;base64,{b64encode(self.encoded("GIF")).decode("ascii")}">'
+
+    def encoded(self, form: str) -> bytes:
+        """The content of a file, "GIF" or "WEBP"; GIF has 256 colours a frame."""
+        file, (first, *others) = io.BytesIO(), self.frames
+        first.save(file, form, save_all=True, append_images=others, duration=self.milliseconds, loop=0)
+        return file.getvalue()
+
+    def save(self, path: str | Path) -> Path:
+        """Write a file, whose ending says which format it has: .gif or .webp.
+
+        Raises:
+            GocaError: It has another ending, or cannot be written.
+        """
+        path = Path(path)
+        form = FORMATS.get(path.suffix.lower())
+        if form is None:
+            raise GocaError(f"{path} is not an animation's name: let it end in {' or '.join(FORMATS)}", hint="out")
+        write_atomic({path: self.encoded(form)})
+        return path
