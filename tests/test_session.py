@@ -24,7 +24,6 @@ from goca.diffusion.loading import quiet
 from goca.diffusion.own_calls import step_number
 from goca.diffusion.session import GenerationSession, check_generation
 from goca.testing.tiny import BUILDERS
-from goca.tracing.keep import Keep
 from goca.tracing.observer import TraceObserver
 from goca.tracing.steps import plan_for
 
@@ -353,7 +352,7 @@ def test_a_trace_and_guidance_share_a_session() -> None:
     pipeline = build("sd15")
     backbone = Backbone(pipeline, check=check_generation)
     plans = plan_for(backbone)
-    tracing = TraceObserver(plans("goca"), plans, backbone.vae_scale_factor, None, Keep.of((), None, ()))
+    tracing = TraceObserver(plans("goca"), plans, backbone.vae_scale_factor, None)
     with trace(pipeline, steps=[0]) as alone:
         plain = make(pipeline, 6.0)
     with GenerationSession(backbone, [tracing, ConstantRate(4.0, 1.5)]):

@@ -27,13 +27,19 @@ class TraceObserver:
     """
 
     def __init__(
-        self, plan: Plan, plan_for: PlanFor, vae_scale_factor: int, steps: Container[int] | None, keep: Keep
+        self,
+        plan: Plan,
+        plan_for: PlanFor,
+        vae_scale_factor: int,
+        steps: Container[int] | None,
+        keep: Keep | None = None,
     ) -> None:
-        """Prepare a trace of some steps of the sampler, None for all."""
+        """Prepare a trace of some steps of the sampler, None for all, which keeps its sums, and what `keep` says."""
         self.last_step: int | None = None
         self.failures: dict[int, str] = {}
         self._generations: dict[int, list[TracedImage]] = {}
-        self._plan, self._plan_for, self._steps, self._keep = plan, plan_for, steps, keep
+        self._plan, self._plan_for, self._steps = plan, plan_for, steps
+        self._keep = keep or Keep.of((), None, ())
         self._vae_scale_factor = vae_scale_factor
         self._begun: tuple[DenoiserCall, dict[int, list[tuple[TracedAttention, AttentionAggregator]]]] | None = None
 
