@@ -1,7 +1,8 @@
 # Everything runs in .venv, which the first target that needs it builds. Needed beforehand: Python 3.11+, make, git.
 #   make demo     segments an image with the bundled model and shows the result
 #   make test     the tests without the slow ones, on two processes
-#   make check    what CI runs: lint, types, imports, compat, every test
+#   make check    what CI runs: lint, types, imports, compat, every test, the page
+#   make check-web   the page of goca serve: over HTTP and, where Chromium is installed, in a browser; see build/web
 # TORCH_INDEX names a wheel index to look for torch in besides the default one, for a build that fits the machine:
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -17,7 +18,10 @@ OLDEST_DIFFUSERS := 0.37.1
 COMPAT := .compat/diffusers-$(OLDEST_DIFFUSERS)
 COMPAT_PACKAGES := diffusers==$(OLDEST_DIFFUSERS) huggingface-hub==1.33.0 httpx==0.28.1 httpcore==1.0.9
 
-.PHONY: help setup demo test check lint types imports docs compat format clean
+# What the page and a browser need, in a folder of its own: gradio wants an older Pillow than constraints.txt has.
+WEB := .web
+
+.PHONY: help setup demo test check check-web lint types imports docs compat format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -41,7 +45,7 @@ SELECT ?= -m "not slow"
 test: setup
 	$(BIN)/python -m pytest -n 2 $(SELECT)
 
-check: setup lint types imports compat
+check: setup lint types imports compat check-web
 	$(MAKE) test SELECT=
 
 lint: setup
@@ -67,9 +71,17 @@ $(COMPAT)/.installed: Makefile | setup
 	@$(PIP) install --quiet --no-deps --target $(COMPAT) $(COMPAT_PACKAGES)
 	@touch $@
 
+check-web: $(WEB)/.installed
+	PYTHONPATH=$(WEB) $(BIN)/python -m pytest tests/test_web.py tests/test_web_browser.py
+
+$(WEB)/.installed: constraints-web.txt | setup
+	@rm -rf $(WEB)
+	@$(PIP) install --quiet --no-deps --target $(WEB) --requirement constraints-web.txt
+	@touch $@
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .compat .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .compat .web .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -209,3 +209,15 @@ class TestHeatmap:
     def test_the_image_shows_through(self):
         scores = np.zeros((2, 2), dtype=np.float32)
         assert heatmap(grey(2, 2, level=200), scores).getpixel((0, 0))[0] == round(0.35 * 200)
+
+
+def test_classes_are_drawn_in_colours_and_opacities_of_their_own():
+    labels = np.zeros((23, 31), np.uint16)
+    labels[:, 10:20], labels[:, 20:] = 1, 2
+    image = Image.new("RGB", (31, 23), (100, 0, 0))
+    colours = np.array([[9, 9, 9], [0, 200, 0], [0, 0, 200]], np.uint8)
+    drawn = np.asarray(draw.painted(image, labels, 2, colours, np.array([1.0, 0.25, 0.0])))
+    assert drawn[11, 5].tolist() == [100, 0, 0]
+    assert drawn[11, 15].tolist() == [75, 50, 0]
+    assert drawn[11, 10].tolist() == drawn[11, 19].tolist() == [0, 200, 0]  # outlines
+    assert (drawn[:, 20:] == [100, 0, 0]).all()

@@ -306,7 +306,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ((), "nothing to serve"),
+            (("--classes", "cat"), "--classes only applies to --label-studio"),
             (("--label-studio", "--label-studio-url", "x"), "(--label-studio-url)"),
             (("--label-studio", "--host", "300.1.2.3"), "(--host)"),
             (("--label-studio", "--classes", ","), "has no classes"),
@@ -314,6 +314,13 @@ class TestCommand:
     )
     def test_mistakes_are_told_before_a_model_is_loaded(self, goca, options, message):
         assert message in goca("serve", *options, "--model", "bundled").mistake()
+
+    @pytest.mark.parametrize(
+        ("package", "options", "extra"), [("gradio", (), "web"), ("starlette", ("--label-studio",), "serve")]
+    )
+    def test_what_is_missing_is_named(self, goca, monkeypatch, package, options, extra):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert f'pip install "goca[{extra}]"' in goca("serve", *options).mistake()
 
     def test_a_port_that_is_taken(self, goca, studio):
         port = studio.url.rpartition(":")[2]

@@ -1,8 +1,9 @@
-"""`goca serve`: a model that stays loaded and answers another program."""
+"""`goca serve`: a model that stays loaded, behind a web page or for another program."""
 
 import errno
 import os
 import socket
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,20 @@ import typer
 
 from goca import bundled
 from goca.cli import arguments
-from goca.cli.console import say, session, show
+from goca.cli.console import first_given, say, session, show
 from goca.cli.settings import with_automatic
 from goca.errors import GocaError
 
+OF_LABEL_STUDIO = (
+    *("label_studio_url", "classes", "classes_file", "background_classes", "background"),
+    *("instances", "min_area", "fill_holes"),
+)
+"""Options that the page has no use for."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_CONNECTIONS = 16
 """At a time; further ones are told to come back, as each may hold a request of many megabytes."""
+MOST_CONNECTIONS_OF_PAGE = 128
+"""A browser keeps six or so; none of their requests holds much memory."""
 GRACE = 5
 """Seconds that answers in the making have when the server is stopped."""
 
@@ -74,21 +82,24 @@ def serve(
     dtype: arguments.DtypeOption = None,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Keep a model loaded for another program, until Ctrl-C.
+    """Show a page to segment and generate with, until Ctrl-C.
 
-    With --label-studio, connect http://127.0.0.1:9090 as a model in the project's settings there.
+    With --label-studio, keep the model loaded for Label Studio instead: connect http://127.0.0.1:9090 as a model in the
+    project's settings there.
     """
     with session(verbose):
-        if not label_studio:
-            raise GocaError("nothing to serve: choose a program to serve, such as Label Studio", "label_studio")
+        if not label_studio and (flag := first_given(OF_LABEL_STUDIO)) is not None:
+            raise GocaError(f"{flag} only applies to --label-studio: leave it out, the page has a control for it")
         listed = None if classes is None and classes_file is None else arguments.classes(classes, classes_file)[0]
         options: dict[str, Any] = {"device": device, "dtype": dtype, "floor": floor, "refine_edges": refine_edges}
         options |= arguments.settings(settings)
         threshold = arguments.background(background)
         background_names = arguments.background_classes(background_classes, None)
         arguments.check_model(model, recipe, device, dtype)
-        if find_spec("starlette") is None or find_spec("uvicorn") is None:
-            raise GocaError('serving needs starlette and uvicorn: pip install "goca[serve]"')
+        _check_installed(*(("starlette", "serve") if label_studio else ("gradio", "web")))
+        if not label_studio:
+            _serve_page(model, recipe, options, host, port)
+            return
         from goca.exports.objects import ObjectOptions
         from goca.integrations.label_studio import Backend, ImageSource, application
 
@@ -103,7 +114,24 @@ def serve(
             segmenter = Segmenter.from_pretrained(model, recipe, **options)
             request = SegmentationRequest("", (), background_names, threshold)
             backend = Backend(segmenter, request, listed, objects, source, f"goca {model} {recipe}", say)
-            _run(application(backend), listener, host)
+            _run(application(backend), listener, host, MOST_CONNECTIONS)
+
+
+def _check_installed(package: str, extra: str) -> None:
+    if find_spec(package) is None or find_spec("uvicorn") is None:
+        raise GocaError(f'serving needs {package} and uvicorn: pip install "goca[{extra}]"')
+
+
+def _serve_page(model: str, recipe: str, options: Mapping[str, Any], host: str, port: int) -> None:
+    with _listening(host, port) as listener:
+        from goca.segmenter import Segmenter
+        from goca.web.page import application
+
+        options = with_automatic(options, model, options["device"], options["dtype"])
+        segmenter = Segmenter.from_pretrained(model, recipe, **options)
+        hosts = frozenset(LOOPBACK) if host in LOOPBACK else None
+        with application(segmenter, hosts) as page:
+            _run(page, listener, host, MOST_CONNECTIONS_OF_PAGE)
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -117,7 +145,7 @@ def _listening(host: str, port: int) -> socket.socket:
         raise GocaError(f"cannot listen at {host}, port {port}: {reason}; choose another", hint) from None
 
 
-def _run(application: Any, listener: socket.socket, host: str) -> None:
+def _run(application: Any, listener: socket.socket, host: str, most_connections: int) -> None:
     """Answer until a signal says stop; Ctrl-C is then raised."""
     import uvicorn
 
@@ -126,6 +154,6 @@ def _run(application: Any, listener: socket.socket, host: str) -> None:
     if host not in LOOPBACK:
         say(f"whoever reaches port {port} of this machine can use the model: no password is asked for")
     config = uvicorn.Config(
-        application, log_config=None, limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=GRACE
+        application, log_config=None, limit_concurrency=most_connections, timeout_graceful_shutdown=GRACE
     )
     uvicorn.Server(config).run(sockets=[listener])

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt16
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from PIL import Image
 
 from goca.imaging.legend import LegendItem, legible, missing_items, percent, with_legend
@@ -60,12 +60,28 @@ def overlay(
     return with_legend(painted(image, labels, len(classes)), present, missing_items(missing))
 
 
-def painted(image: Image.Image, labels: UInt16[np.ndarray, "height width"], classes: int) -> Image.Image:
-    """The regions coloured and outlined, in the image's size."""
+def painted(
+    image: Image.Image,
+    labels: UInt16[np.ndarray, "height width"],
+    classes: int,
+    colours: UInt8[np.ndarray, "label 3"] | None = None,
+    opacity: Float[np.ndarray, " label"] | None = None,
+) -> Image.Image:
+    """The regions coloured and outlined, in the image's size.
+
+    Args:
+        image: of the labels' size.
+        labels: 0 for background, which stays as photographed.
+        classes: how many there are.
+        colours: RGB of the background, which is not used, and of each class; by default `palette`.
+        opacity: of the same within outlines, 0 to 1; a class of 0 is not outlined either. By default a half.
+    """
     if labels.shape != (image.height, image.width):
         raise ValueError(f"labels of shape {labels.shape} do not match an image of {image.width} x {image.height} px")
     canvas = image.convert("RGB")
-    colours = palette(classes)
+    colours = palette(classes) if colours is None else colours
+    weights = np.full(classes + 1, 0.5) if opacity is None else np.array(opacity)
+    weights[0] = 0
     # As for the type of a legend, the short side of a strip counts.
     thickness = max(1, round(min(max(canvas.size), 4 * min(canvas.size)) / 300))
     for start in range(0, canvas.height, STRIP):
@@ -74,10 +90,11 @@ def painted(image: Image.Image, labels: UInt16[np.ndarray, "height width"], clas
         margin = min(thickness, start)
         contours = _contours(labels[start - margin : stop + thickness], thickness)[margin : margin + stop - start]
         shown = labels[start:stop]
-        strip = canvas.crop((0, start, canvas.width, stop))
         paint = Image.fromarray(colours[shown])
-        strip.paste(Image.blend(strip, paint, 0.5), mask=Image.fromarray(shown > 0))
-        strip.paste(paint, mask=Image.fromarray(contours))
+        strip = canvas.crop((0, start, canvas.width, stop))
+        for weight in np.unique(weights[weights > 0]):
+            strip.paste(Image.blend(strip, paint, weight), mask=Image.fromarray((weights == weight)[shown]))
+        strip.paste(paint, mask=Image.fromarray(contours & (weights > 0)[shown]))
         canvas.paste(strip, (0, start))
     return canvas
 

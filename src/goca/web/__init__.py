@@ -1,0 +1,1 @@
+"""The page of `goca serve`: one module for each tab, on gradio."""

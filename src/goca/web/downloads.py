@@ -1,0 +1,51 @@
+"""A run in any export format, as a file to download."""
+
+import tempfile
+import zipfile
+from functools import partial
+from pathlib import Path
+
+from goca.exports import MARKER, exporters
+from goca.exports.base import DatasetImage
+from goca.exports.objects import ObjectOptions
+from goca.web.results import Run
+
+
+def download(run: Run, form: str, folder: Path) -> Path:
+    """Write all images of a run in a format, in a new folder of `folder`; several files, or folders, as a zip.
+
+    Raises:
+        GocaError: there is no such format, or its package is missing.
+    """
+    exporter = exporters([form])[form]
+    exporter.check()
+    name = next(iter(run)) if len(run) == 1 else "goca"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        if exporter.dataset:
+            made = Path(scratch, f"{name}{exporter.suffix}")
+            exporter.write_dataset(made, _dataset(run), next(iter(run.values())).classes, ObjectOptions())
+        else:
+            files = Path(scratch, f"{name}.{form}")
+            paths = [path for stem, result in run.items() for path in result.save(files, stem, [form])]
+            made = paths[0] if len(paths) == 1 else files
+        if made.is_dir():
+            made = _zipped(made)
+        return made.rename(Path(tempfile.mkdtemp(dir=folder), made.name))
+
+
+def _dataset(run: Run) -> list[DatasetImage]:
+    return [
+        DatasetImage(
+            file_name=f"{stem}.png", stem=stem, source=result.image, read_labels=partial(getattr, result, "labels")
+        )
+        for stem, result in run.items()
+    ]
+
+
+def _zipped(folder: Path) -> Path:
+    target = folder.with_name(f"{folder.name}.zip")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.name != MARKER:
+                archive.write(path, path.relative_to(folder.parent))
+    return target

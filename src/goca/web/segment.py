@@ -1,0 +1,290 @@
+"""The tab Segment: images in, the pixels of named classes out, to look at and to download."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from goca.errors import GocaError
+from goca.exports import EXPORTERS
+from goca.imaging.draw import overlay
+from goca.imaging.files import MAX_PIXELS
+from goca.plan import Options
+from goca.recipe import AUTO, RECIPES
+from goca.request import SegmentationRequest
+from goca.segmentation import Segmentation
+from goca.segmenter import Segmenter
+from goca.text.class_list import classes_to_find, parse_class_list
+from goca.text.clean import one_line
+from goca.web import legend
+from goca.web.controls import PAINTING, Runs, number, numbers, whole
+from goca.web.downloads import download
+from goca.web.messages import alert, note, progress
+from goca.web.results import Results, Run
+
+MAX_TIMESTEP = 999
+MAX_IMAGES, MAX_CLASSES, MAX_SEEDS, MAX_TIMESTEPS = 16, 200, 8, 8
+"""Of a run."""
+MAX_MODELS = 8
+"""Ways to look that are remembered; all have the same weights."""
+THUMBNAIL = 320
+BACKGROUNDS = {"automatic": AUTO, "none: every pixel gets a class": None}
+CONTROLS = {
+    "files": "Images",
+    "classes": "Classes",
+    "background": "Background",
+    "recipe": "Recipe",
+    "timestep": "Timestep",
+    "seeds": "Noise seeds",
+    "floor": "Floor",
+    "formats": "Format",
+}
+"""{hint of a GocaError: label of the control here}."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How the model looks: what is under "More"."""
+
+    recipe: str
+    timestep: tuple[int, ...] | None
+    seeds: int
+    flip: bool
+    refine_edges: bool
+    floor: float | None
+
+
+@dataclass
+class SegmentTab:
+    """The tab and what it does.
+
+    Attributes:
+        segmenter: the model; its recipe, floor and refinement are what the controls begin with.
+        folder: where downloads are written.
+    """
+
+    segmenter: Segmenter
+    folder: Path
+    results: Results = field(default_factory=Results)
+    _models: dict[Choices, Segmenter] = field(default_factory=dict)
+
+    def run(
+        self, files: Sequence[str] | None, tags: Any, background: Any, *more: Any
+    ) -> Generator[Sequence[Any], None, None]:
+        """Segment files; yields how far it is, and in the end what all components show.
+
+        Raises:
+            GocaError: nothing can be segmented.
+        """
+        if not files:
+            raise GocaError("no image: drop one, or choose a file", "files")
+        if len(files) > MAX_IMAGES:
+            raise GocaError(f"{len(files)} images are too many for the page: drop {MAX_IMAGES} at most", "files")
+        request = SegmentationRequest("", classes_of(tags), background=BACKGROUNDS.get(str(background), AUTO))
+        model = self._model(choices_of(*more))
+        yield [progress(0, len(files), "image")]
+        session = model.check(request)
+        run: Run = {}
+        left_out: list[str] = []
+        for done, file in enumerate(map(Path, files), start=1):
+            ((_, outcome),) = model.stream([replace(request, image=_content(file))], session)
+            if isinstance(outcome, GocaError):
+                if len(files) == 1:
+                    raise outcome
+                left_out.append(f"{one_line(file.name)}: {outcome}")
+            elif sum(result.labels.size for result in (outcome, *run.values())) > MAX_PIXELS:
+                left_out.append(f"{one_line(file.name)}: the images before it are as many pixels as the page keeps")
+            else:
+                run[_stem(file, run)] = outcome
+            yield [progress(done, len(files), "image")]
+        if not run:
+            raise GocaError(f"none of the images can be used; {left_out[0]}")
+        yield self._shown(run, left_out)
+
+    def _model(self, choices: Choices) -> Segmenter:
+        if choices not in self._models:
+            while len(self._models) >= MAX_MODELS:
+                del self._models[next(iter(self._models))]
+            options = Options(**{name: value for name, value in vars(choices).items() if name != "recipe"})
+            model = self.segmenter
+            self._models[choices] = Segmenter(model.backbone, choices.recipe, options, model.batch, model.prototypes)
+        return self._models[choices]
+
+    def build(self) -> None:
+        """Add the tab's components and events to the page that is being built."""
+        nouns = list(self.segmenter.backbone.settings.nouns)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                files = gr.File(
+                    file_count="multiple", file_types=["image"], label="Images", height=150, elem_id="segment-files"
+                )
+                tags = gr.Dropdown(
+                    nouns,
+                    value=[],
+                    multiselect=True,
+                    allow_custom_value=True,
+                    label="Classes",
+                    info=f"This model knows {len(nouns)} nouns." if nouns else "Type a name, then Enter.",
+                    elem_id="segment-classes",
+                )
+                background = gr.Radio(list(BACKGROUNDS), value="automatic", label="Background")
+                more = self._more()
+                with gr.Row():
+                    start = gr.Button("Segment", variant="primary", elem_id="segment-run")
+                    stop = gr.Button("Stop", elem_id="segment-stop")
+            with gr.Column(scale=3, min_width=320):
+                message = gr.HTML(note("Drop images, name classes, and press Segment."), elem_id="segment-message")
+                slider = gr.ImageSlider(
+                    label="Image and masks", interactive=False, format="png", max_height=640, visible=False
+                )
+                thumbnails = gr.Gallery(
+                    label="Results",
+                    height="auto",
+                    allow_preview=False,
+                    interactive=False,
+                    visible=False,
+                    buttons=[],
+                    elem_classes="goca-thumbs",
+                )
+                table = legend.component()
+                with gr.Row(visible=False) as downloads:
+                    form = gr.Dropdown(
+                        list(EXPORTERS), value="labels", label="Format", filterable=False, elem_id="segment-format"
+                    )
+                    save = gr.Button("Download", elem_id="segment-download", min_width=120, scale=0)
+        token, index, styles = gr.State(), gr.State(0), gr.State(())
+        runs = Runs(message, CONTROLS)
+        shown = (slider, table, thumbnails, downloads, token, index, styles)
+        runs.add(start, stop, self.run, [files, tags, background, *more], shown)
+        table.input(self._restyled, [token, index], [message, slider, styles], **PAINTING)
+        thumbnails.select(self._chosen, [token, styles], [message, slider, table, index], **PAINTING)
+        file = gr.File(visible="hidden")
+        made = save.click(self._downloaded, [token, form], [message, file], **PAINTING)
+        made.success(None, file, js=_SAVE, api_visibility="private")
+
+    def _more(self) -> tuple[gr.components.Component, ...]:
+        plan = self.segmenter.plan
+        with gr.Accordion("More", open=False):
+            recipe = gr.Dropdown(list(RECIPES), value=plan.recipe, label="Recipe", filterable=False)
+            timestep = gr.Textbox(
+                label="Timestep",
+                placeholder="the model's",
+                info=f"0 to {MAX_TIMESTEP}; several: 100, 50",
+                max_length=60,
+            )
+            seeds = gr.Slider(1, MAX_SEEDS, value=1, step=1, label="Noise seeds", info="Their mean is taken.")
+            floor = gr.Textbox(
+                f"{plan.floor:g}" if plan.origin["floor"] == "user" else "",
+                label="Floor",
+                placeholder="the recipe's",
+                info="A class with less evidence gets no pixels: 0 to 1; 0 keeps every class.",
+            )
+            flip = gr.Checkbox(label="Average with the mirrored image")
+            refine = gr.Checkbox(plan.refine_edges, label="Align masks with the image's edges")
+        return recipe, timestep, seeds, flip, refine, floor
+
+    def _shown(self, run: Run, left_out: Sequence[str]) -> tuple[Any, ...]:
+        first = next(iter(run.values()))
+        styles = legend.default_styles(len(first.classes))
+        notes = dict.fromkeys(remark for result in run.values() for remark in result.plan.notes)
+        remarks = [*(f"left out: {line}" for line in left_out), *notes, *_not_found(run)]
+        return (
+            note("; ".join(remarks)),
+            gr.ImageSlider(legend.pair(first, styles), visible=True),
+            gr.HTML(legend.table(first, styles), visible=True),
+            gr.Gallery([(_thumbnail(result), stem) for stem, result in run.items()], visible=len(run) > 1),
+            gr.Row(visible=True),
+            self.results.put(run),
+            0,
+            styles,
+        )
+
+    def _restyled(self, token: str | None, index: int, event: gr.EventData) -> tuple[Any, ...]:
+        try:
+            result = list(self.results.get(token).values())[index]
+            styles = legend.styles_of((event._data or {}).get("styles"), len(result.classes))
+            return gr.skip(), legend.pair(result, styles), styles
+        except Exception as error:
+            return alert(error, CONTROLS), gr.skip(), gr.skip()
+
+    def _chosen(self, token: str | None, styles: Sequence[legend.Style], event: gr.SelectData) -> tuple[Any, ...]:
+        try:
+            run = self.results.get(token)
+            index = min(max(int(event.index), 0), len(run) - 1)
+            result = list(run.values())[index]
+            return gr.skip(), legend.pair(result, styles), legend.table(result, styles), index
+        except Exception as error:
+            return alert(error, CONTROLS), gr.skip(), gr.skip(), gr.skip()
+
+    def _downloaded(self, token: str | None, form: str) -> tuple[Any, ...]:
+        try:
+            path = download(self.results.get(token), str(form), self.folder)
+            return note(f"{path.name} is ready"), str(path)
+        except Exception as error:
+            return alert(error, CONTROLS), None
+
+
+# The browser saves what it is given.
+_SAVE = """file => { if (!file) return;
+  const link = document.createElement('a');
+  link.href = file.url; link.download = file.orig_name || ''; link.click(); }"""
+
+
+def classes_of(tags: Any) -> Mapping[str, Sequence[str]]:
+    """{class: synonyms} of tags; each is a name, names between commas, or a name with synonyms: "cat: kitty, puss".
+
+    Raises:
+        GocaError: for tags that are not a list of classes.
+    """
+    texts = map(str, tags if isinstance(tags, list) else ())
+    parts = (part for text in texts for part in ([text] if ":" in text else text.split(",")))
+    lines = [line for line in map(one_line, parts) if line]
+    if len(lines) > MAX_CLASSES:
+        raise GocaError(f"{len(lines)} classes are too many for the page: name {MAX_CLASSES} at most", "classes")
+    if not lines:
+        raise GocaError('no classes: name what to look for, such as "cat"', "classes")
+    try:
+        return classes_to_find(parse_class_list("\n".join(lines), "the list"), "the list")
+    except GocaError as error:
+        raise GocaError(str(error), "classes") from None
+
+
+def choices_of(recipe: Any, timestep: Any, seeds: Any, flip: Any, refine_edges: Any, floor: Any) -> Choices:
+    """What a browser sends from "More". Raises GocaError for numbers that are none, or out of range."""
+    steps = numbers(timestep, "timestep", "timestep", 0, MAX_TIMESTEP, MAX_TIMESTEPS)
+    if any(step != int(step) for step in steps):
+        raise GocaError(f"the timestep is not a whole number: give one from 0 to {MAX_TIMESTEP}", "timestep")
+    return Choices(
+        str(recipe),
+        tuple(map(int, steps)) or None,
+        whole(seeds, "number of noise seeds", "seeds", 1, MAX_SEEDS) or 1,
+        flip is True,
+        refine_edges is True,
+        number(floor, "floor", "floor", 0, 1),
+    )
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        raise GocaError("an image is not here any more: drop it again", "files") from None
+
+
+def _stem(file: Path, run: Run) -> str:
+    """A name that no other image of the run has, whatever its case."""
+    taken, first = {stem.lower() for stem in run}, one_line(file.stem)[:80] or "image"
+    numbered = (first, *(f"{first}-{number}" for number in range(2, len(run) + 2)))
+    return next(stem for stem in numbered if stem.lower() not in taken)
+
+
+def _thumbnail(result: Segmentation) -> Any:
+    step = max(1, round(max(result.image.size) / THUMBNAIL))
+    return overlay(result.image.reduce(step), result.labels[::step, ::step], result.classes, legend=False)
+
+
+def _not_found(run: Run) -> Sequence[str]:
+    found = any(result.labels.any() for result in run.values())
+    return () if found else ("no class was found: lower the floor under More, 0 keeps every class",)

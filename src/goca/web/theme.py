@@ -1,0 +1,73 @@
+"""How the page looks: the fonts of the reader's system, light or dark as the reader has it, from 400 px wide."""
+
+import gradio as gr
+
+FONT = ("system-ui", "sans-serif")
+MONO = ("ui-monospace", "monospace")
+
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
+.goca-head h1 { margin: 0; font-size: 1.4rem; }
+.goca-head p { margin: 0; color: var(--body-text-color-subdued); }
+.goca-alert {
+  margin: 0; padding: .6rem .8rem; border-left: 4px solid var(--error-border-color, #dc2626);
+  background: var(--background-fill-secondary); color: var(--body-text-color); overflow-wrap: anywhere;
+}
+.goca-alert.note { border-left-color: var(--color-accent); }
+.goca-legend table {
+  width: 100%; margin: 0; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums;
+}
+.goca-legend tr { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.goca-legend th, .goca-legend td {
+  padding: .3rem .4rem !important; border: 0 !important; text-align: left; vertical-align: middle;
+  color: var(--body-text-color); overflow-wrap: anywhere;
+}
+.goca-legend label { display: flex; gap: .5rem; align-items: center; }
+.goca-legend input { accent-color: var(--color-accent); }
+.goca-legend input[type=checkbox] { width: 1.1rem; height: 1.1rem; flex: none; }
+.goca-legend input[type=color] { width: 2rem; height: 1.6rem; padding: 0; border: 0; background: none; }
+.goca-legend input[type=range] { width: 100%; min-width: 4rem; max-width: 9rem; vertical-align: middle; }
+.goca-legend input:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.goca-legend .bar {
+  position: relative; display: block; min-width: 5rem; height: 1.3rem; border-radius: 3px; overflow: hidden;
+  background: var(--background-fill-secondary);
+}
+.goca-legend .bar i { position: absolute; inset: 0 auto 0 0; background: var(--color-accent); opacity: .45; }
+.goca-legend .bar b { position: relative; padding-left: .4rem; font-weight: 400; line-height: 1.3rem; }
+@media (max-width: 640px) {
+  .goca-legend tr { display: grid; grid-template-columns: 1fr 1fr auto; align-items: center; }
+  .goca-legend tbody th { grid-column: 1 / 3; }
+  .goca-legend thead th:nth-child(2), .goca-legend thead th:nth-child(n + 4) { display: none; }
+  .goca-legend thead label { white-space: nowrap; }
+}
+#segment-download { align-self: flex-end; }
+.goca-maps .grid-wrap, .goca-thumbs .grid-wrap { min-height: 0 !important; }
+.goca-thumbs .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important; }
+.goca-alert progress {
+  margin-left: .5rem; vertical-align: middle; appearance: none; height: .6rem; border: 0; border-radius: 3px;
+  overflow: hidden; background: var(--border-color-primary);
+}
+.goca-alert progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.goca-alert progress::-webkit-progress-value { background: var(--color-accent); }
+.goca-alert progress::-moz-progress-bar { background: var(--color-accent); }
+.dark { --color-accent: var(--primary-400); }
+"""
+
+
+def theme() -> gr.themes.Base:
+    """The theme; it names no font that would have to be fetched, and its colours can be read on each other."""
+    base = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONT, font_mono=MONO)
+    return base.set(
+        color_accent="*primary_700",
+        block_info_text_color="*neutral_500",
+        body_text_color_subdued="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        link_text_color="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        checkbox_background_color_selected="*primary_700",
+        checkbox_border_color_selected="*primary_700",
+    )
