@@ -25,7 +25,7 @@ from goca.testing.tiny import BUILDERS, sd15
 
 UNTRAINED = (
     *("weights", "vocabularies", "hook changes nothing", "records rebuild outputs", "weights sum to 1"),
-    *("words are in their columns", "states change with words", "the prompt's branch is read"),
+    *("token indices are right", "states change with words", "the prompt's branch is read"),
 )
 """What holds for random weights too."""
 
@@ -89,9 +89,9 @@ def test_what_ships_passes(goca: Any, tmp_path: Path, name: str) -> None:
 
 def test_shifted_token_indices(unet: Callable[..., None], pipeline: Any) -> None:
     texts = families.FAMILIES[0].texts
-    assert statuses(pipeline, "words are in their columns") == {"words are in their columns": "passed"}
+    assert statuses(pipeline, "token indices are right") == {"token indices are right": "passed"}
     unet(texts=tuple(replace(text, start=text.start + 1) for text in texts))
-    assert statuses(pipeline, "words are in their columns") == {"words are in their columns": "failed"}
+    assert statuses(pipeline, "token indices are right") == {"token indices are right": "failed"}
 
 
 def test_the_wrong_branch_of_guidance(monkeypatch: pytest.MonkeyPatch, pipeline: Any) -> None:
@@ -205,6 +205,16 @@ def test_a_folder_that_is_not_complete(goca: Any, tmp_path: Path) -> None:
     assert re.search(r"complete +failed", shown.out)
 
 
+def test_the_document_does_not_name_the_model_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "John Smith" / "unet"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder.parent)
+    for name in (str(folder), "unet", "../John Smith/unet"):
+        verdict = Verdict("a", "failed", {}, "", f"{name}/vae lacks unet.conv_in, and so does {folder}")
+        (told,) = document([verdict], name, None)["verdicts"]
+        assert told["explanation"] == "MODEL/vae lacks unet.conv_in, and so does MODEL"
+
+
 def test_the_document_names_no_paths(pipeline: Any) -> None:
     verdict = Verdict("a", "failed", {}, "", "cannot read /home/zoe/models/x.bin or C:\\Users\\zoe\\x in up_blocks.1")
     told = json.dumps(document([verdict], "/home", Subject(pipeline)))
@@ -222,6 +232,9 @@ def test_the_document_names_no_paths(pipeline: Any) -> None:
         (("--check", "--size", "64"), "need a model to check"),
         (("--check", "no-such-model"), "no model"),
         (("--check", "bundled", "--all"), "exclude each other"),
+        (("--check", "bundled", "--sheet", "."), "is a folder"),
+        (("--check", "bundled", "--sheet", "sheet.jpg"), "name it sheet.png"),
+        (("--check", "bundled", "--sheet", "/proc/nowhere/sheet.png"), "cannot write to"),
     ],
 )
 def test_mistakes_are_one_line(goca: Any, arguments: tuple[str, ...], told: str) -> None:

@@ -166,9 +166,41 @@ def test_auto_is_what_was_chosen_once_for_these_weights(sd15: Any, monkeypatch: 
     monkeypatch.delattr(settings_choice, "painted")
     assert automatic_settings(Segmenter.from_pipeline(sd15)) == chosen
     assert Segmenter.from_pipeline(sd15, settings="auto").backbone.settings == chosen
+    with pytest.raises(GocaError, match="in float16"):
+        Segmenter.from_pipeline(BUILDERS["sd15"]().to(torch.float16), settings="auto")
     next(sd15.unet.parameters()).data.add_(1)
     with pytest.raises(GocaError, match="no settings have been chosen"):
         Segmenter.from_pipeline(sd15, settings="auto")
+
+
+@pytest.mark.parametrize("content", ["broken", json.dumps({"reference": "another.block"})])
+def test_auto_is_chosen_again_where_what_was_kept_does_not_fit(
+    sd15: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(settings_choice, "painted", lambda model, nouns: [patches(0), patches(1)])
+    next(sd15.unet.parameters()).data.mul_(0.5)
+    before = set(cache.rglob("*.json"))
+    chosen = automatic_settings(Segmenter.from_pipeline(sd15))
+    (kept,) = set(cache.rglob("*.json")) - before
+    kept.write_text(content)
+    with pytest.raises(GocaError, match="no settings have been chosen"):
+        Segmenter.from_pipeline(sd15, settings="auto")
+    assert automatic_settings(Segmenter.from_pipeline(sd15)) == chosen
+    kept.unlink()
+
+
+def test_auto_does_not_depend_on_the_size_of_who_chooses_first(sd15: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def painted(model: Any, nouns: Any) -> list[Image.Image]:
+        sizes.append(model.plan.size)
+        return [patches(0), patches(1)]
+
+    monkeypatch.setattr(settings_choice, "painted", painted)
+    next(sd15.unet.parameters()).data.mul_(0.25)
+    segmenter = Segmenter.from_pipeline(sd15, size=32)
+    automatic_settings(segmenter)
+    assert sizes == [segmenter.backbone.settings.size]
 
 
 def test_a_command_chooses_before_its_first_run(

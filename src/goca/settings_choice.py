@@ -21,7 +21,7 @@ from torch import Tensor
 from goca.aggregation import dense_feature
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import BackboneSession, BatchItem
-from goca.diffusion.checkpoints import given_settings, kept_settings, write_settings
+from goca.diffusion.checkpoints import automatic_settings_of, kept_settings, write_settings
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.diffusion.fingerprint import has_meta_weights
 from goca.diffusion.timesteps import check_timestep
@@ -43,6 +43,7 @@ from goca.maths.structure import (
 )
 from goca.planned_model import PlannedModel
 from goca.prototype_learning import LearningOptions, paint, palette
+from goca.segmenter import Segmenter
 from goca.text.nouns import Noun, caption_of, parse_nouns
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
@@ -292,27 +293,27 @@ def choose_settings(
     )
 
 
-def automatic_settings(model: PlannedModel) -> CheckpointSettings:
+def automatic_settings(model: Segmenter) -> CheckpointSettings:
     """The settings that "auto" stands for: chosen by 16 images that the model paints, then kept in the user's cache.
 
-    The seeds are fixed and the weights decide where they are kept, so they are those of every other process too. From
-    then on `settings="auto"` finds them.
+    The seeds are fixed, the images have the model's own size, and the weights decide where the settings are kept, so
+    they are those of every other process too. From then on `settings="auto"` finds them.
 
     Args:
-        model: a `Segmenter`; its size and batch are used, its own settings are not.
+        model: made without settings; its batch is used.
 
     Raises:
         GocaError: as `choose_settings`.
     """
     backbone = model.backbone
     # The weights of an offloaded model are on no device, and its fingerprint would be that of its fine-tunes too.
-    path = None if has_meta_weights(backbone.pipeline) else kept_settings(backbone.pipeline)
-    if path is not None and path.exists():
-        return given_settings(path, backbone.settings, backbone.blocks, backbone.name, backbone.pipeline)
-    chosen = choose_settings(model)
-    if path is not None:
+    known = not has_meta_weights(backbone.pipeline)
+    if known and (kept := automatic_settings_of(backbone.pipeline, backbone.settings, backbone.blocks, backbone.name)):
+        return kept
+    chosen = choose_settings(model.with_plan(replace(model.plan, size=backbone.settings.size)))
+    if known:
         with suppress(GocaError):  # they can be chosen again where the disk does not take them
-            write_settings(chosen, path)
+            write_settings(chosen, kept_settings(backbone.pipeline))
     return chosen
 
 

@@ -21,7 +21,7 @@ CHECKS: dict[str, Check] = {
     "hook changes nothing": reading.hook,
     "records rebuild outputs": reading.records,
     "weights sum to 1": reading.weights,
-    "words are in their columns": words.columns,
+    "token indices are right": words.token_indices,
     "states change with words": words.exchange,
     "the text encoder knows words": words.plural,
     "the prompt's branch is read": branches.branch,

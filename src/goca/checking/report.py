@@ -45,15 +45,22 @@ def document(verdicts: Sequence[Verdict], name: str, subject: Subject | None) ->
             "dtype": backbone.dtype,
         }
         facts["settings"] = {key: plan[key] for key in _KEPT}
-    facts["verdicts"] = [_without_paths(verdict.to_json()) for verdict in verdicts]
+    facts["verdicts"] = [_without_paths(verdict.to_json(), _folder(name)) for verdict in verdicts]
     return facts
 
 
-def _without_paths(value: Any) -> Any:
-    """PATH for every path of several parts; the path of a block has dots."""
+def _folder(name: str) -> re.Pattern[str]:
+    """Finds the model's folder, as it was named and as a whole path; nothing for a Hub id."""
+    known = {name, str(Path(name).absolute()), str(Path(name).resolve())} if Path(name).exists() else set()
+    longest_first = sorted(known, key=len, reverse=True)
+    return re.compile("|".join(rf"(?<![\w.]){re.escape(each)}(?=[/\\\s:;,'\")]|$)" for each in longest_first) or "(?!)")
+
+
+def _without_paths(value: Any, folder: re.Pattern[str]) -> Any:
+    """MODEL for the model's folder, PATH for any other path of several parts; the path of a block has dots."""
     if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    return _PATH.sub("PATH", value) if isinstance(value, str) else value
+        return {key: _without_paths(inner, folder) for key, inner in value.items()}
+    return _PATH.sub("PATH", folder.sub("MODEL", value)) if isinstance(value, str) else value
 
 
 @torch.no_grad()

@@ -23,8 +23,8 @@ Keys = dict[str, Float[Tensor, "token channel"]]
 
 
 @torch.no_grad()
-def columns(subject: Subject) -> Verdict:
-    """An embedding that is turned into its opposite moves the keys of its own column, and no others so much."""
+def token_indices(subject: Subject) -> Verdict:
+    """An embedding that is turned into its opposite moves the keys at its own token index, and no others so much."""
     backbone, wrong, count = subject.backbone, [], 0
     prompt = backbone.session().prompt(CAPTION)
     before = _keys(subject, None)
@@ -42,13 +42,13 @@ def columns(subject: Subject) -> Verdict:
                 if not rows or rows[0] - index not in starts:
                     wrong.append(f"{tokens.text.strip()[slice(*_local(tokens, index))]!r} in {block}: {rows[:1]}")
     return judged(
-        "words are in their columns",
+        "token indices are right",
         not wrong and count > 0,
-        {"keys elsewhere": len(wrong), "asked": count},
+        {"keys at another index": len(wrong), "keys asked": count},
         "0",
-        "every embedding that was turned moved the keys of its own column",
-        f"another column moved ({', '.join(wrong[:1])}): this pipeline pads or cuts its text otherwise than its "
-        "family; probe it, and please report it",
+        "every embedding that was turned moved the keys at its own token index",
+        f"the keys at another index moved ({', '.join(wrong[:1])}): this pipeline pads or cuts its text otherwise "
+        "than its family; probe it, and please report it",
     )
 
 

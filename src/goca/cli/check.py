@@ -22,6 +22,8 @@ def check_checkpoint(
         GocaError: There is no such model, it is not supported, or the sheet cannot be written.
     """
     arguments.check_model(model, None, device, dtype)
+    if sheet is not None:
+        _check_writable(sheet)
     from goca import checking
     from goca.diffusion.loading import load, without_bars
 
@@ -41,14 +43,29 @@ def check_checkpoint(
             for number, name in enumerate(checking.CHECKS):
                 bar.update(task, description=name, completed=number, total=len(checking.CHECKS))
                 verdicts += checking.check(subject, [name])
-            if sheet is not None:
-                bar.update(task, description=f"drawing {sheet}", completed=len(checking.CHECKS))
-                _draw(subject, sheet)
     if as_json:
         show_json(checking.document(verdicts, model, subject))
     else:
         _print(verdicts)
+    if subject is not None and sheet is not None:
+        with progress(hidden=as_json) as bar:
+            bar.add_task(f"drawing {sheet}", total=None)
+            _draw(subject, sheet)
     return all(verdict.status != "failed" for verdict in verdicts)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise GocaError for a sheet that cannot be written, before minutes are spent on it."""
+    from goca.image_jobs import check_writable
+
+    if path.is_dir():
+        raise GocaError(f"{path} is a folder: name a file", "sheet")
+    if path.suffix.lower() != ".png":
+        raise GocaError(f"the sheet is a PNG, and {path} is named otherwise: name it {path.stem}.png", "sheet")
+    try:
+        check_writable(path.parent)
+    except GocaError as error:
+        raise GocaError(str(error), "sheet") from None
 
 
 def _draw(subject: "Subject", path: Path) -> None:

@@ -5,6 +5,7 @@ file that was chosen for it.
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,18 @@ def content_of(settings: CheckpointSettings) -> dict[str, Any]:
 
 
 def kept_settings(pipeline: Any) -> Path:
-    """The file in the user's cache that AUTO stands for, by the fingerprint of a pipeline's weights."""
-    return user_cache_path("goca") / "settings" / f"{fingerprint(pipeline)}.json"
+    """The file in the user's cache that AUTO stands for, by goca's version and the fingerprint of the weights."""
+    return user_cache_path("goca") / "settings" / version("goca") / f"{fingerprint(pipeline)}.json"
+
+
+def automatic_settings_of(
+    pipeline: Any, own: CheckpointSettings, blocks: Collection[str], model: str
+) -> CheckpointSettings | None:
+    """The settings in `kept_settings`, None where there are none that can be read and fit."""
+    try:
+        return _filled(kept_settings(pipeline), own, blocks, model)
+    except GocaError:
+        return None
 
 
 def given_settings(
@@ -113,16 +124,22 @@ def given_settings(
     """The settings that a user gives for a checkpoint, whose own ones are kept where they say nothing.
 
     Raises:
-        GocaError: they cannot be read, have a wrong entry, or name a block that the model lacks.
+        GocaError: they cannot be read, have a wrong entry, name a block that the model lacks, or were not chosen yet.
     """
-    if given == AUTO:
-        given = kept_settings(pipeline)
-        if not given.exists():
-            raise GocaError(
-                f"no settings have been chosen for {model} on this machine, and that takes passes: call "
-                "automatic_settings with a segmenter of it, once",
-                hint="settings",
-            )
+    if given != AUTO:
+        return _filled(given, own, blocks, model)
+    kept = automatic_settings_of(pipeline, own, blocks, model)
+    if kept is None:
+        kind = str(pipeline.dtype).removeprefix("torch.")
+        raise GocaError(
+            f"no settings have been chosen on this machine for {model} in {kind}, and that takes passes: call "
+            "automatic_settings with a segmenter of it, once",
+            hint="settings",
+        )
+    return kept
+
+
+def _filled(given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str) -> CheckpointSettings:
     settings = given if isinstance(given, CheckpointSettings) else replace(own, **_stated(given))
     if missing := [block for block in (settings.reference, *settings.refine) if block not in blocks]:
         raise GocaError(
