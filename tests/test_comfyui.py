@@ -283,10 +283,10 @@ def make(pipeline: Any, images: int = 1, scale: float = 4.0, size: Any = SIZE) -
     return torch.as_tensor(out[0])
 
 
-def listened(host: Host, recipe: str = "goca", steps: range = ALL_STEPS) -> tuple[Patcher, comfyui.Listener]:
-    patcher, conditioning, listener = comfyui.listen(host.patcher, host.clip, PROMPT, recipe, steps)
+def traced_sampler(host: Host, recipe: str = "goca", steps: range = ALL_STEPS) -> tuple[Patcher, comfyui.SamplerTrace]:
+    patcher, conditioning, attention = comfyui.trace_sampler(host.patcher, host.clip, PROMPT, recipe, steps)
     assert conditioning == host.clip.tokenize(PROMPT)
-    return patcher, listener
+    return patcher, attention
 
 
 # --- same attention in, same maps out
@@ -302,12 +302,12 @@ def test_words_attend_to_what_a_trace_says(name: str, options: dict[str, Any]) -
     stock.set_progress_bar_config(disable=True)
     with trace(stock) as traced:
         expected = make(stock, images=2)
-    patcher, listener = listened(host)
+    patcher, attention = traced_sampler(host)
     made = host.sample(patcher, images=2)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
-    heard = listener.images(comfyui.as_images(made))
-    assert len(heard) == len(traced) == 2
-    for ours, theirs in zip(heard, traced, strict=True):
+    ours_of = attention.images(comfyui.as_images(made))
+    assert len(ours_of) == len(traced) == 2
+    for ours, theirs in zip(ours_of, traced, strict=True):
         assert ours.words() == theirs.words()
         for word in ours.words():
             np.testing.assert_allclose(ours.map(word), theirs.map(word), atol=2e-3)
@@ -320,18 +320,18 @@ def test_words_attend_to_what_a_trace_says(name: str, options: dict[str, Any]) -
         assert (labels[0] != labels[1]).mean() < 0.01
 
 
-def test_what_is_heard_is_not_changed() -> None:
+def test_tracing_changes_no_image() -> None:
     host = Host()
-    patcher, _ = listened(host)
+    patcher, _ = traced_sampler(host)
     torch.testing.assert_close(host.sample(patcher), host.sample(host.patcher), rtol=0, atol=0)
 
 
 def test_steps_and_a_second_sampling() -> None:
     host = Host()
-    patcher, listener = listened(host, steps=range(1, 3))
+    patcher, attention = traced_sampler(host, steps=range(1, 3))
     for _ in range(2):
         made = host.sample(patcher)
-        (image,) = listener.images(comfyui.as_images(made))
+        (image,) = attention.images(comfyui.as_images(made))
         assert [step.step for step in image.steps] == [1, 2]
 
 
@@ -350,14 +350,14 @@ def test_guidance_is_that_of_goca(by: str, share: float, apart: bool) -> None:
     assert (made - expected).abs().mean() < share * (expected - plain).abs().mean()
 
 
-def test_a_guided_model_is_listened_to() -> None:
+def test_a_guided_model_is_traced() -> None:
     """Nodes in a row, with a clone behind them as a LoRA's node makes it."""
     host = Host()
     guided, _ = comfyui.guide(host.patcher, host.clip, PROMPT, "goca", ALL_STEPS, every=1)
-    both, _, listener = comfyui.listen(guided, host.clip, PROMPT, "goca", ALL_STEPS)
+    both, _, attention = comfyui.trace_sampler(guided, host.clip, PROMPT, "goca", ALL_STEPS)
     made = host.sample(both.clone())
     torch.testing.assert_close(made, host.sample(guided), rtol=0, atol=0)
-    (image,) = listener.images(comfyui.as_images(made))
+    (image,) = attention.images(comfyui.as_images(made))
     assert len(image.steps) == SIZE["num_inference_steps"]
 
 
@@ -424,7 +424,7 @@ def test_prompts_of_several_chunks() -> None:
     }
 
 
-# --- what cannot be heard, in one line
+# --- what cannot be read, in one line
 
 
 def refused(message: str, call: Callable[[], Any]) -> None:
@@ -436,14 +436,16 @@ def refused(message: str, call: Callable[[], Any]) -> None:
 def test_other_models_are_refused() -> None:
     host = Host()
     flux = Patcher(SimpleNamespace(diffusion_model=type("Flux", (nn.Module,), {})(), model_config=SimpleNamespace()))
-    refused("attention of Flux cannot be heard", lambda: comfyui.listen(flux, host.clip, PROMPT, "goca", ALL_STEPS))
+    refused(
+        "attention of Flux cannot be read", lambda: comfyui.trace_sampler(flux, host.clip, PROMPT, "goca", ALL_STEPS)
+    )
     t5 = SimpleNamespace(tokenize=lambda text: {"l": [], "t5xxl": []})
-    refused("l, t5xxl", lambda: comfyui.listen(host.patcher, t5, PROMPT, "goca", ALL_STEPS))
+    refused("l, t5xxl", lambda: comfyui.trace_sampler(host.patcher, t5, PROMPT, "goca", ALL_STEPS))
 
 
 def test_attention_that_other_nodes_change_is_refused() -> None:
     host = Host()
-    patcher, _ = listened(host)
+    patcher, _ = traced_sampler(host)
     block, place = next(iter(host.patcher.model.diffusion_model.places.items()))
     block.attn2.set_processor(AttnProcessor2_0())  # passes ComfyUI's attention by
     refused("changed by another node", lambda: host.sample(patcher))
@@ -468,10 +470,10 @@ def test_attention_that_other_nodes_change_is_refused() -> None:
 
 def test_other_conditioning_is_refused() -> None:
     host = Host()
-    patcher, _ = listened(host)
+    patcher, _ = traced_sampler(host)
     short = host.clip
     short.tokenize = lambda text: {"l": [chunk[:-7] for chunk in host.clip.tokenize(text)["l"]]}
-    other, _, _ = comfyui.listen(host.patcher, short, PROMPT, "goca", ALL_STEPS)
+    other, _, _ = comfyui.trace_sampler(host.patcher, short, PROMPT, "goca", ALL_STEPS)
     refused("positive prompt has", lambda: host.sample(other))
     options = {"cond_or_uncond": [0, 0], "sigmas": torch.ones(1), "sample_sigmas": torch.tensor([1.0, 0.0])}
     (denoising,), (sampling,) = patcher.wrappers["diffusion_model"], patcher.wrappers["outer_sample"]
@@ -484,16 +486,16 @@ def test_other_conditioning_is_refused() -> None:
         )
 
 
-def test_nothing_was_heard() -> None:
+def test_nothing_was_traced() -> None:
     host = Host()
-    patcher, listener = listened(host, steps=range(5, 9))
+    patcher, attention = traced_sampler(host, steps=range(5, 9))
     shown = [Image.new("RGB", (48, 32))]
-    refused("nothing was heard", lambda: listener.images(shown))
+    refused("no sampling was traced", lambda: attention.images(shown))
     host.sample(patcher)
-    refused("none of the steps", lambda: listener.images(shown))
-    patcher, listener = listened(host)
+    refused("none of the chosen steps", lambda: attention.images(shown))
+    patcher, attention = traced_sampler(host)
     host.sample(patcher)
-    refused("1 images were heard and 2 are given", lambda: listener.images(shown * 2))
+    refused("1 images were traced and 2 are given", lambda: attention.images(shown * 2))
     guided, _ = comfyui.guide(host.patcher, host.clip, PROMPT, "goca", ALL_STEPS, every=1)
     refused("does not guide", lambda: host.sample(guided, scale=1.0))
 
@@ -539,6 +541,15 @@ def test_segment_by_words(nodes: dict[str, Any]) -> None:
     assert scores.shape == (6, *cat.shape)
     assert labels.shape == overlay.shape == image.shape
     assert all(float(drawn.min()) >= 0 and float(drawn.max()) <= 1 for drawn in (masks, scores, labels, overlay))
+
+
+def test_an_empty_batch_is_refused(nodes: dict[str, Any]) -> None:
+    empty = torch.zeros(0, 32, 48, 3)
+    node = nodes["GocaSegmentByWords"]
+    refused("no images", lambda: node.execute(empty, "cat, sky", "bundled", "goca-open", -1, "auto", "cpu"))
+    host = Host()
+    _, attention = traced_sampler(host)
+    refused("no images", lambda: nodes["GocaMasksOfWords"].execute(attention, empty, "cat", "auto"))
 
 
 def test_listen_sample_and_read(nodes: dict[str, Any]) -> None:

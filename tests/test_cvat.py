@@ -1,6 +1,7 @@
 """The function for CVAT, driven and checked by CVAT's own SDK; only its server is played."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from cvat_sdk.masks import decode_mask
 
 from goca.errors import GocaError
 from goca.exports.objects import ObjectOptions
+from goca.integrations import cvat
 from goca.integrations.cvat import Function, create
 from goca.request import SegmentationRequest
 
@@ -121,6 +123,18 @@ def test_an_image_that_cannot_be_segmented_costs_none_of_the_others(function, an
         ({"classes": " "}, "no classes"),
         ({"classes": "cat", "model": "bundled", "min_area": 0}, "0 is not an area"),
         ({"classes": "zebra"}, "zebra"),
+        ({}, "-p classes=str has no classes"),
+        ({"classes": ["cat"]}, "classes is .* -p classes=str:"),
+        ({"classes": 5}, "classes is 5, not text: .* -p classes=str:"),
+        ({"classes": "cat", "min_area": "400"}, "min_area is '400', not a whole number: .* -p min_area=int:"),
+        ({"classes": "cat", "min_area": True}, "min_area is True"),
+        ({"classes": "cat", "min_area": 0}, r"\(-p min_area=int:"),
+        ({"classes": "cat", "instances": "yes"}, "instances is 'yes', not true or false: .* -p instances=bool:"),
+        ({"classes": "cat", "background": True}, "-p background=str:.* or -p background=float:"),
+        ({"classes": "cat", "flip": 1}, "-p flip=bool:"),
+        ({"classes": "cat", "floor": 7}, r"\(-p floor=float:"),
+        ({"classes": "cat", "foo": 1}, "there is no parameter -p foo: choose from classes, model, "),
+        ({"classes": "cat", "name": "bundled"}, "there is no parameter -p name"),
     ],
 )
 def test_mistakes_are_told_before_any_image_is_read(parameters, message):
@@ -134,3 +148,15 @@ def test_synonyms_are_words_for_a_label(function):
         "animal",
         "sky",
     ]
+
+
+def test_settings_are_chosen_where_they_have_not_been(monkeypatch):
+    chosen = []
+
+    def automatic_settings(segmenter):
+        chosen.append(replace(segmenter.backbone.settings, timestep=123))
+        return chosen[0]
+
+    monkeypatch.setattr(cvat, "automatic_settings", automatic_settings)
+    function = create(classes="cat, sky", settings="auto", device="cpu")
+    assert chosen == [function.segmenter.backbone.settings]

@@ -62,7 +62,14 @@ def test_masks_are_those_of_the_segmenter(segment: ZeroShotImageSegmentation) ->
 def test_whatever_transformers_takes(segment: ZeroShotImageSegmentation, url: str) -> None:
     content = base64.b64encode(CAT.read_bytes()).decode()
     expected = as_arrays(segment(CAT, LABELS))
-    for image in (str(CAT), Image.open(CAT), f"{url}/cat.png", f"data:image/png;base64,{content}", content):
+    for image in (
+        str(CAT),
+        Image.open(CAT),
+        f"{url}/cat.png",
+        f"HTTP{url[4:]}/cat.png",
+        f"data:image/png;base64,{content}",
+        content,
+    ):
         assert as_arrays(segment(image, candidate_labels="cat, sky,water ,dog")) == expected
     assert as_arrays(segment({"image": CAT, "candidate_labels": LABELS})) == expected
     assert as_arrays(segment(io.BytesIO(CAT.read_bytes()), LABELS)) == expected
@@ -79,25 +86,115 @@ def test_several_images(segment: ZeroShotImageSegmentation) -> None:
     ]
 
 
-def test_threshold(segment: ZeroShotImageSegmentation) -> None:
+def test_labels_are_any_list_of_names(segment: ZeroShotImageSegmentation) -> None:
+    expected = as_arrays(segment(CAT, LABELS))
+    for labels in (np.array(LABELS), tuple(LABELS), iter(LABELS), dict.fromkeys(LABELS).keys()):
+        assert as_arrays(segment(CAT, labels)) == expected
+    both = segment([CAT, CAT], np.array([["cat", "sky"], ["sky", "water"]]))
+    assert [{item["label"] for item in masks} for masks in both] == [{"cat", "sky"}, {"sky", "water"}]
+    lazy = segment(iter([CAT, CAT]), iter(LABELS))
+    assert [as_arrays(masks) for masks in lazy] == [expected] * 2
+
+
+def test_a_data_set_is_read_lazily(segment: ZeroShotImageSegmentation) -> None:
+    class Rows:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"image": [CAT, "nowhere.png"][index]}
+
+    masks = segment(Rows(), LABELS)
+    assert isinstance(masks, Iterator)
+    with pytest.raises(GocaError, match=r"nowhere\.png"):
+        list(masks)
+
+
+def test_base64_of_any_length_is_told_from_a_path(
+    segment: ZeroShotImageSegmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Image.open(CAT) as image:
+        small = image.convert("RGB").resize((32, 32))
+    for kind in ("PNG", "JPEG"):
+        file = io.BytesIO()
+        small.save(file, kind)
+        text = base64.b64encode(file.getvalue()).decode()
+        assert len(text) < 4096
+        expected = as_arrays(segment(file.getvalue(), LABELS))
+        lines = base64.encodebytes(file.getvalue()).decode()
+        for given in (text, lines, f"DATA:image/{kind.lower()};base64,{text}"):
+            assert as_arrays(segment(given, LABELS)) == expected
+    monkeypatch.chdir(tmp_path)
+    small.save("aGVsbG8h", "PNG")  # a name that is base64, of no image
+    assert as_arrays(segment("aGVsbG8h", LABELS)) == as_arrays(segment(small, LABELS))
+
+
+def test_threshold_and_top_k(segment: ZeroShotImageSegmentation) -> None:
     masks = segment(CAT, LABELS)
-    middle = sorted(item["score"] for item in masks)[1]
-    kept = {item["label"] for item in segment(CAT, LABELS, threshold=middle)}
-    assert kept == {item["label"] for item in masks if item["score"] >= middle} != set()
-    assert segment(CAT, LABELS, threshold=1.1) == []
+    scores = sorted((item["score"] for item in masks), reverse=True)
+    kept = {item["label"] for item in segment(CAT, LABELS, threshold=scores[1])}
+    assert kept == {item["label"] for item in masks if item["score"] >= scores[1]} != set()
+    assert [item["score"] for item in segment(CAT, LABELS, top_k=2)] == scores[:2]
 
 
 def test_mistakes_are_one_line(segment: ZeroShotImageSegmentation, url: str) -> None:
     for image, labels, message in (
         (CAT, None, "no labels"),
         (CAT, " , ", "no labels"),
+        (CAT, np.array([]), "no labels"),
+        (CAT, 5, "5 is not a list of labels"),
+        (CAT, b"cat", "is not a list of labels"),
+        (CAT, [5], "5 is not the name of a label"),
+        (CAT, [["cat"]], "a list of such lists needs a list of images"),
+        ({"image": CAT, "candidate_labels": 5}, None, "5 is not a list of labels"),
+        ({"candidate_labels": LABELS}, None, "the image is missing"),
         ("nowhere.png", LABELS, "nowhere.png"),
+        (base64.b64encode(bytes(9999)).decode(), LABELS, "neither a path nor an image in base64"),
         (f"{url}/nowhere.png", LABELS, "no image at http://"),
+        ("http://[", LABELS, "no image at http://"),
         ([CAT, CAT], [["cat"]], "1 lists of labels are given for 2 images"),
     ):
         with pytest.raises(GocaError, match=message) as raised:
             segment(image, labels)
         assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("threshold", [None, "a", 2, -0.1, float("nan")]),
+        ("top_k", [0, "2", 1.5]),
+        ("timeout", ["a", 0, -1]),
+        ("batch_size", [8]),
+        ("num_workers", [1]),
+    ],
+)
+def test_arguments_of_a_call_are_checked(segment: ZeroShotImageSegmentation, argument: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(GocaError, match=argument):
+            segment(CAT, LABELS, **{argument: value})
+
+
+def test_the_factory_is_called_as_transformers_is(segment: ZeroShotImageSegmentation) -> None:
+    other = pipeline("zero-shot-image-segmentation", model="bundled", device="cpu", torch_dtype="float32", batch_size=3)
+    assert other.segmenter.batch == 3
+    assert other.segmenter.plan.dtype == "float32"
+    assert as_arrays(other(CAT, LABELS)) == as_arrays(segment(CAT, LABELS))
+    assert pipeline("bundled", dtype="auto").segmenter.plan == segment.segmenter.plan
+
+
+def test_options_that_cannot_be_honoured_are_refused(sd15: Any) -> None:
+    for given, options, message in (
+        ((sd15,), {"device": "cuda:7"}, "keeps its own device"),
+        ((sd15,), {"device": -1}, "keeps its own device"),
+        ((sd15,), {"torch_dtype": "float16"}, "keeps its own dtype"),
+        (("bundled",), {"tokenizer": None}, "no option tokenizer: choose from recipe, "),
+        (("bundled",), {"batch": 2, "batch_size": 3}, "batch_size and batch are the same"),
+        (("image-to-text", "bundled"), {}, 'the task "image-to-text" is not done here'),
+    ):
+        with pytest.raises(GocaError, match=message):
+            pipeline(*given, **options)
 
 
 def test_a_loaded_pipeline(sd15: Any) -> None:

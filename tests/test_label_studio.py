@@ -217,10 +217,10 @@ CAT_LABEL = '<Label value="cat"/>'
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (b"{", 400, "the request is not JSON"),
+        (b"{", 400, "column 2 (char 1)): send a JSON object in UTF-8"),
         (b"[" * 100_000, 400, "nested too deeply"),
         (b"[]", 400, "not a JSON object"),
-        (b"\xff\xfe\x00", 400, "the request is not"),
+        (b"\xff\xfe\x00", 400, "the request is not JSON (it is not text in UTF-8)"),
         (b'{"tasks": 1e999}', 400, "not a number that JSON can hold"),
         (b"{}", 400, "there are no tasks"),
         ({"tasks": []}, 400, "there are no tasks"),

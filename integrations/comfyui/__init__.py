@@ -9,7 +9,7 @@ from goca.recipe import RECIPES
 CATEGORY = "goca"
 Attention = io.Custom("GOCA_ATTENTION")
 LAST_STEP = 10_000
-HEARD = [name for name, recipe in RECIPES.items() if recipe.maps is None and recipe.evidence is None]
+DURING_SAMPLING = [name for name, recipe in RECIPES.items() if recipe.maps is None and recipe.evidence is None]
 """The recipes that read attention while a sampler runs."""
 
 
@@ -72,16 +72,16 @@ class ListenToTheSampler(io.ComfyNode):
             node_id="GocaListenToTheSampler",
             display_name="Listen to the sampler",
             category=CATEGORY,
-            description="Encodes a prompt, and hears what its words attend to while a sampler uses this model with it.",
+            description="Encodes a prompt, and traces what its words attend to while a sampler uses this model.",
             inputs=[
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
                 text_input("text", "The positive prompt"),
-                io.Combo.Input("recipe", options=HEARD, default="goca"),
+                io.Combo.Input("recipe", options=DURING_SAMPLING, default="goca"),
                 *step_inputs(),
             ],
             outputs=[
-                io.Model.Output("heard_model", display_name="model"),
+                io.Model.Output("traced_model", display_name="model"),
                 io.Conditioning.Output("positive", display_name="positive"),
                 Attention.Output("attention", display_name="attention"),
             ],
@@ -89,7 +89,7 @@ class ListenToTheSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, text, recipe, start_at_step, end_at_step) -> io.NodeOutput:
-        return io.NodeOutput(*host.listen(model, clip, text, recipe, range(start_at_step, end_at_step)))
+        return io.NodeOutput(*host.trace_sampler(model, clip, text, recipe, range(start_at_step, end_at_step)))
 
 
 class MasksOfWords(io.ComfyNode):
@@ -126,7 +126,9 @@ class Guide(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
                 text_input("text", "The positive prompt"),
-                io.Combo.Input("recipe", options=[*HEARD, "energy"], default="goca", tooltip="What makes the regions"),
+                io.Combo.Input(
+                    "recipe", options=[*DURING_SAMPLING, "energy"], default="goca", tooltip="What makes the regions"
+                ),
                 *step_inputs(),
                 io.Int.Input("every", default=1, min=1, max=100, tooltip="Attention is read in every so many steps"),
             ],

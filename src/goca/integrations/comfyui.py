@@ -54,8 +54,8 @@ ENCODERS = ("l", "h", "g")
 SUPPORTED = "connect a model of Stable Diffusion 1.x, 2.x or XL"
 BLOCK = re.compile(r"(input|middle|output)_block(?:s\.(\d+))?\.\d+\.transformer_blocks\.(\d+)")
 """The path of a transformer block: the part of the UNet, the number of the block in it, the depth."""
-Place = tuple[str, int, int]
-"""What `BLOCK` finds, and `transformer_options` names."""
+HostBlock = tuple[str, int, int]
+"""A transformer block as `BLOCK` reads it from a path, and as `transformer_options` names it."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class HostUNet:
 
     Attributes:
         denoiser: Stands for the diffusers UNet of the same layout, as far as `FAMILY` asks.
-        cross: {place of a transformer block: its cross-attention}; `AttentionModule.block` is the path in diffusers.
+        cross: {transformer block: its cross-attention}; `AttentionModule.block` is the block path in diffusers.
         settings: How the checkpoint is segmented with.
     """
 
     denoiser: Any
-    cross: Mapping[Place, AttentionModule]
+    cross: Mapping[HostBlock, AttentionModule]
     settings: CheckpointSettings
 
     @classmethod
@@ -78,17 +78,17 @@ class HostUNet:
         unet, facts = model.diffusion_model, getattr(model.model_config, "unet_config", {})
         kind = type(unet).__name__
         if kind != "UNetModel" or any("time_stack" in path for path, _ in unet.named_modules()):
-            raise GocaError(f"attention of {kind} cannot be heard here: {SUPPORTED}")
+            raise GocaError(f"attention of {kind} cannot be read here: {SUPPORTED}")
         per_level = facts["num_res_blocks"]
         counts = {per_level} if isinstance(per_level, int) else set(per_level)
         if len(counts) != 1:
-            raise GocaError(f"a UNet with {per_level} layers on its levels cannot be heard here: {SUPPORTED}")
+            raise GocaError(f"a UNet with {per_level} layers on its levels cannot be read here: {SUPPORTED}")
         (layers,) = counts
         cross = {}
         for path, block in unet.named_modules():
             if (match := BLOCK.fullmatch(path)) and getattr(block, "attn2", None) is not None:
-                place = match[1], int(match[2] or 0), int(match[3])
-                cross[place] = AttentionModule(diffusers_path(place, layers), block.attn2, block)
+                key = match[1], int(match[2] or 0), int(match[3])
+                cross[key] = AttentionModule(diffusers_path(key, layers), block.attn2, block)
         denoiser = _denoiser(facts, [module.block for module in cross.values()])
         blocks = tuple(module.block for module in cross.values())
         return cls(denoiser, cross, settings_for(denoiser, FAMILY, CELL, blocks))
@@ -99,9 +99,9 @@ class HostUNet:
         return tuple(module.block for module in self.cross.values())
 
 
-def diffusers_path(place: Place, layers: int) -> str:
+def diffusers_path(block: HostBlock, layers: int) -> str:
     """Where diffusers has a transformer block; layers: on each level on the way down, one fewer than on the way up."""
-    part, number, depth = place
+    part, number, depth = block
     if part == "middle":
         return f"mid_block.attentions.0.transformer_blocks.{depth}"
     # The first input block is a convolution, and the last one of a level makes it smaller.
@@ -133,7 +133,7 @@ class Prompt(NamedTuple):
 
     @classmethod
     def of(cls, clip: Any, text: str, encoded: Mapping[str, Any]) -> "Prompt":
-        """Read it from what `clip.tokenize` gives. Raises GocaError for an encoder that is no CLIP."""
+        """Read it from what `clip.tokenize` gives. Raises GocaError for an encoder that is not a CLIP."""
         key = next((key for key in ENCODERS if key in encoded), None)
         if key is None or len(encoded.keys() - set(ENCODERS)) > 0:
             raise GocaError(f"a text encoder with the parts {', '.join(encoded)} cannot be read here: {SUPPORTED}")
@@ -148,7 +148,7 @@ class Prompt(NamedTuple):
         return cls(PromptTokens(text, (tokens,)), len(ids), SpecialTokens.of(tokenizer))
 
 
-class Tap:
+class SamplerHook:
     """Tells an observer what ComfyUI's sampler computes, as if a diffusers pipeline ran.
 
     Attributes:
@@ -160,13 +160,13 @@ class Tap:
         self.observer: Observer | None = None
         self._unet, self._prompt, self._make = unet, prompt, observer
         self._sink: Sink | None = None
-        self._seen: list[Place] = []
+        self._seen: list[HostBlock] = []
         self._call: DenoiserCall | None = None
         self._evaluation, self._scale, self._uuid = 0, None, None
         self._latent: Grid = (0, 0)
 
     def attach(self, patcher: Any, ends: bool) -> None:
-        """Listen to a ModelPatcher. ends: whether what the denoiser returns ends the observer's call."""
+        """Hook into a ModelPatcher. ends: whether what the denoiser returns ends the observer's call."""
         options = patcher.model_options.setdefault("transformer_options", {})
         before = options.get("optimized_attention_override")
 
@@ -218,7 +218,9 @@ class Tap:
         uuids = [uuid for uuid, branch in zip(options.get("uuids", branches), branches, strict=True) if branch == COND]
         self._uuid = self._uuid or next(iter(uuids), None)
         if any(uuid != self._uuid for uuid in uuids) or len(uuids) > 1 or tuple(x.shape[-2:]) != self._latent:
-            raise GocaError("several prompts, or prompts for parts of an image, cannot be heard: connect one for all")
+            raise GocaError(
+                "several prompts, or prompts for parts of an image, cannot be told apart: connect one for all"
+            )
         images = len(x) // len(branches)
         given, now = options.get("sample_sigmas"), float(options["sigmas"].max())
         step = 0 if given is None else max(0, int((given[:-1] >= now * (1 - 1e-5)).sum()) - 1)
@@ -250,12 +252,12 @@ class Tap:
     ) -> None:
         """Hand on an attention: of each block the first is among pixels, the second reads the text."""
         assert self._call is not None
-        place = (*transformer_options.get("block", ("none", 0)), transformer_options.get("block_index", 0))
-        module = self._unet.cross.get(place)
+        block = (*transformer_options.get("block", ("none", 0)), transformer_options.get("block_index", 0))
+        module = self._unet.cross.get(block)
         if module is None:
             return
-        reads_text = place in self._seen
-        self._seen.append(place)
+        reads_text = block in self._seen
+        self._seen.append(block)
         by_head = "row position (head dim) -> row head position dim"
         if not skip_reshape:
             q, k, v = (rearrange(part, by_head, head=heads) for part in (q, k, v))
@@ -272,7 +274,7 @@ class Tap:
             end = count if reads_text and row.branch == "cond" else keys
             if keys % end:
                 raise GocaError(
-                    f"the sampler's positive prompt has {keys} tokens, and the one listened to {count}: connect the "
+                    f"the sampler's positive prompt has {keys} tokens, and this node's {count}: connect the "
                     "conditioning that came with this model"
                 )
             call = AttentionCall(
@@ -294,8 +296,8 @@ class Tap:
 
     def _check(self) -> None:
         """Raise GocaError for an attention that did not pass through ComfyUI's own, or did so twice."""
-        for place, module in self._unet.cross.items():
-            if self._seen.count(place) != 2:
+        for block, module in self._unet.cross.items():
+            if self._seen.count(block) != 2:
                 raise patched(module.block)
 
 
@@ -312,64 +314,64 @@ def unguided() -> GocaError:
     return GocaError("the sampler does not guide: set its cfg above 1, or take the guide off")
 
 
-class Listener:
-    """What was heard of the last sampling with a model; see `listen`."""
+class SamplerTrace:
+    """What the prompt attended to in the last sampling with a model; see `trace_sampler`."""
 
-    def __init__(self, tap: Tap) -> None:
-        self._tap = tap
+    def __init__(self, hook: SamplerHook) -> None:
+        self._hook = hook
 
     def images(self, shown: Sequence[Image.Image]) -> list[TracedImage]:
         """The images of the last sampling, shown as given. Raises GocaError where there are none, or other ones."""
-        observer = self._tap.observer
+        observer = self._hook.observer
         if not isinstance(observer, TraceObserver):
-            raise GocaError("nothing was heard: connect this listener's model and conditioning to the sampler")
+            raise GocaError("no sampling was traced: connect this node's model and conditioning to the sampler")
         if observer.failures:
             raise GocaError(next(iter(observer.failures.values())))
         traced = [image for images in observer.generations.values() for image in images if image.steps]
         if not traced:
-            raise GocaError("none of the steps to listen to came: choose from those of the sampler, from 0")
+            raise GocaError("none of the chosen steps came: choose from those of the sampler, from 0")
         if len(traced) != len(shown):
             raise GocaError(
-                f"{len(traced)} images were heard and {len(shown)} are given: connect those of that sampler"
+                f"{len(traced)} images were traced and {len(shown)} are given: connect those of that sampler"
             )
         for image, given in zip(traced, shown, strict=True):
             image.decoded = given
         return traced
 
 
-def listen(patcher: Any, clip: Any, text: str, recipe: str, steps: range) -> tuple[Any, Any, Listener]:
-    """A model that is listened to, the conditioning to use it with, and what will have been heard.
+def trace_sampler(patcher: Any, clip: Any, text: str, recipe: str, steps: range) -> tuple[Any, Any, SamplerTrace]:
+    """A model that is traced, the conditioning to use it with, and the trace of its last sampling.
 
     Args:
         patcher, clip: A ModelPatcher and a CLIP of ComfyUI.
         text: The prompt.
         recipe: How maps are made.
-        steps: Those of the sampler to listen to, from 0.
+        steps: Those of the sampler to trace, from 0.
 
     Raises:
-        GocaError: The model or the recipe is not supported; and from the sampler, where attention cannot be heard.
+        GocaError: The model or the recipe is not supported; and from the sampler, where attention cannot be read.
     """
     unet, encoded = HostUNet.of(patcher.model), clip.tokenize(text)
     facts = (unet.settings, unet.blocks, unet.settings.name, *_where(patcher.model))
     made = trace_plan(*facts, recipe)
-    tap = Tap(
+    hook = SamplerHook(
         unet, Prompt.of(clip, text, encoded), lambda: TraceObserver(made, partial(trace_plan, *facts), CELL, steps)
     )
     copied = patcher.clone()
-    tap.attach(copied, ends=True)
-    return copied, clip.encode_from_tokens_scheduled(encoded), Listener(tap)
+    hook.attach(copied, ends=True)
+    return copied, clip.encode_from_tokens_scheduled(encoded), SamplerTrace(hook)
 
 
 def guide(patcher: Any, clip: Any, text: str, by: str, steps: range, every: int) -> tuple[Any, Any]:
     """A model that is guided region by region, and the conditioning to use it with; see `goca.guide`.
 
     Args:
-        patcher, clip, text, steps: As for `listen`.
+        patcher, clip, text, steps: As for `trace_sampler`.
         by: What guides: the name of a recipe, "energy", or a number, the rate everywhere.
         every: Attention is read in every so many evaluations.
 
     Raises:
-        GocaError: As `listen` does; and from a sampler that does not guide.
+        GocaError: As `trace_sampler` does; and from a sampler that does not guide.
     """
     unet, encoded = HostUNet.of(patcher.model), clip.tokenize(text)
     prompt = Prompt.of(clip, text, encoded)
@@ -379,11 +381,11 @@ def guide(patcher: Any, clip: Any, text: str, by: str, steps: range, every: int)
     if settings.recipe is not None:
         made = plan(settings.recipe, unet.settings, unet.blocks, unet.settings.name, Options())
     specials = {prompt.tokens.texts[0].tokenizer: prompt.specials}
-    tap = Tap(unet, prompt, lambda: GuidanceObserver(settings, made, specials, unguided))
+    hook = SamplerHook(unet, prompt, lambda: GuidanceObserver(settings, made, specials, unguided))
     copied = patcher.clone()
-    tap.attach(copied, ends=False)
+    hook.attach(copied, ends=False)
     copied.set_model_sampler_pre_cfg_function(
-        lambda args: tap.guide(args["conds"], args["conds_out"], args["cond_scale"])
+        lambda args: hook.guide(args["conds"], args["conds_out"], args["cond_scale"])
     )
     return copied, clip.encode_from_tokens_scheduled(encoded)
 
@@ -431,13 +433,15 @@ def as_tensor(images: Iterable[Any]) -> Float[Tensor, "image height width 3"]:
 
 
 def as_images(images: Float[Tensor, "image height width channel"]) -> list[Image.Image]:
-    """Images of ComfyUI, RGB."""
+    """Images of ComfyUI, RGB. Raises GocaError for an empty batch."""
+    if not len(images):
+        raise GocaError("the batch has no images: connect at least one")
     values = (images[..., :3].detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
     return [Image.fromarray(value) for value in values]
 
 
 def names_in(text: str) -> Mapping[str, Sequence[str]]:
-    """{class: synonyms} of a list as `goca.text.class_list` has it. Raises GocaError for none."""
+    """{class: synonyms} of a list as `goca.text.class_list` has it. Raises GocaError for an empty one."""
     return classes_to_find(parse_class_list(text, "the list of names"), "the list of names")
 
 
@@ -459,21 +463,22 @@ def segment(image: Tensor, names: str, model: str, recipe: str, timestep: int, b
     """Label images of ComfyUI by words. timestep: -1 for the recipe's own; device: "auto" for the first there is.
 
     Raises:
-        GocaError: The model cannot be loaded, or the names cannot be asked for.
+        GocaError: There are no images, the model cannot be loaded, or the names cannot be asked for.
     """
+    images = as_images(image)
     chosen = None if timestep < 0 else timestep, None if device == AUTO else device
     # ComfyUI computes in inference mode, and a model that is loaded there stays of it.
     with torch.inference_mode(False):
         used = segmenter(model.strip(), recipe, *chosen)
-    return Drawn.of(used(as_images(image), names_in(names), background=background_in(background)))
+    return Drawn.of(used(images, names_in(names), background=background_in(background)))
 
 
-def read(listener: Listener, image: Tensor, names: str, background: str) -> Drawn:
+def read(attention: SamplerTrace, image: Tensor, names: str, background: str) -> Drawn:
     """Label images that a sampler made by words of their prompt; without names, by all of its words.
 
     Raises:
-        GocaError: Nothing was heard of these images, or the prompt does not say a name.
+        GocaError: These images were not traced, or the prompt does not say a name.
     """
-    traced = listener.images(as_images(image))
+    traced = attention.images(as_images(image))
     classes = names_in(names) if names.strip() else list(dict.fromkeys(word.name for word in traced[0].words()))
     return Drawn.of([each.segment(classes, background=background_in(background)) for each in traced])

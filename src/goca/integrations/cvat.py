@@ -1,10 +1,10 @@
 """CVAT: what `cvat-cli task auto-annotate --function-module goca.integrations.cvat` runs on each image of a task."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import cvat_sdk.auto_annotation as cvataa
 from cvat_sdk import models
@@ -14,11 +14,17 @@ from PIL import Image
 from goca import bundled
 from goca.errors import GocaError
 from goca.exports.objects import ObjectOptions, regions
+from goca.recipe import AUTO
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
+from goca.settings_choice import automatic_settings
 from goca.text.class_list import classes_to_find, parse_class_list
 
 _log = logging.getLogger(__name__)
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+"""The types of CVAT's `-p`, in words."""
+LOADING = ("device", "dtype", "revision", "variant", "batch")
+"""Options that count while settings are chosen."""
 
 
 class Function:
@@ -70,10 +76,10 @@ class Function:
 
 
 def create(
-    classes: str,
+    classes: str = "",
     model: str = bundled.DEFAULT,
     recipe: str = "goca-open",
-    background: str | float = "auto",
+    background: str | float | None = "auto",
     background_classes: str | None = None,
     instances: bool = False,
     min_area: int = 1,
@@ -87,13 +93,52 @@ def create(
         model, recipe: of `Segmenter.from_pretrained`.
         background, background_classes: of `SegmentationRequest`; background classes are between commas.
         instances, min_area, fill_holes: see `goca.exports.objects.ObjectOptions`.
-        options: further arguments of `Segmenter.from_pretrained`, such as `device`, `floor` and `flip`.
+        options: further arguments of `Segmenter.from_pretrained`, such as `device`, `floor` and `flip`. With
+            `settings="auto"` they are chosen where that was not done before, see `automatic_settings`.
 
     Raises:
-        GocaError: for classes, a model or options that there are not.
+        GocaError: for classes, a model or options that there are not; it says how `-p` gives a parameter.
     """
-    listed = classes_to_find(parse_class_list(classes, "the list"), "the list")
-    others = None if background_classes is None else [name for name in background_classes.split(",") if name.strip()]
-    request = SegmentationRequest("", listed, others, background)
-    objects = ObjectOptions(instances=instances, min_area=min_area, fill_holes=fill_holes)
-    return Function(Segmenter.from_pretrained(model, recipe, **options), request, objects)
+    objects: dict[str, Any] = {"instances": instances, "min_area": min_area, "fill_holes": fill_holes}
+    background_of = {"background": background, "background_classes": background_classes}
+    _check({"classes": classes, "model": model, "recipe": recipe, **background_of, **objects, **options})
+    try:
+        listed = classes_to_find(parse_class_list(classes, "-p classes=str"), "-p classes=str")
+        others = None if background_classes is None else [n for n in background_classes.split(",") if n.strip()]
+        request = SegmentationRequest("", listed, others, background)
+        how = ObjectOptions(**objects)
+        if options.get("settings") == AUTO:
+            loading = {name: options[name] for name in LOADING if name in options}
+            options["settings"] = automatic_settings(Segmenter.from_pretrained(model, **loading))
+        return Function(Segmenter.from_pretrained(model, recipe, **options), request, how)
+    except GocaError as error:
+        if error.hint is None or error.hint not in _parameters():
+            raise
+        raise GocaError(f"{error} ({_form(error.hint)})", error.hint) from None
+
+
+def _parameters() -> dict[str, list[type]]:
+    """The types that each parameter of `create` takes, None among them."""
+    hints = get_type_hints(create) | get_type_hints(Segmenter.from_pretrained)
+    return {
+        name: [kind for kind in (get_args(hint) or (hint,)) if kind in (*KINDS, type(None))]
+        for name, hint in hints.items()
+        if name not in ("cls", "name", "options", "return")
+    }
+
+
+def _form(name: str) -> str:
+    """How `-p` gives a parameter."""
+    return " or ".join(f"-p {name}={kind.__name__}:..." for kind in _parameters()[name] if kind in KINDS)
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Raise GocaError for a parameter that there is not, or a value of another type, which `-p` cannot give it."""
+    parameters = _parameters()
+    for name, value in given.items():
+        if name not in parameters:
+            raise GocaError(f"there is no parameter -p {name}: choose from {', '.join(parameters)}")
+        kinds = parameters[name]
+        if not (type(value) in kinds or (type(value) is int and float in kinds)):
+            wanted = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
+            raise GocaError(f"{name} is {repr(value)[:60]}, not {wanted}: give it as {_form(name)}", name)

@@ -28,7 +28,7 @@ from goca.exports.label_studio import prediction
 from goca.exports.objects import ObjectOptions
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
-from goca.storage.reading import decode_text, parse_json
+from goca.storage.reading import sent_json
 from goca.text.class_list import SPECIAL
 from goca.text.clean import one_line
 
@@ -74,7 +74,7 @@ class BrushControl:
         """The first BrushLabels of an Image in the XML of a labelling configuration.
 
         Raises:
-            RequestError: it has none, or is not XML without a document type, which could hold entities.
+            RequestError: there is no such tag, or it is not XML without a document type, which could hold entities.
         """
         if not isinstance(config, str):
             raise RequestError("there is no labelling configuration: send it as text")
@@ -114,7 +114,7 @@ class ImageSource:
         token: an access token for its files.
 
     Raises:
-        GocaError: the address is none.
+        GocaError: it is not an address.
     """
 
     url: str | None = None
@@ -134,7 +134,7 @@ class ImageSource:
                     "label_studio_url",
                 )
         if not (self.token.isascii() and self.token.isprintable()):
-            raise GocaError("the token for Label Studio has characters that none has: copy it again")
+            raise GocaError("the token for Label Studio has characters that a token cannot have: copy it again")
 
     def read(self, address: Any) -> bytes:
         """The file at a data: URI, or at an address of Label Studio's as its tasks have them.
@@ -206,7 +206,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port; ValueError for a port that is none, or with a user's name."""
+    """Scheme, host and port; ValueError for a port that is not a number, or with a user's name."""
     if "@" in parts.netloc:
         raise ValueError
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -243,20 +243,20 @@ class Backend:
 
     def setup(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Check a project's labelling configuration, `schema`, when it is connected."""
-        self._asked(BrushControl.of(body.get("schema")))
+        self._request_for(BrushControl.of(body.get("schema")))
         return {"model_version": self.version}
 
     def predict(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A prediction for each of `tasks`, by `label_config`; without strokes where one cannot be made.
 
         Raises:
-            GocaError: for a request that is none, or where none can be made.
+            GocaError: for a request that is not complete, or where no prediction can be made.
         """
         tasks = body.get("tasks")
         if not (isinstance(tasks, list) and tasks and all(isinstance(task, dict) for task in tasks)):
             raise RequestError("there are no tasks: send a list of them, each with its data")
         control = BrushControl.of(body.get("label_config"))
-        request, names, session = self._asked(control)
+        request, names, session = self._request_for(control)
         predictions, errors = list[dict[str, Any]](), list[tuple[Any, GocaError]]()
         for task in tasks:
             if self.stopping.is_set():
@@ -274,7 +274,7 @@ class Backend:
             self.report(f"left out: task {number}: {failure}")
         return {"results": predictions, "model_version": self.version}
 
-    def _asked(self, control: BrushControl) -> tuple[SegmentationRequest, list[str], BackboneSession]:
+    def _request_for(self, control: BrushControl) -> tuple[SegmentationRequest, list[str], BackboneSession]:
         labels, wanted = dict(control.labels), self.classes
         if wanted is not None:
             labels = {name: wanted[one_line(name)] for name in labels if one_line(name) in wanted}
@@ -357,7 +357,7 @@ async def _content(request: Request) -> bytes:
 
 def _body(content: bytes) -> dict[str, Any]:
     try:
-        body = parse_json(decode_text(content, "the request"), "the request")
+        body = sent_json(content)
     except GocaError as error:
         raise RequestError(str(error)) from None
     if not isinstance(body, dict):

@@ -88,6 +88,17 @@ def parse_json(text: str, name: str, finite: bool = True) -> Any:
         raise GocaError(f"{name} is not JSON ({error}): is the file complete?") from None
 
 
+def sent_json(content: bytes) -> Any:
+    """The value of a request's body, which is not a file. Raises GocaError as `parse_json` does."""
+    try:
+        return json_value(decode_text(content, "it"))
+    except ValueError as error:
+        reason = str(error)
+    except GocaError:
+        reason = "it is not text in UTF-8"
+    raise GocaError(f"the request is not JSON ({reason}): send a JSON object in UTF-8")
+
+
 def json_value(text: str, finite: bool = True) -> Any:
     """As `parse_json`, but it raises ValueError with the reason alone."""
     try:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from goca.errors import GocaError
-from goca.storage.reading import decode_text, parse_json
+from goca.storage.reading import sent_json
 from goca.text.clean import one_line
 
 Message = MutableMapping[str, Any]
@@ -87,7 +87,7 @@ class Guard:
             self._check(scope)
             if scope["method"] == "POST" and scope["path"] != UPLOAD:
                 body = await _body(receive)
-                self._check_paths(parse_json(decode_text(body, "the request"), "the request"))
+                self._check_paths(sent_json(body))
                 receive = _replayed(body, receive)
         except GocaError as error:
             return await _refuse(error, guarded)
