@@ -25,7 +25,6 @@ from goca.diffusion.families import FAMILIES
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
 from goca.recipe import GOCA_OPEN, VANILLA
-from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
 from goca.testing.tiny import BUILDERS
 
@@ -526,15 +525,16 @@ def test_a_report_always_names_the_image(goca, loaded):
 
 
 def test_ctrl_c_keeps_what_is_done(goca, loaded, monkeypatch):
-    save = Segmentation.save
+    stream, seen = Segmenter.stream, []
 
-    def save_then_stop(self: Segmentation, folder: Path, stem: str, **options: Any) -> tuple[Path, ...]:
-        if stem == "b":
+    def stop_at_the_second(self: Segmenter, requests: Any, *arguments: Any) -> Any:
+        seen.extend(requests)
+        if len(seen) == 2:
             signal.raise_signal(signal.SIGINT)
-        return save(self, folder, stem, **options)
+        return stream(self, requests, *arguments)
 
-    monkeypatch.setattr(Segmentation, "save", save_then_stop)
-    done = goca("segment", "in", "photo.jpg", *ASK)
+    monkeypatch.setattr(Segmenter, "stream", stop_at_the_second)
+    done = goca("segment", "in", "photo.jpg", *ASK, "--batch", "1")
     assert done.code == 130
     assert done.line() == "goca: stopped; 1 of 3 images are done and complete\n"
     assert written() == [f"goca-out/in/a{suffix}" for suffix in (".json", ".labels.png", ".overlay.png")]

@@ -182,7 +182,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("area", [0, -3])
     def test_an_area_is_a_number_of_pixels(self, area):
-        with pytest.raises(GocaError, match="no area: give a number of pixels"):
+        with pytest.raises(GocaError, match="is not an area: give a number of pixels"):
             ObjectOptions(min_area=area)
 
     @pytest.mark.parametrize(

@@ -344,7 +344,12 @@ class TestCommand:
                     assert json.load(response)["results"][0]["result"]
                 # Ctrl-C does not wait for what would take minutes.
                 long = urllib.request.Request(f"{url}/predict", json.dumps(request_of(*[CAT_URI] * 999)).encode(), JSON)
-                waiting = threading.Thread(target=suppress(OSError)(urllib.request.urlopen), args=(long,))
+
+                def send():
+                    with suppress(OSError):
+                        urllib.request.urlopen(long)
+
+                waiting = threading.Thread(target=send)
                 waiting.start()
                 time.sleep(1)
                 process.send_signal(signal.SIGINT)
