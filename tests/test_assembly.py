@@ -1,20 +1,13 @@
 """Data sets of a whole run: what is in them whatever the images are called and show, and whenever a run is killed."""
 
-import glob
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import GOCA_SCRIPT
 from faults import deaths
 from PIL import Image
 
@@ -211,29 +204,3 @@ def test_a_data_set_takes_no_other_s_place(pictures: Callable[..., None]) -> Non
     Path("out/dataset.hf").mkdir(parents=True)
     with pytest.raises(GocaError, match=r"out/dataset\.hf is a folder of something else, and would be replaced"):
         plan_datasets(jobs, Path("out"), ["hf"])
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_three_times_ends_like_one_that_is_not(pictures: Callable[..., None]) -> None:
-    pictures(*(f"in/{'sub/' * (number % 2)}{number}.png" for number in range(12)))
-    formats = ("--format", "coco,yolo,voc,hf,masks", "--resume", "--batch", "1")
-    command = [GOCA_SCRIPT, "segment", "in", "--classes", "cat, grass", "--background-classes", "sky", *formats]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--out", "whole"], env=environment, check=True, capture_output=True)
-    whole = files("whole")
-    dice, cut = random.Random(7), []
-    for part in (4, 8, 12):
-        process = subprocess.Popen(
-            [*command, "--out", "out"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # At a random moment of writing: within the images, then among the data sets.
-        # glob, unlike Path.rglob, bears with folders that come and go while it looks.
-        while len(glob.glob("out/**/[0-9]*.labels.png", recursive=True)) < part and process.poll() is None:  # noqa: PTH207
-            time.sleep(0.001)
-        time.sleep(dice.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        cut.append(process.wait() == -signal.SIGKILL)
-        assert not files("out").keys() >= whole.keys() or part == 12
-    assert cut[:2] == [True, True]
-    subprocess.run([*command, "--out", "out"], env=environment, check=True, capture_output=True)
-    assert files("out") == whole

@@ -144,7 +144,7 @@ def test_the_whole_is_as_measured(monkeypatch: pytest.MonkeyPatch, sd15: Any) ->
 
 @pytest.mark.slow
 def test_a_folder_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    assert folders.killed(tmp_path, images=32, workers=2)
+    assert folders.killed(tmp_path, images=16, workers=2)
 
 
 def test_presence_agrees_with_an_evaluation_where_every_name_is_right(bundled: Segmenter) -> None:
