@@ -411,7 +411,7 @@ def test_prompts_of_several_chunks() -> None:
         [(number, 1.3) for number in [start, *words]] + [(torch.zeros(8), 1.0), (end, 1.0), *[(pad[0], 1.0)] * 3],
         [(number, 1.0) for number in [start, *more, end, *pad * 2]],
     ]
-    prompt = comfyui.Prompt.of(clip, "(a cat on:1.3) embedding:style grass", {"l": chunks})
+    prompt = comfyui.HostPrompt.of(clip, "(a cat on:1.3) embedding:style grass", {"l": chunks})
     first, second = len(chunks[0]), len(chunks[1])
     assert prompt.length == first + second
     found = {word.name: indices for word, indices in prompt_words(prompt.tokens.texts).items()}

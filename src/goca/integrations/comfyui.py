@@ -124,7 +124,7 @@ def _denoiser(facts: Mapping[str, Any], blocks: Sequence[str]) -> Any:
     return SimpleNamespace(config=config, up_blocks=levels)
 
 
-class Prompt(NamedTuple):
+class HostPrompt(NamedTuple):
     """A prompt as ComfyUI encodes it: its tokens, how many there are, and the tokenizer's special ones."""
 
     tokens: PromptTokens
@@ -132,7 +132,7 @@ class Prompt(NamedTuple):
     specials: SpecialTokens
 
     @classmethod
-    def of(cls, clip: Any, text: str, encoded: Mapping[str, Any]) -> "Prompt":
+    def of(cls, clip: Any, text: str, encoded: Mapping[str, Any]) -> "HostPrompt":
         """Read it from what `clip.tokenize` gives. Raises GocaError for an encoder that is not a CLIP."""
         key = next((key for key in ENCODERS if key in encoded), None)
         if key is None or len(encoded.keys() - set(ENCODERS)) > 0:
@@ -155,7 +155,7 @@ class SamplerHook:
         observer: Of the last sampling; None before the first.
     """
 
-    def __init__(self, unet: HostUNet, prompt: Prompt, observer: Callable[[], Observer]) -> None:
+    def __init__(self, unet: HostUNet, prompt: HostPrompt, observer: Callable[[], Observer]) -> None:
         """observer: makes one for each sampling."""
         self.observer: Observer | None = None
         self._unet, self._prompt, self._make = unet, prompt, observer
@@ -355,7 +355,7 @@ def trace_sampler(patcher: Any, clip: Any, text: str, recipe: str, steps: range)
     facts = (unet.settings, unet.blocks, unet.settings.name, *_where(patcher.model))
     made = trace_plan(*facts, recipe)
     hook = SamplerHook(
-        unet, Prompt.of(clip, text, encoded), lambda: TraceObserver(made, partial(trace_plan, *facts), CELL, steps)
+        unet, HostPrompt.of(clip, text, encoded), lambda: TraceObserver(made, partial(trace_plan, *facts), CELL, steps)
     )
     copied = patcher.clone()
     hook.attach(copied, ends=True)
@@ -374,7 +374,7 @@ def guide(patcher: Any, clip: Any, text: str, by: str, steps: range, every: int)
         GocaError: As `trace_sampler` does; and from a sampler that does not guide.
     """
     unet, encoded = HostUNet.of(patcher.model), clip.tokenize(text)
-    prompt = Prompt.of(clip, text, encoded)
+    prompt = HostPrompt.of(clip, text, encoded)
     arguments = {"recipe": None, "rate": None, **(guide_arguments(by) or {"rate": 1})}
     settings = checked(**arguments, masks=None, clamp=CLAMP, limit=LIMIT, smooth=True, steps=steps, every=every)
     made = None
