@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline, QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from looked import Looked
 from PIL import Image
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
 
 from goca import GOCA, GocaError, guide, trace
@@ -22,23 +22,6 @@ from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
 RAW = replace(GOCA, rescale=(), order=0)
-
-
-class Looked(TorchFunctionMode):
-    """The queries and keys of every attention of a module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.calls: list[tuple[Tensor, Tensor]] = []
-        self.running = False
-        module.register_forward_pre_hook(lambda module, args: setattr(self, "running", True))
-        module.register_forward_hook(lambda module, args, output: setattr(self, "running", False))
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention and self.running:
-            query, key = args[:2] if args else (kwargs["query"], kwargs["key"])
-            self.calls.append((query[-1], key[-1]))
-        return func(*args, **(kwargs or {}))
 
 
 def make(pipe: Any, images: Any, **options: Any) -> Tensor:
