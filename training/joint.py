@@ -149,7 +149,7 @@ Task, texts = JointTask, t5  # what `training.judge` asks
 
 
 def main() -> None:
-    arguments = training_command(__doc__, steps=13_000, batch=12).parse_args()
+    arguments = training_command(__doc__, steps=10_000, batch=12).parse_args()
     write_latents(arguments.work, JointTask.size)
     plan = make_plan(arguments, "joint", rate=1e-3, warm_up=300)
     train(plan, functools.partial(JointTask, arguments.work, arguments.batch))
