@@ -769,14 +769,16 @@ def test_a_checkpoint_belongs_to_one_family():
     assert len(repos) == len(set(repos)) > 20
 
 
-@pytest.mark.slow
-def test_every_family_works(goca):
+def test_a_check_of_families(goca, monkeypatch):
+    """Of a few: tests/test_families.py segments with all."""
+    checked = {name: BUILDERS[name] for name in ("sd15", "pixart_sigma", "flux")}
+    monkeypatch.setattr("goca.testing.tiny.BUILDERS", checked)
     done = goca("models", "--check", "--json")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("{")
     families = json.loads(done.out)["families"]
-    assert [set(one) for one in families] == [{"name", "status", "detail"}] * len(BUILDERS)
-    assert {one["name"]: one["status"] for one in families} == dict.fromkeys(BUILDERS, "ok")
+    assert [set(one) for one in families] == [{"name", "status", "detail"}] * len(checked)
+    assert {one["name"]: one["status"] for one in families} == dict.fromkeys(checked, "ok")
 
 
 def needs_an_extra() -> Any:

@@ -155,8 +155,7 @@ def test_one_class_with_nothing_beside_it(open_sd15: Segmenter, image: Make) -> 
 
 
 def test_mirroring_windows_noises_and_edges(image: Make) -> None:
-    settings = {"timestep": (100, 300), "seeds": 2, "refine_edges": True, "batch": 3, "floor": 0.0}
-    segmenter = built("sd15", flip=True, **settings)
+    segmenter = built("sd15", flip=True, timestep=(100, 300), refine_edges=True, batch=3, floor=0.0)
     plain, mirrored = (segmenter(each, CLASSES) for each in (image(), image().transpose(Image.FLIP_LEFT_RIGHT)))
     assert mirrored.evidence == pytest.approx(plain.evidence, abs=1e-4)
     best, floor = splitting(plain)
@@ -164,7 +163,7 @@ def test_mirroring_windows_noises_and_edges(image: Make) -> None:
     assert result.uncertainty is not None
     assert result.uncertainty.max() > 0
     assert set(np.unique(result.labels)) <= {0, CLASSES.index(best) + 1}
-    windows = built("sd15", window=True, **settings)(image(), CLASSES)
+    windows = built("sd15", window=True, seeds=2, batch=3, floor=0.0)(image(), CLASSES)
     assert any("windows" in note for note in windows.plan.notes)
     assert all(0 <= evidence <= 1 for evidence in windows.evidence)
 

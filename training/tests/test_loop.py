@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop import Plan, State, snapshot, train_step
+from training.loop import Plan, State, snapshot, train, train_step
 
 
 class Regression:
@@ -98,30 +98,27 @@ class Slow(Regression):
         torch.save(model.state_dict(), folder / "weights")
 
 
-@pytest.mark.slow
+def plan(folder: Path) -> Plan:
+    return Plan(folder, steps=400, rate=0.01, warm_up=9, resume=True)
+
+
 @pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint_and_nothing_is_lost(tmp_path: Path) -> None:
     """A run that is stopped and resumed has the weights of one that was left alone."""
-
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        plan = f"Plan(Path({str(folder)!r}), steps=400, rate=0.01, warm_up=9, resume=True)"
-        imports = (
-            "from pathlib import Path; from training.loop import Plan, train; from training.tests import test_loop"
-        )
-        return subprocess.Popen([sys.executable, "-c", f"{imports}; train({plan}, test_loop.Slow)"])
 
     def done(folder: Path) -> dict[str, Tensor]:
         return torch.load(snapshot(folder) / "weights")
 
     stopped, straight = tmp_path / "stopped", tmp_path / "straight"
-    assert start(straight).wait() == 0
-    first = start(stopped)
+    train(plan(straight), Slow)
+    script = "import sys; from training.tests.test_loop import Path, Slow, plan, train; train(plan(Path(sys.argv[1])), Slow)"
+    first = subprocess.Popen([sys.executable, "-c", script, stopped])
     while not (stopped / "005").exists():  # a snapshot: it is under way
         time.sleep(0.01)
     first.send_signal(signal.SIGTERM)
     assert first.wait() == 0
     assert not snapshot(stopped).exists()
-    assert start(stopped).wait() == 0
+    train(plan(stopped), Slow)
     for name, value in done(straight).items():
         assert torch.equal(value, done(stopped)[name]), name
     steps = [json.loads(line)["step"] for line in (stopped / "log.jsonl").read_text().splitlines()]

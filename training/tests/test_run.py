@@ -49,7 +49,6 @@ def test_two_runs_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_unfinished_stage_runs_and_a_failure_ends_the_run(tmp_path: Path) -> None:
     finish(tmp_path)
     (tmp_path / "tokenizer").rmdir()
