@@ -18,6 +18,7 @@ from goca.cli.compare import compare
 from goca.cli.evaluate import evaluate
 from goca.cli.evaluate_generation import evaluate_generation
 from goca.cli.generate import generate
+from goca.cli.inspect import inspect
 from goca.cli.models import models
 from goca.cli.prototypes import prototypes
 from goca.cli.scaling import scaling
@@ -48,6 +49,7 @@ def goca(
 
 COMMANDS = (
     segment,
+    inspect,
     serve,
     generate,
     prototypes,
