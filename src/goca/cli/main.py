@@ -21,6 +21,7 @@ from goca.cli.generate import generate
 from goca.cli.inspect import inspect
 from goca.cli.models import models
 from goca.cli.prototypes import prototypes
+from goca.cli.report import report
 from goca.cli.scaling import scaling
 from goca.cli.segment import segment
 from goca.cli.serve import serve
@@ -57,6 +58,7 @@ COMMANDS = (
     evaluate,
     evaluate_generation,
     compare,
+    report,
     ablate,
     scaling,
     models,
