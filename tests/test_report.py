@@ -195,6 +195,7 @@ def test_what_is_no_run_is_refused(goca: Goca, evaluated: Path, segmented: Path,
     assert "no folder" in goca("report", tmp_path / "nowhere").mistake()
     assert "has neither index.jsonl nor run.json" in goca("report", tmp_path / "empty").mistake()
     assert "is a folder: name a file (--out)" in goca("report", segmented, "--out", tmp_path).mistake()
+    assert "name it index.html (--out)" in goca("report", segmented, "--out", segmented / "index.jsonl").mistake()
     assert "2000" in goca("report", segmented, "--limit", "3000").mistake()
     (segmented / "index.jsonl").write_text("nonsense\n")
     assert "line 1 is not an image and its results" in goca("report", segmented).mistake()

@@ -41,6 +41,8 @@ def report(
         file = folder / "report.html" if out is None else out
         if file.is_dir():
             raise GocaError(f"{file} is a folder: name a file", "out")
+        if file.suffix.lower() not in (".html", ".htm"):
+            raise GocaError(f"the report is HTML, and {file} is named otherwise: name it {file.stem}.html", "out")
         check_writable(file.parent)
         with progress(hidden=as_json) as bar:
             bar.add_task(f"reading {folder}", total=None)

@@ -25,7 +25,7 @@ from goca.report.page import SIDE, Thumbnails, bar, behind, card, details, page,
 
 MOST_LABELS, MOST_PAIRS = 12, 3
 """How many a card lists."""
-MOST_OPEN = 40
+MOST_OPEN = 16
 """Classes up to which their table is unfolded."""
 
 

@@ -34,10 +34,10 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11
   margin: 1rem 0; }
 dl div { padding: .5rem .7rem; border: 1px solid var(--line); border-radius: 8px; background: var(--soft); }
 dt { color: var(--faint); font-size: .85rem; } dd { margin: 0; font-size: 1.1rem; }
-table { width: 100%; border-collapse: collapse; } .narrow { max-width: 46rem; }
+table { width: 100%; border-collapse: collapse; } .narrow { max-width: 34rem; }
 th, td { padding: .15rem .4rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: middle; }
 th { color: var(--faint); font-weight: 400; font-size: .85rem; } tr:last-child td { border-bottom: 0; }
-td.figure, th.figure { text-align: right; white-space: nowrap; overflow-wrap: normal; width: 1%; }
+td.figure, th.figure { text-align: right; overflow-wrap: normal; width: 1%; } td.figure { white-space: nowrap; }
 td.figure svg + span { display: inline-block; min-width: 4em; }
 svg .swatch { stroke: var(--line); } svg .track { fill: var(--line); } svg .fill { fill: var(--bar); }
 details { margin: .5rem 0; } summary { cursor: pointer; } ul { margin: .3rem 0; padding-left: 1.2rem; }
@@ -50,6 +50,7 @@ article > div { padding: .5rem .7rem; } article h3 { margin: 0; font-size: 1rem;
 figure { margin: 0; } figcaption { padding: .1rem .7rem; color: var(--faint); font-size: .85rem; }
 img { display: block; width: 100%; max-height: 20rem; object-fit: contain; background: var(--line); }
 .wide img { max-width: 60rem; max-height: none; }
+@media (max-width: 30rem) { td.figure svg { display: none; } }
 .none { padding: 2rem .7rem; color: var(--faint); font-size: .85rem; background: var(--line); }
 """
 
