@@ -99,7 +99,11 @@ def folder_page(folder: Path, limit: int) -> tuple[bytes, int, int]:
 
 def _head(totals: Totals) -> list[str]:
     plan = totals.plan
-    facts = {"Images": totals.images, "Segmented": totals.images - totals.left_out, "Left out": totals.left_out}
+    facts: dict[str, object] = {
+        "Images": totals.images,
+        "Segmented": totals.images - totals.left_out,
+        "Left out": totals.left_out,
+    }
     if plan:
         chosen = {"Recipe": plan.get("recipe"), "Model": Path(str(plan.get("model"))).name, "Size": plan.get("size")}
         facts |= {**chosen, "Timestep": plain(plan.get("timestep"))}
