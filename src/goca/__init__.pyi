@@ -3,6 +3,7 @@ from .diffusion.checkpoints import write_settings as write_settings
 from .errors import GocaError as GocaError
 from .guidance import guide as guide
 from .guidance.guider import SemanticAwareGuidance as SemanticAwareGuidance
+from .inspection import Inspection as Inspection
 from .maths.background import Background as Background
 from .plan import Plan as Plan
 from .recipe import CONCEPT_ATTENTION as CONCEPT_ATTENTION

@@ -21,7 +21,9 @@ from goca.storage.reading import require_regular
 from goca.text.clean import storable
 
 _SUFFIXES = suffixes()
-_EARLIER_RESULTS = tuple(exporter.suffix for exporter in EXPORTERS.values())
+INSPECTED = ".inspect.png"
+"""What follows an image's stem in the name of the sheet of its inspection."""
+_EARLIER_RESULTS = (*(exporter.suffix for exporter in EXPORTERS.values()), INSPECTED)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,26 @@ WindowOption = Annotated[bool, option("--window", help="Process large images in 
 RefineEdgesOption = Annotated[
     bool, option("--refine-edges", help="Align the masks with the image's edges (guided filter).")
 ]
+ClassesOption = Annotated[str | None, option(metavar="NAMES", help='Classes to look for: "cat, grass".')]
+ClassesFileOption = Annotated[
+    Path | None,
+    option(
+        metavar="FILE",
+        help='The classes in a file, one per line: "class" or "class: synonym, synonym"; # starts a comment, and a '
+        "number in front is the label.",
+    ),
+]
+BackgroundClassesOption = Annotated[
+    str | None,
+    option(
+        metavar="NAMES",
+        help='Nouns whose pixels become background; "" for none.  [default: the model\'s list, without what is wanted]',
+    ),
+]
+CaptionOption = Annotated[
+    str | None,
+    option(metavar="TEXT", help="Prompt to use instead of the list of classes; it must contain every class."),
+]
 BackgroundClassesFileOption = Annotated[Path | None, option(metavar="FILE", help="The same in a file, one per line.")]
 FloorOption = Annotated[
     float | None,

@@ -76,6 +76,13 @@ def say(text: str) -> None:
         _give_up(sys.stderr)
 
 
+def say_unlabelled(words: Sequence[str]) -> None:
+    """Say of which words of a list of classes there is none, if there are such."""
+    if words:
+        names = ", ".join(f'"{word}"' for word in words)
+        say(f"no class is made of {names}: pixels of no class have label 0")
+
+
 def _give_up(stream: TextIO) -> None:
     """What is left in a stream would be written again, and fail again, when Python ends."""
     with Path(os.devnull).open("w") as nowhere:

@@ -18,8 +18,10 @@ from goca.cli.compare import compare
 from goca.cli.evaluate import evaluate
 from goca.cli.evaluate_generation import evaluate_generation
 from goca.cli.generate import generate
+from goca.cli.inspect import inspect
 from goca.cli.models import models
 from goca.cli.prototypes import prototypes
+from goca.cli.report import report
 from goca.cli.scaling import scaling
 from goca.cli.segment import segment
 from goca.cli.serve import serve
@@ -48,6 +50,7 @@ def goca(
 
 COMMANDS = (
     segment,
+    inspect,
     serve,
     generate,
     prototypes,
@@ -55,6 +58,7 @@ COMMANDS = (
     evaluate,
     evaluate_generation,
     compare,
+    report,
     ablate,
     scaling,
     models,

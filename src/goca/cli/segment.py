@@ -11,7 +11,7 @@ import typer
 
 from goca import bundled
 from goca.cli import arguments
-from goca.cli.console import described, paused, progress, say, session, show, show_json, table
+from goca.cli.console import described, paused, progress, say, say_unlabelled, session, show, show_json, table
 from goca.cli.settings import with_automatic
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
@@ -43,26 +43,9 @@ def segment(
             help="Images, and folders to search for images; hidden files, earlier results and --out are skipped.",
         ),
     ],
-    classes: Annotated[
-        str | None,
-        arguments.option(metavar="NAMES", help='Classes to look for: "cat, grass".'),
-    ] = None,
-    classes_file: Annotated[
-        Path | None,
-        arguments.option(
-            metavar="FILE",
-            help='The classes in a file, one per line: "class" or "class: synonym, synonym"; # starts a comment, and a '
-            "number in front is the label.",
-        ),
-    ] = None,
-    background_classes: Annotated[
-        str | None,
-        arguments.option(
-            metavar="NAMES",
-            help='Nouns whose pixels become background; "" for none.  [default: the model\'s list, '
-            "without what is wanted]",
-        ),
-    ] = None,
+    classes: arguments.ClassesOption = None,
+    classes_file: arguments.ClassesFileOption = None,
+    background_classes: arguments.BackgroundClassesOption = None,
     background_classes_file: arguments.BackgroundClassesFileOption = None,
     background: Annotated[
         str,
@@ -71,12 +54,7 @@ def segment(
             help="auto: the recipe's rule; none: every pixel gets a class; T: a score threshold from 0 to 1.",
         ),
     ] = "auto",
-    caption: Annotated[
-        str | None,
-        arguments.option(
-            metavar="TEXT", help="Prompt to use instead of the list of classes; it must contain every class."
-        ),
-    ] = None,
+    caption: arguments.CaptionOption = None,
     tagger: Annotated[
         str,
         typer.Option(
@@ -213,9 +191,7 @@ def segment(
         final = _run(events, len(jobs), model, indexed, as_json, summary, datasets.values())
         if len(jobs) > 1 and not as_json:
             summary.show()
-        if unlabelled:
-            names = ", ".join(f'"{name}"' for name in unlabelled)
-            say(f"no class is made of {names}: pixels of no class have label 0")
+        say_unlabelled(unlabelled)
         summary.say_not_found()
         summary.say_left_out(indexed)
         if not as_json:

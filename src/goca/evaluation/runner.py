@@ -118,7 +118,7 @@ def run(
             yield ImagesDone(images)
         records = tuple(folder.images[sample.id] for sample in dataset.samples)
         report = Report(dataset.class_names, protocol, records)
-        _finish(folder, report, dataset, str(executor) if work else None)
+        _finish(folder, config, report, dataset, str(executor) if work else None)
     yield Finished(report, decisive)
 
 
@@ -183,9 +183,12 @@ def _tag(tagger: Tagger, sample: Sample, dataset: Dataset) -> str | GocaError:
         return error
 
 
-def _finish(folder: RunFolder, report: Report, dataset: Dataset, executor: str | None) -> None:
+def _finish(
+    folder: RunFolder, config: EvaluationConfig, report: Report, dataset: Dataset, executor: str | None
+) -> None:
     """Write the figures and the confusion image. executor: None where nothing was left to do."""
     left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
-    figures = {"metrics": report.metrics(), "left_out": left_out}
+    root = None if config.root is None else str(config.root.absolute())  # where `goca report` finds the images
+    figures = {"root": root, "metrics": report.metrics(), "left_out": left_out}
     files = {CONFUSION: confusion_image(report, dataset.palette)} if folder.folder is not None else {}
     folder.finish(figures, files, executor)

@@ -5,10 +5,10 @@ inspection.at(120, 80).words
 inspection.map("cat", "raw")
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from operator import index
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,10 +17,10 @@ from PIL import Image
 from goca.aggregation import AttentionAggregator
 from goca.class_maps import rescaled
 from goca.errors import GocaError
-from goca.imaging import draw, html
-from goca.imaging.sheet import Cell, contact_sheet
+from goca.imaging import html
 from goca.inspection.layer_maps import LayerMaps
 from goca.inspection.pixel import PixelAttention, array, cell_of, ranked, sinks
+from goca.inspection.sheet import sheet
 from goca.maths import Grid
 from goca.maths.rescale import share
 from goca.plan import Plan
@@ -30,8 +30,8 @@ from goca.text.tokens import Token
 
 __all__ = ["Inspection", "Layer", "PixelAttention"]
 
-SHOWN_CLASSES = 8
-"""How many classes a sheet shows."""
+EVERY_CLASS = "every class is asked for: this recipe would leave out what it sees no evidence of"
+"""What is noted where the recipe measures evidence."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,11 @@ class Inspection:
         """
         return sinks(self.tokens, self.shares)
 
+    @property
+    def attention(self) -> dict[str, float]:
+        """{class or background class: its tokens' part of all attention, 0 to 1, averaged over the image}."""
+        return {name: sum(self.shares[token] for token in indices) for name, indices in self._indices.items()}
+
     def map(self, name: str, stage: str = "refined") -> Float32[np.ndarray, "height width"]:
         """The map of a class on the common grid, at a stage of its making.
 
@@ -188,16 +193,51 @@ class Inspection:
         """
         return self.at(x, y).looks
 
-    def sheet(self) -> Image.Image:
-        """The image beside the classes' maps, raw (each over its largest value), shared and refined; a row for each."""
-        image, rows = self.image, []
-        for name in self.segmentation.classes[:SHOWN_CLASSES]:
-            raw = self.map(name, "raw")
-            maps = {"raw": raw / max(float(raw.max()), 1e-12)}
-            maps |= {stage: self.map(name, stage) for stage in ("shared", "refined")}
-            cells = [Cell(draw.heatmap(image, scores), f"{name}, {stage}") for stage, scores in maps.items()]
-            rows.append([Cell(image, "image"), *cells])
-        return contact_sheet(rows)
+    def sheet(self, pixels: Iterable[tuple[int, int]] = ()) -> Image.Image:
+        """All on one page: a row for each class with its mask and its maps, raw (over its largest value), shared and
+        refined; the maps of the heaviest layer's heads, if they are kept; the weights of layers and heads; what words
+        and sinks have of all attention; and what pixels attend to. Of long lists the beginning.
+
+        Args:
+            pixels: The (x, y) of each.
+
+        Raises:
+            GocaError: The image has no such pixel.
+        """
+        heads = self._layer_maps.grids if self._layer_maps.each_head else {}
+        kept = [layer for layer in self.layers if layer.name in heads]
+        heads_of = max(kept, key=lambda layer: layer.weight, default=None)
+        return sheet(self, [self.at(x, y) for x, y in pixels], heads_of)
+
+    def to_json(self, pixels: Iterable[tuple[int, int]] = ()) -> dict[str, Any]:
+        """Everything but maps: that of the segmentation, tokens and their shares, sinks, layers, and what pixels attend
+        to; docs/inspecting.md has the shape.
+
+        Args:
+            pixels: The (x, y) of each.
+
+        Raises:
+            GocaError: The image has no such pixel.
+        """
+        facts, attention = self.segmentation.to_json(), self.attention
+        nouns = [
+            {"name": name, "attention": attention[name], "tokens": [*map(int, indices)]}
+            for name, indices in self._indices.items()
+        ]
+        classes = facts.pop("classes")
+        return {
+            **{"height": facts.pop("height"), "width": facts.pop("width")},
+            "classes": [entry | noun for entry, noun in zip(classes, nouns, strict=False)],
+            "background_classes": nouns[len(classes) :],
+            "tokens": [asdict(token) | {"attention": self.shares.get(token.index, 0.0)} for token in self.tokens],
+            "sinks": [{"name": name, "attention": part} for name, part in self.sinks.items()],
+            "layers": [asdict(layer) for layer in self.layers],
+            "pixels": [
+                {"x": pixel.x, "y": pixel.y, "words": [entry._asdict() for entry in pixel.words]}
+                for pixel in (self.at(x, y) for x, y in pixels)
+            ],
+            **facts,
+        }
 
     @property
     def _grid(self) -> Grid:

@@ -72,11 +72,18 @@ class PixelAttention:
         Raises:
             GocaError: The recipe refines nothing.
         """
-        heat = draw.heatmap(self.image, self.looks / max(float(self.looks.max()), 1e-12))
-        radius = max(2, round(max(heat.size) / 60))
+        return self._ringed(draw.heatmap(self.image, self.looks / max(float(self.looks.max()), 1e-12)))
+
+    def marked(self) -> Image.Image:
+        """`heatmap()`; where the recipe refines nothing, the image itself with the ring."""
+        return self._ringed(self.image.convert("RGB")) if self.affinity is None else self.heatmap()
+
+    def _ringed(self, image: Image.Image) -> Image.Image:
+        """Draws on the image, which is returned."""
+        radius = max(2, round(max(image.size) / 60))
         box = (self.x - radius, self.y - radius, self.x + radius, self.y + radius)
-        ImageDraw.Draw(heat).ellipse(box, outline=(255, 255, 255), width=max(1, radius // 3))
-        return heat
+        ImageDraw.Draw(image).ellipse(box, outline=(255, 255, 255), width=max(1, radius // 3))
+        return image
 
 
 def ranked(columns: Mapping[int, float], words: Mapping[str, Collection[int]]) -> tuple[WordShare, ...]:
@@ -114,15 +121,22 @@ def cell_of(
     Raises:
         GocaError: The image has no such pixel.
     """
+    check_pixel(x, y, image)
     place = []
     for position, side, cells, share in zip((y, x), (image.height, image.width), grid, shares, strict=True):
-        if not isinstance(position, SupportsIndex) or not 0 <= index(position) < side:
-            raise GocaError(
-                f"there is no pixel ({x!r}, {y!r}): x goes from 0 to {image.width - 1}, y from 0 to {image.height - 1}"
-            )
         middle = 0.5 + ((index(position) + 0.5) / side - 0.5) * share
         place.append(min(int(middle * cells), cells - 1))
     return place[0], place[1]
+
+
+def check_pixel(x: SupportsIndex, y: SupportsIndex, image: Image.Image) -> None:
+    """Raise GocaError unless the image has such a pixel."""
+    for position, side in ((x, image.width), (y, image.height)):
+        if not isinstance(position, SupportsIndex) or not 0 <= index(position) < side:
+            raise GocaError(
+                f"there is no pixel ({x!r}, {y!r}): x goes from 0 to {image.width - 1}, y from 0 to {image.height - 1}",
+                "at",
+            )
 
 
 def array(maps: Float[Tensor, "*any"]) -> Float32[np.ndarray, "*any"]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
@@ -49,6 +49,24 @@ class JsonLines(Generic[T]):
     def read(self) -> list[T]:
         """The records in order; GocaError if the file cannot be read or a line of it is damaged."""
         return [self._record(line, number) for number, line in enumerate(self._lines()[0], start=1) if line.strip()]
+
+    def stream(self) -> Iterator[T]:
+        """As `read`, with a line at a time in memory; what is not in UTF-8 is read whole."""
+        require_regular(self.path)
+        try:
+            with self.path.open("rb") as file:
+                if json.detect_encoding(file.read(4)).startswith("utf-8"):
+                    file.seek(0)
+                    lines = (line for rows in file for line in rows.splitlines(keepends=True))
+                    for number, line in enumerate(lines, start=1):
+                        if not line.endswith((b"\n", b"\r")) and not _is_whole(line):
+                            return
+                        if line.strip():
+                            yield self._record(line, number)
+                    return
+        except OSError as error:
+            raise GocaError(f"cannot read {self.path}: {error.strerror}; check the path") from None
+        yield from self.read()
 
     def open(self) -> None:
         """Take the file for this process; GocaError if another has it open, or it cannot be written."""
@@ -144,14 +162,7 @@ class JsonLines(Generic[T]):
             content = decode_text(content, str(self.path)).encode(errors="replace")
         # JSON has no bare line break within a text, not that of an old Mac either.
         *lines, last = re.split(rb"\r\n|[\r\n]", content)
-        # No part of an object is JSON, so what is JSON is whole.
-        try:
-            json.loads(last or b"null")
-        except ValueError:
-            return lines, len(last)
-        except RecursionError:
-            pass  # not torn, and refused when it is read
-        return [*lines, last], 0
+        return ([*lines, last], 0) if _is_whole(last) else (lines, len(last))
 
     def _record(self, line: bytes, number: int) -> T:
         try:
@@ -173,3 +184,14 @@ class JsonLines(Generic[T]):
 
     def _refusal(self, error: OSError) -> GocaError:
         return GocaError(f"cannot write {self.path}: {error.strerror}; free some space or choose another folder", "out")
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a last line is not torn: no part of an object is JSON."""
+    try:
+        json.loads(line.strip() or b"null")
+    except ValueError:
+        return False
+    except RecursionError:
+        pass  # not torn, and refused when it is read
+    return True

@@ -1,0 +1,55 @@
+"""`goca report`: a run as one page of HTML."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from goca.cli import arguments
+from goca.cli.console import progress, session, show, show_json
+from goca.errors import GocaError
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            show_default=False,
+            parser=arguments.path,
+            help="What goca segment or goca evaluate has written.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, arguments.option(metavar="FILE", help="The page to write.  [default: report.html in DIR]")
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=2000, help="Images that it shows, the worst.")] = 200,
+    as_json: arguments.JsonOption = False,
+    verbose: arguments.VerboseOption = False,
+) -> None:
+    """Write a page of HTML about a run: totals, settings, classes, and the worst images.
+
+    The page is one file that loads nothing. Of an evaluation it shows the images with the lowest IoU, of a folder those
+    that were left out or have the least evidence.
+    """
+    with session(verbose):
+        if not folder.is_dir():
+            raise GocaError(f"no folder {folder}: check the path")
+        from goca.image_jobs import check_writable
+        from goca.report import write_report
+
+        file = folder / "report.html" if out is None else out
+        if file.is_dir():
+            raise GocaError(f"{file} is a folder: name a file", "out")
+        if file.suffix.lower() not in (".html", ".htm"):
+            raise GocaError(f"the report is HTML, and {file} is named otherwise: name it {file.stem}.html", "out")
+        check_writable(file.parent)
+        with progress(hidden=as_json) as bar:
+            bar.add_task(f"reading {folder}", total=None)
+            written = write_report(folder, file, limit)
+        if as_json:
+            show_json(
+                {"file": str(written.file), "kind": written.kind, "images": written.images, "shown": written.shown}
+            )
+        else:
+            show(f"{written.shown} of {written.images} images, the worst first", str(written.file))

@@ -1,0 +1,51 @@
+"""A run as one page of HTML to look at: its totals, how it was made, and the images that came out worst."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from goca.errors import GocaError
+from goca.evaluation.run_folder import FACTS, read_facts
+from goca.folders import INDEX
+from goca.report.evaluation import evaluation_page
+from goca.report.folder import folder_page
+from goca.storage.atomic import write_atomic
+
+LIMIT = 200
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report is of: "segment" or "evaluate", how many images, and how many of them it shows."""
+
+    file: Path
+    kind: str
+    images: int
+    shown: int
+
+
+def write_report(folder: Path, file: Path, limit: int = LIMIT) -> Written:
+    """Write the report of a folder that `goca segment` or `goca evaluate` has written, whole or not at all.
+
+    Memory is that of the images which are shown.
+
+    Args:
+        folder: The run.
+        file: The page.
+        limit: How many images it shows at most, the worst.
+
+    Raises:
+        GocaError: The folder is neither, or is damaged; an evaluation is not finished; the file cannot be written.
+    """
+    if not folder.is_dir():
+        raise GocaError(f"no folder {folder}: check the path")
+    facts = read_facts(folder)
+    if facts is not None:
+        kind, (content, images, shown) = "evaluate", evaluation_page(folder, facts, limit)
+    elif (folder / INDEX).is_file():
+        kind, (content, images, shown) = "segment", folder_page(folder, limit)
+    else:
+        raise GocaError(
+            f"{folder} has neither {INDEX} nor {FACTS}: name a folder that goca segment or goca evaluate has written"
+        )
+    write_atomic({file: content})
+    return Written(file, kind, images, shown)

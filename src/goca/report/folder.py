@@ -1,0 +1,215 @@
+"""The page of a folder that was segmented: what was left out, classes, and the images with the least evidence."""
+
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from PIL import Image
+
+from goca.errors import GocaError
+from goca.exports import EXPORTERS
+from goca.folders import index_lines
+from goca.imaging.draw import SHORTEST_LONG_SIDE
+from goca.imaging.images import load
+from goca.imaging.palette import MAX_COLOURS, palette
+from goca.report.page import Thumbnails, bar, card, details, page, plain, swatch, table, text, tiles
+from goca.storage.reading import read_json
+
+MOST_CLASSES, MOST_ROWS = 12, 200
+"""How many a card lists, and the table of all images."""
+
+
+class Found(NamedTuple):
+    """A class in an image: its label, its share of the pixels, and its evidence."""
+
+    label: int
+    name: str
+    share: float
+    evidence: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the index, with what the image's JSON says; classes: None without a JSON that can be read."""
+
+    image: str
+    error: str = ""
+    overlay: Path | None = None
+    size: tuple[int, int] = (0, 0)
+    classes: tuple[Found, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def rank(self) -> tuple[float, ...]:
+        """The worst first: left out; without pixels of any class; by the least evidence of what has pixels."""
+        if self.error:
+            return (0,)
+        if self.classes is None:
+            return (3,)
+        shown = [found for found in self.classes if found.share]
+        if not shown:
+            return (1,)
+        return (2, min(found.evidence for found in shown), min(found.share for found in shown))
+
+
+@dataclass
+class Totals:
+    """What all images have in common or together; figures of classes are sums over images."""
+
+    images: int = 0
+    left_out: int = 0
+    described: int = 0
+    with_pixels: Counter[str] = field(default_factory=Counter)
+    shares: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    evidence: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    notes: Counter[str] = field(default_factory=Counter)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Count an image."""
+        self.images += 1
+        self.left_out += bool(entry.error)
+        self.described += entry.classes is not None
+        self.notes.update(entry.notes)
+        for found in entry.classes or ():
+            self.with_pixels[found.name] += found.share > 0
+            self.shares[found.name] += found.share
+            self.evidence[found.name] += found.evidence
+
+
+def folder_page(folder: Path, limit: int) -> tuple[bytes, int, int]:
+    """(the page, how many images the index has, how many the page shows). Raises GocaError for a damaged index."""
+    totals = Totals()
+    worst = nsmallest(limit, _entries(folder, totals), key=Entry.rank)
+    thumbnails = Thumbnails()
+    cards = "".join(_card(entry, thumbnails) for entry in worst)
+    parts = [
+        *_head(totals),
+        f"<h2>Images</h2><p>{len(worst)} of {totals.images}: those left out, then those without pixels of any class, "
+        "then by the least evidence of a class that has pixels.</p>",
+        f'<div class="cards">{cards}</div>',
+    ]
+    return page(f"Segmented: {folder.resolve().name}", parts), totals.images, len(worst)
+
+
+def _head(totals: Totals) -> list[str]:
+    plan = totals.plan
+    facts: dict[str, object] = {
+        "Images": totals.images,
+        "Segmented": totals.images - totals.left_out,
+        "Left out": totals.left_out,
+    }
+    if plan:
+        chosen = {"Recipe": plan.get("recipe"), "Model": Path(str(plan.get("model"))).name, "Size": plan.get("size")}
+        facts |= {**chosen, "Timestep": plain(plan.get("timestep"))}
+    names = sorted(totals.shares, key=lambda name: totals.evidence[name])
+    rows = [
+        [
+            text(name),
+            str(totals.with_pixels[name]),
+            *(bar(sums[name] / totals.described) for sums in (totals.shares, totals.evidence)),
+        ]
+        for name in names[:MOST_ROWS]
+    ]
+    more = f'<p class="faint">and {len(names) - MOST_ROWS} more classes</p>' if len(names) > MOST_ROWS else ""
+    notes = [f"{note} ({count} images)" for note, count in totals.notes.most_common(MOST_CLASSES)]
+    header = ["class", "images", "mean share", "mean evidence"]
+    return [
+        tiles(facts),
+        *([details("Notes", notes)] if notes else []),
+        *([details("Settings", [f"{name}: {plain(value)}" for name, value in plan.items()])] if plan else []),
+        *([f"<h2>Classes, least evidence first</h2>{table(header, rows, 'narrow')}{more}"] if rows else []),
+    ]
+
+
+def _entries(folder: Path, totals: Totals) -> Iterator[Entry]:
+    """The lines of the index, counted as they pass."""
+    for line in index_lines(folder).stream():
+        entry, plan = _entry(folder, line)
+        totals.add(entry)
+        totals.plan = totals.plan or plan
+        yield entry
+
+
+def _entry(folder: Path, line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, Any]]:
+    """An image, and the plan that its JSON has."""
+    image = str(line["image"])
+    if "error" in line:
+        return Entry(image, str(line["error"]) or "no reason is given"), {}
+    outputs = line["outputs"] if isinstance(line["outputs"], list) else []
+    files = [file for file in (_in(folder, str(output)) for output in outputs) if file is not None]
+    overlay = next((file for file in files if file.name.endswith(EXPORTERS["overlay"].suffix)), None)
+    if not files or not files[-1].name.endswith(EXPORTERS["json"].suffix):
+        return Entry(image, overlay=overlay), {}
+    try:
+        facts = read_json(files[-1])
+        classes = tuple(
+            Found(int(each["id"]), str(each["name"]), float(each["share"]), float(each["evidence"]))
+            for each in facts["classes"]
+        )
+        size, plan = (int(facts["width"]), int(facts["height"])), dict(facts["plan"])
+        notes = tuple(map(str, plan.pop("notes")))
+    except (GocaError, KeyError, TypeError, ValueError) as error:
+        return Entry(image, overlay=overlay, notes=(f"{files[-1].name} is damaged ({error})",)), {}
+    return Entry(image, overlay=overlay, size=size, classes=classes, notes=notes), plan
+
+
+def _in(folder: Path, stored: str) -> Path | None:
+    """Where a result lies in the run's folder, which may have been moved since; None if it is not there."""
+    parts = _path(stored).parts
+    for start in range(len(parts)):
+        file = folder.joinpath(*parts[start:])
+        try:
+            if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+                return file
+        except (OSError, ValueError):  # no name of a file
+            continue
+    return None
+
+
+def _path(stored: str) -> Path:
+    """A path as `goca.folders.stored_path` wrote it."""
+    return (
+        Path(os.fsdecode(unquote_to_bytes(stored.removeprefix("file://")))) if stored[:7] == "file://" else Path(stored)
+    )
+
+
+def _card(entry: Entry, thumbnails: Thumbnails) -> str:
+    if entry.error:
+        return card(entry.image, "left out", [], [f'<p class="bad">{text(entry.error)}</p>'])
+    picture = thumbnails(lambda: _picture(entry), "Regions" if entry.overlay else "Image")
+    notes = "".join(f'<p class="faint">{text(note)}</p>' for note in entry.notes)
+    if entry.classes is None:
+        return card(entry.image, "no numbers", [picture], [notes])
+    colours = palette(MAX_COLOURS)
+    largest = sorted(entry.classes, key=lambda found: (-found.share, -found.evidence))
+    rows = [
+        [
+            (swatch(colours[1 + (found.label - 1) % MAX_COLOURS].tolist()) if found.share else "") + text(found.name),
+            bar(found.share),
+            bar(found.evidence),
+        ]
+        for found in largest[:MOST_CLASSES]
+    ]
+    rest = len(largest) - len(rows)
+    more = f'<p class="faint">and {rest} more classes</p>' if rest else ""
+    background = 1 - sum(found.share for found in entry.classes)
+    figure = f"{max(0.0, background):.0%} background"
+    return card(entry.image, figure, [picture], [table(["class", "share", "evidence"], rows), more, notes])
+
+
+def _picture(entry: Entry) -> Image.Image:
+    """The overlay without its legend; without an overlay the image."""
+    if entry.overlay is None:
+        return load(_path(entry.image))
+    image, longest = load(entry.overlay), max(entry.size)
+    if not longest:
+        return image
+    factor = max(1, math.ceil(SHORTEST_LONG_SIDE / longest))
+    width, height = (min(factor * side, whole) for side, whole in zip(entry.size, image.size, strict=True))
+    return image.crop((0, 0, width, height))
