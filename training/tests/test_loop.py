@@ -111,7 +111,9 @@ def test_sigterm_ends_with_a_checkpoint_and_nothing_is_lost(tmp_path: Path) -> N
 
     stopped, straight = tmp_path / "stopped", tmp_path / "straight"
     train(plan(straight), Slow)
-    script = "import sys; from training.tests.test_loop import Path, Slow, plan, train; train(plan(Path(sys.argv[1])), Slow)"
+    script = (
+        "import sys; from training.tests.test_loop import Path, Slow, plan, train; train(plan(Path(sys.argv[1])), Slow)"
+    )
     first = subprocess.Popen([sys.executable, "-c", script, stopped])
     while not (stopped / "005").exists():  # a snapshot: it is under way
         time.sleep(0.01)
