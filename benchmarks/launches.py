@@ -94,7 +94,7 @@ class Counter(TorchDispatchMode):
             values = func(*tree_map(value_of, args), **tree_map(value_of, at_home))
         if torch.Tag.data_dependent_output in func.tags:
             self._count(func, args, kwargs, (), sync=True)
-            return random_value(func, there) if values is None else values
+            return torch.rand(()).item() if values is None else values
         if kwargs.get("device", DEVICE) != DEVICE:  # to the host
             output = (
                 values if values is not None else torch.rand(there[0].shape).to(kwargs.get("dtype") or there[0].dtype)
@@ -113,8 +113,8 @@ class Counter(TorchDispatchMode):
             tensor.known = value
         for tensor in outputs if values is None else ():
             vars(tensor).pop("known", None)
-            tensor.all_well = "all" in func.overloadpacket.__name__
-        from_host = len(there) < len(inputs) and func.overloadpacket.__name__ in ("_to_copy", "copy_")
+        copied = len(there) < len(inputs) and func.overloadpacket.__name__ in ("_to_copy", "copy_")
+        from_host = copied and not kwargs.get("non_blocking")
         self._count(func, args, kwargs, outputs, sync=dynamic or from_host)
         return output
 
@@ -164,11 +164,6 @@ def is_free(func: Any) -> bool:
 
 def value_of(argument: Any) -> Any:
     return getattr(argument, "known", argument)
-
-
-def random_value(func: Any, tensors: Sequence[Tensor]) -> Any:
-    """What is read of a tensor without a value: checks find that all is well."""
-    return getattr(tensors[0], "all_well", False) if tensors[0].dtype == torch.bool else torch.rand(()).item()
 
 
 def where() -> str:

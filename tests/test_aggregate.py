@@ -321,7 +321,7 @@ def test_order_and_size_of_blocks_do_not_matter(reference: Reference, rule: str,
             assert weigher.rows.tolist() == rows.tolist()
             for block in order:
                 weigher.add(block, affinity[block])
-            weights.append(weigher.value())
+            weights.append(float(weigher.value()))
     assert weights == pytest.approx([weights[0]] * 6, rel=1e-5)
     assert weights[0] == pytest.approx(layer_weight(chosen, reference, *layer(grid), SCALE, grid), rel=1e-5)
 

@@ -5,6 +5,7 @@ has run it keeps each layer's head-weighted map, queries and keys; from then on 
 weights, and of the self-attention of the refinement layers.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,10 +20,12 @@ from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities, side_map
+from goca.maths.fusion import Weight
 from goca.maths.heads import head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, mass_of_means, token_mass
+from goca.maths.resize import picked
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.text.token_spans import NounTokens, TextKeys
@@ -63,7 +66,7 @@ class AttentionAggregator:
 
     Attributes:
         affinity: of the refinement layers.
-        weights: {block: the layer's weight}, not normalised; see `layer_weights`.
+        weights: {block: the layer's weight}, not normalised, on the device; see `layer_weights`.
         heads: {block: the weight of each head}, averaged over pixels, of the layers that attend to the text.
         grids: {block: the (height, width) of its map}, of the layers with a map.
     """
@@ -71,7 +74,7 @@ class AttentionAggregator:
     def __init__(self, plan: Plan, tokens: NounTokens, grid: Grid, only_window: bool = True) -> None:
         self.plan, self.tokens, self.grid = plan, tokens, grid
         self.affinity = Affinity(grid) if only_window else Affinity(grid, largest=0)
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, Weight] = {}
         self.heads: dict[str, Float[Tensor, " head"]] = {}
         self._total = plan.layers.fusion(grid)
         self.grids: dict[str, Grid] = {}
@@ -164,7 +167,7 @@ class AttentionAggregator:
         if block in self.weights:
             self._add_weight(block, self.weights[block])
 
-    def _add_weight(self, block: str, weight: float) -> None:
+    def _add_weight(self, block: str, weight: Weight) -> None:
         """Add a layer to the sum as soon as it has both a weight and a map."""
         self.weights[block] = weight
         if block in self._maps:
@@ -173,19 +176,18 @@ class AttentionAggregator:
 
     def layer_weights(self) -> dict[str, float]:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
+        tensors = {block: weight for block, weight in self.weights.items() if isinstance(weight, Tensor)}
+        values = torch.stack(list(tensors.values())).tolist() if tensors else []  # a GPU is waited for once
+        weights = {**self.weights, **dict(zip(tensors, values, strict=True))}
         weight_of = self._total.effective_weight
-        raw = {
-            block: weight * weight_of(self.grids[block])
-            for block, weight in self.weights.items()
-            if block in self.grids
-        }
+        raw = {block: float(weights[block] * weight_of(self.grids[block])) for block in weights if block in self.grids}
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 
-    def global_map(self) -> Float[Tensor, "token height width"]:
+    def global_map(self, checked: bool = True) -> Float[Tensor, "token height width"]:
         """All layers as one map of the tokens on the common grid, once the denoiser has run.
 
-        Raises GocaError where the reference block has no cross-attention, or attention is not finite.
+        Raises GocaError where the reference block has no cross-attention or, if it is checked, attention is not finite.
         """
         if self._weighs and self.plan.reference not in self._read:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
@@ -193,10 +195,8 @@ class AttentionAggregator:
         for block in tuple(self._maps):  # layers without self-attention to compare
             self._add_weight(block, 0.0 if self._weighs else 1.0)
         global_map = self._total.value()
-        if not bool(torch.isfinite(global_map).all()):
-            raise GocaError(
-                "the model's attention is not finite: run it in float32 or bfloat16, or check its weights", hint="dtype"
-            )
+        if checked:
+            check_attention(global_map)
         return global_map
 
     def token_mass(self) -> TokenMass:
@@ -205,16 +205,34 @@ class AttentionAggregator:
         Raises GocaError where `global_map` does, and for attention that says nothing: it tells no word, or no place in
         the image, from another.
         """
-        global_map = self.global_map()
+        global_map = self.global_map(checked=False)
         on_the_side = bool(self.tokens.side_keys)
-        columns = global_map[1:] if on_the_side else global_map[list(self.tokens.content)]
-        for axes, where in (((0,), "for every word"), ((-2, -1), "everywhere in the image")):
-            spread = columns.amax(axes) - columns.amin(axes)
-            if spread.numel() < columns.numel() and bool(spread.max() <= INDISTINCT * columns.abs().max()):
-                raise GocaError(f"the model's attention is the same {where}: are its weights complete?")
+        columns = global_map[1:] if on_the_side else picked(global_map, self.tokens.content)
+        check_attention(global_map, columns)
         if on_the_side:
             return mass_of_means(columns, self.tokens.counts)
         return token_mass(global_map, self.tokens.nouns, self.tokens.content, self.tokens.prompt)
+
+
+def check_attention(global_map: Float[Tensor, "token h w"], columns: Float[Tensor, "noun h w"] | None = None) -> None:
+    """Raise GocaError for attention that is not finite or, in `columns`, says nothing; a GPU is waited for once."""
+    facts, differ = [global_map.abs().amax()], []
+    if columns is not None:
+        cells = columns.flatten(1)
+        facts.append(cells.abs().amax())
+        for axis, where in enumerate(("for every word", "everywhere in the image")):
+            if cells.shape[axis] > 1:  # otherwise there is nothing to differ from
+                low, high = cells.aminmax(dim=axis)
+                facts.append((high - low).amax())
+                differ.append(where)
+    largest, *of_columns = torch.stack(facts).tolist()
+    if not math.isfinite(largest):
+        raise GocaError(
+            "the model's attention is not finite: run it in float32 or bfloat16, or check its weights", hint="dtype"
+        )
+    for spread, where in zip(of_columns[1:], differ, strict=True):
+        if spread <= INDISTINCT * of_columns[0]:
+            raise GocaError(f"the model's attention is the same {where}: are its weights complete?")
 
 
 def dense_feature(call: AttentionCall, feature: str) -> Float[Tensor, "pixel channel"]:
