@@ -8,7 +8,8 @@ weights, and of the self-attention of the refinement layers.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities, side_map
 from goca.maths.fusion import Weight
-from goca.maths.heads import head_map, head_weights
+from goca.maths.heads import HeadRule, head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, mass_of_means, token_mass
@@ -32,6 +33,11 @@ from goca.text.token_spans import NounTokens, TextKeys
 
 INDISTINCT = 1e-6
 """Columns of the global map that differ by less than this share of the largest value differ by rounding alone."""
+
+
+LAYERS_AT_ONCE = {"cpu": 1, "cuda": 8}
+"""How many layers of one shape have their maps computed at once. A CPU would only lose them from its cache; a GPU is
+kept waiting by many small launches."""
 
 
 class PendingLayer(NamedTuple):
@@ -82,6 +88,7 @@ class AttentionAggregator:
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers without a weight yet
         self._reference: Reference | None = None
         self._pending: list[PendingLayer] = []
+        self._unread: dict[tuple[Any, ...], dict[str, tuple[Tensor, ...]]] = {}  # of a shape: {block: what it needs}
 
     @property
     def _weighs(self) -> bool:
@@ -99,6 +106,8 @@ class AttentionAggregator:
             assert call.text_output is not None  # plans of such rules need joint attention, which has it
             layer_map = self.plan.maps(call.output, call.text_output, self.tokens.nouns)
             self._add_map(call.block, layer_map, call.grid)
+        elif reads and call.kind == "cross" and not self.tokens.side_keys:
+            self._read_together(call)
         elif reads:
             assert call.projection is not None  # the hook has one wherever text is read
             if self.tokens.side_keys:
@@ -113,17 +122,37 @@ class AttentionAggregator:
             self._pending.append(
                 PendingLayer(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
             )
-        elif weights is not None and self.tokens.side_keys:
+        elif weights is not None:
             layer_map = side_map(wider.q, wider.k, self.tokens.counts, wider.scale, weights, wider.mask)
             self._add_map(call.block, layer_map, call.grid)
-        elif weights is not None:
-            attention = probabilities(call.q, call.k, call.scale, call.mask)
-            self._add_map(call.block, head_map(weights, attention), call.grid)
         if call.text is not None and call.block == self.plan.reference and self._weighs:
             self._reference = Reference(dense_feature(call, self.plan.feature), call.grid)
         if self._reference is not None or not self._weighs:
             while self._pending:
                 self._release(self._pending.pop())
+
+    def _read_together(self, call: AttentionCall) -> None:
+        """Compute the map of a cross-attention, once there are as many of its shape as are computed at once."""
+        assert call.projection is not None  # the hook has one wherever text is read
+        needed = (call.output, call.projection, call.q, call.k, *(() if call.mask is None else (call.mask,)))
+        shape = (call.grid, call.scale, *(tensor.shape for tensor in needed))
+        layers = self._unread.setdefault(shape, {})
+        layers[call.block] = needed
+        if len(layers) >= LAYERS_AT_ONCE.get(call.q.device.type, LAYERS_AT_ONCE["cuda"]):
+            self._read_layers(shape)
+
+    def _read_layers(self, shape: tuple[Any, ...]) -> None:
+        grid, scale, *_ = shape
+        layers = self._unread.pop(shape)
+        layer_map = partial(_head_weighed_map, self.plan.heads, scale)
+        if len(layers) == 1:
+            maps = [layer_map(*needed) for needed in layers.values()]
+        else:
+            stacked = (torch.stack(tensors) for tensors in zip(*layers.values(), strict=True))
+            maps = list(zip(*torch.vmap(layer_map)(*stacked), strict=True))
+        for block, (heads, weighed) in zip(layers, maps, strict=True):
+            self.heads[block] = heads
+            self._add_map(block, weighed, grid)
 
     def _takes_part(self, block: str) -> bool:
         return not self.plan.cross or block in self.plan.cross
@@ -143,7 +172,8 @@ class AttentionAggregator:
                     weigher.add_rows(rows, affinity)
             self.affinity.layers += dense
         elif weigher is not None:
-            for block, affinity in call.affinity(weigher.rows):
+            every_row = len(weigher.rows) == call.grid[0] * call.grid[1]
+            for block, affinity in call.affinity(None if every_row else weigher.rows):
                 weigher.add(block, affinity)
         if refines and not dense:
             self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
@@ -192,6 +222,8 @@ class AttentionAggregator:
         if self._weighs and self.plan.reference not in self._read:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
         self._reference = None  # all layers have a weight, and its affinity is large
+        for shape in tuple(self._unread):
+            self._read_layers(shape)
         for block in tuple(self._maps):  # layers without self-attention to compare
             self._add_weight(block, 0.0 if self._weighs else 1.0)
         global_map = self._total.value()
@@ -212,6 +244,20 @@ class AttentionAggregator:
         if on_the_side:
             return mass_of_means(columns, self.tokens.counts)
         return token_mass(global_map, self.tokens.nouns, self.tokens.content, self.tokens.prompt)
+
+
+def _head_weighed_map(
+    rule: HeadRule,
+    scale: float,
+    output: Float[Tensor, "head pixel dim"],
+    projection: Float[Tensor, "head dim model"],
+    q: Queries,
+    k: Keys,
+    mask: Mask = None,
+) -> tuple[Float[Tensor, " head"], Float[Tensor, "pixel token"]]:
+    """(the weights of a cross-attention's heads, averaged over pixels; its map)."""
+    weights = head_weights(rule, rearrange(output, "head pixel dim -> pixel head dim"), projection)
+    return weights.mean(0), head_map(weights, probabilities(q, k, scale, mask))
 
 
 def check_attention(global_map: Float[Tensor, "token h w"], columns: Float[Tensor, "noun h w"] | None = None) -> None:

@@ -86,9 +86,10 @@ def _gaussian(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 1 he
 
 def minmax(maps: Maps, token_mass: TokenMass | None = None) -> Maps:
     """Each class over the image to [0, 1]; a map that is constant but for float32's rounding becomes 0."""
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    flat = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
-    return ((maps - low) / (high - low)).masked_fill_(flat, 0.0)
+    low, high = (ends[..., None] for ends in maps.flatten(-2).aminmax(dim=-1, keepdim=True))
+    spread = high - low
+    flat = spread <= 1e-6 * torch.maximum(high.abs(), low.abs())
+    return ((maps - low) / spread).masked_fill_(flat, 0.0)
 
 
 def peak(maps: Maps, token_mass: TokenMass) -> Maps:
