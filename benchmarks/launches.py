@@ -51,7 +51,9 @@ from goca.request import SegmentationRequest
 HOME = str(Path(goca.__file__).parent)
 DEVICE = torch.device("meta")
 CLASSES, BACKGROUND = ("cat", "grass", "tree"), ("sky",)
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "detach"}
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+VIEWS = {"lift_fresh", "detach", "_unsafe_view", "_reshape_alias"}
+"""Those whose signature does not say so."""
 MODEL, VAE = "the denoiser itself", "the VAE's encoder"
 
 
@@ -89,7 +91,7 @@ class Counter(TorchDispatchMode):
             return func(*args, **kwargs)
         values = None
         known = all(tensor.device != DEVICE or hasattr(tensor, "known") for tensor in inputs)
-        if known and func.overloadpacket.__name__ not in ALLOCATIONS - {"detach", "lift_fresh"}:
+        if known and func.overloadpacket.__name__ not in ALLOCATIONS:
             at_home = {**kwargs, "device": torch.device("cpu")} if kwargs.get("device") == DEVICE else kwargs
             values = func(*tree_map(value_of, args), **tree_map(value_of, at_home))
         if torch.Tag.data_dependent_output in func.tags:
@@ -103,11 +105,12 @@ class Counter(TorchDispatchMode):
             return output
         masks = any(tensor.dtype in (torch.bool, torch.uint8) for tensor in inputs[1:])
         dynamic = torch.Tag.dynamic_output_shape in func.tags and (masks or "index" not in func.overloadpacket.__name__)
-        if dynamic:
-            assert values is not None, f"the shape of {func} depends on activations"
-            output = tree_map(lambda value: value.to(DEVICE) if isinstance(value, Tensor) else value, values)
-        else:
-            output = func(*args, **kwargs)
+        assert values is not None or not dynamic, f"the shape of {func} depends on activations"
+        writes = any(
+            argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments
+        )
+        # With the strides that the values have: some operators want them to be of a kind.
+        output = func(*args, **kwargs) if values is None or writes else tree_map(unvalued, values)
         outputs = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
         for tensor, value in zip(outputs, tree_flatten(values)[0], strict=False):
             tensor.known = value
@@ -156,10 +159,17 @@ class FusedAttention(TorchFunctionMode):
 
 def is_free(func: Any) -> bool:
     """Whether an operator puts nothing on the device's queue."""
-    if func.overloadpacket.__name__ in ALLOCATIONS:
+    if func.overloadpacket.__name__ in ALLOCATIONS | VIEWS or torch.Tag.inplace_view in func.tags:
         return True
     aliases = [result.alias_info for result in func._schema.returns]
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+def unvalued(value: Any) -> Any:
+    """A tensor of the device that has nothing but the layout of one that is on the host."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=DEVICE)
 
 
 def value_of(argument: Any) -> Any:
@@ -222,23 +232,30 @@ def measure(
             # The VAE is not counted, and may overflow in half precision.
             kind = torch.float32 if part is pipeline.vae else dtype
             move(nn.Module.to(part, kind), with_values=part is not denoiser)
-    calls: list[Any] = []
     with counted() as take:
         segmenter = Segmenter.from_pipeline(pipeline, recipe, **options)
         session, request = segmenter.backbone.session(), SegmentationRequest(image, CLASSES, BACKGROUND)
         for _ in range(2):
             take()
-            ((_, outcome),) = segmenter.stream([request], session)
+            with calls_of(bare(denoiser)) as calls:
+                ((_, outcome),) = segmenter.stream([request], session)
             if isinstance(outcome, Exception):
                 raise outcome
         segmented = take()
-        handle = bare(denoiser).register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
-        list(segmenter.stream([request], session))
-        handle.remove()
-        take()
-        args, kwargs = calls[-1]
+        args, kwargs = calls[0]
         denoiser(*args, **kwargs)
         return take(), segmented
+
+
+@contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[Any]]:
+    """The (positional, named) arguments of the calls of a module meanwhile."""
+    calls: list[Any] = []
+    handle = module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def noise(size: int) -> Image.Image:
