@@ -288,7 +288,7 @@ def test_a_layer_that_is_the_reference_weighs_a_million_and_no_more() -> None:
 
 def test_negative_weights_become_0(reference: Reference) -> None:
     against = LayerRule(lambda r, s: -(r * s).sum()[None], bilinear=True)
-    assert layer_weight(against, reference, *layer((3, 11)), SCALE, (3, 11)) == 0
+    assert layer_weight(against, reference, *layer((3, 11)), SCALE, (3, 11)) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -21,7 +21,7 @@ from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities, side_map
-from goca.maths.fusion import Weight
+from goca.maths.fusion import LEAST, Weight
 from goca.maths.heads import HeadRule, head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
@@ -208,7 +208,10 @@ class AttentionAggregator:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
         tensors = {block: weight for block, weight in self.weights.items() if isinstance(weight, Tensor)}
         values = torch.stack(list(tensors.values())).tolist() if tensors else []  # a GPU is waited for once
-        weights = {**self.weights, **dict(zip(tensors, values, strict=True))}
+        weights = {
+            **self.weights,
+            **{block: 0.0 if value <= 2 * LEAST else value for block, value in zip(tensors, values, strict=True)},
+        }
         weight_of = self._total.effective_weight
         raw = {block: float(weights[block] * weight_of(self.grids[block])) for block in weights if block in self.grids}
         total = sum(raw.values())

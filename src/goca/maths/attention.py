@@ -50,9 +50,10 @@ def affinity_blocks(
     for block, parts in _blocks(queries, k, scale, mask):
         total = None
         for _, part in parts:
-            total = _with_heads(total, part[..., image])
+            together = len(part) == len(q)
+            total = part[..., image].mean(0) if together else _with_heads(total, part[..., image])
         assert total is not None  # there are heads
-        yield block, total.div_(len(q))
+        yield block, total if together else total.div_(len(q))
 
 
 def joint_blocks(

@@ -17,8 +17,9 @@ from goca.maths.rescale import minmax
 from goca.maths.resize import resize
 
 Weight = Float[Tensor, ""] | float
-"""Of a layer; a tensor stays on its device, so that nobody waits for it there."""
+"""Of a layer; a tensor, of at least `LEAST`, stays on its device, so that nobody waits for it there."""
 LEAST = 1e-30
+"""What a weight of 0 counts as: beside any other it does not, and where all weights are 0 the layers weigh the same."""
 
 
 class WeightedMean:
@@ -54,8 +55,7 @@ class WeightedSum(WeightedMean):
     """sum_l weight_l (layer map on the common grid), clamped at 0, normalised over tokens (paper, global map)."""
 
     def add(self, weight: Weight, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
-        # Where all weights are 0 the layers weigh the same; beside any other, so little does not count.
-        super().add(weight.clamp(min=LEAST) if isinstance(weight, Tensor) else max(weight, LEAST), layer_map, grid)
+        super().add(weight if isinstance(weight, Tensor) else max(weight, LEAST), layer_map, grid)
 
     def value(self) -> Float[Tensor, "token height width"]:
         assert self._total is not None

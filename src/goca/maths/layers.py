@@ -14,7 +14,7 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, affinity_blocks, probabilities
-from goca.maths.fusion import LayerFusion, PerResolutionMean, WeightedMean, WeightedSum
+from goca.maths.fusion import LEAST, LayerFusion, PerResolutionMean, WeightedMean, WeightedSum
 from goca.maths.resize import constant, picked_pixels, resize_keys, resize_keys_adjoint, rows_in
 
 RowStatistics = Callable[[Float[Tensor, "row key"], Float[Tensor, "row key"]], Float[Tensor, " statistic"]]
@@ -29,7 +29,7 @@ def _first(total: Float[Tensor, " statistic"]) -> Float[Tensor, ""]:
 class LayerRule:
     """How a layer's self-affinity S' is compared with the reference affinity R, both on the reference grid.
 
-    weight = finish(sum over row blocks of statistics(R rows, S' rows)), clamped at 0.
+    weight = finish(sum over row blocks of statistics(R rows, S' rows)); less than 0 counts as 0.
 
     Attributes:
         statistics: see `RowStatistics`; without it the weight is 1 and no affinity is computed.
@@ -168,8 +168,8 @@ class LayerWeigher:
             self.add(slice(first, past), affinity[self.rows[first:past] - block.start])
 
     def value(self) -> Float[Tensor, ""] | float:
-        """The weight, clamped at 0, not yet normalised over layers; it stays on its device, where NaN stays NaN."""
-        return 1.0 if self.total is None else self.rule.finish(self.total).clamp(min=0)
+        """The weight, clamped at `LEAST`, not yet normalised over layers, on its device; NaN stays NaN."""
+        return 1.0 if self.total is None else self.rule.finish(self.total).clamp(min=LEAST)
 
 
 @constant
