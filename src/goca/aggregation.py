@@ -6,7 +6,7 @@ weights, and of the self-attention of the refinement layers.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,13 +14,23 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities, side_map
+from goca.maths.attention import (
+    Keys,
+    Mask,
+    Queries,
+    affinities,
+    affinity_blocks,
+    block_elements,
+    joint_blocks,
+    probabilities,
+    side_map,
+)
 from goca.maths.fusion import LEAST, Weight
 from goca.maths.heads import HeadRule, head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
@@ -40,6 +50,10 @@ LAYERS_AT_ONCE = {"cpu": 1, "cuda": 8}
 kept waiting by many small launches."""
 
 
+def _at_once(like: Tensor) -> int:
+    return LAYERS_AT_ONCE.get(like.device.type, LAYERS_AT_ONCE["cuda"])
+
+
 class PendingLayer(NamedTuple):
     """What is kept of an attention among pixels until the reference layer has run.
 
@@ -56,9 +70,9 @@ class PendingLayer(NamedTuple):
     text: slice | None
     weights: Float[Tensor, "pixel head"] | None
 
-    def affinity(self, rows: Int[Tensor, " row"] | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def affinity(self) -> Iterator[tuple[slice, Tensor]]:
         """The head-mean affinity, a block of rows at a time."""
-        return affinity_blocks(self.q, self.k, self.scale, rows, image=self.image, mask=self.mask)
+        return affinity_blocks(self.q, self.k, self.scale, image=self.image, mask=self.mask)
 
 
 class AttentionAggregator:
@@ -84,10 +98,11 @@ class AttentionAggregator:
         self.heads: dict[str, Float[Tensor, " head"]] = {}
         self._total = plan.layers.fusion(grid)
         self.grids: dict[str, Grid] = {}
-        self._read: set[str] = set()
+        self._read: dict[str, None] = {}  # the blocks that have attended to the text, in their order
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers without a weight yet
         self._reference: Reference | None = None
         self._pending: list[PendingLayer] = []
+        self._unweighed: dict[tuple[Any, ...], list[PendingLayer]] = {}  # of a shape
         self._unread: dict[tuple[Any, ...], dict[str, tuple[Tensor, ...]]] = {}  # of a shape: {block: what it needs}
 
     @property
@@ -99,7 +114,7 @@ class AttentionAggregator:
         if call.text is not None:
             if call.block in self._read:
                 raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
-            self._read.add(call.block)
+            self._read[call.block] = None
         reads = call.text is not None and self._takes_part(call.block)
         weights, wider = None, call
         if reads and self.plan.maps is not None:
@@ -138,7 +153,7 @@ class AttentionAggregator:
         shape = (call.grid, call.scale, *(tensor.shape for tensor in needed))
         layers = self._unread.setdefault(shape, {})
         layers[call.block] = needed
-        if len(layers) >= LAYERS_AT_ONCE.get(call.q.device.type, LAYERS_AT_ONCE["cuda"]):
+        if len(layers) >= _at_once(call.q):
             self._read_layers(shape)
 
     def _read_layers(self, shape: tuple[Any, ...]) -> None:
@@ -171,13 +186,40 @@ class AttentionAggregator:
                 if weigher is not None:
                     weigher.add_rows(rows, affinity)
             self.affinity.layers += dense
-        elif weigher is not None:
-            every_row = len(weigher.rows) == call.grid[0] * call.grid[1]
-            for block, affinity in call.affinity(None if every_row else weigher.rows):
-                weigher.add(block, affinity)
         if refines and not dense:
             self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
-        self._add_weight(call.block, weigher.value() if weigher is not None else 1.0)
+        if weigher is None or dense or call.text is not None:
+            self._add_weight(call.block, weigher.value() if weigher is not None else 1.0)
+            return
+        count = len(weigher.rows)
+        elements = len(call.q) * count * call.k.shape[1]
+        keys = call.image.start, call.image.stop
+        shape = (call.grid, call.scale, call.q.shape, call.k.shape, keys, call.mask is None)
+        layers = self._unweighed.setdefault(shape, [])
+        rows = None if count == call.grid[0] * call.grid[1] else weigher.rows
+        layers.append(call if rows is None else call._replace(q=call.q[:, rows]))
+        if call.mask is not None or len(layers) >= min(_at_once(call.q), block_elements(call.q) // elements):
+            self._weigh_layers(shape)
+
+    def _weigh_layers(self, shape: tuple[Any, ...]) -> None:
+        """Weigh layers of one shape; of their queries only those that the reference grid picks are left."""
+        layers, reference, grid = self._unweighed.pop(shape), self._reference, shape[0]
+        assert reference is not None  # otherwise no layer is weighed
+
+        def weight(blocks: Iterable[tuple[slice, Tensor]]) -> Weight:
+            weigher = LayerWeigher(self.plan.layers, reference, grid)
+            for block, affinity in blocks:
+                weigher.add(block, affinity)
+            return weigher.value()
+
+        if len(layers) == 1:
+            weights = [weight(layers[0].affinity())]
+        else:
+            q, k = (torch.stack(tensors) for tensors in zip(*((call.q, call.k) for call in layers), strict=True))
+            affinity = affinities(q, k, layers[0].scale)[..., layers[0].image]
+            weights = list(torch.vmap(lambda rows: weight([(slice(0, len(rows)), rows)]))(affinity))
+        for call, value in zip(layers, weights, strict=True):
+            self._add_weight(call.block, value)
 
     def _joint(self, call: PendingLayer) -> Iterator[tuple[slice, Tensor]]:
         """The affinity of a joint attention, block by block of rows; its map of the tokens is added at the end."""
@@ -224,9 +266,12 @@ class AttentionAggregator:
         """
         if self._weighs and self.plan.reference not in self._read:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
+        for shape in tuple(self._unweighed):
+            self._weigh_layers(shape)
         self._reference = None  # all layers have a weight, and its affinity is large
         for shape in tuple(self._unread):
             self._read_layers(shape)
+        self.heads = {block: self.heads[block] for block in self._read if block in self.heads}
         for block in tuple(self._maps):  # layers without self-attention to compare
             self._add_weight(block, 0.0 if self._weighs else 1.0)
         global_map = self._total.value()

@@ -18,6 +18,11 @@ BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 DENSE_PIXELS = 64 * 64
 
 
+def block_elements(like: Tensor) -> int:
+    """How many probabilities are computed at once on a tensor's device."""
+    return BLOCK_ELEMENTS.get(like.device.type, BLOCK_ELEMENTS["cuda"])
+
+
 Queries = Float[Tensor, "head pixel dim"]
 Keys = Float[Tensor, "head key dim"]
 Mask = Float[Tensor, "#head #pixel key"] | None
@@ -54,6 +59,15 @@ def affinity_blocks(
             total = part[..., image].mean(0) if together else _with_heads(total, part[..., image])
         assert total is not None  # there are heads
         yield block, total if together else total.div_(len(q))
+
+
+def affinities(
+    q: Float[Tensor, "layer head pixel dim"], k: Float[Tensor, "layer head key dim"], scale: float
+) -> Float[Tensor, "layer pixel key"]:
+    """The head-mean self-attention of layers whose probabilities all together are no more than `block_elements`."""
+    ((_, parts),) = _blocks(q.flatten(0, 1), k.flatten(0, 1), scale, None)
+    ((_, part),) = parts
+    return part.unflatten(0, q.shape[:2]).mean(1)
 
 
 def joint_blocks(
@@ -138,7 +152,7 @@ def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[sl
     keys = k.new_empty(k.shape[0], k.shape[2], k.shape[1], dtype=torch.float32).copy_(k.transpose(-1, -2))
     heads, count, _ = q.shape
     width = keys.shape[-1]
-    most = BLOCK_ELEMENTS.get(q.device.type, BLOCK_ELEMENTS["cuda"])
+    most = block_elements(q)
     step = min(max(16, most // width), count)
     together = min(max(1, most // (step * width)), heads)
     memory = keys.new_empty(together, step, width)
