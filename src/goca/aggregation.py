@@ -196,8 +196,10 @@ class AttentionAggregator:
         keys = call.image.start, call.image.stop
         shape = (call.grid, call.scale, call.q.shape, call.k.shape, keys, call.mask is None)
         layers = self._unweighed.setdefault(shape, [])
-        rows = None if count == call.grid[0] * call.grid[1] else weigher.rows
-        layers.append(call if rows is None else call._replace(q=call.q[:, rows]))
+        if count < call.grid[0] * call.grid[1]:
+            mask = call.mask if call.mask is None or call.mask.shape[1] == 1 else call.mask[:, weigher.rows]
+            call = call._replace(q=call.q[:, weigher.rows], mask=mask)
+        layers.append(call)
         if call.mask is not None or len(layers) >= min(_at_once(call.q), block_elements(call.q) // elements):
             self._weigh_layers(shape)
 
@@ -217,7 +219,8 @@ class AttentionAggregator:
         else:
             q, k = (torch.stack(tensors) for tensors in zip(*((call.q, call.k) for call in layers), strict=True))
             affinity = affinities(q, k, layers[0].scale)[..., layers[0].image]
-            weights = list(torch.vmap(lambda rows: weight([(slice(0, len(rows)), rows)]))(affinity))
+            stacked: Any = torch.vmap(lambda rows: weight([(slice(0, len(rows)), rows)]))(affinity)
+            weights = list(stacked)
         for call, value in zip(layers, weights, strict=True):
             self._add_weight(call.block, value)
 

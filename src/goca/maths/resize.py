@@ -86,8 +86,8 @@ def _neighbours(
     first = position.long().clamp(max=size_in - 1)
     second = (first + 1).clamp(max=size_in - 1)
     needed = slice(int(first[0]), int(second[-1]) + 1)
-    parts = first - needed.start, second - needed.start, (position - first).clamp(max=1)
-    return needed, *(part.to(device) for part in parts)
+    above, below, weight = first - needed.start, second - needed.start, (position - first).clamp(max=1)
+    return needed, above.to(device), below.to(device), weight.to(device)
 
 
 def bilinear(size_in: int, size_out: int, like: Tensor | None = None) -> Float[Tensor, "out in"]:
