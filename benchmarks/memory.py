@@ -135,18 +135,19 @@ def deepen(blocks: nn.ModuleList, depth: int) -> None:
     blocks.extend(copy.deepcopy(blocks[0], dict(weights)) for _ in range(depth - len(blocks)))
 
 
-def flux(groups: int, dtype: torch.dtype, whole: bool = False) -> Slice:
+def flux(groups: int, dtype: torch.dtype, whole: bool = False, device: torch.device | str = "cpu") -> Slice:
     """`groups` double and twice as many single blocks; the reference is the last, so that all others wait for it.
 
     whole: all 19 and 38, and the authors' layers.
     """
     small = tiny.BUILDERS["flux"]()
-    transformer = FluxTransformer2DModel(
-        num_layers=groups,
-        num_single_layers=2 * groups,
-        guidance_embeds=True,
-        pooled_projection_dim=small.transformer.config.pooled_projection_dim,
-    )
+    with torch.device(device):
+        transformer = FluxTransformer2DModel(
+            num_layers=groups,
+            num_single_layers=2 * groups,
+            guidance_embeds=True,
+            pooled_projection_dim=small.transformer.config.pooled_projection_dim,
+        )
     if whole:
         deepen(transformer.transformer_blocks, 19)
         deepen(transformer.single_transformer_blocks, 38)
@@ -176,22 +177,23 @@ def flux(groups: int, dtype: torch.dtype, whole: bool = False) -> Slice:
     return Slice(pipeline, plain, last, ("transformer_blocks.0",), 3 * groups - 1)
 
 
-def sdxl(depth: int, dtype: torch.dtype, whole: bool = False) -> Slice:
+def sdxl(depth: int, dtype: torch.dtype, whole: bool = False, device: torch.device | str = "cpu") -> Slice:
     """The deep parts `depth` blocks deep; the model has 10, and so has the `whole`."""
     small = tiny.sdxl()
-    unet = UNet(
-        sample_size=SIZE // 8,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, depth),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
+    with torch.device(device):
+        unet = UNet(
+            sample_size=SIZE // 8,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, depth),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
     if whole:
         for stage in (unet.down_blocks[2], unet.mid_block, unet.up_blocks[0]):
             for attention in stage.attentions:

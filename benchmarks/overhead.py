@@ -28,11 +28,12 @@ from goca.testing import tiny
 CLASSES = ("cat", "grass", "traffic light")
 
 
-def build() -> StableDiffusionPipeline:
+def build(device: torch.device | str = "cpu") -> StableDiffusionPipeline:
     """SD 1.5's UNet at full size; VAE and text encoder have its shapes but are thin, for they are not measured."""
     torch.manual_seed(0)
     small = tiny.sd15()
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    with torch.device(device):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

@@ -19,7 +19,7 @@ def layer_weight(rule: LayerRule, reference: Reference, q: Tensor, k: Tensor, sc
     if rule.statistics is not None:
         for block, affinity in affinity_blocks(q, k, scale, weigher.rows):
             weigher.add(block, affinity)
-    return weigher.value()
+    return float(weigher.value())
 
 
 def global_map(

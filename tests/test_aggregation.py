@@ -11,7 +11,7 @@ from recording import CAPTION, SIZE, RecordedPass
 from torch import Tensor
 
 from goca import GOCA, GocaError, Recipe, Segmenter
-from goca.aggregation import AttentionAggregator
+from goca.aggregation import LAYERS_AT_ONCE, AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall
 from goca.maths.layers import Reference
 from goca.testing.tiny import BUILDERS
@@ -119,3 +119,17 @@ def test_a_block_that_reads_the_text_twice_is_refused(name: str) -> None:
     aggregator.add(first)
     with pytest.raises(GocaError, match=rf"{first.block} reads the text twice"):
         fed(aggregator, [*rest, first])
+
+
+@pytest.mark.parametrize("name", ["sd15", "hunyuan_dit", "flux"])
+@pytest.mark.parametrize("at_once", [2, 8])
+def test_layers_of_one_shape_may_be_computed_at_once(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_by_one = fed(aggregator_of(name), list(recorded_of(name).calls))
+    expected = one_by_one.global_map()
+    monkeypatch.setitem(LAYERS_AT_ONCE, "cpu", at_once)
+    together = fed(aggregator_of(name), list(recorded_of(name).calls))
+    torch.testing.assert_close(together.global_map(), expected)
+    assert together.layer_weights() == pytest.approx(one_by_one.layer_weights())
+    assert list(together.heads) == list(one_by_one.heads)
+    for block, heads in one_by_one.heads.items():
+        torch.testing.assert_close(together.heads[block], heads)

@@ -93,7 +93,7 @@ class Allocations(TorchDispatchMode):
 
     @property
     def largest(self) -> int:
-        return max(size for size, _ in self.sizes)
+        return max((size for size, _ in self.sizes), default=0)
 
     def of_size(self, elements: int) -> int:
         """How many different pieces of memory had exactly so many elements."""

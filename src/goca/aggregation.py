@@ -5,30 +5,53 @@ has run it keeps each layer's head-weighted map, queries and keys; from then on 
 weights, and of the self-attention of the refinement layers.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from goca.diffusion.attention_call import AttentionCall
 from goca.errors import GocaError
 from goca.maths import Grid
-from goca.maths.attention import Keys, Mask, Queries, affinity_blocks, joint_blocks, probabilities, side_map
-from goca.maths.heads import head_map, head_weights
+from goca.maths.attention import (
+    Keys,
+    Mask,
+    Queries,
+    affinities,
+    affinity_blocks,
+    block_elements,
+    joint_blocks,
+    probabilities,
+    side_map,
+)
+from goca.maths.fusion import LEAST, Weight
+from goca.maths.heads import HeadRule, head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, mass_of_means, token_mass
+from goca.maths.resize import picked
 from goca.maths.windows import Windows
 from goca.plan import Plan
 from goca.text.token_spans import NounTokens, TextKeys
 
 INDISTINCT = 1e-6
 """Columns of the global map that differ by less than this share of the largest value differ by rounding alone."""
+
+
+LAYERS_AT_ONCE = {"cpu": 1, "cuda": 8}
+"""How many layers of one shape have their maps computed at once. A CPU would only lose them from its cache; a GPU is
+kept waiting by many small launches."""
+
+
+def _at_once(like: Tensor) -> int:
+    return LAYERS_AT_ONCE.get(like.device.type, LAYERS_AT_ONCE["cuda"])
 
 
 class PendingLayer(NamedTuple):
@@ -47,9 +70,9 @@ class PendingLayer(NamedTuple):
     text: slice | None
     weights: Float[Tensor, "pixel head"] | None
 
-    def affinity(self, rows: Int[Tensor, " row"] | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def affinity(self) -> Iterator[tuple[slice, Tensor]]:
         """The head-mean affinity, a block of rows at a time."""
-        return affinity_blocks(self.q, self.k, self.scale, rows, image=self.image, mask=self.mask)
+        return affinity_blocks(self.q, self.k, self.scale, image=self.image, mask=self.mask)
 
 
 class AttentionAggregator:
@@ -63,7 +86,7 @@ class AttentionAggregator:
 
     Attributes:
         affinity: of the refinement layers.
-        weights: {block: the layer's weight}, not normalised; see `layer_weights`.
+        weights: {block: the layer's weight}, not normalised, on the device; see `layer_weights`.
         heads: {block: the weight of each head}, averaged over pixels, of the layers that attend to the text.
         grids: {block: the (height, width) of its map}, of the layers with a map.
     """
@@ -71,14 +94,16 @@ class AttentionAggregator:
     def __init__(self, plan: Plan, tokens: NounTokens, grid: Grid, only_window: bool = True) -> None:
         self.plan, self.tokens, self.grid = plan, tokens, grid
         self.affinity = Affinity(grid) if only_window else Affinity(grid, largest=0)
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, Weight] = {}
         self.heads: dict[str, Float[Tensor, " head"]] = {}
         self._total = plan.layers.fusion(grid)
         self.grids: dict[str, Grid] = {}
-        self._read: set[str] = set()
+        self._read: dict[str, None] = {}  # the blocks that have attended to the text, in their order
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers without a weight yet
         self._reference: Reference | None = None
         self._pending: list[PendingLayer] = []
+        self._unweighed: dict[tuple[Any, ...], list[PendingLayer]] = {}  # of a shape
+        self._unread: dict[tuple[Any, ...], dict[str, tuple[Tensor, ...]]] = {}  # of a shape: {block: what it needs}
 
     @property
     def _weighs(self) -> bool:
@@ -89,13 +114,15 @@ class AttentionAggregator:
         if call.text is not None:
             if call.block in self._read:
                 raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
-            self._read.add(call.block)
+            self._read[call.block] = None
         reads = call.text is not None and self._takes_part(call.block)
         weights, wider = None, call
         if reads and self.plan.maps is not None:
             assert call.text_output is not None  # plans of such rules need joint attention, which has it
             layer_map = self.plan.maps(call.output, call.text_output, self.tokens.nouns)
             self._add_map(call.block, layer_map, call.grid)
+        elif reads and call.kind == "cross" and not self.tokens.side_keys:
+            self._read_together(call)
         elif reads:
             assert call.projection is not None  # the hook has one wherever text is read
             if self.tokens.side_keys:
@@ -110,17 +137,37 @@ class AttentionAggregator:
             self._pending.append(
                 PendingLayer(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
             )
-        elif weights is not None and self.tokens.side_keys:
+        elif weights is not None:
             layer_map = side_map(wider.q, wider.k, self.tokens.counts, wider.scale, weights, wider.mask)
             self._add_map(call.block, layer_map, call.grid)
-        elif weights is not None:
-            attention = probabilities(call.q, call.k, call.scale, call.mask)
-            self._add_map(call.block, head_map(weights, attention), call.grid)
         if call.text is not None and call.block == self.plan.reference and self._weighs:
             self._reference = Reference(dense_feature(call, self.plan.feature), call.grid)
         if self._reference is not None or not self._weighs:
             while self._pending:
                 self._release(self._pending.pop())
+
+    def _read_together(self, call: AttentionCall) -> None:
+        """Compute the map of a cross-attention, once there are as many of its shape as are computed at once."""
+        assert call.projection is not None  # the hook has one wherever text is read
+        needed = (call.output, call.projection, call.q, call.k, *(() if call.mask is None else (call.mask,)))
+        shape = (call.grid, call.scale, *(tensor.shape for tensor in needed))
+        layers = self._unread.setdefault(shape, {})
+        layers[call.block] = needed
+        if len(layers) >= _at_once(call.q):
+            self._read_layers(shape)
+
+    def _read_layers(self, shape: tuple[Any, ...]) -> None:
+        grid, scale, *_ = shape
+        layers = self._unread.pop(shape)
+        layer_map = partial(_head_weighed_map, self.plan.heads, scale)
+        if len(layers) == 1:
+            maps = [layer_map(*needed) for needed in layers.values()]
+        else:
+            stacked = (torch.stack(tensors) for tensors in zip(*layers.values(), strict=True))
+            maps = list(zip(*torch.vmap(layer_map)(*stacked), strict=True))
+        for block, (heads, weighed) in zip(layers, maps, strict=True):
+            self.heads[block] = heads
+            self._add_map(block, weighed, grid)
 
     def _takes_part(self, block: str) -> bool:
         return not self.plan.cross or block in self.plan.cross
@@ -139,12 +186,43 @@ class AttentionAggregator:
                 if weigher is not None:
                     weigher.add_rows(rows, affinity)
             self.affinity.layers += dense
-        elif weigher is not None:
-            for block, affinity in call.affinity(weigher.rows):
-                weigher.add(block, affinity)
         if refines and not dense:
             self.affinity.add(call.q, call.k, call.scale, call.grid, image=call.image, mask=call.mask)
-        self._add_weight(call.block, weigher.value() if weigher is not None else 1.0)
+        if weigher is None or dense or call.text is not None:
+            self._add_weight(call.block, weigher.value() if weigher is not None else 1.0)
+            return
+        count = len(weigher.rows)
+        elements = len(call.q) * count * call.k.shape[1]
+        keys = call.image.start, call.image.stop
+        shape = (call.grid, call.scale, call.q.shape, call.k.shape, keys, call.mask is None)
+        layers = self._unweighed.setdefault(shape, [])
+        if count < call.grid[0] * call.grid[1]:
+            mask = call.mask if call.mask is None or call.mask.shape[1] == 1 else call.mask[:, weigher.rows]
+            call = call._replace(q=call.q[:, weigher.rows], mask=mask)
+        layers.append(call)
+        if call.mask is not None or len(layers) >= min(_at_once(call.q), block_elements(call.q) // elements):
+            self._weigh_layers(shape)
+
+    def _weigh_layers(self, shape: tuple[Any, ...]) -> None:
+        """Weigh layers of one shape; of their queries only those that the reference grid picks are left."""
+        layers, reference, grid = self._unweighed.pop(shape), self._reference, shape[0]
+        assert reference is not None  # otherwise no layer is weighed
+
+        def weight(blocks: Iterable[tuple[slice, Tensor]]) -> Weight:
+            weigher = LayerWeigher(self.plan.layers, reference, grid)
+            for block, affinity in blocks:
+                weigher.add(block, affinity)
+            return weigher.value()
+
+        if len(layers) == 1:
+            weights = [weight(layers[0].affinity())]
+        else:
+            q, k = (torch.stack(tensors) for tensors in zip(*((call.q, call.k) for call in layers), strict=True))
+            affinity = affinities(q, k, layers[0].scale)[..., layers[0].image]
+            stacked: Any = torch.vmap(lambda rows: weight([(slice(0, len(rows)), rows)]))(affinity)
+            weights = list(stacked)
+        for call, value in zip(layers, weights, strict=True):
+            self._add_weight(call.block, value)
 
     def _joint(self, call: PendingLayer) -> Iterator[tuple[slice, Tensor]]:
         """The affinity of a joint attention, block by block of rows; its map of the tokens is added at the end."""
@@ -164,7 +242,7 @@ class AttentionAggregator:
         if block in self.weights:
             self._add_weight(block, self.weights[block])
 
-    def _add_weight(self, block: str, weight: float) -> None:
+    def _add_weight(self, block: str, weight: Weight) -> None:
         """Add a layer to the sum as soon as it has both a weight and a map."""
         self.weights[block] = weight
         if block in self._maps:
@@ -173,30 +251,35 @@ class AttentionAggregator:
 
     def layer_weights(self) -> dict[str, float]:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
-        weight_of = self._total.effective_weight
-        raw = {
-            block: weight * weight_of(self.grids[block])
-            for block, weight in self.weights.items()
-            if block in self.grids
+        tensors = {block: weight for block, weight in self.weights.items() if isinstance(weight, Tensor)}
+        values = torch.stack(list(tensors.values())).tolist() if tensors else []  # a GPU is waited for once
+        weights = {
+            **self.weights,
+            **{block: 0.0 if value <= 2 * LEAST else value for block, value in zip(tensors, values, strict=True)},
         }
+        weight_of = self._total.effective_weight
+        raw = {block: float(weights[block] * weight_of(self.grids[block])) for block in weights if block in self.grids}
         total = sum(raw.values())
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 
-    def global_map(self) -> Float[Tensor, "token height width"]:
+    def global_map(self, checked: bool = True) -> Float[Tensor, "token height width"]:
         """All layers as one map of the tokens on the common grid, once the denoiser has run.
 
-        Raises GocaError where the reference block has no cross-attention, or attention is not finite.
+        Raises GocaError where the reference block has no cross-attention or, if it is checked, attention is not finite.
         """
         if self._weighs and self.plan.reference not in self._read:
             raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
+        for shape in tuple(self._unweighed):
+            self._weigh_layers(shape)
         self._reference = None  # all layers have a weight, and its affinity is large
+        for shape in tuple(self._unread):
+            self._read_layers(shape)
+        self.heads = {block: self.heads[block] for block in self._read if block in self.heads}
         for block in tuple(self._maps):  # layers without self-attention to compare
             self._add_weight(block, 0.0 if self._weighs else 1.0)
         global_map = self._total.value()
-        if not bool(torch.isfinite(global_map).all()):
-            raise GocaError(
-                "the model's attention is not finite: run it in float32 or bfloat16, or check its weights", hint="dtype"
-            )
+        if checked:
+            check_attention(global_map)
         return global_map
 
     def token_mass(self) -> TokenMass:
@@ -205,16 +288,48 @@ class AttentionAggregator:
         Raises GocaError where `global_map` does, and for attention that says nothing: it tells no word, or no place in
         the image, from another.
         """
-        global_map = self.global_map()
+        global_map = self.global_map(checked=False)
         on_the_side = bool(self.tokens.side_keys)
-        columns = global_map[1:] if on_the_side else global_map[list(self.tokens.content)]
-        for axes, where in (((0,), "for every word"), ((-2, -1), "everywhere in the image")):
-            spread = columns.amax(axes) - columns.amin(axes)
-            if spread.numel() < columns.numel() and bool(spread.max() <= INDISTINCT * columns.abs().max()):
-                raise GocaError(f"the model's attention is the same {where}: are its weights complete?")
+        columns = global_map[1:] if on_the_side else picked(global_map, self.tokens.content)
+        check_attention(global_map, columns)
         if on_the_side:
             return mass_of_means(columns, self.tokens.counts)
         return token_mass(global_map, self.tokens.nouns, self.tokens.content, self.tokens.prompt)
+
+
+def _head_weighed_map(
+    rule: HeadRule,
+    scale: float,
+    output: Float[Tensor, "head pixel dim"],
+    projection: Float[Tensor, "head dim model"],
+    q: Queries,
+    k: Keys,
+    mask: Mask = None,
+) -> tuple[Float[Tensor, " head"], Float[Tensor, "pixel token"]]:
+    """(the weights of a cross-attention's heads, averaged over pixels; its map)."""
+    weights = head_weights(rule, rearrange(output, "head pixel dim -> pixel head dim"), projection)
+    return weights.mean(0), head_map(weights, probabilities(q, k, scale, mask))
+
+
+def check_attention(global_map: Float[Tensor, "token h w"], columns: Float[Tensor, "noun h w"] | None = None) -> None:
+    """Raise GocaError for attention that is not finite or, in `columns`, says nothing; a GPU is waited for once."""
+    facts, differ = [global_map.abs().amax()], []
+    if columns is not None:
+        cells = columns.flatten(1)
+        facts.append(cells.abs().amax())
+        for axis, where in enumerate(("for every word", "everywhere in the image")):
+            if cells.shape[axis] > 1:  # otherwise there is nothing to differ from
+                low, high = cells.aminmax(dim=axis)
+                facts.append((high - low).amax())
+                differ.append(where)
+    largest, *of_columns = torch.stack(facts).tolist()
+    if not math.isfinite(largest):
+        raise GocaError(
+            "the model's attention is not finite: run it in float32 or bfloat16, or check its weights", hint="dtype"
+        )
+    for spread, where in zip(of_columns[1:], differ, strict=True):
+        if spread <= INDISTINCT * of_columns[0]:
+            raise GocaError(f"the model's attention is the same {where}: are its weights complete?")
 
 
 def dense_feature(call: AttentionCall, feature: str) -> Float[Tensor, "pixel channel"]:

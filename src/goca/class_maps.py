@@ -33,6 +33,18 @@ class ClassMaps:
         return ClassMaps(self.classes.flip(-1), background, self.peaks)
 
 
+def on_host(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors on the CPU; a GPU, which they are all on, is waited for once."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    if all(tensor.device.type == "cpu" for tensor in there):
+        return list(tensors)
+    raw = torch.cat([tensor.flatten().view(torch.uint8) for tensor in there]).cpu()
+    parts = raw.split([tensor.nbytes for tensor in there])
+    # Copies, because values have to lie at multiples of their size.
+    here = iter(part.clone().view(like.dtype).view(like.shape) for part, like in zip(parts, there, strict=True))
+    return [None if tensor is None else next(here) for tensor in tensors]
+
+
 def rescaled(plan: Plan, mass: TokenMass, tokens: NounTokens) -> Float[Tensor, "class height width"]:
     """Maps of the nouns that compare with each other: classes, then the maximum of all background classes."""
     # With one noun its share is 1 everywhere and says nothing.
@@ -65,6 +77,8 @@ def refined(
 
 def joined(prompts: Sequence[ClassMaps]) -> ClassMaps:
     """The maps of an image's prompts: classes one after the other, background classes merged by maximum."""
+    if len(prompts) == 1:
+        return prompts[0]
     background = [maps.background for maps in prompts if maps.background is not None]
     classes, peaks = (torch.cat([getattr(maps, name) for maps in prompts]) for name in ("classes", "peaks"))
     return ClassMaps(classes, torch.stack(background).amax(0) if background else None, peaks)
@@ -72,6 +86,8 @@ def joined(prompts: Sequence[ClassMaps]) -> ClassMaps:
 
 def mean(passes: Sequence[ClassMaps]) -> ClassMaps:
     """The average over the passes for one image."""
+    if len(passes) == 1:
+        return passes[0]
     background = [maps.background for maps in passes if maps.background is not None]
     classes, peaks = (torch.stack([getattr(maps, name) for maps in passes]).mean(0) for name in ("classes", "peaks"))
     return ClassMaps(classes, torch.stack(background).mean(0) if background else None, peaks)

@@ -387,4 +387,4 @@ def label_pixels(
         yield from (table[labels] for labels in several)
         return
     guide = torch.from_numpy(np.array(image)).to(maps.classes.device) if refine_edges else None
-    yield from labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide).numpy()
+    yield from labels(maps.classes, maps.background, backgrounds, (image.height, image.width), guide).cpu().numpy()

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from goca.aggregation import ImageAttention
-from goca.class_maps import ClassMaps, ensemble_std, joined, mean, peaks_of, refined, rescaled
+from goca.class_maps import ClassMaps, ensemble_std, joined, mean, on_host, peaks_of, refined, rescaled
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import BackboneSession, BatchItem
 from goca.errors import GocaError
@@ -312,7 +312,11 @@ class Segmenter(PlannedModel):
         ran = self.plan.as_run(
             image.background, image.background_by_user, background_classes, image.captions, image.notes
         )
-        scores, evidence = ScoreMaps.of(maps, std), image.evidence or tuple(maps.peaks.tolist())
+        classes, background, peaks, std = on_host(maps.classes, maps.background, maps.peaks, std)
+        assert classes is not None
+        assert peaks is not None
+        scores = ScoreMaps.of(ClassMaps(classes, background, peaks), std)
+        evidence = image.evidence or tuple(peaks.tolist())
         if indices is not None:
             scores = scores.among(len(image.classes), indices)
             if image.evidence is None:

@@ -29,20 +29,21 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
     try:
         if upcast:
             nn.Module.to(vae, torch.float32)  # without diffusers' advice about it
-        pixels = pixels.to(pipeline._execution_device, torch.float32 if upcast else before)
-        encoded = _encoded(vae, pixels)
+        there = pixels.to(pipeline._execution_device, torch.float32 if upcast else before, non_blocking=True)
+        encoded = _encoded(vae, there)
     finally:
         if upcast:
             nn.Module.to(vae, before)
     latent = _standardised(pipeline, encoded)
-    if not bool(torch.isfinite(latent).all()):
+    values = latent.cpu()  # a GPU is waited for once
+    if not bool(torch.isfinite(values).all()):
         raise GocaError(
             'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16", or check its weights',
             hint="dtype",
         )
-    latents, colours = latent.flatten(2), pixels.flatten(1)
-    constant = (latents.amax(2) == latents.amin(2)).all(1).cpu() & (colours.amax(1) != colours.amin(1)).cpu()
-    if latents.shape[2] > 1 and bool(constant.any()):
+    cells, colours = values.flatten(2), pixels.flatten(1)
+    constant = (cells.amax(2) == cells.amin(2)).all(1) & (colours.amax(1) != colours.amin(1))
+    if cells.shape[2] > 1 and bool(constant.any()):
         raise GocaError("the VAE encodes an image as the same everywhere: are its weights complete?")
     return latent
 

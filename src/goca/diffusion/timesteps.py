@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from goca.errors import GocaError
+from goca.maths.resize import constant
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -36,7 +37,7 @@ def add_noise(
     noise = _noise(latents, seed)
     if is_flow(scheduler):
         return (1 - timestep / NUM_TRAIN_TIMESTEPS) * latents + timestep / NUM_TRAIN_TIMESTEPS * noise
-    kept = scheduler.alphas_cumprod[timestep].to(latents)
+    kept = scheduler.alphas_cumprod[timestep].to("cpu", latents.dtype)  # as a number it need not be waited for
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
@@ -103,8 +104,15 @@ def latent_error(scheduler: Any, timestep: int) -> float:
 
 
 def _noise(latents: Float[Tensor, "image channel height width"], seed: int) -> Float[Tensor, "channel height width"]:
-    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-    return noise.to(latents)
+    return _seeded(latents.shape[1:], seed, latents.device, latents.dtype)
+
+
+@constant
+def _seeded(
+    shape: torch.Size, seed: int, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "channel height width"]:
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return noise.to(device, dtype)
 
 
 def pinned(scheduler: Any, timestep: int, edm_sigmas: bool = False) -> Any:
@@ -118,7 +126,7 @@ def pinned(scheduler: Any, timestep: int, edm_sigmas: bool = False) -> Any:
 def _pinned(scheduler: Any, timestep: int) -> Any:
     class Pinned(type(scheduler)):  # type: ignore[misc]
         def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **unused: Any) -> None:
-            self.timesteps = torch.tensor([timestep], device=device)
+            self.timesteps = torch.full((1,), timestep, device=device)
             self.num_inference_steps = 1
 
         def scale_model_input(self, sample: Tensor, *unused: Any) -> Tensor:
@@ -145,7 +153,7 @@ def _pinned_flow(scheduler: Any, timestep: int, edm_sigmas: bool) -> Any:
             timesteps: Any = None,
         ) -> None:
             self.sigmas = torch.tensor([sigma / (1 - sigma) if edm_sigmas else sigma, 0.0], device=device)
-            self.timesteps = torch.tensor([sigma], device=device) * self.config.num_train_timesteps
+            self.timesteps = torch.full((1,), sigma, device=device) * self.config.num_train_timesteps
             self.num_inference_steps = 1
             self._step_index = self._begin_index = None
 

@@ -7,6 +7,8 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from goca.maths.resize import constant
+
 # How many float32 probabilities are computed at once. On a CPU they have to stay in cache, and one head at a time does
 # best: 8 heads x 4096 x 4096 take 1.0 CPU-s whole, 0.30 in blocks of 64 rows of all heads, 0.26 in 128 rows of one. A
 # GPU wants fewer, larger launches.
@@ -14,6 +16,11 @@ BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 
 # What a 64 x 64 grid has: the largest self-attention that may be kept whole (67 MB).
 DENSE_PIXELS = 64 * 64
+
+
+def block_elements(like: Tensor) -> int:
+    """How many probabilities are computed at once on a tensor's device."""
+    return BLOCK_ELEMENTS.get(like.device.type, BLOCK_ELEMENTS["cuda"])
 
 
 Queries = Float[Tensor, "head pixel dim"]
@@ -46,10 +53,21 @@ def affinity_blocks(
     if mask is not None and rows is not None and mask.shape[1] > 1:
         mask = mask[:, rows]
     for block, parts in _blocks(queries, k, scale, mask):
-        total = q.new_zeros(block.stop - block.start, len(range(k.shape[1])[image]), dtype=torch.float32)
+        total = None
         for _, part in parts:
-            total += _over_heads(part[..., image])
-        yield block, total.div_(len(q))
+            together = len(part) == len(q)
+            total = part[..., image].mean(0) if together else _with_heads(total, part[..., image])
+        assert total is not None  # there are heads
+        yield block, total if together else total.div_(len(q))
+
+
+def affinities(
+    q: Float[Tensor, "layer head pixel dim"], k: Float[Tensor, "layer head key dim"], scale: float
+) -> Float[Tensor, "layer pixel key"]:
+    """The head-mean self-attention of layers whose probabilities all together are no more than `block_elements`."""
+    ((_, parts),) = _blocks(q.flatten(0, 1), k.flatten(0, 1), scale, None)
+    ((_, part),) = parts
+    return part.unflatten(0, q.shape[:2]).mean(1)
 
 
 def joint_blocks(
@@ -65,15 +83,15 @@ def joint_blocks(
 
     Neither part is normalised again. The map is sum_h weights_h(pixel) A_h(pixel, token).
     """
-    keys = range(k.shape[1])
     for block, parts in _blocks(q, k, scale, mask):
-        rows = block.stop - block.start
-        tokens = q.new_zeros(rows, len(keys[text]), dtype=torch.float32)
-        pixels = q.new_zeros(rows, len(keys[image]), dtype=torch.float32)
+        tokens = pixels = None
         for first, part in parts:
             shares = weights[block, first : first + len(part)]
-            tokens += einsum(shares, part[..., text], "pixel head, head pixel token -> pixel token")
-            pixels += _over_heads(part[..., image])
+            weighed = einsum(shares, part[..., text], "pixel head, head pixel token -> pixel token")
+            tokens = weighed if tokens is None else tokens.add_(weighed)
+            pixels = _with_heads(pixels, part[..., image])
+        assert tokens is not None  # there are heads
+        assert pixels is not None
         yield block, tokens, pixels.div_(len(q))
 
 
@@ -102,8 +120,7 @@ def side_map(
     A column for all else, then one for each noun: the mean over its tokens. As in `joint_blocks` the heads are weighed.
     Only some rows at a time have a column for each token, as a thousand nouns have thousands.
     """
-    lengths = torch.tensor(counts, device=q.device)
-    noun_of = torch.repeat_interleave(lengths)
+    lengths, noun_of = _noun_of(tuple(counts), q.device)
     side = slice(k.shape[1] - sum(counts), None)
     columns = weights.new_zeros(len(weights), 1 + len(counts))
     for rows, tokens, _ in joint_blocks(q, k, scale, weights, side, slice(0, 0), mask):
@@ -112,9 +129,18 @@ def side_map(
     return columns
 
 
-def _over_heads(part: Tensor) -> Tensor:
-    """The sum over heads, of which a CPU has one at a time."""
-    return part[0] if len(part) == 1 else part.sum(0)
+@constant
+def _noun_of(counts: tuple[int, ...], device: torch.device) -> tuple[Int[Tensor, " noun"], Int[Tensor, " token"]]:
+    """(how many tokens each noun has, which noun each token is of)."""
+    lengths = torch.tensor(counts)
+    return lengths.to(device), torch.repeat_interleave(lengths).to(device)
+
+
+def _with_heads(total: Tensor | None, part: Tensor) -> Tensor:
+    """`total` and the sum over a part's heads, of which a CPU has one at a time; nothing of the part is kept."""
+    if total is None:
+        return part.sum(0)
+    return total.add_(part[0] if len(part) == 1 else part.sum(0))
 
 
 def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[slice, Iterator[tuple[int, Tensor]]]]:
@@ -126,7 +152,7 @@ def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[sl
     keys = k.new_empty(k.shape[0], k.shape[2], k.shape[1], dtype=torch.float32).copy_(k.transpose(-1, -2))
     heads, count, _ = q.shape
     width = keys.shape[-1]
-    most = BLOCK_ELEMENTS.get(q.device.type, BLOCK_ELEMENTS["cuda"])
+    most = block_elements(q)
     step = min(max(16, most // width), count)
     together = min(max(1, most // (step * width)), heads)
     memory = keys.new_empty(together, step, width)

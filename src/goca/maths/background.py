@@ -63,7 +63,7 @@ def labels(
             not grow with the number of classes.
 
     Returns:
-        On the CPU: 0 for background, i for class i - 1. Ties go to the background, then to the first class.
+        On the scores' device: 0 for background, i for class i - 1. Ties go to the background, then to the first class.
     """
     backgrounds = tuple(backgrounds)
     extra = torch.zeros_like(classes[0]) if background_scores is None else background_scores
@@ -71,11 +71,11 @@ def labels(
     # Along edges classes are taken one by one, because each is a fit to the whole image.
     rows = rows or strips(size, len(maps) if guide is None else 1)
     scored = _upsampled(maps, size, rows) if guide is None else _along_edges(maps, guide, rows)
-    out = torch.empty((len(backgrounds), *size), dtype=torch.uint16)
+    out = torch.empty((len(backgrounds), *size), dtype=torch.uint16, device=maps.device)
     for strip, (extra, best, winner) in zip(rows, scored, strict=True):
         for index, background in enumerate(backgrounds):
             lost = background.rule(background.threshold, extra) >= best
-            out[index, strip] = torch.where(lost, 0, winner + 1).to("cpu", torch.uint16)
+            out[index, strip] = (winner + 1).masked_fill_(lost, 0)
     return out
 
 
@@ -85,11 +85,10 @@ Scored = tuple[Float[Tensor, "row width"], Float[Tensor, "row width"], Int[Tenso
 
 def _upsampled(maps: Float[Tensor, "channel h w"], size: Grid, rows: Sequence[slice]) -> Iterator[Scored]:
     """Strip by strip; maps: the background's, then the classes'."""
-    absent = maps.isneginf().flatten(1).all(1)
+    absent = maps.isneginf().flatten(1).all(1)[:, None, None]
     for strip in rows:
-        scores = resize_rows(maps, size, strip)
-        # Between cells, 0 * -inf gave NaN.
-        scores[absent] = -torch.inf
+        # Between cells, 0 * -inf gives NaN.
+        scores = resize_rows(maps, size, strip).masked_fill_(absent, -torch.inf)
         yield scores[0], *scores[1:].max(0)
 
 

@@ -1,7 +1,7 @@
 """Layer fusion: how the weighted maps of all layers become one map on the common grid.
 
-Each takes layers one by one and keeps sums alone, so that no layer's map has to be kept. Only `WeightedSum`, the
-paper's, has the tokens of a pixel sum to 1.
+Each takes layers one by one and keeps sums alone, so that no layer's map has to be kept. Only
+`WeightedSum`, the paper's, has the tokens of a pixel sum to 1.
 """
 
 import math
@@ -16,20 +16,30 @@ from goca.maths import Grid
 from goca.maths.rescale import minmax
 from goca.maths.resize import resize
 
+Weight = Float[Tensor, ""] | float
+"""Of a layer; a tensor, of at least `LEAST`, stays on its device, so that nobody waits for it there."""
+LEAST = 1e-30
+"""What a weight of 0 counts as: beside any other it does not, and where all weights are 0 the layers weigh the same."""
+
 
 class WeightedMean:
     """sum_l weight_l (layer map on the common grid) / sum_l weight_l."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.mass = 0.0
+        self._weights: list[Weight] = []
         self._total: Float[Tensor, "token height width"] | None = None
 
-    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
+    def add(self, weight: Weight, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
         """Add the map of a layer on `grid`; weights need not sum to 1."""
         maps = resize(rearrange(layer_map, "(h w) token -> token h w", h=grid[0]), self.grid) * weight
         self._total = maps if self._total is None else self._total.add_(maps)
-        self.mass += weight
+        self._weights.append(weight)
+
+    @property
+    def mass(self) -> Weight:
+        """The sum of the weights."""
+        return sum(self._weights)
 
     def effective_weight(self, grid: Grid) -> float:
         """What a weight of 1 counts for in a layer on `grid`."""
@@ -44,21 +54,14 @@ class WeightedMean:
 class WeightedSum(WeightedMean):
     """sum_l weight_l (layer map on the common grid), clamped at 0, normalised over tokens (paper, global map)."""
 
-    _weightless = True
-
-    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
-        # Where all weights are 0 the layers weigh the same.
-        if weight == 0 and not self._weightless:
-            return
-        if weight != 0 and self._weightless:
-            self._total, self._weightless = None, False
-        super().add(weight or 1.0, layer_map, grid)
+    def add(self, weight: Weight, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
+        super().add(weight if isinstance(weight, Tensor) else max(weight, LEAST), layer_map, grid)
 
     def value(self) -> Float[Tensor, "token height width"]:
         assert self._total is not None
         summed = self._total.clamp(min=0)
         mass = summed.sum(0, keepdim=True)
-        return torch.where(mass == 0, 0.0, summed / mass)  # so written that NaN stays NaN
+        return (summed / mass).masked_fill_(mass == 0, 0.0)  # so written that NaN stays NaN
 
 
 class PerResolutionMean:
@@ -72,10 +75,10 @@ class PerResolutionMean:
         self.grid, self.weights = grid, weights
         self._means: dict[Grid, WeightedMean] = {}
 
-    def add(self, weight: float, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
+    def add(self, weight: Weight, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
         self._means.setdefault(grid, WeightedMean(grid)).add(weight, layer_map, grid)
 
-    def effective_weight(self, grid: Grid) -> float:
+    def effective_weight(self, grid: Grid) -> Weight:
         # The layers of a grid share what their grid weighs.
         return self._weight(grid) / self._means[grid].mass
 

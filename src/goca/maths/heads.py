@@ -29,16 +29,12 @@ def output_share(parts: Parts, weight: Projection) -> Weights:
     """<z_h W_h, o>: how much of the layer's output o = sum_h z_h W_h the head made (paper, head-wise weights).
 
     <z_h W_h, o> = <z_h, o W_h^T>, so one projection back replaces a tensor of pixel x head x model. May be negative.
-    Where pixels outnumber channels, there and back at once is the shorter way: o W_h^T = sum_g z_g (W_g W_h^T).
+    Where pixels outnumber channels, there and back at once is the shorter way, which `multi_dot` then takes:
+    o W_h^T = sum_g z_g (W_g W_h^T).
     """
-    heads, dims, _ = weight.shape
-    if len(parts) > heads * dims:
-        gram = einsum(weight, weight, "head dim model, other back model -> head dim other back")
-        back = einsum(parts, gram, "pixel head dim, head dim other back -> pixel other back")
-    else:
-        output = einsum(parts, weight, "pixel head dim, head dim model -> pixel model")
-        back = einsum(output, weight, "pixel model, head dim model -> pixel head dim")
-    return (parts * back).sum(-1)
+    side_by_side, projection = parts.flatten(1), weight.flatten(0, 1)
+    back = torch.linalg.multi_dot([side_by_side, projection, projection.T])
+    return (side_by_side * back).view(parts.shape).sum(-1)
 
 
 def output_share_clamped(parts: Parts, weight: Projection) -> Weights:
@@ -61,9 +57,10 @@ def cosine(parts: Parts, weight: Projection) -> Weights:
 
 def head_weights(rule: HeadRule, parts: Parts, weight: Projection) -> Weights:
     """The rule's weights over their sum: they sum to 1 over heads; equal where the sum is 0."""
-    raw = rule(parts.float(), weight.float())
+    # Widened and laid out at once.
+    raw = rule(parts.to(torch.float32, memory_format=torch.contiguous_format), weight.float())
     total = raw.sum(-1, keepdim=True)
-    return torch.where(total == 0, 1 / raw.shape[-1], raw / total)
+    return (raw / total).masked_fill_(total == 0, 1 / raw.shape[-1])
 
 
 def head_map(weights: Weights, attention: Float[Tensor, "head pixel token"]) -> Float[Tensor, "pixel token"]:

@@ -4,6 +4,7 @@ Layers are weighed by how well their self-attention agrees with the model's own 
 `LayerRule`; a new rule is a new value, and nothing here knows the names of rules.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, affinity_blocks, probabilities
-from goca.maths.fusion import LayerFusion, PerResolutionMean, WeightedMean, WeightedSum
-from goca.maths.resize import picked_pixels, resize_keys, resize_keys_adjoint, rows_in
+from goca.maths.fusion import LEAST, LayerFusion, PerResolutionMean, WeightedMean, WeightedSum
+from goca.maths.resize import constant, picked_pixels, resize_keys, resize_keys_adjoint, rows_in
 
 RowStatistics = Callable[[Float[Tensor, "row key"], Float[Tensor, "row key"]], Float[Tensor, " statistic"]]
 """(rows of R, the same rows of S') -> statistics, which are summed over all rows."""
@@ -28,7 +29,7 @@ def _first(total: Float[Tensor, " statistic"]) -> Float[Tensor, ""]:
 class LayerRule:
     """How a layer's self-affinity S' is compared with the reference affinity R, both on the reference grid.
 
-    weight = finish(sum over row blocks of statistics(R rows, S' rows)), clamped at 0.
+    weight = finish(sum over row blocks of statistics(R rows, S' rows)); less than 0 counts as 0.
 
     Attributes:
         statistics: see `RowStatistics`; without it the weight is 1 and no affinity is computed.
@@ -95,7 +96,6 @@ class Reference:
     def __init__(self, feature: Float[Tensor, "pixel model"], grid: Grid) -> None:
         # As it came: it is widened when rows of R are computed, and those of a small one are computed once.
         self.feature, self.grid = feature[None], grid
-        self._picked: dict[Grid, tuple[Tensor, Tensor]] = {}
         self._pulled: dict[Grid, Tensor] = {}
 
     def rows(self, pixels: Int[Tensor, " row"] | slice) -> Float[Tensor, "row pixel"]:
@@ -112,9 +112,7 @@ class Reference:
 
     def picked(self, grid: Grid) -> tuple[Int[Tensor, " row"], Int[Tensor, " pixel"]]:
         """(rows of a layer on `grid` that nearest-neighbour picks, for each reference pixel its index among them)."""
-        if grid not in self._picked:
-            self._picked[grid] = picked_pixels(grid, self.grid, self.feature.device)
-        return self._picked[grid]
+        return picked_pixels(grid, self.grid, self.feature.device)
 
     def pulled(self, grid: Grid, block: slice) -> Float[Tensor, "row key"]:
         """Rows of N^T R B: sum R * (N S B^T) = sum pulled * S[picked rows], so that S is never resized."""
@@ -128,8 +126,7 @@ class Reference:
         return self._pulled[grid][block]
 
     def _pull(self, grid: Grid, block: slice) -> Float[Tensor, "row key"]:
-        _, index = self.picked(grid)
-        pixels, rows = rows_in(block, index)
+        pixels, rows = rows_in(block.start, block.stop, grid, self.grid, self.feature.device)
         out = self.feature.new_zeros(block.stop - block.start, grid[0] * grid[1], dtype=torch.float32)
         # Many reference pixels may share a row of a coarse layer, so they come some at a time.
         for part, targets in zip(pixels.split(DENSE_PIXELS), rows.split(DENSE_PIXELS), strict=True):
@@ -142,9 +139,7 @@ class LayerWeigher:
 
     def __init__(self, rule: LayerRule, reference: Reference, grid: Grid) -> None:
         self.rule, self.reference, self.grid = rule, reference, grid
-        self.rows, self.index = reference.picked(grid)
-        ones = reference.feature.new_ones(1, reference.feature.shape[1], dtype=torch.float32)
-        self.key_mass = resize_keys_adjoint(ones, grid, reference.grid)[0]
+        self.rows, _ = reference.picked(grid)
         self.total: Tensor | None = None
 
     def add(self, block: slice, affinity: Float[Tensor, "block pixel"]) -> None:
@@ -152,27 +147,32 @@ class LayerWeigher:
         if self.rule.statistics is None:
             return
         if self.rule.balanced:
-            mass = (affinity @ self.key_mass)[:, None]
+            mass = (affinity @ key_mass(self.grid, self.reference.grid, affinity.device))[:, None]
             # A row may look only at keys that the resizing passes over: then nothing of it is left to balance.
-            affinity = torch.where(mass == 0, 0.0, affinity / mass)
+            affinity = (affinity / mass).masked_fill_(mass == 0, 0.0)
         if self.rule.bilinear:
             statistics = self.rule.statistics(self.reference.pulled(self.grid, block), affinity)
         else:
-            pixels, rows = rows_in(block, self.index)
+            pixels, rows = rows_in(block.start, block.stop, self.grid, self.reference.grid, affinity.device)
             resized = resize_keys(affinity, self.grid, self.reference.grid)[rows]
             statistics = self.rule.statistics(self.reference.rows(pixels), resized)
         self.total = statistics if self.total is None else self.total + statistics
 
     def add_rows(self, block: slice, affinity: Float[Tensor, "block pixel"]) -> None:
         """Take from the affinity's rows `block` those that are wanted."""
-        edges = self.rows.new_tensor([block.start, block.stop])
-        first, past = torch.searchsorted(self.rows, edges).tolist()
-        if first < past:
+        on_host, _ = picked_pixels(self.grid, self.reference.grid)
+        first, past = torch.searchsorted(on_host, torch.tensor([block.start, block.stop])).tolist()
+        if past - first == len(affinity):
+            self.add(slice(first, past), affinity)
+        elif first < past:
             self.add(slice(first, past), affinity[self.rows[first:past] - block.start])
 
-    def value(self) -> float:
-        """The weight, clamped at 0, not yet normalised over layers."""
-        if self.total is None:
-            return 1.0
-        value = float(self.rule.finish(self.total))
-        return 0.0 if value < 0 else value  # so written that NaN stays NaN
+    def value(self) -> Float[Tensor, ""] | float:
+        """The weight, clamped at `LEAST`, not yet normalised over layers, on its device; NaN stays NaN."""
+        return 1.0 if self.total is None else self.rule.finish(self.total).clamp(min=LEAST)
+
+
+@constant
+def key_mass(grid: Grid, reference: Grid, device: torch.device) -> Float[Tensor, " pixel"]:
+    """What each key of a layer on `grid` counts for in a row that is resized to the reference grid."""
+    return resize_keys_adjoint(torch.ones(1, math.prod(reference), device=device), grid, reference)[0]

@@ -65,10 +65,10 @@ class Affinity:
             for rows, affinity in blocks():
                 self.add_rows(rows, affinity, grid)
         elif self.common is not None and self.is_dense(self.common):
-            wanted, index = picked_pixels(grid, self.common, q.device)
+            wanted, _ = picked_pixels(grid, self.common, q.device)
             total = self._matrix(self.common, q)
             for block, affinity in blocks(wanted):
-                pixels, numbers = rows_in(block, index)
+                pixels, numbers = rows_in(block.start, block.stop, grid, self.common, q.device)
                 total[pixels] += resize_keys(affinity, grid, self.common)[numbers]
         else:
             self._streamed.append((blocks, grid))

@@ -14,6 +14,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from goca.maths.resize import constant, picked
+
 Maps = Float[Tensor, "class height width"]
 
 
@@ -43,46 +45,57 @@ def token_mass(
     """Read the nouns' columns (`nouns`: token columns of each) off the global map. Only `share_of_prompt` asks for
     `prompt`, the columns of all tokens but the special ones.
     """
-    raw = torch.stack([global_map[list(columns)].mean(0) for columns in nouns])
-    return TokenMass(raw, global_map[list(content)].sum(0), global_map[list(prompt)].sum(0))
+    raw = torch.stack([picked(global_map, columns).mean(0) for columns in nouns])
+    return TokenMass(raw, picked(global_map, content).sum(0), picked(global_map, prompt).sum(0))
 
 
 def mass_of_means(raw: Maps, counts: Sequence[int]) -> TokenMass:
     """The same from what `token_mass` takes of each noun, the mean over its tokens, of which it has `counts`."""
-    content = einsum(raw, raw.new_tensor(counts), "noun height width, noun -> height width")
+    weights = _counts(tuple(counts), raw.device, raw.dtype)
+    content = einsum(raw, weights, "noun height width, noun -> height width")
     return TokenMass(raw, content, content)
+
+
+@constant
+def _counts(counts: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Float[Tensor, " noun"]:
+    return torch.tensor(counts, device=device, dtype=dtype)
 
 
 def share(maps: Maps, token_mass: TokenMass) -> Maps:
     """Divide, at every pixel, by what all content tokens together take: the loud special tokens drop out."""
-    return torch.where(token_mass.content == 0, 0.0, maps / token_mass.content)
+    return (maps / token_mass.content).masked_fill_(token_mass.content == 0, 0.0)
 
 
 def share_of_prompt(maps: Maps, token_mass: TokenMass) -> Maps:
     """`share` in which stop words and punctuation keep what they take (as guidance does it, and as an ablation)."""
-    return torch.where(token_mass.prompt == 0, 0.0, maps / token_mass.prompt)
+    return (maps / token_mass.prompt).masked_fill_(token_mass.prompt == 0, 0.0)
 
 
 def blur(maps: Maps, token_mass: TokenMass) -> Maps:
     """5 x 5 Gaussian, sigma 1.1, reflect padding (replicate where the grid is too narrow to reflect)."""
-    taps = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=maps.device) / 1.1) ** 2)
-    kernel = torch.outer(taps, taps) / taps.sum() ** 2
     mode = "reflect" if min(maps.shape[-2:]) > 2 else "replicate"
     padded = F.pad(maps[:, None], (2, 2, 2, 2), mode=mode)
-    return F.conv2d(padded, kernel[None, None].to(maps))[:, 0]
+    return F.conv2d(padded, _gaussian(maps.device, maps.dtype))[:, 0]
+
+
+@constant
+def _gaussian(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 1 height width"]:
+    taps = torch.exp(-0.5 * (torch.arange(-2.0, 3.0) / 1.1) ** 2)
+    return (torch.outer(taps, taps) / taps.sum() ** 2)[None, None].to(device, dtype)
 
 
 def minmax(maps: Maps, token_mass: TokenMass | None = None) -> Maps:
     """Each class over the image to [0, 1]; a map that is constant but for float32's rounding becomes 0."""
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    constant = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
-    return torch.where(constant, 0.0, (maps - low) / (high - low))
+    low, high = (ends[..., None] for ends in maps.flatten(-2).aminmax(dim=-1, keepdim=True))
+    spread = high - low
+    flat = spread <= 1e-6 * torch.maximum(high.abs(), low.abs())
+    return ((maps - low) / spread).masked_fill_(flat, 0.0)
 
 
 def peak(maps: Maps, token_mass: TokenMass) -> Maps:
     """Each class over its largest value in the image; a map without a positive value becomes 0."""
     high = maps.amax((-2, -1), keepdim=True)
-    return torch.where(high <= 0, 0.0, maps / high)
+    return (maps / high).masked_fill_(high <= 0, 0.0)
 
 
 def times_raw(maps: Maps, token_mass: TokenMass) -> Maps:

@@ -4,6 +4,10 @@ All rules are torch's `interpolate`: bilinear with `align_corners=False` and no 
 resizing of an image is separable, B = By (x) Bx, so B and its adjoint B^T are applied as two small products.
 """
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -14,6 +18,28 @@ from goca.maths import Grid
 
 STRIP = 2**22
 """Resized values that are held at once: with fewer each strip of many classes is a few rows, and takes longer."""
+
+
+_Constant = TypeVar("_Constant", bound=Callable[..., object])
+
+
+def constant(function: _Constant) -> _Constant:
+    """Keeps what a function of sizes, numbers and a device returns, which nobody may change.
+
+    Otherwise a GPU would be sent it again, and waited for, in every layer of every image.
+    """
+    # Made as usual even within the user's inference mode, because it outlives that.
+    return lru_cache(maxsize=256)(torch.inference_mode(False)(function))  # type: ignore[return-value]
+
+
+@constant
+def _indices(numbers: tuple[int, ...], device: torch.device) -> Int[Tensor, " index"]:
+    return torch.tensor(numbers, dtype=torch.long, device=device)
+
+
+def picked(maps: Float[Tensor, "channel *pixels"], channels: Sequence[int]) -> Float[Tensor, "index *pixels"]:
+    """Some channels, as `maps[list(channels)]`."""
+    return maps.index_select(0, _indices(tuple(channels), maps.device))
 
 
 def resize(maps: Float[Tensor, "*channel height width"], grid: Grid) -> Float[Tensor, "*channel out_height out_width"]:
@@ -36,34 +62,47 @@ def resize_rows(
 ) -> Float[Tensor, "*channel row out_width"]:
     """The `rows` of `resize(maps, grid)`, to rounding; a row is the same to the last bit whichever are asked for."""
     # Sums of two terms each: the rounding of a product of matrices would depend on the number of rows.
-    above, below, low = _neighbours(maps.shape[-2], grid[0], rows)
-    left, right, near = _neighbours(maps.shape[-1], grid[1])
-    first, last = int(above[0]), int(below[-1])
-    above, below, left, right = (index.to(maps.device) for index in (above - first, below - first, left, right))
+    start, stop, _ = rows.indices(grid[0])
+    vertical, above, below, low = _neighbours(maps.shape[-2], grid[0], start, stop, maps.device)
+    horizontal, left, right, near = _neighbours(maps.shape[-1], grid[1], 0, grid[1], maps.device)
     low, near = low[:, None].to(maps), near.to(maps)
-    maps = maps[..., first : last + 1, :]
+    maps = maps[..., vertical, horizontal]
     wide = maps.index_select(-1, left) * (1 - near) + maps.index_select(-1, right) * near
     return wide.index_select(-2, above) * (1 - low) + wide.index_select(-2, below) * low
 
 
+@constant
 def _neighbours(
-    size_in: int, size_out: int, part: slice = slice(None)
-) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"], Float[Tensor, " out"]]:
-    """For a part of an axis of `size_out`: the two of `size_in` round each pixel, and the weight of the second."""
+    size_in: int, size_out: int, start: int, stop: int, device: torch.device
+) -> tuple[slice, Int[Tensor, " out"], Int[Tensor, " out"], Float[Tensor, " out"]]:
+    """For a part of an axis of `size_out`: the two of `size_in` round each pixel, and the weight of the second.
+
+    They are counted within the pixels that are needed, which come before.
+    """
     # Rounded to float32 where torch's `interpolate` does it; on the CPU, because not every device has float64.
     scale = torch.tensor(size_in / size_out, dtype=torch.float32).double()
-    middle = torch.arange(size_out)[part].double() + 0.5
+    middle = torch.arange(start, stop).double() + 0.5
     position = (middle * scale - 0.5).clamp(min=0).float()
     first = position.long().clamp(max=size_in - 1)
-    return first, (first + 1).clamp(max=size_in - 1), (position - first).clamp(max=1)
+    second = (first + 1).clamp(max=size_in - 1)
+    needed = slice(int(first[0]), int(second[-1]) + 1)
+    above, below, weight = first - needed.start, second - needed.start, (position - first).clamp(max=1)
+    return needed, above.to(device), below.to(device), weight.to(device)
 
 
 def bilinear(size_in: int, size_out: int, like: Tensor | None = None) -> Float[Tensor, "out in"]:
-    """The matrix of one axis of a bilinear resize; its rows sum to 1."""
-    eye = torch.eye(size_in) if like is None else torch.eye(size_in, device=like.device, dtype=like.dtype)
+    """The matrix of one axis of a bilinear resize; its rows sum to 1. like: of the device and type that is wanted."""
+    like = torch.empty(0) if like is None else like
+    return _bilinear(size_in, size_out, like.device, like.dtype)
+
+
+@constant
+def _bilinear(size_in: int, size_out: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+    eye = torch.eye(size_in, device=device, dtype=dtype)
     return F.interpolate(eye[None], size_out, mode="linear", align_corners=False)[0].T
 
 
+@constant
 def nearest_pixels(grid_in: Grid, grid_out: Grid, device: torch.device | None = None) -> Int[Tensor, " out"]:
     """For each pixel of `grid_out`, the flat index of the pixel of `grid_in` that nearest-neighbour resizing picks."""
     height, width = grid_in
@@ -73,17 +112,23 @@ def nearest_pixels(grid_in: Grid, grid_out: Grid, device: torch.device | None = 
     return F.interpolate(index, grid_out, mode="nearest").flatten().long().to(device)
 
 
+@constant
 def picked_pixels(
     grid_in: Grid, grid_out: Grid, device: torch.device | None = None
 ) -> tuple[Int[Tensor, " picked"], Int[Tensor, " out"]]:
     """(the pixels of `grid_in` that nearest-neighbour picks, for each pixel of `grid_out` its index among them)."""
-    return nearest_pixels(grid_in, grid_out, device).unique(return_inverse=True)
+    rows, index = nearest_pixels(grid_in, grid_out).unique(return_inverse=True)
+    return rows.to(device), index.to(device)
 
 
-def rows_in(block: slice, index: Int[Tensor, " out"]) -> tuple[Int[Tensor, " some"], Int[Tensor, " some"]]:
-    """(the pixels whose picked row is in the block, that row's number within the block); index: see `picked_pixels`."""
-    pixels = ((index >= block.start) & (index < block.stop)).nonzero().flatten()
-    return pixels, index[pixels] - block.start
+@constant
+def rows_in(
+    start: int, stop: int, grid_in: Grid, grid_out: Grid, device: torch.device | None = None
+) -> tuple[Int[Tensor, " some"], Int[Tensor, " some"]]:
+    """(the pixels of `grid_out` whose row is in a block of `picked_pixels`, that row's number within the block)."""
+    _, index = picked_pixels(grid_in, grid_out)
+    pixels = ((index >= start) & (index < stop)).nonzero().flatten()
+    return pixels.to(device), (index[pixels] - start).to(device)
 
 
 def resize_keys(rows: Float[Tensor, "row pixel"], grid_in: Grid, grid_out: Grid) -> Float[Tensor, "row out"]:
