@@ -7,7 +7,7 @@ from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Float32
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from goca.errors import GocaError
@@ -73,10 +73,7 @@ class PixelAttention:
             GocaError: The recipe refines nothing.
         """
         heat = draw.heatmap(self.image, self.looks / max(float(self.looks.max()), 1e-12))
-        radius = max(2, round(max(heat.size) / 60))
-        box = (self.x - radius, self.y - radius, self.x + radius, self.y + radius)
-        ImageDraw.Draw(heat).ellipse(box, outline=(255, 255, 255), width=max(1, radius // 3))
-        return heat
+        return draw.ringed(heat, self.x, self.y)
 
 
 def ranked(columns: Mapping[int, float], words: Mapping[str, Collection[int]]) -> tuple[WordShare, ...]:
