@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,10 @@ class InspectTab:
         outputs = [*pixel, x, y, word, *shown, sinks, token, of_pixel, of_words]
         runs.add(start, stop, self.run, [file, tags, heads], outputs)
         runs.paint(picture.select, self._clicked, [token], [*pixel, x, y])
-        for position in (x, y):
-            runs.paint(position.input, self._moved, [token, x, y], pixel)
+        # As one event, of which the last one counts.
+        runs.paint(partial(gr.on, [x.input, y.input]), self._moved, [token, x, y], pixel)
         runs.paint(words.input, self._named, [token, stage], [*shown, word])
-        for choice in (word, stage):
-            runs.paint(choice.input, self._chosen, [token, word, stage], shown)
+        runs.paint(partial(gr.on, [word.input, stage.input]), self._chosen, [token, word, stage], shown)
 
     def _clicked(self, told: Mapping[str, Any], token: str | None) -> tuple[Any, ...]:
         inspection = self.results.get(token)
@@ -159,7 +159,7 @@ def _pixel(inspection: Inspection, x: int, y: int) -> tuple[Any, ...]:
         note(f"Pixel {x}, {y}: {first.word} has {first.share:.0%} of its words' attention.{remark}"),
         draw.ringed(image, *place),
         gr.Image(looks, visible=looks is not None),
-        _bars("Words of the pixel; press one to see its pixels", rows),
+        _bars("Words of the pixel, by raw attention; press one to see its pixels", rows),
     )
 
 
