@@ -90,7 +90,8 @@ def opened_wide(browser, address):
 
 
 def drawn(page):
-    """The addresses of the images in sight, once all are loaded."""
+    """The addresses of the images in sight, once all are loaded, also those that the reader has yet to scroll to."""
+    page.evaluate("[...document.images].forEach(image => image.loading = 'eager')")
     page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
     return set(page.evaluate("[...document.images].filter(image => image.checkVisibility()).map(image => image.src)"))
 
