@@ -305,6 +305,8 @@ def test_every_kind_of_pipeline(name: str) -> None:
     # A sentence: its words that name something.
     assert list(explained.heatmaps) == ["cat", "dog", "grass"]
     assert explained.masks.labels.shape == (64, 64)
+    with pytest.raises(GocaError, match='keep="steps"'):
+        explain(generated, step=0)
 
 
 def test_a_word_behind_the_tokenizer_s_limit_is_left_out() -> None:

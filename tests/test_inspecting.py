@@ -90,6 +90,25 @@ def test_an_animation_shows_every_step(kept: Trace, tmp_path: Path, name: str, k
         assert (image.format, image.n_frames, image.size) == (kind, 3, (48, 32))
     with pytest.raises(GocaError, match=r"let it end in \.gif or \.webp"):
         animation.save(tmp_path / "cat.mp4")
+    sheets = kept.animation().frames
+    assert len(sheets) == 3
+    # Cells of 224 px between gaps of 12: the image and its words.
+    assert all(sheet.width == 12 + (1 + len(kept.words())) * (224 + 12) for sheet in sheets)
+
+
+def test_a_step_is_segmented_by_its_own_maps(pipe: Any, kept: Trace) -> None:
+    steps = [kept.segment(["cat", "grass"], step=step).scores.grid for step in range(3)]
+    assert not np.allclose(steps[0], steps[2])
+    with pytest.raises(GocaError, match="step 3 was not traced"):
+        kept.segment(["cat"], step=3)
+
+
+def test_what_is_kept_has_a_size(pipe: Any, kept: Trace) -> None:
+    with trace(pipe) as tr:
+        make(pipe)
+    maps = tr.attention.maps()
+    assert tr.attention.nbytes >= maps.nbytes
+    assert kept.attention.nbytes >= tr.attention.nbytes + 3 * maps.nbytes
 
 
 def test_special_tokens_have_maps_and_are_sinks(pipe: Any) -> None:

@@ -30,13 +30,13 @@ from goca.errors import GocaError
 from goca.exports import EXPORTERS
 from goca.segmenter import Segmenter
 from goca.web import guard, legend
-from goca.web.controls import numbers, whole
+from goca.web.controls import classes_of, numbers, whole
 from goca.web.downloads import download
 from goca.web.guard import Guard
 from goca.web.messages import alert
 from goca.web.page import application
-from goca.web.results import Results
-from goca.web.segment import choices_of, classes_of
+from goca.web.results import Results, pixels
+from goca.web.segment import choices_of
 
 CAT = Path("examples/cat.png").read_bytes()
 
@@ -136,8 +136,7 @@ class TestLegend:
 
 class TestResults:
     def test_the_oldest_run_is_given_up(self, result):
-        pixels = result.labels.size
-        results = Results(most=2 * pixels)
+        results = Results("segment again", pixels, 2 * result.labels.size)
         tokens = [results.put({"cat": result}) for _ in range(3)]
         with pytest.raises(GocaError, match="segment again"):
             results.get(tokens[0])
@@ -146,7 +145,7 @@ class TestResults:
     @pytest.mark.parametrize("token", [None, "", "x"])
     def test_no_run_is_found_by_guessing(self, token):
         with pytest.raises(GocaError, match="segment again"):
-            Results().get(token)
+            Results("segment again", pixels, 1).get(token)
 
     @pytest.mark.parametrize("form", EXPORTERS)
     def test_every_format_is_a_file(self, result, tmp_path, form):
@@ -315,19 +314,39 @@ def configuration(page):
     return json.loads(re.search(r"window\.gradio_config = (.*?);</script>", content)[1]), content
 
 
-def clicked(page, button, data):
-    """What is sent to a reader who clicks, as text; the last message has the values of the components."""
+def told(page, component, event, data, event_data=None, session="abc"):
+    """What is sent to a reader who does something, as text; the last message has the values of the components."""
     config, _ = configuration(page)
-    (component,) = (each["id"] for each in config["components"] if each["props"].get("elem_id") == button)
-    (function,) = (each["id"] for each in config["dependencies"] if [component, "click"] in each["targets"])
-    body = json.dumps({"data": data, "fn_index": function, "session_hash": "abc"})
+    (number,) = (each["id"] for each in config["components"] if each["props"].get("elem_id") == component)
+    (function,) = (each["id"] for each in config["dependencies"] if [number, event] in each["targets"])
+    body = json.dumps({"data": data, "event_data": event_data, "fn_index": function, "session_hash": session})
     assert asked(page, "POST", JOIN, body, {"Content-Type": "application/json"}).status == 200
-    return asked(page, "GET", "/gradio_api/queue/data?session_hash=abc").read().decode()
+    answer = asked(page, "GET", f"/gradio_api/queue/data?session_hash={session}").read().decode()
+    assert "process_completed" in answer
+    assert "Traceback" not in answer
+    return answer
+
+
+def alert_of(answer):
+    """The one mistake that an answer tells of."""
+    (line,) = set(re.findall(r'role=\\"alert\\">([^<]*)<', answer))
+    assert "\\n" not in line
+    return line
 
 
 def segment(page, *paths, tags=("cat",), more=("goca-open", "", 1, False, False, "")):
-    files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
-    return clicked(page, "segment-run", [files, list(tags), "automatic", *more])
+    return told(page, "segment-run", "click", [[*map(file, paths)], list(tags), "automatic", *more])
+
+
+def file(path):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def inspect(page, path, tags=("cat", "sky"), heads=True):
+    return told(page, "inspect-run", "click", [path and file(path), list(tags), heads])
+
+
+STATE = None  # what a browser sends for what the page itself remembers
 
 
 def png_header(width, height):
@@ -350,7 +369,6 @@ class TestServed:
         path = uploaded(page, CAT)
         assert Path(path).is_relative_to(page.folder)
         answer = segment(page, path)
-        assert "process_completed" in answer
         assert "opacity of cat" in answer
         shown = re.findall(r'"path":"([^"]+)"', answer)
         assert len(shown) >= 2
@@ -372,10 +390,11 @@ class TestServed:
         ids=["empty", "eps", "svg", "truncated", "bomb", "small"],
     )
     def test_hostile_images_are_a_line(self, page, content, message):
-        answer = segment(page, uploaded(page, content, "a.png"))
-        (line,) = set(re.findall(r'role=\\"alert\\">([^<]*)<', answer))
-        assert message in line
-        assert str(page.folder) not in line
+        path = uploaded(page, content, "a.png")
+        for answer in (segment(page, path), inspect(page, path)):
+            line = alert_of(answer)
+            assert message in line
+            assert str(page.folder) not in line
 
     @pytest.mark.parametrize(
         "name", ["../../../x.png", "/etc/x.png", "a\\b.png", "x" * 300 + ".png", "<b>.svg", ".goca"]
@@ -399,8 +418,72 @@ class TestServed:
         ],
     )
     def test_controls_that_a_browser_would_not_send_end_nothing(self, page, more):
-        assert "process_completed" in segment(page, uploaded(page, CAT), more=more)
+        segment(page, uploaded(page, CAT), more=more)
         assert "opacity of cat" in segment(page, uploaded(page, CAT))
+
+    def test_what_cannot_be_inspected_is_a_line(self, page):
+        assert "drop one" in alert_of(inspect(page, None))
+        assert "no classes" in alert_of(inspect(page, uploaded(page, CAT), tags=()))
+        assert "twice" in alert_of(inspect(page, uploaded(page, CAT), tags=("cat", "cat")))
+
+    @pytest.mark.parametrize(
+        ("component", "event", "data", "event_data", "message"),
+        [
+            ("inspect-picture", "select", [STATE], {"index": [-5, 0]}, "no pixel (-1, 0)"),
+            ("inspect-picture", "select", [STATE], {"index": [0, 10**30]}, "x goes from 0 to 127"),
+            ("inspect-picture", "select", [STATE], {"index": ["1", [2]]}, "no pixel was clicked"),
+            ("inspect-picture", "select", [STATE], {"index": [1.5, True, 3]}, "no pixel was clicked"),
+            ("inspect-picture", "select", [STATE], None, "no pixel was clicked"),
+            ("inspect-x", "input", [STATE, 128, 0], None, "give a number from 0 to 127 (x)"),
+            ("inspect-y", "input", [STATE, 0, -1], None, "give a number from 0 to 127 (y)"),
+            ("inspect-x", "input", [STATE, "nan", 0], None, "give a number from 0 to 127 (x)"),
+            ("inspect-y", "input", [STATE, 0, "<b>"], None, "give a number from 0 to 127 (y)"),
+            ("inspect-x", "input", [STATE, 0.5, {}], None, "not a whole number"),
+            ("inspect-words", "input", [STATE, "raw"], {"word": "dog"}, "there is no class"),
+            ("inspect-words", "input", [STATE, "raw"], {"word": {"a": [1]}}, "there is no class"),
+            ("inspect-words", "input", [STATE, "raw"], [1, 2], "there is no class"),
+        ],
+    )
+    def test_pixels_and_words_that_are_not_there(self, page, component, event, data, event_data, message):
+        assert "layer by layer" in inspect(page, uploaded(page, CAT))
+        assert message in alert_of(told(page, component, event, data, event_data))
+        # Another reader has inspected nothing yet, and none gets at a result by what a browser may send.
+        for state in (STATE, "x", {"path": f"{page.folder}/x"}):
+            forged = [state, *data[1:]]
+            answer = alert_of(told(page, component, event, forged, event_data, session="another"))
+            assert answer == "there is no result here any more: inspect again"
+
+    @pytest.mark.parametrize("stage", ["nonsense", {"a": 1}, 7])
+    def test_a_stage_that_is_none_ends_nothing(self, page, stage):
+        inspect(page, uploaded(page, CAT))
+        assert "layer by layer" not in told(page, "inspect-stage", "input", [STATE, "cat", stage])
+        assert "layer by layer" in told(page, "inspect-stage", "input", [STATE, "cat", "raw"])
+
+    def test_a_body_with_a_number_that_is_none_is_refused(self, page):
+        body = '{"data": [null, NaN, 0], "fn_index": 0, "session_hash": "x"}'
+        assert asked(page, "POST", JOIN, body, {"Content-Type": "application/json"}).status == 400
+
+    def test_without_heads_and_of_a_background_class(self, page):
+        answer = inspect(page, uploaded(page, CAT), heads="yes")
+        assert "head 0" not in answer
+        assert "all heads" in answer
+        answer = told(page, "inspect-words", "input", [STATE, "refined"], {"word": "road"})
+        assert "road, shared: bright is" in answer
+        assert '"value":"shared"' in answer
+
+    def test_steps_of_a_generation_that_are_not_there(self, page):
+        for state in (STATE, "x"):
+            answer = told(page, "generate-step", "input", [state, 1], session="another")
+            assert alert_of(answer) == "there is no result here any more: generate again"
+        told(page, "generate-run", "click", ["cat, grass", "0", "none", "2", ""])
+        assert "Step 2 of 2" in told(page, "generate-step", "input", [STATE, 2])
+        for step in (3, -1, "x", [1], {"a": 1}, 1e300):
+            assert "Step 2 of 2" not in told(page, "generate-step", "input", [STATE, step])
+        assert "not a whole number" in alert_of(told(page, "generate-step", "input", [STATE, 0.5]))
+        animation = told(page, "generate-download", "click", [STATE])
+        (path,) = set(re.findall(r'"path":"([^"]+)"', animation))
+        with Image.open(path) as image:
+            assert (image.format, image.n_frames) == ("GIF", 2)
 
     def test_nothing_is_an_api_and_nothing_comes_from_elsewhere(self, page):
         config, content = configuration(page)

@@ -90,7 +90,8 @@ def opened_wide(browser, address):
 
 
 def drawn(page):
-    """The addresses of the images in sight, once all are loaded."""
+    """The addresses of the images in sight, once all are loaded, also those that the reader has yet to scroll to."""
+    page.evaluate("[...document.images].forEach(image => image.loading = 'eager')")
     page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
     return set(page.evaluate("[...document.images].filter(image => image.checkVisibility()).map(image => image.src)"))
 
@@ -104,8 +105,8 @@ def redrawn(page, before):
     return drawn(page)
 
 
-def name_classes(page, *names):
-    field = page.locator("#segment-classes input")
+def name_classes(page, *names, tab="segment"):
+    field = page.locator(f"#{tab}-classes input")
     for name in names:
         field.fill(name)
         field.press("Enter")
@@ -156,8 +157,92 @@ def test_an_image_is_generated_with_guidance_and_without(opened):
     page.locator("#generate-run").click()
     page.get_by_text("Heat maps of its words").wait_for()
     page.get_by_text("Guided as strongly").wait_for()
-    assert len(drawn(page)) == 6  # plain, guided, masks, and a map of each word
+    together = drawn(page)
+    assert len(together) == 6  # plain, guided, masks, and a map of each word
     opened.photograph("generate")
+    page.locator("#generate-step input[type=range]").fill("1")
+    page.get_by_text("Step 1 of 4.").wait_for()
+    assert len(redrawn(page, together) & together) == 2  # the images are the same
+    opened.photograph("generate-step")
+    with page.expect_download() as started:
+        page.locator("#generate-download").click()
+    assert started.value.suggested_filename == "steps.gif"
+
+
+def test_what_a_pixel_and_a_word_attend_to(opened):
+    page = opened.page
+    page.get_by_role("tab", name="Inspect").click()
+    opened.photograph("inspect-start")
+    name_classes(page, "cat", "sky", tab="inspect")
+    page.locator("#inspect-file input[type=file]").set_input_files(["examples/cat.png"])
+    page.locator("#inspect-file").get_by_text("12.2 KB").wait_for()
+    page.locator("#inspect-run").click()
+    page.locator(".goca-layers li").first.wait_for()
+    # The first word, in 11 layers and their heads.
+    assert page.get_by_role("img", name="cat in mid_block", exact=False).count() == 9
+    assert page.get_by_role("img", name=re.compile("all heads$")).count() == 11
+    before = drawn(page)
+    opened.photograph("inspect")
+    picture = page.locator("#inspect-picture img")
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] * 0.25, "y": box["height"] * 0.75})
+    page.get_by_text(re.compile("^Pixel 3[12], 9[56]: water has")).wait_for()
+    assert page.get_by_label("x, 0 to 127").input_value() in ("31", "32")
+    assert page.locator("#inspect-words th").first.inner_text() == "water"
+    before = redrawn(page, before)
+    # The same without a mouse.
+    page.get_by_label("y, 0 to 127").fill("20")
+    page.get_by_label("x, 0 to 127").fill("30")
+    page.get_by_text("Pixel 30, 20: sky has").wait_for()
+    page.get_by_label("x, 0 to 127").press("ArrowUp")
+    page.get_by_text("Pixel 31, 20: sky has").wait_for()
+    before = redrawn(page, before)
+    page.get_by_role("button", name="sky", exact=True).press("Enter")
+    page.get_by_role("heading", name="sky, layer by layer").wait_for()
+    assert page.get_by_role("radio", name="sky").is_checked()
+    for stage in ("raw", "shared", "rescaled"):
+        page.get_by_role("radio", name=stage).check()
+        page.locator("#inspect-heat").get_by_text(f"sky, {stage}").wait_for()
+        before = redrawn(page, before)
+    opened.photograph("inspect-word")
+    page.get_by_label("y, 0 to 127").fill("128")
+    page.get_by_role("alert").get_by_text("give a number from 0 to 127 (y)").wait_for()
+
+
+def test_generate_by_keyboard(opened_wide):
+    page = opened_wide.page
+    page.get_by_role("tab", name="Segment").focus()
+
+    def reach(selector):
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        raise AssertionError(f"{selector} is not reached")
+
+    reach("#tab-generate-button")
+    page.keyboard.press("Enter")
+    reach("#generate-prompt textarea")
+    page.keyboard.type("cat, grass")
+    reach("[data-testid=textbox]")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("3")
+    reach("input[type=radio][value=none]")
+    page.keyboard.press("Space")
+    assert page.get_by_role("radio", name="none").is_checked()
+    reach("button.label-wrap")
+    page.keyboard.press("Enter")
+    page.get_by_label("Steps").wait_for()
+    reach("[data-testid=textbox]")
+    page.keyboard.type("3")
+    reach("#generate-run")
+    page.keyboard.press("Enter")
+    page.get_by_text("Heat maps of its words").wait_for()
+    reach("#generate-step input[type=range]")
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("Step 1 of 3.").wait_for()
+    page.keyboard.press("End")
+    page.get_by_text("Step 3 of 3.").wait_for()
 
 
 def test_several_images_and_what_goes_wrong(opened_wide, tmp_path):

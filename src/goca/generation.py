@@ -114,6 +114,7 @@ def generate(
     guidance: str = UNGUIDED,
     every: int = 1,
     compare: bool = False,
+    keep: str | Iterable[str] = (),
 ) -> Generator[Progress | Generated, None, None]:
     """Generate an image for each seed: the same for the same seed, whatever else is asked for.
 
@@ -122,7 +123,7 @@ def generate(
             where the iteration is abandoned.
         options: What it is asked for.
         seeds: One for each image.
-        explain, recipe: Whether to trace the images, and with what.
+        explain, recipe, keep: Whether to trace the images, with what, and what is kept, see `goca.tracing.trace`.
         guidance, every: What guides them, see `goca.guidance.guiding`.
         compare: Whether each image is also made without that guidance.
 
@@ -144,7 +145,7 @@ def generate(
                     yield event
                 else:
                     plain = event.image
-        observing = _Observing(recipe if explain else None, guidance, every, plain)
+        observing = _Observing(recipe if explain else None, guidance, every, plain, keep)
         yield from _generate_one(pipeline, arguments, seed, observing)
 
 
@@ -168,25 +169,30 @@ def generate_batch(
         raise GocaError(f"the pipeline refuses: {error}") from None
 
 
-def explain(generated: Generated) -> Explained:
+def explain(generated: Generated, step: int | None = None) -> Explained:
     """Show what the names of a traced image attended to: the parts of a list, or the words of a sentence that may name
     something.
 
+    Args:
+        generated: An image that was traced.
+        step: A step of the sampler, from 0, of an image of which the steps are kept; by default all together.
+
     Raises:
-        GocaError: The image was not traced, or its prompt names nothing.
+        GocaError: The image was not traced, the step is not kept, or its prompt names nothing.
     """
     traced = generated.traced
     if traced is None:
         raise GocaError("the image was not traced: generate it with explain=True")
+    traced.attention.maps(step)  # names are left out below, a step is not
     heatmaps, left_out = {}, []
     for name in _names(traced):
         try:
-            heatmaps[name] = traced.heatmap(name)
+            heatmaps[name] = traced.heatmap(name, step=step)
         except GocaError:  # cut off by the tokenizer's limit, or stop words alone
             left_out.append(name)
     if not heatmaps:
         raise GocaError(f'"{shortened(traced.prompt)}" has no word to explain: name things')
-    return Explained(generated, heatmaps, traced.segment(tuple(heatmaps)), tuple(left_out))
+    return Explained(generated, heatmaps, traced.segment(tuple(heatmaps), step=step), tuple(left_out))
 
 
 def row(generated: Generated, explained: Explained | None) -> list[Cell]:
@@ -239,13 +245,15 @@ class _Observing:
     guidance: str = UNGUIDED
     every: int = 1
     plain: Image.Image | None = None
+    keep: str | Iterable[str] = ()
 
     def run(self, pipeline: Any, seed: int, arguments: dict[str, Any]) -> Generated:
         """Call the pipeline."""
         generator = torch.Generator().manual_seed(seed)
         with ExitStack() as stack:
             guided: Any = stack.enter_context(guiding(pipeline, self.guidance, self.every))
-            traced = None if self.recipe is None else stack.enter_context(trace(pipeline, self.recipe))
+            tracing = None if self.recipe is None else trace(pipeline, self.recipe, keep=self.keep)
+            traced = None if tracing is None else stack.enter_context(tracing)
             answer = pipeline(**arguments, generator=generator)
         if guided is not None:
             guided = GuidedImage(guided.steps, guided.region_names.get(0, {}), self.plain)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from goca.imaging.legend import LegendItem, legible, missing_items, percent, with_legend
 from goca.imaging.palette import magma, palette
@@ -114,6 +114,16 @@ def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Im
         box = (0, start, canvas.width, min(start + STRIP, canvas.height))
         colours = Image.fromarray(magma(np.asarray(smooth.crop(box))))
         canvas.paste(Image.blend(canvas.crop(box), colours, 0.65), box)
+    return canvas
+
+
+def ringed(image: Image.Image, x: float, y: float) -> Image.Image:
+    """The image with a white ring around a pixel, edged in black to be seen on white."""
+    canvas, radius = image.copy(), max(2, round(max(image.size) / 60))
+    width = max(1, radius // 3)
+    for reach, thickness, colour in ((radius + width, 3 * width, (0, 0, 0)), (radius, width, (255, 255, 255))):
+        box = (x - reach, y - reach, x + reach, y + reach)
+        ImageDraw.Draw(canvas).ellipse(box, outline=colour, width=thickness)
     return canvas
 
 

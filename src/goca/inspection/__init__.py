@@ -128,6 +128,12 @@ class Inspection:
         return tuple(self._indices)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all maps that are kept, the self-attention among them."""
+        maps = (*self._maps.values(), *self._columns.values())
+        return sum(kept.nbytes for kept in (*maps, self._affinity, self._layer_maps))
+
+    @property
     def sinks(self) -> dict[str, float]:
         """{special token: its part of all attention, 0 to 1, averaged over the image}, those with the most first.
 

@@ -82,6 +82,11 @@ class LayerMaps:
             self._heads[block][:, :, there] += columns.cpu()
         self._counts[block] += 1
 
+    @property
+    def nbytes(self) -> int:
+        """Of all maps."""
+        return sum(maps.nbytes for kept in (self._layers, self._heads) for maps in kept.values())
+
     def layer(self, block: str) -> Float[Tensor, "token height width"]:
         """A layer's maps, averaged over the calls: the heads' by their weights at each pixel.
 

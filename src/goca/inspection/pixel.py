@@ -7,7 +7,7 @@ from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Float32
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from goca.errors import GocaError
@@ -72,18 +72,14 @@ class PixelAttention:
         Raises:
             GocaError: The recipe refines nothing.
         """
-        return self._ringed(draw.heatmap(self.image, self.looks / max(float(self.looks.max()), 1e-12)))
+        heat = draw.heatmap(self.image, self.looks / max(float(self.looks.max()), 1e-12))
+        return draw.ringed(heat, self.x, self.y)
 
     def marked(self) -> Image.Image:
         """`heatmap()`; where the recipe refines nothing, the image itself with the ring."""
-        return self._ringed(self.image.convert("RGB")) if self.affinity is None else self.heatmap()
-
-    def _ringed(self, image: Image.Image) -> Image.Image:
-        """Draws on the image, which is returned."""
-        radius = max(2, round(max(image.size) / 60))
-        box = (self.x - radius, self.y - radius, self.x + radius, self.y + radius)
-        ImageDraw.Draw(image).ellipse(box, outline=(255, 255, 255), width=max(1, radius // 3))
-        return image
+        if self.affinity is None:
+            return draw.ringed(self.image.convert("RGB"), self.x, self.y)
+        return self.heatmap()
 
 
 def ranked(columns: Mapping[int, float], words: Mapping[str, Collection[int]]) -> tuple[WordShare, ...]:

@@ -34,6 +34,12 @@ class Affinity:
     largest: int = field(default_factory=lambda: DENSE_PIXELS)
     _dense: dict[Grid, Float[Tensor, "pixel pixel"]] = field(default_factory=dict)
     _streamed: list[tuple[Callable[..., Iterator[tuple[slice, Tensor]]], Grid]] = field(default_factory=list)
+    _streamed_bytes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that is kept."""
+        return sum(matrix.nbytes for matrix in self._dense.values()) + self._streamed_bytes
 
     def is_dense(self, grid: Grid) -> bool:
         """Whether a layer on `grid` is taken as rows of its affinity (`add_rows`) rather than as queries and keys."""
@@ -72,6 +78,7 @@ class Affinity:
                 total[pixels] += resize_keys(affinity, grid, self.common)[numbers]
         else:
             self._streamed.append((blocks, grid))
+            self._streamed_bytes += q.nbytes + k.nbytes
         self.layers += 1
 
     def apply(self, maps: Float[Tensor, "class height width"]) -> Float[Tensor, "class height width"]:

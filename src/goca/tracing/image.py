@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from operator import index
 from pathlib import Path
 from textwrap import shorten
@@ -247,7 +248,17 @@ class TracedImage:
         token: SupportsIndex | None = None,
         encoder: str | None = None,
     ) -> Animation:
-        """A word's heat map step by step, with `keep="steps"`, each rescaled by itself; of a video, frame by frame."""
+        """A word's heat map step by step, with `keep="steps"`, each rescaled by itself; of a video, frame by frame.
+
+        Without a word or token, the image and the heat maps of its first six words side by side.
+        """
+        if word is None and token is None:
+            words = self.words()[:SHOWN_WORDS]
+            parts = [self.animation(each, encoder=encoder).frames for each in words]
+            numbers = range(1, 1 + max(map(len, parts), default=0))
+            images = [Cell(self.image, f"step {number} of {len(numbers)}") for number in numbers]
+            columns = [map(partial(Cell, caption=str(each)), part) for each, part in zip(words, parts, strict=True)]
+            return Animation(tuple(contact_sheet([row]) for row in zip(images, *columns, strict=True)))
         if self.attention.frames > 1:
             maps = self.map(word, occurrence, token=token, encoder=encoder)
             frames = self.attention.decoded or (self.image,) * len(maps)
@@ -287,6 +298,7 @@ class TracedImage:
         background: str | float | None = AUTO,
         image: ImageLike | None = None,
         recipe: Recipe | str | None = None,
+        step: SupportsIndex | None = None,
     ) -> Segmentation:
         """Label the image with words of its prompt; see `Segmenter.__call__` for the first three arguments.
 
@@ -297,6 +309,7 @@ class TracedImage:
             image: Shown in the result instead of the pipeline's own.
             recipe: Another way to rescale, refine and find the background; it must weigh heads and layers as the recipe
                 of the trace does.
+            step: The maps of a step of the sampler, with `keep="steps"`; what refines them is that of all steps.
 
         Raises:
             GocaError: A name has no map, as in `map`, or an argument is not valid.
@@ -311,7 +324,7 @@ class TracedImage:
         tokens = find_noun_tokens(prompt.prompt, prompt.texts, wanted, background_nouns, named=True)
         plan = self._plan(recipe)
         shown = self.image if image is None else images.load(image)
-        mass = self.attention.token_mass(tokens)
+        mass = self.attention.token_mass(tokens, step)
         maps = refined(plan, self.attention.affinity, rescaled(plan, mass, tokens), tokens, peaks_of(mass))
         background_map = None if maps.background is None else self._cropped(maps.background[None], shown)[0]
         cropped = ClassMaps(self._cropped(maps.classes, shown), background_map, maps.peaks)

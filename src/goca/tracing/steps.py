@@ -113,6 +113,13 @@ class TracedAttention:
         """The token indices of each word of the prompt."""
         return prompt_words(self.prompt.texts)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all maps that are kept of the prompt itself, the self-attention among them."""
+        total = (self.total,) if isinstance(self.total, Tensor) else ()
+        layers = () if self.layer_maps is None else (self.layer_maps,)
+        return sum(maps.nbytes for maps in (*total, *self.calls, *layers, self.affinity))
+
     def aggregator(self) -> AttentionAggregator:
         """One for the call to come; what it refines with is added to what there is."""
         tokens = NounTokens(self.prompt.prompt, (), (), self.token_indices)

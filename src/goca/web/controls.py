@@ -1,17 +1,63 @@
-"""What the tabs' controls have in common: numbers that may be left out, and what they start."""
+"""What the tabs' controls have in common: classes, numbers that may be left out, and what they start."""
 
 import math
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import gradio as gr
 
 from goca.errors import GocaError
+from goca.text.class_list import classes_to_find, parse_class_list
+from goca.text.clean import one_line
 from goca.web.messages import alert, note
+
+MAX_CLASSES = 200
+_SAME: Any = gr.skip()
+
+
+def class_tags(nouns: Sequence[str], elem_id: str) -> gr.Dropdown:
+    """The field in which classes are named. nouns: those that the model knows, none for any."""
+    return gr.Dropdown(
+        list(nouns),
+        value=[],
+        multiselect=True,
+        allow_custom_value=True,
+        label="Classes",
+        info=f"This model knows {len(nouns)} nouns." if nouns else "Type a name, then Enter.",
+        elem_id=elem_id,
+    )
+
+
+def classes_of(tags: Any) -> Mapping[str, Sequence[str]]:
+    """{class: synonyms} of tags; each is a name, names between commas, or a name with synonyms: "cat: kitty, puss".
+
+    Raises:
+        GocaError: for tags that are not a list of classes.
+    """
+    texts = map(str, tags if isinstance(tags, list) else ())
+    parts = (part for text in texts for part in ([text] if ":" in text else text.split(",")))
+    lines = [line for line in map(one_line, parts) if line]
+    if len(lines) > MAX_CLASSES:
+        raise GocaError(f"{len(lines)} classes are too many for the page: name {MAX_CLASSES} at most", "classes")
+    if not lines:
+        raise GocaError('no classes: name what to look for, such as "cat"', "classes")
+    try:
+        return classes_to_find(parse_class_list("\n".join(lines), "the list"), "the list")
+    except GocaError as error:
+        raise GocaError(str(error), "classes") from None
+
+
+def content_of(file: Path) -> bytes:
+    """What was uploaded. Raises GocaError once it is removed."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        raise GocaError("an image is not here any more: drop it again", "files") from None
 
 
 def numbers(text: Any, label: str, hint: str, least: float, most: float, count: int = 1) -> tuple[float, ...]:
@@ -73,7 +119,7 @@ class Runs:
                 left out.
             inputs, outputs: components.
         """
-        nothing = [gr.skip()] * len(outputs)
+        nothing = [_SAME] * len(outputs)
 
         def started(request: gr.Request, *values: Any) -> Iterator[Any]:
             stopped = self._stops[request.session_hash] = Event()
@@ -99,11 +145,37 @@ class Runs:
         group = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
         shown = {"show_progress": "minimal", "show_progress_on": self.message}
         start.click(started, list(inputs), [self.message, *outputs], **group, **shown)
-        stop.click(stopping, None, self.message, **PAINTING)
+        stop.click(stopping, None, self.message, **_PAINTING)
+
+    def paint(
+        self,
+        listen: Callable[..., Any],
+        answers: Callable[..., Sequence[Any]],
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        failed: Any = _SAME,
+    ) -> Any:
+        """Let an event show something that needs no model, and does not wait for one.
+
+        Args:
+            listen: the event, such as `button.click`. Of several while one is answered, the last is answered too.
+            answers: takes what the event tells, {} if that is nothing, and the values of `inputs`, and returns values
+                of `message` and `outputs`.
+            inputs, outputs: components.
+            failed: the value of each output where there is no answer; by default it stays as it is.
+        """
+        nothing = [failed] * len(outputs)
+
+        def painted(event: gr.EventData, *values: Any) -> Any:
+            try:
+                return tuple(answers(event._data if isinstance(event._data, dict) else {}, *values))
+            except Exception as error:
+                return (alert(error, self.labels), *nothing)
+
+        return listen(painted, list(inputs), [self.message, *outputs], trigger_mode="always_last", **_PAINTING)
 
 
-PAINTING: dict[str, Any] = {
+_PAINTING: dict[str, Any] = {
     **{"api_visibility": "private", "concurrency_id": "paint", "concurrency_limit": 4},
     **{"show_progress": "hidden"},
 }
-"""Arguments of an event that needs no model, and does not wait for one."""

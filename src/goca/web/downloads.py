@@ -1,14 +1,38 @@
-"""A run in any export format, as a file to download."""
+"""Files to download: a run in any export format, and whatever else a tab makes."""
 
 import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import gradio as gr
 
 from goca.exports import MARKER, exporters
 from goca.exports.base import DatasetImage
 from goca.exports.objects import ObjectOptions
+from goca.web.controls import Runs
+from goca.web.messages import note
 from goca.web.results import Run
+
+# The browser saves what it is given.
+_SAVE = """file => { if (!file) return;
+  const link = document.createElement('a');
+  link.href = file.url; link.download = file.orig_name || ''; link.click(); }"""
+
+
+def offer(runs: Runs, button: gr.Button, made: Callable[..., Path], inputs: Sequence[Any]) -> None:
+    """Let a button save the file that `made` writes; it takes the values of `inputs`."""
+    file = gr.File(visible="hidden")
+
+    def offered(_: Any, *values: Any) -> tuple[Any, ...]:
+        path = made(*values)
+        return note(f"{path.name} is ready"), str(path)
+
+    # A file of before would be saved once more.
+    saved = runs.paint(button.click, offered, inputs, [file], failed=None)
+    saved.success(None, file, js=_SAVE, api_visibility="private")
 
 
 def download(run: Run, form: str, folder: Path) -> Path:

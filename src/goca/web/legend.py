@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -14,9 +13,9 @@ from PIL import Image
 from goca.imaging.draw import painted
 from goca.imaging.palette import palette
 from goca.segmentation import Segmentation
+from goca.web.messages import bar, text
+from goca.web.pictures import factors, scaled
 
-LEAST_SIDE, MOST_SIDE = 640, 1600
-"""Pixels: about the longest side of an image on the page."""
 OPACITY = 0.5
 
 # Tells of what the reader changes; the switch and the opacity in the table's head are those of all classes.
@@ -85,26 +84,20 @@ def table(result: Segmentation, styles: Sequence[Style]) -> str:
 
 
 def _row(name: str, share: float, evidence: float, style: Style) -> str:
-    # Gradio reads braces and ${ as its own.
-    shown = escape(name).translate({ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"})
+    shown = text(name)
     return (
         f'<tr><th scope="row"><label><input type="checkbox" {"checked" if style.shown else ""}> {shown}</label></th>'
         f'<td><input type="color" value="{style.colour}" aria-label="colour of {shown}"></td>'
         f'<td><input type="range" min="0" max="100" value="{style.opacity * 100:.0f}" '
         f'aria-label="opacity of {shown}"></td>'
-        f'<td><span class="bar"><i style="width:{evidence:.1%}"></i><b>{evidence:.2f}</b></span></td>'
-        f"<td>{share:.1%}</td></tr>"
+        f"<td>{bar(evidence, f'{evidence:.2f}')}</td><td>{share:.1%}</td></tr>"
     )
 
 
 def pair(result: Segmentation, styles: Sequence[Style]) -> tuple[Image.Image, Image.Image]:
     """The image, and the same under its masks, in a size that suits a page."""
-    image, labels, longest = result.image, result.labels, max(result.image.size)
-    if (factor := LEAST_SIDE // longest) > 1:
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-        labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    elif (step := -(-longest // MOST_SIDE)) > 1:
-        image, labels = image.reduce(step), labels[::step, ::step]
+    image, factor, step = scaled(result.image), *factors(result.image)
+    labels = result.labels[::step, ::step].repeat(factor, axis=0).repeat(factor, axis=1)
     return image, painted(image, labels, len(styles), _colours(styles), _opacity(styles))
 
 

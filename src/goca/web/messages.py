@@ -1,4 +1,4 @@
-"""Lines that tell of a mistake, or of something to know, where the reader looks."""
+"""Text as HTML: lines that tell of a mistake, or of something to know, and bars."""
 
 from collections.abc import Mapping
 from html import escape
@@ -25,6 +25,16 @@ def progress(done: int, total: int, unit: str) -> str:
     text = f"{escape(unit)} {done} of {total}"
     bar = f'<progress value="{done}" max="{total}" aria-label="{text}"></progress>'
     return f'<p class="goca-alert note" role="status">{text} {bar}</p>'
+
+
+def text(value: str) -> str:
+    """Text from outside as HTML shows it; gradio reads braces and ${ as its own."""
+    return escape(value).translate({ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"})
+
+
+def bar(share: float, label: str) -> str:
+    """A bar of a length from 0 to 1, and what stands in it."""
+    return f'<span class="bar"><i style="width:{min(share, 1):.1%}"></i><b>{text(label)}</b></span>'
 
 
 def _line(text: str, role: str, classes: str) -> str:

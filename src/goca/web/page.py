@@ -10,8 +10,9 @@ import gradio as gr
 from fastapi import FastAPI
 
 from goca.segmenter import Segmenter
-from goca.web import generate
+from goca.web.generate import GenerateTab
 from goca.web.guard import MAX_UPLOAD, Guard
+from goca.web.inspect import InspectTab
 from goca.web.segment import SegmentTab
 from goca.web.theme import CSS, theme
 
@@ -29,7 +30,7 @@ def application(segmenter: Segmenter, hosts: frozenset[str] | None) -> Iterator[
     """The page of a model as an ASGI application; its files are removed at the end.
 
     Args:
-        segmenter: the model, whose pipeline both tabs use.
+        segmenter: the model, whose pipeline all tabs use.
         hosts: see `Guard`.
     """
     with tempfile.TemporaryDirectory(prefix="goca-web-") as name:
@@ -66,5 +67,7 @@ def _page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
         with gr.Tab("Segment", elem_id="tab-segment"):
             SegmentTab(segmenter, folder).build()
         with gr.Tab("Generate", elem_id="tab-generate"):
-            generate.build(segmenter)
+            GenerateTab(segmenter, folder).build()
+        with gr.Tab("Inspect", elem_id="tab-inspect"):
+            InspectTab(segmenter).build()
     return blocks.queue(max_size=QUEUE, api_open=False)

@@ -16,16 +16,15 @@ from goca.recipe import AUTO, RECIPES
 from goca.request import SegmentationRequest
 from goca.segmentation import Segmentation
 from goca.segmenter import Segmenter
-from goca.text.class_list import classes_to_find, parse_class_list
 from goca.text.clean import one_line
 from goca.web import legend
-from goca.web.controls import PAINTING, Runs, number, numbers, whole
-from goca.web.downloads import download
-from goca.web.messages import alert, note, progress
-from goca.web.results import Results, Run
+from goca.web.controls import Runs, class_tags, classes_of, content_of, number, numbers, whole
+from goca.web.downloads import download, offer
+from goca.web.messages import note, progress
+from goca.web.results import Results, Run, pixels
 
 MAX_TIMESTEP = 999
-MAX_IMAGES, MAX_CLASSES, MAX_SEEDS, MAX_TIMESTEPS = 16, 200, 8, 8
+MAX_IMAGES, MAX_SEEDS, MAX_TIMESTEPS = 16, 8, 8
 """Of a run."""
 MAX_MODELS = 8
 """Ways to look that are remembered; all have the same weights."""
@@ -67,7 +66,7 @@ class SegmentTab:
 
     segmenter: Segmenter
     folder: Path
-    results: Results = field(default_factory=Results)
+    results: Results[Run] = field(default_factory=lambda: Results("segment again", pixels, MAX_PIXELS))
     _models: dict[Choices, Segmenter] = field(default_factory=dict)
 
     def run(
@@ -89,7 +88,7 @@ class SegmentTab:
         run: Run = {}
         left_out: list[str] = []
         for done, file in enumerate(map(Path, files), start=1):
-            ((_, outcome),) = model.stream([replace(request, image=_content(file))], session)
+            ((_, outcome),) = model.stream([replace(request, image=content_of(file))], session)
             if isinstance(outcome, GocaError):
                 if len(files) == 1:
                     raise outcome
@@ -114,21 +113,12 @@ class SegmentTab:
 
     def build(self) -> None:
         """Add the tab's components and events to the page that is being built."""
-        nouns = list(self.segmenter.backbone.settings.nouns)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 files = gr.File(
                     file_count="multiple", file_types=["image"], label="Images", height=150, elem_id="segment-files"
                 )
-                tags = gr.Dropdown(
-                    nouns,
-                    value=[],
-                    multiselect=True,
-                    allow_custom_value=True,
-                    label="Classes",
-                    info=f"This model knows {len(nouns)} nouns." if nouns else "Type a name, then Enter.",
-                    elem_id="segment-classes",
-                )
+                tags = class_tags(self.segmenter.backbone.settings.nouns, "segment-classes")
                 background = gr.Radio(list(BACKGROUNDS), value="automatic", label="Background")
                 more = self._more()
                 with gr.Row():
@@ -158,11 +148,9 @@ class SegmentTab:
         runs = Runs(message, CONTROLS)
         shown = (slider, table, thumbnails, downloads, token, index, styles)
         runs.add(start, stop, self.run, [files, tags, background, *more], shown)
-        table.input(self._restyled, [token, index], [message, slider, styles], **PAINTING)
-        thumbnails.select(self._chosen, [token, styles], [message, slider, table, index], **PAINTING)
-        file = gr.File(visible="hidden")
-        made = save.click(self._downloaded, [token, form], [message, file], **PAINTING)
-        made.success(None, file, js=_SAVE, api_visibility="private")
+        runs.paint(table.input, self._restyled, [token, index], [slider, styles])
+        runs.paint(thumbnails.select, self._chosen, [token, styles], [slider, table, index])
+        offer(runs, save, self._downloaded, [token, form])
 
     def _more(self) -> tuple[gr.components.Component, ...]:
         plan = self.segmenter.plan
@@ -201,54 +189,19 @@ class SegmentTab:
             styles,
         )
 
-    def _restyled(self, token: str | None, index: int, event: gr.EventData) -> tuple[Any, ...]:
-        try:
-            result = list(self.results.get(token).values())[index]
-            styles = legend.styles_of((event._data or {}).get("styles"), len(result.classes))
-            return gr.skip(), legend.pair(result, styles), styles
-        except Exception as error:
-            return alert(error, CONTROLS), gr.skip(), gr.skip()
+    def _restyled(self, told: Mapping[str, Any], token: str | None, index: int) -> tuple[Any, ...]:
+        result = list(self.results.get(token).values())[index]
+        styles = legend.styles_of(told.get("styles"), len(result.classes))
+        return gr.skip(), legend.pair(result, styles), styles
 
-    def _chosen(self, token: str | None, styles: Sequence[legend.Style], event: gr.SelectData) -> tuple[Any, ...]:
-        try:
-            run = self.results.get(token)
-            index = min(max(int(event.index), 0), len(run) - 1)
-            result = list(run.values())[index]
-            return gr.skip(), legend.pair(result, styles), legend.table(result, styles), index
-        except Exception as error:
-            return alert(error, CONTROLS), gr.skip(), gr.skip(), gr.skip()
+    def _chosen(self, told: Mapping[str, Any], token: str | None, styles: Sequence[legend.Style]) -> tuple[Any, ...]:
+        run = self.results.get(token)
+        index = min(max(int(told["index"]), 0), len(run) - 1)
+        result = list(run.values())[index]
+        return gr.skip(), legend.pair(result, styles), legend.table(result, styles), index
 
-    def _downloaded(self, token: str | None, form: str) -> tuple[Any, ...]:
-        try:
-            path = download(self.results.get(token), str(form), self.folder)
-            return note(f"{path.name} is ready"), str(path)
-        except Exception as error:
-            return alert(error, CONTROLS), None
-
-
-# The browser saves what it is given.
-_SAVE = """file => { if (!file) return;
-  const link = document.createElement('a');
-  link.href = file.url; link.download = file.orig_name || ''; link.click(); }"""
-
-
-def classes_of(tags: Any) -> Mapping[str, Sequence[str]]:
-    """{class: synonyms} of tags; each is a name, names between commas, or a name with synonyms: "cat: kitty, puss".
-
-    Raises:
-        GocaError: for tags that are not a list of classes.
-    """
-    texts = map(str, tags if isinstance(tags, list) else ())
-    parts = (part for text in texts for part in ([text] if ":" in text else text.split(",")))
-    lines = [line for line in map(one_line, parts) if line]
-    if len(lines) > MAX_CLASSES:
-        raise GocaError(f"{len(lines)} classes are too many for the page: name {MAX_CLASSES} at most", "classes")
-    if not lines:
-        raise GocaError('no classes: name what to look for, such as "cat"', "classes")
-    try:
-        return classes_to_find(parse_class_list("\n".join(lines), "the list"), "the list")
-    except GocaError as error:
-        raise GocaError(str(error), "classes") from None
+    def _downloaded(self, token: str | None, form: str) -> Path:
+        return download(self.results.get(token), str(form), self.folder)
 
 
 def choices_of(recipe: Any, timestep: Any, seeds: Any, flip: Any, refine_edges: Any, floor: Any) -> Choices:
@@ -264,13 +217,6 @@ def choices_of(recipe: Any, timestep: Any, seeds: Any, flip: Any, refine_edges: 
         refine_edges is True,
         number(floor, "floor", "floor", 0, 1),
     )
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        raise GocaError("an image is not here any more: drop it again", "files") from None
 
 
 def _stem(file: Path, run: Run) -> str:

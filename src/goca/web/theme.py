@@ -14,11 +14,13 @@ CSS = """
   background: var(--background-fill-secondary); color: var(--body-text-color); overflow-wrap: anywhere;
 }
 .goca-alert.note { border-left-color: var(--color-accent); }
-.goca-legend table {
+:is(.goca-legend, .goca-bars) table {
   width: 100%; margin: 0; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums;
 }
-.goca-legend tr { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-.goca-legend th, .goca-legend td {
+:is(.goca-legend, .goca-bars) tr {
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
+}
+:is(.goca-legend, .goca-bars) :is(th, td) {
   padding: .3rem .4rem !important; border: 0 !important; text-align: left; vertical-align: middle;
   color: var(--body-text-color); overflow-wrap: anywhere;
 }
@@ -28,21 +30,46 @@ CSS = """
 .goca-legend input[type=color] { width: 2rem; height: 1.6rem; padding: 0; border: 0; background: none; }
 .goca-legend input[type=range] { width: 100%; min-width: 4rem; max-width: 9rem; vertical-align: middle; }
 .goca-legend input:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
-.goca-legend .bar {
+.bar {
   position: relative; display: block; min-width: 5rem; height: 1.3rem; border-radius: 3px; overflow: hidden;
   background: var(--background-fill-secondary);
 }
-.goca-legend .bar i { position: absolute; inset: 0 auto 0 0; background: var(--color-accent); opacity: .45; }
-.goca-legend .bar b { position: relative; padding-left: .4rem; font-weight: 400; line-height: 1.3rem; }
+.bar i { position: absolute; inset: 0 auto 0 0; background: var(--color-accent); opacity: .45; }
+.bar b { position: relative; padding-left: .4rem; font-weight: 400; line-height: 1.3rem; }
 @media (max-width: 640px) {
   .goca-legend tr { display: grid; grid-template-columns: 1fr 1fr auto; align-items: center; }
   .goca-legend tbody th { grid-column: 1 / 3; }
   .goca-legend thead th:nth-child(2), .goca-legend thead th:nth-child(n + 4) { display: none; }
   .goca-legend thead label { white-space: nowrap; }
 }
-#segment-download { align-self: flex-end; }
+#segment-download, #generate-download { align-self: flex-end; }
 .goca-maps .grid-wrap, .goca-thumbs .grid-wrap { min-height: 0 !important; }
+.goca-maps .grid-container { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)) !important; }
 .goca-thumbs .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important; }
+.goca-picture img { max-height: 640px; object-fit: contain; }
+.goca-bars caption { padding: .3rem .4rem; text-align: left; color: var(--body-text-color-subdued); }
+.goca-bars th { width: 40%; font-weight: 400; }
+.goca-bars button {
+  margin: 0; padding: 0; border: 0; background: none; color: var(--link-text-color); font: inherit;
+  text-align: left; text-decoration: underline; cursor: pointer;
+}
+.goca-bars button:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.goca-layers h2 { margin: 0 !important; font-size: 1.1rem !important; }
+.goca-layers p { margin: 0 !important; color: var(--body-text-color-subdued); }
+.goca-layers ol { margin: .6rem 0 0; padding: 0; list-style: none; }
+.goca-layers li { display: flex; gap: 1rem; padding: .6rem 0; border-top: 1px solid var(--border-color-primary); }
+.goca-layers header { flex: 0 0 15rem; }
+.goca-layers header b { font-weight: 400; overflow-wrap: anywhere; }
+.goca-layers header span { color: var(--body-text-color-subdued); white-space: nowrap; }
+.goca-layers li div { display: flex; flex-wrap: wrap; gap: .5rem; }
+.goca-layers figure { margin: 0; width: 96px; }
+.goca-layers img { width: 100%; margin: 0; image-rendering: pixelated; border-radius: 3px; }
+.goca-layers figcaption { font-size: .8rem; text-align: center; font-variant-numeric: tabular-nums; }
+@media (max-width: 640px) {
+  .goca-layers li { flex-direction: column; gap: .4rem; }
+  .goca-layers header { flex: none; }
+  .goca-layers figure { width: calc((100% - 1.5rem) / 4); }
+}
 .goca-alert progress {
   margin-left: .5rem; vertical-align: middle; appearance: none; height: .6rem; border: 0; border-radius: 3px;
   overflow: hidden; background: var(--border-color-primary);
