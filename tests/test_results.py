@@ -87,7 +87,7 @@ def test_reprs_are_one_short_line(segmenter, result, traced):
 def test_a_notebook_shows_image_and_classes_with_the_largest_first(result):
     shown = result._repr_html_()
     assert 'src="data:image/jpeg;base64,' in shown
-    rows = re.findall(r"<tr><td><span [^>]*></span>(\w+)</td><td>([\d.]+)%</td><td>([\d.]+)</td></tr>", shown)
+    rows = re.findall(r"<tr><td[^>]*><span [^>]*></span>(\w+)</td><td>([\d.]+)%</td><td>([\d.]+)</td></tr>", shown)
     assert {name for name, *_ in rows} == {"cat", "dog", "grass"}
     shares = [float(share) for _, share, _ in rows]
     assert shares == sorted(shares, reverse=True)
@@ -104,7 +104,7 @@ def test_a_large_image_makes_a_small_page(result):
 
 
 def test_a_notebook_shows_plan_and_trace(segmenter, traced):
-    assert "<tr><td>size</td><td>64</td><td>user</td></tr>" in segmenter._repr_html_()
+    assert re.search("<td[^>]*>size</td><td[^>]*>64</td><td[^>]*>user</td>", segmenter._repr_html_())
     captions = re.findall("<br>([^<]*)<", traced._repr_html_())
     assert captions == ["image", "cat", "on", "grass", "image", "b", "dog", "b#2"]
     assert "Trace(nothing yet)" in trace(BUILDERS["sd15"]())._repr_html_()

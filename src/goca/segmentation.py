@@ -412,8 +412,8 @@ class Segmentations(list[Segmentation]):
         if len(classes) != 1:
             return html.gallery(title, cells, total=len(self))
         (names,) = classes
-        colours = palette(len(names))[1:].tolist()
-        return html.gallery(title, cells, ("class",), [(name,) for name in names], colours, len(self))
+        colours = dict(zip(names, palette(len(names))[1:].tolist(), strict=True))
+        return html.gallery(title, cells, legend=colours, total=len(self))
 
 
 def _texts(presence: Presence) -> tuple[str, str]:

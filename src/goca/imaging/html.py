@@ -22,6 +22,9 @@ TILE = 180
 """The longest side at which an image of a gallery is shown, less than it has: screens may be fine."""
 COLUMNS, MAX_CELLS, MAX_ROWS, MAX_LETTERS = 4, 12, 30, 160
 QUALITY = 85
+LEFT = ' style="text-align: left"'
+FIGURES = tuple("+-0123456789")
+"""How a number begins."""
 
 Colour = Sequence[int]
 
@@ -40,7 +43,7 @@ def figure(
         title: one line of text.
         image: bytes are the content of a WebP file.
         header: the columns' names.
-        rows: at most as many cells each as `header` has.
+        rows: as many cells each as `header` has.
         colours: RGB of the square before each row; none where this is empty.
         most: the largest (width, height) in pixels at which the image is shown.
     """
@@ -55,9 +58,10 @@ def gallery(
     header: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
     colours: Sequence[Colour] = (),
+    legend: Mapping[str, Colour] | None = None,
     total: int = 0,
 ) -> str:
-    """A title, over small images with their captions, over a table if there is one; see `figure`.
+    """A title, over small images with their captions, over a legend or a table if there is one; see `figure`.
 
     At most 12 are shown, and told how many more there are: of `total`, if `cells` are not all.
     """
@@ -66,12 +70,15 @@ def gallery(
     for cell in cells[:MAX_CELLS]:
         square = "" if cell.colour is None else _square(cell.colour)
         caption = f"{square}{_text(cell.caption)}"
-        tiles.append(f'<td style="text-align: left">{_image(cell.image, cell.caption, (SIDE, SIDE))}<br>{caption}</td>')
+        image = _image(cell.image, cell.caption, (SIDE, SIDE))
+        tiles.append(f'<td style="text-align: left; vertical-align: top; width: {TILE}px">{image}<br>{caption}</td>')
     if total > len(tiles):
         tiles.append(f"<td>and {total - len(tiles)} more</td>")
     lines = ("".join(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS))
     images = "".join(f"<tr>{line}</tr>" for line in lines)
-    return _whole(title, f"<table>{images}</table>" if images else "", _table(header, rows, colours))
+    names = [f"{_square(colour)}{_text(name)}" for name, colour in list((legend or {}).items())[:MAX_ROWS]]
+    below = f"<p>{' &nbsp; '.join(names)}</p>" if names else _table(header, rows, colours)
+    return _whole(title, f"<table>{images}</table>" if images else "", below)
 
 
 def listed(value: object) -> str:
@@ -113,13 +120,17 @@ def _whole(*parts: str) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[Colour]) -> str:
     if not rows:
         return ""
+    # Notebooks set tables to the right; only columns of numbers belong there.
+    styles = ["" if all(cell[:1] in FIGURES for cell in column) else LEFT for column in zip(*rows, strict=True)]
+
+    def line(kind: str, cells: Sequence[str], square: str = "") -> str:
+        styled = zip(styles, [f"{square}{_text(cells[0])}", *map(_text, cells[1:])], strict=True)
+        return "<tr>" + "".join(f"<{kind}{style}>{text}</{kind}>" for style, text in styled) + "</tr>"
+
     squares = [_square(colour) for colour in colours[:MAX_ROWS]] or [""] * len(rows)
-    lines = ["".join(f"<th>{_text(name)}</th>" for name in header)]
-    for square, (first, *others) in zip(squares, rows[:MAX_ROWS], strict=False):
-        lines.append(f"<td>{square}{_text(first)}</td>" + "".join(f"<td>{_text(cell)}</td>" for cell in others))
-    if len(rows) > MAX_ROWS:
-        lines.append(f"<td>and {len(rows) - MAX_ROWS} more</td>")
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    lines = [line("td", *row) for row in zip(rows[:MAX_ROWS], squares, strict=False)]
+    more = f"<tr><td{LEFT}>and {len(rows) - MAX_ROWS} more</td></tr>" if len(rows) > MAX_ROWS else ""
+    return f"<table>{line('th', header)}{''.join(lines)}{more}</table>"
 
 
 def _text(text: str, most: int = MAX_LETTERS) -> str:
