@@ -42,11 +42,6 @@ def markdown(notebook: Any) -> str:
     return "\n".join(parts)
 
 
-def without_results(page: str) -> str:
-    """A page as `markdown` makes it of a notebook that was not run."""
-    return re.sub(rf"\n{RESULT.format('.*?')}", "", page, flags=re.DOTALL)
-
-
 def write(notebook: Any) -> None:
     """The page of a notebook that was run, and its images beside it."""
     page = markdown(notebook)
