@@ -141,7 +141,7 @@ class Plan:
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The (columns, rows) of a table of the choices."""
         choices = {name: value for name, value in self.to_json().items() if name in self.origin}
-        rows = [(name, html.listed(value), self.origin[name]) for name, value in choices.items()]
+        rows: list[tuple[str, ...]] = [(name, html.listed(value), self.origin[name]) for name, value in choices.items()]
         return ("choice", "value", "set by"), rows
 
     @property
