@@ -12,7 +12,6 @@ from jaxtyping import config
 
 import goca
 from goca import GOCA, GocaError, Segmenter, trace
-from goca.imaging import html
 from goca.segmentation import ScoreMaps, Segmentation
 from goca.testing.tiny import BUILDERS
 
@@ -87,8 +86,8 @@ def test_reprs_are_one_short_line(segmenter, result, traced):
 
 def test_a_notebook_shows_image_and_classes_with_the_largest_first(result):
     shown = result._repr_html_()
-    assert '<img style="max-width: 100%" alt="" src="data:image/png;base64,iVBORw0KGgo' in shown
-    rows = re.findall(r"<tr><td>(\w+)</td><td>([\d.]+)%</td><td>([\d.]+)</td></tr>", shown)
+    assert 'src="data:image/jpeg;base64,' in shown
+    rows = re.findall(r"<tr><td[^>]*><span [^>]*></span>(\w+)</td><td>([\d.]+)%</td><td>([\d.]+)</td></tr>", shown)
     assert {name for name, *_ in rows} == {"cat", "dog", "grass"}
     shares = [float(share) for _, share, _ in rows]
     assert shares == sorted(shares, reverse=True)
@@ -101,23 +100,14 @@ def test_a_large_image_makes_a_small_page(result):
     labels[:, 2000:] = 2
     image = goca.imaging.images.load(rng.integers(0, 256, (3001, 4001, 3), dtype=np.uint8))
     large = Segmentation(image, result.classes, labels, result.scores, result.plan, result.evidence)
-    assert len(large._repr_html_()) < 2_500_000
+    assert len(large._repr_html_()) < 500_000
 
 
 def test_a_notebook_shows_plan_and_trace(segmenter, traced):
-    assert "<tr><td>size</td><td>64</td><td>user</td></tr>" in segmenter._repr_html_()
-    shown = traced._repr_html_()
-    assert shown.count("<img") == 2
-    assert "<b>dog</b>" not in shown
-    assert "&lt;b&gt;dog" in shown
-    assert trace(BUILDERS["sd15"]())._repr_html_() == "<p>Trace(nothing yet)</p>"
-
-
-def test_what_a_page_shows_is_text():
-    shown = html.figure("<script>", None, ("a&b",), [("<i>",)])
-    assert "<script>" not in shown
-    assert "<i>" not in shown
-    assert "a&amp;b" in shown
+    assert re.search("<td[^>]*>size</td><td[^>]*>64</td><td[^>]*>user</td>", segmenter._repr_html_())
+    captions = re.findall("<br>([^<]*)<", traced._repr_html_())
+    assert captions == ["image", "cat", "on", "grass", "image", "b", "dog", "b#2"]
+    assert "Trace(nothing yet)" in trace(BUILDERS["sd15"]())._repr_html_()
 
 
 @pytest.fixture

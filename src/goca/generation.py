@@ -20,8 +20,8 @@ from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.model_facts import pipeline_folder, read_facts
 from goca.diffusion.own_calls import step_number, stepping
 from goca.errors import GocaError
-from goca.guidance import CLAMP, UNGUIDED, GuidedStep, guiding
-from goca.imaging import draw
+from goca.guidance import UNGUIDED, GuidedStep, drawing, guiding
+from goca.imaging import draw, html
 from goca.imaging.palette import palette
 from goca.imaging.sheet import Cell
 from goca.recipe import GOCA, Recipe
@@ -54,7 +54,7 @@ class Progress:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GuidedImage:
     """What guided an image.
 
@@ -67,6 +67,9 @@ class GuidedImage:
     steps: tuple[GuidedStep, ...]
     names: dict[int, str]
     plain: Image.Image | None = None
+
+    def __repr__(self) -> str:
+        return f"GuidedImage({len(self.steps)} evaluations, scale {self.effective_scale:.1f} in effect)"
 
     @property
     def effective_scale(self) -> float:
@@ -85,7 +88,7 @@ class GuidedImage:
         return None if regions is None else regions[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generated:
     """An image, the seed it came from, its trace, if it was traced, and what guided it, if something did."""
 
@@ -94,8 +97,16 @@ class Generated:
     traced: TracedImage | None = None
     guided: GuidedImage | None = None
 
+    def __repr__(self) -> str:
+        known = "".join(f", {each!r}" for each in (self.traced, self.guided) if each is not None)
+        return f"Generated({self.image.width} x {self.image.height} px, seed {self.seed}{known})"
 
-@dataclass(frozen=True)
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image, and what guided it."""
+        return html.gallery(repr(self), row(self, None))
+
+
+@dataclass(frozen=True, repr=False)
 class Explained:
     """Heat maps and masks of what the names of a prompt attended to. left_out: names that the model was not given."""
 
@@ -103,6 +114,14 @@ class Explained:
     heatmaps: dict[str, Image.Image]
     masks: Segmentation
     left_out: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        left_out = f", without {', '.join(self.left_out)}" if self.left_out else ""
+        return f"Explained({self.generated!r}: {', '.join(self.heatmaps)}{left_out})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image, what guided it, its masks, and the heat map of each name."""
+        return html.gallery(repr(self), row(self.generated, self))
 
 
 def generate(
@@ -219,22 +238,16 @@ def region_overlay(generated: Generated, legend: bool = True) -> Image.Image | N
     guided = generated.guided
     if guided is None or (regions := guided.regions) is None:
         return None
-    numbers, inverse = np.unique(regions, return_inverse=True)
-    labels = Image.fromarray((inverse.reshape(regions.shape) + 1).astype(np.uint16))
-    enlarged = np.asarray(labels.resize(generated.image.size, Image.Resampling.NEAREST))
-    names = [guided.names.get(int(number), str(number)) for number in numbers]
-    return draw.overlay(generated.image, enlarged, names, legend)
+    return drawing.region_overlay(generated.image, regions, guided.names, legend)
 
 
 def _guidance_cells(generated: Generated, guided: GuidedImage) -> list[Cell]:
-    image, least, most = generated.image, *CLAMP
-    cells = [Cell(image, f"seed {generated.seed}, guided: scale {guided.effective_scale:.1f} in effect")]
+    cells = [Cell(generated.image, f"seed {generated.seed}, guided: scale {guided.effective_scale:.1f} in effect")]
     if guided.plain is not None:
         cells.insert(0, Cell(guided.plain, f"seed {generated.seed}, plain"))
     if (regions := region_overlay(generated, legend=False)) is not None:
         cells.append(Cell(regions, "regions at half the steps"))
-    heat = draw.heatmap(image, ((guided.rates - least) / (most - least)).clip(0, 1))
-    return [*cells, Cell(heat, f"mean rate, {least:g} (black) to {most:g}")]
+    return [*cells, drawing.rate_cell(generated.image, guided.rates)]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
+from goca.imaging import html
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule
 from goca.maths.heads import HeadRule
@@ -132,6 +133,16 @@ class Plan:
     def __repr__(self) -> str:
         passes = f", {self.num_passes} passes" if self.num_passes > 1 else ""
         return f"Plan({self.recipe} on {self.model}, {self.size} px, timestep {self.timestep}{passes})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the choices, and where each comes from."""
+        return html.figure(repr(self), None, *self.table())
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The (columns, rows) of a table of the choices."""
+        choices = {name: value for name, value in self.to_json().items() if name in self.origin}
+        rows: list[tuple[str, ...]] = [(name, html.listed(value), self.origin[name]) for name, value in choices.items()]
+        return ("choice", "value", "set by"), rows
 
     @property
     def num_passes(self) -> int:

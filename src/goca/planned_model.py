@@ -79,12 +79,7 @@ class PlannedModel:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the choices of the plan, and where each comes from."""
-        choices = {key: value for key, value in self.plan.to_json().items() if key in self.plan.origin}
-        texts = {
-            key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in choices.items()
-        }
-        rows = [(key, str(text), self.plan.origin[key]) for key, text in texts.items()]
-        return html.figure(repr(self), None, ("choice", "value", "set by"), rows)
+        return html.figure(repr(self), None, *self.plan.table())
 
     def inference(self) -> AbstractContextManager[None]:
         """No gradients, no autocast of the caller's, and advice where memory runs out."""

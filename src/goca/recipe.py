@@ -4,17 +4,19 @@
 (functions of `goca.maths`) or their names.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Real
+from typing import Any
 
 from goca.errors import GocaError
+from goca.imaging import html
 from goca.maths import background, layers, rescale
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule, attention
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
 from goca.maths.rescale import Step
-from goca.maths.rules import HEADS, LAYERS, MAPS, STEPS, named
+from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
 
 FROM_MODEL = "from_model"
 """A field with this value is taken from the checkpoint's settings."""
@@ -34,7 +36,7 @@ def check_floor(floor: float) -> None:
         raise GocaError(f"floor {floor!r} is not a number from 0 to 1: give one, 0 to keep every class", hint="floor")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """The rules of a method; `goca.maths.rules` has the named ones. "from_model" takes the checkpoint's settings.
 
@@ -93,6 +95,30 @@ class Recipe:
         if self.evidence not in (None, FROM_MODEL, *EVIDENCE):
             raise GocaError(f"evidence {self.evidence!r} is none of {', '.join(EVIDENCE)}, {FROM_MODEL} and None")
         check_floor(self.floor)
+
+    def __repr__(self) -> str:
+        changed = (f"{name}={value!r}" for name, value in self._named().items() if value != GOCA._named()[name])
+        return f"Recipe({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the rules by name, beside those of `GOCA` where these differ."""
+        published = GOCA._named()
+        rows = [
+            (name, html.listed(value), html.listed(published[name]) if value != published[name] else "")
+            for name, value in self._named().items()
+        ]
+        return html.figure(f"Recipe {name_of(self, RECIPES)}", None, ("rule", "value", "instead of"), rows)
+
+    def _named(self) -> dict[str, Any]:
+        """The fields, rules by their names."""
+        rules: dict[str, Any] = {"heads": HEADS, "layers": LAYERS, "maps": MAPS}
+        named = {item.name: getattr(self, item.name) for item in fields(self)}
+        named |= {name: name_of(named[name], known) for name, known in rules.items() if named[name] != FROM_MODEL}
+        if self.rescale != FROM_MODEL:
+            named["rescale"] = tuple(name_of(step, STEPS) for step in self.rescale)
+        if isinstance(self.background, Background):
+            named["background"] = f"{name_of(self.background.rule, BACKGROUNDS)} {self.background.threshold:g}"
+        return named
 
 
 GOCA = Recipe()

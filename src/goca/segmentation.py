@@ -1,5 +1,6 @@
 """The result for one image: labels, scores, masks, and what is drawn or written of them."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from goca.exports.labelme import labelme
 from goca.exports.objects import ObjectOptions, regions
 from goca.imaging import draw, html
 from goca.imaging.masks import Box, Mask, as_image
+from goca.imaging.palette import palette
+from goca.imaging.sheet import Cell
 from goca.maths.background import Background, labels
 from goca.maths.resize import resize, resize_rows, strips
 from goca.plan import Plan
@@ -31,9 +34,10 @@ from goca.storage.atomic import write_into
 from goca.tagging.candidates import Kept
 
 PREVIEW_SIDE = 640
-"""Pixels: about the longest side at which a notebook shows a result."""
+"""Pixels: the longest side at which a notebook shows a result."""
 LISTED_CLASSES = 5
-"""How many classes a result's repr names."""
+"""How many classes a result's repr names, and how many results that of a list."""
+PRESENCE_HEADER = ("class", "share of pixels", "evidence")
 
 
 class Presence(NamedTuple):
@@ -49,6 +53,9 @@ class Presence(NamedTuple):
 
     share: float
     evidence: float
+
+    def _repr_html_(self) -> str:
+        return html.figure("Presence", None, PRESENCE_HEADER[1:], [_texts(self)])
 
 
 class Instance(NamedTuple):
@@ -67,6 +74,16 @@ class Instance(NamedTuple):
     box: Box
     area: int
     score: float
+
+    def __repr__(self) -> str:
+        return f"Instance({self.class_name}: {self.area:,} px in {tuple(self.box)}, score {self.score:.2f})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where the region lies, white on black, and the rest in words."""
+        row = self.class_name, str(tuple(self.box)), f"{self.area:,}", f"{self.score:.2f}"
+        step = _step(max(self.mask.shape))
+        cells = [Cell(as_image(self.mask[::step, ::step]), self.class_name)]
+        return html.gallery("Instance", cells, ("class", "box", "pixels", "score"), [row])
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -143,17 +160,25 @@ class Segmentation:
     asked: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
-        largest = self._by_share()[:LISTED_CLASSES]
-        shares = ", ".join(f"{name} {presence.share:.0%}" for name, presence in largest)
-        more = f" and {len(self) - LISTED_CLASSES} more" if len(self) > LISTED_CLASSES else ""
-        return f"Segmentation({self.image.width} x {self.image.height} px: {shares}{more}; {self.plan!r})"
+        return f"Segmentation({self.image.width} x {self.image.height} px: {self._largest()}; {self.plan!r})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the overlay, and the classes with their shares, the largest first."""
-        step = max(1, round(max(self.image.size) / PREVIEW_SIDE))
-        preview = draw.overlay(self.image.reduce(step), self.labels[::step, ::step], self.classes)
-        rows = [(name, f"{share:.1%}", f"{evidence:.2f}") for name, (share, evidence) in self._by_share()]
-        return html.figure(repr(self), preview, ("class", "share of pixels", "evidence"), rows)
+        """What a notebook shows: the masks over the image, and the classes with their shares, the largest first."""
+        rows = [(name, *_texts(presence)) for name, presence in self._by_share()]
+        colours = dict(zip(self.classes, palette(len(self))[1:].tolist(), strict=True))
+        return html.figure(repr(self), self._preview(), PRESENCE_HEADER, rows, [colours[name] for name, *_ in rows])
+
+    def _preview(self) -> Image.Image:
+        """The masks over the image without a legend, at most 640 px, and at least 384 px, on its long side."""
+        step = _step(max(self.image.size))
+        small = draw.enlarged(self.image.reduce(step), self.labels[::step, ::step])
+        return draw.painted(*small, len(self))
+
+    def _largest(self) -> str:
+        """The largest classes with their shares, in words."""
+        largest = self._by_share()[:LISTED_CLASSES]
+        shares = ", ".join(f"{name} {presence.share:.0%}" for name, presence in largest)
+        return shares + (f" and {len(self) - LISTED_CLASSES} more" if len(self) > LISTED_CLASSES else "")
 
     def _by_share(self) -> list[tuple[str, Presence]]:
         return sorted(self.present.items(), key=lambda item: -item[1].share)
@@ -367,6 +392,38 @@ class Segmentation:
         if name not in self.classes:
             raise GocaError(f'"{name}" is not a class of this result: there are {", ".join(self.classes)}')
         return self.classes.index(name)
+
+
+class Segmentations(list[Segmentation]):
+    """Results of several images, in their order."""
+
+    def __repr__(self) -> str:
+        more = f", and {len(self) - LISTED_CLASSES} more" if len(self) > LISTED_CLASSES else ""
+        return f"[{', '.join(map(repr, self[:LISTED_CLASSES]))}{more}]"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each over its largest classes, and the colours of the classes."""
+        cells = []
+        for result in self[: html.MAX_CELLS]:
+            present = [f"{name} {share:.0%}" for name, (share, _) in result._by_share() if share]
+            cells.append(Cell(result._preview(), ", ".join(present) or "background"))
+        classes = dict.fromkeys(result.classes for result in self)
+        title = f"{len(self)} x Segmentation"
+        if len(classes) != 1:
+            return html.gallery(title, cells, total=len(self))
+        (names,) = classes
+        colours = dict(zip(names, palette(len(names))[1:].tolist(), strict=True))
+        return html.gallery(title, cells, legend=colours, total=len(self))
+
+
+def _texts(presence: Presence) -> tuple[str, str]:
+    """The share and the evidence as tables show them."""
+    return f"{presence.share:.1%}", f"{presence.evidence:.2f}"
+
+
+def _step(side: int) -> int:
+    """Every how many pixels of such a side a notebook shows."""
+    return math.ceil(side / PREVIEW_SIDE)
 
 
 def label_pixels(

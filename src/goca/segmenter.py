@@ -39,7 +39,7 @@ from goca.request import (
     prompts_of,
     request_nouns,
 )
-from goca.segmentation import ScoreMaps, Segmentation, label_pixels
+from goca.segmentation import ScoreMaps, Segmentation, Segmentations, label_pixels
 from goca.self_tagging import tagger_for
 from goca.tagging import GIVEN, Tagger
 from goca.text.nouns import Classes
@@ -108,7 +108,7 @@ class Segmenter(PlannedModel):
         """
         images: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
         template = SegmentationRequest("", classes, background_classes, background, caption)
-        results = []
+        results = Segmentations()
         for _, outcome in self.stream((replace(template, image=item) for item in images), tagger=tagger):
             if isinstance(outcome, GocaError):
                 raise outcome

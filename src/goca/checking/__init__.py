@@ -38,7 +38,7 @@ CHECKS: dict[str, Check] = {
 
 
 def check(subject: Subject, names: Sequence[str] = tuple(CHECKS)) -> Iterator[Verdict]:
-    """Run checks, one after the other.
+    """Run checks, one after the other; `goca.imaging.html.Rows` of the verdicts are a table in a notebook.
 
     Args:
         subject: The pipeline under test.

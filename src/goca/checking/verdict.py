@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from goca.imaging import html
+
 Status = Literal["passed", "warned", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(html.Row):
     """The outcome of one check.
 
     Attributes:
@@ -24,6 +26,20 @@ class Verdict:
     measured: Mapping[str, float | int | str]
     threshold: str
     explanation: str
+
+    def columns(self) -> dict[str, str]:
+        """The verdict as texts."""
+        measured = ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.measured.items()
+        )
+        return {
+            "check": self.name,
+            "status": self.status,
+            "measured": measured,
+            "threshold": self.threshold,
+            "explanation": self.explanation,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as plain numbers, strings and dictionaries."""

@@ -247,9 +247,9 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the logs and bars of diffusers and transformers while a pipeline is loaded; errors still raise."""
-    # The bars first: that imports the libraries, which set their loggers' levels on import.
-    with without_bars(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # The bars before the loggers: that imports the libraries, which set their loggers' levels on import, and in a
+    # notebook warn that they find no widgets to draw bars with.
+    with warnings.catch_warnings(action="ignore"), without_bars():
         loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
         before = [logger.level for logger in loggers]
         try:

@@ -10,10 +10,11 @@ from goca.evaluation.choices import caption_style
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import evaluate_dataset
-from goca.evaluation.metrics import Interval, Tally, gain
+from goca.evaluation.metrics import Interval, Tally, gain, percentage
 from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.protocol import Protocol, honest
 from goca.evaluation.remap import narrowed
+from goca.imaging import html
 from goca.plan import Options
 from goca.recipe import GOCA, GOCA_BALANCED, GOCA_COMPOUND, VANILLA, Recipe
 from goca.segmenter import Segmenter
@@ -52,7 +53,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True)
-class AblationRow:
+class AblationRow(html.Row):
     """A variant's scores (0 to 1), and its gain of mIoU over the first variant, paired, with 95 % intervals."""
 
     name: str
@@ -62,6 +63,16 @@ class AblationRow:
     gain: float
     gain_ci95: Interval
     paper: tuple[float, float] | None
+
+    def columns(self) -> dict[str, str]:
+        """In per cent, but for the name."""
+        return {
+            "parts of the method": self.name,
+            "mIoU [95 %]": percentage(self.miou, self.ci95),
+            "pixel accuracy": f"{100 * self.pixel_accuracy:.1f}",
+            "gain [95 %]": percentage(self.gain, self.gain_ci95, "+"),
+            "paper: SD 1.5, SDXL": html.listed(self.paper or ()),
+        }
 
 
 def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple[Dataset, Protocol]:
@@ -75,6 +86,8 @@ def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple
 
 def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int) -> Iterator[AblationRow]:
     """Score `VARIANTS` on the same images, `batch` at a time, and yield the row of each.
+
+    In a notebook `goca.imaging.html.Rows` of them are a table.
 
     Raises:
         GocaError: an image cannot be segmented.

@@ -1,16 +1,17 @@
 """Runs side by side: figures, and paired differences to the first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from goca.errors import GocaError
 from goca.evaluation.fingerprint import differences
-from goca.evaluation.metrics import Interval, gain
+from goca.evaluation.metrics import Interval, gain, percentage
 from goca.evaluation.protocol import Protocol
 from goca.evaluation.report import Report
 from goca.evaluation.run_folder import FACTS, IMAGES, image_lines, read_facts
+from goca.imaging import html
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,15 @@ class FinishedRun:
 
     folder: Path
     name: str
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(repr=False)
     report: Report
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 @dataclass(frozen=True)
-class ComparedRun:
+class ComparedRun(html.Row):
     """A run's scores, 0 to 1, and its gain of mIoU over the first run, paired, with 95 % intervals."""
 
     run: str
@@ -35,6 +39,17 @@ class ComparedRun:
     threshold: str
     gain: float
     gain_ci95: Interval
+
+    def columns(self) -> dict[str, str]:
+        """In per cent, but for the names."""
+        return {
+            "run": self.run,
+            "recipe, model": self.name,
+            "mIoU [95 %]": percentage(self.miou, self.ci95),
+            "pixel accuracy": f"{100 * self.pixel_accuracy:.1f}",
+            "threshold": self.threshold,
+            "gain over the first [95 %]": percentage(self.gain, self.gain_ci95, "+"),
+        }
 
 
 def load_run(folder: Path) -> FinishedRun:
@@ -71,7 +86,7 @@ def load_run(folder: Path) -> FinishedRun:
     return FinishedRun(folder, name, settings, report)
 
 
-def compare(runs: Sequence[FinishedRun]) -> tuple[ComparedRun, ...]:
+def compare(runs: Sequence[FinishedRun]) -> html.Rows[ComparedRun]:
     """Scores of each run, beside the first.
 
     Raises:
@@ -93,7 +108,7 @@ def compare(runs: Sequence[FinishedRun]) -> tuple[ComparedRun, ...]:
         change, interval = gain(tally, first_tally, protocol.counting)
         scores = (score.miou, score.ci95, score.pixel_accuracy)
         rows.append(ComparedRun(str(run.folder), run.name, *scores, report.labelling, change, interval))
-    return tuple(rows)
+    return html.Rows(rows)
 
 
 def _refuse_different(first: FinishedRun, run: FinishedRun) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from goca.errors import GocaError
 from goca.evaluation.metrics import Interval, mean
 from goca.evaluation.run_folder import FACTS
-from goca.imaging import images
+from goca.imaging import html, images
 from goca.imaging.files import suffixes
 from goca.storage.json_lines import JsonLines
 from goca.storage.reading import inside
@@ -170,7 +170,7 @@ class Distance:
     dimensions: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Measurement:
     """What was measured of a folder of images.
 
@@ -187,6 +187,17 @@ class Measurement:
     prompts: Mapping[str, str]
     fid: Distance | None
     per_image: Mapping[str, Mapping[str, float]]
+
+    def __repr__(self) -> str:
+        return f"Measurement({self.folder}, {self.images} images)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the figures, with their intervals, and what has to be known of them."""
+        rows = [] if self.fid is None else [("FID", f"{self.fid.value:.2f}", f"to {self.fid.reference}")]
+        rows += [
+            (name, f"{value:.3f}", f"{low:.3f} to {high:.3f}") for name, (value, (low, high)) in self.means.items()
+        ]
+        return html.figure("; ".join([repr(self), *self.notes]), None, ("figure", "value", "95 %"), rows)
 
     @cached_property
     def means(self) -> dict[str, tuple[float, Interval]]:

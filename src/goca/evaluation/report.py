@@ -9,18 +9,37 @@ import numpy as np
 from jaxtyping import Int64
 
 from goca.errors import GocaError
-from goca.evaluation.metrics import Score, Tally, miou, score
+from goca.evaluation.metrics import Score, Tally, miou, percentage, score
 from goca.evaluation.protocol import SWEEP, Protocol
 from goca.evaluation.records import ImageRecord, matrix, tally
+from goca.imaging import html
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a run found; `names` are those of labels 1, 2, ..., and `images` those of the data set, in its order."""
 
     names: tuple[str, ...]
     protocol: Protocol
     images: tuple[ImageRecord, ...]
+
+    def __repr__(self) -> str:
+        return f"Report({self.protocol.dataset}, {len(self.images)} images, {len(self.names)} classes)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the scores, their protocol, and the IoU of each class, the worst first."""
+        try:
+            score = self.score()
+        except GocaError as error:
+            return html.figure(f"{self!r}: {error}")
+        left_out = f", {len(self.left_out)} left out" if self.left_out else ""
+        title = (
+            f"{self.protocol.dataset}: mIoU {percentage(score.miou, score.ci95)} %, {score.pixel_accuracy:.1%} of "
+            f"pixels right; {len(self.counted)} images{left_out}; protocol {self.protocol.name}, "
+            f"tags {self.protocol.tags}"
+        )
+        worst = sorted(score.per_class.items(), key=lambda item: item[1])
+        return html.figure(title, None, ("class", "IoU"), [(name, f"{iou:.1%}") for name, iou in worst])
 
     @cached_property
     def counted(self) -> tuple[ImageRecord, ...]:
@@ -93,7 +112,13 @@ class Report:
 
     def score(self, labelling: str | None = None) -> Score:
         """The scores under one labelling, that of the protocol unless another is named."""
+        if labelling in (None, self.labelling):
+            return self._score
         return score(self.tally(labelling), self.names, self.protocol.counting)
+
+    @cached_property
+    def _score(self) -> Score:
+        return score(self.tally(), self.names, self.protocol.counting)
 
     def metrics(self) -> dict[str, Any]:
         """The scores, 0 to 1; where there is a background, the fixed threshold and the oracle's side by side."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +50,10 @@ class Finished:
     """The end of a run. settings: all that decided its figures, as JSON."""
 
     report: Report
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 ProgressEvent = Stage | Estimate | ImagesTagged | ImagesDone | Finished

@@ -18,7 +18,7 @@ from goca.evaluation.choices import check_labels
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.generated_images import GenerationConfig, ImagesGenerated
 from goca.evaluation.generation_metrics import IMAGES
-from goca.evaluation.metrics import Interval, interval, miou, resampled_miou
+from goca.evaluation.metrics import Interval, interval, miou, percentage, resampled_miou
 from goca.evaluation.power import (
     FOUND,
     LOSS,
@@ -33,6 +33,7 @@ from goca.evaluation.protocol import Protocol
 from goca.evaluation.report import Report
 from goca.evaluation.runner import Finished, ImagesDone, Stage
 from goca.evaluation.runner import run as run_evaluation
+from goca.imaging import html
 from goca.parallel import THIS_PROCESS
 from goca.plan import Options, versions
 from goca.segmenter import Segmenter
@@ -110,7 +111,7 @@ class Gap:
     change: Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScalingStudy:
     """What was found. Intervals are bootstraps over images, the same draws for all; power is taken as it was measured.
 
@@ -127,6 +128,23 @@ class ScalingStudy:
     trends: tuple[Trend, ...]
     gaps: tuple[Gap, ...]
     left_out: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        powers = ", ".join(power.name for power in self.powers)
+        return (
+            f"ScalingStudy({self.protocol.dataset}, {self.protocol.images} images: {len(self.models)} models; {powers})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each model's power as a generator beside its mIoU by each recipe, in per cent."""
+        recipes = list(dict.fromkeys(recipe for scores in self.scores.values() for recipe in scores))
+        header = ("model", *(power.name for power in self.powers), *(f"mIoU, {recipe}" for recipe in recipes))
+        rows = []
+        for label, scores in self.scores.items():
+            powers = [f"{power.values[label]:.3f}" for power in self.powers]
+            mious = [percentage(scores[recipe].miou, scores[recipe].ci95) for recipe in recipes]
+            rows.append((label, *powers, *mious))
+        return html.figure(repr(self), None, header, rows)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, with the protocol, as JSON; what no number is, as of models that are all alike, is null."""

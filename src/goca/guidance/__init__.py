@@ -7,7 +7,7 @@ guided.rates
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Integral, Real
@@ -16,6 +16,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import torch
 from jaxtyping import Float16, UInt16
+from PIL import Image
 from torch import Tensor
 
 from goca.diffusion.backbone import Backbone
@@ -23,8 +24,12 @@ from goca.diffusion.denoiser_call import step_numbers
 from goca.diffusion.guidance_scale import check_guidance, unguided
 from goca.diffusion.session import GenerationSession, check_generation, observers_of
 from goca.errors import GocaError
+from goca.guidance.drawing import CLAMP, rate_cell, region_overlay
 from goca.guidance.observer import GuidanceObserver, GuidedStep, Settings
 from goca.guidance.regions import SpecialTokens
+from goca.imaging import html
+from goca.imaging.palette import palette
+from goca.imaging.sheet import Cell
 from goca.maths.rules import name_of
 from goca.plan import Options, plan
 from goca.recipe import GOCA, RECIPES, Recipe, recipe_named
@@ -33,8 +38,10 @@ __all__ = ["Guide", "GuidedStep", "guidance_named", "guide", "guide_arguments", 
 
 UNGUIDED, ENERGY = "none", "energy"
 """The names of guidance by the pipeline alone, and of guidance without attention."""
-CLAMP, LIMIT = (0.8, 3.0), 15.0
-"""The authors' bounds of the rate, and of scale times rate."""
+LIMIT = 15.0
+"""The authors' bound of scale times rate."""
+GREY = (128, 128, 128)
+"""The canvas of an image that is not known."""
 
 
 class Guided:
@@ -67,6 +74,38 @@ class Guided:
         """{image of the last call: {region: its word}}; "<start>" and "<special>" are not the prompt's."""
         return self._observer.region_names if self._observer is not None else {}
 
+    def _told(self) -> str:
+        """How much was guided, and how strongly, in a line."""
+        if not self.steps:
+            return f"{type(self).__name__}(nothing yet)"
+        scales = [scale for step in self.steps for scale in step.effective_scales]
+        least, most = min(scales), max(scales)
+        return f"{type(self).__name__}({len(self.steps)} evaluations, scale {least:.1f} to {most:.1f} in effect)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: of each image of the last call its regions at half the steps, and its mean rate."""
+        steps = [step for step in self.steps if step.generation == self.steps[-1].generation]
+        if not steps:
+            return html.figure(self._told())
+        middle = steps[len(steps) // 2]
+        cells, rows, colours = [], [], []
+        for image, canvas in enumerate(self._canvases(middle)):
+            if middle.regions is not None:
+                regions, names = middle.regions[image], self.region_names.get(image, {})
+                cells.append(Cell(region_overlay(canvas, regions, names, legend=False), "regions at half the steps"))
+                numbers = np.unique(regions)
+                colours += palette(len(numbers))[1:].tolist()
+                rates = [float(middle.rates[image][regions == number].mean()) for number in numbers]
+                words = [names.get(int(number), str(number)) for number in numbers]
+                rows += [(word, f"{rate:.2f}", str(image)) for word, rate in zip(words, rates, strict=True)]
+            cells.append(rate_cell(canvas, np.stack([step.rates[image] for step in steps]).mean(0, dtype=np.float32)))
+        return html.gallery(self._told(), cells, ("region", "its rate", "image"), rows, colours)
+
+    def _canvases(self, step: GuidedStep) -> Sequence[Image.Image]:
+        """What the rates of a step are drawn over."""
+        height, width = step.rates.shape[1:]
+        return [Image.new("RGB", (8 * width, 8 * height), GREY)] * len(step.rates)
+
 
 class Guide(Guided):
     """What guided a pipeline's calls: see `guide`."""
@@ -75,6 +114,13 @@ class Guide(Guided):
         self._pipe = backbone.pipeline
         self._observer = observer_of(backbone, settings, partial(unguided, self._pipe, backbone.family))
         self._session = GenerationSession(backbone, [self._observer])
+
+    def __repr__(self) -> str:
+        return self._told()
+
+    def _canvases(self, step: GuidedStep) -> Sequence[Image.Image]:
+        images = [frames[0] for frames in self._session.images.get(step.generation, [])]
+        return images if len(images) == len(step.rates) else super()._canvases(step)
 
     def __enter__(self) -> "Guide":
         if any(isinstance(observer, GuidanceObserver) for observer in observers_of(self._pipe)):

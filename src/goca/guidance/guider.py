@@ -23,7 +23,8 @@ from goca.diffusion.modular import check_attended, check_modular, encoded_again,
 from goca.diffusion.own_calls import step_number
 from goca.diffusion.session import shared
 from goca.errors import GocaError
-from goca.guidance import CLAMP, LIMIT, Guided, checked, observer_of
+from goca.guidance import LIMIT, Guided, checked, observer_of
+from goca.guidance.drawing import CLAMP
 from goca.guidance.observer import GuidanceObserver
 from goca.recipe import Recipe
 

@@ -43,11 +43,7 @@ def overlay(
     """
     if not legend:
         return painted(image, labels, len(classes))
-    factor = math.ceil(SHORTEST_LONG_SIDE / max(image.size))
-    if factor > 1:
-        size = image.width * factor, image.height * factor
-        image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
+    image, labels = enlarged(image, labels)
     colours = palette(len(classes))
     shares = pixel_counts(labels, len(classes)) / labels.size
     names = {index: legible(name, f"class {index}") for index, name in enumerate(classes, start=1)}
@@ -58,6 +54,18 @@ def overlay(
         else:
             missing.append(name)
     return with_legend(painted(image, labels, len(classes)), present, missing_items(missing))
+
+
+def enlarged(
+    image: Image.Image, labels: UInt16[np.ndarray, "height width"]
+) -> tuple[Image.Image, UInt16[np.ndarray, "high wide"]]:
+    """An image and its labels at the least whole multiple whose long side is 384 px or more."""
+    factor = math.ceil(SHORTEST_LONG_SIDE / max(image.size))
+    if factor == 1:
+        return image, labels
+    size = image.width * factor, image.height * factor
+    larger = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return larger, labels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def painted(

@@ -1,28 +1,157 @@
-"""HTML for notebooks: an image over a table, in one piece that needs nothing from outside."""
+"""HTML for notebooks: images over a table, in one piece that needs nothing from outside.
 
+All text is escaped. Colours are those of the page, light or dark, but for the images and the squares of class colours.
+However large a result is, its form is small: images are shown small, long tables and long texts end early.
+"""
+
+import io
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TypeVar
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from goca.imaging.draw import png
+from goca.imaging.sheet import SIDE, Cell
+
+LEAST, MOST = 384, 640
+"""The longest side in pixels of an image over a table: smaller and larger ones are resized."""
+SHEET = (1024, 2400)
+"""The largest (width, height) of a contact sheet, whose captions have to stay legible."""
+TILE = 180
+"""The longest side at which an image of a gallery is shown, less than it has: screens may be fine."""
+COLUMNS, MAX_CELLS, MAX_ROWS, MAX_LETTERS = 4, 12, 30, 160
+QUALITY = 85
+LEFT = ' style="text-align: left"'
+FIGURES = tuple("+-0123456789")
+"""How a number begins."""
+
+Colour = Sequence[int]
 
 
 def figure(
-    title: str, image: Image.Image | None, header: Sequence[str] = (), rows: Sequence[Sequence[str]] = ()
+    title: str,
+    image: Image.Image | bytes | None = None,
+    header: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+    colours: Sequence[Colour] = (),
+    most: tuple[int, int] = (MOST, MOST),
 ) -> str:
     """A title, over an image if there is one, over a table if there is one.
 
     Args:
-        title: one line of text, escaped here as all cells are.
-        image: shown at its own size, or as wide as the page where that is less.
+        title: one line of text.
+        image: bytes are the content of a WebP file.
         header: the columns' names.
         rows: as many cells each as `header` has.
+        colours: RGB of the square before each row; none where this is empty.
+        most: the largest (width, height) in pixels at which the image is shown.
     """
-    source = "" if image is None else b64encode(png(image)).decode("ascii")
-    drawing = f'<img style="max-width: 100%" alt="" src="data:image/png;base64,{source}">' if source else ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<table><tr>{head}</tr>{body}</table>" if rows else ""
-    return f"<div><p>{escape(title)}</p>{drawing}{table}</div>"
+    if isinstance(image, Image.Image) and max(image.size) < LEAST:
+        image = ImageOps.contain(image, (LEAST, LEAST))
+    return _whole(title, "" if image is None else _image(image, title, most), _table(header, rows, colours))
+
+
+def gallery(
+    title: str,
+    cells: Sequence[Cell],
+    header: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+    colours: Sequence[Colour] = (),
+    legend: Mapping[str, Colour] | None = None,
+    total: int = 0,
+) -> str:
+    """A title, over small images with their captions, over a legend or a table if there is one; see `figure`.
+
+    At most 12 are shown, and told how many more there are: of `total`, if `cells` are not all.
+    """
+    total = max(total, len(cells))
+    tiles = []
+    for cell in cells[:MAX_CELLS]:
+        square = "" if cell.colour is None else _square(cell.colour)
+        caption = f"{square}{_text(cell.caption)}"
+        image = _image(cell.image, cell.caption, (SIDE, SIDE))
+        tiles.append(f'<td style="text-align: left; vertical-align: top; width: {TILE}px">{image}<br>{caption}</td>')
+    if total > len(tiles):
+        tiles.append(f"<td>and {total - len(tiles)} more</td>")
+    lines = ("".join(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS))
+    images = "".join(f"<tr>{line}</tr>" for line in lines)
+    names = [f"{_square(colour)}{_text(name)}" for name, colour in list((legend or {}).items())[:MAX_ROWS]]
+    below = f"<p>{' &nbsp; '.join(names)}</p>" if names else _table(header, rows, colours)
+    return _whole(title, f"<table>{images}</table>" if images else "", below)
+
+
+def listed(value: object) -> str:
+    """A value for a cell, a list as its entries."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+class Row:
+    """A result that is one line of a table. A notebook shows it under its columns' names, several as `Rows`."""
+
+    def columns(self) -> Mapping[str, str]:
+        """{name of a column: what this row has in it}."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        columns = self.columns()
+        return figure(type(self).__name__, None, tuple(columns), [tuple(columns.values())])
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+class Rows(tuple[AnyRow, ...]):
+    """Results of one kind, which a notebook shows as one table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        columns = [row.columns() for row in self]
+        title = f"{len(self)} x {type(self[0]).__name__}" if self else "nothing"
+        return figure(title, None, tuple(columns[0]) if columns else (), [tuple(row.values()) for row in columns])
+
+
+def _whole(*parts: str) -> str:
+    title, *others = parts
+    return f"<div><p>{_text(title, 2 * MAX_LETTERS)}</p>{''.join(others)}</div>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[Colour]) -> str:
+    if not rows:
+        return ""
+    # Notebooks set tables to the right; only columns of numbers belong there.
+    styles = ["" if all(cell[:1] in FIGURES for cell in column) else LEFT for column in zip(*rows, strict=True)]
+
+    def line(kind: str, cells: Sequence[str], square: str = "") -> str:
+        styled = zip(styles, [f"{square}{_text(cells[0])}", *map(_text, cells[1:])], strict=True)
+        return "<tr>" + "".join(f"<{kind}{style}>{text}</{kind}>" for style, text in styled) + "</tr>"
+
+    squares = [_square(colour) for colour in colours[:MAX_ROWS]] or [""] * len(rows)
+    lines = [line("td", *row) for row in zip(rows[:MAX_ROWS], squares, strict=False)]
+    more = f"<tr><td{LEFT}>and {len(rows) - MAX_ROWS} more</td></tr>" if len(rows) > MAX_ROWS else ""
+    return f"<table>{line('th', header)}{''.join(lines)}{more}</table>"
+
+
+def _text(text: str, most: int = MAX_LETTERS) -> str:
+    return escape(text if len(text) <= most else f"{text[: most - 1]}…")
+
+
+def _square(colour: Colour) -> str:
+    red, green, blue = colour
+    return f'<span style="background: rgb({red}, {green}, {blue}); padding: 0 0.5em; margin-right: 0.5em"></span>'
+
+
+def _image(image: Image.Image | bytes, text: str, most: tuple[int, int]) -> str:
+    width = ""
+    if isinstance(image, bytes):
+        kind, content = "webp", image
+    else:
+        kind, file, small = "jpeg", io.BytesIO(), image.convert("RGB")
+        small.thumbnail(most)
+        small.save(file, "JPEG", quality=QUALITY, subsampling=0)
+        content = file.getvalue()
+        if most == (SIDE, SIDE):
+            width = f' width="{max(1, small.width * TILE // SIDE)}"'
+    source = f"data:image/{kind};base64,{b64encode(content).decode('ascii')}"
+    return f'<img{width} style="max-width: 100%" alt="{_text(text)}" src="{source}">'

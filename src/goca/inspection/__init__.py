@@ -115,7 +115,7 @@ class Inspection:
         for layer in self.layers:
             heads = " ".join(f"{weight:.0%}" for weight in layer.heads)
             rows.append((layer.name, "{} x {}".format(*layer.grid), f"{layer.weight:.1%}", heads))
-        return html.figure(repr(self), self.sheet(), ("layer", "grid", "weight", "heads"), rows)
+        return html.figure(repr(self), self.sheet(), ("layer", "grid", "weight", "heads"), rows, most=html.SHEET)
 
     @property
     def image(self) -> Image.Image:

@@ -30,7 +30,8 @@ from goca.diffusion.denoiser_call import DenoiserCall, DenoiserRow, Observer, Pr
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.diffusion.families.unet import FAMILY
 from goca.errors import GocaError
-from goca.guidance import CLAMP, LIMIT, checked, guide_arguments
+from goca.guidance import LIMIT, checked, guide_arguments
+from goca.guidance.drawing import CLAMP
 from goca.guidance.observer import GuidanceObserver
 from goca.guidance.regions import SpecialTokens
 from goca.imaging.palette import palette

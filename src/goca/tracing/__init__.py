@@ -7,7 +7,6 @@ tr.segment(["cat", "grass"])
 """
 
 from collections.abc import Iterable, Iterator
-from html import escape
 from operator import index
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -18,6 +17,7 @@ from goca.diffusion.backbone import Backbone
 from goca.diffusion.denoiser_call import step_numbers
 from goca.diffusion.session import GenerationSession, check_generation
 from goca.errors import GocaError
+from goca.imaging import html
 from goca.recipe import GOCA, Recipe
 from goca.tracing.image import TracedImage
 from goca.tracing.keep import Keep
@@ -25,6 +25,9 @@ from goca.tracing.observer import TraceObserver
 from goca.tracing.steps import TracedAttention, TracedStep, plan_for
 
 __all__ = ["Trace", "TracedImage", "TracedStep", "trace"]
+
+SHOWN_IMAGES = 4
+"""How many images a notebook shows."""
 
 
 def trace(
@@ -103,8 +106,10 @@ class Trace(TracedImage):
         return f"Trace({', '.join(map(repr, self)) or 'nothing yet'})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: each image as `TracedImage` shows it."""
-        return "".join(image._repr_html_() for image in self) or f"<p>{escape(repr(self))}</p>"
+        """What a notebook shows: each of the first images as `TracedImage` shows it."""
+        images = self._traced()
+        more = html.figure(f"and {len(images) - SHOWN_IMAGES} more") if len(images) > SHOWN_IMAGES else ""
+        return "".join(image._repr_html_() for image in images[:SHOWN_IMAGES]) + more or html.figure(repr(self))
 
     @property
     def images(self) -> tuple[TracedImage, ...]:

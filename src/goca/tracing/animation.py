@@ -1,16 +1,19 @@
 """Heat maps one after the other, as a GIF or a WebP."""
 
 import io
-from base64 import b64encode
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from goca.errors import GocaError
+from goca.imaging import html
 from goca.storage.atomic import write_atomic
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+
+SHOWN_FRAMES, SHOWN_SIDE = 24, 224
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +32,10 @@ class Animation:
         return f"Animation({len(self.frames)} frames of {self.milliseconds} ms)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        return f'<img alt="" src="data:image/gif;base64,{b64encode(self.encoded("GIF")).decode("ascii")}">'
+        """What a notebook shows: at most 24 frames, 224 px on their long side."""
+        step = math.ceil(len(self.frames) / SHOWN_FRAMES)
+        frames = tuple(ImageOps.contain(frame, (SHOWN_SIDE, SHOWN_SIDE)) for frame in self.frames[::step])
+        return html.figure(repr(self), Animation(frames, self.milliseconds * step).encoded("WEBP"))
 
     def encoded(self, form: str) -> bytes:
         """The content of a file, "GIF" or "WEBP"; GIF has 256 colours a frame."""

@@ -20,7 +20,7 @@ from goca.errors import GocaError
 from goca.exports.json_document import document
 from goca.imaging import draw, html, images
 from goca.imaging.images import ImageLike
-from goca.imaging.sheet import Cell, contact_sheet
+from goca.imaging.sheet import Cell
 from goca.inspection.pixel import PixelAttention, array, cell_of, ranked, sinks
 from goca.maths.frames import apart, together
 from goca.maths.rescale import TokenMass
@@ -70,7 +70,7 @@ class TracedImage:
         """What a notebook shows: the image beside the heat maps of its first words."""
         words = self.words()[:SHOWN_WORDS]
         cells = [Cell(self.image, "image"), *(Cell(self.heatmap(word), str(word)) for word in words)]
-        return html.figure(repr(self), contact_sheet([cells]))
+        return html.gallery(repr(self), cells)
 
     @property
     def attention(self) -> TracedAttention:
