@@ -130,8 +130,8 @@ class Inspection:
     @property
     def nbytes(self) -> int:
         """Bytes of all maps that are kept, the self-attention among them."""
-        maps = (*self._maps.values(), *self._columns.values())
-        return sum(kept.nbytes for kept in (*maps, self._affinity, self._layer_maps))
+        maps = sum(kept.nbytes for kept in (*self._maps.values(), *self._columns.values()))
+        return maps + self._affinity.nbytes + self._layer_maps.nbytes
 
     @property
     def sinks(self) -> dict[str, float]:

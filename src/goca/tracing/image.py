@@ -255,8 +255,8 @@ class TracedImage:
         if word is None and token is None:
             words = self.words()[:SHOWN_WORDS]
             parts = [self.animation(each, encoder=encoder).frames for each in words]
-            numbers = range(1, 1 + max(map(len, parts), default=0))
-            images = [Cell(self.image, f"step {number} of {len(numbers)}") for number in numbers]
+            count = max(map(len, parts), default=0)
+            images = [Cell(self.image, f"step {number} of {count}") for number in range(1, 1 + count)]
             columns = [map(partial(Cell, caption=str(each)), part) for each, part in zip(words, parts, strict=True)]
             return Animation(tuple(contact_sheet([row]) for row in zip(images, *columns, strict=True)))
         if self.attention.frames > 1:
