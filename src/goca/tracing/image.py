@@ -20,7 +20,7 @@ from goca.errors import GocaError
 from goca.exports.json_document import document
 from goca.imaging import draw, html, images
 from goca.imaging.images import ImageLike
-from goca.imaging.sheet import Cell
+from goca.imaging.sheet import Cell, contact_sheet
 from goca.inspection.pixel import PixelAttention, array, cell_of, ranked, sinks
 from goca.maths.frames import apart, together
 from goca.maths.rescale import TokenMass
