@@ -4,8 +4,9 @@ Decided before any score was looked at: noise, refinement layers and order are t
 of the recipes vanilla, goca and goca-balanced, so that no recipe is favoured; the reference layer, which
 vanilla does not have, by the mean of the other two. One thing is chosen after the other, in that order. The
 candidates follow from the kind of model. The object that is printed last is what the pipeline's goca.json has
-under "settings"; it goes into SETTINGS of the model's stage by hand, which `training.export` writes. The
-benchmark's scenes are never looked at here.
+under "settings"; it goes into SETTINGS of the model's stage by hand, which `training.export` writes. A reference
+block that `goca models --check` finds wanting gives way to the next best. The benchmark's scenes are never
+looked at here.
 
     python -m training.tune [--work FOLDER] [--model FOLDER] [--count 100]
 """
