@@ -211,9 +211,12 @@ def plan(
     by_model = options.timestep is None and recipe.timestep == FROM_MODEL
     if by_model and chosen["evidence"] == "prototypes" and prototypes is not None:
         chosen["timestep"] = (prototypes,)
-    chosen |= {name: bool(getattr(options, name)) for name in ("flip", "window", "refine_edges")}
+    chosen |= {name: bool(getattr(options, name)) for name in ("flip", "window")}
+    edges, by_recipe = chosen.pop("edges"), origin.pop("edges")
+    chosen["refine_edges"] = bool(edges or options.refine_edges)
     chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
-    origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
+    origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window"), "default")
+    origin["refine_edges"] = by_recipe if edges else "default"
     origin |= dict.fromkeys(options.set_by_user(), "user")
     if options.floor is not None:
         chosen["floor"] = float(options.floor)

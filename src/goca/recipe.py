@@ -58,6 +58,8 @@ class Recipe:
             not at all.
         floor: a class with less evidence is not asked for, 0 to 1; of more than a few names each needs more, see
             `goca.maths.presence.present`.
+        edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
+            segmenter switches this on for any recipe.
 
     Raises:
         GocaError: for the name of an unknown rule.
@@ -76,6 +78,7 @@ class Recipe:
     keys: str = "caption"
     evidence: str | None = None
     floor: float = 0.0
+    edges: bool = False
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
