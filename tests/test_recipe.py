@@ -15,7 +15,7 @@ from goca.diffusion.families.unet import SD15, SD21, SDXL
 from goca.errors import GocaError
 from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
 from goca.plan import Options, Plan, plan
 from goca.recipe import (
     CONCEPT_ATTENTION,
@@ -124,6 +124,7 @@ def test_a_recipe_stays_as_it_is() -> None:
         ("layers", "deepest", LAYERS),
         ("rescale", ("share", "sharpen"), STEPS),
         ("maps", "fog", MAPS),
+        ("affinity", "polite", AFFINITIES),
     ],
 )
 def test_unknown_rules_list_what_there_is(field: str, value: Any, known: dict[str, Any]) -> None:
@@ -173,6 +174,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "keys": "recipe",
         "evidence": "recipe",
         "floor": "recipe",
+        "affinity": "recipe",
         "seeds": "default",
         "flip": "default",
         "window": "default",
@@ -262,6 +264,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert HEADS[plain["heads"]] == made.heads
     assert LAYERS[plain["layers"]] == made.layers
     assert MAPS[plain["maps"]] == made.maps
+    assert AFFINITIES[plain["affinity"]] == made.affinity
     assert plain["refine_edges"] is False
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)

@@ -273,4 +273,6 @@ class ImageAttention:
 
     @property
     def affinity(self) -> JoinedAffinity:
-        return JoinedAffinity(self.windows, [aggregator.affinity for aggregator in self.aggregators])
+        """What refines, under the plan's rule, each window by itself."""
+        parts = [each.affinity.under(each.plan.affinity, each.grid) for each in self.aggregators]
+        return JoinedAffinity(self.windows, parts)

@@ -15,8 +15,9 @@ from goca.maths.background import Background
 from goca.maths.concepts import MapRule
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
+from goca.maths.refine import AffinityRule
 from goca.maths.rescale import Step
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
 from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor
 
 MAX_SEED = 2**63
@@ -116,6 +117,7 @@ class Plan:
     feature: str
     refine: tuple[str, ...]
     order: int
+    affinity: AffinityRule
     background: Background | str
     background_classes: tuple[str, ...]
     keys: str
@@ -163,6 +165,7 @@ class Plan:
             "heads": name_of(self.heads, HEADS),
             "layers": name_of(self.layers, LAYERS),
             "maps": name_of(self.maps, MAPS),
+            "affinity": name_of(self.affinity, AFFINITIES),
             "rescale": [name_of(step, STEPS) for step in self.rescale],
             "background": self.background
             if isinstance(self.background, str)

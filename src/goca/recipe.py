@@ -13,8 +13,9 @@ from goca.maths.background import Background
 from goca.maths.concepts import MapRule, attention
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
+from goca.maths.refine import AffinityRule, plain
 from goca.maths.rescale import Step
-from goca.maths.rules import HEADS, LAYERS, MAPS, STEPS, named
+from goca.maths.rules import AFFINITIES, HEADS, LAYERS, MAPS, STEPS, named
 
 FROM_MODEL = "from_model"
 """A field with this value is taken from the checkpoint's settings."""
@@ -58,6 +59,8 @@ class Recipe:
             not at all.
         floor: a class with less evidence is not asked for, 0 to 1; of more than a few names each needs more, see
             `goca.maths.presence.present`.
+        affinity: what is done to the self-attention that refines before it is applied: "plain" for nothing, or
+            "distinct", see `goca.maths.refine`. Layers are weighed by their attention as it is.
         edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
             segmenter switches this on for any recipe.
 
@@ -78,13 +81,15 @@ class Recipe:
     keys: str = "caption"
     evidence: str | None = None
     floor: float = 0.0
+    affinity: AffinityRule | str = plain
     edges: bool = False
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
             if getattr(self, name) != FROM_MODEL:
                 object.__setattr__(self, name, named(getattr(self, name), rules, kind))
-        object.__setattr__(self, "maps", named(self.maps, MAPS, "map rule"))
+        for name, others, kind in (("maps", MAPS, "map rule"), ("affinity", AFFINITIES, "affinity rule")):
+            object.__setattr__(self, name, named(getattr(self, name), others, kind))
         if self.rescale != FROM_MODEL:
             if isinstance(self.rescale, str):
                 raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')

@@ -312,7 +312,8 @@ class TracedImage:
         plan = self._plan(recipe)
         shown = self.image if image is None else images.load(image)
         mass = self.attention.token_mass(tokens)
-        maps = refined(plan, self.attention.affinity, rescaled(plan, mass, tokens), tokens, peaks_of(mass))
+        affinity = self.attention.affinity.under(plan.affinity, self.attention.grid)
+        maps = refined(plan, affinity, rescaled(plan, mass, tokens), tokens, peaks_of(mass))
         background_map = None if maps.background is None else self._cropped(maps.background[None], shown)[0]
         cropped = ClassMaps(self._cropped(maps.classes, shown), background_map, maps.peaks)
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
@@ -392,7 +393,9 @@ class TracedImage:
                 f'recipe "{other.recipe}" reads the attention otherwise than the trace did: name it where the trace '
                 "begins, trace(pipe, recipe=...)"
             )
-        changed = {name: getattr(other, name) for name in ("rescale", "order", "background", "refine_edges")}
+        changed = {
+            name: getattr(other, name) for name in ("rescale", "order", "affinity", "background", "refine_edges")
+        }
         origin = {**traced.origin, **{name: other.origin[name] for name in changed}}
         return replace(traced, recipe=other.recipe, origin=origin, **changed)
 
