@@ -15,7 +15,7 @@ from goca.diffusion.families.unet import SD15, SD21, SDXL
 from goca.errors import GocaError
 from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
-from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS
 from goca.plan import Options, Plan, plan
 from goca.recipe import (
     CONCEPT_ATTENTION,
@@ -125,6 +125,7 @@ def test_a_recipe_stays_as_it_is() -> None:
         ("rescale", ("share", "sharpen"), STEPS),
         ("maps", "fog", MAPS),
         ("affinity", "polite", AFFINITIES),
+        ("refit", "tailor", REFITS),
     ],
 )
 def test_unknown_rules_list_what_there_is(field: str, value: Any, known: dict[str, Any]) -> None:
@@ -175,6 +176,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "evidence": "recipe",
         "floor": "recipe",
         "affinity": "recipe",
+        "refit": "recipe",
         "seeds": "default",
         "flip": "default",
         "window": "default",
@@ -265,6 +267,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert LAYERS[plain["layers"]] == made.layers
     assert MAPS[plain["maps"]] == made.maps
     assert AFFINITIES[plain["affinity"]] == made.affinity
+    assert REFITS[plain["refit"]] == made.refit
     assert plain["refine_edges"] is False
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)

@@ -16,8 +16,9 @@ from goca.maths.concepts import MapRule
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
 from goca.maths.refine import AffinityRule
+from goca.maths.refit import RefitRule
 from goca.maths.rescale import Step
-from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
 from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor
 
 MAX_SEED = 2**63
@@ -118,6 +119,7 @@ class Plan:
     refine: tuple[str, ...]
     order: int
     affinity: AffinityRule
+    refit: RefitRule
     background: Background | str
     background_classes: tuple[str, ...]
     keys: str
@@ -166,6 +168,7 @@ class Plan:
             "layers": name_of(self.layers, LAYERS),
             "maps": name_of(self.maps, MAPS),
             "affinity": name_of(self.affinity, AFFINITIES),
+            "refit": name_of(self.refit, REFITS),
             "rescale": [name_of(step, STEPS) for step in self.rescale],
             "background": self.background
             if isinstance(self.background, str)

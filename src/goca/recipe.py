@@ -14,8 +14,9 @@ from goca.maths.concepts import MapRule, attention
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
 from goca.maths.refine import AffinityRule, plain
+from goca.maths.refit import RefitRule, never
 from goca.maths.rescale import Step
-from goca.maths.rules import AFFINITIES, HEADS, LAYERS, MAPS, STEPS, named
+from goca.maths.rules import AFFINITIES, HEADS, LAYERS, MAPS, REFITS, STEPS, named
 
 FROM_MODEL = "from_model"
 """A field with this value is taken from the checkpoint's settings."""
@@ -61,6 +62,8 @@ class Recipe:
             `goca.maths.presence.present`.
         affinity: what is done to the self-attention that refines before it is applied: "plain" for nothing, or
             "distinct", see `goca.maths.refine`. Layers are weighed by their attention as it is.
+        refit: how refined scores are fitted to the features of the image, the outputs of the blocks that refine:
+            "never", or by "gaussians", see `goca.maths.refit`; a single class stays as it is.
         edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
             segmenter switches this on for any recipe.
 
@@ -82,14 +85,16 @@ class Recipe:
     evidence: str | None = None
     floor: float = 0.0
     affinity: AffinityRule | str = plain
+    refit: RefitRule | str = never
     edges: bool = False
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
             if getattr(self, name) != FROM_MODEL:
                 object.__setattr__(self, name, named(getattr(self, name), rules, kind))
-        for name, others, kind in (("maps", MAPS, "map rule"), ("affinity", AFFINITIES, "affinity rule")):
-            object.__setattr__(self, name, named(getattr(self, name), others, kind))
+        object.__setattr__(self, "maps", named(self.maps, MAPS, "map rule"))
+        object.__setattr__(self, "affinity", named(self.affinity, AFFINITIES, "affinity rule"))
+        object.__setattr__(self, "refit", named(self.refit, REFITS, "refitting rule"))
         if self.rescale != FROM_MODEL:
             if isinstance(self.rescale, str):
                 raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from goca.errors import GocaError
-from goca.maths import background, concepts, heads, layers, refine, rescale
+from goca.maths import background, concepts, heads, layers, refine, refit, rescale
 
 HEADS: dict[str, heads.HeadRule] = {
     "mean": heads.mean_heads,
@@ -29,6 +29,10 @@ MAPS: dict[str, concepts.MapRule] = {
 AFFINITIES: dict[str, refine.AffinityRule] = {
     "plain": refine.plain,
     "distinct": refine.distinct,
+}
+REFITS: dict[str, refit.RefitRule] = {
+    "never": refit.never,
+    "gaussians": refit.gaussians,
 }
 STEPS: dict[str, rescale.Step] = {
     "share": rescale.share,

@@ -397,7 +397,8 @@ class TracedImage:
             name: getattr(other, name) for name in ("rescale", "order", "affinity", "background", "refine_edges")
         }
         origin = {**traced.origin, **{name: other.origin[name] for name in changed}}
-        return replace(traced, recipe=other.recipe, origin=origin, **changed)
+        notes = tuple(dict.fromkeys((*traced.notes, *other.notes)))
+        return replace(traced, recipe=other.recipe, origin=origin, notes=notes, **changed)
 
     def _cropped(self, maps: Tensor, shown: Image.Image) -> Tensor:
         """The part of the maps that the image shows: a pipeline that works at sizes of its own cuts its edges off."""
