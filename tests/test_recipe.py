@@ -25,6 +25,7 @@ from goca.recipe import (
     GOCA,
     GOCA_BALANCED,
     GOCA_COMPOUND,
+    GOCA_REFINED,
     RECIPES,
     VANILLA,
     Recipe,
@@ -77,6 +78,7 @@ def test_an_order_out_of_range_is_the_recipe_s() -> None:
 def test_the_recipes_are_values_of_each_other() -> None:
     assert replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax")) == VANILLA
     assert replace(GOCA, layers="balanced-agreement") == GOCA_BALANCED
+    assert replace(GOCA_REFINED, affinity="plain", refit="never", edges=False) == GOCA_BALANCED
     compound = replace(GOCA, rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"))
     assert replace(GOCA_COMPOUND, background=GOCA.background) == compound
     assert isinstance(GOCA_COMPOUND.background, Background)
@@ -268,7 +270,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert MAPS[plain["maps"]] == made.maps
     assert AFFINITIES[plain["affinity"]] == made.affinity
     assert REFITS[plain["refit"]] == made.refit
-    assert plain["refine_edges"] is False
+    assert plain["refine_edges"] is (recipe is GOCA_REFINED)
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)
     assert plain["timestep"] == [100, 50]

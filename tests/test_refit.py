@@ -4,16 +4,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 from yardsticks import Grid, bilinear_matrix, softmax
 
-from goca import Segmenter
+from goca import GOCA_BALANCED, GOCA_OPEN, GOCA_REFINED, GocaError, Segmenter, guide, trace
 from goca.class_maps import ClassMaps, joined
 from goca.maths.refit import COMPONENTS, PROJECTED, ImageFeatures, components, gaussians
 from goca.maths.windows import Windows
+from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
 CANVAS: Grid = (4, 6)
@@ -155,3 +157,66 @@ def test_the_classes_of_all_prompts_and_the_background_compete(bundled: Segmente
     # By itself a class has nobody to compete with.
     alone = ClassMaps(maps[:1], None, torch.zeros(1), first)
     assert torch.equal(joined(plan, [alone]).classes, maps[:1])
+
+
+# ---- the recipe
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_sigma", "sana", "flux", "sd3"])
+def test_every_family_refits(name: str, image: Make) -> None:
+    pipeline = BUILDERS[name]()
+    shown = [image(96, 64, 0), image(96, 64, 1)]
+    options = {"background_classes": ["sky"]}
+    refined, balanced = (Segmenter.from_pipeline(pipeline, recipe, size=64) for recipe in (GOCA_REFINED, GOCA_BALANCED))
+    together = refined(shown, ["cat", "grass"], **options)
+    for photo, result in zip(shown, together, strict=True):
+        assert np.isfinite(result.scores.grid).all()
+        assert 0 <= result.scores.grid.min() <= result.scores.grid.max() <= 1
+        assert np.abs(result.scores.grid - refined(photo, ["cat", "grass"], **options).scores.grid).max() < 2e-2
+    others = balanced(shown[0], ["cat", "grass"], **options).scores.grid
+    assert np.abs(together[0].scores.grid - others).max() > 0.1
+
+
+def test_the_recipe_with_windows_several_prompts_flip_and_seeds(bundled: Segmenter, image: Make) -> None:
+    pipeline = bundled.backbone.pipeline
+    windowed = Segmenter.from_pipeline(pipeline, GOCA_REFINED, window=True)(image(160, 96), ["cat", "grass"])
+    assert any("windows" in note for note in windowed.plan.notes)
+    assert windowed.labels.shape == (96, 160)
+    once, again = (Segmenter.from_pipeline(pipeline, GOCA_REFINED, seed=seed) for seed in (0, 1))
+    photo = image(64, 64)
+    both = Segmenter.from_pipeline(pipeline, GOCA_REFINED, seeds=2)(photo, ["cat", "grass"])
+    grids = [each(photo, ["cat", "grass"]).scores.grid for each in (once, again)]
+    np.testing.assert_allclose(both.scores.grid, np.mean(grids, 0), atol=1e-4)
+    flipped = Segmenter.from_pipeline(pipeline, GOCA_REFINED, flip=True)
+    turned = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    there, back = (once(each, ["cat", "grass"]).scores.grid for each in (photo, turned))
+    scores = flipped(photo, ["cat", "grass"]).scores.grid
+    np.testing.assert_allclose(scores, (there + back[:, :, ::-1]) / 2, atol=1e-4)
+    # An inspection's last stage is what the segmentation has.
+    inspection = once.inspect(photo, ["cat", "grass"])
+    np.testing.assert_allclose(inspection.map("grass"), grids[0][1], atol=1e-5)
+
+
+def test_classes_of_several_prompts_are_refitted_together(sd15: object, image: Make) -> None:
+    names = [f"thing number {number}" for number in range(40)]
+    result = Segmenter.from_pipeline(sd15, GOCA_REFINED, size=64)(image(), names, background=None)
+    assert len(result.plan.captions) > 1
+    assert np.isfinite(result.scores.grid).all()
+
+
+def test_evidence_comes_before_refitting(bundled: Segmenter, image: Make) -> None:
+    recipe = replace(GOCA_OPEN, affinity="distinct", refit="gaussians", edges=True, evidence="attention", floor=0.0)
+    result = Segmenter.from_pipeline(bundled.backbone.pipeline, recipe)(image(64, 64), ["cat", "grass"])
+    expected = Segmenter.from_pipeline(bundled.backbone.pipeline, GOCA_REFINED)(image(64, 64), ["cat", "grass"])
+    np.testing.assert_allclose(result.scores.grid, expected.scores.grid, atol=1e-5)
+
+
+def test_a_trace_does_without_and_guidance_refuses(sd15: object) -> None:
+    with trace(sd15, recipe=GOCA_REFINED) as tr:
+        sd15("cat, grass", num_inference_steps=2, height=64, width=64, generator=torch.Generator().manual_seed(0))
+    result = tr.segment(["cat", "grass"])
+    assert result.plan.to_json()["refit"] == "never"
+    assert result.plan.to_json()["affinity"] == "distinct"
+    assert "a trace's scores are not refitted" in result.plan.notes
+    with pytest.raises(GocaError, match=r"goca-refined.*weighs tokens"), guide(sd15, recipe="goca-refined"):
+        raise AssertionError
