@@ -11,9 +11,11 @@ from recording import CAPTION, SIZE, RecordedPass
 from torch import Tensor
 
 from goca import GOCA, GocaError, Recipe, Segmenter
-from goca.aggregation import LAYERS_AT_ONCE, AttentionAggregator
+from goca.aggregation import LAYERS_AT_ONCE, AttentionAggregator, ImageAttention
 from goca.diffusion.attention_call import AttentionCall
 from goca.maths.layers import Reference
+from goca.maths.refit import components
+from goca.maths.windows import Windows
 from goca.testing.tiny import BUILDERS
 from goca.text.nouns import Noun
 from goca.text.token_spans import find_noun_tokens
@@ -133,3 +135,20 @@ def test_layers_of_one_shape_may_be_computed_at_once(name: str, at_once: int, mo
     assert list(together.heads) == list(one_by_one.heads)
     for block, heads in one_by_one.heads.items():
         torch.testing.assert_close(together.heads[block], heads)
+
+
+# The blocks of SD3 and Flux have one attention each, others attend to pixels and to text.
+@pytest.mark.parametrize("name", ["sd15", "pixart_sigma", "flux"])
+def test_scores_are_refitted_to_the_outputs_of_the_blocks_that_refine(name: str) -> None:
+    calls = list(recorded_of(name).calls)
+    aggregator = fed(aggregator_of(name, replace(GOCA, refit="gaussians")), calls)
+    features = ImageAttention(Windows.whole(GRID), aggregator.tokens, (aggregator,)).features()
+    assert features is not None
+    refining = [call for block in aggregator.plan.refine for call in calls if call.block == block]
+    finest = max(call.grid[0] * call.grid[1] for call in refining)
+    outputs = [call.output.transpose(0, 1).flatten(1) for call in refining if call.output.shape[1] == finest]
+    assert len(outputs) >= (1 if name == "flux" else 2)
+    assert features.components.shape[0] == finest == features.grid[0] * features.grid[1]
+    assert torch.equal(features.components, components(outputs))
+    plain = fed(aggregator_of(name), calls)
+    assert ImageAttention(Windows.whole(GRID), plain.tokens, (plain,)).features() is None

@@ -222,6 +222,10 @@ def test_edges_are_an_option_that_the_plan_tells(bundled: Segmenter, image: Call
     )
     assert np.array_equal(along.labels, expected.numpy())
     assert not np.array_equal(along.labels, plain.labels)
+    by_recipe = Segmenter.from_pretrained("bundled", replace(GOCA, edges=True))
+    assert np.array_equal(by_recipe(image(), **asked).labels, expected.numpy())
+    origins = [each.plan.origin["refine_edges"] for each in (bundled, wanted, by_recipe)]
+    assert origins == ["default", "user", "recipe"]
 
 
 def test_other_backgrounds_follow_the_same_edges(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:

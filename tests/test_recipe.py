@@ -15,7 +15,7 @@ from goca.diffusion.families.unet import SD15, SD21, SDXL
 from goca.errors import GocaError
 from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS
 from goca.plan import Options, Plan, plan
 from goca.recipe import (
     CONCEPT_ATTENTION,
@@ -25,6 +25,7 @@ from goca.recipe import (
     GOCA,
     GOCA_BALANCED,
     GOCA_COMPOUND,
+    GOCA_REFINED,
     RECIPES,
     VANILLA,
     Recipe,
@@ -77,6 +78,7 @@ def test_an_order_out_of_range_is_the_recipe_s() -> None:
 def test_the_recipes_are_values_of_each_other() -> None:
     assert replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax")) == VANILLA
     assert replace(GOCA, layers="balanced-agreement") == GOCA_BALANCED
+    assert replace(GOCA_REFINED, affinity="plain", refit="never", edges=False) == GOCA_BALANCED
     compound = replace(GOCA, rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"))
     assert replace(GOCA_COMPOUND, background=GOCA.background) == compound
     assert isinstance(GOCA_COMPOUND.background, Background)
@@ -124,6 +126,8 @@ def test_a_recipe_stays_as_it_is() -> None:
         ("layers", "deepest", LAYERS),
         ("rescale", ("share", "sharpen"), STEPS),
         ("maps", "fog", MAPS),
+        ("affinity", "polite", AFFINITIES),
+        ("refit", "tailor", REFITS),
     ],
 )
 def test_unknown_rules_list_what_there_is(field: str, value: Any, known: dict[str, Any]) -> None:
@@ -173,6 +177,8 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "keys": "recipe",
         "evidence": "recipe",
         "floor": "recipe",
+        "affinity": "recipe",
+        "refit": "recipe",
         "seeds": "default",
         "flip": "default",
         "window": "default",
@@ -262,7 +268,9 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert HEADS[plain["heads"]] == made.heads
     assert LAYERS[plain["layers"]] == made.layers
     assert MAPS[plain["maps"]] == made.maps
-    assert plain["refine_edges"] is False
+    assert AFFINITIES[plain["affinity"]] == made.affinity
+    assert REFITS[plain["refit"]] == made.refit
+    assert plain["refine_edges"] is (recipe is GOCA_REFINED)
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)
     assert plain["timestep"] == [100, 50]

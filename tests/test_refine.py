@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
-from yardsticks import Allocations, Grid, head_mean, resized_affinity
+from yardsticks import Allocations, Grid, head_mean, nearest_matrix, resized_affinity
 
 from goca.maths import attention, refine
-from goca.maths.refine import Affinity, propagate
+from goca.maths.refine import Affinity, distinct, propagate
 
 HEADS, DIM, SCALE = 3, 5, 0.4
 COMMON: Grid = (5, 7)
@@ -189,3 +189,76 @@ def test_beyond_the_limit_no_matrix_is_ever_whole(monkeypatch: pytest.MonkeyPatc
         affinity.add(q, k, SCALE, grid)
         propagate(affinity, numbers(2, *COMMON), 2)
     assert seen.largest <= 16 * pixels < pixels * pixels
+
+
+# ---- under a rule
+
+
+def slow_distinct(affinity: Tensor, grid: Grid, maps_grid: Grid) -> Tensor:
+    """max(0, row - mean of the rows that the maps look at)^1.5, rows to sum 1, a number at a time."""
+    picked = [row for row, looked in enumerate(nearest_matrix(grid, maps_grid).sum(0).tolist()) if looked]
+    rows = affinity.tolist()
+    shared = [sum(rows[row][key] for row in picked) / len(picked) for key in range(len(rows))]
+    out = []
+    for row in rows:
+        own = [max(0.0, value - common) ** 1.5 for value, common in zip(row, shared, strict=True)]
+        out.append([value / sum(own) for value in own])
+    return torch.tensor(out, dtype=torch.float64)
+
+
+def slow_under(maps: Tensor, matrices: list[tuple[Tensor, Grid]], order: int) -> Tensor:
+    """The mean over grids of N M B^T, applied `order` times; matrices: the sum of each grid's layers."""
+    size = (maps.shape[-2], maps.shape[-1])
+    parts = [resized_affinity(slow_distinct(matrix, grid, size), grid, size) for matrix, grid in matrices]
+    flat = maps.double().flatten(1)
+    for _ in range(order):
+        flat = flat @ (sum(parts) / len(parts)).T
+    return flat.reshape(maps.shape)
+
+
+@pytest.mark.parametrize("held", [1, 2**21])
+def test_what_all_rows_share_is_taken_off_each_grid(kept: str, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "HELD", held)
+    layers = [((5, 7), 1), ((11, 13), 3), ((2, 3), 5), ((5, 7), 7)]
+    maps, affinity = numbers(3, *COMMON), added(layers)
+    one = {(grid, seed): head_mean(*layer(grid, seed), SCALE) for grid, seed in layers}
+    both = one[(5, 7), 1] + one[(5, 7), 7]
+    matrices = [(both, (5, 7)), (one[(11, 13), 3], (11, 13)), (one[(2, 3), 5], (2, 3))]
+    for order in (1, 2):
+        equal(propagate(affinity.under(distinct, COMMON), maps, order), slow_under(maps, matrices, order))
+    # What was summed is still there, as it was.
+    equal(propagate(affinity, maps, 2), slow(maps, layers, 2))
+    row = affinity.under(distinct, COMMON).row(9, COMMON)
+    equal(row, slow_under(torch.eye(35).view(35, *COMMON), matrices, 1)[:, 1, 2].view(COMMON))
+
+
+def test_of_a_layer_summed_on_the_maps_grid_it_is_taken_off_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "DENSE_PIXELS", 35)
+    layers = [((11, 13), 1), ((5, 7), 3)]
+    maps = numbers(2, *COMMON)
+    total = sum(resized_affinity(head_mean(*layer(grid, seed), SCALE), grid, COMMON) for grid, seed in layers)
+    equal(added(layers, COMMON).under(distinct, COMMON).apply(maps), slow_under(maps, [(total, COMMON)], 1))
+
+
+def test_layers_that_attend_to_texts_of_different_length_share_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.BLOCK_ELEMENTS, "cpu", 17 * 45)
+    grid, maps = (5, 7), numbers(2, *COMMON)
+    dense, streamed = Affinity(), Affinity(largest=0)
+    for text in (3, 11):
+        q, k = numbers(HEADS, 35, DIM, seed=text), numbers(HEADS, 35 + text, DIM, seed=text + 1)
+        for affinity in (dense, streamed):
+            affinity.add(q, k, SCALE, grid, image=slice(text, None))
+    equal(streamed.under(distinct, grid).apply(maps), dense.under(distinct, grid).apply(maps))
+
+
+def test_rows_with_nothing_of_their_own_stay() -> None:
+    alike = torch.tensor([[0.25, 0.75], [0.25, 0.75]])
+    equal(distinct(2 * alike, 2 * alike[0]), alike)
+    # Rounding is nothing of their own.
+    equal(distinct(alike, alike[0] - 1e-8), alike)
+    # By hand: 0.25 and 0 are left of the first row, and 0.16^1.5 and 0.09^1.5, which are 64 to 27, of the third.
+    rows = torch.tensor([[0.5, 0.5, 0.0], [0.3, 0.5, 0.2], [0.41, 0.0, 0.59]])
+    shared = torch.tensor([0.25, 0.5, 0.5])
+    equal(distinct(rows, shared)[0], torch.tensor([1.0, 0.0, 0.0]))
+    equal(distinct(rows, shared)[2], torch.tensor([64.0, 0.0, 27.0]) / 91)
+    assert Affinity().under(distinct, COMMON).apply(numbers(2, *COMMON)).shape == (2, *COMMON)

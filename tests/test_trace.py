@@ -762,6 +762,10 @@ def test_another_recipe_once_everything_is_collected(pipe: Any, traced: Trace) -
     asked = traced.segment(["cat", "grass"], recipe=other)
     np.testing.assert_allclose(asked.scores.grid, tr.segment(["cat", "grass"]).scores.grid, atol=1e-6)
     assert not np.allclose(asked.scores.grid, traced.segment(["cat", "grass"]).scores.grid)
+    along = traced.segment(["cat", "grass"], background=None, recipe=replace(other, edges=True))
+    assert along.plan.refine_edges
+    assert np.array_equal(along.scores.grid, asked.scores.grid)
+    assert not np.array_equal(along.labels, traced.segment(["cat", "grass"], background=None, recipe=other).labels)
     with pytest.raises(GocaError, match=r"trace\(pipe, recipe="):
         traced.segment(["cat"], recipe="vanilla")
     with pytest.raises(GocaError, match=r"trace\(pipe, recipe="):

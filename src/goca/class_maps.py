@@ -1,13 +1,14 @@
 """Class maps on the common grid: from the nouns' shares of attention to scores, and averages over passes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from goca.maths.refine import Propagates, propagate
+from goca.maths.refit import ImageFeatures
 from goca.maths.rescale import TokenMass, minmax, rescale, share
 from goca.plan import Plan
 from goca.text.token_spans import NounTokens
@@ -21,11 +22,13 @@ class ClassMaps:
         classes: each map in [0, 1].
         background: None where there are no background classes.
         peaks: the highest share of a cell's attention that each class has, before any rescaling.
+        features: what the maps of all the image's prompts are still to be refitted to; None for nothing.
     """
 
     classes: Float[Tensor, "class height width"]
     background: Float[Tensor, "height width"] | None
     peaks: Float[Tensor, " class"]
+    features: ImageFeatures | None = None
 
     def mirrored(self) -> "ClassMaps":
         """Left and right exchanged."""
@@ -75,13 +78,27 @@ def refined(
     return ClassMaps(maps[:count], maps[count] if tokens.background_classes else None, peaks[:count])
 
 
-def joined(prompts: Sequence[ClassMaps]) -> ClassMaps:
-    """The maps of an image's prompts: classes one after the other, background classes merged by maximum."""
+def joined(plan: Plan, prompts: Sequence[ClassMaps]) -> ClassMaps:
+    """The maps of an image's prompts: classes one after the other, background classes merged by maximum; refitted."""
     if len(prompts) == 1:
-        return prompts[0]
+        return refitted(plan, prompts[0])
     background = [maps.background for maps in prompts if maps.background is not None]
     classes, peaks = (torch.cat([getattr(maps, name) for maps in prompts]) for name in ("classes", "peaks"))
-    return ClassMaps(classes, torch.stack(background).amax(0) if background else None, peaks)
+    merged = ClassMaps(classes, torch.stack(background).amax(0) if background else None, peaks, prompts[0].features)
+    return refitted(plan, merged)
+
+
+def refitted(plan: Plan, maps: ClassMaps) -> ClassMaps:
+    """The maps fitted to the features that they came with, the background's among them; a single map stays.
+
+    All classes compete, whichever prompt they were in; the features are those of the image under the first one.
+    """
+    background = maps.classes[:0] if maps.background is None else maps.background[None]
+    every, count = torch.cat([maps.classes, background]), len(maps.classes)
+    if plan.refit is None or maps.features is None or len(every) == 1:
+        return replace(maps, features=None)
+    every = maps.features.refit(plan.refit, minmax(every))
+    return ClassMaps(every[:count], every[count] if len(background) else None, maps.peaks)
 
 
 def mean(passes: Sequence[ClassMaps]) -> ClassMaps:

@@ -224,6 +224,7 @@ class Evidence:
             rescale=(share,),
             refine=(),
             refine_edges=False,
+            refit=None,
             order=0,
             evidence=None,
             floor=0.0,

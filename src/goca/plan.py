@@ -16,8 +16,10 @@ from goca.maths.background import Background
 from goca.maths.concepts import MapRule
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
+from goca.maths.refine import AffinityRule
+from goca.maths.refit import RefitRule
 from goca.maths.rescale import Step
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
 from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor
 
 MAX_SEED = 2**63
@@ -117,6 +119,8 @@ class Plan:
     feature: str
     refine: tuple[str, ...]
     order: int
+    affinity: AffinityRule
+    refit: RefitRule
     background: Background | str
     background_classes: tuple[str, ...]
     keys: str
@@ -174,6 +178,8 @@ class Plan:
             "heads": name_of(self.heads, HEADS),
             "layers": name_of(self.layers, LAYERS),
             "maps": name_of(self.maps, MAPS),
+            "affinity": name_of(self.affinity, AFFINITIES),
+            "refit": name_of(self.refit, REFITS),
             "rescale": [name_of(step, STEPS) for step in self.rescale],
             "background": self.background
             if isinstance(self.background, str)
@@ -222,9 +228,12 @@ def plan(
     by_model = options.timestep is None and recipe.timestep == FROM_MODEL
     if by_model and chosen["evidence"] == "prototypes" and prototypes is not None:
         chosen["timestep"] = (prototypes,)
-    chosen |= {name: bool(getattr(options, name)) for name in ("flip", "window", "refine_edges")}
+    chosen |= {name: bool(getattr(options, name)) for name in ("flip", "window")}
+    edges, by_recipe = chosen.pop("edges"), origin.pop("edges")
+    chosen["refine_edges"] = bool(edges or options.refine_edges)
     chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
-    origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window", "refine_edges"), "default")
+    origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window"), "default")
+    origin["refine_edges"] = by_recipe if edges else "default"
     origin |= dict.fromkeys(options.set_by_user(), "user")
     if options.floor is not None:
         chosen["floor"] = float(options.floor)

@@ -126,7 +126,7 @@ class PlannedModel:
             seeds: how many consecutive noise seeds are averaged.
             flip: average with the mirrored image.
             window: see the image through overlapping windows at its own scale.
-            refine_edges: make the scores follow the image's edges before pixels are labelled.
+            refine_edges: make the scores follow the image's edges before pixels are labelled, whatever the recipe.
             floor: a class with less evidence gets no pixels, 0 to 1; 0 keeps every class. By default the recipe's.
             prototypes: a file that `goca prototypes` made with this model; by default the one in the model's folder, if
                 there is one.

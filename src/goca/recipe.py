@@ -15,8 +15,10 @@ from goca.maths.background import Background
 from goca.maths.concepts import MapRule, attention
 from goca.maths.heads import HeadRule
 from goca.maths.layers import LayerRule
+from goca.maths.refine import AffinityRule, plain
+from goca.maths.refit import RefitRule, never
 from goca.maths.rescale import Step
-from goca.maths.rules import BACKGROUNDS, HEADS, LAYERS, MAPS, STEPS, name_of, named
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
 
 FROM_MODEL = "from_model"
 """A field with this value is taken from the checkpoint's settings."""
@@ -60,6 +62,12 @@ class Recipe:
             not at all.
         floor: a class with less evidence is not asked for, 0 to 1; of more than a few names each needs more, see
             `goca.maths.presence.present`.
+        affinity: what is done to the self-attention that refines before it is applied: "plain" for nothing, or
+            "distinct", see `goca.maths.refine`. Layers are weighed by their attention as it is.
+        refit: how refined scores are fitted to the features of the image, the outputs of the blocks that refine:
+            "never", or by "gaussians", see `goca.maths.refit`; a single class stays as it is.
+        edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
+            segmenter switches this on for any recipe.
 
     Raises:
         GocaError: for the name of an unknown rule.
@@ -78,12 +86,17 @@ class Recipe:
     keys: str = "caption"
     evidence: str | None = None
     floor: float = 0.0
+    affinity: AffinityRule | str = plain
+    refit: RefitRule | str = never
+    edges: bool = False
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
             if getattr(self, name) != FROM_MODEL:
                 object.__setattr__(self, name, named(getattr(self, name), rules, kind))
         object.__setattr__(self, "maps", named(self.maps, MAPS, "map rule"))
+        object.__setattr__(self, "affinity", named(self.affinity, AFFINITIES, "affinity rule"))
+        object.__setattr__(self, "refit", named(self.refit, REFITS, "refitting rule"))
         if self.rescale != FROM_MODEL:
             if isinstance(self.rescale, str):
                 raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')
@@ -130,6 +143,9 @@ GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
 GOCA_OPEN = replace(GOCA_BALANCED, evidence=FROM_MODEL, floor=0.5)
 """What is there, and only that: each class's evidence is measured first, and `GOCA_BALANCED` asks for the classes that
 reach the floor. With prototypes the same look labels the pixels, and nothing is asked."""
+GOCA_REFINED = replace(GOCA_BALANCED, affinity="distinct", refit="gaussians", edges=True)
+"""`GOCA_BALANCED`, refined by more than the mean of self-attention: what all its rows share is taken off, scores are
+fitted to the image's own features, and follow its edges. Not published; one pass, as the others."""
 GOCA_COMPOUND = replace(
     GOCA,
     rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),
@@ -169,6 +185,7 @@ RECIPES = {
     "vanilla": VANILLA,
     "goca-balanced": GOCA_BALANCED,
     "goca-open": GOCA_OPEN,
+    "goca-refined": GOCA_REFINED,
     "goca-compound": GOCA_COMPOUND,
     "daam": DAAM,
     "fttm": FTTM,

@@ -88,7 +88,7 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ScoreMaps:
-    """Scores on the common grid, after rescaling and refinement; where there is refinement each class is min-maxed.
+    """Scores on the common grid; where there is refinement each class is min-maxed, before any refitting.
 
     Attributes:
         grid: (class, height, width) float32 in [0, 1].

@@ -211,7 +211,7 @@ class Segmenter(PlannedModel):
             item = BatchItem(latents, prepared.size, tokens.caption, plan.timestep[0], plan.seeds[0], take)
             session.run([item], 1)
             texts = self.backbone.texts(session.prompt(tokens.caption))
-            segmentation = model.label(prepared, [model.class_scores(attention)])
+            segmentation = model.label(prepared, [joined(plan, [model.class_scores(attention)])])
             return Inspection(prepared, aggregator, layer_maps, attended_tokens(texts), segmentation)
 
     def for_request(self, request: SegmentationRequest) -> "Segmenter":
@@ -292,11 +292,13 @@ class Segmenter(PlannedModel):
 
         - Gap 2: a class's mean over its tokens, divided at every pixel by the sum over all content tokens; blurred;
           min-maxed (`plan.rescale`). Background classes are merged by maximum before refinement.
-        - Refinement: scores <- S^k scores, S the mean self-attention of a few layers (`plan.refine`, `plan.order`).
+        - Refinement: scores <- S^k scores, S the mean self-attention of a few layers (`plan.refine`, `plan.order`),
+          under a rule (`plan.affinity`). What refits them (`plan.refit`) waits for the image's other prompts.
         """
         mass = attention.token_mass()
         maps = rescaled(self.plan, mass, attention.tokens)
-        return refined(self.plan, attention.affinity, maps, attention.tokens, peaks_of(mass))
+        scores = refined(self.plan, attention.affinity, maps, attention.tokens, peaks_of(mass))
+        return replace(scores, features=attention.features())
 
     def label(self, image: PreparedImage, passes: Sequence[ClassMaps]) -> Segmentation:
         """Average the passes, upsample to the image's size, and take the argmax of the background and the classes."""
@@ -332,7 +334,7 @@ class Segmenter(PlannedModel):
                 for timestep, seed in product(self.plan.timestep, self.plan.seeds):
                     # Unlike a loop's variable, `map` lets go of an image's attention before the next is computed.
                     maps = map(self.class_scores, self.attend(views, latents, timestep, seed, session))
-                    merged = [joined(list(islice(maps, len(view.prompts)))) for view in views]
+                    merged = [joined(self.plan, list(islice(maps, len(view.prompts)))) for view in views]
                     passes.append([each.mirrored() for each in merged] if flip else merged)
         return zip(*passes, strict=True)
 

@@ -286,6 +286,7 @@ def _check_recipe(recipe: Recipe) -> None:
     for is_set, reason in (
         (recipe.maps is not None, "weighs nouns against each other, and guidance weighs tokens"),
         (recipe.keys == "side", "asks for classes beside the prompt, and guidance has the prompt alone"),
+        (recipe.refit is not None, "refits scores of classes, and guidance weighs tokens"),
         (recipe.evidence is not None, "asks which classes there are, and guidance has none"),
     ):
         if is_set:

@@ -122,13 +122,14 @@ class Regions:
             grid: Of the prediction.
         """
         global_map, order = cond.global_map(), cond.plan.order
+        affinity = cond.affinity.under(cond.plan.affinity, cond.grid)
         competing = torch.stack([column(global_map, index) for index in columns.competing])
         prompt = torch.stack([column(global_map, index) for index in columns.prompt]).sum(0)
-        masks = maths.winners(maths.token_maps(competing, prompt, cond.plan.rescale, cond.affinity, order))
+        masks = maths.winners(maths.token_maps(competing, prompt, cond.plan.rescale, affinity, order))
         nothing = column(global_map, columns.end if columns.start is None else columns.start)
         if start_map is not None and float(start_map.amax() - start_map.amin()) > INDISTINCT * float(start_map.amax()):
             nothing = start_map
-        foreground = maths.foreground_of(maths.foreground_map(nothing, cond.affinity, order))
+        foreground = maths.foreground_of(maths.foreground_map(nothing, affinity, order))
         return cls.of(maths.to_grid(masks, grid), maths.to_grid(foreground, grid), columns.competing)
 
     @classmethod

@@ -4,21 +4,50 @@ A layer on another grid than the scores acts as x -> N S B^T x (nearest on queri
 grid are summed into one matrix, on their own pixels. Where that would be larger than a 64 x 64 grid needs (67 MB),
 N S B^T itself is summed on the scores' pixels; where even that may not be kept, queries and keys are, and the scores
 are propagated as the values of an attention. Of a finer layer only the rows that N picks are ever computed.
+
+A rule may change what is applied, `Affinity.under`: row by row, given what all rows share.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, Keys, Mask, Queries, affinity_blocks
 from goca.maths.resize import nearest_pixels, picked_pixels, resize_keys, resize_keys_adjoint, rows_in
+
+HELD = 2**21
+"""Affinities that a rule is given at once: on a CPU they have to stay in cache."""
+TINY = 1e-12
+INDISTINCT = 1e-6
+"""Rows that differ by less than this share of their sum differ by rounding alone."""
+
+Rows = Float[Tensor, "row pixel"]
+RowsRule = Callable[[Rows, Float[Tensor, " pixel"]], Rows]
+"""(rows of an affinity, the mean over all of its rows), both times any number -> other rows that sum to 1."""
+AffinityRule = RowsRule | None
+plain: AffinityRule = None
+"""The affinity as it is."""
+
+
+def distinct(rows: Rows, shared: Float[Tensor, " pixel"]) -> Rows:
+    """max(0, row - what all rows share)^1.5, rows to sum 1: where a pixel looks more than pixels do on the whole.
+
+    What every pixel looks at draws the scores of all pixels to the same mean, the more so the more often it is applied;
+    the exponent adds to what is left by its strength. A row that has nothing of its own stays as it was.
+    """
+    own = (rows - shared).clamp_(min=0)
+    mass = rows.sum(-1, keepdim=True).clamp(min=TINY)
+    # What is left by float32's rounding is nothing of its own.
+    alike = own.sum(-1, keepdim=True) <= INDISTINCT * mass
+    own.mul_(own.sqrt())
+    return torch.where(alike, rows / mass, own / own.sum(-1, keepdim=True))
 
 
 @dataclass
@@ -95,6 +124,32 @@ class Affinity:
             total += torch.cat(parts, dim=-1)[:, index].view_as(total)
         return total / self.layers
 
+    def under(self, rule: AffinityRule, grid: Grid) -> "Affinity":
+        """The affinity under a rule, for maps on `grid`; itself without one.
+
+        The rule is applied to each grid's layers together: a matrix that is kept is computed anew, once; rows that are
+        not are computed twice, the first time for their mean. The mean is over the rows that N picks. As all rows then
+        sum to 1, each grid counts as one layer.
+        """
+        if rule is None:
+            return self
+        other = Affinity(grid, len(self._dense), self.largest)
+        for own, matrix in self._dense.items():
+            rows, _ = picked_pixels(own, grid, matrix.device)
+            shared = matrix.new_zeros(len(matrix)).index_fill_(0, rows, 1 / len(rows)) @ matrix
+            changed = torch.empty_like(matrix)
+            for part in _parts(len(matrix), len(shared)):
+                changed[part] = rule(matrix[part], shared)
+            other._dense[own] = changed
+        for own in dict.fromkeys(own for _, own in self._streamed):
+            layers = [blocks for blocks, of_layer in self._streamed if of_layer == own]
+            rows, _ = picked_pixels(own, grid)
+            total = sum(affinity.sum(0) for blocks in layers for _, affinity in blocks(rows))
+            assert isinstance(total, Tensor)  # there is a layer, and maps have pixels
+            other._streamed.append((partial(_rows_under, rule, total / len(rows), layers), own))
+            other.layers += 1
+        return other
+
     def row(self, pixel: int, grid: Grid) -> Float[Tensor, "height width"] | None:
         """What a pixel of the maps' grid takes from each of them: its row of S-bar; None without any layer."""
         if not self.layers:
@@ -106,6 +161,26 @@ class Affinity:
             rows = nearest_pixels(own, grid)[pixel : pixel + 1]
             parts += [resize_keys(affinity, own, grid) for _, affinity in blocks(rows)]
         return torch.cat(parts).sum(0).reshape(grid) / self.layers
+
+
+def _parts(rows: int, width: int) -> Iterator[slice]:
+    """Rows of a matrix, so many at a time that a rule needs little memory."""
+    step = max(1, HELD // width)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _rows_under(
+    rule: RowsRule,
+    shared: Float[Tensor, " pixel"],
+    layers: Sequence[Callable[..., Iterator[tuple[slice, Tensor]]]],
+    rows: Int[Tensor, " row"],
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the layers' sum under a rule, in the form of `affinity_blocks`."""
+    for part in _parts(len(rows), len(shared)):
+        # The layers' own blocks may differ in size: beside pixels, some attend to a text.
+        total = sum(torch.cat([affinity for _, affinity in blocks(rows[part])]) for blocks in layers)
+        assert isinstance(total, Tensor)
+        yield part, rule(total, shared)
 
 
 def _gather(maps: Tensor, grid: Grid) -> Tensor:

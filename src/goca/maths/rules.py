@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from goca.errors import GocaError
-from goca.maths import background, concepts, heads, layers, rescale
+from goca.maths import background, concepts, heads, layers, refine, refit, rescale
 
 HEADS: dict[str, heads.HeadRule] = {
     "mean": heads.mean_heads,
@@ -25,6 +25,14 @@ LAYERS: dict[str, layers.LayerRule] = {
 MAPS: dict[str, concepts.MapRule] = {
     "attention": concepts.attention,
     "output-space": concepts.concept_shares,
+}
+AFFINITIES: dict[str, refine.AffinityRule] = {
+    "plain": refine.plain,
+    "distinct": refine.distinct,
+}
+REFITS: dict[str, refit.RefitRule] = {
+    "never": refit.never,
+    "gaussians": refit.gaussians,
 }
 STEPS: dict[str, rescale.Step] = {
     "share": rescale.share,

@@ -325,11 +325,12 @@ class TracedImage:
         plan = self._plan(recipe)
         shown = self.image if image is None else images.load(image)
         mass = self.attention.token_mass(tokens, step)
-        maps = refined(plan, self.attention.affinity, rescaled(plan, mass, tokens), tokens, peaks_of(mass))
+        affinity = self.attention.affinity.under(plan.affinity, self.attention.grid)
+        maps = refined(plan, affinity, rescaled(plan, mass, tokens), tokens, peaks_of(mass))
         background_map = None if maps.background is None else self._cropped(maps.background[None], shown)[0]
         cropped = ClassMaps(self._cropped(maps.classes, shown), background_map, maps.peaks)
         rule = background_of(background, plan, has_background_classes=bool(background_nouns))
-        (labels,) = label_pixels(cropped, [rule], shown, refine_edges=False)
+        (labels,) = label_pixels(cropped, [rule], shown, plan.refine_edges)
         ran = plan.as_run(rule, background != AUTO, [noun.name for noun in background_nouns], plan.captions, plan.notes)
         names = tuple(noun.name for noun in wanted)
         return Segmentation(shown, names, labels, ScoreMaps.of(cropped), ran, tuple(cropped.peaks.tolist()))
@@ -405,9 +406,12 @@ class TracedImage:
                 f'recipe "{other.recipe}" reads the attention otherwise than the trace did: name it where the trace '
                 "begins, trace(pipe, recipe=...)"
             )
-        changed = {name: getattr(other, name) for name in ("rescale", "order", "background")}
+        changed = {
+            name: getattr(other, name) for name in ("rescale", "order", "affinity", "background", "refine_edges")
+        }
         origin = {**traced.origin, **{name: other.origin[name] for name in changed}}
-        return replace(traced, recipe=other.recipe, origin=origin, **changed)
+        notes = tuple(dict.fromkeys((*traced.notes, *other.notes)))
+        return replace(traced, recipe=other.recipe, origin=origin, notes=notes, **changed)
 
     def _cropped(self, maps: Tensor, shown: Image.Image) -> Tensor:
         """The part of the maps that the image shows: a pipeline that works at sizes of its own cuts its edges off."""

@@ -45,7 +45,9 @@ def trace_plan(
             f'recipe "{made.recipe}" weighs nouns against each other while the model runs, and a trace learns them '
             "only later: choose another recipe"
         )
-    return replace(made, seeds=(), device=device, dtype=dtype)
+    # A sampler's calls see the image in the making, each with other features.
+    notes = ("a trace's scores are not refitted",) if made.refit is not None else ()
+    return replace(made, seeds=(), device=device, dtype=dtype, refit=None, notes=notes)
 
 
 @dataclass(frozen=True)
