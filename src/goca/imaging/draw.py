@@ -125,7 +125,7 @@ def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Im
     return canvas
 
 
-def ringed(image: Image.Image, x: int, y: int) -> Image.Image:
+def ringed(image: Image.Image, x: int | float, y: int | float) -> Image.Image:
     """The image with a white ring around a pixel, edged in black to be seen on white."""
     canvas, radius = image.copy(), max(2, round(max(image.size) / 60))
     width = max(1, radius // 3)
