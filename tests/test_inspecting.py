@@ -262,7 +262,7 @@ def test_what_is_not_kept_is_told(pipe: Any, kept: Trace) -> None:
         (lambda: kept.map(token=77), "there is no token 77"),
         (
             lambda: trace(pipe, keep="all"),
-            "keep 'all' is nothing .*choose from steps, layers, heads, special, negative",
+            "'all' cannot be kept: choose from steps, layers, heads, special, negative",
         ),
         (lambda: trace(pipe, keep="layers", layers=["up"]), "the model has no layer 'up'"),
     ):

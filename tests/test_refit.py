@@ -18,6 +18,7 @@ from goca.maths.windows import Windows
 from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
+EVERYTHING = replace(GOCA_REFINED, affinity="distinct")
 CANVAS: Grid = (4, 6)
 
 
@@ -167,7 +168,7 @@ def test_every_family_refits(name: str, image: Make) -> None:
     pipeline = BUILDERS[name]()
     shown = [image(96, 64, 0), image(96, 64, 1)]
     options = {"background_classes": ["sky"]}
-    refined, balanced = (Segmenter.from_pipeline(pipeline, recipe, size=64) for recipe in (GOCA_REFINED, GOCA_BALANCED))
+    refined, balanced = (Segmenter.from_pipeline(pipeline, recipe, size=64) for recipe in (EVERYTHING, GOCA_BALANCED))
     together = refined(shown, ["cat", "grass"], **options)
     for photo, result in zip(shown, together, strict=True):
         assert np.isfinite(result.scores.grid).all()
@@ -207,12 +208,12 @@ def test_classes_of_several_prompts_are_refitted_together(sd15: object, image: M
 def test_evidence_comes_before_refitting(bundled: Segmenter, image: Make) -> None:
     recipe = replace(GOCA_OPEN, affinity="distinct", refit="gaussians", edges=True, evidence="attention", floor=0.0)
     result = Segmenter.from_pipeline(bundled.backbone.pipeline, recipe)(image(64, 64), ["cat", "grass"])
-    expected = Segmenter.from_pipeline(bundled.backbone.pipeline, GOCA_REFINED)(image(64, 64), ["cat", "grass"])
+    expected = Segmenter.from_pipeline(bundled.backbone.pipeline, EVERYTHING)(image(64, 64), ["cat", "grass"])
     np.testing.assert_allclose(result.scores.grid, expected.scores.grid, atol=1e-5)
 
 
 def test_a_trace_does_without_and_guidance_refuses(sd15: object) -> None:
-    with trace(sd15, recipe=GOCA_REFINED) as tr:
+    with trace(sd15, recipe=EVERYTHING) as tr:
         sd15("cat, grass", num_inference_steps=2, height=64, width=64, generator=torch.Generator().manual_seed(0))
     result = tr.segment(["cat", "grass"])
     assert result.plan.to_json()["refit"] == "never"

@@ -143,9 +143,9 @@ GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
 GOCA_OPEN = replace(GOCA_BALANCED, evidence=FROM_MODEL, floor=0.5)
 """What is there, and only that: each class's evidence is measured first, and `GOCA_BALANCED` asks for the classes that
 reach the floor. With prototypes the same look labels the pixels, and nothing is asked."""
-GOCA_REFINED = replace(GOCA_BALANCED, affinity="distinct", refit="gaussians", edges=True)
-"""`GOCA_BALANCED`, refined by more than the mean of self-attention: what all its rows share is taken off, scores are
-fitted to the image's own features, and follow its edges. Not published; one pass, as the others."""
+GOCA_REFINED = replace(GOCA_BALANCED, refit="gaussians", edges=True)
+"""`GOCA_BALANCED`, refined by more than self-attention: scores are fitted to the image's own features, and follow its
+edges. Not published; one pass, as the others."""
 GOCA_COMPOUND = replace(
     GOCA,
     rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),

@@ -23,7 +23,7 @@ from goca.diffusion.backbone import BackboneSession, BatchItem
 from goca.errors import GocaError
 from goca.evidence import Evidence, Look
 from goca.imaging.images import ImageLike
-from goca.inspection import EVERY_CLASS, Inspection, inspectable
+from goca.inspection import BY_PROTOTYPES, EVERY_CLASS, Inspection, inspectable
 from goca.inspection.keep import blocks_kept, names_kept
 from goca.inspection.layer_maps import Budget, LayerMaps
 from goca.plan import Plan
@@ -173,10 +173,11 @@ class Segmenter(PlannedModel):
         """Label an image in one denoiser pass, and keep what it attended to; see `Inspection`.
 
         The image is seen whole, at the plan's first timestep and seed, and every class is asked for, whatever its
-        evidence; where the recipe measures evidence, the plan notes that. Kept are, of 4 bytes a value: a few maps of
-        each noun and token of a noun on the common grid; the map of each such token in each layer on its grid; with
-        heads, as much again for each head of the layer (up to 1 GiB in all, the layers beyond it are left out); and the
-        self-attention that refines, up to 67 MB a grid.
+        evidence; where the recipe measures evidence, the plan notes that. A recipe that labels by prototypes is
+        inspected by attention, at the timestep at which it looks for nouns without a prototype, so its labels differ.
+        Kept are, of 4 bytes a value: a few maps of each noun and token of a noun on the common grid; the map of each
+        such token in each layer on its grid; with heads, as much again for each head of the layer (up to 1 GiB in all,
+        the layers beyond it are left out); and the self-attention that refines, up to 67 MB a grid.
 
         Args:
             image, classes, background_classes, background, caption: See `SegmentationRequest`.
@@ -193,11 +194,17 @@ class Segmenter(PlannedModel):
         with self.inference():
             request = SegmentationRequest(image, classes, background_classes, background, caption)
             prepared = prepare(request, plan, session)
+            if self.plan.evidence == "prototypes":
+                note = BY_PROTOTYPES.format(timestep=plan.timestep[0])
+                prepared = replace(prepared, notes=(*prepared.notes, note))
             if self.plan.evidence is not None:
                 prepared = replace(prepared, notes=(*prepared.notes, EVERY_CLASS))
             if len(prepared.prompts) > 1 or len(prepared.tiles) > 1:
-                what = "so many classes take several prompts" if len(prepared.prompts) > 1 else "so long an image"
-                raise GocaError(f"{what} and cannot be inspected in one pass: inspect a part of them")
+                if len(prepared.prompts) > 1:
+                    what, remedy = "so many classes take several prompts", "inspect some of them"
+                else:
+                    what, remedy = "so long an image is seen in several windows", "inspect a part of it"
+                raise GocaError(f"{what} and cannot be inspected in one pass: {remedy}")
             (tokens,) = prepared.prompts
             attention = ImageAttention.of(plan, prepared.windows, tokens)
             (aggregator,) = attention.aggregators

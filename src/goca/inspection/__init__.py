@@ -32,6 +32,10 @@ __all__ = ["Inspection", "Layer", "PixelAttention"]
 
 EVERY_CLASS = "every class is asked for: this recipe would leave out what it sees no evidence of"
 """What is noted where the recipe measures evidence."""
+BY_PROTOTYPES = (
+    "this recipe labels by prototypes; inspected is attention, at timestep {timestep}, which labels other pixels"
+)
+"""What is noted where the recipe's own labels do not come from attention."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +212,12 @@ class Inspection:
             pixels: The (x, y) of each.
 
         Raises:
-            GocaError: The image has no such pixel.
+            GocaError: The image has no such pixel, or these are no pixels.
         """
         heads = self._layer_maps.grids if self._layer_maps.each_head else {}
         kept = [layer for layer in self.layers if layer.name in heads]
         heads_of = max(kept, key=lambda layer: layer.weight, default=None)
-        return sheet(self, [self.at(x, y) for x, y in pixels], heads_of)
+        return sheet(self, self._at_each(pixels), heads_of)
 
     def to_json(self, pixels: Iterable[tuple[int, int]] = ()) -> dict[str, Any]:
         """Everything but maps: that of the segmentation, tokens and their shares, sinks, layers, and what pixels attend
@@ -223,14 +227,15 @@ class Inspection:
             pixels: The (x, y) of each.
 
         Raises:
-            GocaError: The image has no such pixel.
+            GocaError: The image has no such pixel, or these are no pixels.
         """
         facts, attention = self.segmentation.to_json(), self.attention
         nouns = [
             {"name": name, "attention": attention[name], "tokens": [*map(int, indices)]}
             for name, indices in self._indices.items()
         ]
-        classes = facts.pop("classes")
+        # Evidence by attention alone is not what the recipe measured, and would be taken for it.
+        classes = [{key: value for key, value in entry.items() if key != "evidence"} for entry in facts.pop("classes")]
         return {
             **{"height": facts.pop("height"), "width": facts.pop("width")},
             "classes": [entry | noun for entry, noun in zip(classes, nouns, strict=False)],
@@ -240,10 +245,16 @@ class Inspection:
             "layers": [asdict(layer) for layer in self.layers],
             "pixels": [
                 {"x": pixel.x, "y": pixel.y, "words": [entry._asdict() for entry in pixel.words]}
-                for pixel in (self.at(x, y) for x, y in pixels)
+                for pixel in self._at_each(pixels)
             ],
             **facts,
         }
+
+    def _at_each(self, pixels: Iterable[tuple[int, int]]) -> list[PixelAttention]:
+        pairs = list(pixels)
+        if not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
+            raise GocaError(f"pixels {pairs!r} are no list of (x, y): give [(x, y)] for one", hint="at")
+        return [self.at(x, y) for x, y in pairs]
 
     @property
     def _grid(self) -> Grid:

@@ -10,7 +10,7 @@ def names_kept(keep: str | Iterable[str], known: Sequence[str]) -> frozenset[str
     names = (keep,) if isinstance(keep, str) else tuple(keep)
     for name in names:
         if name not in known:
-            raise GocaError(f"keep {name!r} is nothing that can be kept: choose from {', '.join(known)}")
+            raise GocaError(f"{name!r} cannot be kept: choose from {', '.join(known)}", hint="keep")
     return frozenset(names)
 
 
