@@ -141,8 +141,6 @@ EVERY_MAP = ("goca", "vanilla", "goca-balanced")
 """The recipes whose scores are stored for all scenes."""
 UNSUPPORTED = ("fttm", "concept-attention")
 """By the bundled pipeline, which lacks their blocks."""
-UNREPORTED = ("goca-refined",)
-"""Chosen on other scenes: what it makes of these is to be reported before it is stored."""
 STUFF = ("brick", "grass", "road", "sand", "sky", "snow", "water", "wood")
 STRIDE = 3
 LOGITS = tuple(
@@ -259,7 +257,7 @@ def _each(case: Callable[[str], Numbers], names: Any) -> dict[str, Callable[[], 
 
 
 FILES: Mapping[str, Mapping[str, Callable[[], Numbers]]] = {
-    "recipes": _each(recipe_case, (name for name in RECIPES if name not in (*UNSUPPORTED, *UNREPORTED))),
+    "recipes": _each(recipe_case, (name for name in RECIPES if name not in UNSUPPORTED)),
     "switches": _each(switch_case, SWITCHES),
     "tiny": _each(tiny_case, BUILDERS),
     "traces": TRACES,
