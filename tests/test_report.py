@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -14,12 +15,13 @@ import pytest
 from commands import Outcome
 from PIL import Image
 
+from goca.errors import GocaError
 from goca.evaluation.datasets import open_dataset
 from goca.evaluation.protocol import honest
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.run_folder import image_lines
 from goca.imaging.draw import overlay
-from goca.report import page
+from goca.report import page, write_report
 from goca.storage.json_lines import JsonLines
 
 Goca = Callable[..., Outcome]
@@ -74,6 +76,7 @@ def segmented(tmp_path: Path, image: Callable[..., Image.Image]) -> Path:
             {"id": 2, "name": "dog", "share": 0.0, "evidence": 0.01},
         ]
         plan = {"recipe": "goca", "model": "bundled", "size": 64, "timestep": [100], "notes": [f"note {number}"]}
+        plan |= {"captions": [], "evidence_blocks": "", "prototypes": None}
         facts = {"height": 60, "width": 80, "classes": classes, "plan": plan}
         (folder / f"{stem}.json").write_text(json.dumps(facts))
         lines.append({"image": name, "outputs": [f"out/{stem}.overlay.png", f"out/{stem}.json"]})
@@ -91,7 +94,9 @@ def test_a_folder_s_worst_images_come_first_and_no_name_does_harm(goca: Goca, se
     assert [title[:8] for title in read.titles] == ["broken.p", "doubtful", HOSTILE[:8], "sure"]
     assert len(read.loaded) == 3
     assert "broken.png is not an image" in read.text
-    assert "note 1 (1 images)" in read.text
+    assert "note 1 (1 image)" in read.text
+    assert "timestep: 100" in read.text
+    assert not {"captions", "evidence_blocks", "prototypes"} & set(re.findall(r"\w+(?=: )", read.text))
     assert "<script>alert('1')</script>" in read.text  # as letters
     assert "long" * 200 not in read.text
     assert goca("report", segmented, "--limit", "2", "--out", segmented / "two.html").out.startswith("2 of 4 images")
@@ -118,13 +123,69 @@ def test_what_is_missing_or_damaged_is_said_in_its_place(
     assert goca("report", segmented).code == 0
     read = harmless(segmented / "report.html")
     assert "no such file: sure" in read.text
-    assert "1.json is damaged" in read.text
+    assert "1.json is damaged: it has values of another kind" in read.text
+    assert "none of its results is there" in read.text
     assert "90.0%" in read.text  # the mean evidence: the file outside of the folder is not read
+    assert "Segmented1Left out1Damaged or missing2" in read.text
+    assert read.titles[-1] == "sure"  # behind the failures, whatever its evidence
+    (segmented / "sub/1.json").write_text("{}")
+    (segmented / "sub/0.json").write_text("{")
+    goca("report", segmented)
+    read = harmless(segmented / "report.html")
+    assert "1.json is damaged: it lacks 'classes'" in read.text
+    assert "0.json is not JSON" in read.text
+    (segmented / "sub/0.json").unlink()
+    (segmented / "sub/0.overlay.png").touch()
+    goca("report", segmented)
+    assert "0.json is missing" in harmless(segmented / "report.html").text
     monkeypatch.setattr(page, "MOST_BYTES", 100)
     goca("report", segmented)
     read = harmless(segmented / "report.html")
     assert read.loaded == []
     assert "no room" in read.text
+
+
+@pytest.mark.parametrize("subfolder", ["a", "s1"])
+@pytest.mark.parametrize("parent", ["", "runs", "/elsewhere"])
+def test_no_image_is_shown_the_result_of_another_one(goca: Goca, segmented: Path, subfolder: str, parent: str) -> None:
+    facts = json.loads((segmented / "sub/0.json").read_text())
+    shutil.rmtree(segmented / "sub")
+    (segmented / subfolder).mkdir()
+    lines = []
+    for number, stem in enumerate(("cat", f"{subfolder}/cat", f"{subfolder}/dog")):
+        facts["classes"] = [{"id": 1, "name": f"of {stem}", "share": 0.5, "evidence": 0.1 * (1 + number)}]
+        (segmented / f"{stem}.json").write_text(json.dumps(facts))
+        lines.append({"image": f"imgs/{stem}.png", "outputs": [str(Path(parent, "s1", f"{stem}.json"))]})
+    (segmented / "index.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    goca("report", segmented)
+    read = harmless(segmented / "report.html")
+    assert read.titles == [line["image"] for line in lines]
+    shown = re.findall(r"of ([a-z0-9/]*(?:cat|dog))", read.text)
+    assert shown == 2 * ["cat", f"{subfolder}/cat", f"{subfolder}/dog"]  # in the table of all, and in the cards
+    (segmented / subfolder / "cat.json").unlink()
+    goca("report", segmented)
+    read = harmless(segmented / "report.html")
+    assert read.titles[0] == f"imgs/{subfolder}/cat.png"
+    assert f"of {subfolder}/cat" not in read.text
+    assert "none of its results is there" in read.text
+
+
+def test_only_the_json_of_goca_s_own_is_read(goca: Goca, segmented: Path) -> None:
+    for name in ("0", "0.labelme"):
+        shutil.copy(segmented / "sub/1.json", segmented / f"sub/{name}.labelme.json")
+    (segmented / "sub/0.json").unlink()
+    shutil.copy(segmented / "sub/1.json", segmented / "sub/1.sam.json")
+    lines = [
+        {"image": "0.png", "outputs": ["out/sub/0.overlay.png", "out/sub/0.labelme.json"]},
+        {"image": "0.labelme.png", "outputs": ["out/sub/0.labelme.labelme.json", "out/sub/0.labelme.json"]},
+        {"image": "1.png", "outputs": ["out/sub/1.json", "out/sub/1.sam.json"]},
+    ]
+    (segmented / "index.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    goca("report", segmented)
+    read = harmless(segmented / "report.html")
+    assert "Segmented3Left out0Damaged or missing0" in read.text
+    assert read.text.count("no numbers") == 1
+    assert read.titles[-1] == "0.png"
 
 
 @pytest.fixture
@@ -197,6 +258,12 @@ def test_what_is_no_run_is_refused(goca: Goca, evaluated: Path, segmented: Path,
     assert "is a folder: name a file (--out)" in goca("report", segmented, "--out", tmp_path).mistake()
     assert "name it index.html (--out)" in goca("report", segmented, "--out", segmented / "index.jsonl").mistake()
     assert "2000" in goca("report", segmented, "--limit", "3000").mistake()
+    assert "is a file: name the folder" in goca("report", segmented / "index.jsonl").mistake()
+    with pytest.raises(GocaError, match="1 image or more") as caught:
+        write_report(segmented, segmented / "report.html", limit=0)
+    assert caught.value.hint == "limit"
+    (segmented / "index.jsonl").write_text("")
+    assert "has no images yet" in goca("report", segmented).mistake()
     (segmented / "index.jsonl").write_text("nonsense\n")
     assert "line 1 is not an image and its results" in goca("report", segmented).mistake()
     whole = (evaluated / "run.json").read_text()
@@ -212,6 +279,12 @@ def test_what_is_no_run_is_refused(goca: Goca, evaluated: Path, segmented: Path,
         change(**changes)
         assert told in goca("report", evaluated).mistake()
         (evaluated / "run.json").write_text(whole)
+    for damaged in ("[]", "{"):
+        (evaluated / "run.json").write_text(damaged)
+        told = goca("report", evaluated).mistake()
+        assert "run.json is not" in told
+        assert "--out" not in told
+        assert "?;" not in told
     assert not (evaluated / "report.html").exists()
 
 

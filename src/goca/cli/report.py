@@ -30,14 +30,13 @@ def report(
     """Write a page of HTML about a run: totals, settings, classes, and the worst images.
 
     The page is one file that loads nothing. Of an evaluation it shows the images with the lowest IoU, of a folder those
-    that were left out or have the least evidence.
+    that were left out, whose results are damaged or missing, or that have the least evidence.
     """
     with session(verbose):
-        if not folder.is_dir():
-            raise GocaError(f"no folder {folder}: check the path")
         from goca.image_jobs import check_writable
-        from goca.report import write_report
+        from goca.report import require_folder, write_report
 
+        require_folder(folder)
         file = folder / "report.html" if out is None else out
         if file.is_dir():
             raise GocaError(f"{file} is a folder: name a file", "out")

@@ -189,7 +189,7 @@ class Measurement:
     per_image: Mapping[str, Mapping[str, float]]
 
     def __repr__(self) -> str:
-        return f"Measurement({self.folder}, {self.images} images)"
+        return f"Measurement({self.folder}, {self.images} image{'s' * (self.images != 1)})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the figures, with their intervals, and what has to be known of them."""

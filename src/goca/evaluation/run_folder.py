@@ -127,13 +127,10 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     # pathlib raises for a name that the system refuses; who writes there says so.
     if not os.path.exists(path):  # noqa: PTH110
         return None
-    try:
-        facts = read_json(path)
-    except GocaError as error:
-        raise GocaError(f"{error}; choose another folder", "out") from None
+    facts = read_json(path)
     parts = (facts.get("settings"), facts.get("sessions")) if isinstance(facts, dict) else ()
     if [type(part) for part in parts] != [dict, list]:
-        raise GocaError(f"{path} is not of a run of goca evaluate: choose another folder", "out")
+        raise GocaError(f"{path} is not of a run of goca evaluate: restore it, or name another folder")
     return facts
 
 

@@ -31,13 +31,15 @@ def write_report(folder: Path, file: Path, limit: int = LIMIT) -> Written:
     Args:
         folder: The run.
         file: The page.
-        limit: How many images it shows at most, the worst.
+        limit: How many images it shows at most, the worst; 1 or more.
 
     Raises:
-        GocaError: The folder is neither, or is damaged; an evaluation is not finished; the file cannot be written.
+        GocaError: The folder is neither, has no images yet or is damaged; an evaluation is not finished; the limit is
+            below 1; the file cannot be written.
     """
-    if not folder.is_dir():
-        raise GocaError(f"no folder {folder}: check the path")
+    require_folder(folder)
+    if limit < 1:
+        raise GocaError(f"a report shows 1 image or more, and not {limit}: choose a larger limit", "limit")
     facts = read_facts(folder)
     if facts is not None:
         kind, (content, images, shown) = "evaluate", evaluation_page(folder, facts, limit)
@@ -49,3 +51,12 @@ def write_report(folder: Path, file: Path, limit: int = LIMIT) -> Written:
         )
     write_atomic({file: content})
     return Written(file, kind, images, shown)
+
+
+def require_folder(folder: Path) -> None:
+    """Raise GocaError for a path that is no folder."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise GocaError(f"{folder} is a file: name the folder that goca segment or goca evaluate has written")
+    raise GocaError(f"no folder {folder}: check the path")

@@ -21,7 +21,20 @@ from goca.evaluation.run_folder import CONFUSION, FACTS, IMAGES, image_lines
 from goca.imaging import draw
 from goca.imaging.images import load
 from goca.imaging.sheet import fit
-from goca.report.page import SIDE, Thumbnails, bar, behind, card, details, page, plain, swatch, table, text, tiles
+from goca.report.page import (
+    SIDE,
+    Thumbnails,
+    bar,
+    behind,
+    card,
+    details,
+    page,
+    plan_rows,
+    swatch,
+    table,
+    text,
+    tiles,
+)
 
 MOST_LABELS, MOST_PAIRS = 12, 3
 """How many a card lists."""
@@ -127,7 +140,7 @@ def _head(run: Run, model: str) -> list[str]:
     return [
         tiles(figures),
         details(f"Protocol: {protocol.name}", protocol.lines()),
-        details("Settings", [f"{name}: {plain(value)}" for name, value in run.plan.items()]),
+        plan_rows(run.plan),
         behind("Classes, lowest IoU first", table(["class", "IoU"], rows, "narrow"), len(rows) <= MOST_OPEN),
     ]
 

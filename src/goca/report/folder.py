@@ -1,9 +1,9 @@
-"""The page of a folder that was segmented: what was left out, classes, and the images with the least evidence."""
+"""The page of a folder that was segmented: what failed, classes, and the images with the least evidence."""
 
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
@@ -18,7 +18,7 @@ from goca.folders import index_lines
 from goca.imaging.draw import SHORTEST_LONG_SIDE
 from goca.imaging.images import load
 from goca.imaging.palette import MAX_COLOURS, palette
-from goca.report.page import Thumbnails, bar, card, details, page, plain, swatch, table, text, tiles
+from goca.report.page import Thumbnails, bar, card, details, page, plain, plan_rows, swatch, table, text, tiles
 from goca.storage.reading import read_json
 
 MOST_CLASSES, MOST_ROWS = 12, 200
@@ -36,18 +36,25 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the index, with what the image's JSON says; classes: None without a JSON that can be read."""
+    """A line of the index, with what the image's JSON says.
+
+    Attributes:
+        error: why the image was left out.
+        damage: what is wrong with its results.
+        classes: None without a JSON that can be read.
+    """
 
     image: str
     error: str = ""
+    damage: str = ""
     overlay: Path | None = None
     size: tuple[int, int] = (0, 0)
     classes: tuple[Found, ...] | None = None
     notes: tuple[str, ...] = ()
 
     def rank(self) -> tuple[float, ...]:
-        """The worst first: left out; without pixels of any class; by the least evidence of what has pixels."""
-        if self.error:
+        """The worst first: failed; without pixels of any class; by the least evidence of what has pixels."""
+        if self.error or self.damage:
             return (0,)
         if self.classes is None:
             return (3,)
@@ -63,6 +70,7 @@ class Totals:
 
     images: int = 0
     left_out: int = 0
+    damaged: int = 0
     described: int = 0
     with_pixels: Counter[str] = field(default_factory=Counter)
     shares: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -74,6 +82,7 @@ class Totals:
         """Count an image."""
         self.images += 1
         self.left_out += bool(entry.error)
+        self.damaged += bool(entry.damage)
         self.described += entry.classes is not None
         self.notes.update(entry.notes)
         for found in entry.classes or ():
@@ -83,15 +92,17 @@ class Totals:
 
 
 def folder_page(folder: Path, limit: int) -> tuple[bytes, int, int]:
-    """(the page, how many images the index has, how many the page shows). Raises GocaError for a damaged index."""
+    """(the page, how many images the index has, how many the page shows). GocaError: the index is damaged or empty."""
     totals = Totals()
     worst = nsmallest(limit, _entries(folder, totals), key=Entry.rank)
+    if not totals.images:
+        raise GocaError(f"{folder} has no images yet: wait for its goca segment, or run it again")
     thumbnails = Thumbnails()
     cards = "".join(_card(entry, thumbnails) for entry in worst)
     parts = [
         *_head(totals),
-        f"<h2>Images</h2><p>{len(worst)} of {totals.images}: those left out, then those without pixels of any class, "
-        "then by the least evidence of a class that has pixels.</p>",
+        f"<h2>Images</h2><p>{len(worst)} of {totals.images}: those left out and those whose results are damaged or "
+        "missing, then those without pixels of any class, then by the least evidence of a class that has pixels.</p>",
         f'<div class="cards">{cards}</div>',
     ]
     return page(f"Segmented: {folder.resolve().name}", parts), totals.images, len(worst)
@@ -101,8 +112,9 @@ def _head(totals: Totals) -> list[str]:
     plan = totals.plan
     facts: dict[str, object] = {
         "Images": totals.images,
-        "Segmented": totals.images - totals.left_out,
+        "Segmented": totals.images - totals.left_out - totals.damaged,
         "Left out": totals.left_out,
+        "Damaged or missing": totals.damaged,
     }
     if plan:
         chosen = {"Recipe": plan.get("recipe"), "Model": Path(str(plan.get("model"))).name, "Size": plan.get("size")}
@@ -117,37 +129,43 @@ def _head(totals: Totals) -> list[str]:
         for name in names[:MOST_ROWS]
     ]
     more = f'<p class="faint">and {len(names) - MOST_ROWS} more classes</p>' if len(names) > MOST_ROWS else ""
-    notes = [f"{note} ({count} images)" for note, count in totals.notes.most_common(MOST_CLASSES)]
+    notes = [f"{note} ({count} image{'s' * (count != 1)})" for note, count in totals.notes.most_common(MOST_CLASSES)]
     header = ["class", "images", "mean share", "mean evidence"]
     return [
         tiles(facts),
         *([details("Notes", notes)] if notes else []),
-        *([details("Settings", [f"{name}: {plain(value)}" for name, value in plan.items()])] if plan else []),
+        *([plan_rows(plan)] if plan else []),
         *([f"<h2>Classes, least evidence first</h2>{table(header, rows, 'narrow')}{more}"] if rows else []),
     ]
 
 
 def _entries(folder: Path, totals: Totals) -> Iterator[Entry]:
     """The lines of the index, counted as they pass."""
+    run = _Moved(folder)
     for line in index_lines(folder).stream():
-        entry, plan = _entry(folder, line)
+        entry, plan = _entry(run, line)
         totals.add(entry)
         totals.plan = totals.plan or plan
         yield entry
 
 
-def _entry(folder: Path, line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, Any]]:
+def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, Any]]:
     """An image, and the plan that its JSON has."""
     image = str(line["image"])
     if "error" in line:
         return Entry(image, str(line["error"]) or "no reason is given"), {}
-    outputs = line["outputs"] if isinstance(line["outputs"], list) else []
-    files = [file for file in (_in(folder, str(output)) for output in outputs) if file is not None]
-    overlay = next((file for file in files if file.name.endswith(EXPORTERS["overlay"].suffix)), None)
-    if not files or not files[-1].name.endswith(EXPORTERS["json"].suffix):
+    files = {path.name: run.file(path) for path in _outputs(line)}
+    overlay = next((file for name, file in files.items() if name.endswith(EXPORTERS["overlay"].suffix)), None)
+    if not any(files.values()):
+        return Entry(image, damage="none of its results is there"), {}
+    document = next((name for name in files if _is_document(name, _path(image).name)), None)
+    if document is None:
         return Entry(image, overlay=overlay), {}
+    file = files[document]
+    if file is None:
+        return Entry(image, damage=f"{document} is missing", overlay=overlay), {}
     try:
-        facts = read_json(files[-1])
+        facts = read_json(file)
         classes = tuple(
             Found(int(each["id"]), str(each["name"]), float(each["share"]), float(each["evidence"]))
             for each in facts["classes"]
@@ -155,21 +173,59 @@ def _entry(folder: Path, line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, A
         size, plan = (int(facts["width"]), int(facts["height"])), dict(facts["plan"])
         notes = tuple(map(str, plan.pop("notes")))
     except (GocaError, KeyError, TypeError, ValueError) as error:
-        return Entry(image, overlay=overlay, notes=(f"{files[-1].name} is damaged ({error})",)), {}
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else f"it has values of another kind ({error})"
+        damage = str(error) if isinstance(error, GocaError) else f"{document} is damaged: {reason}"
+        return Entry(image, damage=damage, overlay=overlay), {}
     return Entry(image, overlay=overlay, size=size, classes=classes, notes=notes), plan
 
 
-def _in(folder: Path, stored: str) -> Path | None:
-    """Where a result lies in the run's folder, which may have been moved since; None if it is not there."""
-    parts = _path(stored).parts
-    for start in range(len(parts)):
-        file = folder.joinpath(*parts[start:])
+def _is_document(name: str, image: str) -> bool:
+    """Whether a result of this name is the image's own JSON; cat.labelme.json is that of cat.labelme.png only."""
+    suffix = EXPORTERS["json"].suffix
+    others = tuple(other.suffix for other in EXPORTERS.values() if other.suffix != suffix)
+    return name.endswith(suffix) and (not name.endswith(others) or image.startswith(name.removesuffix(suffix)))
+
+
+class _Moved:
+    """A run's folder, which may have been moved since its index was written.
+
+    What the index calls the folder is not in it: it is that beginning of the results' paths without which most of them
+    are files here. A path that is not text is stored in full, so those have a beginning of their own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        votes = Counter[tuple[str, ...]]()
+        for line in index_lines(folder).stream():
+            for path in _outputs(line):
+                parts = path.parts
+                starts = range(int(path.is_absolute()), len(parts))
+                votes.update(parts[:start] for start in starts if self._lies(parts[start:]))
+        # Of as many, the shortest: files that are there by their names alone lie in fewer folders than were stored.
+        ranked = sorted(votes, key=lambda beginning: (-votes[beginning], len(beginning)))
+        self.beginnings = {
+            absolute: next((parts for parts in ranked if Path(*parts).is_absolute() == absolute), ())
+            for absolute in (False, True)
+        }
+
+    def file(self, path: Path) -> Path | None:
+        """Where a result lies; None if it is not there."""
+        beginning = self.beginnings[path.is_absolute()]
+        rest = path.parts[len(beginning) :]
+        return self._lies(rest) if path.parts[: len(beginning)] == beginning else None
+
+    def _lies(self, parts: Sequence[str]) -> Path | None:
+        file = self.folder.joinpath(*parts)
         try:
-            if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
-                return file
+            return file if file.is_file() and file.resolve().is_relative_to(self.folder.resolve()) else None
         except (OSError, ValueError):  # no name of a file
-            continue
-    return None
+            return None
+
+
+def _outputs(line: Mapping[str, Any]) -> list[Path]:
+    """The files of an image's results, as they were called."""
+    outputs = line.get("outputs")
+    return [_path(str(output)) for output in outputs] if isinstance(outputs, list) else []
 
 
 def _path(stored: str) -> Path:
@@ -182,10 +238,11 @@ def _path(stored: str) -> Path:
 def _card(entry: Entry, thumbnails: Thumbnails) -> str:
     if entry.error:
         return card(entry.image, "left out", [], [f'<p class="bad">{text(entry.error)}</p>'])
+    damage = f'<p class="bad">{text(entry.damage)}</p>' if entry.damage else ""
     picture = thumbnails(lambda: _picture(entry), "Regions" if entry.overlay else "Image")
     notes = "".join(f'<p class="faint">{text(note)}</p>' for note in entry.notes)
     if entry.classes is None:
-        return card(entry.image, "no numbers", [picture], [notes])
+        return card(entry.image, "no numbers", [picture], [damage])
     colours = palette(MAX_COLOURS)
     largest = sorted(entry.classes, key=lambda found: (-found.share, -found.evidence))
     rows = [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
@@ -120,6 +121,12 @@ def swatch(colour: Sequence[int]) -> str:
 def details(summary: str, lines: Sequence[object]) -> str:
     """Lines of text behind a summary."""
     return behind(summary, f"<ul>{''.join(f'<li>{text(line)}' for line in lines)}</ul>")
+
+
+def plan_rows(plan: Mapping[str, Any]) -> str:
+    """A plan's fields behind a summary, but those that hold nothing."""
+    rows = [(name, plain(value)) for name, value in plan.items() if value is not None]
+    return details("Settings", [f"{name}: {value}" for name, value in rows if value])
 
 
 def behind(summary: str, content: str, shown: bool = False) -> str:
