@@ -63,31 +63,33 @@ def resize_rows(
     """The `rows` of `resize(maps, grid)`, to rounding; a row is the same to the last bit whichever are asked for."""
     # Sums of two terms each: the rounding of a product of matrices would depend on the number of rows.
     start, stop, _ = rows.indices(grid[0])
-    vertical, above, below, low = _neighbours(maps.shape[-2], grid[0], start, stop, maps.device)
-    horizontal, left, right, near = _neighbours(maps.shape[-1], grid[1], 0, grid[1], maps.device)
-    low, near = low[:, None].to(maps), near.to(maps)
-    maps = maps[..., vertical, horizontal]
+    vertical, above, below, low = _neighbours(maps.shape[-2], grid[0], maps.device)
+    _, left, right, near = _neighbours(maps.shape[-1], grid[1], maps.device)
+    first = int(vertical[start])
+    last = min(int(vertical[stop - 1]) + 1, maps.shape[-2] - 1)
+    above, below, low = above[start:stop] - first, below[start:stop] - first, low[start:stop, None].to(maps)
+    near = near.to(maps)
+    maps = maps[..., first : last + 1, :]
     wide = maps.index_select(-1, left) * (1 - near) + maps.index_select(-1, right) * near
     return wide.index_select(-2, above) * (1 - low) + wide.index_select(-2, below) * low
 
 
 @constant
 def _neighbours(
-    size_in: int, size_out: int, start: int, stop: int, device: torch.device
-) -> tuple[slice, Int[Tensor, " out"], Int[Tensor, " out"], Float[Tensor, " out"]]:
-    """For a part of an axis of `size_out`: the two of `size_in` round each pixel, and the weight of the second.
+    size_in: int, size_out: int, device: torch.device
+) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"], Int[Tensor, " out"], Float[Tensor, " out"]]:
+    """For each pixel of an axis of `size_out`: the two of `size_in` round it, and the weight of the second.
 
-    They are counted within the pixels that are needed, which come before.
+    The first of the two comes twice, on the CPU and on the device. The whole axis is kept and its parts are not: many
+    small tensors that outlive the work on each part would scatter the memory of the next.
     """
     # Rounded to float32 where torch's `interpolate` does it; on the CPU, because not every device has float64.
     scale = torch.tensor(size_in / size_out, dtype=torch.float32).double()
-    middle = torch.arange(start, stop).double() + 0.5
+    middle = torch.arange(size_out).double() + 0.5
     position = (middle * scale - 0.5).clamp(min=0).float()
     first = position.long().clamp(max=size_in - 1)
-    second = (first + 1).clamp(max=size_in - 1)
-    needed = slice(int(first[0]), int(second[-1]) + 1)
-    above, below, weight = first - needed.start, second - needed.start, (position - first).clamp(max=1)
-    return needed, above.to(device), below.to(device), weight.to(device)
+    second, weight = (first + 1).clamp(max=size_in - 1), (position - first).clamp(max=1)
+    return first, first.to(device), second.to(device), weight.to(device)
 
 
 def bilinear(size_in: int, size_out: int, like: Tensor | None = None) -> Float[Tensor, "out in"]:
