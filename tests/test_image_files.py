@@ -253,7 +253,8 @@ def test_memory_follows_the_pixels_and_not_the_classes(tmp_path: Path, edges: st
     small, few, many = peak(64, 3), peak(4000, 3), peak(4000, 20)
     # The guided filter takes some 200 MB whatever the size.
     assert few - small < (60 if edges == "edges" else 20) * 4000**2
-    assert many - few < 4 * 4000**2
+    # A map of each further class would take 68 bytes a pixel; the allocator alone makes runs differ by up to 6.
+    assert many - few < 12 * 4000**2
 
 
 # ---- damaged files
