@@ -79,6 +79,9 @@ def test_the_recipes_are_values_of_each_other() -> None:
     assert replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax")) == VANILLA
     assert replace(GOCA, layers="balanced-agreement") == GOCA_BALANCED
     assert replace(GOCA_REFINED, refit="never", edges=False) == GOCA_BALANCED
+    assert (
+        repr(replace(GOCA, affinity="distinct", refit="gaussians")) == "Recipe(affinity='distinct', refit='gaussians')"
+    )
     compound = replace(GOCA, rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"))
     assert replace(GOCA_COMPOUND, background=GOCA.background) == compound
     assert isinstance(GOCA_COMPOUND.background, Background)

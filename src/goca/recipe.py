@@ -125,6 +125,7 @@ class Recipe:
     def _named(self) -> dict[str, Any]:
         """The fields, rules by their names."""
         rules: dict[str, Any] = {"heads": HEADS, "layers": LAYERS, "maps": MAPS}
+        rules |= {"affinity": AFFINITIES, "refit": REFITS}
         named = {item.name: getattr(self, item.name) for item in fields(self)}
         named |= {name: name_of(named[name], known) for name, known in rules.items() if named[name] != FROM_MODEL}
         if self.rescale != FROM_MODEL:

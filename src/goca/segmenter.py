@@ -199,12 +199,12 @@ class Segmenter(PlannedModel):
                 prepared = replace(prepared, notes=(*prepared.notes, note))
             if self.plan.evidence is not None:
                 prepared = replace(prepared, notes=(*prepared.notes, EVERY_CLASS))
-            if len(prepared.prompts) > 1 or len(prepared.tiles) > 1:
-                if len(prepared.prompts) > 1:
-                    what, remedy = "so many classes take several prompts", "inspect some of them"
-                else:
-                    what, remedy = "so long an image is seen in several windows", "inspect a part of it"
-                raise GocaError(f"{what} and cannot be inspected in one pass: {remedy}")
+            for parts, what, remedy in (
+                (prepared.prompts, "so many classes take several prompts", "inspect some of them"),
+                (prepared.tiles, "so long an image is seen in several windows", "inspect a part of it"),
+            ):
+                if len(parts) > 1:
+                    raise GocaError(f"{what} and cannot be inspected in one pass: {remedy}")
             (tokens,) = prepared.prompts
             attention = ImageAttention.of(plan, prepared.windows, tokens)
             (aggregator,) = attention.aggregators

@@ -7,7 +7,7 @@ import typer
 
 from goca import bundled
 from goca.cli import arguments
-from goca.cli.console import percentage, progress, session, show, show_json, table
+from goca.cli.console import progress, session, show, show_json, table
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def ablate(
 
 def ablation_table(rows: "Sequence[AblationRow]") -> "Table":
     """The rows in per cent, beside the paper's."""
+    from goca.evaluation.metrics import percentage
+
     parts = table("parts of the method", "mIoU [95 %]", "acc.", "gain [95 %]", "paper", figures=4)
     for row in rows:
         gain = percentage(row.gain, row.gain_ci95, sign="+") if row is not rows[0] else ""

@@ -236,8 +236,3 @@ def paused(bar: "Progress") -> Iterator[None]:
 def interval(bounds: Sequence[float], sign: str = "") -> str:
     """A confidence interval: [0.123, 0.456], or with sign "+" that of a difference: [-0.123, +0.456]."""
     return "[{}]".format(", ".join(f"{bound:{sign}.3f}" for bound in bounds))
-
-
-def percentage(value: float, bounds: Sequence[float], sign: str = "") -> str:
-    """A score and its confidence interval in per cent: 60.7 [58.1, 63.2], or with sign "+": +1.5 [-0.3, +3.2]."""
-    return "{} [{}]".format(f"{100 * value:{sign}.1f}", ", ".join(f"{100 * bound:{sign}.1f}" for bound in bounds))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca.cli import arguments
-from goca.cli.console import interval, next_stage, percentage, progress, say, session, show, show_json, table
+from goca.cli.console import interval, next_stage, progress, say, session, show, show_json, table
 from goca.evaluation.datasets import DATASETS, check_name
 
 if TYPE_CHECKING:
@@ -164,6 +164,8 @@ def _run(config: "ScalingConfig", out: Path, judge: "Tagger | None", as_json: bo
 
 
 def _print(study: "ScalingStudy") -> None:
+    from goca.evaluation.metrics import percentage
+
     generators = table("model", *(power.name for power in study.powers), figures=len(study.powers))
     for label in study.models:
         cells = []
@@ -187,6 +189,8 @@ def _print(study: "ScalingStudy") -> None:
 
 def _print_claim(study: "ScalingStudy", power: str) -> None:
     """What recipes make of a better generator, by one measure; nothing where all models are as good."""
+    from goca.evaluation.metrics import percentage
+
     trends = [trend for trend in study.trends if trend.power == power]
     gaps = [gap for gap in study.gaps if gap.power == power]
     if trends:

@@ -83,7 +83,7 @@ def score(tally: Tally, names: Sequence[str], counting: Counting = Counting()) -
     )
 
 
-def percentage(value: float, bounds: Interval, sign: str = "") -> str:
+def percentage(value: float, bounds: Sequence[float], sign: str = "") -> str:
     """A score and its interval in per cent: 60.7 [58.1, 63.2], or with sign "+" a difference: +1.5 [-0.3, +3.2]."""
     return "{} [{}]".format(f"{100 * value:{sign}.1f}", ", ".join(f"{100 * bound:{sign}.1f}" for bound in bounds))
 
