@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from . import scenes, t5
 from .clip import WIDTH
 from .commands import make_plan, training_command
-from .denoiser import load_vae, write_latents
+from .denoiser import load_vae
 from .loop import snapshot, train
-from .transformer import TransformerTask
+from .transformer import TransformerTask, prepare
 from .unet import build_scheduler, velocity
 from .vae import LATENT_CHANNELS
 
@@ -82,16 +82,16 @@ class DitTask(TransformerTask):
         self, denoiser: nn.Module, noisy: Tensor, times: Tensor, captions: list[str], rng: np.random.Generator | None
     ) -> Tensor:
         with torch.no_grad():
-            states, real = t5.encode_masked(self.t5.text, self.tokenizer, captions)
+            states, real = t5.encode_masked(self.text, self.tokenizer, captions)
         return denoiser(noisy, states, times, SIZELESS, encoder_attention_mask=real).sample
 
 
 def assemble(work: Path, percent: int = 100) -> PixArtSigmaPipeline:
     """The pipeline with the transformer's snapshot at `percent` of its training, in float32."""
-    trained, tokenizer = t5.load(work)
+    text, tokenizer = t5.text_encoder(work)
     return PixArtSigmaPipeline(
         vae=load_vae(work, scenes.CANVAS),
-        text_encoder=trained.text,
+        text_encoder=text,
         tokenizer=tokenizer,
         transformer=PixArtTransformer2DModel.from_pretrained(snapshot(work / "dit", percent)).eval(),
         scheduler=DPMSolverMultistepScheduler.from_config(build_scheduler().config),
@@ -108,7 +108,7 @@ Task, texts = DitTask, t5  # what `training.judge` asks
 
 def main() -> None:
     arguments = training_command(__doc__, steps=13_000, batch=12).parse_args()
-    write_latents(arguments.work, DitTask.size)
+    prepare(arguments.work)
     plan = make_plan(arguments, "dit", rate=1e-3, warm_up=300)
     train(plan, functools.partial(DitTask, arguments.work, arguments.batch))
 

@@ -20,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import scenes, t5
 from .clip import WIDTH, load_shipped
 from .commands import make_plan, training_command
-from .denoiser import load_vae, write_latents
+from .denoiser import load_vae
 from .loop import DEVICE, snapshot, train
 from .tokenizer import T5_POSITIONS
-from .transformer import SIDE, TransformerTask
+from .transformer import SIDE, TransformerTask, prepare
 from .vae import LATENT_CHANNELS
 
 DOUBLE, SINGLE, HEADS, HEAD = 3, 5, 4, 32
@@ -106,7 +106,7 @@ class JointTask(TransformerTask):
         length = t5.draw_length(rng) if rng else T5_POSITIONS
         ids = self.clip_tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
-            states, _, bias = t5.encode_padded(self.t5.text, self.tokenizer, captions, length)
+            states, _, bias = t5.encode_padded(self.text, self.tokenizer, captions, length)
             pooled = self.clip(ids.to(DEVICE)).pooler_output
         bias = torch.cat([bias, torch.zeros(SIDE * SIDE, device=DEVICE)])
         with self.products:
@@ -124,7 +124,7 @@ class JointTask(TransformerTask):
 
 def assemble(work: Path, percent: int = 100) -> FluxPipeline:
     """The pipeline with the transformer's snapshot at `percent` of its training, in float32."""
-    trained, tokenizer = t5.load(work)
+    text, tokenizer = t5.text_encoder(work)
     clip, clip_tokenizer = load_shipped()
     vae = load_vae(work, scenes.CANVAS)
     vae.register_to_config(shift_factor=0.0)  # the pipeline adds it
@@ -132,7 +132,7 @@ def assemble(work: Path, percent: int = 100) -> FluxPipeline:
         vae=vae,
         text_encoder=clip,
         tokenizer=clip_tokenizer,
-        text_encoder_2=trained.text,
+        text_encoder_2=text,
         tokenizer_2=tokenizer,
         transformer=FluxTransformer2DModel.from_pretrained(snapshot(work / "joint", percent)).eval(),
         scheduler=build_scheduler(),
@@ -150,7 +150,7 @@ Task, texts = JointTask, t5  # what `training.judge` asks
 
 def main() -> None:
     arguments = training_command(__doc__, steps=10_000, batch=12).parse_args()
-    write_latents(arguments.work, JointTask.size)
+    prepare(arguments.work)
     plan = make_plan(arguments, "joint", rate=1e-3, warm_up=300)
     train(plan, functools.partial(JointTask, arguments.work, arguments.batch))
 

@@ -112,6 +112,7 @@ def write_grids(work: Path, processes: int = 2, chunk: int = 2000) -> None:
     ranges = [range(first, min(first + chunk, len(images))) for first in range(0, len(images), chunk)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         fine, coarse = zip(*pool.map(functools.partial(_grids_of_range, work), ranges), strict=True)
+    (work / "namer").mkdir(exist_ok=True)
     np.save(work / "namer" / FINE, np.concatenate(fine))
     np.save(work / "namer" / COARSE, np.concatenate(coarse))
 

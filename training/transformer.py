@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import namer, scenes, t5
-from .denoiser import DenoiserTask
+from .denoiser import DenoiserTask, write_latents
 from .loop import DEVICE, autocast
 
 SIDE = scenes.CANVAS // 8  # tokens, each of 2 x 2 latent cells of 4 pixels
@@ -45,7 +45,7 @@ class TransformerTask(DenoiserTask):
     def __init__(self, work: Path, batch: int):
         super().__init__(work, batch)
         self.model = Aligned(*self.build())
-        self.t5, self.tokenizer = t5.load(work)
+        self.text, self.tokenizer = t5.text_encoder(work)
         levels = [np.load(work / "namer" / name, mmap_mode="r") for name in (namer.FINE, namer.COARSE)]
         self.features = [(grids, *_usual(grids[:CALIBRATED])) for grids in levels]
 
@@ -89,6 +89,13 @@ class TransformerTask(DenoiserTask):
             wanted = F.interpolate(wanted, size=(SIDE, SIDE), mode="bilinear")
             distances.append(1 - F.cosine_similarity(part, wanted, dim=1).mean())
         return torch.stack(distances).mean()
+
+
+def prepare(work: Path) -> None:
+    """Latents and the tower's features of every training scene, unless they are there."""
+    write_latents(work, TransformerTask.size)
+    if not (work / "namer" / namer.COARSE).exists():
+        namer.write_grids(work)
 
 
 def _usual(grids: np.ndarray) -> tuple[Tensor, Tensor]:
