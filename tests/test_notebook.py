@@ -20,7 +20,7 @@ from goca.evaluation.protocol import Protocol
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report
 from goca.evaluation.runner import Finished
-from goca.evaluation.scaling import RecipeScore, ScalingStudy
+from goca.evaluation.scaling_study import RecipeScore, ScalingStudy
 from goca.generation import Generated, GuidedImage, explain
 from goca.imaging.html import Rows
 from goca.inspection.pixel import PixelAttention, WordShare

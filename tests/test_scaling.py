@@ -28,12 +28,15 @@ from goca.evaluation.power import (
     asked_nouns_found,
     denoised,
     denoising_loss,
+    read_judgement,
     read_power,
 )
 from goca.evaluation.protocol import honest
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report
-from goca.evaluation.scaling import ScalingConfig, ScalingStudy, compared, run
+from goca.evaluation.runner import Stage
+from goca.evaluation.scaling import ScalingConfig, run
+from goca.evaluation.scaling_study import ScalingStudy, compared
 from goca.testing.tiny import BUILDERS
 
 Goca = Callable[..., Outcome]
@@ -143,7 +146,9 @@ def test_asked_nouns_found_by_hand(root: Path) -> None:
     judge = SimpleNamespace(name="judge", tag=lambda sample, dataset: said[sample.id])
     asked = {"a": "cat, grass", "b": "cat", "c": "grass"}
     paintings = [Captioned(name, root, caption) for name, caption in asked.items()]
-    assert asked_nouns_found(paintings, open_dataset("folder", root), judge)[0] == pytest.approx(2 / 4)
+    judgement = asked_nouns_found(paintings, open_dataset("folder", root), judge)
+    assert (judgement.judge, judgement.asked, judgement.found) == ("judge", (2, 1, 1), (1, 1, 0))
+    assert judgement.share[0] == pytest.approx(2 / 4)
 
 
 # --- The claim
@@ -270,6 +275,58 @@ def test_a_folder_of_another_study_is_refused(root: Path, pipelines: Path, tmp_p
     swapped = replace(alone, models={"small": str(pipelines / "large")})
     with pytest.raises(GocaError, match=r"differs in .*model"):
         list(run(swapped, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def measured(root: Path, pipelines: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of one model, judged."""
+    out = tmp_path_factory.mktemp("elsewhere")
+    alone = replace(config(root, pipelines), models={"big": str(pipelines / "large")}, seeds=1, steps=2)
+    judge = SimpleNamespace(name="judge", tag=lambda sample, dataset: "cat")
+    list(run(alone, out, judge=judge))
+    return out / "big"
+
+
+def test_a_model_that_was_measured_elsewhere(root: Path, pipelines: Path, measured: Path, tmp_path: Path) -> None:
+    """Measured apart and put together, figures are those of a study that measures both, without loading it again."""
+    judge = SimpleNamespace(name="judge", tag=lambda sample, dataset: "cat")
+    both = replace(config(root, pipelines), seeds=1, steps=2)
+    *_, whole = run(both, tmp_path / "whole", judge=judge)
+    joined = replace(both, models={**both.models, "big": str(measured)})
+    events = list(run(joined, tmp_path / "joined", judge=judge))
+    assert not [event for event in events if isinstance(event, Stage) and event.name.startswith("big")]
+    assert isinstance(whole, ScalingStudy)
+    assert replace(events[-1], models=whole.models) == whole
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"power_images": 1}, "ask for as many as it has"),
+        ({"seeds": 2}, "goca-seed1|vanilla-seed1"),
+        ({"evaluation": "limit"}, "was measured otherwise"),
+        ({"judge": "another"}, "of another judge"),
+    ],
+)
+def test_figures_of_something_else_are_refused(
+    root: Path, pipelines: Path, measured: Path, tmp_path: Path, asked: dict[str, Any], told: str
+) -> None:
+    name = asked.pop("judge", None)
+    judge = name and SimpleNamespace(name=name, tag=lambda sample, dataset: "cat")
+    alone = replace(config(root, pipelines), models={"big": str(measured)}, seeds=1)
+    if asked.get("evaluation") == "limit":
+        asked["evaluation"] = replace(alone.evaluation, limit=2)
+    with pytest.raises(GocaError, match=told):
+        list(run(replace(alone, **asked), tmp_path, judge=judge))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"judge": "j", "images": "i", "asked": [1], "found": []}', None])
+def test_a_judgement_that_cannot_be_read_is_one_line(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "judgement.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(GocaError, match="name the model"):
+        read_judgement(path)
 
 
 @pytest.mark.parametrize(

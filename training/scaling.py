@@ -17,7 +17,8 @@ from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.plot import plot_scaling
 from goca.evaluation.power import Captioned
 from goca.evaluation.runner import Stage
-from goca.evaluation.scaling import ScalingConfig, ScalingStudy, run
+from goca.evaluation.scaling import ScalingConfig, run
+from goca.evaluation.scaling_study import ScalingStudy
 from goca.imaging import images
 
 from . import namer

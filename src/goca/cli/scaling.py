@@ -13,7 +13,8 @@ from goca.cli.console import interval, next_stage, progress, say, session, show,
 from goca.evaluation.datasets import DATASETS, check_name
 
 if TYPE_CHECKING:
-    from goca.evaluation.scaling import ScalingConfig, ScalingStudy
+    from goca.evaluation.scaling import ScalingConfig
+    from goca.evaluation.scaling_study import ScalingStudy
     from goca.tagging.base import Tagger
 
 
@@ -22,7 +23,8 @@ def scaling(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help='"bundled", diffusers folders or Hub ids, each also as LABEL=MODEL.',
+            help='"bundled", diffusers folders, Hub ids, or folders that another study has of a model; each also as '
+            "LABEL=MODEL.",
             show_default=False,
         ),
     ],
@@ -78,12 +80,13 @@ def scaling(
     with session(verbose):
         labelled = [_labelled(text) for text in models]
         methods = tuple(name.lower().replace("_", "-") for name in arguments.names(recipes))
+        from goca.evaluation.choices import check_choices, check_labels, is_measured
+
         for _, model in labelled:
-            arguments.check_model(model, None, device, dtype)
+            arguments.check_model("bundled" if is_measured(model) else model, None, device, dtype)
         for name in methods or ("",):
             arguments.check_model("bundled", name)
         check_name(dataset)
-        from goca.evaluation.choices import check_choices, check_labels
 
         check_labels([label for label, _ in labelled])
         check_choices(protocol, (), "nouns")

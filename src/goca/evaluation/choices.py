@@ -1,5 +1,6 @@
 """What a user may choose by name in an evaluation. No torch, so that a mistyped name is answered at once."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -8,6 +9,8 @@ from goca.text.nouns import Category
 
 PRESET_NAMES = ("honest", "paper")
 """The keys of `goca.evaluation.protocol.PRESETS`."""
+DENOISING = "denoising"
+"""Where the folder that a scaling study has of a model keeps its denoising loss."""
 CaptionStyle = Literal["nouns", "sentences"]
 
 
@@ -73,3 +76,9 @@ def check_labels(labels: Sequence[str]) -> None:
         if label.lower() in seen:
             raise GocaError(f'two models are called "{label}": label them, such as "first={label}"')
         seen.add(label.lower())
+
+
+def is_measured(model: str) -> bool:
+    """Whether a model is named by the folder that a scaling study has of it."""
+    # os.path answers False for a name that the system refuses.
+    return os.path.isdir(os.path.join(model, DENOISING))  # noqa: PTH112, PTH118

@@ -17,23 +17,28 @@ from goca.tagging.caption_nouns import company
 def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, segmenter: Segmenter) -> dict[str, Any]:
     """All that decides a run's figures, as JSON."""
     backbone = segmenter.backbone
-    words = repr([category.synonyms for category in dataset.categories])
-    ids = "\n".join(sample.id for sample in dataset.samples)
     return {
-        "dataset": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "source": dataset.source,
-            "categories": list(dataset.class_names),
-            "words": blake2b(words.encode(), digest_size=8).hexdigest(),
-            "images": len(dataset.samples),
-            "listing": blake2b(ids.encode(), digest_size=8).hexdigest(),
-        },
+        "dataset": facts_of(dataset),
         "protocol": protocol.to_json(),
         "model": {"name": backbone.name, "weights": fingerprint(backbone.pipeline)},
         "plan": {**segmenter.plan.to_json(), "background_classes": list(company(backbone.settings.nouns))},
         "batch": config.batch,
         "threads": config.threads if torch.device(backbone.device).type == "cpu" else None,
+    }
+
+
+def facts_of(dataset: Dataset) -> dict[str, Any]:
+    """A data set's name, its classes, and a mark of its images."""
+    words = repr([category.synonyms for category in dataset.categories])
+    ids = "\n".join(sample.id for sample in dataset.samples)
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "source": dataset.source,
+        "categories": list(dataset.class_names),
+        "words": blake2b(words.encode(), digest_size=8).hexdigest(),
+        "images": len(dataset.samples),
+        "listing": blake2b(ids.encode(), digest_size=8).hexdigest(),
     }
 
 

@@ -16,6 +16,8 @@ RESAMPLES = 2000
 CHUNK = 2**20
 """How many draws the bootstrap holds at once."""
 Interval = tuple[float, float]
+Figure = tuple[float, Interval]
+"""A value and its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def miou(tally: Tally, counting: Counting = Counting()) -> float:
     return float(_counted(_iou(hit, truth, predicted), truth, counting).nanmean())
 
 
-def gain(ours: Tally, theirs: Tally, counting: Counting = Counting()) -> tuple[float, Interval]:
+def gain(ours: Tally, theirs: Tally, counting: Counting = Counting()) -> Figure:
     """(difference of mIoU, its 95 % interval) of two runs over the same images, paired."""
     difference = miou(ours, counting) - miou(theirs, counting)
     return difference, interval(resampled_miou(ours, counting) - resampled_miou(theirs, counting))
@@ -112,16 +114,14 @@ def resampled_miou(tally: Tally, counting: Counting = Counting(), seed: int = 0)
     return _counted(_iou(hit, truth, predicted), truth, counting).nanmean(1)
 
 
-def mean(values: Sequence[float], seed: int = 0) -> tuple[float, Interval]:
+def mean(values: Sequence[float], seed: int = 0) -> Figure:
     """(mean, its 95 % interval) of a figure that each image has; of paired differences, that of their mean."""
     of_images = torch.tensor(values, dtype=torch.float64)
     resampled = torch.cat([times @ of_images / len(values) for times in _times_drawn(len(values), seed)])
     return float(of_images.mean()), interval(resampled)
 
 
-def ratio(
-    numerators: Float[Tensor, "image part"], denominators: Float[Tensor, "image part"], seed: int = 0
-) -> tuple[float, Interval]:
+def ratio(numerators: Float[Tensor, "image part"], denominators: Float[Tensor, "image part"], seed: int = 0) -> Figure:
     """(the sum over images of the one by that of the other, mean over parts; its 95 % interval)."""
     above, below = numerators.double(), denominators.double()
     resampled = torch.cat([(times @ above / (times @ below)).mean(1) for times in _times_drawn(len(above), seed)])

@@ -7,7 +7,7 @@ from typing import Any
 
 from goca.errors import GocaError
 from goca.evaluation.compare import ComparedRun
-from goca.evaluation.scaling import RecipeScore, ScalingStudy
+from goca.evaluation.scaling_study import RecipeScore, ScalingStudy
 
 COLOURS = ("#8a8f98", "#d1495b", "#2e6fdb", "#1b9e77", "#b8860b", "#7a4fb5")
 MARKERS = "osD^vP"

@@ -12,10 +12,10 @@ from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.timesteps import latent_error, scales, timestep_at
 from goca.errors import GocaError
 from goca.evaluation.datasets.base import Dataset
-from goca.evaluation.metrics import Interval, ratio
+from goca.evaluation.metrics import Figure, Interval, ratio
 from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.prompts import Prompt, digest
-from goca.evaluation.run_folder import IMAGES, RunFolder
+from goca.evaluation.run_folder import IMAGES, RunFolder, read_facts
 from goca.evaluation.runner import Stage
 from goca.imaging import images
 from goca.plan import versions
@@ -75,6 +75,39 @@ class Denoised:
             return cls(value["id"], *rows)
         except (TypeError, KeyError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge found in a model's paintings.
+
+    Attributes:
+        judge: its name.
+        images: the digest of the prompts that were painted.
+        asked: how many classes each caption names.
+        found: how many of these the judge sees.
+    """
+
+    judge: str
+    images: str
+    asked: tuple[int, ...]
+    found: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Judgement":
+        """The opposite of `asdict`. Raises ValueError for what is not a judgement."""
+        try:
+            asked, found = (tuple(map(int, value[name])) for name in ("asked", "found"))
+            if len(asked) != len(found) or not asked:
+                raise ValueError("its counts are not of the same images")
+            return cls(str(value["judge"]), str(value["images"]), asked, found)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+    @property
+    def share(self) -> Figure:
+        """The share of the asked classes that is found, and its 95 % interval."""
+        return ratio(torch.tensor(self.found)[:, None].double(), torch.tensor(self.asked)[:, None].double())
 
 
 def read_power(path: Path, labels: Sequence[str]) -> Power:
@@ -146,7 +179,7 @@ def denoised(segmenter: Segmenter, session: BackboneSession, captioned_image: Ca
     return Denoised(captioned_image.id, tuple(errors), tuple(baselines))
 
 
-def denoising_loss(records: Sequence[Denoised]) -> tuple[float, Interval]:
+def denoising_loss(records: Sequence[Denoised]) -> Figure:
     """(errors of all images over their baselines, mean over levels; its 95 % interval)."""
     errors, baselines = ([getattr(record, name) for record in records] for name in ("errors", "baselines"))
     return ratio(torch.tensor(errors), torch.tensor(baselines))
@@ -154,7 +187,7 @@ def denoising_loss(records: Sequence[Denoised]) -> tuple[float, Interval]:
 
 def measure_loss(
     segmenter: Segmenter, pool: Sequence[Captioned], out: Path, command: Sequence[str]
-) -> Generator[Stage | int, None, tuple[float, Interval]]:
+) -> Generator[Stage | int, None, Figure]:
     """The denoising loss of a model, or the rest of what the folder has of it.
 
     Yields:
@@ -164,10 +197,9 @@ def measure_loss(
         GocaError: an image cannot be read or denoised, or the folder is of something else.
     """
     backbone = segmenter.backbone
-    texts = [Prompt(each.id, each.caption, seed) for seed, each in enumerate(pool)]
     settings = {
         "levels": list(LEVELS),
-        "images": {"count": len(pool), "digest": digest(texts)},
+        "images": images_of(pool),
         "model": {"name": backbone.name, "weights": fingerprint(backbone.pipeline), "dtype": backbone.dtype},
         "size": segmenter.plan.size,
         "versions": dict(versions()),
@@ -184,13 +216,50 @@ def measure_loss(
     return value, bounds
 
 
+def images_of(pool: Sequence[Captioned]) -> dict[str, Any]:
+    """Which images a loss is of, as a run's settings say it."""
+    return {"count": len(pool), "digest": pool_digest(pool)}
+
+
+def pool_digest(pool: Sequence[Captioned]) -> str:
+    """A mark of images and their captions, in their order."""
+    return digest([Prompt(each.id, each.caption, seed) for seed, each in enumerate(pool)])
+
+
+def read_loss(folder: Path, pool: Sequence[Captioned]) -> Figure:
+    """The denoising loss of a model that `measure_loss` measured.
+
+    Raises:
+        GocaError: the folder has none of these images.
+    """
+    facts = read_facts(folder)
+    records = {record.id: record for record in denoised_lines(folder).read()}
+    same = facts is not None and facts["settings"].get("images") == images_of(pool)
+    if not same or records.keys() != {each.id for each in pool}:
+        raise GocaError(
+            f"{folder} has not the denoising loss of the first {len(pool)} images: ask for as many as it has",
+            "power_images",
+        )
+    return denoising_loss([records[each.id] for each in pool])
+
+
+def read_judgement(path: Path) -> Judgement:
+    """What a judge said of paintings; GocaError where it said nothing."""
+    if not path.exists():
+        raise GocaError(f"there is no {path}: leave out the judge, or name the model", "judge")
+    try:
+        return Judgement.from_json(read_json(path))
+    except ValueError as error:
+        raise GocaError(f"{path} does not hold a judgement ({error}): restore it, or name the model", "judge") from None
+
+
 def denoised_lines(folder: Path) -> JsonLines[Denoised]:
     """The records of a folder of denoised images."""
     return JsonLines(folder / IMAGES, Denoised.from_json, asdict, "an image that was denoised")
 
 
-def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: Tagger) -> tuple[float, Interval]:
-    """(share of the classes in the captions that the judge finds in the paintings; its 95 % interval).
+def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: Tagger) -> Judgement:
+    """Which of the classes in the captions the judge finds in the paintings.
 
     Args:
         paintings: what a model made of captions, each with its own.
@@ -199,12 +268,12 @@ def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: T
     """
     if isinstance(judge, BatchTagger):
         judge.prepare(paintings, dataset)
-    counts, hits = [], []
+    asked, found = [], []
     for painting in paintings:
         wanted, shown = (
             captioned(text, dataset.categories).classes.keys()
             for text in (painting.caption, judge.tag(painting, dataset))
         )
-        counts.append([float(len(wanted))])
-        hits.append([float(len(wanted & shown))])
-    return ratio(torch.tensor(hits), torch.tensor(counts))
+        asked.append(len(wanted))
+        found.append(len(wanted & shown))
+    return Judgement(judge.name, pool_digest(paintings), tuple(asked), tuple(found))

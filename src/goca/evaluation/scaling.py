@@ -1,24 +1,22 @@
 """Does segmentation get better where the generator does? Models side by side, with what each generates like."""
 
 import json
-import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from goca.errors import GocaError
 from goca.evaluation import generated_images
-from goca.evaluation.choices import check_labels
+from goca.evaluation.choices import DENOISING, check_labels, is_measured
+from goca.evaluation.compare import load_run
 from goca.evaluation.config import EvaluationConfig
+from goca.evaluation.datasets.base import Dataset
+from goca.evaluation.fingerprint import differences, facts_of
 from goca.evaluation.generated_images import GenerationConfig, ImagesGenerated
 from goca.evaluation.generation_metrics import IMAGES
-from goca.evaluation.metrics import Interval, interval, miou, percentage, resampled_miou
+from goca.evaluation.metrics import Figure
 from goca.evaluation.power import (
     FOUND,
     LOSS,
@@ -27,13 +25,15 @@ from goca.evaluation.power import (
     asked_nouns_found,
     captioned_images,
     measure_loss,
+    pool_digest,
+    read_judgement,
+    read_loss,
     read_power,
 )
-from goca.evaluation.protocol import Protocol
 from goca.evaluation.report import Report
 from goca.evaluation.runner import Finished, ImagesDone, Stage
 from goca.evaluation.runner import run as run_evaluation
-from goca.imaging import html
+from goca.evaluation.scaling_study import ScalingStudy, compared
 from goca.parallel import THIS_PROCESS
 from goca.plan import Options, versions
 from goca.segmenter import Segmenter
@@ -41,10 +41,10 @@ from goca.storage.atomic import write_atomic
 from goca.tagging.base import Tagger
 
 RECIPES = ("vanilla", "goca", "goca-balanced", "goca-open")
-BASE = "vanilla"
-"""The recipe that others are compared with, if it is there; else the first is."""
-Figure = tuple[float, Interval]
-"""A value and its 95 % interval."""
+PROMPTS = "prompts.jsonl"
+"""What every model paints."""
+JUDGEMENT = "judgement.json"
+"""What a judge said of a model's paintings, in the model's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,8 @@ class ScalingConfig:
     """What to compare.
 
     Attributes:
-        models: {label: a name, folder or Hub id, as `Segmenter.from_pretrained` takes it}.
+        models: {label: a name, folder or Hub id, as `Segmenter.from_pretrained` takes it; or the folder that another
+            study, on another machine perhaps, has of a model}.
         evaluation: how each is evaluated; its model, recipe and seed are replaced.
         recipes: names.
         seeds: noise seeds 0, 1, ...; each is a run of its own.
@@ -69,86 +70,6 @@ class ScalingConfig:
     power: Path | None = None
     steps: int | None = None
     scale: float | None = None
-
-
-@dataclass(frozen=True)
-class RecipeScore:
-    """mIoU of a model by a recipe, 0 to 1: the mean over noise seeds, its interval over images, and each seed's."""
-
-    miou: float
-    ci95: Interval
-    seeds: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Trend:
-    """How the mIoU of a recipe goes with a measure of power.
-
-    Attributes:
-        slope: of the line of least squares, for one unit towards the better generator; `range` is from the weakest
-            to the strongest.
-        rank_correlation: Spearman's, 1 where every better generator segments better.
-    """
-
-    power: str
-    recipe: str
-    slope: Figure
-    range: float
-    rank_correlation: Figure
-
-
-@dataclass(frozen=True)
-class Gap:
-    """mIoU of a recipe less that of another, for the weakest and the strongest generator, and how it changes."""
-
-    power: str
-    recipe: str
-    base: str
-    weakest: str
-    at_weakest: Figure
-    strongest: str
-    at_strongest: Figure
-    change: Figure
-
-
-@dataclass(frozen=True, repr=False)
-class ScalingStudy:
-    """What was found. Intervals are bootstraps over images, the same draws for all; power is taken as it was measured.
-
-    Attributes:
-        models: {label: model}.
-        scores: {label: {recipe: score}}.
-        left_out: ids of images that some run could not evaluate, and that therefore count in none.
-    """
-
-    models: Mapping[str, str]
-    protocol: Protocol
-    powers: tuple[Power, ...]
-    scores: Mapping[str, Mapping[str, RecipeScore]]
-    trends: tuple[Trend, ...]
-    gaps: tuple[Gap, ...]
-    left_out: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        powers = ", ".join(power.name for power in self.powers)
-        return (
-            f"ScalingStudy({self.protocol.dataset}, {self.protocol.images} images: {len(self.models)} models; {powers})"
-        )
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: each model's power as a generator beside its mIoU by each recipe, in per cent."""
-        recipes = list(dict.fromkeys(recipe for scores in self.scores.values() for recipe in scores))
-        header = ("model", *(power.name for power in self.powers), *(f"mIoU, {recipe}" for recipe in recipes))
-        rows = []
-        for label, scores in self.scores.items():
-            powers = [f"{power.values[label]:.3f}" for power in self.powers]
-            mious = [percentage(scores[recipe].miou, scores[recipe].ci95) for recipe in recipes]
-            rows.append((label, *powers, *mious))
-        return html.figure(repr(self), None, header, rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure, with the protocol, as JSON; what no number is, as of models that are all alike, is null."""
-        return _finite({**asdict(self), "protocol": self.protocol.to_json()})
 
 
 def run(
@@ -176,30 +97,24 @@ def run(
     dataset = config.evaluation.open_dataset()
     config.evaluation.protocol_for(dataset, config.evaluation.tagger)
     pool = captioned_images(dataset, config.power_images)
-    prompts = out / "prompts.jsonl"
     if judge is not None:
-        write_atomic({prompts: "".join(json.dumps({"text": each.caption}) + "\n" for each in pool).encode()})
-    losses: dict[str, Figure] = {}
-    found: dict[str, Figure] = {}
-    reports: dict[tuple[str, str, int], Report] = {}
+        write_atomic({out / PROMPTS: "".join(json.dumps({"text": each.caption}) + "\n" for each in pool).encode()})
+    everything: dict[str, _Figures] = {}
     for label, model in config.models.items():
-        yield Stage(f"{label}: loading")
-        # No name here keeps a model while the next one is loaded.
-        of_model = _Measuring(config, label, model, out / label, command)
-        losses[label] = yield from _named(
-            label, measure_loss(of_model.segmenter, pool, out / label / "denoising", command)
-        )
-        if judge is not None:
-            yield from _named(label, of_model.paint(prompts))
-            paintings = [
-                Captioned(each.id, of_model.paintings / f"{index:06d}.png", each.caption)
-                for index, each in enumerate(pool)
-            ]
-            yield Stage(f"{label}: judging")
-            found[label] = asked_nouns_found(paintings, dataset, judge)
-        for recipe, seed in product(config.recipes, range(config.seeds)):
-            reports[label, recipe, seed] = yield from _named(f"{label}, {recipe}", of_model.evaluate(recipe, seed))
-        del of_model
+        if is_measured(model):
+            everything[label] = _read(Path(model), config, dataset, pool, judge)
+        else:
+            # No name here keeps a model while the next one is loaded.
+            everything[label] = yield from _named(
+                label, _measure(config, model, out / label, command, pool, dataset, judge)
+            )
+    losses = {label: figures.loss for label, figures in everything.items()}
+    found = {label: figures.found for label, figures in everything.items() if figures.found is not None}
+    reports = {
+        (label, recipe, seed): report
+        for label, figures in everything.items()
+        for (recipe, seed), report in figures.reports.items()
+    }
     powers = [_power(LOSS, False, losses), *([_power(FOUND, True, found)] if found else []), *given]
     study = compared(config.models, powers, reports)
     facts = {
@@ -215,10 +130,82 @@ def run(
     yield study
 
 
+@dataclass(frozen=True)
+class _Figures:
+    """What a study has of a model. found: None where nobody judged. reports: {(recipe, seed): report}."""
+
+    loss: Figure
+    found: Figure | None
+    reports: Mapping[tuple[str, int], Report]
+
+
+def _measure(
+    config: ScalingConfig,
+    model: str,
+    folder: Path,
+    command: Sequence[str],
+    pool: Sequence[Captioned],
+    dataset: Dataset,
+    judge: Tagger | None,
+) -> Generator[Stage | int, None, _Figures]:
+    """Load a model and measure it, or the rest of what its folder has."""
+    yield Stage("loading")
+    measuring = _Measuring(config, model, folder, command)
+    loss = yield from measure_loss(measuring.segmenter, pool, folder / DENOISING, command)
+    found = None
+    if judge is not None:
+        yield from measuring.paint(folder.parent / PROMPTS)
+        paintings = [
+            Captioned(each.id, measuring.paintings / f"{index:06d}.png", each.caption)
+            for index, each in enumerate(pool)
+        ]
+        yield Stage("judging")
+        judgement = asked_nouns_found(paintings, dataset, judge)
+        write_atomic({folder / JUDGEMENT: f"{json.dumps(asdict(judgement))}\n".encode()})
+        found = judgement.share
+    reports = {}
+    for recipe, seed in product(config.recipes, range(config.seeds)):
+        reports[recipe, seed] = yield from _named(recipe, measuring.evaluate(recipe, seed))
+    return _Figures(loss, found, reports)
+
+
+def _read(
+    folder: Path, config: ScalingConfig, dataset: Dataset, pool: Sequence[Captioned], judge: Tagger | None
+) -> _Figures:
+    """The figures of a model that another study measured, on the same images in the same way."""
+    wanted = {
+        "dataset": facts_of(dataset),
+        "protocol": config.evaluation.protocol_for(dataset, config.evaluation.tagger).to_json(),
+    }
+    reports = {}
+    for recipe, seed in product(config.recipes, range(config.seeds)):
+        run_folder = folder / run_name(recipe, seed)
+        finished = load_run(run_folder)
+        different = list(
+            differences(json.loads(json.dumps(wanted)), {part: finished.settings[part] for part in wanted})
+        )
+        if different:
+            raise GocaError(
+                f"{run_folder} was measured otherwise, {'; '.join(different[:3])}: ask for the same, or name the model"
+            )
+        reports[recipe, seed] = finished.report
+    found = None
+    if judge is not None:
+        judgement = read_judgement(folder / JUDGEMENT)
+        if (judgement.judge, judgement.images) != (judge.name, pool_digest(pool)):
+            raise GocaError(
+                f"{folder / JUDGEMENT} is of another judge or of other images ({judgement.judge}, "
+                f"{len(judgement.asked)} images): ask for the same, or name the model",
+                "judge",
+            )
+        found = judgement.share
+    return _Figures(read_loss(folder / DENOISING, pool), found, reports)
+
+
 class _Measuring:
     """A loaded model, and what is measured of it."""
 
-    def __init__(self, config: ScalingConfig, label: str, model: str, folder: Path, command: Sequence[str]) -> None:
+    def __init__(self, config: ScalingConfig, model: str, folder: Path, command: Sequence[str]) -> None:
         self._config, self._folder, self._command = config, folder, command
         self._evaluation = replace(config.evaluation, model=model, recipe=config.recipes[0])
         self.segmenter = self._evaluation.load_segmenter()
@@ -257,7 +244,7 @@ class _Measuring:
         config = replace(self._evaluation, recipe=recipe, overrides=overrides)
         loaded = self.segmenter
         segmenter = Segmenter(loaded.backbone, recipe, Options(**overrides), config.batch, loaded.prototypes)
-        out = self._folder / f"{recipe}-seed{seed}"
+        out = self._folder / run_name(recipe, seed)
         for event in run_evaluation(config, out, THIS_PROCESS, self._command, segmenter):
             if isinstance(event, ImagesDone):
                 yield len(event.images)
@@ -266,6 +253,11 @@ class _Measuring:
             elif isinstance(event, Finished):
                 report = event.report
         return report
+
+
+def run_name(recipe: str, seed: int) -> str:
+    """The name of the folder of a run."""
+    return f"{recipe}-seed{seed}"
 
 
 def _named(label: str, events: "Generator[Stage | int, None, Any]") -> "Generator[Stage | int, None, Any]":
@@ -281,111 +273,3 @@ def _named(label: str, events: "Generator[Stage | int, None, Any]") -> "Generato
 def _power(name: str, higher: bool, figures: Mapping[str, Figure]) -> Power:
     values = {label: value for label, (value, _) in figures.items()}
     return Power(name, higher, values, {label: bounds for label, (_, bounds) in figures.items()})
-
-
-def compared(
-    models: Mapping[str, str], powers: Sequence[Power], reports: Mapping[tuple[str, str, int], Report]
-) -> ScalingStudy:
-    """A study of runs over the same images.
-
-    Args:
-        models: {label: model}.
-        powers: measures of each of them.
-        reports: {(label, recipe, seed): what the run found}.
-
-    Raises:
-        GocaError: no image was evaluated by all runs.
-    """
-    everything = list(reports.values())
-    first = everything[0]
-    counted = set.intersection(*({image.id for image in report.counted} for report in everything))
-    if not counted:
-        raise GocaError("no image was evaluated in every run: see what each run left out")
-    mious: dict[tuple[str, str], list[float]] = {}
-    draws: dict[tuple[str, str], list[Tensor]] = {}
-    for (label, recipe, _), report in reports.items():
-        kept = tuple(image for image in report.images if image.id in counted)
-        tally = replace(report, images=kept).tally(report.labelling)
-        mious.setdefault((label, recipe), []).append(miou(tally, report.protocol.counting))
-        draws.setdefault((label, recipe), []).append(resampled_miou(tally, report.protocol.counting))
-    means = {key: math.fsum(values) / len(values) for key, values in mious.items()}
-    resampled = {key: torch.stack(values).mean(0) for key, values in draws.items()}
-    recipes = list(dict.fromkeys(recipe for _, recipe in means))
-    scores = {
-        label: {
-            recipe: RecipeScore(means[label, recipe], interval(resampled[label, recipe]), tuple(mious[label, recipe]))
-            for recipe in recipes
-        }
-        for label in models
-    }
-    # Of every recipe [1 + resample, model], the first row being what was measured.
-    table = {
-        recipe: torch.stack(
-            [torch.cat([torch.tensor([means[label, recipe]]).double(), resampled[label, recipe]]) for label in models],
-            1,
-        )
-        for recipe in recipes
-    }
-    trends, gaps = [], []
-    for power in powers:
-        strength = torch.tensor([power.values[label] for label in models]).double() * (1 if power.higher else -1)
-        if len(strength.unique()) > 1:
-            trends += [_trend(power.name, recipe, strength, rows) for recipe, rows in table.items()]
-            gaps += _gaps(power.name, list(models), strength, table)
-    left_out = tuple(image.id for image in first.images if image.id not in counted)
-    return ScalingStudy(models, first.protocol, tuple(powers), scores, tuple(trends), tuple(gaps), left_out)
-
-
-def _trend(power: str, recipe: str, strength: Float[Tensor, " model"], rows: Float[Tensor, "draw model"]) -> Trend:
-    centred = strength - strength.mean()
-    slopes = (rows - rows.mean(1, keepdim=True)) @ centred / centred.square().sum()
-    ranks, wanted = _centred_ranks(rows), _centred_ranks(strength[None])[0]
-    correlations = ranks @ wanted / (ranks.norm(dim=1) * wanted.norm())
-    span = float(strength.max() - strength.min())
-    return Trend(power, recipe, _figure(slopes), span, _figure(correlations))
-
-
-def _gaps(
-    power: str, labels: Sequence[str], strength: Float[Tensor, " model"], table: Mapping[str, Tensor]
-) -> list[Gap]:
-    base = BASE if BASE in table else next(iter(table))
-    weakest, strongest = int(strength.argmin()), int(strength.argmax())
-    gaps = []
-    for recipe in table:
-        if recipe != base:
-            gain = table[recipe] - table[base]
-            at_weakest, at_strongest = gain[:, weakest], gain[:, strongest]
-            gaps.append(
-                Gap(
-                    power,
-                    recipe,
-                    base,
-                    labels[weakest],
-                    _figure(at_weakest),
-                    labels[strongest],
-                    _figure(at_strongest),
-                    _figure(at_strongest - at_weakest),
-                )
-            )
-    return gaps
-
-
-def _centred_ranks(rows: Float[Tensor, "row value"]) -> Float[Tensor, "row value"]:
-    """Ranks within each row, ties sharing theirs, with a mean of 0."""
-    below, equal = (compare(rows[:, :, None], rows[:, None]).double().sum(2) for compare in (torch.gt, torch.eq))
-    ranks = below + equal / 2
-    return ranks - ranks.mean(1, keepdim=True)
-
-
-def _figure(values: Float[Tensor, " draw"]) -> Figure:
-    """The first value, and the interval of the others."""
-    return float(values[0]), interval(values[1:])
-
-
-def _finite(value: Any) -> Any:
-    """JSON without NaN."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
