@@ -72,6 +72,22 @@ def test_an_order_out_of_range_is_the_recipe_s() -> None:
     assert caught.value.hint == "recipe"
 
 
+def test_a_recipe_may_take_several_passes() -> None:
+    eight = Recipe(flip=True, seeds=4)
+    made = planned(eight)
+    assert (made.seeds, made.flip, made.num_passes) == ((0, 1, 2, 3), True, 8)
+    assert (made.origin["seeds"], made.origin["flip"]) == ("recipe", "recipe")
+    assert planned(eight, seed=3).seeds == (3, 4, 5, 6)
+    assert planned(eight, seeds=2).seeds == (0, 1)
+    assert planned(Recipe(seeds=2), flip=True).num_passes == 4
+
+
+@pytest.mark.parametrize("seeds", [0, 1.5, True, "2"])
+def test_a_recipe_of_no_number_of_seeds_is_refused(seeds: Any) -> None:
+    with pytest.raises(GocaError, match="is not a number of noise seeds"):
+        Recipe(seeds=seeds)
+
+
 # ---- recipes
 
 

@@ -228,12 +228,17 @@ def plan(
     by_model = options.timestep is None and recipe.timestep == FROM_MODEL
     if by_model and chosen["evidence"] == "prototypes" and prototypes is not None:
         chosen["timestep"] = (prototypes,)
-    chosen |= {name: bool(getattr(options, name)) for name in ("flip", "window")}
-    edges, by_recipe = chosen.pop("edges"), origin.pop("edges")
-    chosen["refine_edges"] = bool(edges or options.refine_edges)
+    chosen["refine_edges"] = chosen.pop("edges")
+    origin["refine_edges"] = origin.pop("edges")
+    for name in ("refine_edges", "flip"):
+        chosen[name] = bool(chosen[name] or getattr(options, name))
+    chosen["window"] = bool(options.window)
+    seeds = recipe.seeds if options.seeds == 1 else options.seeds
+    chosen["seeds"] = tuple(range(options.seed, options.seed + seeds))
     chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
-    origin |= {"size": "settings"} | dict.fromkeys(("seeds", "flip", "window"), "default")
-    origin["refine_edges"] = by_recipe if edges else "default"
+    origin |= {"size": "settings", "window": "default"}
+    origin |= {name: "default" for name in ("refine_edges", "flip") if not chosen[name]}
+    origin |= {"seeds": "default"} if recipe.seeds == 1 else {}
     origin |= dict.fromkeys(options.set_by_user(), "user")
     if options.floor is not None:
         chosen["floor"] = float(options.floor)
@@ -243,7 +248,6 @@ def plan(
         recipe=name_of(recipe, RECIPES),
         model=model,
         settings=settings.origin,
-        seeds=tuple(range(options.seed, options.seed + options.seeds)),
         origin=origin,
         **chosen,
     )

@@ -5,7 +5,7 @@
 """
 
 from dataclasses import dataclass, fields, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from goca.errors import GocaError
@@ -68,9 +68,12 @@ class Recipe:
             "never", or by "gaussians", see `goca.maths.refit`; a single class stays as it is.
         edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
             segmenter switches this on for any recipe.
+        flip: whether the mirrored image is seen too, and scores are averaged; `flip` of a segmenter switches this on for
+            any recipe. What a generation attended to was seen once, so there `flip` and `seeds` say nothing.
+        seeds: with how many noise seeds the image is seen, 1 or more, unless the segmenter is given another number.
 
     Raises:
-        GocaError: for the name of an unknown rule.
+        GocaError: for the name of an unknown rule, and for a number of seeds that is not one.
     """
 
     heads: HeadRule | str = FROM_MODEL
@@ -89,6 +92,8 @@ class Recipe:
     affinity: AffinityRule | str = plain
     refit: RefitRule | str = never
     edges: bool = False
+    flip: bool = False
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
@@ -108,6 +113,8 @@ class Recipe:
         if self.evidence not in (None, FROM_MODEL, *EVIDENCE):
             raise GocaError(f"evidence {self.evidence!r} is none of {', '.join(EVIDENCE)}, {FROM_MODEL} and None")
         check_floor(self.floor)
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, Integral) or self.seeds < 1:
+            raise GocaError(f"seeds {self.seeds!r} is not a number of noise seeds: give 1 or more", hint="seeds")
 
     def __repr__(self) -> str:
         changed = (f"{name}={value!r}" for name, value in self._named().items() if value != GOCA._named()[name])

@@ -47,7 +47,9 @@ def trace_plan(
         )
     # A sampler's calls see the image in the making, each with other features.
     notes = ("a trace's scores are not refitted",) if made.refit is not None else ()
-    return replace(made, seeds=(), device=device, dtype=dtype, refit=None, notes=notes)
+    if made.num_passes > 1:
+        notes += ("a trace knows what the generation attended to, and nothing of a mirrored image or other noise",)
+    return replace(made, seeds=(), flip=False, device=device, dtype=dtype, refit=None, notes=notes)
 
 
 @dataclass(frozen=True)
