@@ -1,0 +1,19 @@
+"""A folder of images in Python: files beside each other, and what became of each image."""
+
+from itertools import islice
+from pathlib import Path
+
+from goca import GocaError, SegmentationRequest, Segmenter, bundled
+
+Path("scenes").mkdir(exist_ok=True)
+for number, scene in enumerate(islice(bundled.scenes(), 3)):
+    scene.image.save(f"scenes/{number}.png")
+
+segmenter = Segmenter.from_pretrained("bundled", batch=8)
+requests = (SegmentationRequest(path, ["cat", "dog", "tree"]) for path in sorted(Path("scenes").iterdir()))
+for request, outcome in segmenter.stream(requests):
+    if isinstance(outcome, GocaError):
+        print(f"{request.image}: {outcome}")  # the others go on
+        continue
+    outcome.save("masks", stem=request.image.stem, formats=("labels", "overlay", "json"))
+    print(request.image.name, {name: f"{there.share:.0%}" for name, there in outcome.present.items() if there.share})
