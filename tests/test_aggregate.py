@@ -226,6 +226,13 @@ def test_reference_affinity_is_the_loop(feature: Tensor, reference: Reference) -
     equal(reference.rows(slice(None)), slow_affinities(feature, REFERENCE)[0], atol=1e-6)
 
 
+def test_one_channel_of_a_reference_is_the_loop(feature: Tensor) -> None:
+    channel = feature[:, 0].tolist()
+    expected = [[math.exp(one * other) for other in channel] for one in channel]
+    affinity = Reference(layer_rules.first_channel(feature), REFERENCE).rows(slice(None))
+    equal(affinity, torch.tensor([[value / sum(row) for value in row] for row in expected]), atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_reference_of_half_precision_is_float32(feature: Tensor, dtype: torch.dtype) -> None:
     half = feature.to(dtype)

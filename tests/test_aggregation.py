@@ -68,14 +68,16 @@ def test_the_query_of_a_call_is_what_its_module_projected(name: str) -> None:
     assert turned > len(seen.calls) / 2
 
 
+@pytest.mark.parametrize("channels", [None, 1], ids=["all", "first"])
 @pytest.mark.parametrize("name", ["sd15", "hunyuan_dit", "wan"])
-def test_layers_are_compared_with_the_raw_queries_of_the_reference(name: str) -> None:
+def test_layers_are_compared_with_the_raw_queries_of_the_reference(name: str, channels: int | None) -> None:
     calls = list(recorded_of(name).calls)
-    aggregator = fed(aggregator_of(name), calls)
+    recipe = GOCA if channels is None else replace(GOCA, reference_channels="first")
+    aggregator = fed(aggregator_of(name, recipe), calls)
     aggregator.global_map()
     (reference,) = (call for call in calls if call.block == aggregator.plan.reference and call.kind == "cross")
     assert reference.query is not None
-    against = Reference(reference.query, reference.grid)
+    against = Reference(reference.query[:, :channels], reference.grid)
     rule = aggregator.plan.layers
     raw = {
         call.block: layer_weight(rule, against, call.q, call.k, call.scale, call.grid)

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from goca import GOCA, VANILLA, Segmenter
+from goca import GOCA, GOCA_RELEASED, VANILLA, Segmenter
 from goca import bundled as shipped
 
 FOLDER = Path(os.environ.get("GOCA_PARITY_DIR", Path(__file__).parent / "parity")) / "endtoend"
-VARIANTS = {"goca": GOCA, "vanilla": VANILLA, "goca_background_nouns": GOCA}
+VARIANTS = {
+    "goca": GOCA,
+    "goca_first_channel": GOCA_RELEASED,
+    "vanilla": VANILLA,
+    "goca_background_nouns": GOCA,
+}
 """{file, and what its meta calls it: the recipe that reproduces it}."""
 TOLERANCE = 1e-5
 MOST_TIES = 10

@@ -23,7 +23,7 @@ from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.confusion_image import GAP, LARGEST, SWATCH, confusion_image
 from goca.evaluation.datasets.base import VOID, Dataset, Sample
 from goca.evaluation.evaluator import Evaluator, ImageBatch, evaluate_dataset
-from goca.evaluation.metrics import Counting, Tally, gain, miou, resampled_miou, score
+from goca.evaluation.metrics import Counting, Tally, band, by_size, gain, miou, resampled_miou, score
 from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.protocol import Protocol, changed, honest
 from goca.evaluation.records import ImageRecord, tally
@@ -90,6 +90,40 @@ def test_a_score_by_hand() -> None:
     assert zero.per_class == pytest.approx({"background": 0, "a": 3 / 4, "b": 2 / 3, "c": 0})
     assert zero.miou == pytest.approx((3 / 4 + 2 / 3) / 4)
     assert zero.labels == 4
+
+
+def test_scores_by_size_by_hand() -> None:
+    # "a" has 3 of 1000 pixels in the first image, 30 in the second, none in the third; "b" has the rest.
+    first = torch.tensor([[0, 0, 0], [0, 2, 1], [0, 6, 991]])
+    second = torch.tensor([[0, 0, 0], [0, 20, 10], [0, 0, 970]])
+    third = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 500, 500]])
+    small, medium, large = by_size(tally_of(torch.stack([first, second, third])))
+    assert (small.regions, medium.regions, large.regions) == (1, 1, 3)
+    assert (small.labels, medium.labels, large.labels) == (1, 1, 1)
+    assert small.shares == (0, pytest.approx(1 / 300))
+    assert medium.shares == (pytest.approx(1 / 300), 0.03)
+    assert large.shares == (0.3, 1)
+    assert (small.miou, small.recall) == pytest.approx((2 / 9, 2 / 3))
+    # The 500 pixels that are called "a" where there is none are in no band.
+    assert (medium.miou, medium.recall) == pytest.approx((20 / 30, 20 / 30))
+    assert (large.miou, large.recall) == pytest.approx((2461 / (2967 + 11), 2461 / 2967))
+    assert small.ci95 == pytest.approx((2 / 9, 2 / 9))
+    assert [band(each.shares) for each in (small, medium, large)] == ["0 to 0.33 %", "0.33 to 3 %", "30 to 100 %"]
+
+
+def test_scores_by_size_are_means_over_the_labels_of_a_band() -> None:
+    counts = torch.tensor([[[6, 0, 1, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 0, 0]]])
+    (only,) = by_size(tally_of(counts), Counting(absent=True))
+    assert (only.shares, only.regions, only.labels) == ((0.1, 0.3), 2, 2)
+    assert (only.miou, only.recall) == pytest.approx(((1 / 2 + 2 / 4) / 2, (1 / 2 + 1) / 2))
+    some, rest = by_size(tally_of(counts), Counting(background=True))
+    assert (some, rest.shares, rest.regions) == (only, (0.3, 1), 1)
+    assert (rest.miou, rest.recall) == pytest.approx((6 / 7, 6 / 7))
+
+
+def test_scores_by_size_have_no_region_where_everything_is_void_or_background() -> None:
+    assert by_size(tally_of(torch.zeros(1, 3, 3, dtype=torch.long))) == []
+    assert by_size(tally_of(torch.tensor([[[5, 2], [0, 0]]]))) == []
 
 
 def test_a_class_that_is_only_ever_found_is_no_class_of_the_mean() -> None:

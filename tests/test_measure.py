@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dataset_folders import (
     make_voc,
 )
 
+from goca import bundled
 from goca.evaluation.ablate import AblationRow, to_markdown
 from goca.segmenter import Segmenter
 from goca.testing.tiny import UNET_BUILDERS
@@ -87,6 +89,8 @@ def test_evaluate_prints_one_object(goca: Goca) -> None:
     assert 0 < told["frequency_weighted_iou"] <= 1
     assert told["ci95"][0] <= told["miou"] <= told["ci95"][1]
     assert told["protocol"]["images"] == told["images"] == 3
+    scenes = list(islice(bundled.scenes(), 3))
+    assert sum(size["regions"] for size in told["by_size"]) == sum(len(set(scene.labels.flat)) for scene in scenes)
     assert told["protocol"]["tags"] == "oracle"
     assert told["plan"]["recipe"] == "goca"
 
@@ -108,6 +112,7 @@ def test_evaluate_prints_all_of_the_protocol(goca: Goca, tmp_path: Path) -> None
     ):
         assert f"\n{line}\n" in found.out
     assert "oracle threshold" in found.out
+    assert "30 to 100 %" in found.out
     assert "31 labels, 2 images" in found.out
     again = goca(*ask, "--set", "absent=zero", "--out", tmp_path / "run")
     assert (again.code, again.out) == (0, found.out)

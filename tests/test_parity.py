@@ -14,6 +14,7 @@ from torch import Tensor
 from goca.maths import heads, layers, rescale
 from goca.maths.attention import probabilities
 from goca.maths.refine import Affinity, propagate
+from goca.maths.rules import CHANNELS
 
 FOLDER = Path(os.environ.get("GOCA_PARITY_DIR", Path(__file__).parent / "parity"))
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -79,9 +80,12 @@ class Case:
 
     @cached_property
     def layer_weights(self) -> Tensor:
+        return self.weights_by("all")
+
+    def weights_by(self, channels: str) -> Tensor:
         chosen = self.meta["reference_layer"]
         (q,) = self.layer(chosen, "cross_q")
-        feature = q.transpose(0, 1).flatten(1)
+        feature = CHANNELS[channels](q.transpose(0, 1).flatten(1))
         reference = layers.Reference(feature, self.grids[chosen])
         rule = LAYERS[self.meta["layer_method"]]
         return torch.tensor([
@@ -145,6 +149,10 @@ def test_head_maps(case: Case) -> None:
 def test_layer_weights(case: Case) -> None:
     close(case.layer_weights, case.expected("layer_weights_raw"))
     close(case.layer_weights / case.layer_weights.sum(), case.expected("layer_weights"))
+
+
+def test_layer_weights_by_one_channel_as_released(case: Case) -> None:
+    close(case.weights_by("first"), case.expected("layer_weights_raw_first_channel_only"))
 
 
 def test_global_map(case: Case) -> None:

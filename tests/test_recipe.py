@@ -15,7 +15,7 @@ from goca.diffusion.families.unet import SD15, SD21, SDXL
 from goca.errors import GocaError
 from goca.maths import background, concepts, heads, layers, rescale
 from goca.maths.background import Background
-from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, CHANNELS, HEADS, LAYERS, MAPS, REFITS, STEPS
 from goca.plan import Options, Plan, plan
 from goca.recipe import (
     CONCEPT_ATTENTION,
@@ -26,6 +26,7 @@ from goca.recipe import (
     GOCA_BALANCED,
     GOCA_COMPOUND,
     GOCA_REFINED,
+    GOCA_RELEASED,
     RECIPES,
     VANILLA,
     Recipe,
@@ -95,6 +96,8 @@ def test_the_recipes_are_values_of_each_other() -> None:
     assert replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax")) == VANILLA
     assert replace(GOCA, layers="balanced-agreement") == GOCA_BALANCED
     assert replace(GOCA_REFINED, refit="never", edges=False) == GOCA_BALANCED
+    assert replace(GOCA_RELEASED, reference_channels="all", square=False) == GOCA
+    assert repr(GOCA_RELEASED) == "Recipe(reference_channels='first', square=True)"
     assert (
         repr(replace(GOCA, affinity="distinct", refit="gaussians")) == "Recipe(affinity='distinct', refit='gaussians')"
     )
@@ -147,6 +150,7 @@ def test_a_recipe_stays_as_it_is() -> None:
         ("maps", "fog", MAPS),
         ("affinity", "polite", AFFINITIES),
         ("refit", "tailor", REFITS),
+        ("reference_channels", "odd", CHANNELS),
     ],
 )
 def test_unknown_rules_list_what_there_is(field: str, value: Any, known: dict[str, Any]) -> None:
@@ -198,6 +202,8 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "floor": "recipe",
         "affinity": "recipe",
         "refit": "recipe",
+        "reference_channels": "recipe",
+        "square": "recipe",
         "seeds": "default",
         "flip": "default",
         "window": "default",
@@ -289,6 +295,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert MAPS[plain["maps"]] == made.maps
     assert AFFINITIES[plain["affinity"]] == made.affinity
     assert REFITS[plain["refit"]] == made.refit
+    assert CHANNELS[plain["reference_channels"]] == made.reference_channels
     assert plain["refine_edges"] is (recipe is GOCA_REFINED)
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)

@@ -203,6 +203,8 @@ def evaluated(tmp_path: Path) -> Path:
     }
     metrics = {"miou": 0.5, "ci95": [0.4, 0.6], "pixel_accuracy": 0.7, "frequency_weighted_iou": 0.6, "labels": 2}
     metrics |= {"per_class": {names[0]: 0.25, names[1]: 0.75}, "images": 2, "left_out": 1, "threshold": "none"}
+    size = {"shares": [0.1, 0.3], "regions": 3, "labels": 2, "miou": 0.55, "ci95": [0.5, 0.65], "recall": 0.75}
+    metrics["by_size"] = [size]
     facts = {"state": "finished", "settings": settings, "sessions": [], "root": None, "metrics": metrics}
     (tmp_path / "run.json").write_text(json.dumps(facts))
     records = (
@@ -227,9 +229,20 @@ def test_an_evaluation_s_worst_images_come_first(goca: Goca, evaluated: Path) ->
     assert "50.0% of the pixels are airplane, found apple" in read.text
     assert "tried again" not in read.text
     assert "50.0% [40.0%, 60.0%]" in read.text
+    assert re.search(r"10 to 30 %\s*3\s*55\.0 \[50\.0, 65\.0\]\s*75\.0%", read.text)
     assert "void: ignored" in read.text
     assert len(read.loaded) == 6  # an image and its ground truth each
     assert "confusion.png" in read.text  # which is not there
+
+
+def test_an_evaluation_that_knew_no_sizes_is_shown_without(goca: Goca, evaluated: Path) -> None:
+    facts = json.loads((evaluated / "run.json").read_text())
+    del facts["metrics"]["by_size"]
+    (evaluated / "run.json").write_text(json.dumps(facts))
+    assert goca("report", evaluated).code == 0
+    text = harmless(evaluated / "report.html").text
+    assert "50.0% [40.0%, 60.0%]" in text
+    assert "10 to 30 %" not in text
 
 
 def test_images_that_lie_elsewhere_now_are_missed_in_a_line(goca: Goca, evaluated: Path) -> None:

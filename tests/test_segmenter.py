@@ -215,6 +215,33 @@ def test_long_images_are_seen_through_windows(bundled: Segmenter, image: Make) -
     assert result.scores.grid.shape[2] / result.scores.grid.shape[1] == pytest.approx(10, rel=0.1)
 
 
+@pytest.mark.parametrize(("width", "height"), [(160, 96), (23, 131)])
+def test_a_square_is_squashed_and_labels_are_stretched_back(sd15: Any, image: Make, width: int, height: int) -> None:
+    segmenter = Segmenter.from_pipeline(sd15, replace(GOCA, square=True), size=64)
+    photo = image(width, height)
+    result = segmenter(photo, ["cat", "grass"], background=None)
+    squashed = segmenter(photo.resize((64, 64), Image.Resampling.BICUBIC), ["cat", "grass"], background=None)
+    assert result.scores.grid.shape == (2, 64, 64)
+    assert np.array_equal(result.scores.grid, squashed.scores.grid)
+    assert result.labels.shape == (height, width)
+    assert not any("window" in note for note in result.plan.notes)
+    wide = torch.nn.functional.interpolate(torch.from_numpy(result.scores.grid)[None], (height, width), mode="bilinear")
+    assert (result.labels == wide[0].argmax(0).numpy() + 1).mean() > 0.999
+    # In its own aspect it is seen otherwise.
+    kept = Segmenter.from_pipeline(sd15, GOCA, size=64)(photo, ["cat", "grass"], background=None)
+    assert kept.scores.grid.shape != result.scores.grid.shape
+
+
+def test_windows_are_squares_whatever_the_recipe(sd15: Any, image: Make) -> None:
+    photo = image(160, 96)
+    squares, kept = (
+        Segmenter.from_pipeline(sd15, replace(GOCA, square=square), size=64, window=True)(photo, ["cat", "grass"])
+        for square in (True, False)
+    )
+    assert np.array_equal(squares.scores.grid, kept.scores.grid)
+    assert any("windows" in note for note in squares.plan.notes)
+
+
 def test_windows_on_demand(bundled: Segmenter, image: Make) -> None:
     windowed = Segmenter(bundled.backbone, GOCA, Options(window=True), batch=3)
     result = windowed(image(200, 150), classes=["cat", "grass"], background_classes=["sky"])

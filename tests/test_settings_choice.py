@@ -89,6 +89,12 @@ def test_a_file_of_settings_is_read_as_it_was_written(sd15: Any, tmp_path: Path)
     assert own.plan != plan
 
 
+def test_settings_may_say_how_fine_the_common_grid_is(sd15: Any, image: Callable[..., Any]) -> None:
+    segmenter = Segmenter.from_pipeline(sd15, "goca", size=64, settings={"grid": 23})
+    assert (segmenter.plan.grid, segmenter.plan.settings) == (23, "given by the user")
+    assert segmenter(image(64, 64), NOUNS).scores.grid.shape == (len(NOUNS), 23, 23)
+
+
 CONTENT = {"timestep": 77, "reference": "a", "refine": ["b"], "order": 1}
 
 

@@ -149,7 +149,8 @@ class AttentionAggregator:
             layer_map = side_map(wider.q, wider.k, self.tokens.counts, wider.scale, weights, wider.mask)
             self._add_map(call.block, layer_map, call.grid)
         if call.text is not None and call.block == self.plan.reference and self._weighs:
-            self._reference = Reference(dense_feature(call, self.plan.feature), call.grid)
+            feature = self.plan.reference_channels(dense_feature(call, self.plan.feature))
+            self._reference = Reference(feature, call.grid)
         if self._reference is not None or not self._weighs:
             while self._pending:
                 self._release(self._pending.pop())

@@ -15,11 +15,11 @@ from goca.imaging import html
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule
 from goca.maths.heads import HeadRule
-from goca.maths.layers import LayerRule
+from goca.maths.layers import ChannelRule, LayerRule
 from goca.maths.refine import AffinityRule
 from goca.maths.refit import RefitRule
 from goca.maths.rescale import Step
-from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, CHANNELS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
 from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor
 
 MAX_SEED = 2**63
@@ -116,11 +116,13 @@ class Plan:
     cross: tuple[str, ...]
     rescale: tuple[Step, ...]
     reference: str
+    reference_channels: ChannelRule
     feature: str
     refine: tuple[str, ...]
     order: int
     affinity: AffinityRule
     refit: RefitRule
+    square: bool
     background: Background | str
     background_classes: tuple[str, ...]
     keys: str
@@ -180,6 +182,7 @@ class Plan:
             "maps": name_of(self.maps, MAPS),
             "affinity": name_of(self.affinity, AFFINITIES),
             "refit": name_of(self.refit, REFITS),
+            "reference_channels": name_of(self.reference_channels, CHANNELS),
             "rescale": [name_of(step, STEPS) for step in self.rescale],
             "background": self.background
             if isinstance(self.background, str)

@@ -14,11 +14,11 @@ from goca.maths import background, layers, rescale
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule, attention
 from goca.maths.heads import HeadRule
-from goca.maths.layers import LayerRule
+from goca.maths.layers import ChannelRule, LayerRule, all_channels
 from goca.maths.refine import AffinityRule, plain
 from goca.maths.refit import RefitRule, never
 from goca.maths.rescale import Step
-from goca.maths.rules import AFFINITIES, BACKGROUNDS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
+from goca.maths.rules import AFFINITIES, BACKGROUNDS, CHANNELS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
 
 FROM_MODEL = "from_model"
 """A field with this value is taken from the checkpoint's settings."""
@@ -48,6 +48,7 @@ class Recipe:
         rescale: steps from raw class scores to class maps.
         cross: blocks whose cross-attention takes part; () for all.
         reference: the block whose dense feature the layers are compared with.
+        reference_channels: what of that feature counts: "all" channels, or the "first".
         refine: blocks whose self-attention refines.
         order: how often it is applied, 0 or more.
         timestep: of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
@@ -71,6 +72,8 @@ class Recipe:
         flip: whether the mirrored image is seen too, and scores are averaged; `flip` of a segmenter switches this on for
             any recipe. What a generation attended to was seen once, so there `flip` and `seeds` say nothing.
         seeds: with how many noise seeds the image is seen, 1 or more, unless the segmenter is given another number.
+        square: whether images are shown squashed to a square, bicubically, as the authors' script shows them; without
+            it they keep their aspect. Windows are squares either way, and long images then need none.
 
     Raises:
         GocaError: for the name of an unknown rule, and for a number of seeds that is not one.
@@ -94,6 +97,8 @@ class Recipe:
     edges: bool = False
     flip: bool = False
     seeds: int = 1
+    reference_channels: ChannelRule | str = all_channels
+    square: bool = False
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
@@ -102,6 +107,8 @@ class Recipe:
         object.__setattr__(self, "maps", named(self.maps, MAPS, "map rule"))
         object.__setattr__(self, "affinity", named(self.affinity, AFFINITIES, "affinity rule"))
         object.__setattr__(self, "refit", named(self.refit, REFITS, "refitting rule"))
+        channels = named(self.reference_channels, CHANNELS, "rule of reference channels")
+        object.__setattr__(self, "reference_channels", channels)
         if self.rescale != FROM_MODEL:
             if isinstance(self.rescale, str):
                 raise GocaError(f'rescale is a tuple of steps: write ("{self.rescale}",)')
@@ -132,7 +139,7 @@ class Recipe:
     def _named(self) -> dict[str, Any]:
         """The fields, rules by their names."""
         rules: dict[str, Any] = {"heads": HEADS, "layers": LAYERS, "maps": MAPS}
-        rules |= {"affinity": AFFINITIES, "refit": REFITS}
+        rules |= {"affinity": AFFINITIES, "refit": REFITS, "reference_channels": CHANNELS}
         named = {item.name: getattr(self, item.name) for item in fields(self)}
         named |= {name: name_of(named[name], known) for name, known in rules.items() if named[name] != FROM_MODEL}
         if self.rescale != FROM_MODEL:
@@ -144,6 +151,10 @@ class Recipe:
 
 GOCA = Recipe()
 """Auto aggregation and per-pixel rescaling as published (Meng et al., CVPR 2026)."""
+GOCA_RELEASED = replace(GOCA, reference_channels="first", square=True)
+"""`GOCA` as the authors' released script for segmentation computes it, and so perhaps the published figures: layers are
+compared with one channel of the reference feature, and images are squashed to a square. The script also draws the
+latent from the VAE's posterior, of which this takes the mode, and stores attention in half precision."""
 VANILLA = replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax"))
 """The baseline of averaging segmentors: equal heads, equal layers, no shares; all else is as in `GOCA`."""
 GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
@@ -190,6 +201,7 @@ the caption are the concepts, and all blocks take part unless `cross` names some
 
 RECIPES = {
     "goca": GOCA,
+    "goca-released": GOCA_RELEASED,
     "vanilla": VANILLA,
     "goca-balanced": GOCA_BALANCED,
     "goca-open": GOCA_OPEN,

@@ -168,7 +168,7 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
     windows, tiles, size = _windows(image, plan, session.backbone)
     if len(tiles) > 1:
         notes.append(f"seen through {len(tiles)} overlapping windows")
-    elif images.needs_windows(image):
+    elif images.needs_windows(image) and not plan.square:
         notes.append(f"too long for {images.MOST_WINDOWS} windows: seen whole, at {size[1]} x {size[0]} px")
     elif size[0] * size[1] < MUCH_FEWER * plan.size**2:
         notes.append(f"processed at {size[1]} x {size[0]} px, the most that this model's position embedding allows")
@@ -346,8 +346,10 @@ def background_of(background: str | float | None, plan: Plan, has_background_cla
 def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:
     """Windows where they are wanted or the image is long, unless a long one would take too many: it is seen whole."""
     multiple = backbone.size_multiple
+    side = max(multiple, multiple * round(min(plan.size, backbone.max_side or plan.size) / multiple))
+    if plan.square and not plan.window:
+        return Windows.whole((plan.grid, plan.grid)), (images.squashed(image, side),), (side, side)
     if plan.window or images.needs_windows(image):
-        side = max(multiple, multiple * round(min(plan.size, backbone.max_side or plan.size) / multiple))
         windows = images.windows(image, side, plan.grid)
         if windows is not None:
             return windows, images.tiles(image, windows, side / plan.grid), (side, side)

@@ -89,8 +89,8 @@ def evaluate(
 ) -> None:
     """Score a recipe on a data set.
 
-    Prints mIoU with its confidence interval, the IoU of each class, accuracies, and the protocol. With --out, a run
-    that was stopped or killed is resumed by the same command.
+    Prints mIoU with its confidence interval, the IoU of each class and of each band of size, accuracies, and the
+    protocol. With --out, a run that was stopped or killed is resumed by the same command.
     """
     with session(verbose):
         check_name(dataset)
@@ -198,6 +198,8 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
 
 
 def _print(report: "Report", out: Path | None) -> None:
+    from goca.evaluation.metrics import band
+
     metrics: dict[str, Any] = report.metrics()
     rows = table("class", "IoU", figures=1)
     for name, value in sorted(metrics["per_class"].items(), key=lambda item: -item[1]):
@@ -208,6 +210,11 @@ def _print(report: "Report", out: Path | None) -> None:
         f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.3f}, {metrics['labels']} labels, "
         f"{metrics['images']} {'image' if metrics['images'] == 1 else 'images'}",
     )
+    sizes = table("regions, of their image", "regions", "mIoU [95 %]", "recall", figures=3)
+    for size in metrics["by_size"]:
+        miou = f"{size['miou']:.3f} {interval(size['ci95'])}"
+        sizes.add_row(band(size["shares"]), str(size["regions"]), miou, f"{size['recall']:.3f}")
+    show(sizes)
     if "sweep" in metrics:
         fixed, oracle = metrics["fixed_threshold"], metrics["oracle_threshold"]
         show(

@@ -6,13 +6,16 @@ order in which images were done.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 RESAMPLES = 2000
+SIZES = (0.0, 32**2 / (640 * 480), 96**2 / (640 * 480), 0.1, 0.3, 1.0)
+"""The bands of size, as shares of an image: COCO's small and medium, on its usual 640 x 480 px, and large in three."""
 CHUNK = 2**20
 """How many draws the bootstrap holds at once."""
 Interval = tuple[float, float]
@@ -83,6 +86,59 @@ def score(tally: Tally, names: Sequence[str], counting: Counting = Counting()) -
         labels=len(per_class),
         per_class=per_class,
     )
+
+
+@dataclass(frozen=True)
+class SizeScore:
+    """Scores of the regions of one band of size, 0 to 1. A region is all pixels of a label in an image.
+
+    Attributes:
+        shares: over the first and up to the second share of an image's labelled pixels.
+        regions: how many there are, of `labels` labels.
+        miou: the mean over labels of their IoU, which is summed over the images where their region is of this size.
+            What was taken for the label in other images is in no band.
+        ci95: the 95 % interval of miou.
+        recall: the mean over labels of the share of the regions' pixels that were found.
+    """
+
+    shares: tuple[float, float]
+    regions: int
+    labels: int
+    miou: float
+    ci95: Interval
+    recall: float
+
+
+def by_size(tally: Tally, counting: Counting = Counting()) -> list[SizeScore]:
+    """The scores of each band of `SIZES` that has a region. A label that has none there is left out of its mean."""
+    counting = replace(counting, absent=False)
+    shares = tally.truth / tally.truth.sum(1, keepdim=True)
+    if not counting.background:
+        shares[:, 0] = torch.nan
+    scores = []
+    for low, high in pairwise(SIZES):
+        inside = (shares > low) & (shares <= high)
+        if not inside.any():
+            continue
+        part = Tally(tally.hit * inside, tally.truth * inside, tally.predicted * inside)
+        hit, truth, _ = part.total()
+        scores.append(
+            SizeScore(
+                shares=(low, high),
+                regions=int(inside.sum()),
+                labels=int(inside.any(0).sum()),
+                miou=miou(part, counting),
+                ci95=interval(resampled_miou(part, counting)),
+                recall=float(_counted(hit / truth, truth, counting).nanmean()),
+            )
+        )
+    return scores
+
+
+def band(shares: Sequence[float]) -> str:
+    """A band of size for people: "3 to 10 %"."""
+    low, high = (f"{100 * share:.2g}" if share < 1 else "100" for share in shares)
+    return f"{low} to {high} %"
 
 
 def percentage(value: float, bounds: Sequence[float], sign: str = "") -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from goca.errors import GocaError
-from goca.evaluation.metrics import Score, Tally, miou, percentage, score
+from goca.evaluation.metrics import Score, Tally, by_size, miou, percentage, score
 from goca.evaluation.protocol import SWEEP, Protocol
 from goca.evaluation.records import ImageRecord, matrix, tally
 from goca.imaging import html
@@ -127,6 +127,7 @@ class Report:
             "images": len(self.counted),
             "left_out": len(self.left_out),
             "threshold": self.labelling,
+            "by_size": [asdict(band) for band in by_size(self.tally(), self.protocol.counting)],
         }
         if self.sweep:
             best = max(self.sweep, key=self.sweep.__getitem__)

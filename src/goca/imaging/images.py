@@ -122,6 +122,11 @@ def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, l
     return height, width
 
 
+def squashed(image: Image.Image, side: int) -> Image.Image:
+    """The image as a square of `side` px, whatever its aspect."""
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
 def common_grid(latent: Grid, cells: int) -> Grid:
     """The grid on which all layers meet: as many cells as `cells` x `cells`, in the latent's aspect."""
     scale = cells / math.sqrt(latent[0] * latent[1])

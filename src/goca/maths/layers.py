@@ -87,6 +87,20 @@ by_resolution = LayerRule(statistics=None, fusion=_weighed_by_resolution)
 """A layer weighs by its grid: 0.1, 0.1, 0.5 and 0.3 for the 64, 32, 16 and 8 cells a side of SD 1.5 (DiffSegmenter)."""
 
 
+ChannelRule = Callable[[Float[Tensor, "pixel channel"]], Float[Tensor, "pixel some_channel"]]
+"""A dense feature -> what of it pixels are compared by."""
+
+
+def all_channels(feature: Float[Tensor, "pixel channel"]) -> Float[Tensor, "pixel channel"]:
+    """The whole feature, as published."""
+    return feature
+
+
+def first_channel(feature: Float[Tensor, "pixel channel"]) -> Float[Tensor, "pixel 1"]:
+    """The first channel of the first head alone, as the authors' script for segmentation; d is then 1."""
+    return feature[:, :1]
+
+
 class Reference:
     """R = softmax(F F^T / sqrt(d)) of the reference layer's dense feature F, also as other grids see it.
 

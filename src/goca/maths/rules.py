@@ -22,6 +22,10 @@ LAYERS: dict[str, layers.LayerRule] = {
     "plain-mean": layers.plain_mean,
     "by-resolution": layers.by_resolution,
 }
+CHANNELS: dict[str, layers.ChannelRule] = {
+    "all": layers.all_channels,
+    "first": layers.first_channel,
+}
 MAPS: dict[str, concepts.MapRule] = {
     "attention": concepts.attention,
     "output-space": concepts.concept_shares,

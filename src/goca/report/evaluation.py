@@ -14,6 +14,7 @@ from PIL import Image
 from goca.errors import GocaError
 from goca.evaluation.datasets import open_dataset
 from goca.evaluation.datasets.base import VOID, Dataset, Sample
+from goca.evaluation.metrics import band, percentage
 from goca.evaluation.protocol import Protocol
 from goca.evaluation.records import Counts, ImageRecord
 from goca.evaluation.remap import narrowed
@@ -38,6 +39,7 @@ from goca.report.page import (
 
 MOST_LABELS, MOST_PAIRS = 12, 3
 """How many a card lists."""
+SIZE_COLUMNS = ["share", "regions", "mIoU, % [95 %]", "recall"]
 MOST_OPEN = 16
 """Classes up to which their table is unfolded."""
 
@@ -137,10 +139,16 @@ def _head(run: Run, model: str) -> list[str]:
     }
     scores = sorted(metrics["per_class"].items(), key=lambda item: item[1])
     rows = [[text(name), bar(float(value))] for name, value in scores]
+    # A run that was finished before regions were told apart by size has the rest.
+    sizes = [
+        [band(each["shares"]), text(each["regions"]), percentage(each["miou"], each["ci95"]), bar(each["recall"])]
+        for each in metrics.get("by_size", ())
+    ]
     return [
         tiles(figures),
         details(f"Protocol: {protocol.name}", protocol.lines()),
         plan_rows(run.plan),
+        *([behind("Regions by their share of the image", table(SIZE_COLUMNS, sizes, "narrow"), True)] if sizes else []),
         behind("Classes, lowest IoU first", table(["class", "IoU"], rows, "narrow"), len(rows) <= MOST_OPEN),
     ]
 

@@ -399,7 +399,7 @@ class TracedImage:
         if recipe is None:
             return traced
         other = attention.plan_for(recipe)
-        fixed = ("heads", "layers", "cross", "reference", *(["refine"] if other.order else []))
+        fixed = ("heads", "layers", "cross", "reference", "reference_channels", *(["refine"] if other.order else []))
         differs = any(getattr(other, name) != getattr(traced, name) for name in fixed)
         if differs or (other.order and not traced.order):
             raise GocaError(
