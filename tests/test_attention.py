@@ -30,18 +30,25 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("elements", [1, 500, 2**20])
+@pytest.fixture(params=[False, True], ids=["some heads", "all heads"], autouse=True)
+def heads_together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks as a CPU computes them, and as a GPU does."""
+    monkeypatch.setitem(attention.HEADS_TOGETHER, "cpu", request.param)
+
+
+@pytest.mark.parametrize("weighed", [True, False], ids=["weighed heads", "equal heads"])
+@pytest.mark.parametrize("elements", [1, 500, 2000, 2**20])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("order", [TEXT_FIRST, IMAGE_FIRST], ids=["text first", "image first"])
 def test_joint_attention_is_one_softmax_of_which_no_part_is_normalised_again(
-    order: tuple[slice, slice], mask: Tensor | None, elements: int, monkeypatch: pytest.MonkeyPatch
+    order: tuple[slice, slice], mask: Tensor | None, elements: int, weighed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(attention.BLOCK_ELEMENTS, "cpu", elements)
     text, image = order
     q, k = numbers(HEADS, PIXELS, DIM, seed=1), numbers(HEADS, PIXELS + TOKENS, DIM, seed=2)
-    weights = numbers(PIXELS, HEADS, seed=3)
+    weights = numbers(PIXELS, HEADS, seed=3) if weighed else torch.full((PIXELS, HEADS), 1 / HEADS)
     full = whole(q, k, mask)
-    rows = list(joint_blocks(q, k, SCALE, weights, text, image, mask))
+    rows = list(joint_blocks(q, k, SCALE, weights if weighed else None, text, image, mask))
     tokens, pixels = torch.cat([part for _, part, _ in rows]), torch.cat([part for _, _, part in rows])
     wanted = torch.einsum("ph,hpt->pt", weights.double(), full[..., text])
     torch.testing.assert_close(tokens.double(), wanted, rtol=1e-4, atol=1e-6)
@@ -49,7 +56,14 @@ def test_joint_attention_is_one_softmax_of_which_no_part_is_normalised_again(
     assert [place for block, _, _ in rows for place in range(*block.indices(PIXELS))] == list(range(PIXELS))
 
 
-@pytest.mark.parametrize("elements", [1, 2**20])
+def test_columns_of_every_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.BLOCK_ELEMENTS, "cpu", 2000)
+    q, k = numbers(HEADS, PIXELS, DIM, seed=1), numbers(HEADS, PIXELS + TOKENS, DIM, seed=2)
+    found = attention.token_columns(q, k, SCALE, [40, 2, 7])
+    torch.testing.assert_close(found.double(), whole(q, k, None)[..., [40, 2, 7]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("elements", [1, 2000, 2**20])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("rows", [None, torch.tensor([0, 7, 8, 30])], ids=["all rows", "some rows"])
 def test_the_affinity_of_joint_attention(

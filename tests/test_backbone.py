@@ -157,6 +157,26 @@ def test_a_caption_is_encoded_once_however_many_images_share_it(pipeline: Any, i
     assert len(spy.calls) == 2
 
 
+def test_the_pipeline_is_called_once_for_images_of_a_size(pipeline: Any, image: Make, monkeypatch: Any) -> None:
+    calls, begin = [], type(pipeline).check_inputs  # with which every call begins
+    monkeypatch.setattr(type(pipeline), "check_inputs", lambda *args, **named: calls.append(1) or begin(*args, **named))
+    backbone = Backbone(pipeline)
+    first, second = (backbone.latents([image(seed=seed)], SIZE) for seed in (0, 1))
+    session = backbone.session()
+    session.prompt(CAPTIONS[0])  # which calls it as well
+    calls.clear()
+    session.forward(first, CAPTIONS[:1], 100, 0, ignore)
+    again = session.forward(second, CAPTIONS[:1], 100, 0, ignore)
+    assert len(calls) == 1
+    fresh = backbone.session().forward(second, CAPTIONS[:1], 100, 0, ignore)
+    torch.testing.assert_close(again, fresh, rtol=0, atol=0)
+    calls.clear()
+    session.forward(second, CAPTIONS[:1], 200, 0, ignore)
+    smaller = backbone.latents([image()], (SIZE[0] // 2, SIZE[1]))
+    session.forward(smaller, CAPTIONS[:1], 100, 0, ignore)
+    assert len(calls) == 2
+
+
 def test_an_image_does_not_depend_on_its_batch(pipeline: Any, image: Make) -> None:
     backbone = Backbone(pipeline)
     latents = backbone.latents([image(seed=0), image(seed=1)], SIZE)

@@ -1,5 +1,6 @@
 """The benchmarks, on a tiny pipeline: that they measure what they say, not how much."""
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import auto_settings
+import first_image
 import folders
 import growth
 import memory
@@ -235,6 +237,15 @@ def test_classes_cost_prompts_in_a_caption_and_keys_beside_it(sd15: Any, monkeyp
     # Each class is encoded once, in a row of its own.
     assert [(row.first[0], row.following[0]) for row in side] == [(3, 1), (21, 1)]
     assert len(vocabulary.to_markdown(measured).splitlines()) == 2 + len(measured)
+
+
+@pytest.mark.slow
+def test_the_first_image_is_a_whole_process() -> None:
+    assert 0.5 < first_image.cpu_seconds(["-c", "import time\nwhile time.process_time() < 0.5: pass"], 1) < 2
+    with pytest.raises(subprocess.CalledProcessError):
+        first_image.cpu_seconds(["-c", "raise SystemExit(3)"], 1)
+    measured = first_image.measure("bundled", rounds=1, threads=1)
+    assert {name: len(seconds) for name, seconds in measured.items()} == {"imports": 1, "segment": 1}
 
 
 def test_made_up_words_differ() -> None:

@@ -1,5 +1,6 @@
 """The command line: exit codes, what goes to stdout and what to stderr, and in which order things are checked."""
 
+import gc
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from commands import GOCA_SCRIPT
 from faults import full_disk
 from PIL import Image
 
+from goca.batches import ModelOptions
 from goca.bundled import vocabulary
 from goca.cli import arguments, console, models
 from goca.diffusion.families import FAMILIES
@@ -91,6 +93,18 @@ def test_help_is_quick_and_needs_none_of_the_heavy_libraries():
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--classes" in done.stdout
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.5
+
+
+def test_nothing_is_collected_until_a_model_is_loaded(goca: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    load, stream = ModelOptions.load, Segmenter.stream
+    monkeypatch.setattr(ModelOptions, "load", lambda *given: states.append(gc.isenabled()) or load(*given))
+    monkeypatch.setattr(Segmenter, "stream", lambda *given: states.append(gc.isenabled()) or stream(*given))
+    frozen = gc.get_freeze_count()
+    assert goca("segment", "photo.jpg", *ASK).code == 0
+    assert states[:2] == [False, True]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen == 0
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from PIL import Image
 
 from goca.testing.tiny import BUILDERS
 
-COUNTS = {"sd15": (1.70, 5), "pixart_sigma": (2.07, 5), "flux": (1.60, 6)}
+COUNTS = {"sd15": (1.70, 4), "pixart_sigma": (2.07, 4), "flux": (1.60, 4)}
 """(operations over a plain pass, syncs) of a UNet, a transformer with cross-attention, and one with joint attention.
 
 Where a change is worth more launches than this, put what the failing test has counted here.

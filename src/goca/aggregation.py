@@ -34,7 +34,7 @@ from goca.maths.attention import (
     side_map,
 )
 from goca.maths.fusion import LEAST, Weight
-from goca.maths.heads import HeadRule, head_map, head_weights
+from goca.maths.heads import HeadRule, equal_weights, head_map, head_weights
 from goca.maths.layers import LayerWeigher, Reference
 from goca.maths.refine import Affinity
 from goca.maths.refit import ImageFeatures, components
@@ -60,7 +60,7 @@ def _at_once(like: Tensor) -> int:
 class PendingLayer(NamedTuple):
     """What is kept of an attention among pixels until the reference layer has run.
 
-    text, weights: for joint attention, the text's keys and the weights of the heads.
+    text, weights: for joint attention, the text's keys and the weights of the heads; None where all weigh the same.
     """
 
     block: str
@@ -124,7 +124,7 @@ class AttentionAggregator:
         if self.plan.refit is not None and call.block in self.plan.refine:
             self.outputs.append((call.block, call.output, call.grid))
         reads = call.text is not None and self._takes_part(call.block)
-        weights, wider = None, call
+        weights, wider, weighed = None, call, False
         if reads and self.plan.maps is not None:
             assert call.text_output is not None  # plans of such rules need joint attention, which has it
             layer_map = self.plan.maps(call.output, call.text_output, self.tokens.nouns)
@@ -135,11 +135,15 @@ class AttentionAggregator:
             assert call.projection is not None  # the hook has one wherever text is read
             if self.tokens.side_keys:
                 wider = with_side_keys(call, self.tokens.side_keys)
-            parts = rearrange(wider.output, "head pixel dim -> pixel head dim")
-            weights = head_weights(self.plan.heads, parts, call.projection)
-            self.heads[call.block] = weights.mean(0)
+            weighed = True
+            if self.plan.heads is None and call.image is not None:
+                self.heads[call.block] = equal_weights(len(call.q), call.q.device)
+            else:
+                parts = rearrange(wider.output, "head pixel dim -> pixel head dim")
+                weights = head_weights(self.plan.heads, parts, call.projection)
+                self.heads[call.block] = weights.mean(0)
         if call.image is not None:
-            text = call.text if weights is not None else None
+            text = call.text if weighed else None
             # In joint attention a slice would keep the text's queries alive as well.
             q = call.q.clone() if call.kind == "joint" and self._reference is None and self._weighs else call.q
             self._pending.append(
@@ -236,13 +240,13 @@ class AttentionAggregator:
     def _joint(self, call: PendingLayer) -> Iterator[tuple[slice, Tensor]]:
         """The affinity of a joint attention, block by block of rows; its map of the tokens is added at the end."""
         assert call.text is not None
-        assert call.weights is not None
-        token_rows: list[Tensor] = []
+        pixels, tokens = call.q.shape[1], len(range(call.k.shape[1])[call.text])
+        layer_map = call.q.new_empty(pixels, tokens, dtype=torch.float32)
         blocks = joint_blocks(call.q, call.k, call.scale, call.weights, call.text, call.image, call.mask)
-        for rows, tokens, affinity in blocks:
-            token_rows.append(tokens)
+        for rows, of_tokens, affinity in blocks:
+            layer_map[rows] = of_tokens
             yield rows, affinity
-        self._add_map(call.block, torch.cat(token_rows), call.grid)
+        self._add_map(call.block, layer_map, call.grid)
 
     def _add_map(self, block: str, layer_map: Float[Tensor, "pixel token"], grid: Grid) -> None:
         """Keep a layer's map until the layer has a weight."""

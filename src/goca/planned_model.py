@@ -83,7 +83,7 @@ class PlannedModel:
 
     def inference(self) -> AbstractContextManager[None]:
         """No gradients, no autocast of the caller's, and advice where memory runs out."""
-        return inference(self.backbone.device, self.batch, self.plan.size)
+        return inference(self.batch, self.plan.size)
 
     @classmethod
     def from_pretrained(

@@ -255,8 +255,7 @@ def _attention_to_text(call: AttentionCall) -> Float[Tensor, "pixel token"]:
     """The mean over heads."""
     if call.image is None or call.text is None:
         return probabilities(call.q, call.k, call.scale, call.mask).mean(0)
-    weights = call.q.new_full((call.q.shape[1], len(call.q)), 1 / len(call.q), dtype=torch.float32)
-    blocks = joint_blocks(call.q, call.k, call.scale, weights, call.text, call.image, call.mask)
+    blocks = joint_blocks(call.q, call.k, call.scale, None, call.text, call.image, call.mask)
     return torch.cat([tokens for _, tokens, _ in blocks])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from goca import bundled
-from goca.cli import arguments
+from goca.cli import arguments, collector
 from goca.cli.console import paused, progress, say, session, show, show_json
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def generate(
     depends only on its seed, not on --explain or --count. Files are named after prompt and seed; existing ones are
     overwritten.
     """
-    with session(verbose):
+    with session(verbose), collector.waiting():
         from goca.diffusion.model_facts import facts_of
         from goca.image_jobs import check_writable
         from goca.text.nouns import check_prompt, unknown_words
@@ -88,6 +88,7 @@ def generate(
                 task = bar.add_task(f"loading {model}", total=None)
                 with without_bars() if as_json else nullcontext():
                     pipeline = load(model, device, dtype, None, None)
+                collector.go_on()
                 bar.reset(task, description=f"generating seed {seed}", total=None)
                 # Closed, the pipeline stops at its next step.
                 generated = generation.generate(pipeline, options, files.seeds, explain, recipe, guide, every, compare)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca import bundled
-from goca.cli import arguments
+from goca.cli import arguments, collector
 from goca.cli.console import progress, say_unlabelled, session, show, show_json, table
 from goca.cli.settings import with_automatic
 from goca.errors import GocaError
@@ -55,7 +55,7 @@ def inspect(
     Writes a sheet (each class's maps; weights of layers and heads; what words and sinks have of the attention; pixels)
     and all its numbers as JSON. One pass over the whole image, in which every class is asked for.
     """
-    with session(verbose):
+    with session(verbose), collector.waiting():
         listed, unlabelled = arguments.classes(classes, classes_file)
         background_names = arguments.background_classes(background_classes, background_classes_file)
         given, timesteps = arguments.settings(settings), arguments.timesteps(timestep)
@@ -87,6 +87,7 @@ def inspect(
             bar.add_task(f"inspecting with {model}", total=None)
             options = {"timestep": timesteps, "size": size, "seed": seed, **with_automatic(given, model, device, dtype)}
             segmenter = Segmenter.from_pretrained(model, recipe=recipe, device=device, dtype=dtype, **options)
+            collector.go_on()
             inspection = segmenter.inspect(loaded, listed, background_names, caption=caption, keep=kept)
         _write(inspection, image, pixels, job.folder / f"{job.stem}{INSPECTED}", as_json)
         say_unlabelled(unlabelled)

@@ -5,6 +5,7 @@ printed. 130: Ctrl-C.
 What needs torch is imported inside the commands, so that `goca --help` is quick.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -86,3 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = getattr(getattr(error, "ctx", None), "command_path", "goca")
         console.say(f"{message.rstrip('.')}; see {command} --help")
         return 2
+    finally:
+        if arguments is None:
+            gc.freeze()  # the process ends here: nothing needs to be looked through once more

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goca import bundled
-from goca.cli import arguments
+from goca.cli import arguments, collector
 from goca.cli.console import described, paused, progress, say, say_unlabelled, session, show, show_json, table
 from goca.cli.settings import with_automatic
 from goca.errors import GocaError
@@ -130,7 +130,7 @@ def segment(
     Below --out, results keep the images' paths from the common parent folder of all inputs; of several images,
     index.jsonl there says what became of each.
     """
-    with session(verbose):
+    with session(verbose), collector.waiting():
         listed, unlabelled = arguments.classes(classes, classes_file)
         given = arguments.settings(settings)
         threshold, timesteps = arguments.background(background), arguments.timesteps(timestep)
@@ -252,6 +252,7 @@ def _run(
                     continue
                 if isinstance(event, FolderProgress):
                     if done is unknown:
+                        collector.go_on()
                         bar.reset(task, description="segmenting", total=total)
                     done = event
                     bar.update(task, completed=event.done + event.left_out)

@@ -39,6 +39,8 @@ from goca.text.tokens import Tokens
 
 MAX_PROMPTS = 64
 """How many encoded captions a session keeps; beyond that the oldest goes."""
+MAX_CALLS = 4
+"""How many different calls of the pipeline a session keeps the arguments of; beyond that the oldest go."""
 MAX_KEYS = 4096
 """How many words' keys a session keeps; beyond that the oldest go. A token's take 100 KB in SD 1.5, in float32."""
 KEYS_BATCH = 16
@@ -264,9 +266,13 @@ class Backbone:
         self, pipeline: Any, noisy: Float[Tensor, "image channel height width"], captions: Sequence[str], timestep: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(positional, named) arguments of the denoiser for a noisy latent; `pipeline` comes from `restoring`."""
-        height, width = (side * self.vae_scale_factor for side in noisy.shape[-2:])
-        args, kwargs = self.first_call(pipeline, captions, (height, width), timestep)
+        args, kwargs = self.first_call(pipeline, captions, self.pixels(noisy), timestep)
         return with_sample(args, kwargs, packed(pipeline, noisy, args, kwargs))
+
+    def pixels(self, latents: Float[Tensor, "image channel height width"]) -> Grid:
+        """The (height, width) in pixels that latents stand for."""
+        height, width = latents.shape[-2:]
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     def first_call(
         self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int
@@ -325,6 +331,7 @@ class BackboneSession:
         self.backbone = backbone
         self._prompts: dict[str, EncodedPrompt] = {}
         self._keys: dict[str, TextKeys] = {}
+        self._calls: dict[Hashable, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -402,7 +409,8 @@ class BackboneSession:
             GocaError: for a timestep out of range, or a denoiser whose attention cannot be read.
         """
         backbone = self.backbone
-        prompts = [self.prompt(caption) for caption in captions]
+        for caption in captions:
+            self.prompt(caption)
         denoiser, component = backbone.denoiser, backbone.family.component
         with (
             restoring(backbone.pipeline) as pipeline,
@@ -410,8 +418,8 @@ class BackboneSession:
             without_caches(denoiser, component),
         ):
             noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
-            object.__setattr__(pipeline, "encode_prompt", replay(prompts))
-            args, kwargs = backbone.inputs(pipeline, noisy, captions, timestep)
+            args, kwargs = self._call(pipeline, captions, backbone.pixels(noisy), timestep)
+            args, kwargs = with_sample(args, kwargs, packed(pipeline, noisy, args, kwargs))
             size = latents.shape[-2], latents.shape[-1]
             to_the_end = not stop_early or backbone.in_parts
             try:
@@ -425,6 +433,19 @@ class BackboneSession:
                     "load the pipeline again"
                 )
             return output
+
+    def _call(
+        self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`Backbone.first_call` for encoded captions: all but the latent is the same for the next images of a size."""
+        key = (tuple(captions), size, timestep)
+        if key not in self._calls:
+            prompts = [self.prompt(caption) for caption in captions]
+            object.__setattr__(pipeline, "encode_prompt", replay(prompts))
+            self._calls[key] = self.backbone.first_call(pipeline, captions, size, timestep)
+            for oldest in tuple(self._calls)[:-MAX_CALLS]:
+                del self._calls[oldest]
+        return self._calls[key]
 
     def run(self, items: Iterable[BatchItem], batch: int) -> None:
         """Send every item through the denoiser, at most `batch` in one pass; attention goes to the items' sinks.

@@ -1,24 +1,28 @@
 """How our own computations around a denoiser run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from goca.errors import GocaError
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 @contextmanager
-def inference(device: str, batch: int, size: int) -> Iterator[None]:
+def inference(batch: int, size: int) -> Iterator[None]:
     """Without gradients and without the caller's autocast; running out of memory is an error that says what to do.
 
     Args:
-        device: the one that is computed on, such as "cuda:0".
         batch: images in a pass; for the message.
         size: pixels a side; for the message.
     """
     try:
-        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+        with torch.no_grad(), ExitStack() as stack:
+            # Of those that are there: to ask the pipeline for its device takes a walk through all its modules.
+            for kind in filter(torch.is_autocast_enabled, DEVICES):
+                stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):

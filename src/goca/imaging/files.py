@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from goca.text.clean import printable
 
 # Pillow decodes each of these by itself. It hands EPS to Ghostscript, and the others are rare or not decoded at all.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
+_PLUGINS = ("Png", "Jpeg", "Mpo", "WebP", "Avif", "Tiff", "Bmp", "Gif", "Jpeg2K", "Ppm")
 LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 """Formats of label images, whose values must be exact."""
 MAX_PIXELS = 178_956_970
@@ -26,8 +28,10 @@ _OPENING = threading.Lock()
 
 def suffixes() -> frozenset[str]:
     """The endings of images' file names, such as ".png", in lower case."""
+    for plugin in _PLUGINS:  # Pillow itself would load all that it has
+        import_module(f"PIL.{plugin}ImagePlugin")
     # Pillow has no entry for opening MPO, because it is JPEG with further images behind the first.
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
+    return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in (*FORMATS, "MPO"))
 
 
 @contextmanager

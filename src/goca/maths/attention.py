@@ -13,6 +13,8 @@ from goca.maths.resize import constant
 # best: 8 heads x 4096 x 4096 take 1.0 CPU-s whole, 0.30 in blocks of 64 rows of all heads, 0.26 in 128 rows of one. A
 # GPU wants fewer, larger launches.
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+HEADS_TOGETHER = {"cpu": False, "cuda": True}
+"""Whether a block is computed as some rows of all heads, whose mean is one operation, or as all rows of some heads."""
 
 # What a 64 x 64 grid has: the largest self-attention that may be kept whole (67 MB).
 DENSE_PIXELS = 64 * 64
@@ -53,12 +55,7 @@ def affinity_blocks(
     if mask is not None and rows is not None and mask.shape[1] > 1:
         mask = mask[:, rows]
     for block, parts in _blocks(queries, k, scale, mask):
-        total = None
-        for _, part in parts:
-            together = len(part) == len(q)
-            total = part[..., image].mean(0) if together else _with_heads(total, part[..., image])
-        assert total is not None  # there are heads
-        yield block, total if together else total.div_(len(q))
+        yield block, _head_mean(block, parts, len(q), image)
 
 
 def affinities(
@@ -66,7 +63,7 @@ def affinities(
 ) -> Float[Tensor, "layer pixel key"]:
     """The head-mean self-attention of layers whose probabilities all together are no more than `block_elements`."""
     ((_, parts),) = _blocks(q.flatten(0, 1), k.flatten(0, 1), scale, None)
-    ((_, part),) = parts
+    ((_, _, part),) = parts
     return part.unflatten(0, q.shape[:2]).mean(1)
 
 
@@ -74,25 +71,52 @@ def joint_blocks(
     q: Queries,
     k: Keys,
     scale: float,
-    weights: Float[Tensor, "pixel head"],
+    weights: Float[Tensor, "pixel head"] | None,
     text: slice,
     image: slice,
     mask: Mask = None,
 ) -> Iterator[tuple[slice, Float[Tensor, "block token"], Float[Tensor, "block pixel"]]]:
     """One softmax over text and pixels: (which rows, their map of the tokens, their head-mean affinity).
 
-    Neither part is normalised again. The map is sum_h weights_h(pixel) A_h(pixel, token).
+    Neither part is normalised again. The map is sum_h weights_h(pixel) A_h(pixel, token); without weights it is the
+    mean over heads as well.
     """
     for block, parts in _blocks(q, k, scale, mask):
-        tokens = pixels = None
-        for first, part in parts:
-            shares = weights[block, first : first + len(part)]
-            weighed = einsum(shares, part[..., text], "pixel head, head pixel token -> pixel token")
-            tokens = weighed if tokens is None else tokens.add_(weighed)
-            pixels = _with_heads(pixels, part[..., image])
-        assert tokens is not None  # there are heads
-        assert pixels is not None
-        yield block, tokens, pixels.div_(len(q))
+        if weights is None:
+            mean = _head_mean(block, parts, len(q), slice(None))
+            yield block, mean[:, text], mean[:, image]
+            continue
+        weighed: dict[int, Tensor] = {}  # by their first row
+        pixels = _head_mean(block, _weighing(parts, weights[block], text, weighed), len(q), image)
+        maps = tuple(weighed.values())
+        yield block, maps[0] if len(maps) == 1 else torch.cat(maps), pixels
+
+
+def _head_mean(block: slice, parts: "_Parts", heads: int, keys: slice) -> Float[Tensor, "block key"]:
+    """The mean over heads of some keys' probabilities."""
+    total = None
+    for rows, _, part in parts:
+        chosen = part[..., keys]
+        if len(part) < heads:
+            total = _with_heads(total, chosen)
+        elif part.shape[1] == block.stop - block.start:
+            return chosen.mean(0)
+        else:
+            total = chosen.new_empty(block.stop - block.start, chosen.shape[-1]) if total is None else total
+            torch.mean(chosen, 0, out=total[rows])
+    assert total is not None  # there are heads
+    return total if len(part) == heads else total.div_(heads)
+
+
+def _weighing(
+    parts: "_Parts", weights: Float[Tensor, "block head"], text: slice, weighed: dict[int, Tensor]
+) -> "_Parts":
+    """The parts, of which the text's probabilities are weighed and summed into `weighed`, by their rows' start."""
+    for rows, heads, part in parts:
+        tokens = einsum(weights[rows, heads], part[..., text], "pixel head, head pixel token -> pixel token")
+        summed = weighed.get(rows.start)
+        weighed[rows.start] = tokens if summed is None else summed.add_(tokens)
+        yield rows, heads, part
 
 
 def token_columns(
@@ -102,8 +126,8 @@ def token_columns(
     out = q.new_empty(q.shape[0], q.shape[1], len(columns), dtype=torch.float32)
     picked = torch.tensor(columns, dtype=torch.long, device=q.device)
     for rows, parts in _blocks(q, k, scale, mask):
-        for first, part in parts:
-            out[first : first + len(part), rows] = part.index_select(-1, picked)
+        for some, group, part in parts:
+            out[group, rows][:, some] = part.index_select(-1, picked)
     return out
 
 
@@ -143,30 +167,41 @@ def _with_heads(total: Tensor | None, part: Tensor) -> Tensor:
     return total.add_(part[0] if len(part) == 1 else part.sum(0))
 
 
-def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[slice, Iterator[tuple[int, Tensor]]]]:
-    """Probabilities, some rows and some heads at a time: (rows, (first head, its and the next ones' rows) ...).
+_Parts = Iterator[tuple[slice, slice, Tensor]]
+"""(which rows of a block, which heads, their probabilities)."""
 
-    Every part lies in the memory of the one before.
-    """
-    # Turned and widened at once: one copy of the keys, whatever their type. Queries are widened as they are needed.
+
+def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[slice, _Parts]]:
+    """Probabilities, some rows at a time: (rows, these in parts). Every part lies in the memory of the one before."""
+    # Turned and widened at once: one copy of the keys, whatever their type.
     keys = k.new_empty(k.shape[0], k.shape[2], k.shape[1], dtype=torch.float32).copy_(k.transpose(-1, -2))
     heads, count, _ = q.shape
     width = keys.shape[-1]
     most = block_elements(q)
     step = min(max(16, most // width), count)
-    together = min(max(1, most // (step * width)), heads)
-    memory = keys.new_empty(together, step, width)
+    if HEADS_TOGETHER.get(q.device.type, HEADS_TOGETHER["cuda"]):
+        rows_of_part, heads_of_part = min(max(16, most // (heads * width)), step), heads
+    else:
+        rows_of_part, heads_of_part = step, min(max(1, most // (step * width)), heads)
+    memory = keys.new_empty(heads_of_part, rows_of_part, width)
 
-    def parts(block: slice) -> Iterator[tuple[int, Tensor]]:
-        for first in range(0, heads, together):
-            group = slice(first, min(first + together, heads))
-            part = memory[: group.stop - first, : block.stop - block.start]
-            torch.baddbmm(part, q[group, block].float(), keys[group], beta=0, alpha=scale, out=part)
-            if mask is not None:
-                part += mask[group if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
-            torch.softmax(part, dim=-1, out=part)
-            yield first, part
+    def parts(block: slice) -> _Parts:
+        queries = q[:, block] if heads_of_part < heads else q[:, block].float()
+        for rows in _slices(block.stop - block.start, rows_of_part):
+            place = slice(block.start + rows.start, block.start + rows.stop)
+            for group in _slices(heads, heads_of_part):
+                part = memory[: group.stop - group.start, : rows.stop - rows.start]
+                torch.baddbmm(part, queries[group, rows].float(), keys[group], beta=0, alpha=scale, out=part)
+                if mask is not None:
+                    part += mask[
+                        group if mask.shape[0] > 1 else slice(None), place if mask.shape[1] > 1 else slice(None)
+                    ]
+                torch.softmax(part, dim=-1, out=part)
+                yield rows, group, part
 
-    for start in range(0, count, step):
-        block = slice(start, min(start + step, count))
+    for block in _slices(count, step):
         yield block, parts(block)
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))

@@ -11,18 +11,17 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from goca.maths.resize import constant
+
 Parts = Float[Tensor, "pixel head dim"]
 """The outputs z_h of a layer's heads."""
 Projection = Float[Tensor, "head dim model"]
 """The output projections W_h of a layer's heads."""
 Weights = Float[Tensor, "pixel head"]
-HeadRule = Callable[[Parts, Projection], Weights]
+HeadRule = Callable[[Parts, Projection], Weights] | None
 """A weight for each head at each pixel, up to normalisation over heads."""
-
-
-def mean_heads(parts: Parts, weight: Projection) -> Weights:
-    """Every head weighs the same (DAAM and other averaging segmentors)."""
-    return torch.ones_like(parts[..., 0])
+mean_heads: HeadRule = None
+"""Every head weighs the same (DAAM and other averaging segmentors)."""
 
 
 def output_share(parts: Parts, weight: Projection) -> Weights:
@@ -56,11 +55,19 @@ def cosine(parts: Parts, weight: Projection) -> Weights:
 
 
 def head_weights(rule: HeadRule, parts: Parts, weight: Projection) -> Weights:
-    """The rule's weights over their sum: they sum to 1 over heads; equal where the sum is 0."""
+    """The rule's weights over their sum: they sum to 1 over heads; equal without a rule and where the sum is 0."""
+    if rule is None:
+        return parts.new_full(parts.shape[:2], 1 / parts.shape[1], dtype=torch.float32)
     # Widened and laid out at once.
     raw = rule(parts.to(torch.float32, memory_format=torch.contiguous_format), weight.float())
     total = raw.sum(-1, keepdim=True)
     return (raw / total).masked_fill_(total == 0, 1 / raw.shape[-1])
+
+
+@constant
+def equal_weights(heads: int, device: torch.device) -> Float[Tensor, " head"]:
+    """What each head weighs without a rule."""
+    return torch.full((heads,), 1 / heads, device=device)
 
 
 def head_map(weights: Weights, attention: Float[Tensor, "head pixel token"]) -> Float[Tensor, "pixel token"]:
