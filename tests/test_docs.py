@@ -16,7 +16,7 @@ import typer
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "goca"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = ("|", ">", ">>", "<", "&&", "||", ";", "&")
 NAMING = {"docs/architecture.md": ["src"], "CONTRIBUTING.md": ["src", "tests"]}
 """Documents that name modules, classes and functions, or files to touch, and the folders that define these."""
@@ -84,7 +84,7 @@ def test_blocks_that_need_weights_are_python(block):
 
 def test_every_block_says_what_it_is():
     """A misspelt language would hide a block from the tests above."""
-    known = {"python", "python weights", "python ray", "bash", "console", "json", "text", "toml", "bibtex", "mermaid"}
+    known = {"python", "python weights", "python ray", "bash", "console", "json", "text", "toml", "bibtex", "math"}
     known.add("python notebook")  # tests/test_tour.py runs these
     assert {str(block): block.info for block in ALL if block.info not in known} == {}
 

@@ -173,12 +173,12 @@ class PlannedModel:
     ) -> _Model:
         """Wrap a loaded pipeline, which stays as it is; one call at a time uses it.
 
+        What is not listed here is as in `from_pretrained`.
+
         Args:
             pipe: a text-to-image diffusers pipeline.
             recipe: the method, a `Recipe` or its name.
             family: the facts of its denoiser, where no listed family has it; `goca models` can probe for them.
-            batch, size, timestep, seed, seeds, flip, window, refine_edges, floor, prototypes, settings: see
-                `from_pretrained`.
 
         Raises:
             GocaError: for a pipeline that cannot be read, an unknown recipe, or a setting out of range.

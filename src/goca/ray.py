@@ -17,7 +17,9 @@ class Segment:
     """What `Dataset.map_batches` makes once in each actor, and calls with batches.
 
     Args:
-        classes, background_classes, background: as `SegmentationRequest` takes them.
+        classes: as `SegmentationRequest` takes them.
+        background_classes: likewise.
+        background: likewise.
         column: where the images are: arrays, or files as bytes or paths, see `goca.imaging.images.ImageLike`.
         model: the arguments of `Segmenter.from_pretrained`, such as {"name": "bundled", "batch": 8}.
 

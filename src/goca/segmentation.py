@@ -304,7 +304,8 @@ class Segmentation:
         """The masks as COCO images, annotations and categories.
 
         Args:
-            image_id, file_name: as the file shall name them.
+            image_id: as the file shall name the image.
+            file_name: likewise.
             instances: whether each connected region is an annotation, not each class.
             min_area: regions of fewer pixels are left out.
             polygons: outlines in place of run lengths, which need pycocotools; they hold the same pixels.

@@ -179,8 +179,9 @@ class Segmenter(PlannedModel):
         such token in each layer on its grid; with heads, as much again for each head of the layer (up to 1 GiB in all,
         the layers beyond it are left out); and the self-attention that refines, up to 67 MB a grid.
 
+        What is not listed here is as in `SegmentationRequest`.
+
         Args:
-            image, classes, background_classes, background, caption: See `SegmentationRequest`.
             keep: "heads" for the maps of single heads too.
             layers: The blocks whose maps are kept; by default all that attend to the text. Their weights always are.
 

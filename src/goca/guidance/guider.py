@@ -58,9 +58,8 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
     `steps`, `rates`, `regions`, `effective_scales` and `region_names` are as a guide's, of the pipeline's last call.
     Where attention is read the prompt is encoded a second time, once in each call, to see its tokens.
 
-    Args:
-        recipe, rate, masks, clamp, limit, smooth, steps, every: See `goca.guide`.
-        guidance_scale, guidance_rescale, use_original_formulation, start, stop, enabled: See `ClassifierFreeGuidance`.
+    `recipe`, `rate`, `masks`, `clamp`, `limit`, `smooth`, `steps` and `every` are arguments of `goca.guide`; the others
+    are those of `ClassifierFreeGuidance`.
 
     Raises:
         GocaError: An argument is not supported; and from the pipeline's call, where the pipeline is not, or it does not

@@ -211,8 +211,9 @@ class TracedImage:
     ) -> Float32[np.ndarray, "*frame height width"]:
         """A word's map in one layer, on the layer's grid: the mean over its tokens of their part of all attention.
 
+        What is not listed here is as in `map`.
+
         Args:
-            word, occurrence, token, encoder: See `map`.
             layer: The path of its block, as `steps` has it, with `keep="layers"`.
             head: One of its heads, from 0, with `keep="heads"`; by default all, by their weights.
 
@@ -272,7 +273,8 @@ class TracedImage:
         """What a pixel of the image attends to: the words, ranked, and where its patch looks, over all steps.
 
         Args:
-            x, y: The pixel, from the image's top left corner.
+            x: The pixel's column, from the image's left.
+            y: Its row, from the top.
             step: The words in a step of the sampler, with `keep="steps"`; by default in all.
 
         Raises:
