@@ -1,8 +1,10 @@
 # Everything runs in .venv, which the first target that needs it builds. Needed beforehand: Python 3.11+, make, git.
 #   make demo     segments an image with the bundled model and shows the result
 #   make test     the tests without the slow ones, on two processes
-#   make check    what CI runs: lint, types, imports, compat, every test, the page
+#   make check    what CI runs: lint, types, imports, compat, every test, the page, the site, the distributions
 #   make check-web   the page of goca serve: over HTTP and, where Chromium is installed, in a browser; see build/web
+#   make site     the documentation as a site that opens from disk: build/site/index.html
+#   make dist     sdist and wheel in dist/, checked, and the wheel tried in an environment of its own
 # TORCH_INDEX names a wheel index to look for torch in besides the default one, for a build that fits the machine:
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -21,7 +23,11 @@ COMPAT_PACKAGES := diffusers==$(OLDEST_DIFFUSERS) huggingface-hub==1.33.0 httpx=
 # What the page and a browser need, in a folder of its own: gradio wants an older Pillow than constraints.txt has.
 WEB := .web
 
-.PHONY: help setup demo test check check-web lint types imports docs compat format clean
+# The generators of the documentation site, and what builds and checks distributions, each in an environment of its own.
+SITE := .site
+DIST := .dist
+
+.PHONY: help setup demo test check check-web lint types imports docs site check-site dist check-extras compat format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -47,7 +53,7 @@ test: setup
 
 # The first ones side by side: each keeps one core busy.
 check: setup
-	$(MAKE) --jobs 2 --output-sync=target lint types imports check-web $(COMPAT)/.installed
+	$(MAKE) --jobs 2 --output-sync=target lint types imports check-web check-site dist $(COMPAT)/.installed
 	$(MAKE) compat
 	$(MAKE) test SELECT=
 
@@ -63,7 +69,7 @@ imports: setup
 
 # Part of `test` already; alone while writing documentation.
 docs: setup
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_site.py
 
 compat: $(COMPAT)/.installed
 	PYTHONPATH=$(COMPAT) $(BIN)/python -c 'import diffusers as d; assert d.__version__ == "$(OLDEST_DIFFUSERS)", d.__file__'
@@ -82,9 +88,40 @@ $(WEB)/.installed: constraints-web.txt | setup
 	@$(PIP) install --quiet --no-deps --target $(WEB) --requirement constraints-web.txt
 	@touch $@
 
+site: $(SITE)/.installed
+	$(SITE)/bin/python docs/website.py lay-out build/pages
+	PYTHONPATH=docs $(SITE)/bin/zensical build --strict --clean
+
+# Each generator finds what the other does not: Material, images that are not there and arguments that are documented and gone.
+check-site: site
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=docs $(SITE)/bin/mkdocs build --quiet --strict --site-dir build/site-mkdocs
+	$(SITE)/bin/python docs/website.py check build/site build/site-mkdocs
+
+$(SITE)/.installed: constraints-site.txt
+	@rm -rf $(SITE)
+	@$(PYTHON) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement constraints-site.txt
+	@touch $@
+
+dist: $(DIST)/.installed | setup
+	@rm -rf dist
+	$(DIST)/bin/python -m build --no-isolation --outdir dist .
+	$(DIST)/bin/python -m twine check --strict dist/*
+	$(BIN)/python .ci/distributions.py dist
+
+# Whether each extra can be had, by itself and with all others: a minute or more of an index's answers, so not in `make check`.
+check-extras: dist
+	$(BIN)/python .ci/distributions.py dist --extras
+
+$(DIST)/.installed: constraints-dist.txt
+	@rm -rf $(DIST)
+	@$(PYTHON) -m venv $(DIST)
+	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement constraints-dist.txt
+	@touch $@
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .compat .web .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .compat .web .site .dist .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
