@@ -1,0 +1,81 @@
+"""Checks the sdist and the wheel in a folder: what is in them, how large they are, and that the wheel works.
+
+`python .ci/distributions.py dist` takes its dependencies from the environment that runs it, which saves gigabytes; with
+`--extras` pip says instead whether the dependencies of each extra can be had together, in a fresh environment.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LARGEST = 60_000_000  # bytes
+
+
+def contents(sdist: Path, wheel: Path) -> None:
+    """What is tracked is in the sdist, the package is in the wheel, and nothing else is in either."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = set(listed.stdout.splitlines())
+    with tarfile.open(sdist) as file:
+        packed = {member.name.partition("/")[2] for member in file if member.isfile()} - {"PKG-INFO"}
+    same("the sdist", packed, tracked)
+    with zipfile.ZipFile(wheel) as file:
+        installed = {name for name in file.namelist() if ".dist-info/" not in name}
+    package = {path.removeprefix("src/") for path in tracked if path.startswith("src/goca/")}
+    same("the wheel", installed, package)
+
+
+def same(what: str, found: set[str], expected: set[str]) -> None:
+    if found != expected:
+        sys.exit(f"{what} lacks {sorted(expected - found)[:9]} and has {sorted(found - expected)[:9]} besides")
+
+
+def installed(wheel: Path, folder: Path) -> None:
+    """The wheel's own files load the model that ships and segment an image with it."""
+    python, goca = folder / "bin/python", folder / "bin/goca"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel.resolve()], check=True)
+    # An editable install beside the dependencies hangs on a .pth file, which this variable leaves unread.
+    env = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
+    ask = [python, "-c", "import goca; print(goca.__file__)"]
+    where = subprocess.run(ask, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    if not where.startswith(str(folder)):
+        sys.exit(f"goca was imported from {where}, not from the wheel in {folder}")
+    segment = [goca, "segment", ROOT / "examples/cat.png", "--classes", "cat, water", "--out", "masks"]
+    subprocess.run(segment, cwd=folder, env=env, check=True)
+    if not (folder / "masks/cat.labels.png").exists():
+        sys.exit("goca segment of the installed wheel wrote no labels")
+
+
+def extras(wheel: Path, folder: Path) -> None:
+    """pip finds versions for each extra, and for all of them but `web` at once, whose Pillow is older."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for names in (*declared, ",".join(name for name in declared if name != "web")):
+        print(f"goca[{names}]", flush=True)
+        requirement = f"goca[{names}] @ {wheel.resolve().as_uri()}"
+        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", "--dry-run", requirement], check=True)
+
+
+def main(dist: Path, only_extras: bool) -> None:
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        if only_extras:
+            extras(wheel, Path(folder).resolve())
+            return
+        contents(sdist, wheel)
+        for file in (sdist, wheel):
+            print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+            if file.stat().st_size > LARGEST:
+                sys.exit(f"{file} is larger than {LARGEST / 1e6:.0f} MB")
+        installed(wheel, Path(folder).resolve())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--extras" in sys.argv)
