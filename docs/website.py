@@ -1,7 +1,7 @@
 """What the documentation site needs besides its generator: its pages laid out, and formulas without a script.
 
-`python docs/website.py lay-out build/pages` lays them out where mkdocs.yml reads them, and `python docs/website.py check
-build/site` looks at what was built.
+`python docs/website.py lay-out build/pages` lays them out where mkdocs.yml reads them, and then
+`python docs/website.py check build/site` looks at what was built.
 """
 
 import re

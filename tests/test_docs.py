@@ -22,7 +22,7 @@ NAMING = {"docs/architecture.md": ["src"], "CONTRIBUTING.md": ["src", "tests"]}
 """Documents that name modules, classes and functions, or files to touch, and the folders that define these."""
 FOREIGN = {
     *("__call__", "encode_prompt", "DiffusionPipeline", "__setattr__", "TorchFunctionMode"),
-    *("scaled_dot_product_attention", "replace", "NAME", "slow", "python", "goca", "make"),
+    *("scaled_dot_product_attention", "replace", "NAME", "slow", "python", "math", "goca", "make"),
 }
 """Names in those documents that are not goca's, and placeholders."""
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -119,7 +119,7 @@ def names_in(document: Path) -> Iterator[str]:
     """Identifiers, dotted ones too, that are all that stands between backticks, but for arguments of a call."""
     for code in inline_code(document):
         match = re.fullmatch(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(.*\))?", code)
-        if match and not keyword.iskeyword(code) and not code.endswith((".py", ".pyi", ".md", ".toml")):
+        if match and not keyword.iskeyword(code) and not code.endswith((".py", ".pyi", ".md", ".toml", ".yml")):
             yield match[1]
 
 

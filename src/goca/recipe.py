@@ -69,8 +69,8 @@ class Recipe:
             "never", or by "gaussians", see `goca.maths.refit`; a single class stays as it is.
         edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
             segmenter switches this on for any recipe.
-        flip: whether the mirrored image is seen too, and scores are averaged; `flip` of a segmenter switches this on for
-            any recipe. What a generation attended to was seen once, so there `flip` and `seeds` say nothing.
+        flip: whether the mirrored image is seen too, and scores are averaged; `flip` of a segmenter switches this on
+            for any recipe. What a generation attended to was seen once, so there `flip` and `seeds` say nothing.
         seeds: with how many noise seeds the image is seen, 1 or more, unless the segmenter is given another number.
         square: whether images are shown squashed to a square, bicubically, as the authors' script shows them; without
             it they keep their aspect. Windows are squares either way, and long images then need none.

@@ -46,7 +46,7 @@ def trace_plan(
             "only later: choose another recipe"
         )
     # A sampler's calls see the image in the making, each with other features.
-    notes = ("a trace's scores are not refitted",) if made.refit is not None else ()
+    notes: tuple[str, ...] = ("a trace's scores are not refitted",) if made.refit is not None else ()
     if made.num_passes > 1:
         notes += ("a trace knows what the generation attended to, and nothing of a mirrored image or other noise",)
     return replace(made, seeds=(), flip=False, device=device, dtype=dtype, refit=None, notes=notes)
