@@ -157,16 +157,24 @@ def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[sl
     together = min(max(1, most // (step * width)), heads)
     memory = keys.new_empty(together, step, width)
 
-    def parts(block: slice) -> Iterator[tuple[int, Tensor]]:
-        for first in range(0, heads, together):
-            group = slice(first, min(first + together, heads))
-            part = memory[: group.stop - first, : block.stop - block.start]
-            torch.baddbmm(part, q[group, block].float(), keys[group], beta=0, alpha=scale, out=part)
-            if mask is not None:
-                part += mask[group if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
-            torch.softmax(part, dim=-1, out=part)
-            yield first, part
-
     for start in range(0, count, step):
         block = slice(start, min(start + step, count))
-        yield block, parts(block)
+        yield block, _parts(q, keys, scale, mask, block, memory)
+
+
+def _parts(
+    q: Tensor, keys: Tensor, scale: float, mask: Mask, block: slice, memory: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """Probabilities of a block of rows, in `memory`, as many heads at a time as it has: (first head, part) ...
+
+    keys: (head, dim, key).
+    """
+    heads, together = len(q), len(memory)
+    for first in range(0, heads, together):
+        group = slice(first, min(first + together, heads))
+        part = memory[: group.stop - first, : block.stop - block.start]
+        torch.baddbmm(part, q[group, block].float(), keys[group], beta=0, alpha=scale, out=part)
+        if mask is not None:
+            part += mask[group if mask.shape[0] > 1 else slice(None), block if mask.shape[1] > 1 else slice(None)]
+        torch.softmax(part, dim=-1, out=part)
+        yield first, part
