@@ -8,7 +8,7 @@ for each window, 16 MB in half precision, and as much again while features are m
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from goca.maths.attention import (
 )
 from goca.maths.fusion import LEAST, Weight
 from goca.maths.heads import HeadRule, equal_weights, head_map, head_weights
-from goca.maths.layers import LayerWeigher, Reference
+from goca.maths.layers import LayerWeigher, Reference, layer_weight
 from goca.maths.refine import Affinity
 from goca.maths.refit import ImageFeatures, components
 from goca.maths.rescale import TokenMass, mass_of_means, token_mass
@@ -220,13 +220,7 @@ class AttentionAggregator:
         """Weigh layers of one shape; of their queries only those that the reference grid picks are left."""
         layers, reference, grid = self._unweighed.pop(shape), self._reference, shape[0]
         assert reference is not None  # otherwise no layer is weighed
-
-        def weight(blocks: Iterable[tuple[slice, Tensor]]) -> Weight:
-            weigher = LayerWeigher(self.plan.layers, reference, grid)
-            for block, affinity in blocks:
-                weigher.add(block, affinity)
-            return weigher.value()
-
+        weight = partial(layer_weight, self.plan.layers, reference, grid)
         if len(layers) == 1:
             weights = [weight(layers[0].affinity())]
         else:

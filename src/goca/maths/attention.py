@@ -185,22 +185,26 @@ def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[sl
         rows_of_part, heads_of_part = step, min(max(1, most // (step * width)), heads)
     memory = keys.new_empty(heads_of_part, rows_of_part, width)
 
-    def parts(block: slice) -> _Parts:
-        queries = q[:, block] if heads_of_part < heads else q[:, block].float()
-        for rows in _slices(block.stop - block.start, rows_of_part):
-            place = slice(block.start + rows.start, block.start + rows.stop)
-            for group in _slices(heads, heads_of_part):
-                part = memory[: group.stop - group.start, : rows.stop - rows.start]
-                torch.baddbmm(part, queries[group, rows].float(), keys[group], beta=0, alpha=scale, out=part)
-                if mask is not None:
-                    part += mask[
-                        group if mask.shape[0] > 1 else slice(None), place if mask.shape[1] > 1 else slice(None)
-                    ]
-                torch.softmax(part, dim=-1, out=part)
-                yield rows, group, part
-
     for block in _slices(count, step):
-        yield block, parts(block)
+        yield block, _parts_of(q, keys, scale, mask, block, memory)
+
+
+def _parts_of(q: Tensor, keys: Tensor, scale: float, mask: Mask, block: slice, memory: Tensor) -> _Parts:
+    """Probabilities of a block of rows, in `memory`, as many heads and rows at a time as it has.
+
+    keys: (head, dim, key).
+    """
+    heads, heads_of_part, rows_of_part = len(q), memory.shape[0], memory.shape[1]
+    queries = q[:, block] if heads_of_part < heads else q[:, block].float()
+    for rows in _slices(block.stop - block.start, rows_of_part):
+        place = slice(block.start + rows.start, block.start + rows.stop)
+        for group in _slices(heads, heads_of_part):
+            part = memory[: group.stop - group.start, : rows.stop - rows.start]
+            torch.baddbmm(part, queries[group, rows].float(), keys[group], beta=0, alpha=scale, out=part)
+            if mask is not None:
+                part += mask[group if mask.shape[0] > 1 else slice(None), place if mask.shape[1] > 1 else slice(None)]
+            torch.softmax(part, dim=-1, out=part)
+            yield rows, group, part
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

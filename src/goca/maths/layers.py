@@ -5,7 +5,7 @@ Layers are weighed by how well their self-attention agrees with the model's own 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from goca.maths import Grid
 from goca.maths.attention import DENSE_PIXELS, affinity_blocks, probabilities
-from goca.maths.fusion import LEAST, LayerFusion, PerResolutionMean, WeightedMean, WeightedSum
+from goca.maths.fusion import LEAST, LayerFusion, PerResolutionMean, Weight, WeightedMean, WeightedSum
 from goca.maths.resize import constant, picked_pixels, resize_keys, resize_keys_adjoint, rows_in
 
 RowStatistics = Callable[[Float[Tensor, "row key"], Float[Tensor, "row key"]], Float[Tensor, " statistic"]]
@@ -190,3 +190,11 @@ class LayerWeigher:
 def key_mass(grid: Grid, reference: Grid, device: torch.device) -> Float[Tensor, " pixel"]:
     """What each key of a layer on `grid` counts for in a row that is resized to the reference grid."""
     return resize_keys_adjoint(torch.ones(1, math.prod(reference), device=device), grid, reference)[0]
+
+
+def layer_weight(rule: LayerRule, reference: Reference, grid: Grid, blocks: Iterable[tuple[slice, Tensor]]) -> Weight:
+    """The weight of a layer whose affinity's rows come block by block."""
+    weigher = LayerWeigher(rule, reference, grid)
+    for block, affinity in blocks:
+        weigher.add(block, affinity)
+    return weigher.value()
