@@ -9,7 +9,7 @@ how often a noun is found by chance.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,6 +78,15 @@ def found_by_noun(said: Tensor, asked: Tensor) -> dict[str, float]:
     }
 
 
+def found_by_text(
+    model: str, work: Path, captions: Sequence[str], sets: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """`text_finds_image` of each set of images, where the work folder has a text encoder with its projections."""
+    if not snapshot(work / MODELS[model].texts.__name__.rpartition(".")[2]).exists():
+        return {}
+    return {name: text_finds_image(model, work, captions, images) for name, images in sets.items()}
+
+
 @torch.no_grad()
 def text_finds_image(model: str, work: Path, captions: Sequence[str], images: np.ndarray) -> float:
     """Share of captions whose own image the text encoder's projections find most similar among all."""
@@ -131,8 +140,7 @@ def judge(model: str, work: Path, percent: int, count: int) -> dict[str, object]
         "found_by_chance": found(said.roll(1, 0), asked),
         "found_on_real_scenes": found(said_of_real, asked),
         "found_by_noun": found_by_noun(said, asked),
-        "text_finds_image": text_finds_image(model, work, captions, painted),
-        "text_finds_real_image": text_finds_image(model, work, captions, real[:count]),
+        **found_by_text(model, work, captions, {"text_finds_image": painted, "text_finds_real_image": real[:count]}),
         "held_out_loss": task.held_out_losses(denoiser(pipeline)),
         "cpu_seconds_a_painting": seconds / count,
         "cpu_seconds_a_forward": forward_seconds(task, pipeline, large[0]),
