@@ -9,7 +9,7 @@ a loop that reads, computes and writes each in turn; the two alternate. Where ev
 overlapping shows in how few of the CPU seconds are in the thread that computes.
 memory: resident memory at the peak (Linux) from a tenth of the images to all, with a stand-in for the model.
 killed: five formats on several processes; the run is killed twice and one of its workers once, and resumed each time,
-against an undisturbed run in one process.
+the last time in one process, against an undisturbed run in one process.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from overhead import _resident
 from PIL import Image
 
 from goca import GOCA_OPEN, SegmentationRequest, Segmenter
+from goca.cli.main import main as goca
 from goca.folders import (
     FolderEvent,
     FolderProgress,
@@ -163,14 +164,18 @@ def run(jobs: Any, out: Path, resume: bool) -> Iterator[FolderEvent]:
     )
 
 
-def killed(folder: Path, images: int, workers: int) -> bool:
-    """Whether a run that is killed three times ends as one that is not."""
+KILLS = ((0.2, False), (0.5, False), (0.8, True))
+"""The share of the images after which something is killed, and whether that is a worker or the whole run."""
+
+
+def killed(folder: Path, images: int, workers: int, kills: Sequence[tuple[float, bool]] = KILLS) -> bool:
+    """Whether a run on several processes that is killed, and ends in this one, leaves what one leaves that is not."""
     draw(folder / "in", images, 48)
     (folder / "in" / "broken.jpg").write_bytes(b"not an image")
     whole, torn = folder / "whole", folder / "torn"
-    segment(folder, whole, 1).wait()
-    for share, of_worker in ((0.2, False), (0.5, False), (0.8, True)):
-        process = segment(folder, torn, workers)
+    goca(command(folder, whole, 1))
+    for share, of_worker in kills:
+        process = started(command(folder, torn, workers))
         while len(list(torn.glob("*.npz"))) < share * images:
             time.sleep(0.02)
         number = workers_of(process.pid)[0] if of_worker else process.pid
@@ -178,7 +183,7 @@ def killed(folder: Path, images: int, workers: int) -> bool:
         code = process.wait()
         done = len(list(torn.glob("*.json")))
         print(f"killed {'a worker' if of_worker else 'the run'} (exit code {code}): {done} JSON files", flush=True)
-    code = segment(folder, torn, workers).wait()
+    code = goca(command(folder, torn, 1))
     files = [contents(whole), contents(torn)]
     index = [(out / "index.jsonl").read_text().replace(str(out), "OUT") for out in (whole, torn)]
     equal = files[0] == files[1] and index[0] == index[1]
@@ -186,13 +191,14 @@ def killed(folder: Path, images: int, workers: int) -> bool:
     return equal
 
 
-def segment(folder: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
-    command = ["segment", folder / "in", "--classes", "cat, grass, sky", "--format", ",".join(FIVE), "--out", out]
+def command(folder: Path, out: Path, workers: int) -> list[str]:
+    options = ["--classes", "cat, grass, sky", "--format", ",".join(FIVE), "--out", str(out), "--resume"]
+    return ["segment", str(folder / "in"), *options, "--workers", str(workers), "--threads", "1"]
+
+
+def started(command: list[str]) -> subprocess.Popen[bytes]:
     script = "import sys; from goca.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *command, "--workers", str(workers), "--threads", "1", "--resume"],
-        stdout=subprocess.DEVNULL,
-    )
+    return subprocess.Popen([sys.executable, "-c", script, *command], stdout=subprocess.DEVNULL)
 
 
 def workers_of(process: int) -> list[int]:
