@@ -78,9 +78,7 @@ def found_by_noun(said: Tensor, asked: Tensor) -> dict[str, float]:
     }
 
 
-def found_by_text(
-    model: str, work: Path, captions: Sequence[str], sets: Mapping[str, np.ndarray]
-) -> dict[str, float]:
+def found_by_text(model: str, work: Path, captions: Sequence[str], sets: Mapping[str, np.ndarray]) -> dict[str, float]:
     """`text_finds_image` of each set of images, where the work folder has a text encoder with its projections."""
     if not snapshot(work / MODELS[model].texts.__name__.rpartition(".")[2]).exists():
         return {}
