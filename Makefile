@@ -21,20 +21,24 @@ COMPAT_PACKAGES := diffusers==$(OLDEST_DIFFUSERS) huggingface-hub==1.33.0 httpx=
 # What the page and a browser need, in a folder of its own: gradio wants an older Pillow than constraints.txt has.
 WEB := .web
 
-.PHONY: help setup demo test check check-web lint types imports docs compat format clean
+.PHONY: help setup environments demo test check check-web lint types imports docs compat format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "goca needs Python 3.11 or newer, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up .venv (once; torch is large, so this takes minutes)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --no-compile --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	@# On all cores, as pip does not; files that are templates, or of another Python, do not compile.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 demo: setup
@@ -43,12 +47,15 @@ demo: setup
 # SELECT picks tests; `make check` clears it.
 SELECT ?= -m "not slow"
 test: setup
-	$(BIN)/python -m pytest -n 2 $(SELECT)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(SELECT)
 
-# The first ones side by side: each keeps one core busy.
-check: setup
-	$(MAKE) --jobs 2 --output-sync=target lint types imports check-web $(COMPAT)/.installed
-	$(MAKE) compat
+# All that `check` runs in. A core unpacks .venv, the other one what is laid over it.
+environments: setup $(COMPAT)/.installed $(WEB)/.installed
+
+# Side by side, the longest first: each keeps one core busy.
+check:
+	$(MAKE) --jobs 2 environments
+	$(MAKE) --jobs 2 --output-sync=target types check-web compat imports lint
 	$(MAKE) test SELECT=
 
 lint: setup
@@ -65,19 +72,19 @@ imports: setup
 docs: setup
 	$(BIN)/python -m pytest tests/test_docs.py
 
-compat: $(COMPAT)/.installed
+compat: setup $(COMPAT)/.installed
 	PYTHONPATH=$(COMPAT) $(BIN)/python -c 'import diffusers as d; assert d.__version__ == "$(OLDEST_DIFFUSERS)", d.__file__'
-	PYTHONPATH=$(COMPAT) $(BIN)/python -m pytest -n 2 tests/test_attention_hook.py tests/test_backbone.py
+	PYTHONPATH=$(COMPAT) $(BIN)/python -m pytest tests/test_attention_hook.py tests/test_backbone.py
 
-$(COMPAT)/.installed: Makefile | setup
+$(COMPAT)/.installed: Makefile | $(BIN)/python
 	@rm -rf $(COMPAT)
 	@$(PIP) install --quiet --no-deps --target $(COMPAT) $(COMPAT_PACKAGES)
 	@touch $@
 
-check-web: $(WEB)/.installed
+check-web: setup $(WEB)/.installed
 	PYTHONPATH=$(WEB) $(BIN)/python -m pytest tests/test_web.py tests/test_web_browser.py
 
-$(WEB)/.installed: constraints-web.txt | setup
+$(WEB)/.installed: constraints-web.txt | $(BIN)/python
 	@rm -rf $(WEB)
 	@$(PIP) install --quiet --no-deps --target $(WEB) --requirement constraints-web.txt
 	@touch $@
