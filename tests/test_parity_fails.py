@@ -20,6 +20,7 @@ STAGES = {
     "layer3.head_map": "test_head_maps",
     "layer_weights_raw": "test_layer_weights",
     "layer_weights": "test_layer_weights",
+    "layer_weights_raw_first_channel_only": "test_layer_weights_by_one_channel_as_released",
     "global_map": "test_global_map",
     "class_maps": "test_class_maps",
     "affinity": "test_affinity",
