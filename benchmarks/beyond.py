@@ -1,7 +1,7 @@
 """Changes of the published recipe, side by side on several models: what each gains over goca-balanced, and costs.
 
     python benchmarks/beyond.py [--models bundled,bundled-dit,DIR] [--scenes shipped|tuning] [--tries NAME ...]
-        [--out FOLDER] [--limit N] [--fill DOCUMENT]
+        [--out FOLDER] [--limit N]
 
 Every name is right and every pixel a class. Gains are paired over scenes, with 95 % intervals; p is a two-sided
 bootstrap's, corrected by Holm's method for all tries of a model that the table shows. CPU seconds are of an image. What
@@ -10,7 +10,6 @@ Tuning scenes are drawn by `training.tune`, whose art has to be there.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tables import fill, markdown
+from tables import markdown
 
 from goca import GOCA, GOCA_BALANCED, GOCA_REFINED, VANILLA, GocaError, Recipe, Segmenter
 from goca.diffusion.backbone import Backbone
+from goca.diffusion.fingerprint import fingerprint
 from goca.evaluation.ablate import scenes_benchmark
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import evaluate_dataset
@@ -47,8 +47,8 @@ class Try:
     @property
     def passes(self) -> int:
         """Of the denoiser, for an image."""
-        timesteps = len(self.options.get("timestep", (0,)))
-        return timesteps * self.options.get("seeds", 1) * (1 + self.options.get("flip", False))
+        seeds = self.options.get("seeds", self.recipe.seeds)
+        return seeds * (1 + bool(self.options.get("flip", self.recipe.flip)))
 
 
 TRIES: Mapping[str, Try] = {
@@ -145,12 +145,11 @@ def main() -> None:
         "--models", default="bundled,bundled-dit", help="names or folders, between commas (%(default)s)"
     )
     parser.add_argument("--scenes", choices=("shipped", "tuning"), default="shipped")
-    parser.add_argument("--tries", nargs="*", metavar="NAME", help=f"some of: {', '.join(TRIES)}")
+    parser.add_argument("--tries", nargs="*", choices=TRIES, metavar="NAME", help=f"some of: {', '.join(TRIES)}")
     parser.add_argument(
         "--out", type=Path, default=Path("goca-beyond"), help="folder of what was counted (%(default)s)"
     )
     parser.add_argument("--limit", type=int, help="only the first N scenes")
-    parser.add_argument("--fill", type=Path, metavar="DOCUMENT", help="put the table in there")
     options = parser.parse_args()
     chosen = {name: TRIES[name] for name in (BASE, *(options.tries or TRIES))}
     torch.set_num_threads(1)
@@ -160,7 +159,8 @@ def main() -> None:
         backbone = Segmenter.from_pretrained(model, GOCA_BALANCED, device="cpu").backbone
         with TemporaryDirectory() as images:
             dataset = dataset_of(options.scenes, backbone, options.limit, Path(images))
-            folder = options.out / options.scenes / Path(model).name
+            weights = fingerprint(backbone.pipeline)[:8]
+            folder = options.out / options.scenes / f"{Path(model).name}-{weights}"
             results = {}
             for number, (name, each) in enumerate(chosen.items()):
                 path = folder / f"{len(dataset.samples)}-{''.join(c if c.isalnum() else '-' for c in name)}.pt"
@@ -175,10 +175,7 @@ def main() -> None:
         for row in rows:
             row += of_model[row[0]]
     table = markdown(header, rows)
-    command = f"```console\n$ python benchmarks/beyond.py {shlex.join(sys.argv[1:])}\n```"
     print(table)
-    if options.fill:
-        fill(options.fill, "beyond", f"{command}\n\n{table}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ for number, scene in enumerate(islice(bundled.scenes(), 3)):
     scene.image.save(f"scenes/{number}.png")
 
 segmenter = Segmenter.from_pretrained("bundled", batch=8)
-requests = (SegmentationRequest(path, ["cat", "dog", "tree"]) for path in sorted(Path("scenes").iterdir()))
+requests = (SegmentationRequest(path, bundled.vocabulary()) for path in sorted(Path("scenes").iterdir()))
 for request, outcome in segmenter.stream(requests):
     if isinstance(outcome, GocaError):
         print(f"{request.image}: {outcome}")  # the others go on

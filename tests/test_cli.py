@@ -100,11 +100,23 @@ def test_nothing_is_collected_until_a_model_is_loaded(goca: Any, monkeypatch: py
     load, stream = ModelOptions.load, Segmenter.stream
     monkeypatch.setattr(ModelOptions, "load", lambda *given: states.append(gc.isenabled()) or load(*given))
     monkeypatch.setattr(Segmenter, "stream", lambda *given: states.append(gc.isenabled()) or stream(*given))
-    frozen = gc.get_freeze_count()
+    gc.unfreeze()
     assert goca("segment", "photo.jpg", *ASK).code == 0
     assert states[:2] == [False, True]
     assert gc.isenabled()
-    assert gc.get_freeze_count() == frozen == 0
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_a_caller_froze_or_switched_off_stays_so(goca: Any) -> None:
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    gc.disable()
+    try:
+        assert goca("segment", "photo.jpg", *ASK).code == 0
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() >= frozen > 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

@@ -83,10 +83,16 @@ def test_a_recipe_may_take_several_passes() -> None:
     assert planned(Recipe(seeds=2), flip=True).num_passes == 4
 
 
-@pytest.mark.parametrize("seeds", [0, 1.5, True, "2"])
+@pytest.mark.parametrize("seeds", [0, -3, 1001, 1.5, True, "2"])
 def test_a_recipe_of_no_number_of_seeds_is_refused(seeds: Any) -> None:
-    with pytest.raises(GocaError, match="is not a number of noise seeds"):
+    with pytest.raises(GocaError, match="seeds") as caught:
         Recipe(seeds=seeds)
+    assert caught.value.hint == "seeds"
+
+
+def test_a_recipe_cannot_take_more_seeds_than_there_are() -> None:
+    with pytest.raises(GocaError, match="seed 9223372036854775807 is out of range"):
+        planned(Recipe(seeds=4), seed=2**63 - 1)
 
 
 # ---- recipes

@@ -303,7 +303,9 @@ def test_a_model_that_was_measured_elsewhere(root: Path, pipelines: Path, measur
     ("asked", "told"),
     [
         ({"power_images": 1}, "ask for as many as it has"),
-        ({"seeds": 2}, "goca-seed1|vanilla-seed1"),
+        ({"seeds": 2}, "not measured with vanilla and seed 1"),
+        ({"recipes": ("daam",)}, "not measured with daam"),
+        ({"steps": 3, "judge": "judge"}, "other paintings"),
         ({"evaluation": "limit"}, "was measured otherwise"),
         ({"judge": "another"}, "of another judge"),
     ],
@@ -311,16 +313,19 @@ def test_a_model_that_was_measured_elsewhere(root: Path, pipelines: Path, measur
 def test_figures_of_something_else_are_refused(
     root: Path, pipelines: Path, measured: Path, tmp_path: Path, asked: dict[str, Any], told: str
 ) -> None:
+    asked = dict(asked)
     name = asked.pop("judge", None)
     judge = name and SimpleNamespace(name=name, tag=lambda sample, dataset: "cat")
-    alone = replace(config(root, pipelines), models={"big": str(measured)}, seeds=1)
+    alone = replace(config(root, pipelines), models={"big": str(measured)}, seeds=1, steps=2)
     if asked.get("evaluation") == "limit":
         asked["evaluation"] = replace(alone.evaluation, limit=2)
     with pytest.raises(GocaError, match=told):
         list(run(replace(alone, **asked), tmp_path, judge=judge))
 
 
-@pytest.mark.parametrize("content", ["[]", '{"judge": "j", "images": "i", "asked": [1], "found": []}', None])
+@pytest.mark.parametrize(
+    "content", ["[]", '{"judge": "j", "images": "i", "asked": [1], "found": [], "steps": null, "scale": null}', None]
+)
 def test_a_judgement_that_cannot_be_read_is_one_line(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "judgement.json"
     if content is not None:

@@ -20,12 +20,16 @@ from goca.maths.refine import AffinityRule
 from goca.maths.refit import RefitRule
 from goca.maths.rescale import Step
 from goca.maths.rules import AFFINITIES, BACKGROUNDS, CHANNELS, HEADS, LAYERS, MAPS, REFITS, STEPS, name_of, named
-from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor
+from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor, check_seeds
 
 MAX_SEED = 2**63
 """PyTorch's generators take seeds below it."""
-MAX_SEEDS = 1000
-"""More passes than anybody waits for: such a number is a mistake, as a seed given for their count."""
+
+
+def check_seed(seed: int, seeds: int) -> None:
+    """Raise GocaError for a first seed from which so many consecutive ones are more than generators take."""
+    if not 0 <= seed <= MAX_SEED - seeds:
+        raise GocaError(f"seed {seed} is out of range: give 0 to {MAX_SEED - seeds}", hint="seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +67,8 @@ class Options:
                 whole = isinstance(number, Integral) and not isinstance(number, bool)
                 if not whole and (several or number is not item.default):
                     raise GocaError(f"{item.name} {value!r} is not a whole number", hint=item.name)
-        if self.seeds > MAX_SEEDS:
-            raise GocaError(f"seeds {self.seeds} is too large: give {MAX_SEEDS} or fewer", hint="seeds")
-        if not 0 <= self.seed <= MAX_SEED - self.seeds:
-            raise GocaError(f"seed {self.seed} is out of range: give 0 to {MAX_SEED - self.seeds}", hint="seed")
+        check_seeds(self.seeds)
+        check_seed(self.seed, self.seeds)
 
     def set_by_user(self) -> frozenset[str]:
         """The fields of a plan that differ from the defaults because the user said so."""
@@ -237,6 +239,7 @@ def plan(
         chosen[name] = bool(chosen[name] or getattr(options, name))
     chosen["window"] = bool(options.window)
     seeds = recipe.seeds if options.seeds == 1 else options.seeds
+    check_seed(options.seed, seeds)
     chosen["seeds"] = tuple(range(options.seed, options.seed + seeds))
     chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
     origin |= {"size": "settings", "window": "default"}
@@ -254,15 +257,13 @@ def plan(
         origin=origin,
         **chosen,
     )
-    _check(made, options.seeds, blocks, joint, prototypes)
+    _check(made, blocks, joint, prototypes)
     return made
 
 
-def _check(plan: Plan, seeds: int, blocks: Sequence[str], joint: bool, prototypes: int | None) -> None:
+def _check(plan: Plan, blocks: Sequence[str], joint: bool, prototypes: int | None) -> None:
     if plan.size < 1:
         raise GocaError(f"size {plan.size} is too small: give the pixels a side, 1 or more", hint="size")
-    if seeds < 1:
-        raise GocaError(f"seeds {seeds} is too few: give 1 or more", hint="seeds")
     if not plan.timestep:
         raise GocaError("no timestep is given: give at least one, or leave it out for the model's own", hint="timestep")
     if min(plan.timestep) < 0:

@@ -28,6 +28,8 @@ NO_BACKGROUND = "none"
 """A background of a request, like None: every pixel gets a class."""
 KEYS = ("caption", "side")
 """Where cross-attention meets the classes: in the caption that the image is shown with, or beside it as keys alone."""
+MAX_SEEDS = 1000
+"""More passes than anybody waits for: such a number is a mistake, as a seed given for their count."""
 EVIDENCE = ("attention", "prototypes")
 """How evidence is measured, see `Recipe.evidence`."""
 
@@ -36,6 +38,14 @@ def check_floor(floor: float) -> None:
     """Raise GocaError for a floor that evidence cannot be compared with."""
     if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 <= floor <= 1:
         raise GocaError(f"floor {floor!r} is not a number from 0 to 1: give one, 0 to keep every class", hint="floor")
+
+
+def check_seeds(seeds: int) -> None:
+    """Raise GocaError for a number of noise seeds that no image is seen with."""
+    if seeds < 1:
+        raise GocaError(f"seeds {seeds} is too few: give 1 or more", hint="seeds")
+    if seeds > MAX_SEEDS:
+        raise GocaError(f"seeds {seeds} is too large: give {MAX_SEEDS} or fewer", hint="seeds")
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,8 +80,8 @@ class Recipe:
         edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
             segmenter switches this on for any recipe.
         flip: whether the mirrored image is seen too, and scores are averaged; `flip` of a segmenter switches this on
-            for any recipe. What a generation attended to was seen once, so there `flip` and `seeds` say nothing.
-        seeds: with how many noise seeds the image is seen, 1 or more, unless the segmenter is given another number.
+            for any recipe. A generation was seen once, so in a trace `flip` and `seeds` have no effect.
+        seeds: with how many noise seeds the image is seen, 1 or more; `seeds` of a segmenter above 1 goes before it.
         square: whether images are shown squashed to a square, bicubically, as the authors' script shows them; without
             it they keep their aspect. Windows are squares either way, and long images then need none.
 
@@ -120,8 +130,9 @@ class Recipe:
         if self.evidence not in (None, FROM_MODEL, *EVIDENCE):
             raise GocaError(f"evidence {self.evidence!r} is none of {', '.join(EVIDENCE)}, {FROM_MODEL} and None")
         check_floor(self.floor)
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, Integral) or self.seeds < 1:
-            raise GocaError(f"seeds {self.seeds!r} is not a number of noise seeds: give 1 or more", hint="seeds")
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, Integral):
+            raise GocaError(f"seeds {self.seeds!r} is not a whole number", hint="seeds")
+        check_seeds(int(self.seeds))
 
     def __repr__(self) -> str:
         changed = (f"{name}={value!r}" for name, value in self._named().items() if value != GOCA._named()[name])

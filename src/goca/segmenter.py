@@ -23,7 +23,7 @@ from goca.diffusion.backbone import BackboneSession, BatchItem
 from goca.errors import GocaError
 from goca.evidence import Evidence, Look
 from goca.imaging.images import ImageLike
-from goca.inspection import BY_PROTOTYPES, EVERY_CLASS, Inspection, inspectable
+from goca.inspection import BY_PROTOTYPES, EVERY_CLASS, ONE_PASS, Inspection, inspectable
 from goca.inspection.keep import blocks_kept, names_kept
 from goca.inspection.layer_maps import Budget, LayerMaps
 from goca.plan import Plan
@@ -200,6 +200,8 @@ class Segmenter(PlannedModel):
                 prepared = replace(prepared, notes=(*prepared.notes, note))
             if self.plan.evidence is not None:
                 prepared = replace(prepared, notes=(*prepared.notes, EVERY_CLASS))
+            if self.plan.num_passes > 1:
+                prepared = replace(prepared, notes=(*prepared.notes, ONE_PASS.format(passes=self.plan.num_passes)))
             for parts, what, remedy in (
                 (prepared.prompts, "so many classes take several prompts", "inspect some of them"),
                 (prepared.tiles, "so long an image is seen in several windows", "inspect a part of it"),

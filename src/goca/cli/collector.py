@@ -11,15 +11,21 @@ from contextlib import contextmanager
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Until `go_on`, or the end of the block, nothing is collected; afterwards all is as it was before."""
-    enabled = gc.isenabled()
+    """Until `go_on`, or the end of the block, nothing is collected; afterwards all is as it was before.
+
+    Where a caller has frozen objects of its own, those that the command froze stay frozen too.
+    """
+    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         if enabled:
             gc.enable()
+        else:
+            gc.disable()
 
 
 def go_on() -> None:

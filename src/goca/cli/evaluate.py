@@ -37,7 +37,7 @@ def evaluate(
     ] = None,
     as_background: Annotated[str, arguments.option(metavar="NAMES", help="Categories that count as background.")] = "",
     limit: arguments.LimitOption = None,
-    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/evaluation.md.")] = "honest",
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/protocols.md.")] = "honest",
     switches: Annotated[
         list[str] | None,
         arguments.option(

@@ -35,7 +35,7 @@ def scaling(
         Path | None, arguments.option(metavar="DIR", help="Folder that the data set was unpacked in.")
     ] = None,
     limit: arguments.LimitOption = None,
-    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/evaluation.md.")] = "honest",
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/protocols.md.")] = "honest",
     recipes: Annotated[
         str, typer.Option(metavar="NAMES", help="Methods to compare, between commas.")
     ] = "vanilla,goca,goca-balanced,goca-open",

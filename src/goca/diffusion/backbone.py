@@ -409,8 +409,7 @@ class BackboneSession:
             GocaError: for a timestep out of range, or a denoiser whose attention cannot be read.
         """
         backbone = self.backbone
-        for caption in captions:
-            self.prompt(caption)
+        prompts = [self.prompt(caption) for caption in captions]
         denoiser, component = backbone.denoiser, backbone.family.component
         with (
             restoring(backbone.pipeline) as pipeline,
@@ -418,7 +417,7 @@ class BackboneSession:
             without_caches(denoiser, component),
         ):
             noisy = add_noise(pipeline.scheduler, latents, timestep, seed)
-            args, kwargs = self._call(pipeline, captions, backbone.pixels(noisy), timestep)
+            args, kwargs = self._call(pipeline, captions, prompts, backbone.pixels(noisy), timestep)
             args, kwargs = with_sample(args, kwargs, packed(pipeline, noisy, args, kwargs))
             size = latents.shape[-2], latents.shape[-1]
             to_the_end = not stop_early or backbone.in_parts
@@ -435,12 +434,11 @@ class BackboneSession:
             return output
 
     def _call(
-        self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int
+        self, pipeline: Any, captions: Sequence[str], prompts: Sequence[EncodedPrompt], size: Grid, timestep: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`Backbone.first_call` for encoded captions: all but the latent is the same for the next images of a size."""
         key = (tuple(captions), size, timestep)
         if key not in self._calls:
-            prompts = [self.prompt(caption) for caption in captions]
             object.__setattr__(pipeline, "encode_prompt", replay(prompts))
             self._calls[key] = self.backbone.first_call(pipeline, captions, size, timestep)
             for oldest in tuple(self._calls)[:-MAX_CALLS]:

@@ -86,12 +86,15 @@ class Judgement:
         images: the digest of the prompts that were painted.
         asked: how many classes each caption names.
         found: how many of these the judge sees.
+        steps, scale: of the paintings; None for the pipeline's own.
     """
 
     judge: str
     images: str
     asked: tuple[int, ...]
     found: tuple[int, ...]
+    steps: int | None = None
+    scale: float | None = None
 
     @classmethod
     def from_json(cls, value: Any) -> "Judgement":
@@ -100,7 +103,15 @@ class Judgement:
             asked, found = (tuple(map(int, value[name])) for name in ("asked", "found"))
             if len(asked) != len(found) or not asked:
                 raise ValueError("its counts are not of the same images")
-            return cls(str(value["judge"]), str(value["images"]), asked, found)
+            steps, scale = value["steps"], value["scale"]
+            return cls(
+                str(value["judge"]),
+                str(value["images"]),
+                asked,
+                found,
+                None if steps is None else int(steps),
+                None if scale is None else float(scale),
+            )
         except (TypeError, KeyError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
 
@@ -234,10 +245,11 @@ def read_loss(folder: Path, pool: Sequence[Captioned]) -> Figure:
     """
     facts = read_facts(folder)
     records = {record.id: record for record in denoised_lines(folder).read()}
-    same = facts is not None and facts["settings"].get("images") == images_of(pool)
+    settings = {} if facts is None else facts["settings"]
+    same = (settings.get("images"), settings.get("levels")) == (images_of(pool), list(LEVELS))
     if not same or records.keys() != {each.id for each in pool}:
         raise GocaError(
-            f"{folder} has not the denoising loss of the first {len(pool)} images: ask for as many as it has",
+            f"{folder} does not have the denoising loss of the first {len(pool)} images: ask for as many as it has",
             "power_images",
         )
     return denoising_loss([records[each.id] for each in pool])
@@ -258,13 +270,20 @@ def denoised_lines(folder: Path) -> JsonLines[Denoised]:
     return JsonLines(folder / IMAGES, Denoised.from_json, asdict, "an image that was denoised")
 
 
-def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: Tagger) -> Judgement:
+def asked_nouns_found(
+    paintings: Sequence[Captioned],
+    dataset: Dataset,
+    judge: Tagger,
+    steps: int | None = None,
+    scale: float | None = None,
+) -> Judgement:
     """Which of the classes in the captions the judge finds in the paintings.
 
     Args:
         paintings: what a model made of captions, each with its own.
         dataset: whose classes the judge chooses from.
         judge: says which classes an image shows.
+        steps, scale: with which they were painted, for the record.
     """
     if isinstance(judge, BatchTagger):
         judge.prepare(paintings, dataset)
@@ -276,4 +295,4 @@ def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: T
         )
         asked.append(len(wanted))
         found.append(len(wanted & shown))
-    return Judgement(judge.name, pool_digest(paintings), tuple(asked), tuple(found))
+    return Judgement(judge.name, pool_digest(paintings), tuple(asked), tuple(found), steps, scale)

@@ -160,7 +160,7 @@ def _measure(
             for index, each in enumerate(pool)
         ]
         yield Stage("judging")
-        judgement = asked_nouns_found(paintings, dataset, judge)
+        judgement = asked_nouns_found(paintings, dataset, judge, config.steps, config.scale)
         write_atomic({folder / JUDGEMENT: f"{json.dumps(asdict(judgement))}\n".encode()})
         found = judgement.share
     reports = {}
@@ -180,6 +180,10 @@ def _read(
     reports = {}
     for recipe, seed in product(config.recipes, range(config.seeds)):
         run_folder = folder / run_name(recipe, seed)
+        if not run_folder.is_dir():
+            raise GocaError(
+                f"{folder} was not measured with {recipe} and seed {seed}: ask for what it has, or name the model"
+            )
         finished = load_run(run_folder)
         different = list(
             differences(json.loads(json.dumps(wanted)), {part: finished.settings[part] for part in wanted})
@@ -192,10 +196,12 @@ def _read(
     found = None
     if judge is not None:
         judgement = read_judgement(folder / JUDGEMENT)
-        if (judgement.judge, judgement.images) != (judge.name, pool_digest(pool)):
+        painted = (judge.name, pool_digest(pool), config.steps, config.scale)
+        if (judgement.judge, judgement.images, judgement.steps, judgement.scale) != painted:
             raise GocaError(
-                f"{folder / JUDGEMENT} is of another judge or of other images ({judgement.judge}, "
-                f"{len(judgement.asked)} images): ask for the same, or name the model",
+                f"{folder / JUDGEMENT} is of another judge, other images or other paintings ({judgement.judge}, "
+                f"{len(judgement.asked)} images, steps {judgement.steps}, scale {judgement.scale}): ask for the "
+                "same, or name the model",
                 "judge",
             )
         found = judgement.share

@@ -32,6 +32,8 @@ __all__ = ["Inspection", "Layer", "PixelAttention"]
 
 EVERY_CLASS = "every class is asked for: this recipe would leave out what it sees no evidence of"
 """What is noted where the recipe measures evidence."""
+ONE_PASS = "inspected is the first of {passes} passes"
+"""What is noted where the recipe, or its user, averages several."""
 BY_PROTOTYPES = (
     "this recipe labels by prototypes; inspected is attention, at timestep {timestep}, which labels other pixels"
 )

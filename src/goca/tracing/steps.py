@@ -49,7 +49,7 @@ def trace_plan(
     notes: tuple[str, ...] = ("a trace's scores are not refitted",) if made.refit is not None else ()
     if made.num_passes > 1:
         notes += ("a trace knows what the generation attended to, and nothing of a mirrored image or other noise",)
-    return replace(made, seeds=(), flip=False, device=device, dtype=dtype, refit=None, notes=notes)
+    return replace(made, seeds=(), flip=False, square=False, device=device, dtype=dtype, refit=None, notes=notes)
 
 
 @dataclass(frozen=True)
