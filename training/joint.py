@@ -4,7 +4,7 @@ Three blocks of two streams and five of one, 128 channels, four heads, one softm
 packed 2 x 2, the path from image to noise is straight (flow matching), guidance is the true one: the model takes no
 guidance as input. The text is padded to a random length up to Flux's 512 tokens (see t5.py).
 
-    python -m training.joint [--work FOLDER] [--steps N] [--resume]
+    python -m training.joint [--work FOLDER] [--steps N] [--start FOLDER] [--resume]
 """
 
 import functools
@@ -77,8 +77,8 @@ class JointTask(TransformerTask):
 
     aligned_block = f"transformer_blocks.{DOUBLE - 1}"
 
-    def __init__(self, work: Path, batch: int):
-        super().__init__(work, batch)
+    def __init__(self, work: Path, batch: int, start: Path | None = None):
+        super().__init__(work, batch, start)
         self.clip, self.clip_tokenizer = load_shipped()
         self.places = FluxPipeline._prepare_latent_image_ids(1, SIDE, SIDE, DEVICE, torch.float32)
 
@@ -149,10 +149,12 @@ Task, texts = JointTask, t5  # what `training.judge` asks
 
 
 def main() -> None:
-    arguments = training_command(__doc__, steps=10_000, batch=12).parse_args()
+    parser = training_command(__doc__, steps=10_000, batch=12)
+    parser.add_argument("--start", type=Path, help="folder of a transformer to begin with, such as training/joint-5000")
+    arguments = parser.parse_args()
     prepare(arguments.work)
     plan = make_plan(arguments, "joint", rate=1e-3, warm_up=300)
-    train(plan, functools.partial(JointTask, arguments.work, arguments.batch))
+    train(plan, functools.partial(JointTask, arguments.work, arguments.batch, arguments.start))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import namer, scenes, t5
@@ -42,9 +43,11 @@ class TransformerTask(DenoiserTask):
     aligned_block: ClassVar[str]
     model: Aligned
 
-    def __init__(self, work: Path, batch: int):
+    def __init__(self, work: Path, batch: int, start: Path | None = None):
         super().__init__(work, batch)
         self.model = Aligned(*self.build())
+        if start is not None:
+            self.model.denoiser.load_state_dict(load_file(start / "diffusion_pytorch_model.safetensors"))
         self.text, self.tokenizer = t5.text_encoder(work)
         levels = [np.load(work / "namer" / name, mmap_mode="r") for name in (namer.FINE, namer.COARSE)]
         self.features = [(grids, *_usual(grids[:CALIBRATED])) for grids in levels]

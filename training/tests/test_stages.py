@@ -84,6 +84,14 @@ def test_a_denoiser_learns_and_resumes_bit_for_bit(trained: Path, tmp_path: Path
         assert torch.equal(mine, other)
 
 
+def test_a_transformer_begins_with_that_of_a_folder(trained: Path) -> None:
+    torch.manual_seed(3)
+    task = joint.JointTask(trained, batch=2, start=snapshot(trained / "joint"))
+    wanted = joint.FluxTransformer2DModel.from_pretrained(snapshot(trained / "joint"))
+    for mine, other in zip(task.model.denoiser.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_text_encoder_is_causal_so_padding_changes_no_noun(trained: Path) -> None:
     model, tokenizer = clip.load(trained)
     full = tokenizer(["cat, sky"], padding="max_length", return_tensors="pt")
