@@ -20,7 +20,7 @@ DENOISERS = ("unet", "unet-0.25", "dit", "joint")
 """One of each kind, of `export.MODELS`."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(work: Path) -> Path:
     """The work folder after one step of the stages before the denoisers', and with fresh denoisers."""
     stages = {"vae": vae.VaeTask, "namer": namer.NamerTask, "clip": clip.ClipTask, "t5": t5.T5Task}
