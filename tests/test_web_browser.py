@@ -55,7 +55,7 @@ def window(browser, address, size, scheme):
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     requested, complaints = [], []
     page.on("request", lambda sent: requested.append(sent.url))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
