@@ -195,13 +195,14 @@ class Segmenter(PlannedModel):
         with self.inference():
             request = SegmentationRequest(image, classes, background_classes, background, caption)
             prepared = prepare(request, plan, session)
+            notes = list(prepared.notes)
             if self.plan.evidence == "prototypes":
-                note = BY_PROTOTYPES.format(timestep=plan.timestep[0])
-                prepared = replace(prepared, notes=(*prepared.notes, note))
+                notes.append(BY_PROTOTYPES.format(timestep=plan.timestep[0]))
             if self.plan.evidence is not None:
-                prepared = replace(prepared, notes=(*prepared.notes, EVERY_CLASS))
+                notes.append(EVERY_CLASS)
             if self.plan.num_passes > 1:
-                prepared = replace(prepared, notes=(*prepared.notes, ONE_PASS.format(passes=self.plan.num_passes)))
+                notes.append(ONE_PASS.format(passes=self.plan.num_passes))
+            prepared = replace(prepared, notes=tuple(notes))
             for parts, what, remedy in (
                 (prepared.prompts, "so many classes take several prompts", "inspect some of them"),
                 (prepared.tiles, "so long an image is seen in several windows", "inspect a part of it"),

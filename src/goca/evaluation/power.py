@@ -270,20 +270,13 @@ def denoised_lines(folder: Path) -> JsonLines[Denoised]:
     return JsonLines(folder / IMAGES, Denoised.from_json, asdict, "an image that was denoised")
 
 
-def asked_nouns_found(
-    paintings: Sequence[Captioned],
-    dataset: Dataset,
-    judge: Tagger,
-    steps: int | None = None,
-    scale: float | None = None,
-) -> Judgement:
+def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: Tagger) -> Judgement:
     """Which of the classes in the captions the judge finds in the paintings.
 
     Args:
         paintings: what a model made of captions, each with its own.
         dataset: whose classes the judge chooses from.
         judge: says which classes an image shows.
-        steps, scale: with which they were painted, for the record.
     """
     if isinstance(judge, BatchTagger):
         judge.prepare(paintings, dataset)
@@ -295,4 +288,4 @@ def asked_nouns_found(
         )
         asked.append(len(wanted))
         found.append(len(wanted & shown))
-    return Judgement(judge.name, pool_digest(paintings), tuple(asked), tuple(found), steps, scale)
+    return Judgement(judge.name, pool_digest(paintings), tuple(asked), tuple(found))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from goca.errors import GocaError
-from goca.evaluation.metrics import Score, Tally, by_size, miou, percentage, score
+from goca.evaluation.metrics import Score, SizeScore, Tally, by_size, miou, percentage, score
 from goca.evaluation.protocol import SWEEP, Protocol
 from goca.evaluation.records import ImageRecord, matrix, tally
 from goca.imaging import html
@@ -120,6 +120,10 @@ class Report:
     def _score(self) -> Score:
         return score(self.tally(), self.names, self.protocol.counting)
 
+    @cached_property
+    def _by_size(self) -> list[SizeScore]:
+        return by_size(self.tally(), self.protocol.counting)
+
     def metrics(self) -> dict[str, Any]:
         """The scores, 0 to 1; where there is a background, the fixed threshold and the oracle's side by side."""
         out: dict[str, Any] = {
@@ -127,7 +131,7 @@ class Report:
             "images": len(self.counted),
             "left_out": len(self.left_out),
             "threshold": self.labelling,
-            "by_size": [asdict(band) for band in by_size(self.tally(), self.protocol.counting)],
+            "by_size": [asdict(band) for band in self._by_size],
         }
         if self.sweep:
             best = max(self.sweep, key=self.sweep.__getitem__)

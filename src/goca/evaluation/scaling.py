@@ -160,7 +160,7 @@ def _measure(
             for index, each in enumerate(pool)
         ]
         yield Stage("judging")
-        judgement = asked_nouns_found(paintings, dataset, judge, config.steps, config.scale)
+        judgement = replace(asked_nouns_found(paintings, dataset, judge), steps=config.steps, scale=config.scale)
         write_atomic({folder / JUDGEMENT: f"{json.dumps(asdict(judgement))}\n".encode()})
         found = judgement.share
     reports = {}
@@ -173,10 +173,9 @@ def _read(
     folder: Path, config: ScalingConfig, dataset: Dataset, pool: Sequence[Captioned], judge: Tagger | None
 ) -> _Figures:
     """The figures of a model that another study measured, on the same images in the same way."""
-    wanted = {
-        "dataset": facts_of(dataset),
-        "protocol": config.evaluation.protocol_for(dataset, config.evaluation.tagger).to_json(),
-    }
+    protocol = config.evaluation.protocol_for(dataset, config.evaluation.tagger)
+    # As a run's folder has it: JSON knows no tuples.
+    wanted = json.loads(json.dumps({"dataset": facts_of(dataset), "protocol": protocol.to_json()}))
     reports = {}
     for recipe, seed in product(config.recipes, range(config.seeds)):
         run_folder = folder / run_name(recipe, seed)
@@ -185,9 +184,7 @@ def _read(
                 f"{folder} was not measured with {recipe} and seed {seed}: ask for what it has, or name the model"
             )
         finished = load_run(run_folder)
-        different = list(
-            differences(json.loads(json.dumps(wanted)), {part: finished.settings[part] for part in wanted})
-        )
+        different = list(differences(wanted, {part: finished.settings[part] for part in wanted}))
         if different:
             raise GocaError(
                 f"{run_folder} was measured otherwise, {'; '.join(different[:3])}: ask for the same, or name the model"
