@@ -90,7 +90,7 @@ def rows(pipelines: Mapping[str, Any], counts: Sequence[int]) -> Iterator[Row]:
 
 def to_markdown(measured: Sequence[Row]) -> str:
     """The rows as a table for a document."""
-    header = ("pipeline", "recipe", "classes", "first image: rows", "CPU-s", "each that follows: rows", "CPU-s")
+    header = ("pipeline", "recipe", "classes", "first image: rows", "CPU-s", "each following image: rows", "CPU-s")
     return markdown(
         header,
         (
