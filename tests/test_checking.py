@@ -228,11 +228,11 @@ def test_the_document_names_no_paths(pipeline: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("bundled",), "only for --check"),
-        (("--sheet", "sheet.png"), "need a model to check"),
-        (("--check", "--size", "64"), "need a model to check"),
+        (("bundled",), "needs --check"),
+        (("--sheet", "sheet.png"), "need a model: goca models --check MODEL"),
+        (("--check", "--size", "64"), "need a model: goca models --check MODEL"),
         (("--check", "no-such-model"), "no model"),
-        (("--check", "bundled", "--all"), "exclude each other"),
+        (("--check", "bundled", "--all"), "cannot be combined"),
         (("--check", "bundled", "--sheet", "."), "is a folder"),
         (("--check", "bundled", "--sheet", "sheet.jpg"), "name it sheet.png"),
         (("--check", "bundled", "--sheet", "/proc/nowhere/sheet.png"), "cannot write to"),

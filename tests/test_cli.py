@@ -382,7 +382,7 @@ def test_a_folder_prints_a_summary(goca, loaded):
 def test_background_in_the_list_takes_no_label_and_that_is_said(goca, loaded, options):
     done = goca("segment", "photo.jpg", "--classes", "Background, cat, grass", *options)
     assert done.code == 0
-    assert done.err == 'goca: no class is made of "Background": pixels of no class have label 0\n'
+    assert done.err == 'goca: "Background" does not become a class: pixels without a class get label 0\n'
     assert [entry["name"] for entry in json.loads(Path("goca-out/photo.json").read_text())["classes"]] == [
         "cat",
         "grass",
@@ -599,7 +599,7 @@ def test_the_unexpected_has_a_traceback_with_v(goca, boom):
     [
         ("models | true; exit ${PIPESTATUS[0]}", 1, b""),
         ("--help | true; exit ${PIPESTATUS[0]}", (0, 1), b""),
-        ("models > /dev/full", 1, b"goca: the results cannot be printed: No space left on device; redirect them"),
+        ("models > /dev/full", 1, b"goca: cannot print the results (No space left on device): redirect them"),
         ("models --json >&-", 1, b"goca: the results cannot be printed: Bad file descriptor; redirect them"),
         ("segment in/a.png --classes cat > /dev/full", 1, b"goca: the results cannot be printed: No space left"),
         ("nonsense >&-", 2, b"goca: No such command 'nonsense'"),
@@ -635,7 +635,7 @@ def test_what_cannot_be_printed_is_one_line(goca, loaded, monkeypatch, arguments
         monkeypatch.setattr(sys, "stdout", full)
         done = goca(*arguments)
     assert (done.code, done.out) == (1, "")
-    assert done.line().startswith("goca: the results cannot be printed: No space left on device; redirect")
+    assert done.line().startswith("goca: cannot print the results (No space left on device): redirect")
 
 
 # --- Texts that would steer a terminal
@@ -763,7 +763,7 @@ def test_models_as_a_table(goca):
     assert len(lines) < 40
     row = next(line for line in lines if "Stable Diffusion XL" in line)
     assert row.split()[-2:] == ["stabilityai/stable-diffusion-xl-base-1.0", "65.6"]
-    assert lines[-1].startswith("To begin with photographs: --model stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert lines[-1].startswith("To start with photographs: --model stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 @pytest.mark.parametrize("option", ["--all", "-v"])
@@ -895,7 +895,7 @@ def test_models_prints_one_thing(goca, monkeypatch, pair):
     if pair == ("--json", "--check"):
         assert json.loads(goca("models", *pair).out) == {"families": []}
     else:
-        assert f"{pair[0]} and {pair[1]} exclude each other" in goca("models", *pair).mistake()
+        assert f"{pair[0]} and {pair[1]} cannot be combined" in goca("models", *pair).mistake()
 
 
 # --- Formats
@@ -965,4 +965,4 @@ def test_only_files_of_the_same_formats_collide(goca, loaded):
 
 def test_the_help_lists_every_format(goca):
     words = " ".join(goca("segment", "--help").out.split())
-    assert all(re.search(rf"What to write:[^.]*\b{name}\b", words) for name in EXPORTERS)
+    assert all(re.search(rf"Files to write:[^.]*\b{name}\b", words) for name in EXPORTERS)
