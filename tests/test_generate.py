@@ -176,7 +176,7 @@ def test_words_that_the_bundled_model_does_not_know_are_named(prompt: str, unkno
     assert len(list(Path("goca-out").glob("*.png"))) == 1
     if unknown:
         names = ", ".join(f'"{word}"' for word in unknown)
-        assert done.line().startswith(f"goca: bundled does not know {names}, and paints something else")
+        assert done.line().startswith(f"goca: bundled does not know {names} and generates something else")
         assert done.line().endswith(f"it knows {', '.join(bundled.vocabulary())}\n")
     else:
         assert done.err == ""
