@@ -422,7 +422,7 @@ def test_reasons_that_are_the_same_are_said_once(goca, loaded):
     assert done.code == 1
     assert done.err.splitlines() == [
         f"goca: left out: in/broken0.png, in/broken1.png, in/broken2.png and 2 more: each {NO_IMAGE}",
-        "goca: left out: in/gone.png is a link to nowhere.png, which is not there",
+        "goca: left out: in/gone.png is a link to nowhere.png, which does not exist",
     ]
     assert done.out.endswith("2 images segmented, 6 left out; results in goca-out, listed in goca-out/index.jsonl\n")
 
@@ -432,7 +432,7 @@ def test_at_most_ten_reasons_are_said(goca, loaded):
         Path(f"in/gone{number:02}.png").symlink_to(f"nowhere{number}.png")
     done = goca("segment", "in", *ASK)
     assert len(done.err.splitlines()) == 11
-    assert done.err.splitlines()[9] == "goca: left out: in/gone09.png is a link to nowhere9.png, which is not there"
+    assert done.err.splitlines()[9] == "goca: left out: in/gone09.png is a link to nowhere9.png, which does not exist"
     assert done.err.splitlines()[10] == "goca: and 4 more: see goca-out/index.jsonl"
     reasons = [json.loads(line).get("error") for line in Path("goca-out/index.jsonl").read_text().splitlines()]
     assert sum(reason is not None for reason in reasons) == 14

@@ -83,10 +83,10 @@ def test_background_nouns_without_prototypes_are_left_out(usual: Segmenter, cat:
 
 def test_what_is_not_used_is_said(usual: Segmenter, cat: Image.Image) -> None:
     notes = usual(cat, ["cat"], caption="a cat at sea").plan.notes
-    assert "prototypes label pixels without a caption: it is not used" in notes
+    assert "prototypes label the pixels: the caption is not used" in notes
     every = usual(cat, ["cat", "rocket"], background="none")
     assert min(every.evidence) < usual.plan.floor
-    assert "every pixel gets a class: so few classes are all kept, even below the floor" in every.plan.notes
+    assert "every pixel gets a class: all classes are kept, even below the floor" in every.plan.notes
 
 
 def test_nouns_without_prototypes_are_looked_for_by_attention(usual: Segmenter, cat: Image.Image) -> None:

@@ -233,7 +233,7 @@ def test_an_image_is_that_of_its_prompt_and_seed_alone(
 
 def test_what_the_pipeline_refuses_is_one_line(fake: None, prompts: Path, tmp_path: Path) -> None:
     config = GenerationConfig(prompts=prompts, steps=3)
-    with pytest.raises(GocaError, match=r"the pipeline refuses: .*num_inference_steps"):
+    with pytest.raises(GocaError, match=r"the pipeline does not accept this: .*num_inference_steps"):
         list(run(config, tmp_path / "run"))
 
 

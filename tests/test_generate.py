@@ -117,7 +117,7 @@ def test_guidance_at_rate_1_is_none(goca: Any) -> None:
         ((PROMPT, "--model", "nowhere"), 'no model "nowhere"'),
         ((PROMPT, "--recipe", "magic"), 'no recipe "magic"'),
         ((PROMPT, "--explain", "--recipe", "fttm"), "lacks"),
-        ((PROMPT, "--size", "63"), "the pipeline refuses: .*divisible by 8"),
+        ((PROMPT, "--size", "63"), "the pipeline does not accept this: .*divisible by 8"),
         ((PROMPT, "--out", "file/below"), "cannot write to file/below"),
         ((PROMPT, "--steps", "0"), "steps"),
         ((PROMPT, "--scale", "nan"), "scale nan"),

@@ -403,8 +403,8 @@ def test_what_cannot_be_inspected(segmenter: Segmenter, image: Callable[..., Ima
         (lambda: inspection.layer_map("cat", "mid_block.attentions.0.transformer_blocks.0"), "it is not kept"),
         (lambda: inspection.at(60, 0), "there is no pixel"),
         (lambda: segmenter.inspect(photo, ["cat"], keep="steps"), "choose from heads"),
-        (lambda: segmenter.inspect(image(600, 20), ["cat"]), "so long an image"),
-        (lambda: segmenter.inspect(photo, [f"thing number {n}" for n in range(40)]), "so many classes"),
+        (lambda: segmenter.inspect(image(600, 20), ["cat"]), "this image takes several windows"),
+        (lambda: segmenter.inspect(photo, [f"thing number {n}" for n in range(40)]), "these classes take several prompts"),
         (lambda: side.inspect(photo, ["cat"]), "choose another one to inspect with"),
         (lambda: unrefined.affinity(3, 3), "the recipe refines nothing"),
     ):

@@ -193,7 +193,7 @@ def test_what_cannot_be_evaluated_is_one_line(goca: Goca, wrong: tuple[str, ...]
         (("--as-background", "unicorn"), 'no category "unicorn"'),
         (("--split", "test"), 'no split "test"'),
         (("--tagger", "given:"), "no nouns are given"),
-        (("--ray", "nowhere"), "no Ray address"),
+        (("--ray", "nowhere"), "is not a Ray address"),
         (("--out", "other"), "other/run.json is not of a run"),
     ],
 )

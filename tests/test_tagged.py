@@ -227,7 +227,7 @@ def test_a_paid_tagger_says_what_it_takes_first(photos: None, monkeypatch: pytes
         (("--tagger", "clip:nowhere"), 'no model "nowhere"'),
         (("--tagger", "clip:"), "no model is named"),
         (("--tagger", "captions:missing.json"), "no such file"),
-        (("--tagger", "self:"), "no candidates are named"),
+        (("--tagger", "self:"), "there are no candidates"),
         (("--tagger", "local:nowhere"), 'no model "nowhere"'),
         (("--prices", "1,2"), "only applies to --tagger vlm:MODEL"),
     ],

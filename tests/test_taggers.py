@@ -197,8 +197,8 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
         ("human", 'no tagger "human": there are given'),
         ("oracle:x", "oracle where there is ground truth"),
         ("selfish", "self, self:NOUNS"),
-        ("self: , ", "no candidates are named"),
-        ("self", "a segmenter has to be given"),
+        ("self: , ", "there are no candidates"),
+        ("self", "needs a segmenter"),
     ],
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
@@ -618,5 +618,5 @@ def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path, cache: Pat
     tagger = tagger_for("self", bundled)
     assert {noun for group in parse(tagger.tag(photo, Photos())) for noun in group} <= set(vocabulary)
     free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
-    with pytest.raises(GocaError, match="no candidates are named"):
+    with pytest.raises(GocaError, match="there are no candidates"):
         tagger_for("self", free).tag(photo, Photos())

@@ -69,7 +69,7 @@ def test_what_cannot_be_added_or_begun(found: Segmentation, tmp_path: Path) -> N
     with pytest.raises(GocaError, match=r'"sky" is not a class of .*made: there are cat, grass'):
         made.add(found)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["classes.txt"]
-    with pytest.raises(GocaError, match=r"classes\.txt lists other classes, or in another order"):
+    with pytest.raises(GocaError, match=r"classes\.txt lists other classes, or another order"):
         TrainingSet(tmp_path / "made", ("grass", "cat"))
     with pytest.raises(GocaError, match="no classes"):
         TrainingSet(tmp_path / "other", ())
