@@ -273,7 +273,7 @@ REFUSALS = [
     (("scaling", "nonsense"), 'no model "nonsense"'),
     (("scaling", "bundled", "--recipes", "vanilla,soup"), "goca, vanilla"),
     (("scaling", "bundled", "--dataset", "imagenet"), 'no data set "imagenet"'),
-    (("scaling", "bundled", "bundled"), "two models"),
+    (("scaling", "bundled", "bundled"), "two models have the label"),
     (("scaling", "bundled", "--out", "names.txt"), "cannot write to names.txt"),
     (("models", "--probe", "in"), "model_index.json"),
 ]

@@ -151,7 +151,7 @@ def test_a_run_that_lacks_an_image_is_completed_first(goca: Goca, runs: Path, fi
     (other / "images.jsonl").write_text("".join(lines[:1] + lines[2:]))
     pair = (other, runs / "vanilla") if first else (runs / "vanilla", other)
     mistake = goca("compare", *pair).mistake()
-    assert f"{other} has only 4 of its 5 images: ask the same goca evaluate again to complete it" in mistake
+    assert f"{other} has only 4 of its 5 images: run the same goca evaluate again to complete it" in mistake
     # As it says, that completes it.
     evaluate(CONFIG, other)
     assert goca("compare", *pair).code == 0

@@ -210,7 +210,7 @@ def test_a_folder_of_other_images_is_refused(
 ) -> None:
     list(run(GenerationConfig(prompts=prompts), tmp_path / "run"))
     before = files(tmp_path / "run/images")
-    with pytest.raises(GocaError, match=rf"is a run that differs in .*{difference}"):
+    with pytest.raises(GocaError, match=rf"holds a run that differs in .*{difference}"):
         list(run(GenerationConfig(prompts=prompts, **change), tmp_path / "run"))
     assert files(tmp_path / "run/images") == before
 
@@ -402,7 +402,7 @@ def test_means_and_paired_gains(tmp_path: Path) -> None:
     # Of images that all gain the same, every resample does.
     assert meter(second).gain_over(meter(first)) == {"effective_scale": (0.5, (0.5, 0.5))}
     described(second, text=["a", "b", "x"], effective_scale=[1.5, 2.5, 6.5])
-    with pytest.raises(GocaError, match=r"are not of the same prompts \(2\.png\)"):
+    with pytest.raises(GocaError, match=r"have different prompts \(2\.png\)"):
         meter(second).gain_over(meter(first))
 
 
@@ -422,7 +422,7 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
     with pytest.raises(GocaError, match="no images in"):
         open_folder(tmp_path / "empty")
     folder = painted(tmp_path / "two", [(1, 2, 3), (4, 5, 6)])
-    with pytest.raises(GocaError, match=r"has no prompt of 0\.png"):
+    with pytest.raises(GocaError, match=r"has no prompt for 0\.png"):
         _ = open_folder(folder).prompts
     described(folder, text=["a", "b"])
     (folder / "1.png").unlink()

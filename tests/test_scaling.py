@@ -302,12 +302,12 @@ def test_a_model_that_was_measured_elsewhere(root: Path, pipelines: Path, measur
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"power_images": 1}, "ask for as many as it has"),
+        ({"power_images": 1}, "use as many images as it has"),
         ({"seeds": 2}, "not measured with vanilla and seed 1"),
         ({"recipes": ("daam",)}, "not measured with daam"),
-        ({"steps": 3, "judge": "judge"}, "other paintings"),
-        ({"evaluation": "limit"}, "was measured otherwise"),
-        ({"judge": "another"}, "of another judge"),
+        ({"steps": 3, "judge": "judge"}, "other options"),
+        ({"evaluation": "limit"}, "was measured differently"),
+        ({"judge": "another"}, "has another judge"),
     ],
 )
 def test_figures_of_something_else_are_refused(
@@ -343,8 +343,8 @@ def test_a_judgement_that_cannot_be_read_is_one_line(tmp_path: Path, content: st
         (("--judge", "nowhere"), 'no model "nowhere"'),
         (("--protocol", "paper"), 'no "paper" protocol'),
         (("--recipes", ""), 'no recipe ""'),
-        (("Bundled=bundled",), "two models"),
-        (("x/=bundled",), "cannot name a folder"),
+        (("Bundled=bundled",), "two models have the label"),
+        (("x/=bundled",), "cannot be a folder name"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

@@ -662,8 +662,8 @@ def test_a_folder_is_segmented_by_what_a_server_names(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--estimate",), 'nobody has to pay the tagger "oracle"'),
-        (("--tagger", "self", "--estimate"), 'nobody has to pay the tagger "self"'),
+        (("--estimate",), 'the tagger "oracle" costs nothing'),
+        (("--tagger", "self", "--estimate"), 'the tagger "self" costs nothing'),
         (("--tagger", "vlm:m", "--prices", "3"), '--prices "3" is not valid'),
         (("--tagger", "vlm:m", "--prices", "3,-1"), '--prices "3,-1" is not valid'),
         (("--tagger", "vlm:m", "--prices", "nan,1"), '--prices "nan,1" is not valid'),
