@@ -104,10 +104,10 @@ def test_opening_reads_no_image(
 def test_what_there_is_not() -> None:
     with pytest.raises(GocaError, match=r'no data set "coco": choose from scenes, voc, .*, folder'):
         open_dataset("coco", None)
-    with pytest.raises(GocaError, match='no split "test": there are val, train, trainval'):
+    with pytest.raises(GocaError, match='no split "test": choose from val, train, trainval'):
         open_dataset("voc", None, "test")
     for name in DATASETS:
-        with pytest.raises(GocaError, match=r'no split "x": there are'):
+        with pytest.raises(GocaError, match=r'no split "x": choose from'):
             open_dataset(name, None, "x")
 
 

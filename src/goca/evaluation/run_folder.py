@@ -54,8 +54,8 @@ class RunFolder:
             different = list(differences(json.loads(json.dumps(self.settings)), before.get("settings", {})))
             if different:
                 raise GocaError(
-                    f"{self.folder} holds a run that differs in {'; '.join(different[:3])}: choose another folder, or use "
-                    "its settings",
+                    f"{self.folder} holds a run that differs in {'; '.join(different[:3])}: choose another folder, or "
+                    "use its settings",
                     "out",
                 )
             self._facts = {key: before[key] for key in ("started", "sessions", "finished") if key in before}

@@ -111,7 +111,7 @@ def _from_polygons(polygons: list[Any], height: int, width: int) -> Mask:
 
 
 def _decompressed(counts: str) -> list[int]:
-    """Run lengths from COCO's compressed form: five bits per character; from the third, relative to the last but one."""
+    """Run lengths from COCO's compressed form: five bits per character; from the third, minus the last but one."""
     runs: list[int] = []
     value = shift = 0
     for character in counts:
