@@ -260,7 +260,7 @@ REFUSALS = [
     (("evaluate", "imagenet"), 'no data set "imagenet"'),
     (("evaluate", "voc"), "no tagger"),
     (("evaluate", "scenes", "--tagger", "magic"), 'no tagger "magic"'),
-    (("evaluate", "scenes", "--tagger", "given:"), "no nouns are given"),
+    (("evaluate", "scenes", "--tagger", "given:"), "there are no nouns"),
     (("evaluate", "scenes", "--tagger", "clip:nowhere"), 'no model "nowhere"'),
     (("segment", "names.txt", "--classes", "cat", "--tagger", "magic"), 'no tagger "magic"'),
     (("evaluate", "scenes", "--tagger", "captions:nowhere"), "nowhere"),

@@ -437,7 +437,7 @@ def test_other_models_are_refused() -> None:
     host = Host()
     flux = Patcher(SimpleNamespace(diffusion_model=type("Flux", (nn.Module,), {})(), model_config=SimpleNamespace()))
     refused(
-        "attention of Flux cannot be read", lambda: comfyui.trace_sampler(flux, host.clip, PROMPT, "goca", ALL_STEPS)
+        "the attention of Flux is not supported", lambda: comfyui.trace_sampler(flux, host.clip, PROMPT, "goca", ALL_STEPS)
     )
     t5 = SimpleNamespace(tokenize=lambda text: {"l": [], "t5xxl": []})
     refused("l, t5xxl", lambda: comfyui.trace_sampler(host.patcher, t5, PROMPT, "goca", ALL_STEPS))

@@ -258,9 +258,9 @@ def test_what_cannot_be_answered_is_refused_in_one_line(backend, body, status, m
 def test_requests_are_of_limited_size_and_of_json(backend, monkeypatch):
     monkeypatch.setattr(label_studio, "MAX_BYTES", 1000)
     served = backend()
-    assert "more than" in refused(served.client.post("/predict", json=request_of(CAT_URI)), 413)
+    assert "larger than" in refused(served.client.post("/predict", json=request_of(CAT_URI)), 413)
     parts = (b"x" * 300 for _ in range(9))
-    assert "more than" in refused(served.client.post("/predict", content=parts, headers=JSON), 413)
+    assert "larger than" in refused(served.client.post("/predict", content=parts, headers=JSON), 413)
     # What a page in a browser may send anywhere.
     assert "application/json" in refused(served.client.post("/predict", content=b"{}"), 415)
 

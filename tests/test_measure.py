@@ -192,7 +192,7 @@ def test_what_cannot_be_evaluated_is_one_line(goca: Goca, wrong: tuple[str, ...]
         (("--captions", "poems"), 'no caption style "poems"'),
         (("--as-background", "unicorn"), 'no category "unicorn"'),
         (("--split", "test"), 'no split "test"'),
-        (("--tagger", "given:"), "no nouns are given"),
+        (("--tagger", "given:"), "there are no nouns"),
         (("--ray", "nowhere"), "is not a Ray address"),
         (("--out", "other"), "other/run.json is not of a run"),
     ],

@@ -124,7 +124,7 @@ def test_taggers_by_name(bundled: Segmenter, image: Make) -> None:
 
 def test_a_class_that_no_caption_can_name_is_refused(sd15: Any, image: Make) -> None:
     segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
-    with pytest.raises(GocaError, match="cannot stand in a list of nouns"):
+    with pytest.raises(GocaError, match="cannot be in a list of nouns"):
         segmenter(image(), ["cat", "wall (brick)"], tagger=Says("cat"))
 
 
@@ -205,7 +205,7 @@ def test_nothing_is_loaded_or_paid_before_the_cheap_checks(photos: None, monkeyp
     monkeypatch.setattr(Paid, "ready", lambda self: None)
     jobs = plan_outputs([Path("in")], Path("out"))
     request = SegmentationRequest("", ["cat", "dog (old)"])
-    with pytest.raises(GocaError, match="cannot stand in a list"):
+    with pytest.raises(GocaError, match="cannot be in a list"):
         next(segment_images(jobs, request, ModelOptions(name="x/y"), tagger=Paid("")))
 
 

@@ -60,7 +60,7 @@ def test_it_is_written_as_other_data_sets(found: Segmentation, tmp_path: Path) -
         assert np.asarray(mask)[::16, 0].tolist() == [0, 2, 1]
     with pytest.raises(GocaError, match='"labels" is not a data set: choose from coco'):
         made.export("labels", tmp_path / "labels")
-    with pytest.raises(GocaError, match="is a folder of something else"):
+    with pytest.raises(GocaError, match="is not a data set of goca's"):
         made.export("yolo", tmp_path / "made")
 
 
