@@ -169,7 +169,7 @@ def test_what_cannot_be_guided_is_refused(pipe: Any) -> None:
     for options, message in (
         ({"guidance_scale": 1.0}, "give a guidance_scale above 1"),
         ({"rate": 0.0}, "rate 0.0 is not a positive number"),
-        ({"recipe": "goca-open"}, "asks which classes there are"),
+        ({"recipe": "goca-open"}, "measures evidence of classes"),
     ):
         with pytest.raises(GocaError, match=message):
             guided(**options)
@@ -178,7 +178,7 @@ def test_what_cannot_be_guided_is_refused(pipe: Any) -> None:
     guider.set_state(0, 1, torch.tensor(1))
     with pytest.raises(GocaError, match="outside the call of a modular pipeline"):
         guider.prepare_models(pipe.unet)
-    with pytest.raises(GocaError, match="3 masks are given for 1 images"):
+    with pytest.raises(GocaError, match="3 masks were given for 1 images"):
         make(pipe, guided(masks=[np.eye(2, dtype=int)] * 3))
     assert_nothing_is_left(pipe.unet)
     assert torch.equal(guider.forward(image, image).pred, image)

@@ -179,7 +179,7 @@ def caption_of(answer: str, model: str, names: Iterable[str] = ()) -> str:
 def caption_in(answer: str, names: Iterable[str] = ()) -> str:
     """The caption in a vision-language model's answer, JSON, {"nouns": [...]}, or a list of nouns.
 
-    Thoughts, markup, code fences and introductions are removed, and so are sentences: only items of a list, separated by
+    Thoughts, markup, code fences and introductions are removed, and so are sentences: only items separated by
     commas or line breaks, are nouns.
 
     Args:
