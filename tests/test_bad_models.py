@@ -240,7 +240,7 @@ def test_a_whole_pipeline_of_no_listed_family_is_refused_before_its_weights_are_
 def test_a_size_far_beyond_what_it_was_trained_at(sd15: Any) -> None:
     assert Segmenter.from_pipeline(sd15, size=256).plan.size == 256
     with pytest.raises(
-        GocaError, match=r"size 257 is too large: .* trained at 64 px a side, so give 256 or less"
+        GocaError, match=r"size 257 is too large: .* trained at 64 px per side, so give 256 or less"
     ) as caught:
         Segmenter.from_pipeline(sd15, size=257)
     assert caught.value.hint == "window"

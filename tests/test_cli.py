@@ -932,7 +932,7 @@ def test_options_of_objects_are_heeded(goca, loaded):
     done = goca("segment", *options, "--instances", "--min-area", "4", "--fill-holes", "--resume")
     assert "2 images segmented, 2 of them by an earlier run" in done.out
     assert "2 images segmented, 0 of them by an earlier run" in goca("segment", *options, "--resume").out
-    assert "min_area changes nothing in these formats" in goca("segment", "in", *ASK, "--min-area", "2").mistake()
+    assert "min_area has no effect on these formats" in goca("segment", "in", *ASK, "--min-area", "2").mistake()
 
 
 @pytest.mark.parametrize(

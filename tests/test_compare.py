@@ -181,7 +181,7 @@ def _of_a_label_below_all(image: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (_renamed, "only one of them has 003, so that the images.jsonl of one is of another run: restore it"),
+        (_renamed, "only one of them has 003, so the images.jsonl of one is from another run: restore it"),
         (_doubled, "images.jsonl has lines of another run: restore it"),
         (_counted_otherwise, "images.jsonl has lines of another run: restore it"),
         (_of_a_label_that_there_is_not, "images.jsonl has lines of another run: restore it"),

@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_searched_is_named(monkeypatch):
         return list_folder(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert problems("in") == {"in/locked": "in/locked is a folder that cannot be searched: Permission denied"}
+    assert problems("in") == {"in/locked": "in/locked is a folder that cannot be read: Permission denied"}
     assert "in/locked is a folder that cannot be searched" in refusal("in/locked")
 
 

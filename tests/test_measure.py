@@ -194,7 +194,7 @@ def test_what_cannot_be_evaluated_is_one_line(goca: Goca, wrong: tuple[str, ...]
         (("--split", "test"), 'no split "test"'),
         (("--tagger", "given:"), "there are no nouns"),
         (("--ray", "nowhere"), "is not a Ray address"),
-        (("--out", "other"), "other/run.json is not of a run"),
+        (("--out", "other"), "other/run.json is not from a run"),
     ],
 )
 def test_what_needs_no_model_is_refused_before_one_is_loaded(

@@ -468,7 +468,7 @@ class TestServed:
         assert "head 0" not in answer
         assert "all heads" in answer
         answer = told(page, "inspect-words", "input", [STATE, "refined"], {"word": "road"})
-        assert "road, shared: bright is" in answer
+        assert "road, shared: brightest is" in answer
         assert '"value":"shared"' in answer
 
     def test_steps_of_a_generation_that_are_not_there(self, page):
