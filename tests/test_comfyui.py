@@ -437,7 +437,8 @@ def test_other_models_are_refused() -> None:
     host = Host()
     flux = Patcher(SimpleNamespace(diffusion_model=type("Flux", (nn.Module,), {})(), model_config=SimpleNamespace()))
     refused(
-        "the attention of Flux is not supported", lambda: comfyui.trace_sampler(flux, host.clip, PROMPT, "goca", ALL_STEPS)
+        "the attention of Flux is not supported",
+        lambda: comfyui.trace_sampler(flux, host.clip, PROMPT, "goca", ALL_STEPS),
     )
     t5 = SimpleNamespace(tokenize=lambda text: {"l": [], "t5xxl": []})
     refused("l, t5xxl", lambda: comfyui.trace_sampler(host.patcher, t5, PROMPT, "goca", ALL_STEPS))
@@ -482,7 +483,8 @@ def test_other_conditioning_is_refused() -> None:
     for x, branches in ((torch.zeros(2, 4, 4, 4), [0, 0]), (torch.zeros(1, 4, 4, 2), [0])):
         given = {**options, "cond_or_uncond": branches}
         refused(
-            "connect one prompt for the whole image", lambda x=x, given=given: denoising(call, x, torch.ones(1), None, None, None, given)
+            "connect one prompt for the whole image",
+            lambda x=x, given=given: denoising(call, x, torch.ones(1), None, None, None, given),
         )
 
 

@@ -462,7 +462,7 @@ class TestDatasets:
     def test_a_folder_of_somebody_else_is_not_replaced(self, written, tmp_path):
         (tmp_path / "dataset.yolo").mkdir()
         (tmp_path / "dataset.yolo" / "mine.txt").touch()
-        with pytest.raises(GocaError, match=r"dataset\.yolo is a folder of something else"):
+        with pytest.raises(GocaError, match=r"dataset\.yolo is not a data set of goca's"):
             written("yolo")
         assert (tmp_path / "dataset.yolo" / "mine.txt").exists()
 

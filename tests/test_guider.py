@@ -176,7 +176,7 @@ def test_what_cannot_be_guided_is_refused(pipe: Any) -> None:
     image = torch.zeros(1, 4, 8, 8)
     guider = guided()
     guider.set_state(0, 1, torch.tensor(1))
-    with pytest.raises(GocaError, match="outside the call of a modular pipeline"):
+    with pytest.raises(GocaError, match="outside a call of a modular pipeline"):
         guider.prepare_models(pipe.unet)
     with pytest.raises(GocaError, match="3 masks were given for 1 images"):
         make(pipe, guided(masks=[np.eye(2, dtype=int)] * 3))
@@ -202,5 +202,5 @@ def test_words_that_are_unknown_are_refused_and_constant_rates_are_not() -> None
 
 def test_prompts_that_a_block_overwrites_are_refused() -> None:
     pipe = modular(build("z_image"), diffusers.ZImageAutoBlocks())
-    with pytest.raises(GocaError, match="call it with each in turn"):
+    with pytest.raises(GocaError, match="call it separately for each"):
         make(pipe, guided(), prompt=["a cat", "a dog"], negative_prompt=["", ""])

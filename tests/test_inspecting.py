@@ -404,7 +404,10 @@ def test_what_cannot_be_inspected(segmenter: Segmenter, image: Callable[..., Ima
         (lambda: inspection.at(60, 0), "there is no pixel"),
         (lambda: segmenter.inspect(photo, ["cat"], keep="steps"), "choose from heads"),
         (lambda: segmenter.inspect(image(600, 20), ["cat"]), "this image takes several windows"),
-        (lambda: segmenter.inspect(photo, [f"thing number {n}" for n in range(40)]), "these classes take several prompts"),
+        (
+            lambda: segmenter.inspect(photo, [f"thing number {n}" for n in range(40)]),
+            "these classes take several prompts",
+        ),
         (lambda: side.inspect(photo, ["cat"]), "choose another one for an inspection"),
         (lambda: unrefined.affinity(3, 3), "the recipe does not refine"),
     ):

@@ -245,7 +245,11 @@ def test_a_study_of_two_models(goca: Goca, root: Path, pipelines: Path, tmp_path
             assert score["miou"] == pytest.approx(np.mean(score["seeds"]))
             assert len(set(score["seeds"])) == 2
     assert {trend["power"] for trend in told["trends"]} >= {"denoising loss", "FID"}
-    for text in ("denoising loss", "20.500", "gain over vanilla with the weakest (small) and the strongest generator (big)"):
+    for text in (
+        "denoising loss",
+        "20.500",
+        "gain over vanilla with the weakest (small) and the strongest generator (big)",
+    ):
         assert text in done.out
     with Image.open(tmp_path / "out" / "scaling.png") as drawn:
         assert drawn.width > 1500

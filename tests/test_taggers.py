@@ -398,14 +398,14 @@ def test_models_that_cannot_be_local(folder: Path, photos: tuple[Sample, ...], t
     [
         ("adapter_config.json", {"base_model_name_or_path": "someone/else"}, "would load another model"),
         ("config.json", {"transformers_weights": "../model.safetensors"}, "only a safetensors file beside it"),
-        ("config.json", {"attn_implementation": "someone/kernel"}, "code or a model to fetch"),
+        ("config.json", {"attn_implementation": "someone/kernel"}, "code or a model to download"),
         (
             "config.json",
             {"auto_map": {"AutoModelForImageTextToText": "model.Mine"}, "model_type": "mine"},
             "cannot load",
         ),
         ("config.json", {"image_token_index": 10**12}, "image_token_index = 1000000000000"),
-        ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "a/b"}}, "a model to fetch"),
+        ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "a/b"}}, "a model to download"),
         ("model.safetensors.index.json", {"weight_map": {"a": "../model.bin"}}, "only safetensors files beside it"),
         ("chat_template.jinja", "{{ raise_exception('no') }}", "chat template that fails"),
     ],

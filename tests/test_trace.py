@@ -301,9 +301,9 @@ def test_why_nothing_was_traced(pipe: Any) -> None:
     given = {"prompt_embeds": embedded, "negative_prompt_embeds": unwanted}
     for run, told in (
         (lambda: None, "nothing was traced: call the pipeline, with a prompt as text, inside"),
-        (by_hand, "ran, but not by a call of this very StableDiffusionPipeline; call it"),
-        (lambda: make(other), "ran, but not by a call of this very StableDiffusionPipeline; call it"),
-        (exchanged, "was given another denoiser inside the `with` block; give it that before"),
+        (by_hand, "ran, but not by a call of this StableDiffusionPipeline; call it"),
+        (lambda: make(other), "ran, but not by a call of this StableDiffusionPipeline; call it"),
+        (exchanged, "got another denoiser inside the `with` block; set it before the block"),
         (in_a_thread, "ran in another thread than the `with` block; call the pipeline in the block's"),
     ):
         with trace(pipe) as tr:
@@ -918,7 +918,7 @@ def test_what_is_no_word_and_no_number(traced: Trace, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("steps", [5, [-1], [], ["0"], range(0), [0.5], "0", np.array(5), np.array([0.5])])
 def test_steps_that_are_none(pipe: Any, steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "jaxtyping_disable", True)
-    with pytest.raises(GocaError, match="are not steps of a sampler"):
+    with pytest.raises(GocaError, match="are not sampling steps"):
         trace(pipe, steps=steps)
 
 
@@ -970,7 +970,9 @@ def assembled(kind: Any, scheduler: Any = DDIMScheduler) -> Any:
 
 
 def test_pipelines_that_cannot_be_traced_at_all() -> None:
-    with pytest.raises(GocaError, match=r"perturb it; take .* instead, StableDiffusionPipeline.from_pipe\(pipe\)"):
+    with pytest.raises(
+        GocaError, match=r"perturbed attention.* use the .* instead, StableDiffusionPipeline.from_pipe\(pipe\)"
+    ):
         trace(assembled(StableDiffusionPAGPipeline))
     with pytest.raises(GocaError, match=r"StableDiffusionInstructPix2PixPipeline .* has no method encode_prompt, by"):
         trace(assembled(StableDiffusionInstructPix2PixPipeline))
@@ -997,12 +999,17 @@ def test_every_pipeline_of_perturbed_attention_has_one_without() -> None:
 @pytest.mark.parametrize(
     ("kind", "scheduler", "options", "told"),
     [
-        (StableDiffusionSAGPipeline, DDIMScheduler, {}, "sets attention of its own (CrossAttnStoreProcessor)"),
+        (
+            StableDiffusionSAGPipeline,
+            DDIMScheduler,
+            {},
+            "sets its own attention processors in each call (CrossAttnStoreProcessor)",
+        ),
         (
             StableDiffusionAttendAndExcitePipeline,
             DDIMScheduler,
             {"token_indices": [2]},
-            "sets attention of its own (AttendExciteAttnProcessor)",
+            "sets its own attention processors in each call (AttendExciteAttnProcessor)",
         ),
         (StableDiffusionParadigmsPipeline, DDIMParallelScheduler, {}, "denoises several steps in one pass"),
         (
@@ -1052,8 +1059,8 @@ def test_packed_latents_of_a_part_or_of_unknown_size() -> None:
             return super().prepare_latents(*args)
 
     for kind, told in (
-        (Tiled, "its denoiser is given 4 patches of the [0-9]+ of"),
-        (Vague, "does not name its height"),
+        (Tiled, "its denoiser gets 4 of the [0-9]+ patches of"),
+        (Vague, "has no height"),
     ):
         with quiet():
             flux = kind(**BUILDERS["flux"]().components)
