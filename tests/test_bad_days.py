@@ -71,7 +71,7 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, (), "instead of None"),
         (7, (), "instead of 7"),
         (["cat"], 7, "instead of 7"),
-        ({"cat": None}, (), 'synonyms of "cat" are a list: write [] instead of None'),
+        ({"cat": None}, (), 'synonyms of "cat" must be a list: write [] instead of None'),
         (["cat", None], (), "None is not a name"),
     ],
 )

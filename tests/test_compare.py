@@ -213,15 +213,15 @@ def test_settings_that_say_too_little(runs: Path, part: str, name: str | None) -
         del (told["settings"] if name is None else told["settings"][part])[name or part]
 
     other = edited(runs, f"without {part} {name}", forget)
-    with pytest.raises(GocaError, match=rf"'{name or part}'\): is it a folder that goca evaluate wrote\?$"):
+    with pytest.raises(GocaError, match=rf"'{name or part}'\): name a folder that goca evaluate has written$"):
         load_run(other)
 
 
 def test_settings_that_are_of_something_else(goca: Goca, runs: Path) -> None:
     other = edited(runs, "else", lambda told: told.update(settings={}))
-    assert "is it a folder that goca evaluate wrote?" in goca("compare", runs / "goca", other).mistake()
+    assert "name a folder that goca evaluate has written" in goca("compare", runs / "goca", other).mistake()
     odd = edited(runs, "odd", lambda told: told["settings"].update(protocol=[]))
-    with pytest.raises(GocaError, match=r"is it a folder that goca evaluate wrote\?$"):
+    with pytest.raises(GocaError, match=r"name a folder that goca evaluate has written$"):
         load_run(odd)
 
 

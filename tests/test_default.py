@@ -153,7 +153,8 @@ def test_no_class_is_there(goca: Run, tmp_path: Path) -> None:
     assert ran.code == 0
     assert not any(entry["share"] for entry in json.loads(ran.out)["classes"])
     assert ran.err.splitlines() == [
-        "goca: no class was found in the image, so all pixels are background: lower the floor; 0 keeps every class (--floor)"
+        "goca: no class was found in the image, so all pixels are background: lower the floor; 0 keeps every class "
+        "(--floor)"
     ]
     forced = goca("segment", CAT, "--classes", "rocket, bus", "--out", tmp_path / "b", "--json", "--floor", "0")
     assert (forced.code, forced.err) == (0, "")
