@@ -349,6 +349,7 @@ def test_a_judgement_that_cannot_be_read_is_one_line(tmp_path: Path, content: st
         (("--recipes", ""), 'no recipe ""'),
         (("Bundled=bundled",), "two models have the label"),
         (("x/=bundled",), "cannot be a folder name"),
+        (("x=study",), "study is a whole study: name a model's folder in it, big, small"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
@@ -359,6 +360,9 @@ def test_what_cannot_be_compared_is_one_line(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(EvaluationConfig, "load_segmenter", load)
+    for label in ("small", "big"):
+        Path("study", label, "denoising").mkdir(parents=True)
+    Path("study/scaling.json").write_text("{}")
     assert told in goca("scaling", "bundled", *wrong).mistake()
 
 

@@ -84,9 +84,10 @@ def scaling(
     with session(verbose):
         labelled = [_labelled(text) for text in models]
         methods = tuple(name.lower().replace("_", "-") for name in arguments.names(recipes))
-        from goca.evaluation.choices import check_choices, check_labels, is_measured
+        from goca.evaluation.choices import check_choices, check_labels, is_measured, refuse_study
 
         for _, model in labelled:
+            refuse_study(model)
             arguments.check_model("bundled" if is_measured(model) else model, None, device, dtype)
         for name in methods or ("",):
             arguments.check_model("bundled", name)

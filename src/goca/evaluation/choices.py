@@ -82,3 +82,12 @@ def is_measured(model: str) -> bool:
     """Whether a model is given as its folder in a scaling study."""
     # os.path returns False for a name that the system refuses.
     return os.path.isdir(os.path.join(model, DENOISING))  # noqa: PTH112, PTH118
+
+
+def refuse_study(model: str) -> None:
+    """Raise GocaError for the folder of a whole scaling study, whose models are in folders inside it."""
+    if not os.path.isdir(model) or is_measured(model):  # noqa: PTH112
+        return
+    inside = sorted(name for name in os.listdir(model) if is_measured(os.path.join(model, name)))  # noqa: PTH118, PTH208
+    if inside:
+        raise GocaError(f"{model} is a whole study: name a model's folder in it, {', '.join(inside)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from goca.errors import GocaError
 from goca.evaluation import generated_images
-from goca.evaluation.choices import DENOISING, check_labels, is_measured
+from goca.evaluation.choices import DENOISING, check_labels, is_measured, refuse_study
 from goca.evaluation.compare import load_run
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
@@ -93,6 +93,8 @@ def run(
     """
     labels = tuple(config.models)
     check_labels(labels)
+    for model in config.models.values():
+        refuse_study(model)
     given = () if config.power is None else (read_power(config.power, labels),)
     dataset = config.evaluation.open_dataset()
     config.evaluation.protocol_for(dataset, config.evaluation.tagger)

@@ -16,8 +16,19 @@ from goca.storage.reading import require_regular
 from goca.text.clean import printable
 
 # Pillow decodes each of these by itself. It hands EPS to Ghostscript, and the others are rare or not decoded at all.
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
-_PLUGINS = ("Png", "Jpeg", "Mpo", "WebP", "Avif", "Tiff", "Bmp", "Gif", "Jpeg2K", "Ppm")
+_PLUGINS = {
+    "PNG": "Png",
+    "JPEG": "Jpeg",
+    "WEBP": "WebP",
+    "AVIF": "Avif",
+    "TIFF": "Tiff",
+    "BMP": "Bmp",
+    "GIF": "Gif",
+    "JPEG2000": "Jpeg2K",
+    "PPM": "Ppm",
+}
+"""{accepted format: Pillow's plugin for it}."""
+FORMATS = tuple(_PLUGINS)
 LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 """Formats of label images, whose values must be exact."""
 MAX_PIXELS = 178_956_970
@@ -28,9 +39,9 @@ _OPENING = threading.Lock()
 
 def suffixes() -> frozenset[str]:
     """The endings of images' file names, such as ".png", in lower case."""
-    for plugin in _PLUGINS:  # Pillow itself would load all that it has
+    # MPO is JPEG with further images after the first; Pillow opens it as JPEG, but lists its suffix separately.
+    for plugin in (*_PLUGINS.values(), "Mpo"):  # Pillow itself would load all of its plugins
         import_module(f"PIL.{plugin}ImagePlugin")
-    # Pillow has no entry for opening MPO, because it is JPEG with further images after the first.
     return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in (*FORMATS, "MPO"))
 
 

@@ -107,7 +107,7 @@ def evaluation_page(folder: Path, facts: Mapping[str, Any], limit: int) -> tuple
     images = int(metrics["images"]) + int(metrics["left_out"])
     thumbnails = Thumbnails()
     samples, missing = _samples(run, facts, {record.id for record in worst})
-    cards = [_card(run, record, samples, missing, thumbnails) for record in worst]
+    cards = [_image_card(run, record, samples, missing, thumbnails) for record in worst]
     confusion = thumbnails(lambda: load(folder / CONFUSION), "Rows: ground truth; columns: predicted", 1200)
     parts = [
         *head,
@@ -176,7 +176,7 @@ def _samples(run: Run, facts: Mapping[str, Any], wanted: set[str]) -> tuple[Mapp
     return {sample.id: (sample, dataset) for sample in dataset.samples if sample.id in wanted}, ""
 
 
-def _card(
+def _image_card(
     run: Run,
     record: ImageRecord,
     samples: Mapping[str, tuple[Sample, Dataset]],

@@ -98,7 +98,7 @@ def folder_page(folder: Path, limit: int) -> tuple[bytes, int, int]:
     if not totals.images:
         raise GocaError(f"{folder} has no images yet: wait for its goca segment, or run it again")
     thumbnails = Thumbnails()
-    cards = "".join(_card(entry, thumbnails) for entry in worst)
+    cards = "".join(_image_card(entry, thumbnails) for entry in worst)
     parts = [
         *_head(totals),
         f"<h2>Images</h2><p>{len(worst)} of {totals.images}: those left out or with damaged or "
@@ -235,7 +235,7 @@ def _path(stored: str) -> Path:
     )
 
 
-def _card(entry: Entry, thumbnails: Thumbnails) -> str:
+def _image_card(entry: Entry, thumbnails: Thumbnails) -> str:
     if entry.error:
         return card(entry.image, "left out", [], [f'<p class="bad">{text(entry.error)}</p>'])
     damage = f'<p class="bad">{text(entry.damage)}</p>' if entry.damage else ""
