@@ -16,7 +16,7 @@ from goca import Segmenter
 from goca.evaluation.metrics import score
 from goca.evaluation.records import ImageRecord, count, tally
 
-logging.disable(logging.WARNING)  # what is installed beside goca may have much to say when the model is loaded
+logging.disable(logging.WARNING)  # other installed packages may log a lot while the model is loaded
 HERE = Path(__file__).parent
 CLASSES = ("cat", "water", "sky")
 LEAST_MIOU = 0.5
@@ -32,7 +32,7 @@ table = Table("class", "share of pixels", "IoU", title="examples/cat.png")
 for name in CLASSES:
     table.add_row(name, f"{result.present[name].share:.1%}", f"{scores.per_class[name]:.3f}")
 table.add_section()
-table.add_row("mean", f"{scores.pixel_accuracy:.1%} right", f"{scores.miou:.3f}")
+table.add_row("mean", f"{scores.pixel_accuracy:.1%} correct", f"{scores.miou:.3f}")
 
 console = Console()
 console.print(table)

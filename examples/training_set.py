@@ -1,6 +1,6 @@
 """Generate a training set on two processes: images, indexed masks and prompts, for `goca evaluate folder` and training.
 
-The same images as COCO and as a Hugging Face imagefolder lie beside it.
+The same images are written as COCO and as a Hugging Face imagefolder beside it.
 """
 
 import torch
@@ -13,7 +13,7 @@ PROMPTS = (["cat", "grass", "sky"], ["bus", "grass", "sky"])
 
 
 class Painter:
-    """A pipeline in a process of its own."""
+    """A pipeline in its own process."""
 
     def __init__(self) -> None:
         self.pipe = DiffusionPipeline.from_pretrained(bundled.pipeline(), torch_dtype=torch.float32)
