@@ -101,7 +101,7 @@ class Measured:
     """A figure of the table, 0 to 1: mIoU, or the mean share that an absent thing gets.
 
     Attributes:
-        any_pixels: in how many requests an absent thing gets any pixel, 0 to 1, with its interval; None for mIoU.
+        any_pixels: In how many requests an absent thing gets any pixel, 0 to 1, with its interval; None for mIoU.
         seconds, rows: CPU seconds and rows through the denoiser, a request.
     """
 

@@ -88,7 +88,7 @@ class AttentionAggregator:
             queries and keys are kept for refinement.
 
     Attributes:
-        affinity: of the refinement layers.
+        affinity: Affinity of the refinement layers.
         weights: {block: the layer's weight}, not normalised, on the device; see `layer_weights`.
         heads: {block: the weight of each head}, averaged over pixels, of the layers that attend to the text.
         grids: {block: the (height, width) of its map}, of the layers with a map.

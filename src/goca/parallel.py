@@ -44,7 +44,7 @@ class Executor:
             CPUs if it has none.
         ray: Address of a Ray cluster, HOST:PORT or ray://HOST:PORT, "auto" for the one that this machine is part
             of, or "local" to start one here; None for no cluster.
-        gpus: whether each worker on a cluster takes one of its GPUs, if it has any.
+        gpus: Whether each worker on a cluster takes one of its GPUs, if it has any.
     """
 
     workers: int | None = None
@@ -97,16 +97,16 @@ def run_units(
     Args:
         make_worker: Makes the worker, such as a loaded model, once in each process that has a unit to do. Unless
             this process does the work, it is pickled, and so are units and results.
-        units: any values.
+        units: Any values.
         executor: Where they run.
 
     Yields:
         The result of each unit as it is done: in the order of units in one process, in any order in several.
 
     Raises:
-        GocaError: a worker raised it, or the cluster cannot be reached; or a worker was killed (raised
+        GocaError: A worker raised it, or the cluster cannot be reached; or a worker was killed (raised
             when the other processes have done the rest).
-        WorkerError: a worker in another process raised another exception.
+        WorkerError: A worker in another process raised another exception.
     """
     if not units:
         return

@@ -148,7 +148,7 @@ def load_beside(folder: str | Path) -> Prototypes | None:
 
 
 def _declared(text: str | None) -> dict[str, Any]:
-    """The metadata as arguments of `Prototypes`; ValueError for anything else."""
+    """The metadata as arguments of `Prototypes`. Raises ValueError for anything else."""
     content = json_value(text or "null")
     match content:
         case {

@@ -53,16 +53,16 @@ class Recipe:
     """The rules of a method; `goca.maths.rules` has the named ones. "from_model" takes the checkpoint's settings.
 
     Attributes:
-        heads: how the heads of a layer are weighed.
-        layers: how layers are weighed and summed.
-        rescale: steps from raw class scores to class maps.
-        cross: blocks whose cross-attention takes part; () for all.
-        reference: the block whose dense feature the layers are compared with.
-        reference_channels: what of that feature counts: "all" channels, or the "first".
-        refine: blocks whose self-attention refines.
+        heads: How the heads of a layer are weighed.
+        layers: How layers are weighed and summed.
+        rescale: Steps from raw class scores to class maps.
+        cross: Blocks whose cross-attention takes part; () for all.
+        reference: The block whose dense feature the layers are compared with.
+        reference_channels: What of that feature counts: "all" channels, or the "first".
+        refine: Blocks whose self-attention refines.
         order: How many times it is applied, 0 or more.
-        timestep: of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
-        background: a `Background`, or "auto".
+        timestep: Of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
+        background: A `Background`, or "auto".
         maps: What a layer's map is made from.
         keys: "caption" lists the classes in the image's caption, and spreads those that do not fit
             it over several, a pass each. "side" shows the image with the empty caption, or the user's; each class is
@@ -75,14 +75,14 @@ class Recipe:
             `goca.maths.presence.present`.
         affinity: How the self-attention that refines is changed before it is applied: "plain" for not at all, or
             "distinct", see `goca.maths.refine`. Layers are weighed by their attention as it is.
-        refit: how refined scores are fitted to the features of the image, the outputs of the blocks that refine:
+        refit: How refined scores are fitted to the features of the image, the outputs of the blocks that refine:
             "never", or by "gaussians", see `goca.maths.refit`; a single class stays as it is.
-        edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
+        edges: Whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
             segmenter switches this on for any recipe.
         flip: Whether scores are averaged with a pass over the mirrored image; `flip` of a segmenter switches this on
             for any recipe. A generation runs only once, so in a trace `flip` and `seeds` have no effect.
         seeds: Number of noise seeds to average over, 1 or more; a segmenter's `seeds` above 1 overrides it.
-        square: whether images are squashed to a square, bicubically, as in the authors' script; without
+        square: Whether images are squashed to a square, bicubically, as in the authors' script; without
             it they keep their aspect. Windows are squares either way, and long images then need none.
 
     Raises:

@@ -44,7 +44,7 @@ def check_caches(denoiser: nn.Module, component: str) -> None:
 
     Args:
         denoiser: The bare denoiser.
-        component: the pipeline's attribute that holds it, for the message.
+        component: The pipeline's attribute that holds it, for the message.
     """
     _check_foreign(denoiser, component)
     hooks = dict(_hooks(denoiser))

@@ -58,10 +58,7 @@ def load_run(folder: Path) -> FinishedRun:
     if facts is None:
         raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate has written")
     if "prompts" in facts["settings"]:
-        raise GocaError(
-            f"{folder} has generated images, not masks: compare such folders with goca evaluate-generation --images A "
-            "--images B"
-        )
+        raise GocaError(f"{folder} has generated images, not masks: compare such folders with goca evaluate-generation")
     if facts.get("state") != "finished":
         raise GocaError(f"{folder} is not finished: run the same goca evaluate again to resume it")
     settings = facts["settings"]

@@ -115,7 +115,7 @@ class GeneratedRecord:
 
     @classmethod
     def from_json(cls, value: Any) -> "GeneratedRecord":
-        """The opposite of `asdict`. Raises ValueError for what is not a record."""
+        """The inverse of `asdict`. Raises ValueError for what is not a record."""
         try:
             record = cls(**value)
         except TypeError as error:

@@ -67,7 +67,7 @@ class Denoised:
 
     @classmethod
     def from_json(cls, value: Any) -> "Denoised":
-        """The opposite of `asdict`. Raises ValueError for what is not a record."""
+        """The inverse of `asdict`. Raises ValueError for what is not a record."""
         try:
             rows = [tuple(map(float, value[name])) for name in ("errors", "baselines")]
             if not isinstance(value["id"], str) or {len(row) for row in rows} != {len(LEVELS)}:
@@ -98,7 +98,7 @@ class Judgement:
 
     @classmethod
     def from_json(cls, value: Any) -> "Judgement":
-        """The opposite of `asdict`. Raises ValueError for what is not a judgement."""
+        """The inverse of `asdict`. Raises ValueError for what is not a judgement."""
         try:
             asked, found = (tuple(map(int, value[name])) for name in ("asked", "found"))
             if len(asked) != len(found) or not asked:

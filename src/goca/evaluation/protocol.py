@@ -104,7 +104,7 @@ class Protocol:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Protocol":
-        """The opposite of `to_json`. Raises KeyError, TypeError or ValueError for what is not a protocol."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for what is not a protocol."""
         policy = dict(value["nouns"])
         policy["synonyms"] = tuple(Category(word["name"], tuple(word["synonyms"])) for word in policy["synonyms"])
         policy["suffix"] = tuple(policy["suffix"])

@@ -46,7 +46,7 @@ class ImageRecord:
 
     @classmethod
     def from_json(cls, value: Any) -> "ImageRecord":
-        """The opposite of `to_json`. Raises ValueError for what is not a record."""
+        """The inverse of `to_json`. Raises ValueError for what is not a record."""
         try:
             counts = value.get("counts")
             if counts is not None:

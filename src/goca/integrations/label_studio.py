@@ -210,7 +210,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port; ValueError for a port that is not a number, or with a user's name."""
+    """Scheme, host and port. Raises ValueError for a port that is not a number, or with a user's name."""
     if "@" in parts.netloc:
         raise ValueError
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

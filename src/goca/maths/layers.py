@@ -32,11 +32,11 @@ class LayerRule:
     weight = finish(sum over row blocks of statistics(R rows, S' rows)); less than 0 counts as 0.
 
     Attributes:
-        statistics: see `RowStatistics`; without it the weight is 1 and no affinity is computed.
-        finish: from the summed statistics to the weight.
-        bilinear: statistics is linear in R and in S', so the resizing of S may move to R (`Reference.pulled`).
-        balanced: rows of S' are divided by their sum first.
-        fusion: fuses the weighted layers into one map on a given grid.
+        statistics: See `RowStatistics`; without it the weight is 1 and no affinity is computed.
+        finish: From the summed statistics to the weight.
+        bilinear: Whether `statistics` is linear in R and in S', so the resizing of S may move to R (`Reference.pulled`).
+        balanced: Rows of S' are divided by their sum first.
+        fusion: Fuses the weighted layers into one map on a given grid.
     """
 
     statistics: RowStatistics | None

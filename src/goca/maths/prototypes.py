@@ -51,7 +51,7 @@ def discriminants(
 
     Args:
         moments: Of one place or more; the row of a class without places is meaningless.
-        shrinkage: above 0.
+        shrinkage: Above 0.
     """
     total = moments.counts.sum()
     means = moments.sums / moments.counts.clamp(min=1)[:, None]

@@ -87,8 +87,8 @@ class ImageFeatures:
     """The features of an image, those of its windows' pixels one window after the other.
 
     Attributes:
-        windows: where they lie; grid: the (height, width) in pixels of the features of each.
-        components: of all windows together, so that a class is the same in each.
+        windows: Where they lie; grid: the (height, width) in pixels of the features of each.
+        components: Of all windows together, so that a class is the same in each.
     """
 
     windows: Windows

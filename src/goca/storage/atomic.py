@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path for building a file or folder, which replaces `path` when the block ends without an error.
 
     Raises:
-        GocaError: the system refuses to write; the message has the path and the reason.
+        GocaError: The system refuses to write; the message has the path and the reason.
     """
     scratch = _scratch(path)
     try:
@@ -77,7 +77,7 @@ def write_into(folder: str | Path, files: Mapping[str, bytes]) -> tuple[Path, ..
     """Write files of these names into a folder, as `write_atomic` does, and return their paths.
 
     Raises:
-        GocaError: the folder is not a path, or cannot be written.
+        GocaError: The folder is not a path, or cannot be written.
     """
     if not isinstance(folder, str | os.PathLike):
         raise GocaError(f"{folder!r} is not a folder: give its path", "out")

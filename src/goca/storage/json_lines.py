@@ -47,7 +47,7 @@ class JsonLines(Generic[T]):
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
 
     def read(self) -> list[T]:
-        """The records in order; GocaError if the file cannot be read or a line of it is damaged."""
+        """The records in order. Raises GocaError if the file cannot be read or a line of it is damaged."""
         return [self._record(line, number) for number, line in enumerate(self._lines()[0], start=1) if line.strip()]
 
     def stream(self) -> Iterator[T]:

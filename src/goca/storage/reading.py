@@ -51,7 +51,7 @@ def read_json(path: Path, finite: bool = True) -> Any:
     """The value in a JSON file, whose encoding may be any that `read_text` knows.
 
     Raises:
-        GocaError: as for `read_text` and `parse_json`.
+        GocaError: As for `read_text` and `parse_json`.
     """
     return parse_json(read_text(path), str(path), finite)
 
@@ -89,7 +89,7 @@ def parse_json(text: str, name: str, finite: bool = True) -> Any:
 
 
 def sent_json(content: bytes) -> Any:
-    """The value of a request's body, which is not a file. Raises GocaError as `parse_json` does."""
+    """The value of a request's body, which is not a file. Raises GocaError like `parse_json` does."""
     try:
         return json_value(decode_text(content, "it"))
     except ValueError as error:

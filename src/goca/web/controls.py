@@ -37,7 +37,7 @@ def classes_of(tags: Any) -> Mapping[str, Sequence[str]]:
     """{class: synonyms} of tags; a tag is a name, comma-separated names, or a name with synonyms: "cat: kitty, puss".
 
     Raises:
-        GocaError: for tags that are not a list of classes.
+        GocaError: For tags that are not a list of classes.
     """
     texts = map(str, tags if isinstance(tags, list) else ())
     parts = (part for text in texts for part in ([text] if ":" in text else text.split(",")))
