@@ -34,7 +34,7 @@ class LayerRule:
     Attributes:
         statistics: See `RowStatistics`; without it the weight is 1 and no affinity is computed.
         finish: From the summed statistics to the weight.
-        bilinear: Whether `statistics` is linear in R and in S', so the resizing of S may move to R (`Reference.pulled`).
+        bilinear: `statistics` is linear in R and in S', so the resizing of S may move to R (`Reference.pulled`).
         balanced: Rows of S' are divided by their sum first.
         fusion: Fuses the weighted layers into one map on a given grid.
     """
