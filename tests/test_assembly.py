@@ -199,8 +199,8 @@ def test_a_data_set_takes_no_other_s_place(pictures: Callable[..., None]) -> Non
     pictures("in/a.png", "in/dataset.yolo/b.png", "in/Dataset.coco.png")
     jobs = plan_outputs([Path("in")], Path("out"), ["yolo", "coco", "hf"])
     for form, image in (("yolo", "in/dataset.yolo/b.png"), ("coco", "in/Dataset.coco.png")):
-        with pytest.raises(GocaError, match=f"the results of {image} would lie where the data set out/dataset.{form}"):
+        with pytest.raises(GocaError, match=f"the results of {image} would be where the data set out/dataset.{form}"):
             plan_datasets(jobs, Path("out"), [form])
     Path("out/dataset.hf").mkdir(parents=True)
-    with pytest.raises(GocaError, match=r"out/dataset\.hf is a folder of something else, and would be replaced"):
+    with pytest.raises(GocaError, match=r"out/dataset\.hf is not a data set of goca's, and would be replaced"):
         plan_datasets(jobs, Path("out"), ["hf"])

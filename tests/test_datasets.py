@@ -102,12 +102,12 @@ def test_opening_reads_no_image(
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(GocaError, match=r'no data set "coco": there are scenes, voc, .*, folder'):
+    with pytest.raises(GocaError, match=r'no data set "coco": choose from scenes, voc, .*, folder'):
         open_dataset("coco", None)
-    with pytest.raises(GocaError, match='no split "test": there are val, train, trainval'):
+    with pytest.raises(GocaError, match='no split "test": choose from val, train, trainval'):
         open_dataset("voc", None, "test")
     for name in DATASETS:
-        with pytest.raises(GocaError, match=r'no split "x": there are'):
+        with pytest.raises(GocaError, match=r'no split "x": choose from'):
             open_dataset(name, None, "x")
 
 
@@ -357,13 +357,13 @@ class TestCocoObject:
     )
     def test_json_of_another_kind(self, tmp_path: Path, members: dict[str, object]) -> None:
         self.change(tmp_path, **members)
-        with pytest.raises(GocaError, match="lists no images and categories as COCO does"):
+        with pytest.raises(GocaError, match="does not list images and categories as COCO does"):
             open_dataset("coco-object", tmp_path)
 
     @pytest.mark.parametrize(
         ("category", "segmentation", "message"),
         [
-            (12, [[0, 0, 3, 0, 3, 3]], "has the category 12, which COCO has not"),
+            (12, [[0, 0, 3, 0, 3, 3]], "has the category 12, which COCO lacks"),
             (
                 1,
                 {"size": [13, 11], "counts": [0, 143]},
@@ -649,7 +649,7 @@ class TestFolder:
             (
                 {"label": "dog", "points": [[0, 0], [1, 0], [1, 1]]},
                 {},
-                'the label "dog", which classes.txt has not',
+                'the label "dog", which classes.txt lacks',
             ),
             ({"label": "cat", "points": [[0, 0], [1, 0]], "shape_type": "circle"}, {}, 'a shape of type "circle"'),
             ({"label": "cat"}, {}, "a shape without a label or points"),

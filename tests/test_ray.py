@@ -137,5 +137,5 @@ def test_where_there_is_no_cluster_it_is_said() -> None:
 
 
 def test_an_address_is_checked_before_anything_is_loaded() -> None:
-    with pytest.raises(GocaError, match="no Ray address"):
+    with pytest.raises(GocaError, match="is not a Ray address"):
         evaluate(replace(CONFIG, model="nowhere"), executor=Executor(ray="foo"))

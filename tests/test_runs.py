@@ -274,7 +274,7 @@ def test_folders_that_are_no_runs(copied: Path, tmp_path: Path) -> None:
     with pytest.raises(GocaError, match=r"images\.jsonl, line 1 is not an image of a run"), RunFolder(copied, settings):
         pass
     (copied / "run.json").write_text("[]")
-    with pytest.raises(GocaError, match="not of a run of goca evaluate"), RunFolder(copied, settings):
+    with pytest.raises(GocaError, match="not from a run of goca evaluate"), RunFolder(copied, settings):
         pass
     (copied / "run.json").unlink()
     (copied / "images.jsonl").write_text('{"id": "000", "left_out": "it is broken"}\n')

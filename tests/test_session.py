@@ -417,7 +417,7 @@ def test_an_answer_that_the_pipeline_could_not_go_on_with(answer: Any, described
             return answer(noise_pred)
 
     observers = [recorder, Careless(1.0, 1.0)] if last else [Careless(1.0, 1.0), recorder]
-    expected = rf"Careless\.end answered .*{described}.* where the prediction is a tensor of shape \(2, 4, 32, 48\)"
+    expected = rf"Careless\.end answered .*{described}.* but the prediction is a tensor of shape \(2, 4, 32, 48\)"
     with (
         session(pipeline, *observers),
         pytest.raises(GocaError, match=f"(?s){expected}" if "answered" not in described else described),
