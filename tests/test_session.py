@@ -420,7 +420,7 @@ def test_an_answer_that_the_pipeline_could_not_go_on_with(answer: Any, described
     expected = rf"Careless\.end returned .*{described}.* but the prediction is a tensor of shape \(2, 4, 32, 48\)"
     with (
         session(pipeline, *observers),
-        pytest.raises(GocaError, match=f"(?s){expected}" if "answered" not in described else described),
+        pytest.raises(GocaError, match=f"(?s){expected}" if "returned" not in described else described),
     ):
         make(pipeline, prompt="a cat", negative_prompt=None, generator=None)
     assert len(recorder.shapes) == (1 if last else 0)
