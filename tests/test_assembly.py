@@ -128,7 +128,7 @@ def test_a_process_may_be_killed_at_any_step(finished: dict[ImageJob, tuple[str,
 def test_labels_of_more_classes_than_the_result_has_are_named(finished: dict[ImageJob, tuple[str, ...]]) -> None:
     job = next(iter(finished))
     targets = plan_datasets([job], Path("out"), ["coco"])
-    with pytest.raises(GocaError, match=r"out/a\.labels\.png has the label 2 of 1 classes: segment the image again"):
+    with pytest.raises(GocaError, match=r"out/a\.labels\.png has label 2 but 1 classes: segment the image again"):
         list(assemble({job: ("cat",)}, targets))
 
 

@@ -289,7 +289,7 @@ class TestContext:
         folders.make_context_mat(tmp_path)
         path = tmp_path / "trainval" / "2008_000008.mat"
         path.write_bytes(path.read_bytes()[:150] if content is None else content)
-        with pytest.raises(GocaError, match=r"2008_000008\.mat cannot be read \(.*\): is the file complete\?"):
+        with pytest.raises(GocaError, match=r"2008_000008\.mat cannot be read \(.*\): check that the file is complete"):
             open_dataset("context", tmp_path).samples[0].truth()
 
     def test_without_scipy_it_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +335,7 @@ class TestCocoObject:
         folders.make_coco_object(tmp_path)
         path = tmp_path / "annotations" / "instances_val2017.json"
         path.write_bytes(path.read_bytes()[:left])
-        with pytest.raises(GocaError, match=r"instances_val2017\.json is not JSON .*: is the file complete\?"):
+        with pytest.raises(GocaError, match=r"instances_val2017\.json is not JSON .*: check that it is complete"):
             open_dataset("coco-object", tmp_path)
 
     def test_in_another_encoding(self, tmp_path: Path) -> None:
@@ -666,7 +666,7 @@ class TestFolder:
     def test_half_a_labelme_file(self, tmp_path: Path) -> None:
         self.drawn(tmp_path, ["cat"])
         (tmp_path / "photo.json").write_text('{"shapes": [')
-        with pytest.raises(GocaError, match=r"photo\.json is not JSON .*: is the file complete\?"):
+        with pytest.raises(GocaError, match=r"photo\.json is not JSON .*: check that it is complete"):
             open_dataset("folder", tmp_path).samples[0].truth()
 
     @given(

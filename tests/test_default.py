@@ -177,7 +177,7 @@ def test_results_of_another_default_are_not_resumed(goca: Run, tmp_path: Path) -
     assert goca(*asked, "--recipe", "goca").code == 0
     refused = goca(*asked)
     assert refused.code == 2
-    assert "is of a run that differs in recipe" in refused.err
+    assert "comes from a run with other recipe" in refused.err
     assert goca(*asked, "--recipe", "goca").code == 0
 
 

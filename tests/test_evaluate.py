@@ -377,7 +377,7 @@ def test_what_cannot_be_done_is_left_out_with_its_reason(bundled: Segmenter, sce
     small, _ = counted(bundled, toy(truth[:7], photo), "cat, grass")
     assert "differ in size" in small.left_out
     strange, _ = counted(bundled, toy(truth + 1, photo), "cat, grass")
-    assert "label 3, and toy has 2 categories" in strange.left_out
+    assert "label 3, but toy has 2 categories" in strange.left_out
     dataset = toy(truth, photo)
     evaluator = Evaluator(bundled, dataset, Says({}), honest(dataset, "someone"))
     (untold,) = evaluator(ImageBatch(range(1), {"one": GocaError("the server is asleep")}))

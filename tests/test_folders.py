@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_searched_is_named(monkeypatch):
 
     monkeypatch.setattr(os, "listdir", refuse)
     assert problems("in") == {"in/locked": "in/locked is a folder that cannot be read: Permission denied"}
-    assert "in/locked is a folder that cannot be searched" in refusal("in/locked")
+    assert "in/locked is a folder that cannot be read" in refusal("in/locked")
 
 
 @pytest.mark.parametrize(

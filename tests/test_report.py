@@ -226,7 +226,7 @@ def test_an_evaluation_s_worst_images_come_first(goca: Goca, evaluated: Path) ->
     assert read.titles == ["002", "001", "000"]
     assert "IoU 25.0%" in read.text  # of (50 / 100, 0 / 50)
     assert "IoU 45.0%" in read.text  # of (90 / 100, 0 / 10)
-    assert "50.0% of the pixels are airplane, found apple" in read.text
+    assert "50.0% of the pixels are airplane, predicted apple" in read.text
     assert "tried again" not in read.text
     assert "50.0% [40.0%, 60.0%]" in read.text
     assert re.search(r"10 to 30 %\s*3\s*55\.0 \[50\.0, 65\.0\]\s*75\.0%", read.text)

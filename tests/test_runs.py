@@ -396,7 +396,7 @@ def test_where_nothing_can_be_evaluated_the_reason_is_said(images: Path) -> None
 
 def test_a_list_that_names_no_class_is_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Segmenter, "from_pretrained", lambda *unused, **more: pytest.fail("loaded"))
-    with pytest.raises(GocaError, match=r'"zebra, spoon" names no class of scenes: there are .* and 20 more'):
+    with pytest.raises(GocaError, match=r'"zebra, spoon" names no class of scenes: choose from .* and 20 more'):
         evaluate(EvaluationConfig(dataset="scenes", tagger="given:zebra, spoon"))
 
 

@@ -51,7 +51,7 @@ def test_the_oracle_reads_the_ground_truth() -> None:
     assert not isinstance(oracle, BatchTagger)
     assert (oracle.name, oracle.tag(image, dataset())) == ("oracle", "cat, sky")
     assert oracle.tag(sample("b", labels=(0, VOID)), dataset()) == ""
-    with pytest.raises(GocaError, match="label 4, and toy has 3"):
+    with pytest.raises(GocaError, match="label 4, but toy has 3"):
         oracle.tag(sample("c", labels=(4,)), dataset())
 
 
@@ -114,12 +114,12 @@ def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", "cat", "ends in .jsonl"),
+        ("a.txt", "cat", "must end in .jsonl"),
         ("a.jsonl", '{"id": "a", "cap\n{"id": "b", "caption": "cat"}\n', "line 1 is not a caption"),
         ("a.jsonl", '{"id": "a"}\n', "line 1 is not a caption"),
         ("a.jsonl", '{"id": 7, "caption": "cat"}\n', "line 1 is not a caption"),
         ("a.jsonl", b"\xff\xfe\n", "is not text in UTF-8"),
-        ("a.json", "{", "is not JSON .*: is the file complete"),
+        ("a.json", "{", "is not JSON .*: check that it is complete"),
         ("a.json", "7", "neither {id: caption} nor a list"),
         ("a.json", '["cat"]', "entry 1 is not a caption"),
         ("a.json", '{"a": ["cat"]}', "entry 1 is not a caption"),

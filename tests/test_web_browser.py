@@ -193,9 +193,9 @@ def test_what_a_pixel_and_a_word_attend_to(opened):
     # The same without a mouse.
     page.get_by_label("y, 0 to 127").fill("20")
     page.get_by_label("x, 0 to 127").fill("30")
-    page.get_by_text("Pixel 30, 20: sky has").wait_for()
+    page.get_by_text("Pixel 30, 20: sky gets").wait_for()
     page.get_by_label("x, 0 to 127").press("ArrowUp")
-    page.get_by_text("Pixel 31, 20: sky has").wait_for()
+    page.get_by_text("Pixel 31, 20: sky gets").wait_for()
     before = redrawn(page, before)
     page.get_by_role("button", name="sky", exact=True).press("Enter")
     page.get_by_role("heading", name="sky, layer by layer").wait_for()
