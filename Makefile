@@ -11,6 +11,9 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 
+# Every process compiles what it imports first, and the next ones read that: of .venv's files a quarter is ever imported.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 STAMP := .venv/.goca-setup
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -44,8 +47,6 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up .venv (once; torch is large, so this takes minutes)"
 	@$(PIP) install --quiet --no-compile --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	@# On all cores, as pip does not; files that are templates, or of another Python, do not compile.
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 demo: setup
@@ -85,7 +86,7 @@ compat: setup $(COMPAT)/.installed
 
 $(COMPAT)/.installed: Makefile | $(BIN)/python
 	@rm -rf $(COMPAT)
-	@$(PIP) install --quiet --no-deps --target $(COMPAT) $(COMPAT_PACKAGES)
+	@$(PIP) install --quiet --no-compile --no-deps --target $(COMPAT) $(COMPAT_PACKAGES)
 	@touch $@
 
 check-web: setup $(WEB)/.installed
@@ -93,7 +94,7 @@ check-web: setup $(WEB)/.installed
 
 $(WEB)/.installed: constraints-web.txt | $(BIN)/python
 	@rm -rf $(WEB)
-	@$(PIP) install --quiet --no-deps --target $(WEB) --requirement constraints-web.txt
+	@$(PIP) install --quiet --no-compile --no-deps --target $(WEB) --requirement constraints-web.txt
 	@touch $@
 
 site: $(SITE)/.installed
@@ -108,7 +109,7 @@ check-site: site
 $(SITE)/.installed: constraints-site.txt
 	@rm -rf $(SITE)
 	@$(PYTHON) -m venv $(SITE)
-	@$(SITE)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement constraints-site.txt
+	@$(SITE)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --requirement constraints-site.txt
 	@touch $@
 
 dist: $(DIST)/.installed | setup
@@ -124,7 +125,7 @@ check-extras: dist
 $(DIST)/.installed: constraints-dist.txt
 	@rm -rf $(DIST)
 	@$(PYTHON) -m venv $(DIST)
-	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement constraints-dist.txt
+	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --requirement constraints-dist.txt
 	@touch $@
 
 format: setup
