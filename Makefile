@@ -26,7 +26,8 @@ COMPAT_PACKAGES := diffusers==$(OLDEST_DIFFUSERS) huggingface-hub==1.33.0 httpx=
 # What the page and a browser need, in a folder of its own: gradio wants an older Pillow than constraints.txt has.
 WEB := .web
 
-# The generators of the documentation site, and what builds and checks distributions, each in an environment of its own.
+# The generators of the documentation site, and what builds and checks distributions, each in an environment of its own. To
+# install a pip in each takes longer than what it would install; that of .venv does it.
 SITE := .site
 DIST := .dist
 
@@ -106,10 +107,10 @@ check-site: site
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=docs $(SITE)/bin/mkdocs build --quiet --strict --site-dir build/site-mkdocs
 	$(SITE)/bin/python docs/website.py check build/site build/site-mkdocs
 
-$(SITE)/.installed: constraints-site.txt
+$(SITE)/.installed: constraints-site.txt | $(BIN)/python
 	@rm -rf $(SITE)
-	@$(PYTHON) -m venv $(SITE)
-	@$(SITE)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --requirement constraints-site.txt
+	@$(PYTHON) -m venv --without-pip $(SITE)
+	@$(PIP) --python $(SITE)/bin/python install --quiet --no-compile --no-deps --requirement constraints-site.txt
 	@touch $@
 
 dist: $(DIST)/.installed | setup
@@ -122,10 +123,10 @@ dist: $(DIST)/.installed | setup
 check-extras: dist
 	$(BIN)/python .ci/distributions.py dist --extras
 
-$(DIST)/.installed: constraints-dist.txt
+$(DIST)/.installed: constraints-dist.txt | $(BIN)/python
 	@rm -rf $(DIST)
-	@$(PYTHON) -m venv $(DIST)
-	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --requirement constraints-dist.txt
+	@$(PYTHON) -m venv --without-pip $(DIST)
+	@$(PIP) --python $(DIST)/bin/python install --quiet --no-compile --no-deps --requirement constraints-dist.txt
 	@touch $@
 
 format: setup
