@@ -323,10 +323,9 @@ def test_an_image_that_was_not_traced_explains_nothing() -> None:
         explain(generated)
 
 
-@pytest.mark.parametrize("name", ["heatmap.py", "training_set.py"])
 @pytest.mark.slow
-def test_the_examples_run(name: str, tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "examples" / name
+def test_the_training_set_of_the_examples_is_made(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / "training_set.py"
     run = subprocess.run(
         [sys.executable, script],
         cwd=tmp_path,
@@ -336,9 +335,6 @@ def test_the_examples_run(name: str, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
-    if name == "heatmap.py":
-        assert pixels(str(tmp_path / "cat.heatmap.png")).shape == (64, 64, 3)
-        return
     from goca.evaluation.datasets import open_dataset
 
     data = open_dataset("folder", tmp_path / "painted")

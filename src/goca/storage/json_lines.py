@@ -84,9 +84,11 @@ class JsonLines(Generic[T]):
                 raise GocaError(
                     f"another process writes {self.path}: wait for it, or choose another folder", "out"
                 ) from None
-            except (OSError, GocaError) as error:
+            except BaseException as error:  # Ctrl-C too: nobody else could take the file
                 self.close()
-                raise self._refusal(error) if isinstance(error, OSError) else error from None
+                if isinstance(error, OSError):
+                    raise self._refusal(error) from None
+                raise
 
     def append(self, *records: T) -> None:
         """Write records, so that not even a system crash loses them; opens the file if needed.
