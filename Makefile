@@ -11,6 +11,9 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 
+# Every process compiles what it imports first, and the next ones read that: of .venv's files a quarter is ever imported.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 STAMP := .venv/.goca-setup
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -23,7 +26,8 @@ COMPAT_PACKAGES := diffusers==$(OLDEST_DIFFUSERS) huggingface-hub==1.33.0 httpx=
 # What the page and a browser need, in a folder of its own: gradio wants an older Pillow than constraints.txt has.
 WEB := .web
 
-# The generators of the documentation site, and what builds and checks distributions, each in an environment of its own.
+# The generators of the documentation site, and what builds and checks distributions, each in an environment of its own. To
+# install a pip in each takes longer than what it would install; that of .venv does it.
 SITE := .site
 DIST := .dist
 
@@ -44,8 +48,6 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up .venv (once; torch is large, so this takes minutes)"
 	@$(PIP) install --quiet --no-compile --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	@# On all cores, as pip does not; files that are templates, or of another Python, do not compile.
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 demo: setup
@@ -85,7 +87,7 @@ compat: setup $(COMPAT)/.installed
 
 $(COMPAT)/.installed: Makefile | $(BIN)/python
 	@rm -rf $(COMPAT)
-	@$(PIP) install --quiet --no-deps --target $(COMPAT) $(COMPAT_PACKAGES)
+	@$(PIP) install --quiet --no-compile --no-deps --target $(COMPAT) $(COMPAT_PACKAGES)
 	@touch $@
 
 check-web: setup $(WEB)/.installed
@@ -93,7 +95,7 @@ check-web: setup $(WEB)/.installed
 
 $(WEB)/.installed: constraints-web.txt | $(BIN)/python
 	@rm -rf $(WEB)
-	@$(PIP) install --quiet --no-deps --target $(WEB) --requirement constraints-web.txt
+	@$(PIP) install --quiet --no-compile --no-deps --target $(WEB) --requirement constraints-web.txt
 	@touch $@
 
 site: $(SITE)/.installed
@@ -105,10 +107,10 @@ check-site: site
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=docs $(SITE)/bin/mkdocs build --quiet --strict --site-dir build/site-mkdocs
 	$(SITE)/bin/python docs/website.py check build/site build/site-mkdocs
 
-$(SITE)/.installed: constraints-site.txt
+$(SITE)/.installed: constraints-site.txt | $(BIN)/python
 	@rm -rf $(SITE)
-	@$(PYTHON) -m venv $(SITE)
-	@$(SITE)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement constraints-site.txt
+	@$(PYTHON) -m venv --without-pip $(SITE)
+	@$(PIP) --python $(SITE)/bin/python install --quiet --no-compile --no-deps --requirement constraints-site.txt
 	@touch $@
 
 dist: $(DIST)/.installed | setup
@@ -121,10 +123,10 @@ dist: $(DIST)/.installed | setup
 check-extras: dist
 	$(BIN)/python .ci/distributions.py dist --extras
 
-$(DIST)/.installed: constraints-dist.txt
+$(DIST)/.installed: constraints-dist.txt | $(BIN)/python
 	@rm -rf $(DIST)
-	@$(PYTHON) -m venv $(DIST)
-	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement constraints-dist.txt
+	@$(PYTHON) -m venv --without-pip $(DIST)
+	@$(PIP) --python $(DIST)/bin/python install --quiet --no-compile --no-deps --requirement constraints-dist.txt
 	@touch $@
 
 format: setup

@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LARGEST = 60_000_000  # bytes
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+"""It installs into the environment that --python names, which so needs no pip of its own."""
 
 
 def contents(sdist: Path, wheel: Path) -> None:
@@ -40,7 +42,8 @@ def same(what: str, found: set[str], expected: set[str]) -> None:
 def installed(wheel: Path, folder: Path) -> None:
     """The wheel's own files load the model that ships and segment an image with it."""
     python, goca = folder / "bin/python", folder / "bin/goca"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel.resolve()], check=True)
+    install = ["install", "--quiet", "--no-compile", "--no-deps", "--no-index", wheel.resolve()]
+    subprocess.run([*PIP, "--python", python, *install], check=True)
     # An editable install beside the dependencies hangs on a .pth file, which this variable leaves unread.
     env = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
     ask = [python, "-c", "import goca; print(goca.__file__)"]
@@ -59,13 +62,14 @@ def extras(wheel: Path, folder: Path) -> None:
     for names in (*declared, ",".join(name for name in declared if name != "web")):
         print(f"goca[{names}]", flush=True)
         requirement = f"goca[{names}] @ {wheel.resolve().as_uri()}"
-        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", "--dry-run", requirement], check=True)
+        python = folder / "bin/python"
+        subprocess.run([*PIP, "--python", python, "install", "--quiet", "--dry-run", requirement], check=True)
 
 
 def main(dist: Path, only_extras: bool) -> None:
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
+        venv.create(folder)
         if only_extras:
             extras(wheel, Path(folder).resolve())
             return

@@ -1,8 +1,8 @@
-"""Settings chosen without labels: what each criterion picks, and what that costs against the best hand-picked.
+"""Settings chosen without labels: each criterion's choice, and its loss against the best hand-picked settings.
 
     python benchmarks/auto_settings.py [--models bundled,DIR] [--images 24] [--scenes 60] [--json FILE]
 
-Criteria are shown unlabelled tuning scenes, and images that the model paints. Every combination of the candidates
+Criteria get unlabelled tuning scenes, and images that the model generates. Every combination of the candidates
 (timestep, reference, refinement, order) is scored with labels: on tuning scenes, to find the best hand-picked one and
 to choose a criterion; and on shipped scenes, which are reported. Every pixel gets a class; mIoU in per cent. Regret is
 the mIoU of the best combination on tuning scenes minus the picked one's, with a paired bootstrap over scenes.
@@ -38,12 +38,12 @@ from goca.request import PreparedImage, SegmentationRequest
 from goca.settings_choice import CRITERIA, measure, painted
 
 NOUNS = bundled.vocabulary()
-"""Of every model that is studied here: all were trained on them."""
+"""Nouns of every model that is studied here: all were trained on them."""
 RECIPES = {"goca": GOCA, "goca-balanced": GOCA_BALANCED}
 GRID = 32
-"""Cells a side of the common grid, as the bundled model's settings have it."""
+"""Cells per side of the common grid, as in the bundled model's settings."""
 ORDERS = (1, 2, 4)
-"""Those that are searched with labels, and the family's own."""
+"""Orders that are searched with labels, besides the family's own."""
 Choice = tuple[int, str, tuple[str, ...], int]
 """(timestep, reference, refine, order)."""
 
@@ -59,7 +59,7 @@ class Table:
     counts: dict[str, Int[Tensor, "timestep reference refine order scene part label"]]
 
     def tally(self, recipe: str, choice: Choice) -> Tally:
-        """Of one combination."""
+        """The tally of one combination."""
         timestep, reference, refine, order = choice
         index = (
             self.timesteps.index(timestep),
@@ -86,7 +86,7 @@ def table(
     refines: Sequence[tuple[str, ...]],
     orders: Sequence[int],
 ) -> Table:
-    """Every combination on every scene; the model sees each scene once a timestep."""
+    """Every combination on every scene; one pass per scene and timestep."""
     session = segmenter.backbone.session()
     counts: dict[str, list[list[Tensor]]] = {name: [[] for _ in timesteps] for name in RECIPES}
     with segmenter.inference():
@@ -184,7 +184,7 @@ def as_choice(settings: dict[str, Any]) -> Choice:
 
 
 def rule_of(backbone: Backbone) -> Choice:
-    """What the family's rule chooses, as for a checkpoint that is not listed."""
+    """The choice of the family's rule, as for an unlisted checkpoint."""
     unlisted = replace(backbone.family, checkpoints=())
     settings = settings_for(backbone.denoiser, unlisted, backbone.vae_scale_factor, backbone.blocks)
     return settings.timestep, settings.reference, settings.refine, settings.order
@@ -252,16 +252,16 @@ def picks(result: dict[str, Any]) -> Iterator[str]:
 
 
 def short(block: str) -> str:
-    """A block's path without what all have."""
+    """A block's path without the part that all share."""
     return block.replace(".transformer_blocks.0", "").replace("transformer_blocks.", "").replace("attentions.", "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="bundled", help="bundled, and folders, between commas (%(default)s)")
-    parser.add_argument("--images", type=int, default=24, help="that criteria are shown (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=60, help="with labels, of either kind (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--models", default="bundled", help="bundled and folders, comma-separated (%(default)s)")
+    parser.add_argument("--images", type=int, default=24, help="number of images for the criteria (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=60, help="number of labelled scenes of each kind (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = []

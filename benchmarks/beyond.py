@@ -1,11 +1,11 @@
-"""Changes of the published recipe, side by side on several models: what each gains over goca-balanced, and costs.
+"""Variations of the published recipe on several models: the gain of each over goca-balanced, and its cost.
 
     python benchmarks/beyond.py [--models bundled,bundled-dit,DIR] [--scenes shipped|tuning] [--tries NAME ...]
         [--out FOLDER] [--limit N]
 
-Every name is right and every pixel a class. Gains are paired over scenes, with 95 % intervals; p is a two-sided
-bootstrap's, corrected by Holm's method for all tries of a model that the table shows. CPU seconds are of an image. What
-was counted stays in the folder, and is not measured again.
+Every name is right and every pixel has a class. Gains are paired over scenes, with 95 % intervals; p is a two-sided
+bootstrap's, corrected by Holm's method for all tries of a model that the table shows. CPU seconds are per image. What
+was counted is kept in the folder, and not measured again.
 Tuning scenes are drawn by `training.tune`, whose art has to be there.
 """
 
@@ -39,14 +39,14 @@ BASE = "goca-balanced"
 
 @dataclass(frozen=True)
 class Try:
-    """A recipe, and what a user would set beside it."""
+    """A recipe, and the user's settings beside it."""
 
     recipe: Recipe
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passes(self) -> int:
-        """Of the denoiser, for an image."""
+        """Denoiser passes per image."""
         seeds = self.options.get("seeds", self.recipe.seeds)
         return seeds * (1 + bool(self.options.get("flip", self.recipe.flip)))
 
@@ -75,14 +75,14 @@ TRIES: Mapping[str, Try] = {
 
 @dataclass(frozen=True)
 class Counted:
-    """Pixels of each scene by label, and CPU seconds of an image."""
+    """Pixels of each scene by label, and CPU seconds per image."""
 
     tally: Tally
     seconds: float
 
 
 def counted(backbone: Backbone, chosen: Try, dataset: Dataset, path: Path) -> Counted:
-    """What a try comes to, as the file has it, or measured and written there."""
+    """The result of a try, from its file, or measured and written there."""
     if path.exists():
         content = torch.load(path, weights_only=True)
         return Counted(Tally(*content["counts"]), content["seconds"])
@@ -142,14 +142,12 @@ def dataset_of(kind: str, backbone: Backbone, limit: int | None, images: Path) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--models", default="bundled,bundled-dit", help="names or folders, between commas (%(default)s)"
+        "--models", default="bundled,bundled-dit", help="names or folders, comma-separated (%(default)s)"
     )
     parser.add_argument("--scenes", choices=("shipped", "tuning"), default="shipped")
     parser.add_argument("--tries", nargs="*", choices=TRIES, metavar="NAME", help=f"some of: {', '.join(TRIES)}")
-    parser.add_argument(
-        "--out", type=Path, default=Path("goca-beyond"), help="folder of what was counted (%(default)s)"
-    )
-    parser.add_argument("--limit", type=int, help="only the first N scenes")
+    parser.add_argument("--out", type=Path, default=Path("goca-beyond"), help="folder for the counts (%(default)s)")
+    parser.add_argument("--limit", type=int, help="use only the first N scenes")
     options = parser.parse_args()
     chosen = {name: TRIES[name] for name in (BASE, *(options.tries or TRIES))}
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the first image of `goca segment` takes beyond importing diffusers and a pipeline's class: CPU seconds.
+"""CPU seconds of the first image of `goca segment` beyond importing diffusers and a pipeline's class.
 
     python benchmarks/first_image.py [--rounds 5] [--threads 1] [--json]
 
@@ -66,7 +66,7 @@ def measure(model: str, rounds: int, threads: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=bundled.DEFAULT, choices=bundled.names())
-    parser.add_argument("--rounds", type=int, default=5, help="of each, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each, after one to warm up (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()

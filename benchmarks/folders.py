@@ -1,12 +1,12 @@
-"""A folder as one job: how much overlapping saves, whether memory stays flat, and whether a killed run ends the same.
+"""A folder as one job: time saved by overlapping, growth of memory, and equal results after a killed run.
 
     python benchmarks/folders.py speed [--images 500] [--rounds 5] [--threads 1]
     python benchmarks/folders.py memory [--images 10000]
     python benchmarks/folders.py killed [--images 500] [--workers 2]
 
 speed: images of 512 px through the bundled model, by `segment_images`, which reads and writes while it computes, and by
-a loop that reads, computes and writes each in turn; the two alternate. Where every core is busy with something else,
-overlapping shows in how few of the CPU seconds are in the thread that computes.
+a loop that reads, computes and writes each in turn; the two alternate. If every core is busy with something else,
+the gain shows in how few of the CPU seconds are in the thread that computes.
 memory: resident memory at the peak (Linux) from a tenth of the images to all, with a stand-in for the model.
 killed: five formats on several processes; the run is killed twice and one of its workers once, and resumed each time,
 the last time in one process, against an undisturbed run in one process.
@@ -109,7 +109,7 @@ def speed(folder: Path, images: int, rounds: int, threads: int) -> None:
 
 
 class StandIn:
-    """Labels any image at once, as a real result is labelled."""
+    """Labels any image immediately, in the form of a real result."""
 
     def __init__(self) -> None:
         self.model = Segmenter.from_pretrained("bundled", GOCA_OPEN)
@@ -140,7 +140,7 @@ def memory(folder: Path, images: int) -> None:
     out = folder / "out"
     for resume in (False, True):
         jobs = plan_outputs([folder / "in"], out, FIVE)
-        if resume:  # one is left, so that all of the run is gone through
+        if resume:  # one image is left, so that the whole run is processed
             jobs[-1].targets[-1].unlink()
         begun = False
         for event in run(jobs, out, resume):
@@ -165,11 +165,11 @@ def run(jobs: Any, out: Path, resume: bool) -> Iterator[FolderEvent]:
 
 
 KILLS = ((0.2, False), (0.5, False), (0.8, True))
-"""The share of the images after which something is killed, and whether that is a worker or the whole run."""
+"""(share of the images after which something is killed, whether that is a worker rather than the run)."""
 
 
 def killed(folder: Path, images: int, workers: int, kills: Sequence[tuple[float, bool]] = KILLS) -> bool:
-    """Whether a run on several processes that is killed, and ends in this one, leaves what one leaves that is not."""
+    """Whether a run on several processes that is killed and resumed leaves the same files as an undisturbed one."""
     draw(folder / "in", images, 48)
     (folder / "in" / "broken.jpg").write_bytes(b"not an image")
     whole, torn = folder / "whole", folder / "torn"
@@ -202,7 +202,7 @@ def started(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def workers_of(process: int) -> list[int]:
-    """The processes that Python's multiprocessing has spawned for one (Linux); the one that tidies up is none."""
+    """The processes that Python's multiprocessing has spawned for one (Linux); without its resource tracker."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 

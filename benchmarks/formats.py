@@ -1,4 +1,4 @@
-"""One image in every export format, each drawn from what its file says: the sheet in docs/masks.md.
+"""One image in every export format, each drawn from its file: the sheet in docs/masks.md.
 
 python benchmarks/formats.py docs/images/masks.png
 """
@@ -35,7 +35,7 @@ def outlined(image: Image.Image, shapes: list[tuple[int, list[tuple[float, float
 
 
 def brush_mask(rle: list[int], shape: tuple[int, ...]) -> np.ndarray:
-    """The mask that the bytes of Label Studio's run lengths hold, read as thi.ng/rle-pack reads them."""
+    """The mask in Label Studio's run lengths, decoded like thi.ng/rle-pack."""
     bits = "".join(f"{byte:08b}" for byte in rle)
     position = 0
 
@@ -59,7 +59,7 @@ def rows(values: list[float], across: float = 1, down: float = 1) -> list[tuple[
 
 
 def drawn(folder: Path, image: Image.Image) -> dict[str, Image.Image]:
-    """{format: what its file of the image shows}."""
+    """{format: drawing of its file of the image}."""
     paths = {name: folder / f"cat{exporter.suffix}" for name, exporter in EXPORTERS.items()}
     coco, labelme, sam, facts = (json.loads(paths[name].read_text()) for name in ("coco", "labelme", "sam", "json"))
     labels = np.zeros((image.height, image.width), np.uint16)

@@ -25,12 +25,12 @@ from goca import GOCA, Segmenter
 
 SIZES = (256, 384, 512, 768, 1024, 1536)
 COUNTS = (2, 10, 50, 150)
-SIZE, COUNT = 512, 2  # what stays fixed while the other grows
+SIZE, COUNT = 512, 2  # fixed while the other grows
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: pixels a side, classes, rows through the denoiser; CPU seconds and GiB, segmenting and plain."""
+    """A measurement: pixels per side, classes, denoiser rows; CPU seconds and GiB, segmenting and plain."""
 
     size: int
     classes: int

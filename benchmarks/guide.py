@@ -1,10 +1,10 @@
-"""What guidance by regions costs on top of classifier-free guidance: an SD 1.5-shaped UNet with random weights, 512 px.
+"""The cost of guidance by regions on top of classifier-free guidance: an SD 1.5-shaped UNet random weights, 512 px.
 
     python benchmarks/guide.py [--json] [--rounds 2] [--threads 1] [--steps 4]
 
 Plain generations and guided ones alternate in one process: attention read in every step ("goca", "vanilla"), in every
-fourth ("goca, every 4"), and not at all (a constant rate). No image is decoded. CPU seconds are medians of what a step
-takes, memory is the resident peak above what the process held before the call (Linux). `cpu_ratio` is guided over
+fourth ("goca, every 4"), and not at all (a constant rate). No image is decoded. CPU seconds are medians per step,
+memory is the resident peak above what the process held before the call (Linux). `cpu_ratio` is guided over
 plain; the bars are 1.35 for goca and 1.15 for every 4. `kept_kib` is what is kept of each step and image, and
 `growth_kib` by how much the resident memory of a tiny pipeline grew for each step beyond the first ten.
 About seven CPU minutes with one round of four steps, and 5 GiB.
@@ -81,8 +81,8 @@ def growth(pipeline: Any, few: int = 10, many: int = 60) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--rounds", type=int, default=2, help="of each, after one step to warm up")
-    parser.add_argument("--steps", type=int, default=4, help="of the sampler; a multiple of 4")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each, after one step to warm up (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="sampling steps, a multiple of 4 (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

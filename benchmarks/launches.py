@@ -1,4 +1,4 @@
-"""What a segmentation asks of a GPU beyond the denoiser pass that it needs anyway: counted, no GPU needed.
+"""The work of a segmentation on a GPU beyond the denoiser pass that it needs anyway: counted without a GPU.
 
     python benchmarks/launches.py [sd15|sdxl|flux|bundled ...] [--dtype float16] [--by-place] [--markdown] [--json]
 
@@ -53,13 +53,13 @@ DEVICE = torch.device("meta")
 CLASSES, BACKGROUND = ("cat", "grass", "tree"), ("sky",)
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 VIEWS = {"lift_fresh", "detach", "_unsafe_view", "_reshape_alias"}
-"""Those whose signature does not say so."""
+"""Views whose signature does not show that they are."""
 MODEL, VAE = "the denoiser itself", "the VAE's encoder"
 
 
 @dataclass
 class Cost:
-    """What was asked of the device; by place: where in goca, or one of `MODEL` and `VAE`."""
+    """The work on the device, by place: a line of goca, or `MODEL` or `VAE`."""
 
     operations: Tally[str] = field(default_factory=Tally)
     syncs: Tally[str] = field(default_factory=Tally)
@@ -67,15 +67,15 @@ class Cost:
     flops: Tally[str] = field(default_factory=Tally)
 
     def total(self, what: str) -> int:
-        """Without the VAE."""
+        """The total without the VAE."""
         return sum(count for place, count in getattr(self, what).items() if place != VAE)
 
 
 class Counter(TorchDispatchMode):
-    """Counts what is asked of the meta device, and knows values of its tensors that depend on no unknown ones.
+    """Counts the work on the meta device, and tracks the values of tensors that do not depend on unknown ones.
 
-    A tensor copied there keeps its value, as an attribute, and so has whatever is computed from such tensors alone.
-    What is read of another is random, in [0, 1).
+    A tensor copied there keeps its value as an attribute, and so does everything computed only from such tensors.
+    Values read from other tensors are random, in [0, 1).
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Counter(TorchDispatchMode):
         writes = any(
             argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments
         )
-        # With the strides that the values have: some operators want them to be of a kind.
+        # With the strides of the values: some operators require certain strides.
         output = func(*args, **kwargs) if values is None or writes else tree_map(unvalued, values)
         outputs = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
         for tensor, value in zip(outputs, tree_flatten(values)[0], strict=False):
@@ -158,7 +158,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 def is_free(func: Any) -> bool:
-    """Whether an operator puts nothing on the device's queue."""
+    """Whether an operator puts no work on the device's queue."""
     if func.overloadpacket.__name__ in ALLOCATIONS | VIEWS or torch.Tag.inplace_view in func.tags:
         return True
     aliases = [result.alias_info for result in func._schema.returns]
@@ -298,8 +298,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help=f"{', '.join(MODELS)}; all by default")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--by-place", action="store_true", help="where in goca operations and syncs come from")
-    parser.add_argument("--json", action="store_true", help="one line of JSON a model")
+    parser.add_argument(
+        "--by-place", action="store_true", help="print the lines of goca that cause operations and syncs"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per model")
     options = parser.parse_args()
     names = ("operations", "syncs", "written", "flops")
     rows = []

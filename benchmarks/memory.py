@@ -1,4 +1,4 @@
-"""What a segmentation at 1024 px takes on top of the denoiser pass it needs: SDXL and Flux.1 with random weights.
+"""The cost of a segmentation at 1024 px on top of the denoiser pass it needs: SDXL and Flux.1 with random weights.
 
     python benchmarks/memory.py sdxl flux [--whole] [--dtype float32|bfloat16] [--rounds 3] [--threads 1] [--json]
 
@@ -119,7 +119,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Whole:
-    """What the whole model takes: measured where there is one of `slices`, extrapolated where there are two."""
+    """The cost of the whole model: measured with one of `slices`, extrapolated from two."""
 
     model: str
     dtype: str
@@ -130,7 +130,7 @@ class Whole:
 
 
 def deepen(blocks: nn.ModuleList, depth: int) -> None:
-    """As many blocks as `depth`, which all share the first one's weights."""
+    """Extend to `depth` blocks, which all share the first one's weights."""
     weights = {id(weight): weight for weight in (*blocks[0].parameters(), *blocks[0].buffers())}
     blocks.extend(copy.deepcopy(blocks[0], dict(weights)) for _ in range(depth - len(blocks)))
 
@@ -216,7 +216,7 @@ def sdxl(depth: int, dtype: torch.dtype, whole: bool = False, device: torch.devi
 
 
 def _vae(channels: int, dtype: torch.dtype) -> AutoencoderKL:
-    """Of the right shape but thin: it is not measured."""
+    """A VAE of the right shape but thin, as it is not measured."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -299,14 +299,14 @@ def told(names: list[str], dtype: torch.dtype, rounds: int, whole: bool) -> Iter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", choices=tuple(MODELS))
-    parser.add_argument("--whole", action="store_true", help="every block, of shared weights, instead of slices")
+    parser.add_argument("--whole", action="store_true", help="use every block, with shared weights, instead of slices")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3, help="of each, in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each, alternating (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one line of JSON a model")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per model")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    # Otherwise what a large tensor leaves may stay with the process, and count as held.
+    # Otherwise memory freed by a large tensor may stay with the process, and count as held.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     for facts in told(options.models, getattr(torch, options.dtype), options.rounds, options.whole):
         print(json.dumps(facts, indent=None if options.json else 2), flush=True)

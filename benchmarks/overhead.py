@@ -1,4 +1,4 @@
-"""What segmenting costs on top of the denoiser pass that it needs anyway: an SD 1.5-shaped UNet with random weights.
+"""The cost of segmenting on top of the denoiser pass that it needs anyway: an SD 1.5-shaped UNet with random weights.
 
     python benchmarks/overhead.py [--json] [--rounds 3] [--threads 1]
 
@@ -29,7 +29,7 @@ CLASSES = ("cat", "grass", "traffic light")
 
 
 def build(device: torch.device | str = "cpu") -> StableDiffusionPipeline:
-    """SD 1.5's UNet at full size; VAE and text encoder have its shapes but are thin, for they are not measured."""
+    """SD 1.5's UNet at full size; VAE and text encoder have its shapes but are thin, as they are not measured."""
     torch.manual_seed(0)
     small = tiny.sd15()
     with torch.device(device):
@@ -60,7 +60,7 @@ def peak(call: Callable[[], Any]) -> tuple[float, float]:
 
 @contextmanager
 def counted_rows(unet: UNet2DConditionModel) -> Iterator[list[int]]:
-    """The rows of each pass that the UNet is given meanwhile."""
+    """Count the rows of each UNet pass in the block."""
     rows: list[int] = []
     # The first layer: a segmentation ends with the last attention, before the denoiser does.
     handle = unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(len(output)))
@@ -79,7 +79,7 @@ def _resident(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--rounds", type=int, default=3, help="of each, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each, after one to warm up (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

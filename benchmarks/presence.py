@@ -1,4 +1,4 @@
-"""What becomes of names that are missing, too many or wrong: the bundled pipeline on scenes, recipes side by side.
+"""The effect of missing, superfluous and wrong names: the bundled pipeline on scenes, recipes side by side.
 
     python benchmarks/presence.py [--recipe goca-balanced,goca-open] [--rows a,b,c,e,f] [--tagger self]
         [--scenes shipped|tuning] [--every N] [--json FILE] [--curve FILE.png] [--draw FILE.png] [--fill DOCUMENT ...]
@@ -43,16 +43,16 @@ from goca.tagging.multilabel import MultilabelScores
 NOUNS = bundled.vocabulary()
 THINGS = tuple(noun for noun in NOUNS if noun not in bundled.stuff())
 ABSENT = 3
-"""How many things that are not there each scene is asked for."""
+"""Number of absent things that are requested for each scene."""
 LEVELS = tuple(level / 10 for level in range(1, 10))
-"""Of evidence, in the table of the curve."""
+"""Levels of evidence in the table of the curve."""
 DRAWN = 2
-"""How many scenes are drawn: the first, whatever they show."""
+"""Number of scenes that are drawn: the first ones, whatever they show."""
 COLOURS = 48
-"""Of a drawing, whose size they decide."""
+"""Colours of the drawing, which decide the size of its file."""
 ENLARGED = 4
 LISTED = 4
-"""Classes up to which a drawing names them."""
+"""Most classes that a drawing names."""
 BATCH = 8
 
 
@@ -61,10 +61,10 @@ class Row:
     """What of a scene is named, once or in several requests, and what counts.
 
     Attributes:
-        named: the classes of each request.
-        labels: the names that have a label; pixels of others are background.
-        background: as in `SegmentationRequest`.
-        tagged: whether the tagger chooses among the classes.
+        named: The classes of each request.
+        labels: The names that have a label; pixels of others are background.
+        background: As in `SegmentationRequest`.
+        tagged: Whether the tagger chooses among the classes.
     """
 
     title: str
@@ -101,7 +101,7 @@ class Measured:
     """A figure of the table, 0 to 1: mIoU, or the mean share that an absent thing gets.
 
     Attributes:
-        any_pixels: in how many requests an absent thing gets any pixel, 0 to 1, with its interval; None for mIoU.
+        any_pixels: In how many requests an absent thing gets any pixel, 0 to 1, with its interval; None for mIoU.
         seconds, rows: CPU seconds and rows through the denoiser, a request.
     """
 
@@ -301,16 +301,22 @@ def scenes_of(kind: str, every: int) -> list[Scene]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="goca-balanced,goca-open", help="recipes, between commas (%(default)s)")
-    parser.add_argument("--rows", default=",".join(ROWS), help="of the table (%(default)s)")
-    parser.add_argument("--tagger", default="self", help="of row d (%(default)s)")
+    parser.add_argument("--rows", default=",".join(ROWS), help="rows of the table (%(default)s)")
+    parser.add_argument("--tagger", default="self", help="tagger of row d (%(default)s)")
     parser.add_argument("--scenes", choices=("shipped", "tuning"), default="shipped")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th scene")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the curve's table there too")
-    parser.add_argument("--curve", type=Path, metavar="FILE", help="print precision against recall, and plot it there")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="write an image of the first scenes")
-    parser.add_argument("--fill", type=Path, nargs="*", default=(), metavar="DOCUMENT", help="put the tables in there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the figures and the curve's table to FILE"
+    )
+    parser.add_argument(
+        "--curve", type=Path, metavar="FILE", help="print precision against recall, and plot it to FILE"
+    )
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="draw the first scenes to FILE")
+    parser.add_argument(
+        "--fill", type=Path, nargs="*", default=(), metavar="DOCUMENT", help="insert the tables into these documents"
+    )
     parser.add_argument("--evidence", choices=tuple(RULES), help="how recipes measure it (their own way)")
-    parser.add_argument("--half", type=float, metavar="H", help="try another half of every PresenceRule")
+    parser.add_argument("--half", type=float, metavar="H", help="use another `half` for every PresenceRule")
     options = parser.parse_args()
     if options.half is not None:
         RULES.update({kind: replace(rule, half=options.half) for kind, rule in RULES.items()})

@@ -1,4 +1,4 @@
-"""How well the bundled model says by itself what is in an image: present classes among the 32 nouns.
+"""Accuracy of the bundled model as its own tagger: present classes among the 32 nouns.
 
 python benchmarks/self_tagger.py [--limit 40] [--json]
 """
@@ -27,7 +27,7 @@ def measure(tagger: SelfTagger, scenes: Sequence[Scene]) -> tuple[MultilabelScor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=int, default=40, help="scenes (%(default)s)")
+    parser.add_argument("--limit", type=int, default=40, help="number of scenes (%(default)s)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fill(document: Path, name: str, text: str) -> None:
-    """Exchange what stands between `<!-- NAME -->` and `<!-- end of NAME -->`; ValueError where nothing does."""
+    """Replace the text between `<!-- NAME -->` and `<!-- end of NAME -->`. Raises ValueError if they are missing."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     filled, count = re.subn(
         f"(?<={re.escape(begin)}).*?(?={re.escape(end)})",

@@ -1,4 +1,4 @@
-"""What tracing costs on top of the denoiser passes of a generation: full-size layers with random weights.
+"""The cost of tracing on top of the denoiser passes of a generation: full-size layers with random weights.
 
     python benchmarks/trace.py [--json] [--rounds 2] [--threads 1] [--only sd15|sd15-guided|flux]
 
@@ -29,12 +29,12 @@ from goca import DAAM, GOCA, Recipe, trace
 from goca.testing.tiny import BUILDERS
 
 PROMPT = "a cat on the grass under a traffic light"
-# Heat maps are not refined: whoever wants them alone need not collect what masks are refined with.
+# Heat maps are not refined: without masks, the self-attention that refines them need not be collected.
 RECIPES: dict[str, Recipe] = {"goca": GOCA, "goca, heat maps alone": replace(GOCA, order=0), "daam": DAAM}
 
 
 def flux() -> FluxPipeline:
-    """A slice of Flux.1's transformer, its layers at full width; what is around it is tiny, for it is not measured."""
+    """A slice of Flux.1's transformer, its layers at full width; the rest is tiny, as it is not measured."""
     torch.manual_seed(0)
     parts = BUILDERS["flux"]().components
     small = parts["transformer"].config
@@ -91,9 +91,9 @@ def measure(pipeline: Any, options: dict[str, Any], rounds: int) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--rounds", type=int, default=2, help="of each, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each, after one to warm up (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=CASES, help="one case alone")
+    parser.add_argument("--only", choices=CASES, help="measure only one case")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     figures: dict[str, Any] = {"threads": options.threads, "torch": torch.__version__}

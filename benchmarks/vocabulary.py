@@ -1,9 +1,9 @@
-"""What each class costs that is named: rows through the denoiser and CPU seconds an image, for 2 to 1,000 classes.
+"""The cost per named class: denoiser rows and CPU seconds per image, for 2 to 1,000 classes.
 
     python benchmarks/vocabulary.py [--counts 2,10,32,150,1000]
 
 A tiny random pipeline of SD 1.5's kind, and the bundled one as far as it has words. The first image of a stream pays
-for what the others find done: encoded names, and what the model says of images without content, which is on disk from
+for work that the others reuse: encoded names, and the calibration on images without content, which is on disk from
 then on. Rows that encode names are passes over the smallest image that there is. No background classes, batches of one.
 """
 
@@ -37,7 +37,7 @@ RECIPES: Mapping[str, Recipe] = {
 SIZE: int | None = None
 """Pixels a side; None for the model's own."""
 FOLLOWING = 3
-"""Images behind the first."""
+"""Number of images after the first."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def rows(pipelines: Mapping[str, Any], counts: Sequence[int]) -> Iterator[Row]:
 
 def to_markdown(measured: Sequence[Row]) -> str:
     """The rows as a table for a document."""
-    header = ("pipeline", "recipe", "classes", "first image: rows", "CPU-s", "each that follows: rows", "CPU-s")
+    header = ("pipeline", "recipe", "classes", "first image: rows", "CPU-s", "each following image: rows", "CPU-s")
     return markdown(
         header,
         (
@@ -105,7 +105,9 @@ def to_markdown(measured: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="of classes (%(default)s)")
+    parser.add_argument(
+        "--counts", default=",".join(map(str, COUNTS)), help="numbers of classes, comma-separated (%(default)s)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipelines = {"tiny": tiny.sd15(), "bundled": Segmenter.from_pretrained("bundled", device="cpu").backbone.pipeline}

@@ -1,4 +1,4 @@
-"""What each word was attended to in every step of a generation, as a GIF and as numbers."""
+"""Where a word is attended to in every step of a generation, as a GIF and as numbers."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Two models and two recipes on the same scenes, told which nouns each shows, with paired differences."""
+"""Two models and two recipes on the same scenes, given the nouns of each, with paired differences."""
 
 from itertools import product
 from pathlib import Path

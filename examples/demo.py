@@ -16,7 +16,7 @@ from goca import Segmenter
 from goca.evaluation.metrics import score
 from goca.evaluation.records import ImageRecord, count, tally
 
-logging.disable(logging.WARNING)  # what is installed beside goca may have much to say when the model is loaded
+logging.disable(logging.WARNING)  # packages installed beside goca may log a lot when the model is loaded
 HERE = Path(__file__).parent
 CLASSES = ("cat", "water", "sky")
 LEAST_MIOU = 0.5

@@ -1,4 +1,4 @@
-"""A folder of images in Python: files beside each other, and what became of each image."""
+"""Segment a folder of images in Python: write results for each image, and go on after one that fails."""
 
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ segmenter = Segmenter.from_pretrained("bundled", batch=8)
 requests = (SegmentationRequest(path, bundled.vocabulary()) for path in sorted(Path("scenes").iterdir()))
 for request, outcome in segmenter.stream(requests):
     if isinstance(outcome, GocaError):
-        print(f"{request.image}: {outcome}")  # the others go on
+        print(f"{request.image}: {outcome}")
         continue
     outcome.save("masks", stem=request.image.stem, formats=("labels", "overlay", "json"))
     print(request.image.name, {name: f"{there.share:.0%}" for name, there in outcome.present.items() if there.share})

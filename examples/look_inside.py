@@ -1,4 +1,4 @@
-"""Why is a pixel what it is? Layers, words and where the pixel looks, in one pass."""
+"""Why does a pixel get its label? Layers, words and the places that it attends to, in one pass."""
 
 from pathlib import Path
 

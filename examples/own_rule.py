@@ -1,4 +1,4 @@
-"""A rule of your own in a recipe: heads weigh by the square of their share of the layer's output."""
+"""A rule of your own in a recipe: heads are weighted by the square of their share of the layer's output."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -19,7 +19,7 @@ INLINE = re.compile(r"data:image/(\w+);base64,([\w+/=]+)")
 
 
 def executed() -> Any:
-    """The notebook with its results. Raises nbclient's CellExecutionError where a cell fails."""
+    """The notebook with its results. Raises nbclient's CellExecutionError if a cell fails."""
     notebook = nbformat.read(NOTEBOOK, 4)
     return NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
 

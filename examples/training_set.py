@@ -1,6 +1,6 @@
 """Generate a training set on two processes: images, indexed masks and prompts, for `goca evaluate folder` and training.
 
-The same images as COCO and as a Hugging Face imagefolder lie beside it.
+It also writes the same images as COCO and as a Hugging Face imagefolder, beside the set.
 """
 
 import torch

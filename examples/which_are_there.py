@@ -1,4 +1,4 @@
-"""Ask for every noun that the model knows, and see which of them the image shows."""
+"""Name every noun that the model knows, and see which of them the image shows."""
 
 from pathlib import Path
 

@@ -2,49 +2,29 @@ import gc
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hypothesis
 import numpy as np
 import pytest
-import torch
 from commands import Outcome
-from diffusers.models.transformers import transformer_cosmos
 from PIL import Image
 
-from goca.cli.main import main
-from goca.recipe import GOCA
-from goca.segmenter import Segmenter
-from goca.testing.tiny import UNET_BUILDERS
+if TYPE_CHECKING:
+    from goca.segmenter import Segmenter
 
+UNETS = ("sd15", "sd2", "sdxl")
 # A run that was started in the background ignores Ctrl-C, and so would every process that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Two workers share two cores.
-torch.set_num_threads(1)
-# The same examples in every run, so that a failure is the change's and not the day's.
-hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collect_file() -> None:
+    # Not above: the process that hands tests to workers collects none, and torch would keep the workers waiting for it.
+    import preparation  # noqa: F401
 
 
 def pytest_collection_finish() -> None:
     # What is imported by now stays. To look through it for garbage took a fifteenth of all tests' time.
     gc.freeze()
-
-
-class Transforms:
-    """The one function of torchvision that Cosmos calls, on machines for whose torch there is no torchvision."""
-
-    class InterpolationMode:
-        NEAREST = "nearest"
-
-    class functional:  # noqa: N801 - as torchvision names it
-        @staticmethod
-        def resize(image: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
-            return torch.nn.functional.interpolate(image, size, mode=interpolation)
-
-
-if not hasattr(transformer_cosmos, "transforms"):
-    transformer_cosmos.transforms = Transforms
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,14 +36,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(params=UNET_BUILDERS)
+@pytest.fixture(params=UNETS)
 def pipeline(request: pytest.FixtureRequest) -> Any:
     """A fresh tiny pipeline of each kind of UNet."""
+    from goca.testing.tiny import UNET_BUILDERS
+
     return UNET_BUILDERS[request.param]()
 
 
 @pytest.fixture
 def sd15() -> Any:
+    from goca.testing.tiny import UNET_BUILDERS
+
     return UNET_BUILDERS["sd15"]()
 
 
@@ -79,13 +63,18 @@ def image() -> Callable[..., Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def bundled() -> Segmenter:
+def bundled() -> "Segmenter":
+    from goca.recipe import GOCA
+    from goca.segmenter import Segmenter
+
     return Segmenter.from_pretrained("bundled", recipe=GOCA)
 
 
 @pytest.fixture
 def goca(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """goca("segment", ...) in this process; libraries that write past Python are heard too."""
+    from goca.cli.main import main
+
     # `main` sets it for the process it is in.
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -128,7 +128,7 @@ def test_a_process_may_be_killed_at_any_step(finished: dict[ImageJob, tuple[str,
 def test_labels_of_more_classes_than_the_result_has_are_named(finished: dict[ImageJob, tuple[str, ...]]) -> None:
     job = next(iter(finished))
     targets = plan_datasets([job], Path("out"), ["coco"])
-    with pytest.raises(GocaError, match=r"out/a\.labels\.png has the label 2 of 1 classes: segment the image again"):
+    with pytest.raises(GocaError, match=r"out/a\.labels\.png has label 2 but 1 classes: segment the image again"):
         list(assemble({job: ("cat",)}, targets))
 
 
@@ -199,8 +199,8 @@ def test_a_data_set_takes_no_other_s_place(pictures: Callable[..., None]) -> Non
     pictures("in/a.png", "in/dataset.yolo/b.png", "in/Dataset.coco.png")
     jobs = plan_outputs([Path("in")], Path("out"), ["yolo", "coco", "hf"])
     for form, image in (("yolo", "in/dataset.yolo/b.png"), ("coco", "in/Dataset.coco.png")):
-        with pytest.raises(GocaError, match=f"the results of {image} would lie where the data set out/dataset.{form}"):
+        with pytest.raises(GocaError, match=f"the results of {image} would be where the data set out/dataset.{form}"):
             plan_datasets(jobs, Path("out"), [form])
     Path("out/dataset.hf").mkdir(parents=True)
-    with pytest.raises(GocaError, match=r"out/dataset\.hf is a folder of something else, and would be replaced"):
+    with pytest.raises(GocaError, match=r"out/dataset\.hf is not a data set of goca's, and would be replaced"):
         plan_datasets(jobs, Path("out"), ["hf"])

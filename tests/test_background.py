@@ -150,7 +150,7 @@ def test_a_caption_of_the_user_s_has_none(model: Segmenter) -> None:
     assert found(model, ["cat"], caption="a cat on the grass") == (
         ["a cat on the grass"],
         (),
-        ["one noun alone in a prompt: no share is taken"],
+        ["a single noun in the prompt: its share of attention is not taken"],
     )
 
 
@@ -191,7 +191,7 @@ def test_classes_are_spread_over_prompts_that_each_have_the_list(sd15: Any) -> N
     assert all(caption.endswith(", ".join(BACKGROUND_NOUNS)) for caption in captions)
     assert notes == [
         f"background classes added: {', '.join(BACKGROUND_NOUNS)}",
-        f"9 classes do not fit one prompt: spread over {len(captions)}",
+        f"9 classes do not fit in one prompt: spread over {len(captions)}",
     ]
 
 
@@ -203,6 +203,6 @@ def test_what_finds_no_room_is_left_out_from_the_end(listed: Any, sd15: Any) -> 
     assert 0 < len(names) < len(whole)
     assert names == whole[: len(names)]
     assert all(caption.endswith(", ".join(names)) for caption in captions)
-    assert f"background classes that found no room in the prompt: {', '.join(whole[len(names) :])}" in notes
+    assert f"background classes that do not fit in the prompt: {', '.join(whole[len(names) :])}" in notes
     more = [Noun(name, (name,)) for name in (" ".join(["the quick brown fox"] * 7), *whole[: len(names) + 1])]
     assert not segmenter.backbone.fits(more)

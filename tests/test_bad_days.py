@@ -49,11 +49,11 @@ def test_12000_by_40_is_seen_whole(bundled: Segmenter) -> None:
     strip[:, 6000:] = 255
     result = bundled(strip, **ASK)
     assert result.labels.shape == (40, 12000)
-    assert any("too long for 64 windows: seen whole, at 1112 x 8 px" in note for note in result.plan.notes)
+    assert any("too long for 64 windows: processed whole, at 1112 x 8 px" in note for note in result.plan.notes)
     height, width = result.scores.grid.shape[1:]
     assert width / height == pytest.approx(1112 / 8, rel=0.2)
     windowed = Segmenter(bundled.backbone, GOCA, Options(window=True), 4)
-    with pytest.raises(GocaError, match=r"12000 x 40 px would take more than 64 windows.*without window") as caught:
+    with pytest.raises(GocaError, match=r"12000 x 40 px would take more than 64 windows.*switch off window") as caught:
         windowed(strip, **ASK)
     assert caught.value.hint == "window"
 
@@ -71,7 +71,7 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, (), "instead of None"),
         (7, (), "instead of 7"),
         (["cat"], 7, "instead of 7"),
-        ({"cat": None}, (), 'synonyms of "cat" are a list: write [] instead of None'),
+        ({"cat": None}, (), 'synonyms of "cat" must be a list: write [] instead of None'),
         (["cat", None], (), "None is not a name"),
     ],
 )

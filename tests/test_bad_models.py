@@ -164,19 +164,19 @@ def test_weights_that_are_all_the_same_are_not_a_class(name: str, fill: float, i
         for weight in Backbone(pipeline).denoiser.parameters():
             weight.fill_(fill)
     with pytest.raises(
-        GocaError, match=r"attention is the same (for every word|everywhere).*: are its weights complete"
+        GocaError, match=r"attention is the same (for every word|everywhere).*: check that its weights are complete"
     ):
         Segmenter.from_pipeline(pipeline, size=64)(image(), **ASK)
 
 
 @pytest.mark.parametrize(
-    ("part", "told"), [("vae", "VAE encodes an image as the same"), ("text_encoder", "gives every word the same")]
+    ("part", "told"), [("vae", "VAE's encoding of an image is the same"), ("text_encoder", "gives every word the same")]
 )
 def test_other_parts_whose_weights_are_zero(part: str, told: str, sd15: Any, image: Make) -> None:
     with torch.no_grad():
         for weight in getattr(sd15, part).parameters():
             weight.zero_()
-    with pytest.raises(GocaError, match=rf"{told}.*: are its weights complete"):
+    with pytest.raises(GocaError, match=rf"{told}.*: check that its weights are complete"):
         Segmenter.from_pipeline(sd15, size=64)(image(), **ASK)
 
 
@@ -240,7 +240,7 @@ def test_a_whole_pipeline_of_no_listed_family_is_refused_before_its_weights_are_
 def test_a_size_far_beyond_what_it_was_trained_at(sd15: Any) -> None:
     assert Segmenter.from_pipeline(sd15, size=256).plan.size == 256
     with pytest.raises(
-        GocaError, match=r"size 257 is too large: .* trained at 64 px a side, so give 256 or less"
+        GocaError, match=r"size 257 is too large: .* trained at 64 px per side, so give 256 or less"
     ) as caught:
         Segmenter.from_pipeline(sd15, size=257)
     assert caught.value.hint == "window"

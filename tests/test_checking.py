@@ -33,7 +33,7 @@ UNTRAINED = (
 def statuses(pipeline: Any, *names: str, size: int | None = None, images: int = 8) -> dict[str, str]:
     """The verdicts of some checks, none of which may break off. images: as many as are painted, if any are."""
     verdicts = list(check(Subject(pipeline, size, images), names))
-    assert not [verdict.explanation for verdict in verdicts if "broke off" in verdict.explanation]
+    assert not [verdict.explanation for verdict in verdicts if "raised an error" in verdict.explanation]
     return {verdict.name: verdict.status for verdict in verdicts}
 
 
@@ -177,7 +177,7 @@ def test_what_breaks_off_has_failed_and_the_others_go_on(pipeline: Any, monkeypa
     monkeypatch.setitem(CHECKS, "hook changes nothing", breaks)
     broken, weights = check(Subject(pipeline), ["hook changes nothing", "weights"])
     assert (broken.status, weights.status) == ("failed", "passed")
-    assert broken.explanation == "it broke off (RuntimeError: no more memory)"
+    assert broken.explanation == "the check raised an error (RuntimeError: no more memory)"
 
 
 def test_a_pipeline_that_does_not_paint_is_shown_scenes(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,11 +228,11 @@ def test_the_document_names_no_paths(pipeline: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("bundled",), "only for --check"),
-        (("--sheet", "sheet.png"), "need a model to check"),
-        (("--check", "--size", "64"), "need a model to check"),
+        (("bundled",), "needs --check"),
+        (("--sheet", "sheet.png"), "need a model: goca models --check MODEL"),
+        (("--check", "--size", "64"), "need a model: goca models --check MODEL"),
         (("--check", "no-such-model"), "no model"),
-        (("--check", "bundled", "--all"), "exclude each other"),
+        (("--check", "bundled", "--all"), "cannot be combined"),
         (("--check", "bundled", "--sheet", "."), "is a folder"),
         (("--check", "bundled", "--sheet", "sheet.jpg"), "name it sheet.png"),
         (("--check", "bundled", "--sheet", "/proc/nowhere/sheet.png"), "cannot write to"),

@@ -260,7 +260,7 @@ REFUSALS = [
     (("evaluate", "imagenet"), 'no data set "imagenet"'),
     (("evaluate", "voc"), "no tagger"),
     (("evaluate", "scenes", "--tagger", "magic"), 'no tagger "magic"'),
-    (("evaluate", "scenes", "--tagger", "given:"), "no nouns are given"),
+    (("evaluate", "scenes", "--tagger", "given:"), "there are no nouns"),
     (("evaluate", "scenes", "--tagger", "clip:nowhere"), 'no model "nowhere"'),
     (("segment", "names.txt", "--classes", "cat", "--tagger", "magic"), 'no tagger "magic"'),
     (("evaluate", "scenes", "--tagger", "captions:nowhere"), "nowhere"),
@@ -273,7 +273,7 @@ REFUSALS = [
     (("scaling", "nonsense"), 'no model "nonsense"'),
     (("scaling", "bundled", "--recipes", "vanilla,soup"), "goca, vanilla"),
     (("scaling", "bundled", "--dataset", "imagenet"), 'no data set "imagenet"'),
-    (("scaling", "bundled", "bundled"), "two models"),
+    (("scaling", "bundled", "bundled"), "two models have the label"),
     (("scaling", "bundled", "--out", "names.txt"), "cannot write to names.txt"),
     (("models", "--probe", "in"), "model_index.json"),
 ]
@@ -382,7 +382,7 @@ def test_a_folder_prints_a_summary(goca, loaded):
 def test_background_in_the_list_takes_no_label_and_that_is_said(goca, loaded, options):
     done = goca("segment", "photo.jpg", "--classes", "Background, cat, grass", *options)
     assert done.code == 0
-    assert done.err == 'goca: no class is made of "Background": pixels of no class have label 0\n'
+    assert done.err == 'goca: "Background" does not become a class: pixels without a class get label 0\n'
     assert [entry["name"] for entry in json.loads(Path("goca-out/photo.json").read_text())["classes"]] == [
         "cat",
         "grass",
@@ -422,7 +422,7 @@ def test_reasons_that_are_the_same_are_said_once(goca, loaded):
     assert done.code == 1
     assert done.err.splitlines() == [
         f"goca: left out: in/broken0.png, in/broken1.png, in/broken2.png and 2 more: each {NO_IMAGE}",
-        "goca: left out: in/gone.png is a link to nowhere.png, which is not there",
+        "goca: left out: in/gone.png is a link to nowhere.png, which does not exist",
     ]
     assert done.out.endswith("2 images segmented, 6 left out; results in goca-out, listed in goca-out/index.jsonl\n")
 
@@ -432,7 +432,7 @@ def test_at_most_ten_reasons_are_said(goca, loaded):
         Path(f"in/gone{number:02}.png").symlink_to(f"nowhere{number}.png")
     done = goca("segment", "in", *ASK)
     assert len(done.err.splitlines()) == 11
-    assert done.err.splitlines()[9] == "goca: left out: in/gone09.png is a link to nowhere9.png, which is not there"
+    assert done.err.splitlines()[9] == "goca: left out: in/gone09.png is a link to nowhere9.png, which does not exist"
     assert done.err.splitlines()[10] == "goca: and 4 more: see goca-out/index.jsonl"
     reasons = [json.loads(line).get("error") for line in Path("goca-out/index.jsonl").read_text().splitlines()]
     assert sum(reason is not None for reason in reasons) == 14
@@ -599,7 +599,7 @@ def test_the_unexpected_has_a_traceback_with_v(goca, boom):
     [
         ("models | true; exit ${PIPESTATUS[0]}", 1, b""),
         ("--help | true; exit ${PIPESTATUS[0]}", (0, 1), b""),
-        ("models > /dev/full", 1, b"goca: the results cannot be printed: No space left on device; redirect them"),
+        ("models > /dev/full", 1, b"goca: cannot print the results (No space left on device): redirect them"),
         ("models --json >&-", 1, b"goca: the results cannot be printed: Bad file descriptor; redirect them"),
         ("segment in/a.png --classes cat > /dev/full", 1, b"goca: the results cannot be printed: No space left"),
         ("nonsense >&-", 2, b"goca: No such command 'nonsense'"),
@@ -635,7 +635,7 @@ def test_what_cannot_be_printed_is_one_line(goca, loaded, monkeypatch, arguments
         monkeypatch.setattr(sys, "stdout", full)
         done = goca(*arguments)
     assert (done.code, done.out) == (1, "")
-    assert done.line().startswith("goca: the results cannot be printed: No space left on device; redirect")
+    assert done.line().startswith("goca: cannot print the results (No space left on device): redirect")
 
 
 # --- Texts that would steer a terminal
@@ -763,7 +763,7 @@ def test_models_as_a_table(goca):
     assert len(lines) < 40
     row = next(line for line in lines if "Stable Diffusion XL" in line)
     assert row.split()[-2:] == ["stabilityai/stable-diffusion-xl-base-1.0", "65.6"]
-    assert lines[-1].startswith("To begin with photographs: --model stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert lines[-1].startswith("To start with photographs: --model stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 @pytest.mark.parametrize("option", ["--all", "-v"])
@@ -895,7 +895,7 @@ def test_models_prints_one_thing(goca, monkeypatch, pair):
     if pair == ("--json", "--check"):
         assert json.loads(goca("models", *pair).out) == {"families": []}
     else:
-        assert f"{pair[0]} and {pair[1]} exclude each other" in goca("models", *pair).mistake()
+        assert f"{pair[0]} and {pair[1]} cannot be combined" in goca("models", *pair).mistake()
 
 
 # --- Formats
@@ -932,7 +932,7 @@ def test_options_of_objects_are_heeded(goca, loaded):
     done = goca("segment", *options, "--instances", "--min-area", "4", "--fill-holes", "--resume")
     assert "2 images segmented, 2 of them by an earlier run" in done.out
     assert "2 images segmented, 0 of them by an earlier run" in goca("segment", *options, "--resume").out
-    assert "min_area changes nothing in these formats" in goca("segment", "in", *ASK, "--min-area", "2").mistake()
+    assert "min_area has no effect on these formats" in goca("segment", "in", *ASK, "--min-area", "2").mistake()
 
 
 @pytest.mark.parametrize(
@@ -965,4 +965,4 @@ def test_only_files_of_the_same_formats_collide(goca, loaded):
 
 def test_the_help_lists_every_format(goca):
     words = " ".join(goca("segment", "--help").out.split())
-    assert all(re.search(rf"What to write:[^.]*\b{name}\b", words) for name in EXPORTERS)
+    assert all(re.search(rf"Files to write:[^.]*\b{name}\b", words) for name in EXPORTERS)

@@ -437,7 +437,8 @@ def test_other_models_are_refused() -> None:
     host = Host()
     flux = Patcher(SimpleNamespace(diffusion_model=type("Flux", (nn.Module,), {})(), model_config=SimpleNamespace()))
     refused(
-        "attention of Flux cannot be read", lambda: comfyui.trace_sampler(flux, host.clip, PROMPT, "goca", ALL_STEPS)
+        "the attention of Flux is not supported",
+        lambda: comfyui.trace_sampler(flux, host.clip, PROMPT, "goca", ALL_STEPS),
     )
     t5 = SimpleNamespace(tokenize=lambda text: {"l": [], "t5xxl": []})
     refused("l, t5xxl", lambda: comfyui.trace_sampler(host.patcher, t5, PROMPT, "goca", ALL_STEPS))
@@ -448,7 +449,7 @@ def test_attention_that_other_nodes_change_is_refused() -> None:
     patcher, _ = traced_sampler(host)
     block, place = next(iter(host.patcher.model.diffusion_model.places.items()))
     block.attn2.set_processor(AttnProcessor2_0())  # passes ComfyUI's attention by
-    refused("changed by another node", lambda: host.sample(patcher))
+    refused("another node changes the attention", lambda: host.sample(patcher))
     block.attn2.set_processor(Attending(host, place))
 
     def halves(attend: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -465,7 +466,7 @@ def test_attention_that_other_nodes_change_is_refused() -> None:
     tiled.model_options["transformer_options"]["optimized_attention_override"] = lambda attend, *args, **kwargs: halves(
         lambda *given, **more: inner(attend, *given, **more), *args, **kwargs
     )
-    refused("changed by another node", lambda: host.sample(tiled))
+    refused("another node changes the attention", lambda: host.sample(tiled))
 
 
 def test_other_conditioning_is_refused() -> None:
@@ -482,7 +483,8 @@ def test_other_conditioning_is_refused() -> None:
     for x, branches in ((torch.zeros(2, 4, 4, 4), [0, 0]), (torch.zeros(1, 4, 4, 2), [0])):
         given = {**options, "cond_or_uncond": branches}
         refused(
-            "connect one for all", lambda x=x, given=given: denoising(call, x, torch.ones(1), None, None, None, given)
+            "connect one prompt for the whole image",
+            lambda x=x, given=given: denoising(call, x, torch.ones(1), None, None, None, given),
         )
 
 
@@ -492,12 +494,12 @@ def test_nothing_was_traced() -> None:
     shown = [Image.new("RGB", (48, 32))]
     refused("no sampling was traced", lambda: attention.images(shown))
     host.sample(patcher)
-    refused("none of the chosen steps", lambda: attention.images(shown))
+    refused("did not reach any of the chosen steps", lambda: attention.images(shown))
     patcher, attention = traced_sampler(host)
     host.sample(patcher)
-    refused("1 images were traced and 2 are given", lambda: attention.images(shown * 2))
+    refused("1 images were traced but 2 are connected", lambda: attention.images(shown * 2))
     guided, _ = comfyui.guide(host.patcher, host.clip, PROMPT, "goca", ALL_STEPS, every=1)
-    refused("does not guide", lambda: host.sample(guided, scale=1.0))
+    refused("does not use guidance", lambda: host.sample(guided, scale=1.0))
 
 
 # --- the nodes

@@ -151,7 +151,7 @@ def test_a_run_that_lacks_an_image_is_completed_first(goca: Goca, runs: Path, fi
     (other / "images.jsonl").write_text("".join(lines[:1] + lines[2:]))
     pair = (other, runs / "vanilla") if first else (runs / "vanilla", other)
     mistake = goca("compare", *pair).mistake()
-    assert f"{other} has only 4 of its 5 images: ask the same goca evaluate again to complete it" in mistake
+    assert f"{other} has only 4 of its 5 images: run the same goca evaluate again to complete it" in mistake
     # As it says, that completes it.
     evaluate(CONFIG, other)
     assert goca("compare", *pair).code == 0
@@ -181,7 +181,7 @@ def _of_a_label_below_all(image: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (_renamed, "only one of them has 003, so that the images.jsonl of one is of another run: restore it"),
+        (_renamed, "only one of them has 003, so the images.jsonl of one is from another run: restore it"),
         (_doubled, "images.jsonl has lines of another run: restore it"),
         (_counted_otherwise, "images.jsonl has lines of another run: restore it"),
         (_of_a_label_that_there_is_not, "images.jsonl has lines of another run: restore it"),
@@ -213,15 +213,15 @@ def test_settings_that_say_too_little(runs: Path, part: str, name: str | None) -
         del (told["settings"] if name is None else told["settings"][part])[name or part]
 
     other = edited(runs, f"without {part} {name}", forget)
-    with pytest.raises(GocaError, match=rf"'{name or part}'\): is it a folder that goca evaluate wrote\?$"):
+    with pytest.raises(GocaError, match=rf"'{name or part}'\): name a folder that goca evaluate has written$"):
         load_run(other)
 
 
 def test_settings_that_are_of_something_else(goca: Goca, runs: Path) -> None:
     other = edited(runs, "else", lambda told: told.update(settings={}))
-    assert "is it a folder that goca evaluate wrote?" in goca("compare", runs / "goca", other).mistake()
+    assert "name a folder that goca evaluate has written" in goca("compare", runs / "goca", other).mistake()
     odd = edited(runs, "odd", lambda told: told["settings"].update(protocol=[]))
-    with pytest.raises(GocaError, match=r"is it a folder that goca evaluate wrote\?$"):
+    with pytest.raises(GocaError, match=r"name a folder that goca evaluate has written$"):
         load_run(odd)
 
 

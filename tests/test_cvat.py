@@ -121,7 +121,7 @@ def test_an_image_that_cannot_be_segmented_costs_none_of_the_others(function, an
     ("parameters", "message"),
     [
         ({"classes": " "}, "no classes"),
-        ({"classes": "cat", "model": "bundled", "min_area": 0}, "0 is not an area"),
+        ({"classes": "cat", "model": "bundled", "min_area": 0}, "min_area 0 is not a number of pixels"),
         ({"classes": "zebra"}, "zebra"),
         ({}, "-p classes=str has no classes"),
         ({"classes": ["cat"]}, "classes is .* -p classes=str:"),

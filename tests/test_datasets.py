@@ -102,12 +102,12 @@ def test_opening_reads_no_image(
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(GocaError, match=r'no data set "coco": there are scenes, voc, .*, folder'):
+    with pytest.raises(GocaError, match=r'no data set "coco": choose from scenes, voc, .*, folder'):
         open_dataset("coco", None)
-    with pytest.raises(GocaError, match='no split "test": there are val, train, trainval'):
+    with pytest.raises(GocaError, match='no split "test": choose from val, train, trainval'):
         open_dataset("voc", None, "test")
     for name in DATASETS:
-        with pytest.raises(GocaError, match=r'no split "x": there are'):
+        with pytest.raises(GocaError, match=r'no split "x": choose from'):
             open_dataset(name, None, "x")
 
 
@@ -289,7 +289,7 @@ class TestContext:
         folders.make_context_mat(tmp_path)
         path = tmp_path / "trainval" / "2008_000008.mat"
         path.write_bytes(path.read_bytes()[:150] if content is None else content)
-        with pytest.raises(GocaError, match=r"2008_000008\.mat cannot be read \(.*\): is the file complete\?"):
+        with pytest.raises(GocaError, match=r"2008_000008\.mat cannot be read \(.*\): check that the file is complete"):
             open_dataset("context", tmp_path).samples[0].truth()
 
     def test_without_scipy_it_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +335,7 @@ class TestCocoObject:
         folders.make_coco_object(tmp_path)
         path = tmp_path / "annotations" / "instances_val2017.json"
         path.write_bytes(path.read_bytes()[:left])
-        with pytest.raises(GocaError, match=r"instances_val2017\.json is not JSON .*: is the file complete\?"):
+        with pytest.raises(GocaError, match=r"instances_val2017\.json is not JSON .*: check that it is complete"):
             open_dataset("coco-object", tmp_path)
 
     def test_in_another_encoding(self, tmp_path: Path) -> None:
@@ -357,13 +357,13 @@ class TestCocoObject:
     )
     def test_json_of_another_kind(self, tmp_path: Path, members: dict[str, object]) -> None:
         self.change(tmp_path, **members)
-        with pytest.raises(GocaError, match="lists no images and categories as COCO does"):
+        with pytest.raises(GocaError, match="does not list images and categories as COCO does"):
             open_dataset("coco-object", tmp_path)
 
     @pytest.mark.parametrize(
         ("category", "segmentation", "message"),
         [
-            (12, [[0, 0, 3, 0, 3, 3]], "has the category 12, which COCO has not"),
+            (12, [[0, 0, 3, 0, 3, 3]], "has the category 12, which COCO lacks"),
             (
                 1,
                 {"size": [13, 11], "counts": [0, 143]},
@@ -649,7 +649,7 @@ class TestFolder:
             (
                 {"label": "dog", "points": [[0, 0], [1, 0], [1, 1]]},
                 {},
-                'the label "dog", which classes.txt has not',
+                'the label "dog", which classes.txt lacks',
             ),
             ({"label": "cat", "points": [[0, 0], [1, 0]], "shape_type": "circle"}, {}, 'a shape of type "circle"'),
             ({"label": "cat"}, {}, "a shape without a label or points"),
@@ -666,7 +666,7 @@ class TestFolder:
     def test_half_a_labelme_file(self, tmp_path: Path) -> None:
         self.drawn(tmp_path, ["cat"])
         (tmp_path / "photo.json").write_text('{"shapes": [')
-        with pytest.raises(GocaError, match=r"photo\.json is not JSON .*: is the file complete\?"):
+        with pytest.raises(GocaError, match=r"photo\.json is not JSON .*: check that it is complete"):
             open_dataset("folder", tmp_path).samples[0].truth()
 
     @given(

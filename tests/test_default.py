@@ -83,10 +83,10 @@ def test_background_nouns_without_prototypes_are_left_out(usual: Segmenter, cat:
 
 def test_what_is_not_used_is_said(usual: Segmenter, cat: Image.Image) -> None:
     notes = usual(cat, ["cat"], caption="a cat at sea").plan.notes
-    assert "prototypes label pixels without a caption: it is not used" in notes
+    assert "prototypes label the pixels: the caption is not used" in notes
     every = usual(cat, ["cat", "rocket"], background="none")
     assert min(every.evidence) < usual.plan.floor
-    assert "every pixel gets a class: so few classes are all kept, even below the floor" in every.plan.notes
+    assert "every pixel gets a class: all classes are kept, even below the floor" in every.plan.notes
 
 
 def test_nouns_without_prototypes_are_looked_for_by_attention(usual: Segmenter, cat: Image.Image) -> None:
@@ -153,7 +153,8 @@ def test_no_class_is_there(goca: Run, tmp_path: Path) -> None:
     assert ran.code == 0
     assert not any(entry["share"] for entry in json.loads(ran.out)["classes"])
     assert ran.err.splitlines() == [
-        "goca: no class was found in the image, so all is background: lower the floor, 0 keeps every class (--floor)"
+        "goca: no class was found in the image, so all pixels are background: lower the floor; 0 keeps every class "
+        "(--floor)"
     ]
     forced = goca("segment", CAT, "--classes", "rocket, bus", "--out", tmp_path / "b", "--json", "--floor", "0")
     assert (forced.code, forced.err) == (0, "")
@@ -176,7 +177,7 @@ def test_results_of_another_default_are_not_resumed(goca: Run, tmp_path: Path) -
     assert goca(*asked, "--recipe", "goca").code == 0
     refused = goca(*asked)
     assert refused.code == 2
-    assert "is of a run that differs in recipe" in refused.err
+    assert "comes from a run with other recipe" in refused.err
     assert goca(*asked, "--recipe", "goca").code == 0
 
 

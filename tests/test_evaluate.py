@@ -377,7 +377,7 @@ def test_what_cannot_be_done_is_left_out_with_its_reason(bundled: Segmenter, sce
     small, _ = counted(bundled, toy(truth[:7], photo), "cat, grass")
     assert "differ in size" in small.left_out
     strange, _ = counted(bundled, toy(truth + 1, photo), "cat, grass")
-    assert "label 3, and toy has 2 categories" in strange.left_out
+    assert "label 3, but toy has 2 categories" in strange.left_out
     dataset = toy(truth, photo)
     evaluator = Evaluator(bundled, dataset, Says({}), honest(dataset, "someone"))
     (untold,) = evaluator(ImageBatch(range(1), {"one": GocaError("the server is asleep")}))
@@ -413,7 +413,7 @@ def test_a_caption_that_is_too_long_is_spread_whatever_its_order(
     kept = [noun for noun in mixed if noun in others][: len(found.background_classes)]
     assert list(found.background_classes) == kept
     assert 0 < len(kept) < 9
-    assert any(note.startswith("too long a caption for this model: without surrounding") for note in found.notes)
+    assert any(note.startswith("the caption is too long for this model: left out surrounding") for note in found.notes)
 
 
 def test_the_words_of_one_thing_that_are_too_many(sd15: Any, scene: Scene, photo: Path) -> None:
@@ -433,7 +433,7 @@ def test_the_words_of_one_thing_that_are_too_many(sd15: Any, scene: Scene, photo
     (found,) = evaluator(ONE)
     assert not found.left_out
     assert set(found.classes) == {"animal", "sky"}
-    (note,) = [note for note in found.notes if note.startswith("too long a caption for this model: without part")]
+    (note,) = [note for note in found.notes if note.startswith("the caption is too long for this model: left out part")]
     assert note.endswith("part29")
 
 
@@ -492,7 +492,7 @@ def test_categories_that_no_scene_shows_change_nothing(captions: str) -> None:
 def test_captions_that_there_are_not() -> None:
     with pytest.raises(GocaError, match="nouns, sentences"):
         EvaluationConfig(dataset="scenes", captions="poems").open_dataset()
-    with pytest.raises(GocaError, match="sentences are those of the scenes"):
+    with pytest.raises(GocaError, match="only scenes with oracle tags"):
         EvaluationConfig(dataset="scenes", captions="sentences", tagger="given:cat").open_dataset()
 
 

@@ -210,7 +210,7 @@ def test_a_folder_of_other_images_is_refused(
 ) -> None:
     list(run(GenerationConfig(prompts=prompts), tmp_path / "run"))
     before = files(tmp_path / "run/images")
-    with pytest.raises(GocaError, match=rf"is a run that differs in .*{difference}"):
+    with pytest.raises(GocaError, match=rf"holds a run that differs in .*{difference}"):
         list(run(GenerationConfig(prompts=prompts, **change), tmp_path / "run"))
     assert files(tmp_path / "run/images") == before
 
@@ -233,7 +233,7 @@ def test_an_image_is_that_of_its_prompt_and_seed_alone(
 
 def test_what_the_pipeline_refuses_is_one_line(fake: None, prompts: Path, tmp_path: Path) -> None:
     config = GenerationConfig(prompts=prompts, steps=3)
-    with pytest.raises(GocaError, match=r"the pipeline refuses: .*num_inference_steps"):
+    with pytest.raises(GocaError, match=r"the pipeline does not accept this: .*num_inference_steps"):
         list(run(config, tmp_path / "run"))
 
 
@@ -261,10 +261,7 @@ def test_goca_compare_names_what_compares_generated_images(
     goca: Callable[..., Outcome], fake: None, prompts: Path, tmp_path: Path
 ) -> None:
     list(run(GenerationConfig(prompts=prompts), tmp_path / "run"))
-    assert (
-        "goca evaluate-generation --images A --images B"
-        in goca("compare", tmp_path / "run", tmp_path / "run").mistake()
-    )
+    assert "with goca evaluate-generation" in goca("compare", tmp_path / "run", tmp_path / "run").mistake()
 
 
 def guided(folder: Path, prompts: Path, guide: str, name: str = "sd15") -> dict[str, Any]:
@@ -402,7 +399,7 @@ def test_means_and_paired_gains(tmp_path: Path) -> None:
     # Of images that all gain the same, every resample does.
     assert meter(second).gain_over(meter(first)) == {"effective_scale": (0.5, (0.5, 0.5))}
     described(second, text=["a", "b", "x"], effective_scale=[1.5, 2.5, 6.5])
-    with pytest.raises(GocaError, match=r"are not of the same prompts \(2\.png\)"):
+    with pytest.raises(GocaError, match=r"have different prompts \(2\.png\)"):
         meter(second).gain_over(meter(first))
 
 
@@ -422,7 +419,7 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
     with pytest.raises(GocaError, match="no images in"):
         open_folder(tmp_path / "empty")
     folder = painted(tmp_path / "two", [(1, 2, 3), (4, 5, 6)])
-    with pytest.raises(GocaError, match=r"has no prompt of 0\.png"):
+    with pytest.raises(GocaError, match=r"has no prompt for 0\.png"):
         _ = open_folder(folder).prompts
     described(folder, text=["a", "b"])
     (folder / "1.png").unlink()
@@ -469,12 +466,12 @@ def test_the_table_of_several_folders(goca: Callable[..., Outcome], clip: Path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "give --prompts FILE to generate images, or --images DIR to measure some"),
-        (("--images", ".", "--out", "run"), "--out is for images that are to be generated"),
-        (("--images", ".", "--guide", "goca"), "--guide is for images that are to be generated"),
-        (("--images", ".", "--same-seed"), "--same-seed is for images that are to be generated"),
-        (("--images", ".", "--steps", "20"), "--steps is for images that are to be generated"),
-        (("--images", ".", "--batch", "8"), "--batch is for images that are to be generated"),
+        ((), "give either --prompts FILE to generate images or --images DIR to measure"),
+        (("--images", ".", "--out", "run"), "--out only applies to generating images"),
+        (("--images", ".", "--guide", "goca"), "--guide only applies to generating images"),
+        (("--images", ".", "--same-seed"), "--same-seed only applies to generating images"),
+        (("--images", ".", "--steps", "20"), "--steps only applies to generating images"),
+        (("--images", ".", "--batch", "8"), "--batch only applies to generating images"),
         (("--prompts", "prompts.txt", "--out", "run", "--every", "2"), "--every 2 needs --guide"),
         (("--prompts", "p.txt"), "name one with --out"),
         (("--prompts", "none.txt", "--out", "run"), "no such file: none.txt (--prompts)"),

@@ -366,7 +366,7 @@ def test_a_floor_needs_a_recipe_that_measures_evidence(sd15: Any) -> None:
     assert Segmenter.from_pipeline(sd15, GOCA, floor=0.0).plan.floor == 0
     with pytest.raises(GocaError, match="needs prototypes"):
         Segmenter.from_pipeline(sd15, replace(GOCA_OPEN, evidence="prototypes"))
-    with pytest.raises(GocaError, match="evidence 'guess' is none of"):
+    with pytest.raises(GocaError, match="evidence 'guess' is not valid"):
         replace(GOCA_OPEN, evidence="guess")
 
 

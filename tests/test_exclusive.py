@@ -100,7 +100,7 @@ def test_threads_that_would_wait_for_each_other_are_told(length: int) -> None:
         thread.join(TIMEOUT)
     assert len(done) == length - 1
     (message,) = refused
-    assert message.startswith("another thread keeps a part of this pipeline and waits for a part that this thread")
+    assert message.startswith("another thread has a part of this pipeline and waits for a part that this thread")
 
 
 def test_an_exception_and_an_exit_in_another_thread_give_the_parts_back() -> None:

@@ -182,7 +182,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("area", [0, -3])
     def test_an_area_is_a_number_of_pixels(self, area):
-        with pytest.raises(GocaError, match="is not an area: give a number of pixels"):
+        with pytest.raises(GocaError, match="is not a number of pixels: give 1 or more"):
             ObjectOptions(min_area=area)
 
     @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ class TestObjects:
     )
     def test_an_option_that_no_format_heeds_is_refused(self, formats, option, heeded):
         check_objects([*formats, "coco"], ObjectOptions(**option))
-        with pytest.raises(GocaError, match=f"{next(iter(option))} changes nothing in these formats: add {heeded}"):
+        with pytest.raises(GocaError, match=f"{next(iter(option))} has no effect on these formats: add {heeded}"):
             check_objects(formats, ObjectOptions(**option))
 
 
@@ -419,7 +419,7 @@ class TestDatasets:
 
     def test_voc_s_void_is_no_class(self, images, tmp_path):
         names = [f"class {number}" for number in range(255)]
-        with pytest.raises(GocaError, match="VOC holds 254 classes at most"):
+        with pytest.raises(GocaError, match="VOC holds at most 254 classes"):
             EXPORTERS["voc"].write_dataset(tmp_path / "x.voc", images, names, ObjectOptions())
         assert not list(tmp_path.glob("x.voc"))
 
@@ -462,7 +462,7 @@ class TestDatasets:
     def test_a_folder_of_somebody_else_is_not_replaced(self, written, tmp_path):
         (tmp_path / "dataset.yolo").mkdir()
         (tmp_path / "dataset.yolo" / "mine.txt").touch()
-        with pytest.raises(GocaError, match=r"dataset\.yolo is a folder of something else"):
+        with pytest.raises(GocaError, match=r"dataset\.yolo is not a data set of goca's"):
             written("yolo")
         assert (tmp_path / "dataset.yolo" / "mine.txt").exists()
 

@@ -229,7 +229,7 @@ def test_a_text_encoder_that_is_not_there_has_no_room_for_classes(image: Callabl
 def test_two_denoisers_are_refused_with_what_to_do() -> None:
     pipeline = BUILDERS["wan"]()
     both = {**pipeline.components, "transformer_2": BUILDERS["wan"]().transformer, "boundary_ratio": 0.875}
-    with pytest.raises(GocaError, match=r"two denoisers.* the second alone, WanPipeline"):
+    with pytest.raises(GocaError, match=r"two denoisers.* only the second, WanPipeline"):
         Segmenter.from_pipeline(type(pipeline)(**both))
 
 

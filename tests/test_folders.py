@@ -225,8 +225,8 @@ def circular(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "reason"),
     [
-        ("b.png", dangling, "in/b.png is a link to nowhere.png, which is not there"),
-        ("holidays", dangling, "in/holidays is a link to nowhere.png, which is not there"),
+        ("b.png", dangling, "in/b.png is a link to nowhere.png, which does not exist"),
+        ("holidays", dangling, "in/holidays is a link to nowhere.png, which does not exist"),
         ("b.png", circular, "in/b.png cannot be opened: Too many levels of symbolic links"),
         ("b.png", os.mkfifo, "in/b.png is a pipe, a socket or a device, not an image file"),
         ("notes.txt", dangling, None),
@@ -251,8 +251,8 @@ def test_a_folder_that_cannot_be_searched_is_named(monkeypatch):
         return list_folder(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert problems("in") == {"in/locked": "in/locked is a folder that cannot be searched: Permission denied"}
-    assert "in/locked is a folder that cannot be searched" in refusal("in/locked")
+    assert problems("in") == {"in/locked": "in/locked is a folder that cannot be read: Permission denied"}
+    assert "in/locked is a folder that cannot be read" in refusal("in/locked")
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_a_problem_that_was_known_is_left_out_and_the_others_go_on(photos: None)
     progress, outcomes = run("out", Executor())
     assert progress[0] == FolderProgress(total=5, left_out=1)
     assert progress[-1] == FolderProgress(total=5, done=3, left_out=2)
-    reason = "in/ab.png is a link to nowhere.png, which is not there"
+    reason = "in/ab.png is a link to nowhere.png, which does not exist"
     assert results(outcomes)[1] == reason
     assert index("out")[1] == {"image": "in/ab.png", "error": reason}
 

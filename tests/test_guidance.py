@@ -272,10 +272,10 @@ def test_recipes_make_other_regions_and_an_empty_prompt_none(pipe: Any) -> None:
         ({"masks": Image.new("RGB", (8, 8))}, r"masks of shape \(8, 8, 3\)"),
         ({"clamp": (3.0, 1.0)}, r"clamp \(3.0, 1.0\) is not \(least, most\) rate"),
         ({"limit": -1.0}, "limit -1.0 is not a positive number"),
-        ({"steps": []}, "are not steps of a sampler"),
+        ({"steps": []}, "are not sampling steps"),
         ({"every": 0}, "every 0"),
-        ({"recipe": "goca-open"}, 'recipe "goca-open" asks which classes there are'),
-        ({"recipe": Recipe(keys="side")}, 'recipe "custom" asks for classes beside'),
+        ({"recipe": "goca-open"}, 'recipe "goca-open" measures evidence'),
+        ({"recipe": Recipe(keys="side")}, 'recipe "custom" needs classes beside'),
         ({"recipe": "concept-attention"}, 'recipe "concept-attention" weighs nouns'),
         ({"recipe": "nonsense"}, "no recipe"),
     ],
@@ -300,7 +300,7 @@ def test_a_call_without_guidance_is_refused(pipe: Any) -> None:
     masks = np.eye(4, dtype=int)
     with pytest.raises(GocaError, match="4 x 4 has another aspect"), guide(pipe, masks=masks):
         make(pipe)
-    with pytest.raises(GocaError, match="3 masks are given for 1 images"), guide(pipe, masks=[masks] * 3):
+    with pytest.raises(GocaError, match="3 masks were given for 1 images"), guide(pipe, masks=[masks] * 3):
         make(pipe, width=64)
     assert torch.equal(make(pipe), stock)
     flux = build("flux")
@@ -310,7 +310,7 @@ def test_a_call_without_guidance_is_refused(pipe: Any) -> None:
     distilled.register_to_config(is_distilled=True)
     with pytest.raises(GocaError, match="a model that is not distilled"), guide(distilled):
         make(distilled)
-    with pytest.raises(GocaError, match="has no classifier-free guidance to change"):
+    with pytest.raises(GocaError, match="has no classifier-free guidance"):
         guide(build("flux2"))
 
 

@@ -169,16 +169,16 @@ def test_what_cannot_be_guided_is_refused(pipe: Any) -> None:
     for options, message in (
         ({"guidance_scale": 1.0}, "give a guidance_scale above 1"),
         ({"rate": 0.0}, "rate 0.0 is not a positive number"),
-        ({"recipe": "goca-open"}, "asks which classes there are"),
+        ({"recipe": "goca-open"}, "measures evidence of classes"),
     ):
         with pytest.raises(GocaError, match=message):
             guided(**options)
     image = torch.zeros(1, 4, 8, 8)
     guider = guided()
     guider.set_state(0, 1, torch.tensor(1))
-    with pytest.raises(GocaError, match="outside the call of a modular pipeline"):
+    with pytest.raises(GocaError, match="outside a call of a modular pipeline"):
         guider.prepare_models(pipe.unet)
-    with pytest.raises(GocaError, match="3 masks are given for 1 images"):
+    with pytest.raises(GocaError, match="3 masks were given for 1 images"):
         make(pipe, guided(masks=[np.eye(2, dtype=int)] * 3))
     assert_nothing_is_left(pipe.unet)
     assert torch.equal(guider.forward(image, image).pred, image)
@@ -202,5 +202,5 @@ def test_words_that_are_unknown_are_refused_and_constant_rates_are_not() -> None
 
 def test_prompts_that_a_block_overwrites_are_refused() -> None:
     pipe = modular(build("z_image"), diffusers.ZImageAutoBlocks())
-    with pytest.raises(GocaError, match="call it with each in turn"):
+    with pytest.raises(GocaError, match="call it separately for each"):
         make(pipe, guided(), prompt=["a cat", "a dog"], negative_prompt=["", ""])

@@ -149,10 +149,10 @@ def test_mistakes_are_one_line(segment: ZeroShotImageSegmentation, url: str) -> 
         ({"image": CAT, "candidate_labels": 5}, None, "5 is not a list of labels"),
         ({"candidate_labels": LABELS}, None, "the image is missing"),
         ("nowhere.png", LABELS, "nowhere.png"),
-        (base64.b64encode(bytes(9999)).decode(), LABELS, "neither a path nor an image in base64"),
-        (f"{url}/nowhere.png", LABELS, "no image at http://"),
-        ("http://[", LABELS, "no image at http://"),
-        ([CAT, CAT], [["cat"]], "1 lists of labels are given for 2 images"),
+        (base64.b64encode(bytes(9999)).decode(), LABELS, "neither a path nor a complete base64 image"),
+        (f"{url}/nowhere.png", LABELS, "cannot fetch the image at http://"),
+        ("http://[", LABELS, "cannot fetch the image at http://"),
+        ([CAT, CAT], [["cat"]], "1 lists of labels were given for 2 images"),
     ):
         with pytest.raises(GocaError, match=message) as raised:
             segment(image, labels)
@@ -191,7 +191,7 @@ def test_options_that_cannot_be_honoured_are_refused(sd15: Any) -> None:
         ((sd15,), {"torch_dtype": "float16"}, "keeps its own dtype"),
         (("bundled",), {"tokenizer": None}, "no option tokenizer: choose from recipe, "),
         (("bundled",), {"batch": 2, "batch_size": 3}, "batch_size and batch are the same"),
-        (("image-to-text", "bundled"), {}, 'the task "image-to-text" is not done here'),
+        (("image-to-text", "bundled"), {}, 'the task "image-to-text" is not supported'),
     ):
         with pytest.raises(GocaError, match=message):
             pipeline(*given, **options)

@@ -522,7 +522,7 @@ def test_a_long_image_is_fitted_until_it_would_be_too_much() -> None:
     assert fit(blank(12000, 40), 64, 8) == (8, 1112)
     # 4 * 64 * 64 = 8 * 2048 px, which 1024 : 1 just reaches.
     assert fit(blank(16384, 16), 64, 8) == (8, 2048)
-    with pytest.raises(GocaError, match=r"17000 x 16 px is too long to be seen: cut it"):
+    with pytest.raises(GocaError, match=r"17000 x 16 px is too long: crop it"):
         fit(blank(17000, 16), 64, 8)
 
 
@@ -652,5 +652,5 @@ def test_a_square_image_needs_no_room_beside_it() -> None:
 
 
 def test_an_image_with_a_side_of_one_multiple_may_not_fit_its_room() -> None:
-    with pytest.raises(GocaError, match="too long to be seen"):
+    with pytest.raises(GocaError, match="is too long: crop it"):
         fit(Image.new("RGB", (3000, 10)), 64, 32, most=64 * 64)

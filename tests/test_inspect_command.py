@@ -36,7 +36,7 @@ def test_a_sheet_and_its_numbers(goca: Goca, loaded: None) -> None:
     told = goca("inspect", "photo.jpg", *ASK, "--at", "120,50", "--at", "0,0", "--keep", "heads")
     assert (told.code, told.err) == (0, "")
     assert told.out.splitlines()[-2:] == ["goca-out/photo.inspect.png", "goca-out/photo.inspect.json"]
-    assert "note: every class is asked for" in told.out
+    assert "note: every class is in the prompt" in told.out
     assert "pixel 120,50: " in told.out
     facts = json.loads(Path("goca-out/photo.inspect.json").read_text())
     assert (facts["image"], facts["height"], facts["width"]) == ("photo.jpg", 96, 160)

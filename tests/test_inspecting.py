@@ -279,7 +279,7 @@ def test_there_is_room_for_so_much(pipe: Any, monkeypatch: pytest.MonkeyPatch) -
         make(pipe)
     assert np.array_equal(cut.map("cat", step=1), tr.map("cat", step=1))
     assert np.array_equal(cut.map("cat"), tr.map("cat"))
-    with pytest.raises(GocaError, match="no room was left for the maps of step 2"):
+    with pytest.raises(GocaError, match="the maps of step 2 did not fit"):
         cut.map("cat", step=2)
 
 
@@ -399,14 +399,17 @@ def test_what_cannot_be_inspected(segmenter: Segmenter, image: Callable[..., Ima
     for ask, told in (
         (lambda: inspection.map("dog"), "there is no class 'dog': choose from cat, grass, sky"),
         (lambda: inspection.map("cat", "best"), "there is no stage 'best'"),
-        (lambda: inspection.map("sky", "refined"), '"sky" is raw or shared'),
+        (lambda: inspection.map("sky", "refined"), 'choose raw or shared for "sky"'),
         (lambda: inspection.layer_map("cat", "mid_block.attentions.0.transformer_blocks.0"), "it is not kept"),
         (lambda: inspection.at(60, 0), "there is no pixel"),
         (lambda: segmenter.inspect(photo, ["cat"], keep="steps"), "choose from heads"),
-        (lambda: segmenter.inspect(image(600, 20), ["cat"]), "so long an image"),
-        (lambda: segmenter.inspect(photo, [f"thing number {n}" for n in range(40)]), "so many classes"),
-        (lambda: side.inspect(photo, ["cat"]), "choose another one to inspect with"),
-        (lambda: unrefined.affinity(3, 3), "the recipe refines nothing"),
+        (lambda: segmenter.inspect(image(600, 20), ["cat"]), "this image takes several windows"),
+        (
+            lambda: segmenter.inspect(photo, [f"thing number {n}" for n in range(40)]),
+            "these classes take several prompts",
+        ),
+        (lambda: side.inspect(photo, ["cat"]), "choose another one for an inspection"),
+        (lambda: unrefined.affinity(3, 3), "the recipe does not refine"),
     ):
         with pytest.raises(GocaError, match=told):
             ask()
@@ -425,5 +428,5 @@ def test_layers_beyond_the_budget_are_left_out() -> None:
     assert maps.layer("a")[1].abs().max() == 0
     expected = torch.softmax(q @ q.transpose(1, 2), -1)[1, :, 1].reshape(2, 3)
     torch.testing.assert_close(maps.heads("a")[1, 0], expected)
-    with pytest.raises(GocaError, match="no room was left for it"):
+    with pytest.raises(GocaError, match="it did not fit in the memory limit"):
         maps.layer("b")

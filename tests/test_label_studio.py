@@ -222,10 +222,10 @@ CAT_LABEL = '<Label value="cat"/>'
         (b"[]", 400, "not a JSON object"),
         (b"\xff\xfe\x00", 400, "the request is not JSON (it is not text in UTF-8)"),
         (b'{"tasks": 1e999}', 400, "not a number that JSON can hold"),
-        (b"{}", 400, "there are no tasks"),
-        ({"tasks": []}, 400, "there are no tasks"),
-        ({"tasks": [7]}, 400, "there are no tasks"),
-        (request_of(CAT_URI, config=None), 400, "there is no labelling configuration"),
+        (b"{}", 400, "the request has no tasks"),
+        ({"tasks": []}, 400, "the request has no tasks"),
+        ({"tasks": [7]}, 400, "the request has no tasks"),
+        (request_of(CAT_URI, config=None), 400, "the labelling configuration is missing"),
         (request_of(CAT_URI, config="<View>"), 400, "is not XML"),
         (request_of(CAT_URI, config="\0"), 400, "is not XML"),
         (request_of(CAT_URI, config="\ud800"), 400, "is not XML"),
@@ -237,10 +237,10 @@ CAT_LABEL = '<Label value="cat"/>'
         (request_of(CAT_URI, config=config_of()), 400, "no <BrushLabels"),
         (request_of(CAT_URI, config=config_of('<Label value="zebra"/>')), 422, "zebra"),
         (request_of(CAT_URI, config=config_of(labels_of(700))), 422, "thing 1"),
-        (request_of(CAT_URI, config=config_of(labels_of(1001))), 400, "1000 at most"),
+        (request_of(CAT_URI, config=config_of(labels_of(1001))), 400, "use at most 1000"),
         (request_of(CAT_URI, config=config_of('<Label value="-"/>')), 422, "is not a name"),
-        (request_of(None), 400, "no address of an image"),
-        ({"tasks": [{"id": 1, "data": 3}], "label_config": CONFIG}, 400, "no address of an image"),
+        (request_of(None), 400, "the task has no image"),
+        ({"tasks": [{"id": 1, "data": 3}], "label_config": CONFIG}, 400, "the task has no image"),
         (request_of("data:image/png;base64,%%%"), 400, "not in base64"),
         (request_of("data:,cat"), 400, "not in base64"),
         (request_of(uri(CAT[: len(CAT) // 2])), 422, "the image"),
@@ -258,16 +258,16 @@ def test_what_cannot_be_answered_is_refused_in_one_line(backend, body, status, m
 def test_requests_are_of_limited_size_and_of_json(backend, monkeypatch):
     monkeypatch.setattr(label_studio, "MAX_BYTES", 1000)
     served = backend()
-    assert "more than" in refused(served.client.post("/predict", json=request_of(CAT_URI)), 413)
+    assert "larger than" in refused(served.client.post("/predict", json=request_of(CAT_URI)), 413)
     parts = (b"x" * 300 for _ in range(9))
-    assert "more than" in refused(served.client.post("/predict", content=parts, headers=JSON), 413)
+    assert "larger than" in refused(served.client.post("/predict", content=parts, headers=JSON), 413)
     # What a page in a browser may send anywhere.
     assert "application/json" in refused(served.client.post("/predict", content=b"{}"), 415)
 
 
 def test_an_image_that_is_too_large_is_not_read_to_its_end(studio, monkeypatch):
     monkeypatch.setattr(label_studio, "MAX_BYTES", len(CAT) - 1)
-    with pytest.raises(GocaError, match="the image has more than"):
+    with pytest.raises(GocaError, match="the image is larger than"):
         ImageSource(studio.url).read("/data/upload/3/cat.png")
 
 

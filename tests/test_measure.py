@@ -187,14 +187,14 @@ def test_what_cannot_be_evaluated_is_one_line(goca: Goca, wrong: tuple[str, ...]
     [
         (("--protocol", "mine"), 'no protocol "mine"'),
         (("--protocol", "paper"), 'no "paper" protocol'),
-        (("--set", "void=perhaps"), 'no value "perhaps" for the switch void'),
+        (("--set", "void=perhaps"), 'no value "perhaps" for void'),
         (("--set", "colour=red"), 'no switch "colour"'),
-        (("--captions", "poems"), 'no captions "poems"'),
+        (("--captions", "poems"), 'no caption style "poems"'),
         (("--as-background", "unicorn"), 'no category "unicorn"'),
         (("--split", "test"), 'no split "test"'),
-        (("--tagger", "given:"), "no nouns are given"),
-        (("--ray", "nowhere"), "no Ray address"),
-        (("--out", "other"), "other/run.json is not of a run"),
+        (("--tagger", "given:"), "there are no nouns"),
+        (("--ray", "nowhere"), "is not a Ray address"),
+        (("--out", "other"), "other/run.json is not from a run"),
     ],
 )
 def test_what_needs_no_model_is_refused_before_one_is_loaded(

@@ -278,7 +278,7 @@ def test_a_variant_is_judged_in_place_of_the_weights_without(tmp_path: Path, sav
         else:
             path.with_name(f"{path.name}.part").write_bytes(b"of a download that was given up")
     assert load(tmp_path / "model", variant="fp16").unet is not None
-    refused(tmp_path / "model", "has weights of a variant alone", ".fp16.safetensors: give the variant")
+    refused(tmp_path / "model", "only has weights of a variant", ".fp16.safetensors: give the variant")
 
 
 def test_a_pipeline_in_the_cache_of_the_hub_is_loaded_without_a_network(
@@ -366,8 +366,8 @@ def test_a_model_index_that_names_other_code(entry: dict[str, Any], reason: str,
             {"transformers_weights": "adapter_model.bin"},
             "only a safetensors file beside it",
         ),
-        ("text_encoder/config.json", {"attn_implementation": "someone/kernel"}, "code or a model to fetch"),
-        ("text_encoder/config.json", {"_attn_implementation": {"": "someone/kernel:f"}}, "code or a model to fetch"),
+        ("text_encoder/config.json", {"attn_implementation": "someone/kernel"}, "code or a model to download"),
+        ("text_encoder/config.json", {"_attn_implementation": {"": "someone/kernel:f"}}, "code or a model to download"),
         ("text_encoder/config.json", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised by 'mxfp4'"),
         ("unet/config.json", {"quantization_config": {"quant_method": ["a"]}}, "quantised by"),
         ("tokenizer/tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.4.json"]}, "outside its folder"),

@@ -369,7 +369,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(GocaError, match="voc, context"):
         paper_policy("scenes")
     for name in ("door, double", "wall (brick)", "the"):
-        with pytest.raises(GocaError, match="cannot stand in a list"):
+        with pytest.raises(GocaError, match="cannot be in a list"):
             write([(name,)])
     assert write([("Wall-brick",), ("man", "hat")]) == "Wall-brick, (man, hat)"
 

@@ -117,7 +117,6 @@ def test_the_documented_job_runs(cluster: Executor, capsys: pytest.CaptureFixtur
 
 
 def test_errors_of_a_cluster_travel(cluster: Executor) -> None:
-    assert sorted(square for square, *_ in run_units(Squares, [2, 3, 5], cluster)) == [4, 9, 25]
     cluster = replace(cluster, workers=1)
     with pytest.raises(GocaError, match="no such unit: take another") as caught:
         list(run_units(Squares, ["mistake"], cluster))
@@ -137,5 +136,5 @@ def test_where_there_is_no_cluster_it_is_said() -> None:
 
 
 def test_an_address_is_checked_before_anything_is_loaded() -> None:
-    with pytest.raises(GocaError, match="no Ray address"):
+    with pytest.raises(GocaError, match="is not a Ray address"):
         evaluate(replace(CONFIG, model="nowhere"), executor=Executor(ray="foo"))

@@ -68,7 +68,7 @@ def test_each_setting_out_of_range_is_named_alone(options: dict[str, Any], hint:
 
 
 def test_an_order_out_of_range_is_the_recipe_s() -> None:
-    with pytest.raises(GocaError, match="order -1: give it 0 or more") as caught:
+    with pytest.raises(GocaError, match="order -1: give 0 or more") as caught:
         planned(replace(GOCA, order=-1))
     assert caught.value.hint == "recipe"
 

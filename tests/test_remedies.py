@@ -103,7 +103,7 @@ def test_a_processor_that_the_user_set(name: str, image: Make) -> None:
     if Backbone(pipeline).family.component == "unet":
         follow(message, pipeline)
     else:  # what it came with is not the same for all of its modules
-        assert message.endswith("load the pipeline again and leave its attention as it comes")
+        assert message.endswith("load the pipeline again and leave its attention as it is")
         pipeline = BUILDERS[name]()
     np.testing.assert_array_equal(scores(pipeline, image), expected)
 
@@ -148,7 +148,7 @@ def test_a_scheduler_of_another_kind(name: str, image: Make) -> None:
     pipeline = BUILDERS[name]()
     flow, scheduler = Backbone(pipeline).family.flow, pipeline.scheduler
     pipeline.scheduler = diffusers.EDMEulerScheduler() if flow else diffusers.FlowMatchEulerDiscreteScheduler()
-    named = re.search(r"set pipe\.scheduler to a (\w+) with the configuration that the", refusal(pipeline, image))
+    named = re.search(r"set pipe\.scheduler to a (\w+) with the checkpoint's own", refusal(pipeline, image))
     assert named
     kind = getattr(diffusers, named[1])
     pipeline.scheduler = scheduler if isinstance(scheduler, kind) else kind.from_config(scheduler.config)
@@ -166,7 +166,9 @@ def test_a_processor_that_the_pipeline_sets_itself(sd15: Any, image: Make) -> No
     options: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
     with (
         trace(guided),
-        pytest.raises(GocaError, match=r"sets attention of its own \(CrossAttnStoreProcessor\)") as caught,
+        pytest.raises(
+            GocaError, match=r"sets its own attention processors in each call \(CrossAttnStoreProcessor\)"
+        ) as caught,
     ):
         guided("a cat", **options)
     plain = follow(str(caught.value), guided)

@@ -124,7 +124,7 @@ def test_what_is_missing_or_damaged_is_said_in_its_place(
     read = harmless(segmented / "report.html")
     assert "no such file: sure" in read.text
     assert "1.json is damaged: it has values of another kind" in read.text
-    assert "none of its results is there" in read.text
+    assert "all of its results are missing" in read.text
     assert "90.0%" in read.text  # the mean evidence: the file outside of the folder is not read
     assert "Segmented1Left out1Damaged or missing2" in read.text
     assert read.titles[-1] == "sure"  # behind the failures, whatever its evidence
@@ -167,7 +167,7 @@ def test_no_image_is_shown_the_result_of_another_one(goca: Goca, segmented: Path
     read = harmless(segmented / "report.html")
     assert read.titles[0] == f"imgs/{subfolder}/cat.png"
     assert f"of {subfolder}/cat" not in read.text
-    assert "none of its results is there" in read.text
+    assert "all of its results are missing" in read.text
 
 
 def test_only_the_json_of_goca_s_own_is_read(goca: Goca, segmented: Path) -> None:
@@ -226,7 +226,7 @@ def test_an_evaluation_s_worst_images_come_first(goca: Goca, evaluated: Path) ->
     assert read.titles == ["002", "001", "000"]
     assert "IoU 25.0%" in read.text  # of (50 / 100, 0 / 50)
     assert "IoU 45.0%" in read.text  # of (90 / 100, 0 / 10)
-    assert "50.0% of the pixels are airplane, found apple" in read.text
+    assert "50.0% of the pixels are airplane, predicted apple" in read.text
     assert "tried again" not in read.text
     assert "50.0% [40.0%, 60.0%]" in read.text
     assert re.search(r"10 to 30 %\s*3\s*55\.0 \[50\.0, 65\.0\]\s*75\.0%", read.text)
@@ -248,7 +248,7 @@ def test_an_evaluation_that_knew_no_sizes_is_shown_without(goca: Goca, evaluated
 def test_images_that_lie_elsewhere_now_are_missed_in_a_line(goca: Goca, evaluated: Path) -> None:
     facts = json.loads((evaluated / "run.json").read_text())
     facts["settings"]["protocol"]["dataset"] = "voc"
-    for root, told in ((str(evaluated / "gone"), "The images are not where they were"), (..., "does not say where")):
+    for root, told in ((str(evaluated / "gone"), "The images have been moved"), (..., "does not record where")):
         facts["root"] = root
         if root is ...:
             del facts["root"]
@@ -286,8 +286,8 @@ def test_what_is_no_run_is_refused(goca: Goca, evaluated: Path, segmented: Path,
     for changes, told in (
         ({"state": "running"}, "is not finished"),
         ({"settings": {"prompts": {}}}, "has generated images"),
-        ({"settings": {"dataset": {}}}, "lacks a part of a run"),
-        ({"metrics": {}}, "lacks a part of a run"),
+        ({"settings": {"dataset": {}}}, "lacks part of a run"),
+        ({"metrics": {}}, "lacks part of a run"),
     ):
         change(**changes)
         assert told in goca("report", evaluated).mistake()

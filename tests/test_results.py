@@ -144,7 +144,7 @@ def test_formats_that_are_no_list(unchecked, result, tmp_path, formats):
 @pytest.mark.parametrize("background", [np.zeros(2), [0.5], b"auto", True, np.nan])
 def test_a_background_of_a_wrong_kind(unchecked, segmenter, traced, background):
     for ask in (lambda **given: segmenter(IMAGE, **given), traced.segment):
-        with pytest.raises(GocaError, match='is none of "auto", "none" and a threshold between 0 and 1'):
+        with pytest.raises(GocaError, match='is not valid: give "auto", "none" or a threshold from 0 to 1'):
             ask(classes=["cat"], background=background)
 
 

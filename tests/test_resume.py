@@ -192,7 +192,7 @@ def test_another_question_or_recipe_stops_the_run(goca: Goca, arguments: Sequenc
     goca("segment", "in/a.png", *ASK)
     before = content()
     message = goca("segment", "in", *arguments, "--resume").mistake()
-    assert f"{OUT / 'a.json'} is of a run that differs in {differs}: choose another output folder" in message
+    assert f"{OUT / 'a.json'} comes from a run with other {differs}: choose another output folder" in message
     assert content() == before
 
 

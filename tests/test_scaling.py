@@ -245,7 +245,11 @@ def test_a_study_of_two_models(goca: Goca, root: Path, pipelines: Path, tmp_path
             assert score["miou"] == pytest.approx(np.mean(score["seeds"]))
             assert len(set(score["seeds"])) == 2
     assert {trend["power"] for trend in told["trends"]} >= {"denoising loss", "FID"}
-    for text in ("denoising loss", "20.500", "gain over vanilla with the weakest, small, and the strongest, big"):
+    for text in (
+        "denoising loss",
+        "20.500",
+        "gain over vanilla with the weakest (small) and the strongest generator (big)",
+    ):
         assert text in done.out
     with Image.open(tmp_path / "out" / "scaling.png") as drawn:
         assert drawn.width > 1500
@@ -302,12 +306,12 @@ def test_a_model_that_was_measured_elsewhere(root: Path, pipelines: Path, measur
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"power_images": 1}, "ask for as many as it has"),
+        ({"power_images": 1}, "use as many images as it has"),
         ({"seeds": 2}, "not measured with vanilla and seed 1"),
         ({"recipes": ("daam",)}, "not measured with daam"),
-        ({"steps": 3, "judge": "judge"}, "other paintings"),
-        ({"evaluation": "limit"}, "was measured otherwise"),
-        ({"judge": "another"}, "of another judge"),
+        ({"steps": 3, "judge": "judge"}, "other options"),
+        ({"evaluation": "limit"}, "was measured differently"),
+        ({"judge": "another"}, "has another judge"),
     ],
 )
 def test_figures_of_something_else_are_refused(
@@ -343,8 +347,9 @@ def test_a_judgement_that_cannot_be_read_is_one_line(tmp_path: Path, content: st
         (("--judge", "nowhere"), 'no model "nowhere"'),
         (("--protocol", "paper"), 'no "paper" protocol'),
         (("--recipes", ""), 'no recipe ""'),
-        (("Bundled=bundled",), "two models"),
-        (("x/=bundled",), "cannot name a folder"),
+        (("Bundled=bundled",), "two models have the label"),
+        (("x/=bundled",), "cannot be a folder name"),
+        (("x=study",), "study is a whole study: name a model's folder in it, big, small"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
@@ -355,6 +360,9 @@ def test_what_cannot_be_compared_is_one_line(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(EvaluationConfig, "load_segmenter", load)
+    for label in ("small", "big"):
+        Path("study", label, "denoising").mkdir(parents=True)
+    Path("study/scaling.json").write_text("{}")
     assert told in goca("scaling", "bundled", *wrong).mistake()
 
 

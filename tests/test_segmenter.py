@@ -179,7 +179,7 @@ def test_background_rules(bundled: Segmenter, image: Make) -> None:
     # No score exceeds 1, and a tie goes to the background.
     assert (ask(1.0).labels == 0).all()
     for wrong in (-0.1, 7.0, float("nan"), "most"):
-        with pytest.raises(GocaError, match="between 0 and 1"):
+        with pytest.raises(GocaError, match="from 0 to 1"):
             ask(wrong)
     for nothing in (None, "none"):
         with pytest.raises(GocaError, match="name another class"):

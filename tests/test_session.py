@@ -404,8 +404,8 @@ def test_an_output_that_is_no_tuple_is_answered_in_kind() -> None:
         (lambda prediction: prediction[..., None], "a tensor of shape \\(2, 4, 32, 48, 1\\)"),
         (lambda prediction: prediction.double(), "torch.float64"),
         (lambda prediction: prediction.to("meta"), "on meta"),
-        (lambda prediction: prediction.numpy(), "answered ndarray"),
-        (lambda prediction: (prediction,), "answered tuple"),
+        (lambda prediction: prediction.numpy(), "returned ndarray"),
+        (lambda prediction: (prediction,), "returned tuple"),
     ],
 )
 @pytest.mark.parametrize("last", [True, False])
@@ -417,10 +417,10 @@ def test_an_answer_that_the_pipeline_could_not_go_on_with(answer: Any, described
             return answer(noise_pred)
 
     observers = [recorder, Careless(1.0, 1.0)] if last else [Careless(1.0, 1.0), recorder]
-    expected = rf"Careless\.end answered .*{described}.* where the prediction is a tensor of shape \(2, 4, 32, 48\)"
+    expected = rf"Careless\.end returned .*{described}.* but the prediction is a tensor of shape \(2, 4, 32, 48\)"
     with (
         session(pipeline, *observers),
-        pytest.raises(GocaError, match=f"(?s){expected}" if "answered" not in described else described),
+        pytest.raises(GocaError, match=f"(?s){expected}" if "returned" not in described else described),
     ):
         make(pipeline, prompt="a cat", negative_prompt=None, generator=None)
     assert len(recorder.shapes) == (1 if last else 0)

@@ -105,7 +105,7 @@ CONTENT = {"timestep": 77, "reference": "a", "refine": ["b"], "order": 1}
         ({**CONTENT, "timestep": 1000}, "1000 is not a whole number from 0 to 999"),
         ({**CONTENT, "order": "two"}, "'two' is not a whole number"),
         ({**CONTENT, "refine": "b"}, "\"refine\": 'b' is not a list"),
-        ({"noise": 77}, '"noise": there is none of that name'),
+        ({"noise": 77}, '"noise": the entry is unknown'),
         ({}, "does not hold settings"),
         ([], "does not hold settings"),
     ],

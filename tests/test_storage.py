@@ -153,6 +153,23 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     assert numbered(path).read() == [2, 3, 5, 7, 9]
 
 
+def test_ctrl_c_while_a_file_is_opened_leaves_it_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "numbers.jsonl"
+    path.write_text('{"n": 2}')  # it lacks its line break, which is written first of all
+    lines = numbered(path)
+
+    def interrupted(number: int, content: bytes) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lines.open()
+    with numbered(path) as other:
+        other.append(3)
+        assert other.read() == [2, 3]
+
+
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, budget = os.write, [20]
 

@@ -124,7 +124,7 @@ def test_taggers_by_name(bundled: Segmenter, image: Make) -> None:
 
 def test_a_class_that_no_caption_can_name_is_refused(sd15: Any, image: Make) -> None:
     segmenter = Segmenter.from_pipeline(sd15, GOCA, size=64)
-    with pytest.raises(GocaError, match="cannot stand in a list of nouns"):
+    with pytest.raises(GocaError, match="cannot be in a list of nouns"):
         segmenter(image(), ["cat", "wall (brick)"], tagger=Says("cat"))
 
 
@@ -205,7 +205,7 @@ def test_nothing_is_loaded_or_paid_before_the_cheap_checks(photos: None, monkeyp
     monkeypatch.setattr(Paid, "ready", lambda self: None)
     jobs = plan_outputs([Path("in")], Path("out"))
     request = SegmentationRequest("", ["cat", "dog (old)"])
-    with pytest.raises(GocaError, match="cannot stand in a list"):
+    with pytest.raises(GocaError, match="cannot be in a list"):
         next(segment_images(jobs, request, ModelOptions(name="x/y"), tagger=Paid("")))
 
 
@@ -227,7 +227,7 @@ def test_a_paid_tagger_says_what_it_takes_first(photos: None, monkeypatch: pytes
         (("--tagger", "clip:nowhere"), 'no model "nowhere"'),
         (("--tagger", "clip:"), "no model is named"),
         (("--tagger", "captions:missing.json"), "no such file"),
-        (("--tagger", "self:"), "no candidates are named"),
+        (("--tagger", "self:"), "there are no candidates"),
         (("--tagger", "local:nowhere"), 'no model "nowhere"'),
         (("--prices", "1,2"), "only applies to --tagger vlm:MODEL"),
     ],

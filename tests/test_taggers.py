@@ -51,7 +51,7 @@ def test_the_oracle_reads_the_ground_truth() -> None:
     assert not isinstance(oracle, BatchTagger)
     assert (oracle.name, oracle.tag(image, dataset())) == ("oracle", "cat, sky")
     assert oracle.tag(sample("b", labels=(0, VOID)), dataset()) == ""
-    with pytest.raises(GocaError, match="label 4, and toy has 3"):
+    with pytest.raises(GocaError, match="label 4, but toy has 3"):
         oracle.tag(sample("c", labels=(4,)), dataset())
 
 
@@ -114,19 +114,19 @@ def test_files_of_one_name_are_as_many_taggers_as_they_say_things(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", "cat", "ends in .jsonl"),
+        ("a.txt", "cat", "must end in .jsonl"),
         ("a.jsonl", '{"id": "a", "cap\n{"id": "b", "caption": "cat"}\n', "line 1 is not a caption"),
         ("a.jsonl", '{"id": "a"}\n', "line 1 is not a caption"),
         ("a.jsonl", '{"id": 7, "caption": "cat"}\n', "line 1 is not a caption"),
         ("a.jsonl", b"\xff\xfe\n", "is not text in UTF-8"),
-        ("a.json", "{", "is not JSON .*: is the file complete"),
+        ("a.json", "{", "is not JSON .*: check that it is complete"),
         ("a.json", "7", "neither {id: caption} nor a list"),
         ("a.json", '["cat"]', "entry 1 is not a caption"),
         ("a.json", '{"a": ["cat"]}', "entry 1 is not a caption"),
         ("a.tsv", "cat", "entry 1 is not a caption"),
         ("a.tsv", "a\tcat\t0.9", "entry 1 is not a caption"),
-        ("a.tsv", "a\tcat\na\tdog", "two captions of one image: leave one"),
-        ("a.json", '[{"id": "a", "caption": "cat"}, {"id": "a", "caption": "dog"}]', "two captions of one image"),
+        ("a.tsv", "a\tcat\na\tdog", "two captions for one image: remove one"),
+        ("a.json", '[{"id": "a", "caption": "cat"}, {"id": "a", "caption": "dog"}]', "two captions for one image"),
         ("a.tsv", b"a\t\xff", "is not text in UTF-8"),
         ("missing.json", None, "no such file: .*missing.json"),
     ],
@@ -176,7 +176,7 @@ def test_a_store_belongs_to_one_process_and_one_tagger(tmp_path: Path) -> None:
         second.add(sample("b"), dataset(), "dog")
     assert [entry.id for entry in read_captions(tmp_path / "a.jsonl")] == ["a", "b"]
     (tmp_path / "b.jsonl").write_text('{"id": "a", "caption": "by hand"}\n')
-    with pytest.raises(GocaError, match="name another file"):
+    with pytest.raises(GocaError, match="another file"):
         CaptionStore(tmp_path / "b.jsonl", "someone")
     assert (tmp_path / "b.jsonl").read_text() == '{"id": "a", "caption": "by hand"}\n'
 
@@ -194,11 +194,11 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("human", 'no tagger "human": there are given'),
-        ("oracle:x", "oracle where there is ground truth"),
+        ("human", 'no tagger "human": choose from given'),
+        ("oracle:x", "oracle with ground truth"),
         ("selfish", "self, self:NOUNS"),
-        ("self: , ", "no candidates are named"),
-        ("self", "a segmenter has to be given"),
+        ("self: , ", "there are no candidates"),
+        ("self", "needs a segmenter"),
     ],
 )
 def test_taggers_that_there_are_not(spec: str, reason: str) -> None:
@@ -337,7 +337,7 @@ def test_a_local_model_is_named_by_its_files(
     path = tmp_path / "captions.jsonl"
     with CaptionStore(path, name(folder)) as store:
         store.add(photos[0], dataset(), "cat")
-    with pytest.raises(GocaError, match="name another file"):
+    with pytest.raises(GocaError, match="another file"):
         tagger_named(f"local:{copy}", captions=path)
 
 
@@ -398,14 +398,14 @@ def test_models_that_cannot_be_local(folder: Path, photos: tuple[Sample, ...], t
     [
         ("adapter_config.json", {"base_model_name_or_path": "someone/else"}, "would load another model"),
         ("config.json", {"transformers_weights": "../model.safetensors"}, "only a safetensors file beside it"),
-        ("config.json", {"attn_implementation": "someone/kernel"}, "code or a model to fetch"),
+        ("config.json", {"attn_implementation": "someone/kernel"}, "code or a model to download"),
         (
             "config.json",
             {"auto_map": {"AutoModelForImageTextToText": "model.Mine"}, "model_type": "mine"},
             "cannot load",
         ),
         ("config.json", {"image_token_index": 10**12}, "image_token_index = 1000000000000"),
-        ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "a/b"}}, "a model to fetch"),
+        ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "a/b"}}, "a model to download"),
         ("model.safetensors.index.json", {"weight_map": {"a": "../model.bin"}}, "only safetensors files beside it"),
         ("chat_template.jinja", "{{ raise_exception('no') }}", "chat template that fails"),
     ],
@@ -618,5 +618,5 @@ def test_taggers_need_no_data_set(bundled: Segmenter, tmp_path: Path, cache: Pat
     tagger = tagger_for("self", bundled)
     assert {noun for group in parse(tagger.tag(photo, Photos())) for noun in group} <= set(vocabulary)
     free = Segmenter.from_pipeline(BUILDERS["sd15"](), size=64)
-    with pytest.raises(GocaError, match="no candidates are named"):
+    with pytest.raises(GocaError, match="there are no candidates"):
         tagger_for("self", free).tag(photo, Photos())

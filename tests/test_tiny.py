@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import UNETS
 from torch import Tensor, nn
 
 from goca.diffusion.loading import quiet
-from goca.testing.tiny import BUILDERS, JOINT_BUILDERS
+from goca.testing.tiny import BUILDERS, JOINT_BUILDERS, UNET_BUILDERS
 
 # What a call needs to make the size that it was asked for, and one image, without guidance.
 BINNED = ("pixart_alpha", "pixart_alpha_1024", "pixart_sigma", "hunyuan_dit", "sana")
@@ -57,6 +58,10 @@ def weights(pipeline: Any) -> dict[str, Tensor]:
         for tensors in (module.named_parameters(name), module.named_buffers(name)):
             tensors_by_path.update({path: tensor.detach() for path, tensor in tensors})
     return tensors_by_path
+
+
+def test_what_is_tested_on_every_unet_knows_them_all() -> None:
+    assert tuple(UNET_BUILDERS) == UNETS
 
 
 def test_the_same_weights_every_time_and_all_of_them_set(build: Callable[[], Any]) -> None:

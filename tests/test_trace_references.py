@@ -151,7 +151,7 @@ def test_references_are_kept_if_asked_and_guidance_takes_none(image: Make) -> No
         with trace(pipe, keep="references") as tr:
             make(pipe, None, **options)
         assert tr.references == ()
-        with pytest.raises(GocaError, match="the regions of both cannot be told apart"), guide(pipe):
+        with pytest.raises(GocaError, match="their regions cannot be told apart"), guide(pipe):
             make(pipe, image(80, 64), negative_prompt="a dog", true_cfg_scale=3.0, **options)
 
 
@@ -178,5 +178,5 @@ def test_the_sizes_of_images_beside_are_told_by_the_denoiser_s_inputs() -> None:
     assert references_of({"img_shapes": [(1, 2, 3)]}, 6) == references_of({}, 6) == ()
     with quiet():
         backbone = Backbone(BUILDERS["flux"]())
-    with pytest.raises(GocaError, match="another image beside the one that it makes, and does not say"):
+    with pytest.raises(GocaError, match="a reference image of unknown size"):
         layout_of(backbone, (64, 96), None, torch.zeros(1, 1000, 16), torch.zeros(1), {"img_ids": together})

@@ -88,7 +88,7 @@ def test_what_a_video_has_not(wan: Any) -> None:
     with quiet(), trace(wan) as tr:
         make(wan)
     for ask in (lambda: tr.at(3, 3), lambda: tr.segment(["cat"]), lambda: tr.overlay("cat")):
-        with pytest.raises(GocaError, match=r"a video has maps and animations only: .*num_frames=1"):
+        with pytest.raises(GocaError, match=r"a video only has maps and animations: .*num_frames=1"):
             ask()
     with quiet(), pytest.raises(GocaError, match=r"a video of . latent frames cannot be guided"), guide(wan):
         make(wan, negative_prompt="a dog", guidance_scale=3.0)

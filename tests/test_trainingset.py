@@ -60,7 +60,7 @@ def test_it_is_written_as_other_data_sets(found: Segmentation, tmp_path: Path) -
         assert np.asarray(mask)[::16, 0].tolist() == [0, 2, 1]
     with pytest.raises(GocaError, match='"labels" is not a data set: choose from coco'):
         made.export("labels", tmp_path / "labels")
-    with pytest.raises(GocaError, match="is a folder of something else"):
+    with pytest.raises(GocaError, match="is not a data set of goca's"):
         made.export("yolo", tmp_path / "made")
 
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_added_or_begun(found: Segmentation, tmp_path: Path) -> N
     with pytest.raises(GocaError, match=r'"sky" is not a class of .*made: there are cat, grass'):
         made.add(found)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["classes.txt"]
-    with pytest.raises(GocaError, match=r"classes\.txt lists other classes, or in another order"):
+    with pytest.raises(GocaError, match=r"classes\.txt lists other classes, or another order"):
         TrainingSet(tmp_path / "made", ("grass", "cat"))
     with pytest.raises(GocaError, match="no classes"):
         TrainingSet(tmp_path / "other", ())

@@ -300,7 +300,7 @@ def test_patience(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
         ((200, {}, b'{"choices": [{"message": "cat"}]}'), "not a chat completion"),
         ((200, {}, b"[" * 100_000), "not a chat completion"),
         ((200, {}, b'{"error": {"message": "no GPU is free"}}'), "no GPU is free"),
-        ((200, {}, b"<html>hello</html>"), "a page in HTML: is OPENAI_BASE_URL right"),
+        ((200, {}, b"<html>hello</html>"), "an HTML page: check OPENAI_BASE_URL"),
         ((200, {}, b'{"error": {"message": "busy", "code": 503}}'), "HTTP 503, .*busy"),
         ((200, {}, b'[{"error": "busy"}]'), r"\(busy\)"),
         ((200, {}, b'{"choices": [{"error": {"message": "busy"}}]}'), "busy"),
@@ -337,8 +337,8 @@ def test_patience_ends(server: Server, vlm: VLMTagger, dataset: Dataset, answer:
         (completion("", finish_reason="length", reasoning="a dog"), 1, "cut the answer off before its first noun"),
         (completion("<think>a dog, a horse"), 1, 'names no nouns .its answer begins "<think>a dog'),
         (completion("\x1b]0;pwned\x07As an AI, I can't."), 1, """begins "As an AI, I can't."""),
-        (completion(json.dumps({"nouns": [f"cat {n}" for n in range(50_000)]})), 1, "names more than an image shows"),
-        (completion(", ".join(f"n{n}" for n in range(600))), 1, "names more than an image shows"),
+        (completion(json.dumps({"nouns": [f"cat {n}" for n in range(50_000)]})), 1, "names too many nouns"),
+        (completion(", ".join(f"n{n}" for n in range(600))), 1, "names too many nouns"),
         (b"[" * 100_000, 6, "not a chat completion"),
     ],
 )
@@ -437,7 +437,7 @@ def test_a_redirection_is_not_followed(
 ) -> None:
     target = target.format(base=server.base)
     server.answer = lambda number, request: (status, {"Location": target}, b"")
-    with pytest.raises(GocaError, match=f'points to "{target}".*set OPENAI_BASE_URL') as caught:
+    with pytest.raises(GocaError, match=f'redirects to "{target}".*set OPENAI_BASE_URL') as caught:
         vlm.tag(dataset.samples[0], dataset)
     assert not isinstance(caught.value, DeclinedError)
     assert server.paths == ["/v1/chat/completions"]
@@ -585,7 +585,7 @@ def test_an_estimate(server: Server, vlm: VLMTagger, dataset: Dataset) -> None:
     each = 765 + len(as_asked(dataset)) // 4
     estimate = vlm.estimate(dataset.samples, dataset)
     assert (estimate.images, estimate.read, estimate.written, estimate.cost) == (5, 5 * each, 5 * 40, None)
-    assert "name prices" in str(estimate)
+    assert "give prices" in str(estimate)
     vlm.tag(dataset.samples[0], dataset)
     vlm.prices = (3.0, 11.0)
     assert vlm.estimate(dataset.samples, dataset).cost == pytest.approx((4 * each * 3 + 4 * 40 * 11) / 1e6)
@@ -602,7 +602,7 @@ def test_what_a_run_will_take_is_said_before_anybody_is_asked(
     printed = goca(*ask, "--estimate")
     assert (printed.code, printed.err) == (0, "")
     assert printed.out.startswith("3 images, about ")
-    assert printed.out.endswith("name prices to see the cost\n")
+    assert printed.out.endswith("give prices to see the cost\n")
     priced = json.loads(goca(*ask, "--estimate", "--prices", "1000000,0", "--json").out)
     assert priced["cost"] == priced["read"]
     assert not server.requests
@@ -662,8 +662,8 @@ def test_a_folder_is_segmented_by_what_a_server_names(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--estimate",), 'nobody has to pay the tagger "oracle"'),
-        (("--tagger", "self", "--estimate"), 'nobody has to pay the tagger "self"'),
+        (("--estimate",), 'the tagger "oracle" costs nothing'),
+        (("--tagger", "self", "--estimate"), 'the tagger "self" costs nothing'),
         (("--tagger", "vlm:m", "--prices", "3"), '--prices "3" is not valid'),
         (("--tagger", "vlm:m", "--prices", "3,-1"), '--prices "3,-1" is not valid'),
         (("--tagger", "vlm:m", "--prices", "nan,1"), '--prices "nan,1" is not valid'),
@@ -722,7 +722,7 @@ def test_where_and_who_come_from_the_environment(
 @pytest.mark.parametrize(
     ("spec", "means", "reason"),
     [
-        ("vlm:gpt", {}, "saves its captions as it makes them"),
+        ("vlm:gpt", {}, "saves its captions: give an output folder"),
         ("vlm:", {"captions": Path("captions.jsonl")}, "no model"),
         ("vlm:gpt", {"captions": Path("captions.txt")}, "ends in .jsonl"),
         ("vlm:gpt", {"captions": Path("captions.jsonl"), "concurrency": 0}, "1 or more"),

@@ -260,7 +260,7 @@ class TestGuard:
         monkeypatch.setattr(guard, "MAX_STORED", 1500)
         assert client.post(guard.UPLOAD, content=b"1").status_code == 200
         (folder / "a").write_bytes(bytes(501))
-        assert "too many files" in refused(client.post(guard.UPLOAD, content=b"1"), 507)
+        assert "storage is full" in refused(client.post(guard.UPLOAD, content=b"1"), 507)
 
     def test_a_websocket_is_closed(self, folder):
         sent = []
@@ -451,7 +451,7 @@ class TestServed:
         for state in (STATE, "x", {"path": f"{page.folder}/x"}):
             forged = [state, *data[1:]]
             answer = alert_of(told(page, component, event, forged, event_data, session="another"))
-            assert answer == "there is no result here any more: inspect again"
+            assert answer == "the result has expired: inspect again"
 
     @pytest.mark.parametrize("stage", ["nonsense", {"a": 1}, 7])
     def test_a_stage_that_is_none_ends_nothing(self, page, stage):
@@ -468,13 +468,13 @@ class TestServed:
         assert "head 0" not in answer
         assert "all heads" in answer
         answer = told(page, "inspect-words", "input", [STATE, "refined"], {"word": "road"})
-        assert "road, shared: bright is" in answer
+        assert "road, shared: brightest is" in answer
         assert '"value":"shared"' in answer
 
     def test_steps_of_a_generation_that_are_not_there(self, page):
         for state in (STATE, "x"):
             answer = told(page, "generate-step", "input", [state, 1], session="another")
-            assert alert_of(answer) == "there is no result here any more: generate again"
+            assert alert_of(answer) == "the result has expired: generate again"
         told(page, "generate-run", "click", ["cat, grass", "0", "none", "2", ""])
         assert "Step 2 of 2" in told(page, "generate-step", "input", [STATE, 2])
         for step in (3, -1, "x", [1], {"a": 1}, 1e300):

@@ -19,16 +19,16 @@ def command(description: str | None) -> argparse.ArgumentParser:
 def training_command(description: str | None, steps: int, batch: int) -> argparse.ArgumentParser:
     """The arguments of a training stage."""
     parser = command(description)
-    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps in all (%(default)s)")
-    parser.add_argument("--batch", type=int, default=batch, help="images a process and step (%(default)s)")
+    parser.add_argument("--steps", type=int, default=steps, help="total optimizer steps (%(default)s)")
+    parser.add_argument("--batch", type=int, default=batch, help="images per process and step (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     return parser
 
 
 def make_plan(arguments: argparse.Namespace, stage: str, rate: float, **settings: float) -> Plan:
-    """The plan of `stage`, as asked for by the arguments of `training_command`."""
+    """The plan of `stage`, from the arguments of `training_command`."""
     return Plan(
         arguments.work / stage,
         arguments.steps,

@@ -25,7 +25,7 @@ EVALUATED = 200  # held-out scenes
 class DenoiserTask(ABC):
     """Denoising with captions; on held-out scenes, with and without them.
 
-    A level is how much noise there is, from 0 (none) to 1 (nothing else).
+    A level is the amount of noise, from 0 (none) to 1 (only noise).
     """
 
     size = scenes.SIZE  # of the images it learns from
@@ -70,7 +70,7 @@ class DenoiserTask(ABC):
         captions: list[str],
         rng: np.random.Generator | None = None,
     ) -> Tensor:
-        """Squared error of the prediction, one number an image."""
+        """Squared error of the prediction, one number per image."""
         noisy, wanted, times = self.noised(clean, noise, levels.to(DEVICE))
         with autocast():
             predicted = self.predict(denoiser, noisy, times, captions, rng)
@@ -122,7 +122,7 @@ class DenoiserTask(ABC):
 
 
 def load_vae(work: Path, size: int = scenes.SIZE) -> AutoencoderKL:
-    """The finished autoencoder, frozen: the work folder's, or where that has none the one that ships; so for the
+    """The finished autoencoder, frozen: the work folder's, or else the one that ships; also for the
     canvas's size, though it saw images of half of it.
     """
     trained = snapshot(work / "vae")
@@ -132,7 +132,7 @@ def load_vae(work: Path, size: int = scenes.SIZE) -> AutoencoderKL:
 
 
 def latents_file(work: Path, size: int) -> Path:
-    """Where the latents of the training scenes are: [image, channel, height, width] float16."""
+    """The file of the latents of the training scenes: [image, channel, height, width] float16."""
     return work / f"latents-{size}.npy"
 
 

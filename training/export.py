@@ -27,13 +27,13 @@ def assemble(model: str, work: Path, percent: int = 100) -> DiffusionPipeline:
     """The pipeline with the denoiser's snapshot at `percent` of its training, in float32."""
     pipeline = MODELS[model].assemble(work, percent)
     for part in (pipeline.vae, denoiser(pipeline)):
-        part.register_to_config(_name_or_path="")  # where it lay on the machine that trained it
+        part.register_to_config(_name_or_path="")  # a path of the machine that trained it
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def exported(model: str, percent: int = 100) -> str:
-    """Where in the work folder the exported pipeline of a snapshot lies."""
+    """The path in the work folder of a snapshot's exported pipeline."""
     return f"pipelines/{model}" + (f"@{percent}" if percent < 100 else "")
 
 
@@ -48,7 +48,7 @@ def size(folder: Path) -> int:
 
 
 def facts(model: str) -> str:
-    """What goca.json holds: the nouns that the model knows, the other words of captions, and its settings."""
+    """The content of goca.json: the nouns that the model knows, the other words of captions, and its settings."""
     words: list[str] = []
     for word in captions.words():
         if word.isalpha() and unknown_words(word, (*NAMES, *words)):
@@ -64,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.work / exported(arguments.model, arguments.percent)
     assemble(arguments.model, arguments.work, arguments.percent).to(torch.float16).save_pretrained(folder)
-    # transformers would load its part in half precision by itself, which does not go with diffusers' single.
+    # transformers would load its part in half precision, which does not match diffusers' single precision.
     for config in folder.glob("text_encoder*/config.json"):
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     (folder / FACTS).write_text(facts(arguments.model))

@@ -1,5 +1,5 @@
-"""Stage gallery: an image of what the pipeline paints. Of several paintings of a caption, the one is kept in
-which the namer is surest of every noun asked for.
+"""Stage gallery: samples of the pipeline's images. Of several images of a caption, the one is kept in
+which the namer is surest of every requested noun.
 
     python -m training.gallery [--work FOLDER] [--model unet] [--tries 10] [--out samples.png]
 """
@@ -31,8 +31,8 @@ SEED = 5000
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--model", default="unet", choices=MODELS)
-    parser.add_argument("--tries", type=int, default=10, help="paintings of each caption (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the image (%(default)s)")
+    parser.add_argument("--tries", type=int, default=10, help="images per caption (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="image file to write (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pipeline, names = assemble(arguments.model, arguments.work).to(DEVICE), namer.load(arguments.work)

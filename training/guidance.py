@@ -3,10 +3,10 @@
 Captions of held-out scenes are painted in 20 steps, each method from the same noise: first SWEPT of them at a range of
 scales, then FINAL others at the scale where plain guidance came closest to real scenes. Plain guidance is also painted
 at the effective scale that GoCA's rates had, for a rate that is above 1 on average is a larger scale before it is
-anything else. The namer says which asked nouns an image shows, and its features how far images are from the real
+anything else. The namer says which requested nouns an image shows, and its features how far images are from the real
 held-out scenes (FID): as wholes, and the quarter of each with the least of its things.
 
-Every batch of images is a file, so that the stage goes on where it was stopped.
+Every batch of images is a file, so that the stage resumes where it was stopped.
 
     python -m training.guidance [--work FOLDER] [--model unet] [--swept 300] [--final 1000]
 """
@@ -64,7 +64,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class Painted:
-    """What a method made of the captions.
+    """The images that a method generated from the captions.
 
     Attributes:
         images: [n, 64, 64, 3] uint8.
@@ -77,7 +77,7 @@ class Painted:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the namer says of images.
+    """The namer's judgement of images.
 
     Attributes:
         hits: [n, noun] bool, asked and shown.
@@ -246,9 +246,13 @@ def sheet(study: Study, runs: Sequence[tuple[str, float]], prompts: range) -> Im
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--model", default="unet", choices=PIPELINES)
-    parser.add_argument("--swept", type=int, default=300, help="captions that the scale is chosen on (%(default)s)")
-    parser.add_argument("--final", type=int, default=1000, help="others, that are reported (%(default)s)")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="write an image of the first of these")
+    parser.add_argument(
+        "--swept", type=int, default=300, help="number of captions on which the scale is chosen (%(default)s)"
+    )
+    parser.add_argument(
+        "--final", type=int, default=1000, help="number of further captions that are reported (%(default)s)"
+    )
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="draw the first of these to FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(arguments.model, arguments.work)

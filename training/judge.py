@@ -1,6 +1,6 @@
-"""Stage judge: what the pipeline paints and how well it denoises; one JSON object and a sample sheet.
+"""Stage judge: the pipeline's images and its denoising; one JSON object and a sample sheet.
 
-What an image shows is said by the namer, which learned on scenes and never saw a generated image. Its
+The namer says what an image shows; it learned on scenes and never saw a generated image. Its
 answers on real held-out scenes say how far it can be trusted; answers for the next image's caption say
 how often a noun is found by chance.
 
@@ -155,7 +155,7 @@ def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--model", default="unet", choices=MODELS)
     parser.add_argument("--percent", type=int, default=100, choices=SNAPSHOTS, help="snapshot of the denoiser")
-    parser.add_argument("--count", type=int, default=200, help="images painted (default %(default)s)")
+    parser.add_argument("--count", type=int, default=200, help="number of images to generate (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = json.dumps(judge(arguments.model, arguments.work, arguments.percent, arguments.count), indent=2)

@@ -80,7 +80,7 @@ class Task(Protocol):
 
 
 class State:
-    """What changes while training: weights, their running average, moments, the number of steps done."""
+    """The state of training: weights, their running average, moments, the number of steps done."""
 
     def __init__(self, model: nn.Module, plan: Plan):
         self.model, self.plan, self.step = model, plan, 0
@@ -189,7 +189,7 @@ def _work(rank: int, plan: Plan, make_task: Callable[[], Task], store: Path) -> 
 
 
 def _save(task: Task, model: nn.Module, folder: Path) -> None:
-    """A folder that is there is complete: it gets its name when everything is written."""
+    """Write a folder, which gets its name only when it is complete."""
     partial = folder.with_suffix(".partial")
     for leftover in (partial, folder):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -199,7 +199,7 @@ def _save(task: Task, model: nn.Module, folder: Path) -> None:
 
 
 def snapshot(folder: Path, percent: int = 100) -> Path:
-    """Where the weights of the stage in `folder` are, as they were after `percent` of its steps."""
+    """The path of the weights of the stage in `folder` after `percent` of its steps."""
     return folder / f"{percent:03d}"
 
 
@@ -231,7 +231,7 @@ def _any(flag: bool) -> bool:
 
 
 class Log:
-    """JSON lines: means over the last steps, held-out figures, seconds a step."""
+    """JSON lines: means over the last steps, held-out figures, seconds per step."""
 
     def __init__(self, path: Path, silent: bool):
         self.path, self.silent = path, silent

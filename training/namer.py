@@ -1,6 +1,6 @@
 """Stage namer: an image tower that says which of our nouns an image shows.
 
-It judges what the pipelines paint, and its tower is what text encoders learn against (see clip.py, t5.py)
+It judges the pipelines' images, and its tower is the target of text encoders (see clip.py, t5.py)
 and transformers align with (see transformer.py); at the end the stage writes down what the tower says of
 every training scene. It learns from real scenes only, half of them softened, since generated images are
 softer than scenes. A noun is said to be shown above a threshold of its own, set on held-out scenes where
@@ -84,7 +84,7 @@ class Namer(nn.Module):
 
 
 def load(work: Path) -> Namer:
-    """The trained namer: the work folder's, or where that has none the one beside this file."""
+    """The trained namer: the work folder's, or else the one beside this file."""
     weights = snapshot(work / "namer") / WEIGHTS
     namer = Namer()
     namer.load_state_dict(load_file(weights if weights.exists() else Path(__file__).with_name(WEIGHTS)))
@@ -102,7 +102,7 @@ def grids(namer: Namer, images: np.ndarray, batch: int = 200) -> tuple[Tensor, T
 
 
 def features(coarse: Tensor) -> Tensor:
-    """What the tower says of images as wholes [n, channels], from its last grids."""
+    """The tower's features of whole images [n, channels], from its last grids."""
     return coarse.float().mean((2, 3))
 
 
@@ -144,7 +144,7 @@ def meeting_point(logits: Tensor, present: Tensor) -> Tensor:
 
 
 class NamerTask:
-    """Binary cross-entropy per noun; a noun that is there weighs as much as several that are not."""
+    """Binary cross-entropy per noun; a present noun weighs as much as several absent ones."""
 
     def __init__(self, work: Path, batch: int):
         self.model = Namer()

@@ -1,4 +1,4 @@
-"""The world's nouns: 24 things, 8 stuffs, and the words they are called by.
+"""The world's nouns: 24 things, 8 stuffs, and the words for them.
 
 The order is part of the data format: a label map holds `LABEL[noun]`, and 0 is void (never drawn on
 purpose).

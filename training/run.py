@@ -1,8 +1,8 @@
 """Run the stages of the two transformers, and those of the scaling study behind them, that are not finished, in order.
 Safe to start again at any time.
 
-A stage is finished when its result is there; an unfinished one goes on from its checkpoint. SIGTERM and Ctrl-C end the
-run after the checkpoint of the stage at work. A second run of the same work folder ends at once.
+A stage is finished when its result exists; an unfinished one resumes from its checkpoint. SIGTERM and Ctrl-C end the
+run after the checkpoint of the current stage. A second run of the same work folder ends at once.
 
     setsid nohup nice -n 19 python -m training.run >> run.out 2>&1 &
 """
@@ -87,7 +87,7 @@ def main() -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit(f"{work} has a run at work already") from None
+            raise SystemExit(f"{work} already has a run in progress") from None
         run(work, lock.fileno())
 
 

@@ -30,7 +30,7 @@ from .vae import to_tensor
 
 @dataclass(frozen=True)
 class NamerTagger:
-    """The namer, as goca asks taggers."""
+    """The namer as a goca tagger."""
 
     model: namer.Namer
     name: str = "namer"

@@ -22,7 +22,7 @@ from .commands import command
 from .nouns import LABEL, STUFF, THINGS
 
 CANVAS = 128  # side on which everything is composed
-SIZE = 64  # side of a finished image, unless the canvas itself is asked for
+SIZE = 64  # side of a finished image, unless the canvas itself is requested
 SIZES = (SIZE, CANVAS)
 TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the scenes; held-out scenes have textures of their own too
 
@@ -152,7 +152,7 @@ def _pick_things(rng: Rng) -> list[str]:
 
 
 def _vary(rng: Rng, glyph: np.ndarray, longest: float) -> np.ndarray:
-    """The glyph at the size asked for: perhaps mirrored, turned a little, its colours shifted; float RGBA."""
+    """The glyph at the requested size: perhaps mirrored, turned a little, its colours shifted; float RGBA."""
     image = Image.fromarray(glyph)
     scale = longest / max(image.size)
     image = image.resize(
@@ -189,7 +189,7 @@ def _shrink(canvas: np.ndarray, size: int) -> np.ndarray:
 
 
 def _shrink_labels(labels: np.ndarray) -> np.ndarray:
-    """The label most of the 2 x 2 box has; of equally frequent ones, the one met first."""
+    """The most frequent label of each 2 x 2 box; the first one for ties."""
     boxes = labels.reshape(SIZE, 2, SIZE, 2).transpose(0, 2, 1, 3).reshape(SIZE, SIZE, 4)
     votes = (boxes[..., :, None] == boxes[..., None, :]).sum(-1)
     return np.take_along_axis(boxes, votes.argmax(-1)[..., None], -1)[..., 0]

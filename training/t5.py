@@ -75,7 +75,7 @@ def load(work: Path) -> tuple[T5, T5Tokenizer]:
 
 
 def text_encoder(work: Path) -> tuple[T5EncoderModel, T5Tokenizer]:
-    """The frozen encoder of the transformers: the work folder's, or where that has none the one that ships."""
+    """The frozen encoder of the transformers: the work folder's, or else the one that ships."""
     if snapshot(work / "t5").exists():
         trained, tokenizer = load(work)
         return trained.text, tokenizer
@@ -110,7 +110,7 @@ def encode_padded(
 
 
 def draw_length(rng: np.random.Generator, shortest: int = 48) -> int:
-    """How many tokens texts are padded to: half of the time as many as a stock pipeline does, else fewer."""
+    """The number of tokens to which texts are padded: half of the time a stock pipeline's, else fewer."""
     return round(shortest * (T5_POSITIONS / shortest) ** min(1.0, 2 * rng.random()))
 
 

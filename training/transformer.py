@@ -1,8 +1,8 @@
 """What the two transformers' stages share: images of 128 px, noise levels, and alignment with the namer's tower.
 
 Beside denoising, the tokens of a middle block predict, through a small network that is thrown away afterwards,
-what the namer's tower says of the clean image at their places ("REPA", Yu et al. 2024): transformers learn
-several times faster so.
+the features of the namer's tower for the clean image at their places ("REPA", Yu et al. 2024): transformers learn
+several times faster this way.
 """
 
 from abc import abstractmethod
@@ -84,7 +84,7 @@ class TransformerTask(DenoiserTask):
         }
 
     def misalignment(self, predicted: Tensor, chosen: np.ndarray) -> Tensor:
-        """One minus the cosine between what tokens predict and what the tower says, mean of its two grids."""
+        """One minus the cosine between the tokens' predictions and the tower's features, mean of its two grids."""
         places = predicted.transpose(1, 2).unflatten(2, (SIDE, SIDE))
         distances = []
         for part, (grids, mean, deviation) in zip(places.split(namer.CHANNELS[-2:], dim=1), self.features, strict=True):
@@ -95,7 +95,7 @@ class TransformerTask(DenoiserTask):
 
 
 def prepare(work: Path) -> None:
-    """Latents and the tower's features of every training scene, unless they are there."""
+    """Latents and the tower's features of every training scene, unless they exist."""
     write_latents(work, TransformerTask.size)
     if not (work / "namer" / namer.COARSE).exists():
         namer.write_grids(work)

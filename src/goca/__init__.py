@@ -1,7 +1,7 @@
 """goca: any text-to-image diffusion model as an open-vocabulary segmenter, without training it.
 
-Generative scaling of cross-attention (Meng et al., CVPR 2026). Names are imported when they are first used, so that
-`goca --help` need not wait for torch; `__init__.pyi` lists them.
+Generative scaling of cross-attention (Meng et al., CVPR 2026). Names are imported on first use, so that
+`goca --help` does not wait for torch; `__init__.pyi` lists them.
 """
 
 from importlib.metadata import version

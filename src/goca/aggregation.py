@@ -1,10 +1,10 @@
 """Auto aggregation, while the denoiser runs: the only place where a plan meets attention.
 
 An `AttentionAggregator` takes the attention of one denoiser pass over one window of an image. Until the reference layer
-has run it keeps each layer's head-weighted map, queries and keys; from then on only sums: of the maps, by their layers'
-weights, and of the self-attention of the refinement layers. For a recipe that refits scores it keeps what the
-refinement blocks' attentions gave the pixels, in the model's own precision: on SD 1.5 six outputs of 4096 x 320 numbers
-for each window, 16 MB in half precision, and as much again while features are made of them.
+has run, it keeps each layer's head-weighted map, queries and keys; from then on only sums: of the maps, by layer
+weight, and of the self-attention of the refinement layers. For a recipe that refits scores it also keeps the
+attention outputs of the refinement blocks, in the model's own precision: on SD 1.5 six outputs of 4096 x 320 numbers
+for each window, 16 MB in half precision, and as much again while features are computed from them.
 """
 
 import math
@@ -45,12 +45,12 @@ from goca.plan import Plan
 from goca.text.token_spans import NounTokens, TextKeys
 
 INDISTINCT = 1e-6
-"""Columns of the global map that differ by less than this share of the largest value differ by rounding alone."""
+"""Columns of the global map that differ by less than this share of the largest value differ only by rounding."""
 
 
 LAYERS_AT_ONCE = {"cpu": 1, "cuda": 8}
-"""How many layers of one shape have their maps computed at once. A CPU would only lose them from its cache; a GPU is
-kept waiting by many small launches."""
+"""Number of layers of one shape whose maps are computed at once. On a CPU this would only miss the cache; a GPU would
+otherwise wait for many small launches."""
 
 
 def _at_once(like: Tensor) -> int:
@@ -58,9 +58,9 @@ def _at_once(like: Tensor) -> int:
 
 
 class PendingLayer(NamedTuple):
-    """What is kept of an attention among pixels until the reference layer has run.
+    """A self-attention that is kept until the reference layer has run.
 
-    text, weights: for joint attention, the text's keys and the weights of the heads; None where all weigh the same.
+    text, weights: for joint attention, the text's keys and the weights of the heads; None if all heads weigh the same.
     """
 
     block: str
@@ -82,18 +82,18 @@ class AttentionAggregator:
     """Sums the attention of one pass over one window: `add` while the denoiser runs, then `token_mass` and `affinity`.
 
     Args:
-        plan, tokens: the rules, and where the nouns are in the prompt.
+        plan, tokens: The rules, and the positions of the nouns in the prompt.
         grid: (height, width) of the window on the common grid.
-        only_window: whether the image has no other window: for each of several a matrix would be too much memory, so
+        only_window: Whether the image has a single window: for several, a matrix each would take too much memory, so
             queries and keys are kept for refinement.
 
     Attributes:
-        affinity: of the refinement layers.
+        affinity: Affinity of the refinement layers.
         weights: {block: the layer's weight}, not normalised, on the device; see `layer_weights`.
         heads: {block: the weight of each head}, averaged over pixels, of the layers that attend to the text.
         grids: {block: the (height, width) of its map}, of the layers with a map.
-        outputs: [(block, what one of its attentions gave the pixels, their grid)], of the refinement blocks, where the
-            plan refits scores.
+        outputs: [(block, the output of one of its attentions for the pixels, their grid)], of the refinement blocks,
+            if the plan refits scores.
     """
 
     def __init__(self, plan: Plan, tokens: NounTokens, grid: Grid, only_window: bool = True) -> None:
@@ -108,15 +108,15 @@ class AttentionAggregator:
         self._maps: dict[str, tuple[Float[Tensor, "pixel token"], Grid]] = {}  # of layers without a weight yet
         self._reference: Reference | None = None
         self._pending: list[PendingLayer] = []
-        self._unweighed: dict[tuple[Any, ...], list[PendingLayer]] = {}  # of a shape
-        self._unread: dict[tuple[Any, ...], dict[str, tuple[Tensor, ...]]] = {}  # of a shape: {block: what it needs}
+        self._unweighed: dict[tuple[Any, ...], list[PendingLayer]] = {}  # by shape
+        self._unread: dict[tuple[Any, ...], dict[str, tuple[Tensor, ...]]] = {}  # by shape: {block: its inputs}
 
     @property
     def _weighs(self) -> bool:
         return self.plan.layers.statistics is not None
 
     def add(self, call: AttentionCall) -> None:
-        """Take from one attention what the plan needs. Raises GocaError for a block that attends to the text twice."""
+        """Take what the plan needs from one attention. Raises GocaError for a block that attends to the text twice."""
         if call.text is not None:
             if call.block in self._read:
                 raise GocaError(f"{call.block} reads the text twice: this model's layout is not supported")
@@ -144,7 +144,7 @@ class AttentionAggregator:
                 self.heads[call.block] = weights.mean(0)
         if call.image is not None:
             text = call.text if weighed else None
-            # In joint attention a slice would keep the text's queries alive as well.
+            # In joint attention, a slice would keep the text's queries alive as well.
             q = call.q.clone() if call.kind == "joint" and self._reference is None and self._weighs else call.q
             self._pending.append(
                 PendingLayer(call.block, q, call.k, call.scale, call.mask, call.grid, call.image, text, weights)
@@ -160,7 +160,7 @@ class AttentionAggregator:
                 self._release(self._pending.pop())
 
     def _read_together(self, call: AttentionCall) -> None:
-        """Compute the map of a cross-attention, once there are as many of its shape as are computed at once."""
+        """Compute the map of a cross-attention as soon as a full batch of its shape is waiting."""
         assert call.projection is not None  # the hook has one wherever text is read
         needed = (call.output, call.projection, call.q, call.k, *(() if call.mask is None else (call.mask,)))
         shape = (call.grid, call.scale, *(tensor.shape for tensor in needed))
@@ -217,7 +217,7 @@ class AttentionAggregator:
             self._weigh_layers(shape)
 
     def _weigh_layers(self, shape: tuple[Any, ...]) -> None:
-        """Weigh layers of one shape; of their queries only those that the reference grid picks are left."""
+        """Weigh layers of one shape; only the queries that the reference grid samples are kept."""
         layers, reference, grid = self._unweighed.pop(shape), self._reference, shape[0]
         assert reference is not None  # otherwise no layer is weighed
         weight = partial(layer_weight, self.plan.layers, reference, grid)
@@ -232,7 +232,7 @@ class AttentionAggregator:
             self._add_weight(call.block, value)
 
     def _joint(self, call: PendingLayer) -> Iterator[tuple[slice, Tensor]]:
-        """The affinity of a joint attention, block by block of rows; its map of the tokens is added at the end."""
+        """The affinity of a joint attention, one block of rows at a time; its map of the tokens is added at the end."""
         assert call.text is not None
         pixels, tokens = call.q.shape[1], len(range(call.k.shape[1])[call.text])
         layer_map = call.q.new_empty(pixels, tokens, dtype=torch.float32)
@@ -259,7 +259,7 @@ class AttentionAggregator:
     def layer_weights(self) -> dict[str, float]:
         """{block: weight}, summing to 1 over the layers whose maps take part."""
         tensors = {block: weight for block, weight in self.weights.items() if isinstance(weight, Tensor)}
-        values = torch.stack(list(tensors.values())).tolist() if tensors else []  # a GPU is waited for once
+        values = torch.stack(list(tensors.values())).tolist() if tensors else []  # a single GPU synchronisation
         weights = {
             **self.weights,
             **{block: 0.0 if value <= 2 * LEAST else value for block, value in zip(tensors, values, strict=True)},
@@ -270,15 +270,15 @@ class AttentionAggregator:
         return {block: weight / total if total else 1 / len(raw) for block, weight in raw.items()}
 
     def global_map(self, checked: bool = True) -> Float[Tensor, "token height width"]:
-        """All layers as one map of the tokens on the common grid, once the denoiser has run.
+        """All layers combined into one map of the tokens on the common grid; valid once the denoiser has run.
 
-        Raises GocaError where the reference block has no cross-attention or, if it is checked, attention is not finite.
+        Raises GocaError if the reference block has no cross-attention or, with `checked`, attention is not finite.
         """
         if self._weighs and self.plan.reference not in self._read:
-            raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another")
+            raise GocaError(f"the reference block {self.plan.reference} has no cross-attention: choose another block")
         for shape in tuple(self._unweighed):
             self._weigh_layers(shape)
-        self._reference = None  # all layers have a weight, and its affinity is large
+        self._reference = None  # no longer needed, and large
         for shape in tuple(self._unread):
             self._read_layers(shape)
         self.heads = {block: self.heads[block] for block in self._read if block in self.heads}
@@ -292,8 +292,8 @@ class AttentionAggregator:
     def token_mass(self) -> TokenMass:
         """The nouns' shares of the global map: classes first, then background classes.
 
-        Raises GocaError where `global_map` does, and for attention that says nothing: it tells no word, or no place in
-        the image, from another.
+        Raises GocaError if `global_map` does, and for attention that carries no information: it is the same for every
+        word, or everywhere in the image.
         """
         global_map = self.global_map(checked=False)
         on_the_side = bool(self.tokens.side_keys)
@@ -319,7 +319,7 @@ def _head_weighed_map(
 
 
 def check_attention(global_map: Float[Tensor, "token h w"], columns: Float[Tensor, "noun h w"] | None = None) -> None:
-    """Raise GocaError for attention that is not finite or, in `columns`, says nothing; a GPU is waited for once."""
+    """Raise GocaError for attention that is not finite or, in `columns`, constant; synchronises a GPU only once."""
     facts, differ = [global_map.abs().amax()], []
     if columns is not None:
         cells = columns.flatten(1)
@@ -336,11 +336,11 @@ def check_attention(global_map: Float[Tensor, "token h w"], columns: Float[Tenso
         )
     for spread, where in zip(of_columns[1:], differ, strict=True):
         if spread <= INDISTINCT * of_columns[0]:
-            raise GocaError(f"the model's attention is the same {where}: are its weights complete?")
+            raise GocaError(f"the model's attention is the same {where}: check that its weights are complete")
 
 
 def dense_feature(call: AttentionCall, feature: str) -> Float[Tensor, "pixel channel"]:
-    """What a reference block compares pixels by: its raw "query", or its attention's "output"."""
+    """The feature by which a reference block compares pixels: its raw "query", or its attention's "output"."""
     if feature == "query" and call.query is not None:
         return call.query
     chosen = call.q if feature == "query" else call.output
@@ -348,14 +348,14 @@ def dense_feature(call: AttentionCall, feature: str) -> Float[Tensor, "pixel cha
 
 
 def with_side_keys(call: AttentionCall, side_keys: Sequence[TextKeys]) -> AttentionCall:
-    """A cross-attention as it were if the texts' keys and values stood behind the caption's.
+    """A cross-attention as if the texts' keys and values were appended to the caption's.
 
-    The heads are then weighed by what they make of the classes, of which the model itself was told nothing.
+    The heads are then weighed by their response to the classes, although the model itself did not see them.
     """
     keys, values = zip(*(text[call.block] for text in side_keys), strict=True)
     k, v = torch.cat([call.k, *keys], 1), torch.cat([call.v, *values], 1)
     mask = None if call.mask is None else F.pad(call.mask, (0, k.shape[1] - call.k.shape[1]))
-    # With all four axes, or PyTorch would make the whole matrix on a CPU.
+    # With all four axes; otherwise PyTorch would build the whole matrix on a CPU.
     bias = None if mask is None else mask[None].to(call.q.dtype)
     output = F.scaled_dot_product_attention(call.q[None], k[None], v[None], bias, scale=call.scale)[0]
     return replace(call, k=k, v=v, mask=mask, output=output, text=slice(0, k.shape[1]))
@@ -383,7 +383,7 @@ class ImageAttention:
 
     @classmethod
     def of(cls, plan: Plan, windows: Windows, tokens: NounTokens) -> "ImageAttention":
-        """Nothing summed yet."""
+        """An empty instance, with nothing summed yet."""
         grid = windows.boxes[0].height, windows.boxes[0].width
         only_window = len(windows.boxes) == 1
         return cls(windows, tokens, tuple(AttentionAggregator(plan, tokens, grid, only_window) for _ in windows.boxes))
@@ -394,7 +394,7 @@ class ImageAttention:
         return TokenMass(*map(self.windows.join, zip(*parts, strict=True)))
 
     def features(self) -> ImageFeatures | None:
-        """What scores are refitted to: the finest of the refinement blocks' outputs; None where none are kept."""
+        """The features to refit scores to: the finest of the refinement blocks' outputs; None if none are kept."""
         plan, outputs = self.aggregators[0].plan, self.aggregators[0].outputs
         if not outputs:
             return None
@@ -407,6 +407,6 @@ class ImageAttention:
 
     @property
     def affinity(self) -> JoinedAffinity:
-        """What refines, under the plan's rule, each window by itself."""
+        """The affinity that refines, under the plan's rule, each window separately."""
         parts = [each.affinity.under(each.plan.affinity, each.grid) for each in self.aggregators]
         return JoinedAffinity(self.windows, parts)

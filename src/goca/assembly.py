@@ -1,4 +1,4 @@
-"""Data sets of a run, made of what its images have written: their label images, and the classes that these are of."""
+"""Data sets of a run, made from the label images that it has written and their classes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,25 +15,25 @@ from goca.image_jobs import ImageJob, dataset_names
 
 
 def assemble(finished: Mapping[ImageJob, Sequence[str]], targets: Mapping[str, Path]) -> Iterator[Path]:
-    """Write data sets of images that have their label images, each whole or not at all.
+    """Write data sets of images whose label images exist, each whole or not at all.
 
-    Their classes are those of all images, in the order in which they come up first; each image's labels are numbered
-    anew accordingly.
+    A data set's classes are those of all images, in order of first appearance; the labels of each image are renumbered
+    accordingly.
 
     Args:
-        finished: the images, with the classes of their labels.
-        targets: for each format where in the folder of results its data set goes, see `goca.image_jobs.plan_datasets`.
+        finished: The images, with the classes of their labels.
+        targets: {format: path of its data set}, see `goca.image_jobs.plan_datasets`.
 
     Yields:
         The path of each data set, before it is written.
 
     Raises:
-        GocaError: a label image cannot be read, or a data set cannot be written.
+        GocaError: A label image cannot be read, or a data set cannot be written.
     """
     if not targets:
         return
     classes = list(dict.fromkeys(name for listed in finished.values() for name in listed))
-    results = next(iter(targets.values())).parent  # all of them lie there
+    results = next(iter(targets.values())).parent  # all of them are there
     names = dataset_names(list(finished), results)
     for form, target in targets.items():
         yield target
@@ -49,5 +49,5 @@ def _labels(job: ImageJob, classes: Sequence[str], of_dataset: Sequence[str]) ->
     labels = read_labels(path)
     numbers = np.array([0, *(of_dataset.index(name) + 1 for name in classes)], np.uint16)
     if labels.max(initial=0) >= len(numbers):
-        raise GocaError(f"{path} has the label {labels.max()} of {len(classes)} classes: segment the image again")
+        raise GocaError(f"{path} has label {labels.max()} but {len(classes)} classes: segment the image again")
     return numbers[labels]

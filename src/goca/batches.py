@@ -1,4 +1,4 @@
-"""Batches of a folder's images, in whichever process they are segmented: images read ahead, results written behind."""
+"""Batches of a folder's images, in any process: images are read ahead, and results are written behind."""
 
 import errno
 import json
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from goca.segmenter import Segmenter
 
 _NAME_REFUSED = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
-"""How the system refuses a file's name; it may take the next one."""
+"""Errors by which the system refuses one file name; another may work."""
 
 PATIENCE = 0.05
-"""The share of a batch's time that the next one may wait for its files, so that a slow model's results are told."""
+"""Share of a batch's time that the next one may wait for its files, so that a slow model's results are reported."""
 
 Facts = Mapping[str, Any]
-"""What a result's JSON file holds."""
+"""The content of a result's JSON file."""
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """The facts after a round trip through JSON."""
     return json.loads(json.dumps(facts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model to load, and how, as plain values that a worker can be sent.
+    """Which model to load, and how, as plain values that can be sent to a worker.
 
     The fields are the arguments of `Segmenter.from_pretrained`; `settings` are those of `goca.plan.Options`, `threads`
-    those of torch in each process on a CPU: by default as many as there are, shared among local workers.
+    is the number of torch threads of each process on a CPU: by default all cores, shared among local workers.
     """
 
     name: str = bundled.DEFAULT
@@ -59,12 +59,12 @@ class ModelOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What decides a result, but for its last digits, as it comes back from JSON."""
+        """The fields that decide a result up to its last digits, after a round trip through JSON."""
         named = {"goca": version("goca"), "model": self.name, "recipe": self.recipe, "dtype": self.dtype}
         return as_json({**named, **self.settings})
 
     def load(self) -> "Segmenter":
-        """Load it; torch has `threads` threads from then on. GocaError where that fails or there is no such recipe."""
+        """Load the model and set torch's threads. Raises GocaError if that fails or the recipe is unknown."""
         import torch
 
         from goca.recipe import recipe_named
@@ -82,9 +82,9 @@ class Member(NamedTuple):
     """An image of a batch.
 
     Attributes:
-        tagged: the classes that a tagger names of it, or why it was not tagged; None if none was asked.
-        wanted: whether its results are to be written. Others have theirs, and are there because sums over a batch of
-            other images differ in their last digits.
+        tagged: The classes that a tagger names, or why the image was not tagged; None without a tagger.
+        wanted: Whether its results are to be written. The others already have results, and are segmented again because
+            the last digits depend on the other images of a batch.
     """
 
     job: ImageJob
@@ -97,11 +97,11 @@ Batch = tuple[Member, ...]
 
 @dataclass(frozen=True)
 class BatchTask:
-    """What every image of a run shares, in whichever process it is segmented.
+    """The settings that all images of a run share, in any process.
 
     Attributes:
-        request_json: the request as a result's JSON holds it.
-        tagger: the name of one that is the segmenter's own model; the answers of any other come with the images.
+        request_json: The request as a result's JSON holds it.
+        tagger: The name of a tagger that is the segmenter's own model; other taggers' answers come with the images.
     """
 
     request: "SegmentationRequest"
@@ -112,15 +112,15 @@ class BatchTask:
     def segment(
         self, segmenter: "Segmenter", batches: Sequence[Batch], encoded: Any = None
     ) -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
-        """Segment batches and write each image's results, in order; what became of each wanted image.
+        """Segment batches and write each image's results, in order; yields the outcome of each wanted image.
 
-        A thread reads the next batch meanwhile, and another writes: at most a batch of results waits for it. However
-        the generator ends, what was segmented is written.
+        Meanwhile one thread reads the next batch and another writes, at most one batch of results behind. However the
+        generator ends, everything that was segmented is written.
 
         Args:
-            segmenter: the loaded model.
-            batches: of at most as many images as it takes at a time.
-            encoded: what `Segmenter.check` returned.
+            segmenter: The loaded model.
+            batches: Each of at most as many images as the model takes at a time.
+            encoded: The result of `Segmenter.check`.
         """
         writing: deque[Future[tuple[ImageJob, Facts | GocaError]]] = deque()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
@@ -167,7 +167,7 @@ class BatchTask:
         return job, {**outcome.to_json(), **facts}
 
     def worker(self) -> Callable[[Batch], list[tuple[ImageJob, Facts | GocaError]]]:
-        """What a process that has loaded the model does with a batch."""
+        """The function by which a process segments a batch; it loads the model first."""
         segmenter = self.model.load()
         encoded = segmenter.check(self.request)
         return lambda batch: list(self.segment(segmenter, [batch], encoded))
@@ -177,7 +177,7 @@ _Images = list[tuple[Member, "Image.Image | GocaError"]]
 
 
 def open_batches(jobs: Sequence[ImageJob], left: set[ImageJob], size: int) -> Iterator[Sequence[ImageJob]]:
-    """The batches of all jobs in which an image is left to do."""
+    """The batches of all jobs that still have an image to segment."""
     openable = [job for job in jobs if job.problem is None]
     for start in range(0, len(openable), size):
         batch = openable[start : start + size]
@@ -186,7 +186,7 @@ def open_batches(jobs: Sequence[ImageJob], left: set[ImageJob], size: int) -> It
 
 
 def _read(batch: Batch) -> _Images:
-    """The images of a batch, each or why it cannot be segmented; where no wanted one can, only these."""
+    """The images of a batch, each or the reason why it cannot be segmented; if no wanted one can, only these."""
     images = {member: _loaded(member) for member in batch if member.wanted}
     if not all(isinstance(image, GocaError) for image in images.values()):
         images |= {member: _loaded(member) for member in batch if not member.wanted}
@@ -205,7 +205,7 @@ def _loaded(member: Member) -> "Image.Image | GocaError":
 
 
 def object_facts(job: ImageJob) -> dict[str, Any]:
-    """{"objects": options} by which regions became objects in the image's own files; nothing for the default."""
+    """{"objects": options} by which regions became objects in the image's files; {} for the defaults."""
     options = {name: value for name, value in job.objects.changed().items() if name in ("min_area", "fill_holes")}
     return {"objects": options} if options and any(EXPORTERS[name].objects for name in job.formats) else {}
 

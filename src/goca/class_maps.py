@@ -1,4 +1,4 @@
-"""Class maps on the common grid: from the nouns' shares of attention to scores, and averages over passes."""
+"""Class maps on the common grid: from shares of attention to scores, and averages over passes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ class ClassMaps:
     """Scores on the common grid.
 
     Attributes:
-        classes: each map in [0, 1].
-        background: None where there are no background classes.
-        peaks: the highest share of a cell's attention that each class has, before any rescaling.
-        features: what the maps of all the image's prompts are still to be refitted to; None for nothing.
+        classes: The map of each class, in [0, 1].
+        background: The background's map; None without background classes.
+        peaks: The highest share of a cell's attention that each class has, before any rescaling.
+        features: Features to which the maps of all the image's prompts are still to be refitted; None for no refit.
     """
 
     classes: Float[Tensor, "class height width"]
@@ -31,26 +31,26 @@ class ClassMaps:
     features: ImageFeatures | None = None
 
     def mirrored(self) -> "ClassMaps":
-        """Left and right exchanged."""
+        """The maps flipped left to right."""
         background = None if self.background is None else self.background.flip(-1)
         return ClassMaps(self.classes.flip(-1), background, self.peaks)
 
 
 def on_host(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors on the CPU; a GPU, which they are all on, is waited for once."""
+    """The tensors on the CPU, copied from the GPU in one synchronisation; all are on one device."""
     there = [tensor for tensor in tensors if tensor is not None]
     if all(tensor.device.type == "cpu" for tensor in there):
         return list(tensors)
     raw = torch.cat([tensor.flatten().view(torch.uint8) for tensor in there]).cpu()
     parts = raw.split([tensor.nbytes for tensor in there])
-    # Copies, because values have to lie at multiples of their size.
+    # Copies, because values must be aligned to their size.
     here = iter(part.clone().view(like.dtype).view(like.shape) for part, like in zip(parts, there, strict=True))
     return [None if tensor is None else next(here) for tensor in tensors]
 
 
 def rescaled(plan: Plan, mass: TokenMass, tokens: NounTokens) -> Float[Tensor, "class height width"]:
-    """Maps of the nouns that compare with each other: classes, then the maximum of all background classes."""
-    # With one noun its share is 1 everywhere and says nothing.
+    """Comparable maps of the nouns: the classes, then the maximum of all background classes."""
+    # The share of a single noun is 1 everywhere.
     steps = [step for step in plan.rescale if step is not share or len(tokens.nouns) > 1]
     maps = rescale(mass, steps)
     if not tokens.background_classes:
@@ -60,7 +60,7 @@ def rescaled(plan: Plan, mass: TokenMass, tokens: NounTokens) -> Float[Tensor, "
 
 
 def peaks_of(mass: TokenMass) -> Float[Tensor, " noun"]:
-    """The highest share that each noun has of a cell's attention to everything, padding included; 0 to 1."""
+    """The highest share of a cell's attention, padding included, that each noun has; 0 to 1."""
     return mass.raw.amax((-2, -1)).clamp(0, 1)
 
 
@@ -71,7 +71,7 @@ def refined(
     tokens: NounTokens,
     peaks: Float[Tensor, " noun"],
 ) -> ClassMaps:
-    """Rescaled maps, propagated along the affinity `plan.order` times and min-maxed; as they are with order 0."""
+    """Rescaled maps, propagated along the affinity `plan.order` times and min-maxed; unchanged with order 0."""
     if plan.order:
         maps = minmax(propagate(affinity, maps, plan.order))
     count = len(tokens.classes)
@@ -89,9 +89,9 @@ def joined(plan: Plan, prompts: Sequence[ClassMaps]) -> ClassMaps:
 
 
 def refitted(plan: Plan, maps: ClassMaps) -> ClassMaps:
-    """The maps fitted to the features that they came with, the background's among them; a single map stays.
+    """The maps, including the background's, fitted to their features; a single map is left unchanged.
 
-    All classes compete, whichever prompt they were in; the features are those of the image under the first one.
+    All classes compete, whichever prompt named them; the features are those of the image under the first prompt.
     """
     background = maps.classes[:0] if maps.background is None else maps.background[None]
     every, count = torch.cat([maps.classes, background]), len(maps.classes)

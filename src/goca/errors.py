@@ -1,13 +1,13 @@
-"""The one exception that a user of goca is meant to read."""
+"""The exception whose message is written for users of goca."""
 
 
 class GocaError(Exception):
-    """A mistake of the user's.
+    """A user's mistake.
 
     Args:
-        message: one line that says what is wrong and what to do next; line breaks in it become spaces. It names no
-            flag or control, because it may be read in Python, a terminal or a web page.
-        hint: the name of the parameter that mends it, such as "dtype", if there is one. Each interface shows its own
+        message: One line that says what is wrong and what to do next; line breaks in it become spaces. It does not name
+            a flag or control, because it may be read in Python, a terminal or a web page.
+        hint: Name of the parameter that mends it, such as "dtype", if there is one. Each interface shows its own
             control for it: the command line adds "(--dtype)".
     """
 

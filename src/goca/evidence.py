@@ -1,15 +1,15 @@
-"""Evidence: how surely an image shows each class, from one look at it before any class is asked for.
+"""Evidence: how surely an image shows each class, from one look at it before classes are put in the prompt.
 
-The look gives logits for every noun and cell. All nouns compete: the classes, the background nouns, the other nouns of
-the model's own list and, for a model that knows only its vocabulary, all words of that. Two kinds of look give logits:
+A look gives logits for every noun and cell. All nouns compete: the classes, the background nouns, the other nouns of
+the model's own list and, for a model with a closed vocabulary, all its words. There are two kinds of look:
 
-- "attention": the logarithm of a noun's share of the attention to nouns, minus what it is on images without content;
-  those are looked at once for each list of nouns, and the answer is kept on disk. With cross-attention the image is
-  shown under the empty caption, so that no absent noun can disturb it, and the nouns are keys beside that; with joint
-  attention a caption has to list them.
+- "attention": the logarithm of a noun's share of the attention to nouns, minus its mean on images without content.
+  Those are measured once for each list of nouns and cached on disk. With cross-attention the image is shown under the
+  empty caption, so that absent nouns cannot disturb it, and the nouns are added as keys; with joint attention a caption
+  has to list them.
 - "prototypes": log posteriors under Gaussians of the model's own features, shown under the empty caption, see
-  `goca.prototypes`. Such a look labels the pixels too, unless another timestep is wanted for that. A request with a
-  noun that has no prototype is looked at by attention, see `Segmenter.for_request`.
+  `goca.prototypes`. Such a look also labels the pixels, unless another timestep is wanted for that. A request with a
+  noun that has no prototype uses attention instead, see `Segmenter.for_request`.
 """
 
 import json
@@ -57,19 +57,19 @@ RULES = {
     "attention": PresenceRule(sharpness=3.0, window=0.1, half=0.1, trust=0.35),
     "prototypes": PresenceRule(sharpness=1.0, window=0.1, half=0.2, trust=0.5),
 }
-"""How evidence is read off each kind of look; docs/log.md tells how it was chosen, on 100 scenes in training art."""
+"""How evidence is computed from each kind of look, tuned on 100 scenes in the training style; see docs/log.md."""
 MARGIN = 9.0
-"""By how much the log posterior of a noun that is not a class has to exceed a class's to take a cell from it."""
+"""Margin by which the log posterior of another noun has to exceed a class's to take a cell from it."""
 TINY = 1e-6
 """Added to shares before their logarithm."""
 LISTED = 10
-"""How many classes a note names."""
+"""Most classes that a note names."""
 CONTENT_FREE = 6
-"""How many images without content there are."""
+"""Number of images without content."""
 
 
 def content_free(side: int) -> list[Image.Image]:
-    """Images that show nothing: grey, black, white, and seeded noise of every pixel's own; side x side pixels."""
+    """Images without content: grey, black, white, and seeded noise per pixel; side x side pixels."""
     plain = [Image.new("RGB", (side, side), (level,) * 3) for level in (128, 0, 255)]
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(CONTENT_FREE - len(plain))]
@@ -77,7 +77,7 @@ def content_free(side: int) -> list[Image.Image]:
 
 
 def competing(nouns: RequestNouns, others: Sequence[str]) -> tuple[Noun, ...]:
-    """The classes, then the background nouns, then those of `others` that are none of them, nor related to a class."""
+    """The classes, the background nouns, then those of `others` that are neither these nor related to a class."""
     names = {word for noun in (*nouns.classes, *nouns.background_classes) for word in noun.words}
     rest = (noun for noun in background_nouns(tuple(dict.fromkeys(others)), nouns.classes) if noun.name not in names)
     return (*nouns.classes, *nouns.background_classes, *rest)
@@ -89,7 +89,7 @@ Measure = Callable[[Sequence[Image.Image], Sequence[Noun]], list[Float[Tensor, "
 
 @runtime_checkable
 class Looking(Protocol):
-    """A model with a plan that can look at images under another one, as `Segmenter` does."""
+    """A model that can look at images under another plan, as `Segmenter` does."""
 
     backbone: Backbone
     plan: Plan
@@ -110,12 +110,12 @@ class Looking(Protocol):
 
 
 class ContentFree:
-    """What a model says of images without content, for each list of nouns: measured once, then read from disk.
+    """A model's attention to nouns on images without content: measured once per list of nouns, then cached on disk.
 
     Args:
-        pipeline: whose weights the answer is of.
-        plan: how it looks.
-        folder: where answers are kept; by default the user's cache.
+        pipeline: The pipeline whose weights are measured.
+        plan: How it looks at images.
+        folder: Folder of the cache; by default the user's.
     """
 
     def __init__(self, pipeline: Any, plan: Plan, folder: Path | None = None) -> None:
@@ -124,9 +124,9 @@ class ContentFree:
         self._known: dict[str, Float[Tensor, " noun"]] = {}
 
     def known(self, nouns: Sequence[Noun], weights: str) -> Float[Tensor, " noun"] | None:
-        """The answer that `prior` gives, None where it is still to be measured."""
+        """The value that `prior` returns; None if it has not been measured yet."""
         digest = self._digest(weights, [noun.words for noun in nouns])
-        # The weights of an offloaded model are on no device, and the fingerprint has only their shapes.
+        # An offloaded model's weights are on no device, so its fingerprint covers only their shapes.
         if digest not in self._known and not has_meta_weights(self.pipeline):
             values = _read(self.folder / f"{digest}.json", len(nouns))
             if values is not None:
@@ -134,12 +134,12 @@ class ContentFree:
         return self._known.get(digest)
 
     def prior(self, nouns: Sequence[Noun], weights: str, measure: Measure) -> Float[Tensor, " noun"]:
-        """The mean logarithm of each noun's share of an image that shows nothing.
+        """The mean logarithm of each noun's share of attention on images without content.
 
         Args:
-            nouns: those that compete.
-            weights: the pipeline's `fingerprint`, for it may have been given a LoRA since.
-            measure: how it is found out.
+            nouns: The nouns that compete.
+            weights: The pipeline's current `fingerprint`: a LoRA may have been loaded since.
+            measure: Function that measures the shares.
         """
         if (known := self.known(nouns, weights)) is not None:
             return known
@@ -147,7 +147,7 @@ class ContentFree:
         maps = measure(content_free(self.plan.size), nouns)
         values = torch.stack([(share + TINY).log().mean((-2, -1)) for share in maps]).mean(0).tolist()
         if not has_meta_weights(self.pipeline):
-            # They can be measured again where the disk does not take them.
+            # If they cannot be written to disk, they are measured again next time.
             with suppress(GocaError):
                 write_atomic({self.folder / f"{digest}.json": json.dumps(values).encode()})
         self._known[digest] = torch.tensor(values)
@@ -160,11 +160,11 @@ class ContentFree:
 
 
 _NO_MATTER = frozenset({"recipe", "model", "settings", "origin", "notes", "device", "background", "background_classes"})
-"""Fields of a plan on which shares do not depend."""
+"""Fields of a plan that do not affect shares."""
 
 
 def _read(path: Path, count: int) -> list[float] | None:
-    """The values of a file, None where it is missing or damaged: they are then measured again."""
+    """The values of a file; None if it is missing or damaged, and they have to be measured again."""
     try:
         values = read_json(path)
     except GocaError:
@@ -175,12 +175,12 @@ def _read(path: Path, count: int) -> list[float] | None:
 
 @dataclass(frozen=True)
 class Target:
-    """An image to look at, and the nouns that compete for it.
+    """An image to look at, and the nouns that compete in it.
 
     Attributes:
-        image: with prompts that name them all, for a look at attention.
-        nouns: the classes, the background classes, then others.
-        prototypes: for a look at prototypes, which are each noun's.
+        image: For attention, with prompts that name all the nouns.
+        nouns: The classes, the background classes, then others.
+        prototypes: For prototypes, the indices of each noun's rows.
     """
 
     image: PreparedImage
@@ -189,17 +189,17 @@ class Target:
 
 
 Logits = list[Float[Tensor, "noun height width"]]
-"""Of the nouns of a target, in each pass."""
+"""Logits of a target's nouns in each pass."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a model says of an image.
+    """The result of looking at an image.
 
     Attributes:
-        passes: the logits of all nouns that compete, the classes first, in every pass.
-        evidence: how surely the image shows each class, 0 to 1.
-        rows: of the denoiser, that it took.
+        passes: The logits of all competing nouns, the classes first, in every pass.
+        evidence: How surely the image shows each class, 0 to 1.
+        rows: Number of denoiser rows that it took.
     """
 
     passes: tuple[Float[Tensor, "noun height width"], ...]
@@ -208,10 +208,10 @@ class Look:
 
 
 class Evidence:
-    """Measures which classes images show, and narrows what is asked of them to those.
+    """Measures which classes images show, and narrows their requests to those.
 
     Args:
-        model: looks at images under another plan; `passes` and `views` are those of `Segmenter`.
+        model: Looks at images under another plan; `passes` and `views` are those of `Segmenter`.
     """
 
     def __init__(self, model: Looking) -> None:
@@ -232,7 +232,7 @@ class Evidence:
         self.content_free = ContentFree(model.backbone.pipeline, replace(self.look_plan, window=False, flip=False))
 
     def check(self, request: SegmentationRequest, nouns: RequestNouns, session: BackboneSession) -> None:
-        """Raise GocaError for nouns that cannot be looked for or, by the user's caption, not be asked for."""
+        """Raise GocaError for nouns that cannot be looked for, or that the user's caption does not contain."""
         if request.caption is not None:
             prompts_of(request, nouns, self.plan, session)
         competitors = self._competitors(nouns, session)
@@ -242,14 +242,14 @@ class Evidence:
             self._prompts(competitors, session)
 
     def without_prototype(self, nouns: RequestNouns) -> list[str]:
-        """The names, of those that the user chose, of nouns that have no prototype."""
+        """The names of the user's nouns that have no prototype."""
         if self.prototypes is None:
             return []
         chosen = nouns.classes if nouns.by_default else (*nouns.classes, *nouns.background_classes)
         return [noun.name for noun in chosen if not self.prototypes.indices(noun)]
 
     def uncalibrated(self, request: SegmentationRequest, session: BackboneSession) -> tuple[Noun, ...]:
-        """The nouns of a request for which images without content have to be looked at first; () if they were."""
+        """The nouns of a request that still need calibration on images without content; () if none do."""
         if self.plan.evidence != "attention":
             return ()
         with self.model.inference():
@@ -258,7 +258,7 @@ class Evidence:
         return nouns if self.content_free.known(nouns, session.fingerprint) is None else ()
 
     def calibrate(self, nouns: Sequence[Noun], session: BackboneSession) -> None:
-        """Look at images without content for what `uncalibrated` returned; otherwise the first look does so."""
+        """Calibrate the nouns from `uncalibrated` on images without content; otherwise the first look does so."""
         with self.model.inference():
             self.content_free.prior(nouns, session.fingerprint, partial(self._content_free_shares, session))
 
@@ -268,9 +268,9 @@ class Evidence:
         images: Sequence[PreparedImage | GocaError],
         session: BackboneSession,
     ) -> list[PreparedImage | GocaError]:
-        """The images with their evidence, and with prompts, or maps, of the classes that reach the floor.
+        """The images with their evidence, and with prompts or maps of the classes that reach the floor.
 
-        An image stays an error, or becomes one where its nouns cannot be looked or asked for.
+        An error stays as it is; an image becomes one if its nouns cannot be looked for or put in a prompt.
         """
         targets = [self._target_or_error(*pair, session) for pair in zip(requests, images, strict=True)]
         looks = iter(self._looks([target for target in targets if isinstance(target, Target)], session))
@@ -280,13 +280,13 @@ class Evidence:
         ]
 
     def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> list[Look]:
-        """What the model says of each image before anything is asked; GocaError for nouns it cannot look for."""
+        """Look at each image before classes are put in the prompt. Raises GocaError for nouns it cannot look for."""
         return self._looks([self._target(image, session) for image in images], session)
 
     def _looks(self, targets: Sequence[Target], session: BackboneSession) -> list[Look]:
         rule, looks = RULES[self.plan.evidence or ""], list[Look]()
         measured = self._log_posteriors if self.plan.evidence == "prototypes" else self._log_shares
-        # No generator: one that an error keeps alive would end its inference in the midst of another's.
+        # Not a generator: an error may keep one alive, which would then leave inference mode amid another call.
         with self.model.inference():
             for target, passes in zip(targets, measured(targets, session), strict=True):
                 image = target.image
@@ -321,26 +321,26 @@ class Evidence:
         look: Look,
         session: BackboneSession,
     ) -> PreparedImage | GocaError:
-        """An image with what a look at it says."""
-        assert isinstance(request, SegmentationRequest)  # there is no look at an error
+        """An image with the result of a look at it."""
+        assert isinstance(request, SegmentationRequest)  # errors are not looked at
         candidates = tuple(range(len(look.evidence))) if image.nouns.kept is None else image.nouns.kept
         indices = _kept(look.evidence, candidates, self.plan.floor, request.has_background)
         notes = list[str]()
-        # Only a recipe that leaves the choice to the model has prototypes and does without.
+        # Only a recipe that leaves the choice to the model may have prototypes and not use them.
         left_to_model = self.plan.evidence == "attention" and self.plan.origin["evidence"] == "settings"
         if left_to_model and (unknown := self.without_prototype(image.nouns)):
             notes.append(f"no prototype of {_listed(unknown)}: attention is the evidence for all classes")
         if missing := [image.classes[index] for index in candidates if index not in indices]:
             notes.append(f"too little evidence for {_listed(missing)}: no pixels")
         if len(indices) == len(candidates) and any(look.evidence[i] < self.plan.floor for i in candidates):
-            notes.append("every pixel gets a class: so few classes are all kept, even below the floor")
+            notes.append("every pixel gets a class: all classes are kept, even below the floor")
         if self.plan.evidence == "prototypes" and not self._prototypes_label:
-            notes.append("the prototypes are of another timestep: they choose the classes, attention labels pixels")
+            notes.append("the prototypes are of another timestep: they choose classes, and attention labels pixels")
         seen = replace(image, prompts=(), evidence=tuple(look.evidence.tolist()), notes=(*image.notes, *notes))
         if self._prototypes_label:
             maps = tuple(class_maps(each, image.nouns, indices) for each in look.passes)
             if request.caption is not None:
-                seen = replace(seen, notes=(*seen.notes, "prototypes label pixels without a caption: it is not used"))
+                seen = replace(seen, notes=(*seen.notes, "prototypes label the pixels: the caption is not used"))
             by_default = added(image.nouns, image.nouns.background_classes)
             return replace(seen, asked=indices, maps=maps, notes=(*seen.notes, *by_default))
         try:
@@ -351,7 +351,7 @@ class Evidence:
 
     @property
     def _prototypes_label(self) -> bool:
-        """Whether the look labels pixels too: at another timestep they are asked for as without prototypes."""
+        """Whether the look also labels pixels; at another timestep they are labelled as without prototypes."""
         learned = None if self.prototypes is None else (self.prototypes.timestep,)
         return self.plan.evidence == "prototypes" and self.plan.timestep == learned
 
@@ -362,7 +362,7 @@ class Evidence:
         return competing(nouns, (*self.plan.background_classes, *session.backbone.settings.nouns))
 
     def _prompts(self, nouns: Sequence[Noun], session: BackboneSession) -> tuple[NounTokens, ...]:
-        """A prompt, or prompts, that name all nouns as classes; in an order of their own, see `_log_shares`."""
+        """One or more prompts that name all nouns as classes, in sorted order, see `_log_shares`."""
         nouns = [nouns[index] for index in _order(nouns)]
         request = SegmentationRequest("", [noun.name for noun in nouns], (), background=None)
         named = RequestNouns(tuple(nouns), (), by_default=False, kept=None, notes=())
@@ -370,9 +370,9 @@ class Evidence:
         return prompts
 
     def _log_shares(self, targets: Sequence[Target], session: BackboneSession) -> Iterator[Logits]:
-        """The logarithm of each noun's share, minus what it is on images without content, in every pass.
+        """The logarithm of each noun's share, minus its mean on images without content, in every pass.
 
-        The order in which nouns are named decides nothing: they are looked for in an order of their own.
+        The user's order of nouns does not matter: prompts name them in sorted order.
         """
         if not targets:
             return
@@ -389,13 +389,13 @@ class Evidence:
         self, session: BackboneSession, images: Sequence[Image.Image], nouns: Sequence[Noun]
     ) -> list[Float[Tensor, "noun height width"]]:
         prompts, plan = self._prompts(nouns, session), self.content_free.plan
-        # A request has to name a class; the prompts name them all.
+        # A request must have a class; the prompts name all nouns as classes.
         requests = [SegmentationRequest(image, [nouns[0].words[0]], ()) for image in images]
         prepared = [replace(prepare(request, plan, session), prompts=prompts) for request in requests]
         return [mean(passes).classes for passes in self.model.with_plan(plan).passes(prepared, session)]
 
     def _rows(self, nouns: Sequence[Noun]) -> tuple[Sequence[int], ...]:
-        """Which prototypes are each noun's. Raises GocaError for a noun that has none."""
+        """The indices of each noun's prototypes. Raises GocaError for a noun that has none."""
         assert self.prototypes is not None  # the plan has checked it
         rows = tuple(self.prototypes.indices(noun) for noun in nouns)
         if not all(rows):
@@ -407,7 +407,7 @@ class Evidence:
         return rows
 
     def _log_posteriors(self, targets: Sequence[Target], session: BackboneSession) -> Iterator[Logits]:
-        """The log posterior of each noun, up to what all share, in every pass: each seed, as it is and mirrored."""
+        """The log posterior of each noun, up to a common constant, in every pass: each seed, unflipped and flipped."""
         assert self.prototypes is not None  # the plan has checked it
         model, plan = self.model, self.plan
         logits: list[Logits] = [[] for _ in targets]
@@ -430,16 +430,16 @@ def _order(nouns: Sequence[Noun]) -> list[int]:
 
 
 def class_maps(logits: Float[Tensor, "noun height width"], nouns: RequestNouns, indices: Sequence[int]) -> ClassMaps:
-    """What a look says of the classes at `indices`: each cell shared out among them and the background.
+    """The maps of the classes at `indices`: each cell is divided among them and the background.
 
-    The background is the best of the background classes or, without any, of all other nouns. Where there are some, a
-    cell is left to it as well if another noun is much likelier there than the class: who asks for dogs alone gets no
-    cats. A little likelier it may be, because things that look alike are easily confused.
+    The background is the best of the background classes or, without any, of all other nouns. With background classes,
+    it also gets the cells where another noun is much likelier than the class, so that cats are not labelled when only
+    dogs are asked for. The margin is there because similar things are easily confused.
 
     Args:
-        logits: of the classes, then the background classes, then other nouns.
-        nouns: of the request.
-        indices: of the classes that are kept.
+        logits: Of the classes, then the background classes, then other nouns.
+        nouns: The nouns of the request.
+        indices: Indices of the classes that are kept.
     """
     count, end = len(nouns.classes), len(nouns.classes) + len(nouns.background_classes)
     kept = logits[list(indices)]
@@ -456,7 +456,7 @@ def class_maps(logits: Float[Tensor, "noun height width"], nouns: RequestNouns, 
 def _kept(
     evidence: Float[Tensor, " class"], candidates: Sequence[int], floor: float, background: bool
 ) -> tuple[int, ...]:
-    """The indices of the candidates that are there."""
+    """The indices of the candidates that the image shows."""
     there = shown(evidence[list(candidates)], floor, background).tolist()
     return tuple(index for index, is_there in zip(candidates, there, strict=True) if is_there)
 

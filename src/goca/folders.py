@@ -1,7 +1,7 @@
 """A folder of images as one job: what an earlier run finished, the work that is left, and the index of results.
 
-Everything is a value: `segment_images` yields progress and results, and prints nothing. torch is loaded with the model,
-so that a mistyped path is answered at once.
+`segment_images` yields progress and results as values, and prints nothing. torch is loaded with the model,
+so that a mistyped path is reported at once.
 """
 
 import json
@@ -53,15 +53,15 @@ __all__ = [
 
 INDEX, CAPTIONS = "index.jsonl", "captions.jsonl"
 _NOT_COMPARED = frozenset({"origin", "device", "background", "background_classes", "captions", "notes", "versions"})
-"""Fields of a plan that say where it ran, or follow from the request and the model."""
+"""Fields of a plan that record where it ran, or that follow from the request and the model."""
 
 TAGGED = 32
-"""Images that a tagger is asked about at a time: rarely enough that its requests hardly wait for each other."""
+"""Images that a tagger is asked about at a time: enough that its requests hardly wait for each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderProgress:
-    """How far a run is, in images: of `total`, `done` have results, `kept` of them from an earlier run."""
+    """Progress of a run, in images: of `total`, `done` have results, `kept` of them from an earlier run."""
 
     total: int
     done: int = 0
@@ -71,7 +71,7 @@ class FolderProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class TaggingProgress:
-    """How many of the images that are left to segment the tagger has been asked about."""
+    """Progress of the tagger over the images that are left to segment."""
 
     tagger: str
     done: int
@@ -80,7 +80,7 @@ class TaggingProgress:
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """What became of an image: the facts of its result, or why it was left out. kept: by an earlier run."""
+    """The outcome of an image: the facts of its result, or why it was left out. kept: from an earlier run."""
 
     job: ImageJob
     result: Facts | GocaError
@@ -96,14 +96,14 @@ class ImageOutcome:
 
 @dataclass(frozen=True)
 class Calibrating:
-    """So many images without content are looked at before the first image, once for a model and a list of nouns."""
+    """Number of images without content that calibrate a model for a list of nouns, once, before the first image."""
 
     images: int
 
 
 @dataclass(frozen=True)
 class Assembling:
-    """A data set is written from here on; it is done when the next event comes, or none."""
+    """A data set is being written; it is done when the next event comes or the events end."""
 
     target: Path
 
@@ -124,38 +124,38 @@ def segment_images(
 ) -> Generator[FolderEvent, None, None]:
     """Segment images and write their results, each whole or not at all. Close the generator to stop.
 
-    Batches are those of all jobs, whatever is left to do and whichever process does it, so that neither resuming nor
-    the executor changes a result: on one kind of device, with as many threads, files are equal to the last bit.
+    Batches are formed from all jobs, whatever is left to do and whichever process does it, so that neither resuming nor
+    the executor changes a result: on one kind of device, with the same number of threads, files are bit-identical.
 
     Args:
-        jobs: the images, as `plan_outputs` makes them.
-        request: what is asked of every image; its own image is not used.
-        model: this process loads it once, and each worker once more; nobody does where nothing is left to segment.
-        out: the folder whose index is written as the run goes, see `index_lines`; None to write none.
-        resume: keep the results of an earlier run that asked the same in the same way.
-        executor: this process, several, or a Ray cluster.
-        tagger: as `Segmenter.stream` takes it. This process asks it about all images before the first is segmented,
-            unless it is the segmenter's own model; one that saves captions does so in `CAPTIONS` in `out`.
-        datasets: where the data sets of all images go, as `plan_datasets` says. They are made at the end, of what the
-            images have written; those of an earlier run are removed before the first image is segmented.
+        jobs: The images, from `plan_outputs`.
+        request: What is asked of every image; its own image is ignored.
+        model: Loaded once by this process and once by each worker; not at all if nothing is left to segment.
+        out: Folder in which the index is written during the run, see `index_lines`; None for no index.
+        resume: Keep the results of an earlier run with the same request and settings.
+        executor: This process, several, or a Ray cluster.
+        tagger: As for `Segmenter.stream`. This process asks it about all images before the first is segmented, unless
+            it is the segmenter's own model; one that saves captions does so in `CAPTIONS` in `out`.
+        datasets: Paths of the data sets of all images, from `plan_datasets`. They are made at the end from what was
+            written for the images; those of an earlier run are removed before the first image is segmented.
 
     Yields:
-        The progress once the model is loaded, and after each image; the last one sums up the run. An outcome for
-        each image, in the order of `jobs`; then which data set is being made. Before that, whether the model has to be
-        calibrated, what a tagger that has to be paid will take, and how far the tagger is.
+        First, if needed, that the model is calibrated, the expected use of a paid tagger, and the tagger's progress.
+        Then the progress once the model is loaded and after each image (the last one sums up the run), and an outcome
+        for each image, in the order of `jobs`; finally each data set that is being made.
 
     Raises:
-        GocaError: the model cannot be loaded or does not know a class, results cannot be written, or `resume` meets
+        GocaError: The model cannot be loaded or does not know a class, results cannot be written, or `resume` finds
             results of another request, model, recipe or tagger.
     """
-    # What fails without the model fails before it is loaded.
+    # Check everything that does not need the model before it is loaded.
     executor.check()
     vocabulary = facts_of(model.name).nouns
     check_words(
         request.classes, request.background_classes, request.background, request.caption, vocabulary, model=model.name
     )
     if resume and not all("json" in job.formats for job in jobs):
-        raise GocaError("only results with a json file can be resumed: add the format json", hint="formats")
+        raise GocaError("only runs with JSON files can be resumed: add the format json", hint="formats")
     tagger = None if tagger == GIVEN else tagger
     if isinstance(tagger, str) and not is_self(tagger):
         tagger = tagger_named(tagger, captions=None if out is None else out / CAPTIONS, batch=model.batch)
@@ -172,14 +172,14 @@ def segment_images(
     remaining = [job for job in jobs if job not in outcomes]
     work: Generator[tuple[ImageJob, Facts | GocaError], None, None] = _nothing()
     if remaining or any(facts.get("options") != model.to_json() for facts in kept.values()):
-        # Only the plan of the loaded model can tell whether results of other options are of this run.
+        # Only the loaded model's plan tells whether results belong to this run.
         from goca.evidence import CONTENT_FREE
 
         loaded = model.load()
         segmenter, encoded = loaded.for_request(request), loaded.check(request)
         _refuse_different(kept, "plan", segmenter.plan.to_json())
         if remaining and (nouns := segmenter.evidence.uncalibrated(request, encoded)):
-            # Here, so that not every worker does it.
+            # Done here, so that not every worker does it.
             yield Calibrating(CONTENT_FREE)
             segmenter.evidence.calibrate(nouns, encoded)
         tagged: dict[ImageJob, Kept | GocaError] = {}
@@ -203,7 +203,7 @@ def segment_images(
     datasets = datasets or {}
     sweep(datasets.values())
     for target in datasets.values():
-        # Where a data set is, it is of these results.
+        # A data set that exists is always one of these results.
         remove(target)
 
     with closing(_Index(index, jobs, outcomes)) as written, closing(work):
@@ -229,7 +229,7 @@ def _nothing() -> Generator[tuple[ImageJob, Facts | GocaError], None, None]:
 
 
 def _in_order(waiting: deque[ImageJob], outcomes: dict[ImageJob, ImageOutcome]) -> Iterator[ImageOutcome]:
-    """The outcomes at the head of the queue, up to the first image that is not done."""
+    """The outcomes at the head of the queue, up to the first unfinished image."""
     while waiting and waiting[0] in outcomes:
         yield outcomes.pop(waiting.popleft())
 
@@ -252,7 +252,7 @@ class _Finished:
 def _tagging(
     tagger: Tagger, candidates: Candidates, jobs: Sequence[ImageJob], tagged: dict[ImageJob, Kept | GocaError]
 ) -> Generator[FolderEvent, None, None]:
-    """Put into `tagged` which classes each image shows, or why it is not tagged; asked `TAGGED` images at a time."""
+    """Put the classes of each image, or why it is not tagged, into `tagged`; asks about `TAGGED` images at a time."""
     if isinstance(tagger, PaidTagger):
         yield tagger.estimate([UserImage.of(job.image) for job in jobs], candidates)
     progress = TaggingProgress(tagger=tagger.name, done=0, total=len(jobs))
@@ -265,7 +265,7 @@ def _tagging(
 
 
 def request_facts(request: "SegmentationRequest", tagger: str | Tagger | None = None) -> dict[str, Any]:
-    """A request as a result's JSON holds it; the classes as a list, because their order is their labels."""
+    """A request as a result's JSON holds it; the classes are a list, because their order decides their labels."""
     classes = request.classes
     synonyms = classes if isinstance(classes, Mapping) else dict.fromkeys(classes, ())
     return {
@@ -281,17 +281,17 @@ def request_facts(request: "SegmentationRequest", tagger: str | Tagger | None = 
 
 
 def index_lines(out: Path) -> JsonLines[dict[str, Any]]:
-    """The index of a run's output folder: a line for each image, written as it is done.
+    """The index of a run's output folder: a line for each image, written when it is done.
 
     A line is {"image": path, "outputs": [path, ...]}, or {"image": path, "error": reason} for an image that was left
-    out. Paths are as the user named them, see `stored_path`. A run begins the index anew, with the images that it keeps
-    of an earlier one, so that each image is in it once; when all are done, it is in the order of the images.
+    out. Paths are as the user gave them, see `stored_path`. A run starts a new index with the images that it keeps from
+    an earlier one, so that each image is in it once; at the end it is sorted in the order of the images.
     """
     return JsonLines(out / INDEX, _index_line, dict, "an image and its results")
 
 
 def stored_path(path: Path) -> str:
-    """A path as JSON holds it: as it is; one that is not text as a file: URL, so that different ones stay different."""
+    """A path for JSON: unchanged, or as a file: URL if it is not valid text, so that different paths stay different."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -306,7 +306,7 @@ def _index_line(value: Any) -> dict[str, Any]:
 
 
 def _refuse_foreign(index: Path) -> None:
-    """Raise GocaError where a file of the index's name is not an index: it would be lost."""
+    """Raise GocaError if a file with the index's name is not an index, because it would be lost."""
     if not os.path.lexists(index):
         return
     try:
@@ -314,14 +314,14 @@ def _refuse_foreign(index: Path) -> None:
         index_lines(index.parent).read()
     except GocaError:
         raise GocaError(
-            f"{index} is not an index of results, and would be replaced by one: move it, or choose another output "
+            f"{index} is not an index of results but would be replaced by one: move it, or choose another output "
             "folder",
             "out",
         ) from None
 
 
 class _Index:
-    """The index while a run writes it. lines: None to write none. known: what became of jobs before the run began."""
+    """The index while a run writes it. lines: None for no index. known: outcomes of jobs from before the run."""
 
     def __init__(
         self, lines: JsonLines[dict[str, Any]] | None, jobs: Sequence[ImageJob], known: Mapping[ImageJob, ImageOutcome]
@@ -340,13 +340,13 @@ class _Index:
             self._lines.append(self._entries[outcome.job])
 
     def close(self) -> None:
-        """Add the images whose results are whole, but that a stopped run has not heard of; sort the lines."""
+        """Add images whose results are complete but were not reported when the run stopped; sort the lines."""
         if self._lines is None:
             return
         for job in self._jobs:
             if job not in self._entries and self._is_written(job):
                 self._entries[job] = ImageOutcome(job, {}).to_json()
-        # Where the disk is full, all but these few are there already.
+        # If the disk is full, all lines but these few are already written.
         with suppress(GocaError):
             self._write()
         self._lines.close()
@@ -357,7 +357,7 @@ class _Index:
 
     def _is_written(self, job: ImageJob) -> bool:
         try:
-            # The last file is the one that vouches for the others.
+            # The last file is written only after all others.
             return job.targets[-1].stat().st_mtime_ns >= self._begun and all(path.exists() for path in job.targets)
         except OSError:
             return False
@@ -367,9 +367,9 @@ class _Index:
 
 
 def _finished(jobs: Sequence[ImageJob], request: Facts) -> dict[ImageJob, Facts]:
-    """The jobs that an earlier run finished, with the facts of their results; GocaError for one of another request."""
+    """The jobs that an earlier run finished, with their facts. Raises GocaError for a result of another request."""
     results = ((job, _read_result(job)) for job in jobs if job.problem is None)
-    shared: dict[str, Any] = {}  # what thousands of results say alike is in memory once
+    shared: dict[str, Any] = {}  # keeps facts that thousands of results share in memory once
     kept: dict[ImageJob, Facts] = {
         job: {name: shared.setdefault(repr(value), value) for name, value in facts.items()}
         for job, facts in results
@@ -380,7 +380,7 @@ def _finished(jobs: Sequence[ImageJob], request: Facts) -> dict[ImageJob, Facts]
 
 
 def _refuse_different(results: Mapping[ImageJob, Facts], part: str, expected: Facts) -> None:
-    """Raise GocaError for a result of another request or plan, which it names with what differs."""
+    """Raise GocaError, naming the result and the differences, for one of another request or plan."""
     passed_over = _NOT_COMPARED if part == "plan" else frozenset()
     expected = {name: value for name, value in as_json(expected).items() if name not in passed_over}
     for job, facts in results.items():
@@ -388,17 +388,17 @@ def _refuse_different(results: Mapping[ImageJob, Facts], part: str, expected: Fa
         differing = [name for name in expected if actual.get(name) != expected[name]]
         if differing:
             raise GocaError(
-                f"{job.targets[-1]} is of a run that differs in {', '.join(differing[:3])}: choose another output "
+                f"{job.targets[-1]} comes from a run with other {', '.join(differing[:3])}: choose another output "
                 "folder, or do not resume, to segment every image again",
                 hint="out",
             )
 
 
 def _read_result(job: ImageJob) -> Facts | None:
-    """The facts of a complete result for this job's image; None where there is none."""
+    """The facts of a complete result for this job's image; None if there is none."""
     try:
         *others, last = (target.stat() for target in job.targets)
-        # The JSON is written last: a newer file is of another run, which wrote no JSON.
+        # The JSON is written last: a newer file comes from another run that wrote no JSON.
         if not last.st_size or not all(other.st_size and other.st_mtime_ns <= last.st_mtime_ns for other in others):
             return None
         facts = json.loads(job.targets[-1].read_bytes())
@@ -412,8 +412,8 @@ def _read_result(job: ImageJob) -> Facts | None:
 
 
 def _fits(facts: Facts, image: Path) -> bool:
-    """Whether the result has the size of the image, which may have been replaced since."""
+    """Whether the result has the image's size; the image may have been replaced since."""
     try:
         return size_of(image) == (facts["height"], facts["width"])
-    except GocaError:  # segmented again, the image gets its message
+    except GocaError:  # segmenting it again reports the error
         return False

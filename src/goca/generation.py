@@ -1,4 +1,4 @@
-"""Generate images from a prompt, a seed each, and show what the words of the prompt attended to."""
+"""Generate images from a prompt, one per seed, and show what the words of the prompt attended to."""
 
 import inspect
 import re
@@ -32,12 +32,12 @@ from goca.text.token_spans import shortened
 from goca.tracing import TracedImage, trace
 
 MAX_NAME_WORDS = 4
-"""Words of a name in a list; a prompt with a longer part is taken for a sentence."""
+"""Most words of a name in a list; a prompt with a longer part is taken for a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """What a pipeline is asked for; None leaves it to the pipeline. scale: of guidance, 1 for none. size: px a side."""
+    """Arguments of a pipeline; None leaves one to the pipeline. scale: of guidance, 1 for none. size: px per side."""
 
     prompt: str
     steps: int | None = None
@@ -47,7 +47,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """A step of the sampler is done: `step` of `steps`, from 1, for the image of `seed`."""
+    """A sampling step is done: `step` of `steps`, counted from 1, for the image of `seed`."""
 
     step: int
     steps: int
@@ -56,12 +56,12 @@ class Progress:
 
 @dataclass(frozen=True, repr=False)
 class GuidedImage:
-    """What guided an image.
+    """The guidance of an image.
 
     Attributes:
-        steps: Its rates and regions, evaluation by evaluation.
+        steps: Its rates and regions in each evaluation.
         names: {region: its word}.
-        plain: The image that the pipeline makes of the same seed by itself, where the two are compared.
+        plain: The image of the same seed without it, if the two are compared; else None.
     """
 
     steps: tuple[GuidedStep, ...]
@@ -73,24 +73,24 @@ class GuidedImage:
 
     @property
     def effective_scale(self) -> float:
-        """The scale of plain guidance as strong as this was, the mean over the evaluations."""
+        """The scale at which plain guidance is as strong, averaged over the evaluations."""
         return float(np.mean([step.effective_scales[0] for step in self.steps]))
 
     @property
     def rates(self) -> Float[np.ndarray, "height width"]:
-        """The mean over the evaluations, on the grid of the prediction."""
+        """The rates averaged over the evaluations, on the prediction's grid."""
         return np.stack([step.rates[0] for step in self.steps]).mean(0, dtype=np.float32)
 
     @property
     def regions(self) -> UInt16[np.ndarray, "height width"] | None:
-        """Those of the evaluation in the middle; None where guidance needs none."""
+        """The regions of the middle evaluation; None if the guidance has no regions."""
         regions = self.steps[len(self.steps) // 2].regions
         return None if regions is None else regions[0]
 
 
 @dataclass(frozen=True, repr=False)
 class Generated:
-    """An image, the seed it came from, its trace, if it was traced, and what guided it, if something did."""
+    """An image, its seed, its trace if it was traced, and its guidance if it was guided."""
 
     image: Image.Image
     seed: int
@@ -102,13 +102,13 @@ class Generated:
         return f"Generated({self.image.width} x {self.image.height} px, seed {self.seed}{known})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the image, and what guided it."""
+        """HTML for notebooks: the image and its guidance."""
         return html.gallery(repr(self), row(self, None))
 
 
 @dataclass(frozen=True, repr=False)
 class Explained:
-    """Heat maps and masks of what the names of a prompt attended to. left_out: names that the model was not given."""
+    """Heat maps and masks of the names in a prompt. left_out: names that were truncated, or consist of stop words."""
 
     generated: Generated
     heatmaps: dict[str, Image.Image]
@@ -120,7 +120,7 @@ class Explained:
         return f"Explained({self.generated!r}: {', '.join(self.heatmaps)}{left_out})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the image, what guided it, its masks, and the heat map of each name."""
+        """HTML for notebooks: the image, its guidance, its masks, and the heat map of each name."""
         return html.gallery(repr(self), row(self.generated, self))
 
 
@@ -135,25 +135,25 @@ def generate(
     compare: bool = False,
     keep: str | Iterable[str] = (),
 ) -> Generator[Progress | Generated, None, None]:
-    """Generate an image for each seed: the same for the same seed, whatever else is asked for.
+    """Generate an image for each seed; it depends on nothing else but the options and the guidance.
 
     Args:
-        pipeline: A diffusers pipeline. It runs in a thread of its own, and no further than the step after the one
-            where the iteration is abandoned.
-        options: What it is asked for.
+        pipeline: A diffusers pipeline. It runs in a thread of its own, and stops at most one step after the iteration
+            is abandoned.
+        options: The pipeline's arguments.
         seeds: One for each image.
-        explain, recipe, keep: Whether to trace the images, with what, and what is kept, see `goca.tracing.trace`.
-        guidance, every: What guides them, see `goca.guidance.guiding`.
-        compare: Whether each image is also made without that guidance.
+        explain, recipe, keep: Whether to trace the images, by which recipe, and what to keep, see `goca.tracing.trace`.
+        guidance, every: How to guide them, see `goca.guidance.guiding`.
+        compare: Whether to generate each image without that guidance as well.
 
     Yields:
-        `Progress` after each step, and `Generated` behind the last step of each image.
+        `Progress` after each step, and `Generated` after the last step of each image.
 
     Raises:
-        GocaError: The prompt is empty, or the pipeline refuses the options.
+        GocaError: The prompt is empty, or the pipeline does not accept the options.
     """
     check_prompt(options.prompt, options.scale)
-    # From its own thread, a pipeline of which this one keeps a part would wait for ever.
+    # In its own thread, a pipeline that this thread has locked would wait for ever.
     with exclusive(pipeline, nested=False):
         arguments = _arguments(pipeline, options)
     for seed in seeds:
@@ -174,7 +174,7 @@ def generate_batch(
     """Generate an image for each prompt and its seed in one call of the pipeline; the prompt of `options` is not used.
 
     Raises:
-        GocaError: The pipeline refuses the options, or the batch does not fit the memory.
+        GocaError: The pipeline does not accept the options, or the batch does not fit in memory.
     """
     arguments = {**_arguments(pipeline, options), "prompt": list(prompts)}
     if "negative_prompt" in arguments:
@@ -183,9 +183,9 @@ def generate_batch(
     try:
         return _images(pipeline(**arguments, generator=generators))
     except torch.OutOfMemoryError:
-        raise GocaError(f"{len(prompts)} images at once do not fit the memory: lower the batch", "batch") from None
+        raise GocaError(f"{len(prompts)} images at once do not fit in memory: lower the batch", "batch") from None
     except (ValueError, TypeError) as error:
-        raise GocaError(f"the pipeline refuses: {error}") from None
+        raise GocaError(f"the pipeline does not accept this: {error}") from None
 
 
 def explain(generated: Generated, step: int | None = None) -> Explained:
@@ -194,31 +194,31 @@ def explain(generated: Generated, step: int | None = None) -> Explained:
 
     Args:
         generated: An image that was traced.
-        step: A step of the sampler, from 0, of an image of which the steps are kept; by default all together.
+        step: A sampling step, counted from 0, if steps were kept; by default all together.
 
     Raises:
-        GocaError: The image was not traced, the step is not kept, or its prompt names nothing.
+        GocaError: The image was not traced, the step was not kept, or the prompt names nothing.
     """
     traced = generated.traced
     if traced is None:
         raise GocaError("the image was not traced: generate it with explain=True")
-    traced.attention.maps(step)  # names are left out below, a step is not
+    traced.attention.maps(step)  # raises for a missing step, while names are left out below
     heatmaps, left_out = {}, []
     for name in _names(traced):
         try:
             heatmaps[name] = traced.heatmap(name, step=step)
-        except GocaError:  # cut off by the tokenizer's limit, or stop words alone
+        except GocaError:  # truncated by the tokenizer, or only stop words
             left_out.append(name)
     if not heatmaps:
-        raise GocaError(f'"{shortened(traced.prompt)}" has no word to explain: name things')
+        raise GocaError(f'"{shortened(traced.prompt)}" has no word to explain: name some things')
     return Explained(generated, heatmaps, traced.segment(tuple(heatmaps), step=step), tuple(left_out))
 
 
 def row(generated: Generated, explained: Explained | None) -> list[Cell]:
-    """For a contact sheet: the image, and what is known of it.
+    """A row of a contact sheet: the image and its explanation.
 
-    First what guided it: the plain image, the guided one, its regions and its rates. Then what explains it: its masks,
-    and the heat map of every name, marked with its mask's colour.
+    First its guidance: the plain image, the guided one, its regions and its rates. Then its masks, and the heat map of
+    every name, marked with its mask's colour.
     """
     image = Cell(generated.image, f"seed {generated.seed}")
     cells = [image] if generated.guided is None else _guidance_cells(generated, generated.guided)
@@ -234,7 +234,7 @@ def row(generated: Generated, explained: Explained | None) -> list[Cell]:
 
 
 def region_overlay(generated: Generated, legend: bool = True) -> Image.Image | None:
-    """The regions that guided an image, and the words that each belongs to; None where there were none."""
+    """The regions that guided an image, with the word of each; None if there were none."""
     guided = generated.guided
     if guided is None or (regions := guided.regions) is None:
         return None
@@ -252,7 +252,7 @@ def _guidance_cells(generated: Generated, guided: GuidedImage) -> list[Cell]:
 
 @dataclass(frozen=True)
 class _Observing:
-    """What observes and guides a generation: a recipe to trace with, and the arguments of `generate`."""
+    """How a generation is traced and guided: a recipe, and the arguments of `generate`."""
 
     recipe: Recipe | str | None = None
     guidance: str = UNGUIDED
@@ -274,13 +274,13 @@ class _Observing:
 
 
 class _Abandoned(BaseException):
-    """Ends a pipeline whose images nobody waits for."""
+    """Ends a pipeline whose images are no longer wanted."""
 
 
 def _generate_one(
     pipeline: Any, arguments: dict[str, Any], seed: int, observing: _Observing
 ) -> Iterator[Progress | Generated]:
-    """One image, by a pipeline that runs in another thread while its events are consumed in this one."""
+    """Generate one image in another thread, and yield its events in this one."""
     events: SimpleQueue[Progress | Generated | BaseException] = SimpleQueue()
     is_abandoned = Event()
 
@@ -295,7 +295,7 @@ def _generate_one(
                 generated = observing.run(pipeline, seed, arguments)
             events.put(generated)
         except (ValueError, TypeError) as error:
-            events.put(GocaError(f"the pipeline refuses: {error}"))
+            events.put(GocaError(f"the pipeline does not accept this: {error}"))
         except BaseException as error:
             events.put(error)
 
@@ -316,9 +316,9 @@ def _generate_one(
 
 @contextmanager
 def _steps_counted(pipeline: Any, stepped: Callable[[int, int], None]) -> Iterator[None]:
-    """Tell of every step of the scheduler, for one call; `callback_on_step_end` is not known to every pipeline.
+    """Report every step of the scheduler in one call; not every pipeline has `callback_on_step_end`.
 
-    stepped: called with the number of the step, from 1, and how many there are.
+    stepped: Called with the number of the step, counted from 1, and their total.
     """
     scheduler, evaluations = pipeline.scheduler, count()
 
@@ -333,7 +333,7 @@ def _steps_counted(pipeline: Any, stepped: Callable[[int, int], None]) -> Iterat
 
 
 def _arguments(pipeline: Any, options: GenerationOptions) -> dict[str, Any]:
-    """What the pipeline is called with."""
+    """The arguments of the pipeline's call."""
     parameters = inspect.signature(pipeline.__call__).parameters
     facts = read_facts(pipeline_folder(pipeline))
     facts.check_call(pipeline)
@@ -341,7 +341,7 @@ def _arguments(pipeline: Any, options: GenerationOptions) -> dict[str, Any]:
     if options.steps is not None:
         arguments["num_inference_steps"] = options.steps
     if options.scale is not None:
-        # Guidance is two rows or calls a step, but for models that take its scale as input; some pipelines know both.
+        # Guidance takes two rows or calls per step, except in models with the scale as an input; some know both.
         denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
         if "true_cfg_scale" in parameters and not getattr(denoiser.config, "guidance_embeds", False):
             arguments = {"negative_prompt": " ", **arguments, "true_cfg_scale": options.scale}
@@ -365,7 +365,7 @@ def _names(traced: TracedImage) -> tuple[str, ...]:
 
 
 def _images(answer: Any) -> list[Image.Image]:
-    """The images that a pipeline returned; of videos, their one frame."""
+    """The images that a pipeline returned; for videos, their single frame."""
     images = answer.images if hasattr(answer, "images") else answer.frames
     return [_still(image).convert("RGB") for image in images]
 

@@ -1,4 +1,4 @@
-"""Which images a run is about, and where the results of each go. No image is opened."""
+"""The images of a run, and where the results of each go. No image is opened."""
 
 import mimetypes
 import os
@@ -22,16 +22,16 @@ from goca.text.clean import storable
 
 _SUFFIXES = suffixes()
 INSPECTED = ".inspect.png"
-"""What follows an image's stem in the name of the sheet of its inspection."""
+"""Suffix, after the image's stem, of an inspection's sheet."""
 _EARLIER_RESULTS = (*(exporter.suffix for exporter in EXPORTERS.values()), INSPECTED)
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """An image as the user named it, the folder and stem of its results, and their formats, a file each.
+    """An image as the user named it, the folder and stem of its results, and their formats, one file each.
 
-    problem: why it cannot be segmented, where that is known before it is opened; None for any other image.
-    objects: how regions become objects, in formats that have such.
+    problem: Why it cannot be segmented, if that is known before it is opened; else None.
+    objects: How regions become objects, in formats that have them.
     """
 
     image: Path
@@ -43,7 +43,7 @@ class ImageJob:
 
     @property
     def targets(self) -> tuple[Path, ...]:
-        """The files of its results, in the order in which they are written: the JSON, if any, last."""
+        """Its result files, in the order in which they are written: the JSON, if any, last."""
         return tuple(self.folder / f"{self.stem}{exporter.suffix}" for exporter in exporters(self.formats).values())
 
 
@@ -53,26 +53,26 @@ def plan_outputs(
     formats: Sequence[str] = DEFAULT_FORMATS,
     objects: ObjectOptions | None = None,
 ) -> tuple[ImageJob, ...]:
-    """The images among the inputs, folders searched, each with a place below `out`. Nothing is written for good.
+    """Find the images among the inputs, searching folders, and give each a place below `out`. Writes no results.
 
-    That is the image's path below the common parent of all inputs; an image's parent is its folder, a folder's is
-    itself, so that adding an image to a folder moves no other one's results. Results are named after the image's stem:
-    `photo.jpg` gets `photo.json`. Where files of two images would have one name, whatever its case, both keep their
-    suffix: `photo.jpg.json` and `photo.png.json`; where that does not help either, and where a name is too long, there
-    is a digest of the image's path in it.
-
-    Folders are searched through links too, each real folder once. What cannot be searched or opened in them (dangling
-    links, locked folders, pipes) becomes a job with its problem. Hidden files, earlier results and `out` are passed
+    The place is the image's path relative to the common parent of all inputs; an image's parent is its folder, a
+    folder's is itself, so that adding an image to a folder does not move the results of others. Results are named after
+    the image's stem: `photo.jpg` gets `photo.json`. If files of two images would have one name, ignoring case, both
+    keep their suffix: `photo.jpg.json` and `photo.png.json`; if that does not help, or a name is too long, it contains
+    a digest of the image's path.
+    Links to folders are followed, each real folder being searched once. Entries that cannot be searched or opened
+    (dangling links, locked folders, pipes) become jobs with a problem. Hidden files, earlier results and `out` are
+    skipped.
     over.
 
     Args:
-        inputs: images and folders.
-        out: the folder for results.
-        formats: names of `goca.exports.EXPORTERS`; for data sets, each image gets what they are made of.
-        objects: how regions become objects, in formats that have such.
+        inputs: Images and folders.
+        out: Folder for the results.
+        formats: Names of `goca.exports.EXPORTERS`; for data sets, each image gets the files that they are made from.
+        objects: How regions become objects, in formats that have them.
 
     Raises:
-        GocaError: a format is unknown or needs a package, an input does not exist, a folder has no images, an image is
+        GocaError: A format is unknown or needs a package, an input does not exist, a folder has no images, an image is
             named twice, results would overwrite an input, or `out` cannot be written.
     """
     for exporter in exporters(formats).values():
@@ -100,15 +100,15 @@ def plan_outputs(
 def plan_datasets(
     jobs: Sequence[ImageJob], out: Path, formats: Sequence[str], stem: str = "dataset"
 ) -> dict[str, Path]:
-    """Where in `out` the data sets among the formats go.
+    """{format: path in `out`} of the data sets among the formats.
 
     Raises:
-        GocaError: results of an image would lie in one, or it would replace somebody else's folder.
+        GocaError: An image's results would be in one, or it would replace a folder that is not goca's.
     """
     targets = {name: out / f"{stem}{exporter.suffix}" for name, exporter in dataset_formats(formats).items()}
     if not targets:
         return {}
-    taken: dict[str, Path] = {}  # the images whose results lie there
+    taken: dict[str, Path] = {}  # {path: the image whose results are there}
     for job in jobs:
         for result in job.targets:
             taken.setdefault(_key(str(result)), job.image)
@@ -118,7 +118,7 @@ def plan_datasets(
         EXPORTERS[name].check_target(target)
         if (image := taken.get(_key(str(target)))) is not None:
             raise GocaError(
-                f"the results of {image} would lie where the data set {target} goes: choose another name for it, or "
+                f"the results of {image} would be where the data set {target} goes: choose another name for it, or "
                 "other formats",
                 "formats",
             )
@@ -126,10 +126,10 @@ def plan_datasets(
 
 
 def dataset_names(jobs: Sequence[ImageJob], out: Path) -> dict[ImageJob, tuple[str, str]]:
-    """(path from the folder that all images have in common, stem in a data set) of each image.
+    """(path relative to the common folder of all images, stem in a data set) of each image.
 
-    A data set's files lie in one folder: an image of a subfolder has the folder's name in its stem, `sub__photo`.
-    Where two would have one stem, whatever its case, there is a digest of the image's path in the later one's.
+    A data set's files are in one folder: the stem of an image in a subfolder contains the folder's name, `sub__photo`.
+    If two stems would be the same, ignoring case, the later one contains a digest of the image's path.
     """
     names: dict[ImageJob, tuple[str, str]] = {}
     taken: set[str] = set()
@@ -146,7 +146,7 @@ def dataset_names(jobs: Sequence[ImageJob], out: Path) -> dict[ImageJob, tuple[s
 
 
 def check_writable(folder: Path) -> None:
-    """Raise GocaError unless files can be written to the folder. It tries, as permissions alone do not tell."""
+    """Raise GocaError unless files can be written to the folder. Tries it, as permissions alone do not tell."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _refuse_missing(inputs: Sequence[Path]) -> None:
-    # os.path returns False for a name that the system refuses, where pathlib raises OSError.
+    # os.path returns False for a name that the system refuses, while pathlib raises OSError.
     missing = [
         f"{path} (a dangling link)" if os.path.islink(path) else str(path)  # noqa: PTH114
         for path in inputs
@@ -184,7 +184,7 @@ def _sources(path: Path, out: Path) -> Iterator[tuple[Path, Path, str | None]]:
     entries = _search(path, out)
     if not any(problem is None for problem in entries.values()):
         problems = "".join(f"; {problem}" for problem in [*entries.values()][:1])
-        raise GocaError(f"no images in {path}: name a folder that has images{problems}")
+        raise GocaError(f"no images in {path}: name a folder with images{problems}")
     for image, problem in sorted(entries.items()):
         yield image, path, problem
 
@@ -193,10 +193,10 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
     """The images below a folder, and what cannot be searched or opened, with the reason."""
     entries: dict[Path, str | None] = {}
     visited: set[tuple[int, int]] = set()
-    # The output folder is read only where the user names it, or a folder in it.
+    # The output folder is only searched if the user names it, or a folder in it.
     results = Path(os.path.realpath(out))
     wanted = Path(os.path.realpath(folder)).is_relative_to(results)
-    # A link to a folder waits for all real ones, so that it moves no other image's results.
+    # Links to folders come after all real folders, so that they do not move other images' results.
     real, linked = [folder], list[Path]()
     while real or linked:
         current = real.pop() if real else linked.pop(linked.index(min(linked)))
@@ -209,7 +209,7 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
             visited.add((status.st_dev, status.st_ino))
             names = os.listdir(current)  # noqa: PTH208 - a folder that cannot be listed raises here, not later
         except OSError as error:
-            entries[current] = f"{current} is a folder that cannot be searched: {error.strerror}"
+            entries[current] = f"{current} is a folder that cannot be read: {error.strerror}"
             continue
         for path in (current / name for name in names if not name.startswith(".")):
             try:
@@ -218,7 +218,7 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
                 if _may_be_wanted(path):
                     dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
                     entries[path] = (
-                        f"{path} is a link to {path.readlink()}, which is not there"
+                        f"{path} is a link to {path.readlink()}, which does not exist"
                         if dangling
                         else (f"{path} cannot be opened: {error.strerror}")
                     )
@@ -234,12 +234,12 @@ def _search(folder: Path, out: Path) -> dict[Path, str | None]:
 
 
 def _is_image(path: Path) -> bool:
-    """By its name; a second run must not take results for images."""
+    """Whether a file is an image, by its name; earlier results are not."""
     return path.suffix.lower() in _SUFFIXES and not path.name.endswith(_EARLIER_RESULTS)
 
 
 def _may_be_wanted(path: Path) -> bool:
-    """Whether what cannot be looked at may have been an image or a folder: its name is not that of another file."""
+    """Whether an unreadable entry may be an image or a folder, as its name is not that of another kind of file."""
     return _is_image(path) or mimetypes.guess_type(path.name)[0] is None
 
 
@@ -256,7 +256,7 @@ def _refuse_same(images: Iterator[Path]) -> None:
 
 
 def _without_collisions(jobs: Sequence[ImageJob], parent: str) -> tuple[ImageJob, ...]:
-    """The jobs with stems by which no two files have one name, nor a file that of a folder."""
+    """The jobs with stems such that no two files, nor a file and a folder, have the same name."""
     stems = [_stems(job.image, parent) for job in jobs]
     levels = [0] * len(jobs)
     folders = {folder: _key(_absolute(folder)) for job in jobs for folder in (job.folder, *job.folder.parents)}
@@ -280,7 +280,7 @@ def _without_collisions(jobs: Sequence[ImageJob], parent: str) -> tuple[ImageJob
 
 
 def _stems(image: Path, parent: str) -> tuple[str, str, str]:
-    """What results may be called, from the first choice to one that is unique."""
+    """Possible stems of an image's results, from the first choice to one that is unique."""
     path = os.path.relpath(_absolute(image), parent)
     digest = f"-{blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
     stem, name, unique = (
@@ -290,7 +290,7 @@ def _stems(image: Path, parent: str) -> tuple[str, str, str]:
 
 
 def _refuse_overwriting(jobs: Sequence[ImageJob]) -> None:
-    # Links to folders are followed; one to the image itself is what would be replaced.
+    # Links to folders are followed; a link to the image itself would be replaced.
     folders = {folder for job in jobs for folder in (job.folder, job.image.parent)}
     real = {folder: _key(os.path.realpath(folder)) for folder in folders}
     images = {(real[job.image.parent], _key(job.image.name)): job.image for job in jobs}
@@ -304,10 +304,10 @@ def _refuse_overwriting(jobs: Sequence[ImageJob]) -> None:
 
 
 def _key(name: str) -> str:
-    """The same for names that some file systems take for one: those that differ in case, or in how accents are put."""
+    """A key that is equal for names that some file systems do not tell apart, by case or Unicode normalisation."""
     return normalize("NFC", normalize("NFC", name).casefold())
 
 
 def _absolute(path: Path) -> str:
-    """Without following links: two links to one image are two images, with results of their own."""
+    """The absolute path without following links: two links to one image are two images with separate results."""
     return os.path.abspath(path)  # noqa: PTH100

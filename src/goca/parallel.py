@@ -1,4 +1,4 @@
-"""Units of work, done in this process, in several, or on a Ray cluster."""
+"""Units of work, run in this process, in several, or on a Ray cluster."""
 
 import logging
 import multiprocessing
@@ -28,11 +28,11 @@ Worker = Callable[[Unit], Result]
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_TIMEOUT = 10
-"""Seconds in which a cluster's address has to answer."""
+"""Seconds that a cluster's address has to answer."""
 JOIN_TIMEOUT = 20
-"""Seconds in which a process may end by itself."""
+"""Seconds that a process has to end by itself."""
 MAX_BLOCKS = 1000
-"""Blocks in which Ray deals out units: one for each unit, up to this many."""
+"""Most blocks in which Ray distributes units; below it, one for each unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class Executor:
     """Where units of work run: in this process, in several, or on a Ray cluster.
 
     Args:
-        workers: how many processes, or models on a cluster; None for 1, or for as many as the cluster has GPUs, or
-            CPUs where it has none.
-        ray: the address of a Ray cluster, HOST:PORT or ray://HOST:PORT, "auto" for the one that this machine is part
+        workers: Number of processes, or of models on a cluster; None for 1, or for as many as the cluster has GPUs, or
+            CPUs if it has none.
+        ray: Address of a Ray cluster, HOST:PORT or ray://HOST:PORT, "auto" for the one that this machine is part
             of, or "local" to start one here; None for no cluster.
-        gpus: whether each worker on a cluster takes one of its GPUs, if it has any.
+        gpus: Whether each worker on a cluster takes one of its GPUs, if it has any.
     """
 
     workers: int | None = None
@@ -57,9 +57,9 @@ class Executor:
         return self.ray is None and (self.workers or 1) == 1
 
     def check(self) -> None:
-        """Raise GocaError where Ray is not installed, or nothing listens at the cluster's host and port.
+        """Raise GocaError if Ray is not installed, or nothing listens at the cluster's host and port.
 
-        Ray itself would try for minutes.
+        Ray itself would keep trying for minutes.
         """
         if self.ray is not None and find_spec("ray") is None:
             raise _not_installed()
@@ -68,7 +68,8 @@ class Executor:
         host, colon, port = self.ray.removeprefix("ray://").rpartition(":")
         if not (host and colon and port.isdecimal()) or "/" in host:
             raise GocaError(
-                f'no Ray address "{self.ray}": give HOST:PORT, ray://HOST:PORT, auto, or local to start one', "ray"
+                f'"{self.ray}" is not a Ray address: give HOST:PORT, ray://HOST:PORT, auto, or local to start one',
+                "ray",
             )
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
@@ -85,27 +86,27 @@ THIS_PROCESS = Executor()
 
 
 class WorkerError(Exception):
-    """What went wrong in a worker, in one line; its traceback is a note."""
+    """An unexpected error in a worker, in one line; its traceback is added as a note."""
 
 
 def run_units(
     make_worker: Callable[[], Callable[[Unit], Result]], units: Sequence[Unit], executor: Executor = THIS_PROCESS
 ) -> Generator[Result, None, None]:
-    """Do units of work; close the generator to stop them.
+    """Run units of work; close the generator to stop them.
 
     Args:
-        make_worker: makes what does units, such as a loaded model, once in each process that has a unit to do. Unless
-            this process does the work, it is pickled, as are units and results.
-        units: any values.
-        executor: where they are done.
+        make_worker: Makes the worker, such as a loaded model, once in each process that has a unit to do. Unless
+            this process does the work, it is pickled, and so are units and results.
+        units: Any values.
+        executor: Where they run.
 
     Yields:
         The result of each unit as it is done: in the order of units in one process, in any order in several.
 
     Raises:
-        GocaError: a worker raised it, or the cluster cannot be reached; or, once the other processes have done what is
-            left, one was killed.
-        WorkerError: a worker in another process raised another exception.
+        GocaError: A worker raised it, or the cluster cannot be reached; or a worker was killed (raised
+            when the other processes have done the rest).
+        WorkerError: A worker in another process raised another exception.
     """
     if not units:
         return
@@ -118,7 +119,7 @@ def run_units(
 
 
 class _Attempts:
-    """In another process: makes the worker when the first unit comes, and answers with a result or an exception."""
+    """In another process: makes the worker for the first unit, and answers with results or exceptions."""
 
     def __init__(self, make_worker: Callable[[], Worker[Any, Any]]) -> None:
         self._make_worker = make_worker
@@ -127,7 +128,7 @@ class _Attempts:
     def attempt(self, unit: Any) -> Any:
         try:
             if self._worker is None:
-                # Keep what libraries print out of the leading process's progress display.
+                # Keep the output of libraries out of the leading process's progress display.
                 logging.disable(logging.CRITICAL)
                 warnings.simplefilter("ignore")
                 self._worker = self._make_worker()
@@ -135,7 +136,7 @@ class _Attempts:
         except GocaError as error:
             return _Failure(error)
         except Exception as error:
-            # An exception of a library need not survive pickling.
+            # A library's exception may not survive pickling.
             failure = WorkerError(" ".join(f"in a worker: {type(error).__name__}: {error}".split()))
             failure.add_note(traceback.format_exc())
             return _Failure(failure)
@@ -154,8 +155,8 @@ def _result(answer: Any) -> Any:
 
 # ---- processes
 #
-# Not concurrent.futures.ProcessPoolExecutor: all its processes answer through one pipe, so that one killed while it
-# writes leaves the leading process waiting for ever; it cannot stop processes at work; and it hides their exit codes.
+# Not concurrent.futures.ProcessPoolExecutor: all its processes answer through one pipe, so that one killed while
+# writing leaves the leading process waiting for ever; it cannot stop busy processes; and it hides exit codes.
 
 
 def _in_processes(
@@ -174,7 +175,7 @@ def _in_processes(
             busy.discard(connection)
             return
         busy.add(connection)
-        with suppress(OSError):  # that the process is gone shows when it should answer
+        with suppress(OSError):  # a dead process is noticed when it should answer
             connection.send(unit)
 
     try:
@@ -204,7 +205,7 @@ def _in_processes(
         for connection in processes:
             connection.close()
         for connection, process in processes.items():
-            # One that waits ends by that, and a signal would disturb it as it leaves; one at work needs it.
+            # An idle one ends when its pipe closes, and a signal would disturb it; a busy one needs the signal.
             if connection in busy:
                 process.terminate()
             process.join(JOIN_TIMEOUT)
@@ -215,7 +216,7 @@ def _in_processes(
 def _killed(process: BaseProcess) -> GocaError:
     process.join()
     return GocaError(
-        f"a worker was killed (exit code {process.exitcode}), and what it had in hand is not done: resume to do it; if "
+        f"a worker was killed (exit code {process.exitcode}), and its current work is not done: resume to do it; if "
         "memory was short, use fewer workers or a smaller batch",
         "workers",
     )
@@ -223,7 +224,7 @@ def _killed(process: BaseProcess) -> GocaError:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Start processes that hear no Ctrl-C, not even while they import: it is for the process that leads."""
+    """Start processes that ignore Ctrl-C, even while importing: the leading process handles it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -235,7 +236,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _serve(make_worker: Callable[[], Worker[Any, Any]], connection: Connection) -> None:
-    """A process's life: it does what it is sent, and ends when nothing more comes."""
+    """A process's main loop: does the units that it is sent, and ends when the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -246,7 +247,7 @@ def _serve(make_worker: Callable[[], Worker[Any, Any]], connection: Connection) 
     except (EOFError, ConnectionError):
         return
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving already
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is already ending
 
 
 def _end_with_the_parent() -> None:
@@ -262,12 +263,12 @@ def _end_with_the_parent() -> None:
 def _in_cluster(
     make_worker: Callable[[], Worker[Unit, Result]], units: Sequence[Unit], executor: Executor, address: str
 ) -> Iterator[Result]:
-    """Through Ray Data: every machine needs goca, the model and the data at the same paths."""
+    """Run units through Ray Data: every machine needs goca, and the model and the data at the same paths."""
     try:
         import ray
     except ImportError:
         raise _not_installed() from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody opted in
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics without consent
     started = not ray.is_initialized()
     if started:
         executor.check()
@@ -299,7 +300,7 @@ def _in_cluster(
 
 
 class _Actor(_Attempts):
-    """On a cluster: answers a batch of one unit."""
+    """On a cluster: answers batches of one unit."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         (unit,) = batch["unit"].tolist()

@@ -1,4 +1,4 @@
-"""A plan: a recipe made concrete for one checkpoint and the user's settings, with where each choice came from."""
+"""A plan: a recipe made concrete for one checkpoint and the user's settings, with the origin of each choice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,23 +23,23 @@ from goca.maths.rules import AFFINITIES, BACKGROUNDS, CHANNELS, HEADS, LAYERS, M
 from goca.recipe import FROM_MODEL, RECIPES, Recipe, check_floor, check_seeds
 
 MAX_SEED = 2**63
-"""PyTorch's generators take seeds below it."""
+"""PyTorch's generators take seeds below this."""
 
 
 def check_seed(seed: int, seeds: int) -> None:
-    """Raise GocaError for a first seed from which so many consecutive ones are more than generators take."""
+    """Raise GocaError if `seeds` consecutive seeds from `seed` are not all in the generators' range."""
     if not 0 <= seed <= MAX_SEED - seeds:
         raise GocaError(f"seed {seed} is out of range: give 0 to {MAX_SEED - seeds}", hint="seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user sets for a run.
+    """The user's settings of a run.
 
-    The fields are the settings of `Segmenter.from_pretrained`, which describes them.
+    The fields are arguments of `Segmenter.from_pretrained`, which describes them.
 
     Raises:
-        GocaError: for a value of another type, or a seed that no generator takes.
+        GocaError: A value is of another type, or a seed is out of the generators' range.
     """
 
     size: int | None = None
@@ -60,25 +60,27 @@ class Options:
                 continue
             if isinstance(item.default, bool):
                 if not isinstance(value, bool | np.bool_):
-                    raise GocaError(f"{item.name} {value!r} is neither True nor False", hint=item.name)
+                    raise GocaError(
+                        f"{item.name} {value!r} is neither True nor False: give one of them", hint=item.name
+                    )
                 continue
             several = item.name == "timestep" and isinstance(value, Sequence) and not isinstance(value, str)
             for number in value if several else (value,):
                 whole = isinstance(number, Integral) and not isinstance(number, bool)
                 if not whole and (several or number is not item.default):
-                    raise GocaError(f"{item.name} {value!r} is not a whole number", hint=item.name)
+                    raise GocaError(f"{item.name} {value!r} is not a whole number: give one", hint=item.name)
         check_seeds(self.seeds)
         check_seed(self.seed, self.seeds)
 
     def set_by_user(self) -> frozenset[str]:
-        """The fields of a plan that differ from the defaults because the user said so."""
+        """The fields of a plan that the user has set to other than the defaults."""
         changed = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
         return frozenset("seeds" if name == "seed" else name for name in changed)
 
 
 @cache
 def versions() -> Mapping[str, str]:
-    """{package: version}, of the packages that decide a result."""
+    """{package: version} of the packages that affect a result."""
     return {name: version(name) for name in ("goca", "torch", "diffusers", "transformers")}
 
 
@@ -87,19 +89,19 @@ class Plan:
     """Every choice of a run, made concrete; a result carries it as its provenance.
 
     Attributes:
-        recipe, model, settings: names of the recipe and the model, and where the checkpoint's settings come from.
-        size: about size x size pixels are shown to the model.
-        grid: about grid x grid cells make the common grid.
-        timestep, seeds: each timestep is combined with each seed. Prototypes are looked at by their own timestep, and
-            label pixels where it is this one.
-        feature: what the reference is compared by, its "query" or its attention's "output".
-        background_classes: nouns whose pixels become background: the model's list; in a result those that were used.
-        keys: where cross-attention meets the classes, see `Recipe`; from the settings where the recipe says "side" and
+        recipe, model, settings: Names of the recipe and the model, and the origin of the checkpoint's settings.
+        size: The model's input has about size x size pixels.
+        grid: The common grid has about grid x grid cells.
+        timestep, seeds: Each timestep is combined with each seed. Prototypes are evaluated at their own timestep, and
+            label pixels if it is this one.
+        feature: The feature that compares references, the "query" or the attention's "output".
+        background_classes: Nouns whose pixels become background: the model's list; in a result those that were used.
+        keys: Where cross-attention meets the classes, see `Recipe`; from the settings if the recipe says "side" and
             the model has joint attention.
-        evidence, floor: see `Recipe`; evidence_blocks: those whose attention to the text it is read from, () for all.
+        evidence, floor: See `Recipe`; evidence_blocks: the blocks whose attention to the text gives it, () for all.
         origin: {field: "recipe", "settings", "user" or "default"}.
-        device, dtype: what the pipeline ran on and in.
-        captions, notes: of the run itself: the prompts used, and what had to differ from the recipe.
+        device, dtype: Where, and in which precision, the pipeline ran.
+        captions, notes: Of the run itself: the prompts used, and deviations from the recipe.
     """
 
     recipe: str
@@ -143,18 +145,18 @@ class Plan:
         return f"Plan({self.recipe} on {self.model}, {self.size} px, timestep {self.timestep}{passes})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the choices, and where each comes from."""
+        """HTML for notebooks: the choices, and the origin of each."""
         return html.figure(repr(self), None, *self.table())
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """The (columns, rows) of a table of the choices."""
+        """(columns, rows) of a table of the choices."""
         choices = {name: value for name, value in self.to_json().items() if name in self.origin}
         rows: list[tuple[str, ...]] = [(name, html.listed(value), self.origin[name]) for name, value in choices.items()]
         return ("choice", "value", "set by"), rows
 
     @property
     def num_passes(self) -> int:
-        """How many passes a result averages: every timestep with every seed, twice where the image is flipped too."""
+        """Number of passes that a result averages: every timestep with every seed, doubled by flipping."""
         return len(self.timestep) * len(self.seeds) * (1 + self.flip)
 
     def as_run(
@@ -205,14 +207,15 @@ def plan(
     """Make every field of a recipe concrete.
 
     Args:
-        recipe, settings, options: the rules, what they leave to the checkpoint, and the user's, which go before both.
-        blocks: those of the denoiser that attend to the text.
-        model: the checkpoint's name.
-        joint: whether text and pixels share one attention.
-        prototypes: the timestep of the model's prototypes; None without any.
+        recipe, settings, options: The rules, the checkpoint's settings for what they leave open, and the user's, which
+            override both.
+        blocks: The denoiser's blocks that attend to the text.
+        model: The checkpoint's name.
+        joint: Whether text and pixels share one attention.
+        prototypes: Timestep of the model's prototypes; None without any.
 
     Raises:
-        GocaError: where the recipe names a block that is not there or needs joint attention, or an option is out of
+        GocaError: The recipe names a block that does not exist or needs joint attention, or an option is out of
             range.
     """
     chosen: dict[str, Any] = {}
@@ -226,7 +229,7 @@ def plan(
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
     chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
     chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
-    # JSON does not take numpy's numbers.
+    # JSON cannot hold numpy's numbers.
     chosen["size"] = int(settings.size if options.size is None else options.size)
     timestep = chosen["timestep"] if options.timestep is None else options.timestep
     chosen["timestep"] = tuple(map(int, timestep if isinstance(timestep, Sequence) else (timestep,)))
@@ -263,13 +266,15 @@ def plan(
 
 def _check(plan: Plan, blocks: Sequence[str], joint: bool, prototypes: int | None) -> None:
     if plan.size < 1:
-        raise GocaError(f"size {plan.size} is too small: give the pixels a side, 1 or more", hint="size")
+        raise GocaError(f"size {plan.size} is too small: give a side in pixels, 1 or more", hint="size")
     if not plan.timestep:
-        raise GocaError("no timestep is given: give at least one, or leave it out for the model's own", hint="timestep")
+        raise GocaError(
+            "the list of timesteps is empty: give at least one, or None for the model's own", hint="timestep"
+        )
     if min(plan.timestep) < 0:
         raise GocaError(f"timestep {min(plan.timestep)} is out of range: give 0 or more", hint="timestep")
     if plan.order < 0:
-        raise GocaError(f'recipe "{plan.recipe}" has order {plan.order}: give it 0 or more', hint="recipe")
+        raise GocaError(f'recipe "{plan.recipe}" has order {plan.order}: give 0 or more', hint="recipe")
     if plan.evidence == "prototypes" and prototypes is None:
         raise GocaError(
             f'recipe "{plan.recipe}" needs prototypes, which {plan.model} lacks: learn them, or choose another recipe',
@@ -277,7 +282,7 @@ def _check(plan: Plan, blocks: Sequence[str], joint: bool, prototypes: int | Non
         )
     if plan.evidence is None and plan.floor > 0:
         raise GocaError(
-            f'recipe "{plan.recipe}" measures no evidence, so floor {plan.floor} says nothing: choose another recipe',
+            f'recipe "{plan.recipe}" measures no evidence, so floor {plan.floor} has no effect: choose another recipe',
             hint="recipe",
         )
     if plan.maps is not None and not joint:

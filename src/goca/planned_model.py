@@ -24,13 +24,13 @@ from goca.prototypes import Prototypes, load_beside
 from goca.recipe import GOCA_OPEN, Recipe, recipe_named
 
 MAX_ENLARGEMENT = 4
-"""How many times its training side a model may be shown: attention grows with the fourth power of the side."""
+"""Largest input side in units of the training side: attention grows with the fourth power of the side."""
 _DEFAULTS = Options()
 _Model = TypeVar("_Model", bound="PlannedModel")
 
 
 class PlannedModel:
-    """A pipeline (`backbone`), the `plan` to use it by, and how many rows go through the denoiser at once (`batch`)."""
+    """A pipeline (`backbone`), the `plan` for using it, and the number of rows per denoiser pass (`batch`)."""
 
     def __init__(
         self,
@@ -54,13 +54,13 @@ class PlannedModel:
         trained = backbone.settings.size
         if made.size > MAX_ENLARGEMENT * trained:
             raise GocaError(
-                f"size {made.size} is too large: {backbone.name} was trained at {trained} px a side, so give "
-                f"{MAX_ENLARGEMENT * trained} or less, or window for large images",
+                f"size {made.size} is too large: {backbone.name} was trained at {trained} px per side, so give "
+                f"{MAX_ENLARGEMENT * trained} or less, or use window for large images",
                 hint="window",
             )
         if made.size < backbone.size_multiple:
             raise GocaError(
-                f"size {made.size} is too small: {backbone.name} sees patches of {backbone.size_multiple} px, "
+                f"size {made.size} is too small: {backbone.name} works on patches of {backbone.size_multiple} px, "
                 f"so give {backbone.size_multiple} or more",
                 hint="size",
             )
@@ -70,7 +70,7 @@ class PlannedModel:
             made = with_prototypes(made, prototypes)
         self.plan = made
         self.attention_plan = None
-        """How to look where a noun has no prototype; None without prototypes, or where the recipe insists on them."""
+        """The plan for nouns without a prototype; None without prototypes, or if the recipe requires them."""
         if prototypes is not None and chosen.evidence != "prototypes":
             self.attention_plan = replace(planned(None), evidence="attention")
 
@@ -78,11 +78,11 @@ class PlannedModel:
         return f"{type(self).__name__}({self.plan!r}, {self.plan.dtype} on {self.plan.device}, batch {self.batch})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the choices of the plan, and where each comes from."""
+        """HTML for notebooks: the choices of the plan, and the origin of each."""
         return html.figure(repr(self), None, *self.plan.table())
 
     def inference(self) -> AbstractContextManager[None]:
-        """No gradients, no autocast of the caller's, and advice where memory runs out."""
+        """Context without gradients or the caller's autocast; an out-of-memory error says what to do."""
         return inference(self.batch, self.plan.size)
 
     @classmethod
@@ -110,32 +110,31 @@ class PlannedModel:
         """Load a model and plan how to use it.
 
         Args:
-            name: one of `goca.bundled.names()`, a diffusers folder, which is never fetched, or a Hub id, which is.
-                Only safetensors.
-            recipe: the method, a `Recipe` or its name.
-            device: such as "cuda:1"; by default the first of cuda, mps and cpu that this machine has.
+            name: One of `goca.bundled.names()`, a local diffusers folder, or a Hub id to download. Only safetensors.
+            recipe: The method, a `Recipe` or its name.
+            device: Such as "cuda:1"; by default the first of cuda, mps and cpu that this machine has.
             dtype: "float32", "float16" or "bfloat16"; by default float32 on a CPU, else float16.
-            revision: branch, tag or commit of a Hub id.
-            variant: of the weight files, such as "fp16".
-            batch: rows that go through the denoiser at once, 1 or more.
-            size: images are shown with about size x size pixels, in their own aspect; by default as the model was
-                trained. At most four times that.
-            timestep: noise level of the pass, 0 to 999, for flow models thousandths of sigma; with several, the scores
+            revision: Branch, tag or commit of a Hub id.
+            variant: Variant of the weight files, such as "fp16".
+            batch: Rows per denoiser pass, 1 or more.
+            size: The model's input has about size x size pixels, in the image's aspect; by default the side of
+                training. At most four times that.
+            timestep: Noise level of the pass, 0 to 999, for flow models thousandths of sigma; the scores of several
                 are averaged. By default the recipe's, else the checkpoint's.
-            seed: of the first noise.
-            seeds: how many consecutive noise seeds are averaged.
-            flip: average with the mirrored image.
-            window: see the image through overlapping windows at its own scale.
-            refine_edges: make the scores follow the image's edges before pixels are labelled, whatever the recipe.
-            floor: a class with less evidence gets no pixels, 0 to 1; 0 keeps every class. By default the recipe's.
-            prototypes: a file that `goca prototypes` made with this model; by default the one in the model's folder, if
+            seed: Seed of the first noise.
+            seeds: Number of consecutive noise seeds to average over, 1 or more.
+            flip: Average with a pass over the mirrored image.
+            window: Process the image in overlapping windows at its full resolution.
+            refine_edges: Align the scores with the image's edges before pixels are labelled, whatever the recipe.
+            floor: Evidence, 0 to 1, that a class needs to get pixels; 0 keeps every class. By default the recipe's.
+            prototypes: A file that `goca prototypes` made with this model; by default the one in the model's folder, if
                 there is one.
-            settings: reference, refinement, timestep and so on for this checkpoint, or a file of them, as
-                `choose_settings` finds them; "auto" for those that `automatic_settings` chose on this machine; by
-                default those that are known for it, or its family's.
+            settings: Reference, refinement, timestep and so on for this checkpoint, or a file of them, from
+                `choose_settings`; "auto" for those that `automatic_settings` chose on this machine; by default the
+                checkpoint's known settings, or its family's.
 
         Raises:
-            GocaError: for a model that cannot be loaded or read, an unknown recipe, or a setting out of range.
+            GocaError: The model cannot be loaded or read, the recipe is unknown, or a setting is out of range.
         """
         pipeline = load(name, device, dtype, revision, variant)
         full_name = "@".join(str(part) for part in (name, revision, variant) if part is not None)
@@ -171,17 +170,17 @@ class PlannedModel:
         prototypes: str | Path | None = None,
         settings: SettingsLike | None = None,
     ) -> _Model:
-        """Wrap a loaded pipeline, which stays as it is; one call at a time uses it.
+        """Wrap a loaded pipeline, which is not changed; calls use it one at a time.
 
-        What is not listed here is as in `from_pretrained`.
+        Arguments that are not listed here are as in `from_pretrained`.
 
         Args:
-            pipe: a text-to-image diffusers pipeline.
-            recipe: the method, a `Recipe` or its name.
-            family: the facts of its denoiser, where no listed family has it; `goca models` can probe for them.
+            pipe: A text-to-image diffusers pipeline.
+            recipe: The method, a `Recipe` or its name.
+            family: Facts of its denoiser if it is not in a listed family; `goca models --probe` finds them.
 
         Raises:
-            GocaError: for a pipeline that cannot be read, an unknown recipe, or a setting out of range.
+            GocaError: The pipeline cannot be read, the recipe is unknown, or a setting is out of range.
         """
         options = Options(
             size=size,
@@ -198,18 +197,18 @@ class PlannedModel:
 
 
 def with_prototypes(plan: Plan, prototypes: Prototypes) -> Plan:
-    """The plan with evidence by prototypes, and of its background nouns those that have any."""
-    # Learning leaves out nouns that the model does not paint.
+    """The plan with evidence by prototypes, and only those background nouns that have one."""
+    # Learning leaves out nouns that the model never showed.
     known = tuple(noun for noun in plan.background_classes if noun in prototypes.nouns)
     return replace(plan, evidence="prototypes", background_classes=known)
 
 
 def prototypes_of(backbone: Backbone, path: str | Path | None) -> Prototypes | None:
-    """The prototypes of a file, or those in the folder that a pipeline came from; None without any.
+    """The prototypes in a file, or in the folder that a pipeline was loaded from; None if there are none.
 
     Raises:
-        GocaError: the file cannot be read, or is of another model; what lies in the folder of a model whose weights
-            were changed since is passed over.
+        GocaError: The file cannot be read, or is of another model. A file in the model's folder is ignored if the
+            weights were changed since.
     """
     if path is not None:
         prototypes = Prototypes.load(path)

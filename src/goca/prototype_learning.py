@@ -1,8 +1,8 @@
-"""A model paints nouns, says where it painted them, and so shows what they look like to it: prototypes.
+"""Learn prototypes: a model generates images of nouns, segments them, and so shows what the nouns look like to it.
 
-Nothing is trained and nobody labels anything: the published method labels each painted image with the nouns of its own
-caption, and every noun's pixels are averaged among the features of a pass with no caption: those of nouns that come in
-several shapes in a few groups of like ones.
+Nothing is trained and no labels are needed: the published method labels each generated image with the nouns of its own
+caption, and each noun's pixels are averaged over the features of a pass without a caption; nouns that come in several
+shapes are split into a few groups.
 """
 
 import random
@@ -40,9 +40,9 @@ from goca.text.nouns import Noun, caption_of, in_vocabulary, parse_nouns
 Outcome = TypeVar("Outcome")
 CallSink = Callable[[AttentionCall], None]
 STYLES = 1_000_000
-"""What seeds of an image's styles are apart."""
+"""Distance between the seeds of an image's styles."""
 SAMPLED = 50
-"""Of how many cells of each noun in each image the groups are found."""
+"""Most cells of each noun in each image from which the groups are found."""
 PURE = 0.9
 """A cell of the common grid counts if more than this share of its pixels has one label."""
 
@@ -52,15 +52,15 @@ class LearningOptions:
     """How prototypes are learned.
 
     Attributes:
-        images: to paint for each noun.
-        steps, scale: of the sampler, and of its guidance; None for the pipeline's own.
-        seed: of the captions, and of the first image.
-        timestep: noise level of the features; None for the model's own.
-        shrinkage: see `goca.maths.prototypes.discriminants`.
-        max_channels: a block with more channels is projected onto this many random directions.
-        restyled: how many times each image is looked at again in other colours, so that nouns are known by more than
-            the style in which the model paints them.
-        gaussians: into how many groups the cells of a noun fall; of the nouns around others into one.
+        images: Number of images to generate for each noun.
+        steps, scale: Number of sampling steps, and guidance scale; None for the pipeline's own.
+        seed: Seed of the captions, and of the first image.
+        timestep: Noise level of the features, 0 to 999; None for the model's own.
+        shrinkage: See `goca.maths.prototypes.discriminants`.
+        max_channels: A block with more channels is projected onto this many random directions.
+        restyled: Number of further passes over each image in other colours, so that nouns are recognised beyond the
+            style in which the model generates them.
+        gaussians: Number of groups for the cells of a noun; the surrounding nouns have one group each.
     """
 
     images: int = 15
@@ -83,14 +83,14 @@ class LearningOptions:
 
 @dataclass(frozen=True)
 class Learned:
-    """How many of the images are painted and have been looked at."""
+    """Progress: how many of the images have been generated and processed."""
 
     done: int
     images: int
 
 
 class Palette(NamedTuple):
-    """The nouns of the captions. leading: each image shows one or two; around: and one or two of these."""
+    """The nouns of the captions. Each image shows one or two of `leading` and one or two of `around`."""
 
     leading: tuple[Noun, ...]
     around: tuple[Noun, ...]
@@ -100,7 +100,7 @@ class Palette(NamedTuple):
         return self.leading + self.around
 
     def captions(self, count: int, seed: int) -> Iterator[tuple[Noun, ...]]:
-        """What to paint, in any order; each leading noun as often as any other, but for those drawn to it."""
+        """Captions as tuples of nouns; each leading noun comes first equally often, joined by others at random."""
         draw = random.Random(seed)
         for index in range(count):
             first = self.leading[index % len(self.leading)]
@@ -112,15 +112,15 @@ class Palette(NamedTuple):
 
 
 def palette(model: PlannedModel, classes: Sequence[str], background_classes: Sequence[str] | None = None) -> Palette:
-    """The nouns to paint for a model, in its own words.
+    """The nouns to generate with a model, in its own words.
 
     Args:
-        model: with its list of background nouns.
-        classes: the nouns that are wanted; those of the model's list are painted around the others.
-        background_classes: the nouns around them; None for the model's list, without what competes with a class.
+        model: The model, with its list of background nouns.
+        classes: The wanted nouns; those on the model's list are generated around the others.
+        background_classes: The nouns around them; None for the model's list, minus those that compete with a class.
 
     Raises:
-        GocaError: for a list that names nothing or one noun alone, or what the model does not know.
+        GocaError: The list has fewer than two nouns, or one that the model does not know.
     """
     wanted, around = parse_nouns(classes, background_classes)
     listed = model.plan.background_classes
@@ -134,7 +134,7 @@ def palette(model: PlannedModel, classes: Sequence[str], background_classes: Seq
     leading = tuple(noun for noun in wanted if noun.name not in listed)
     around += tuple(noun for noun in wanted if noun.name in listed)
     if len(leading + around) < 2:
-        raise GocaError("prototypes tell nouns apart: name two or more", hint="classes")
+        raise GocaError("prototypes distinguish nouns: name two or more", hint="classes")
     return Palette(leading, around) if leading else Palette(around, ())
 
 
@@ -144,18 +144,18 @@ def learn(
     background_classes: Sequence[str] | None = None,
     options: LearningOptions = LearningOptions(),
 ) -> Iterator[Learned | Prototypes]:
-    """Learn prototypes of nouns from images that the model paints; its pipeline stays as it is.
+    """Learn prototypes of nouns from images that the model generates; its pipeline is not changed.
 
     Args:
-        segmenter: its model, size and batch are used; its recipe is not.
-        classes, background_classes: the nouns, see `palette`; prototypes are of all of them.
-        options: see `LearningOptions`.
+        segmenter: Its model, size and batch are used; its recipe is not.
+        classes, background_classes: The nouns, see `palette`; all of them get prototypes.
+        options: See `LearningOptions`.
 
     Yields:
-        `Learned` after each batch of images, and the `Prototypes` at last.
+        `Learned` after each batch of images, and finally the `Prototypes`.
 
     Raises:
-        GocaError: for nouns or options that are not valid, a pipeline that refuses to paint, or one that never showed
+        GocaError: Nouns or options are not valid, the pipeline cannot generate, or its images never show
             one of the nouns.
     """
     nouns = palette(segmenter, classes, background_classes)
@@ -172,7 +172,7 @@ def learn(
 
 
 def paint(model: PlannedModel, nouns: Sequence[Noun], seed: int, options: LearningOptions) -> Image.Image:
-    """An image of the nouns, by the model's own pipeline and sampler."""
+    """Generate an image of the nouns, by the model's own pipeline and sampler."""
     sampling = GenerationOptions(
         prompt=caption_of(nouns), steps=options.steps, scale=options.scale, size=model.plan.size
     )
@@ -181,7 +181,7 @@ def paint(model: PlannedModel, nouns: Sequence[Noun], seed: int, options: Learni
 
 
 def restyled(image: Image.Image, seed: int) -> Image.Image:
-    """The same shapes in another style: other colours; some softer, sharper or flatter, every second one outlined."""
+    """The image in another style: other colours; sometimes softer, sharper or flatter; outlined every second time."""
     draw = random.Random(seed)
     hue, saturation, value = image.convert("HSV").split()
     shift = draw.randint(-20, 20)
@@ -200,7 +200,7 @@ def restyled(image: Image.Image, seed: int) -> Image.Image:
 
 
 def outlined(image: Image.Image, draw: random.Random) -> Image.Image:
-    """Edges drawn over in a dark colour."""
+    """The image with its edges drawn in a dark colour."""
     slope = np.hypot(*np.gradient(np.asarray(image.convert("L"), np.float32)))
     opacity = 255 * draw.uniform(0.4, 1) * (slope / draw.uniform(25, 60)).clip(max=1)
     ink = Image.new("RGB", image.size, tuple(draw.randint(0, 70) for _ in range(3)))
@@ -214,14 +214,14 @@ def _done(outcome: Outcome | GocaError) -> Outcome:
 
 
 class Reduction(NamedTuple):
-    """Few standardised features of a block's channels: (channels - mean) @ matrix."""
+    """A reduction of a block's channels to a few standardised features: (channels - mean) @ matrix."""
 
     mean: Float[Tensor, " channel"]
     matrix: Float[Tensor, "channel feature"]
 
 
 class ChannelMoments:
-    """The mean and the deviation of each channel of every block, over all pixels that were added."""
+    """The mean and standard deviation of each channel of every block, over all pixels that were added."""
 
     def __init__(self) -> None:
         self.count: dict[str, int] = {}
@@ -236,7 +236,7 @@ class ChannelMoments:
         self.sums[call.block] = self.sums.get(call.block, 0) + sums
 
     def reductions(self, max_channels: int, seed: int) -> dict[str, Reduction]:
-        """As many features as a block has channels; where that is more than `max_channels`, random sums of them."""
+        """One feature per channel of a block or, if there are more than `max_channels`, random sums of them."""
         return {block: self._reduction(block, max_channels, seed) for block in self.count}
 
     def _reduction(self, block: str, max_channels: int, seed: int) -> Reduction:
@@ -266,14 +266,14 @@ class FeatureMap:
         self._maps[call.block] = rearrange(reduced, "feature (h w) -> feature h w", h=call.grid[0])
 
     def value(self, grid: Grid) -> Float[Tensor, "feature height width"]:
-        """All blocks' features on the common grid."""
+        """The features of all blocks on the common grid."""
         return torch.cat([resize(self._maps[block], grid) for block in self.reductions])
 
 
 class PrototypeLearner:
-    """Gathers what images show of their nouns: `add` a batch of images at a time, then `prototypes`.
+    """Gathers the features of nouns in images: `add` a batch of images at a time, then `prototypes`.
 
-    Every image is kept, because its cells belong to a group only after all have been seen.
+    Every image is kept, because cells can be grouped only after all images have been added.
     """
 
     def __init__(self, segmenter: PlannedModel, nouns: Palette, options: LearningOptions) -> None:
@@ -289,7 +289,7 @@ class PrototypeLearner:
         self._images: list[tuple[list[Segmentation], int]] = []
 
     def label(self, images: Sequence[Image.Image], captions: Sequence[Sequence[Noun]]) -> list[Segmentation]:
-        """Label every pixel of images that show nothing but their captions' nouns; GocaError where that fails."""
+        """Label every pixel of images with the nouns of their captions. Raises GocaError if that fails."""
         requests = [
             SegmentationRequest(image, [noun.name for noun in caption], background=None)
             for image, caption in zip(images, captions, strict=True)
@@ -297,7 +297,7 @@ class PrototypeLearner:
         return [_done(outcome) for _, outcome in self.segmenter.stream(requests, self._session)]
 
     def add(self, labelled: Sequence[Segmentation], seed: int) -> None:
-        """Add labelled images; seed: of the first, and of the noise over them."""
+        """Add labelled images. seed: of the first image, and of the noise over them."""
         for features, each in zip(self._features(labelled, seed), labelled, strict=True):
             cells, nouns = self._pure_cells(features, each)
             for index in nouns.unique().tolist():
@@ -306,18 +306,18 @@ class PrototypeLearner:
         self._images.append((list(labelled), seed))
 
     def prototypes(self) -> Prototypes:
-        """Of all nouns that an image showed. Raises GocaError where that is one at most."""
+        """The prototypes of all nouns that the images show. Raises GocaError if that is fewer than two."""
         moments = self._moments()
         parts = moments.counts.split(self._groups)
         shown = [index for index, part in enumerate(parts) if part.any()]
         if len(shown) < 2:
-            raise GocaError("the images show one noun at most: paint more of them", hint="images")
+            raise GocaError("the images show fewer than two nouns: generate more of them", hint="images")
         rows = moments.counts.nonzero().flatten()
         reductions = self._reductions.values()
         reduced, bias = discriminants(moments, self.options.shrinkage)
         by_block = reduced.split([reduction.matrix.shape[1] for reduction in reductions], 1)
         weight = torch.cat([part @ each.matrix.T for part, each in zip(by_block, reductions, strict=True)], 1)[rows]
-        # Of the weights as they are stored, so that large means of channels are taken off exactly.
+        # From the weights as they are stored, so that large channel means are subtracted exactly.
         shift = weight.float().double() @ torch.cat([reduction.mean for reduction in reductions])
         backbone = self.segmenter.backbone
         return Prototypes(
@@ -339,7 +339,7 @@ class PrototypeLearner:
         )
 
     def _moments(self) -> ClassMoments:
-        """Of every noun's groups, over all images as they are and in other styles."""
+        """The moments of every noun's groups, over all images in their own and in other styles."""
         centres = [
             k_means(torch.cat(sample), count, self.options.seed) if sample else None
             for sample, count in zip(self._samples, self._groups, strict=True)
@@ -364,7 +364,7 @@ class PrototypeLearner:
         return moments
 
     def _features(self, labelled: Sequence[Segmentation], seed: int) -> list[Float[Tensor, "feature height width"]]:
-        """One pass over images of one window, told nothing; the scale of each channel is that of the first images."""
+        """One pass over single-window images without a caption; the first images set the scale of each channel."""
         requests = [SegmentationRequest(each.image, each.classes, background=None) for each in labelled]
         prepared = [_done(self.segmenter.prepare(request, self._session)) for request in requests]
         with self.segmenter.inference():
@@ -379,7 +379,7 @@ class PrototypeLearner:
     def _look(
         self, images: Sequence[PreparedImage], sinks: Sequence[Callable[[AttentionCall], None]], seed: int
     ) -> None:
-        """Each sink takes its image's attention."""
+        """Run a pass; each sink takes its image's attention."""
         backbone = self.segmenter.backbone
         latents = [backbone.latents(image.tiles, image.size) for image in images]
         self._session.run(
@@ -393,7 +393,7 @@ class PrototypeLearner:
     def _pure_cells(
         self, features: Float[Tensor, "feature height width"], segmentation: Segmentation
     ) -> tuple[Float[Tensor, "cell feature"], Int[Tensor, " cell"]]:
-        """The cells that show one noun, and the index of that."""
+        """The cells that show a single noun, and its index."""
         names = [noun.name for noun in self.nouns]
         labels = torch.from_numpy(segmentation.labels.astype(np.int64)) - 1
         masks = F.one_hot(labels, len(segmentation)).permute(2, 0, 1).float()
@@ -408,11 +408,11 @@ def _nearest(
     nouns: Int[Tensor, " cell"],
     centres: Sequence[Float[Tensor, "_group feature"] | None],
 ) -> Int[Tensor, " cell"]:
-    """The group of each cell among those of its noun."""
+    """The nearest group of each cell, among those of its noun."""
     nearest = torch.zeros_like(nouns)
     for index in nouns.unique().tolist():
         of_noun = nouns == index
         of_centres = centres[index]
-        assert of_centres is not None  # a noun that is shown has a sample
+        assert of_centres is not None  # every noun with cells has a sample
         nearest[of_noun] = torch.cdist(points[of_noun], of_centres).argmin(1)
     return nearest

@@ -1,6 +1,6 @@
-"""Prototypes: where each noun's pixels lie among the denoiser's features, as one file beside a model.
+"""Prototypes: where each noun's pixels lie in the denoiser's feature space, as a file beside a model.
 
-They say what a pixel shows without a caption that names it: one pass with the empty caption gives, for each noun, a map
+They tell what a pixel shows without a caption that names it: one pass with the empty caption gives each noun a map
 of log posteriors. `goca.prototype_learning` makes them.
 """
 
@@ -31,10 +31,10 @@ from goca.text.nouns import Noun
 from goca.text.spelling import forms, plain
 
 FILE = "prototypes.safetensors"
-"""The file's name beside the model_index.json of a diffusers folder, where it is read without being named."""
+"""The file's name beside the model_index.json of a diffusers folder, where it is found automatically."""
 CAPTION = ""
-"""What the denoiser is told while its features are read."""
-_KEY = "goca_prototypes"  # the only one of the metadata: several are written in any order
+"""The caption under which the denoiser's features are read."""
+_KEY = "goca_prototypes"  # a single metadata key: the order of several would vary
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,13 @@ class Prototypes:
     """Log posteriors of nouns, linear in a model's features: the queries of every block that attends to the text.
 
     Attributes:
-        nouns: which there are.
-        channels: {block: how many channels its features have}, in the order in which they run.
-        timestep: noise level of the pass whose features they are.
-        gaussians: how many each noun has, one after the other in `weight` and `bias`.
-        weight, bias: see `goca.maths.prototypes.discriminants`; `weight` has the blocks' channels side by side.
-        sample: of the denoiser's weights, see `weight_sample`.
-        facts: how they were made, as JSON.
+        nouns: The nouns.
+        channels: {block: number of channels of its features}, in the order in which the blocks run.
+        timestep: Noise level of the pass that gives the features.
+        gaussians: Number of Gaussians of each noun, stored consecutively in `weight` and `bias`.
+        weight, bias: See `goca.maths.prototypes.discriminants`; `weight` has the blocks' channels side by side.
+        sample: Sample of the denoiser's weights, see `weight_sample`.
+        facts: How they were made, as JSON.
     """
 
     nouns: tuple[str, ...]
@@ -64,7 +64,7 @@ class Prototypes:
         return f"Prototypes({len(self.nouns)} nouns of {self.facts.get('model')}, timestep {self.timestep})"
 
     def among(self, nouns: Sequence[str]) -> "Prototypes":
-        """The prototypes of these nouns alone, in their order. Raises GocaError for a noun that has none."""
+        """The prototypes of these nouns only, in this order. Raises GocaError for a noun that has none."""
         if missing := [noun for noun in nouns if noun not in self.nouns]:
             raise GocaError(
                 f'there is no prototype of "{missing[0]}": learn prototypes of it, or name one of '
@@ -78,7 +78,7 @@ class Prototypes:
         return replace(self, nouns=tuple(nouns), gaussians=gaussians, weight=weight, bias=bias)
 
     def indices(self, noun: Noun) -> list[int]:
-        """The rows of the noun's words, in any number; none for a noun that has no prototype."""
+        """The rows of the noun's words, singular or plural; empty for a noun that has no prototype."""
         return list(dict.fromkeys(self._rows[plain(word)] for word in noun.words if plain(word) in self._rows))
 
     @cached_property
@@ -87,9 +87,9 @@ class Prototypes:
         return {form: row for row, noun in rows for form in forms(noun)} | {plain(noun): row for row, noun in rows}
 
     def fits(self, backbone: Backbone) -> bool:
-        """Whether these are prototypes of this very model; its precision does not matter."""
+        """Whether these prototypes are of exactly this model; its precision does not matter."""
         sample = weight_sample(backbone.denoiser)
-        # A UNet's blocks do not run in the order in which it has them.
+        # A UNet's blocks do not run in the order of its modules.
         if self.channels.keys() != set(backbone.blocks) or len(sample) != len(self.sample):
             return False
         readable = ~(sample.isnan() | self.sample.isnan())
@@ -105,7 +105,7 @@ class Prototypes:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write them as one safetensors file, whole or not at all. Raises GocaError where that fails."""
+        """Write them to a safetensors file, whole or not at all. Raises GocaError if that fails."""
         declared = {
             "nouns": self.nouns,
             "gaussians": self.gaussians,
@@ -119,7 +119,7 @@ class Prototypes:
 
     @classmethod
     def load(cls, path: str | Path) -> "Prototypes":
-        """Read a file, complete or refused with a GocaError."""
+        """Read a file. Raises GocaError unless it is complete and consistent."""
         require_regular(path)
         try:
             with safe_open(path, framework="pt") as file:
@@ -137,18 +137,18 @@ class Prototypes:
             or tuple(self.bias.shape) != expected[:1]
             or self.sample.ndim != 1
         ):
-            raise ValueError("its tensors have other shapes than it says")
+            raise ValueError("the shapes of its tensors do not match its metadata")
         return self
 
 
 def load_beside(folder: str | Path) -> Prototypes | None:
-    """The prototypes that lie in a diffusers folder, if there are any. Raises GocaError for a file that is damaged."""
+    """The prototypes in a diffusers folder, if there are any. Raises GocaError for a damaged file."""
     path = Path(folder) / FILE
     return Prototypes.load(path) if path.exists() else None
 
 
 def _declared(text: str | None) -> dict[str, Any]:
-    """The metadata as arguments of `Prototypes`; ValueError for anything else."""
+    """The metadata as arguments of `Prototypes`. Raises ValueError for anything else."""
     content = json_value(text or "null")
     match content:
         case {
@@ -159,7 +159,7 @@ def _declared(text: str | None) -> dict[str, Any]:
             "facts": dict(facts),
         }:
             if not nouns or not all(isinstance(noun, str) for noun in nouns) or len(set(nouns)) < len(nouns):
-                raise ValueError("its nouns are not different names")
+                raise ValueError("its nouns are not distinct names")
             return {
                 "nouns": tuple(nouns),
                 "gaussians": tuple(whole(count, least=1) for count in gaussians),
@@ -167,13 +167,13 @@ def _declared(text: str | None) -> dict[str, Any]:
                 "timestep": whole(timestep, most=999),
                 "facts": facts,
             }
-    raise ValueError("it does not say of what")
+    raise ValueError("its metadata are missing or malformed")
 
 
 def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The tensors as arguments of `Prototypes`, in float32; ValueError where one is missing or not finite."""
+    """The tensors as arguments of `Prototypes`, in float32. Raises ValueError if one is missing or not finite."""
     if tensors.keys() != {"weight", "bias", "sample"}:
-        raise ValueError("it has other tensors")
+        raise ValueError("tensors are missing or unexpected")
     if not all(tensor.is_floating_point() for tensor in tensors.values()) or not all(
         bool(tensors[name].isfinite().all()) for name in ("weight", "bias")
     ):
@@ -182,7 +182,7 @@ def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def weight_sample(denoiser: torch.nn.Module) -> Float[Tensor, " matrix"]:
-    """The middle value of every weight matrix, by which a model is known in any precision; NaN where it is packed."""
+    """The middle value of every weight matrix, which identifies a model in any precision; NaN if it is packed."""
     matrices = [matrix.data for matrix in denoiser.parameters() if matrix.ndim > 1]
     readable = [type(matrix) is Tensor and matrix.is_floating_point() and not matrix.is_meta for matrix in matrices]
     values = [
@@ -193,7 +193,7 @@ def weight_sample(denoiser: torch.nn.Module) -> Float[Tensor, " matrix"]:
 
 
 def features_of(call: AttentionCall) -> Float[Tensor, "channel pixel"]:
-    """The pixels' queries, of all heads; those before position encoding, which depends on where a pixel is."""
+    """The pixels' queries of all heads, before position encoding, which depends on the pixel's position."""
     if call.query is not None:
         return call.query.float().T
     return rearrange(call.q.float(), "head pixel dim -> (head dim) pixel")
@@ -202,10 +202,10 @@ def features_of(call: AttentionCall) -> Float[Tensor, "channel pixel"]:
 class LogPosterior:
     """The nouns' log posteriors in one window: `add` while the denoiser runs, then `logits`.
 
-    The prototypes are linear, so each block's part is added on its own grid and resized; no features are kept.
+    The prototypes are linear, so each block's part is made on its own grid, resized and added; features are not kept.
 
     Args:
-        prototypes: of the nouns that are asked for, see `Prototypes.among`.
+        prototypes: Those of the requested nouns, see `Prototypes.among`.
         grid: (height, width) of the window on the common grid.
     """
 
@@ -222,7 +222,7 @@ class LogPosterior:
         features = features_of(call)
         if self.prototypes.channels.get(call.block) != len(features):
             raise GocaError(
-                f"the prototypes are of another model ({self.prototypes.facts.get('model')}), which has not "
+                f"the prototypes are of another model ({self.prototypes.facts.get('model')}), which does not have "
                 f"{len(features)} channels in {call.block}: learn them with this one"
             )
         part = self.prototypes.weight[:, self._columns[call.block]].to(features) @ features
@@ -230,7 +230,7 @@ class LogPosterior:
         self._total = maps if self._total is None else self._total.add_(maps)
 
     def logits(self) -> Float[Tensor, "noun height width"]:
-        """Their softmax over the nouns is the posterior, where every noun is as likely as any other."""
+        """The log posteriors; their softmax over the nouns is the posterior under a uniform prior."""
         assert self._total is not None  # a text-to-image model attends to the text
         logits = self._total + self.prototypes.bias.to(self._total)[:, None, None]
         return torch.stack([each.logsumexp(0) for each in logits.split(self.prototypes.gaussians)])
@@ -240,7 +240,7 @@ class LogPosterior:
 class ImageLogits:
     """The log posteriors over an image: those of its windows, joined.
 
-    A pass of `CAPTION` at the prototypes' timestep gives them, such as `session.run(logits.items(...), batch)`.
+    A pass with `CAPTION` at the prototypes' timestep computes them: `session.run(logits.items(...), batch)`.
     """
 
     windows: Windows
@@ -248,16 +248,16 @@ class ImageLogits:
 
     @classmethod
     def of(cls, prototypes: Prototypes, windows: Windows) -> "ImageLogits":
-        """Nothing added yet."""
+        """An empty instance, with nothing added yet."""
         return cls(windows, tuple(LogPosterior(prototypes, (box.height, box.width)) for box in windows.boxes))
 
     def items(
         self, latents: Float[Tensor, "window channel height width"], size: Grid, seed: int = 0
     ) -> Iterator[BatchItem]:
-        """The rows of the pass; latents and size: of the windows, as in `goca.request.PreparedImage`."""
+        """The rows of the pass. latents, size: those of the windows, as in `goca.request.PreparedImage`."""
         for latent, part in zip(latents.split(1), self.parts, strict=True):
             yield BatchItem(latent, size, CAPTION, part.prototypes.timestep, seed, part.add)
 
     def logits(self) -> Float[Tensor, "noun height width"]:
-        """On the common grid of the whole image."""
+        """The log posteriors on the common grid of the whole image."""
         return self.windows.join([part.logits() for part in self.parts])

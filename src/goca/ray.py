@@ -1,4 +1,4 @@
-"""Segmentation as a step of somebody's own Ray Data job; Ray itself is not imported."""
+"""Segmentation as a step of the user's own Ray Data job; Ray itself is not imported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,17 +14,17 @@ from goca.text.nouns import Classes
 
 
 class Segment:
-    """What `Dataset.map_batches` makes once in each actor, and calls with batches.
+    """A callable class for `Dataset.map_batches`, which creates it once in each actor and calls it with batches.
 
     Args:
-        classes: as `SegmentationRequest` takes them.
-        background_classes: likewise.
-        background: likewise.
-        column: where the images are: arrays, or files as bytes or paths, see `goca.imaging.images.ImageLike`.
-        model: the arguments of `Segmenter.from_pretrained`, such as {"name": "bundled", "batch": 8}.
+        classes: As for `SegmentationRequest`.
+        background_classes: As for `SegmentationRequest`.
+        background: As for `SegmentationRequest`.
+        column: Column of the images: arrays, or files as bytes or paths, see `goca.imaging.images.ImageLike`.
+        model: Arguments of `Segmenter.from_pretrained`, such as {"name": "bundled", "batch": 8}.
 
     Raises:
-        GocaError: the model cannot be loaded, or cannot be asked for these classes.
+        GocaError: The model cannot be loaded, or does not support these classes.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Segment:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with three more columns: `labels`, `classes` and `error`.
 
-        Labels are (height, width) uint16, in which 0 is background and i is the i-th of the row's classes. The error
-        of an image that cannot be segmented says why, and its labels are (0, 0); of any other it is empty.
+        Labels are (height, width) uint16, in which 0 is background and i is the i-th of the row's classes. If an image
+        cannot be segmented, the error says why and its labels are (0, 0); otherwise the error is empty.
         """
         requests = [replace(self._request, image=image) for image in batch[self._column]]
         results = [result for _, result in self._segmenter.stream(requests, self._session)]
-        labels = np.empty(len(results), object)  # whatever their sizes, a column of arrays
+        labels = np.empty(len(results), object)  # a column of arrays even if all have the same size
         for row, result in enumerate(results):
             labels[row] = np.zeros((0, 0), np.uint16) if isinstance(result, GocaError) else result.labels
         errors = [str(result) if isinstance(result, GocaError) else "" for result in results]

@@ -27,21 +27,21 @@ AUTO = "auto"
 NO_BACKGROUND = "none"
 """A background of a request, like None: every pixel gets a class."""
 KEYS = ("caption", "side")
-"""Where cross-attention meets the classes: in the caption that the image is shown with, or beside it as keys alone."""
+"""Where cross-attention meets the classes: in the image's caption, or beside it as additional keys."""
 MAX_SEEDS = 1000
-"""More passes than anybody waits for: such a number is a mistake, as a seed given for their count."""
+"""Most noise seeds: a larger number is likely a mistake, such as a seed given as their number."""
 EVIDENCE = ("attention", "prototypes")
 """How evidence is measured, see `Recipe.evidence`."""
 
 
 def check_floor(floor: float) -> None:
-    """Raise GocaError for a floor that evidence cannot be compared with."""
+    """Raise GocaError for a floor that is not a number from 0 to 1."""
     if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 <= floor <= 1:
         raise GocaError(f"floor {floor!r} is not a number from 0 to 1: give one, 0 to keep every class", hint="floor")
 
 
 def check_seeds(seeds: int) -> None:
-    """Raise GocaError for a number of noise seeds that no image is seen with."""
+    """Raise GocaError for a number of noise seeds that is out of range."""
     if seeds < 1:
         raise GocaError(f"seeds {seeds} is too few: give 1 or more", hint="seeds")
     if seeds > MAX_SEEDS:
@@ -53,40 +53,40 @@ class Recipe:
     """The rules of a method; `goca.maths.rules` has the named ones. "from_model" takes the checkpoint's settings.
 
     Attributes:
-        heads: how the heads of a layer are weighed.
-        layers: how layers are weighed and summed.
-        rescale: steps from raw class scores to class maps.
-        cross: blocks whose cross-attention takes part; () for all.
-        reference: the block whose dense feature the layers are compared with.
-        reference_channels: what of that feature counts: "all" channels, or the "first".
-        refine: blocks whose self-attention refines.
-        order: how often it is applied, 0 or more.
-        timestep: of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
-        background: a `Background`, or "auto".
-        maps: what a layer's map is made of.
-        keys: "caption" lists the classes in the caption that the image is shown with, and spreads those that do not fit
+        heads: How the heads of a layer are weighed.
+        layers: How layers are weighed and summed.
+        rescale: Steps from raw class scores to class maps.
+        cross: Blocks whose cross-attention takes part; () for all.
+        reference: The block whose dense feature the layers are compared with.
+        reference_channels: What of that feature counts: "all" channels, or the "first".
+        refine: Blocks whose self-attention refines.
+        order: How many times it is applied, 0 or more.
+        timestep: Of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
+        background: A `Background`, or "auto".
+        maps: What a layer's map is made from.
+        keys: "caption" lists the classes in the image's caption, and spreads those that do not fit
             it over several, a pass each. "side" shows the image with the empty caption, or the user's; each class is
             encoded in a prompt of its own and only adds its tokens' keys to every cross-attention. Any number of
             classes then takes one pass, and none disturbs the image. Joint attention falls back to "caption".
-        evidence: how it is found out, before anything is asked, which classes the image shows (`goca.evidence`):
+        evidence: How to measure, before classes are put in the prompt, which ones the image shows (`goca.evidence`):
             "attention", "prototypes", "from_model" for prototypes where the model has them, else attention; None for
             not at all.
-        floor: a class with less evidence is not asked for, 0 to 1; of more than a few names each needs more, see
+        floor: evidence, 0 to 1, that a class needs to get pixels; with more than a few classes each needs more, see
             `goca.maths.presence.present`.
-        affinity: what is done to the self-attention that refines before it is applied: "plain" for nothing, or
+        affinity: How the self-attention that refines is changed before it is applied: "plain" for not at all, or
             "distinct", see `goca.maths.refine`. Layers are weighed by their attention as it is.
-        refit: how refined scores are fitted to the features of the image, the outputs of the blocks that refine:
+        refit: How refined scores are fitted to the features of the image, the outputs of the blocks that refine:
             "never", or by "gaussians", see `goca.maths.refit`; a single class stays as it is.
-        edges: whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
+        edges: Whether the scores follow the image's own edges before pixels are labelled; `refine_edges` of a
             segmenter switches this on for any recipe.
-        flip: whether the mirrored image is seen too, and scores are averaged; `flip` of a segmenter switches this on
-            for any recipe. A generation was seen once, so in a trace `flip` and `seeds` have no effect.
-        seeds: with how many noise seeds the image is seen, 1 or more; `seeds` of a segmenter above 1 goes before it.
-        square: whether images are shown squashed to a square, bicubically, as the authors' script shows them; without
+        flip: Whether scores are averaged with a pass over the mirrored image; `flip` of a segmenter switches this on
+            for any recipe. A generation runs only once, so in a trace `flip` and `seeds` have no effect.
+        seeds: Number of noise seeds to average over, 1 or more; a segmenter's `seeds` above 1 overrides it.
+        square: Whether images are squashed to a square, bicubically, as in the authors' script; without
             it they keep their aspect. Windows are squares either way, and long images then need none.
 
     Raises:
-        GocaError: for the name of an unknown rule, and for a number of seeds that is not one.
+        GocaError: A rule is unknown, or the number of seeds is not valid.
     """
 
     heads: HeadRule | str = FROM_MODEL
@@ -128,7 +128,9 @@ class Recipe:
         if self.keys not in KEYS:
             raise GocaError(f'keys {self.keys!r} is neither "caption" nor "side"')
         if self.evidence not in (None, FROM_MODEL, *EVIDENCE):
-            raise GocaError(f"evidence {self.evidence!r} is none of {', '.join(EVIDENCE)}, {FROM_MODEL} and None")
+            raise GocaError(
+                f"evidence {self.evidence!r} is not valid: give {', '.join(EVIDENCE)}, {FROM_MODEL} or None"
+            )
         check_floor(self.floor)
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, Integral):
             raise GocaError(f"seeds {self.seeds!r} is not a whole number", hint="seeds")
@@ -139,7 +141,7 @@ class Recipe:
         return f"Recipe({', '.join(changed)})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the rules by name, beside those of `GOCA` where these differ."""
+        """HTML for notebooks: the rules by name, beside those of `GOCA` if they differ."""
         published = GOCA._named()
         rows = [
             (name, html.listed(value), html.listed(published[name]) if value != published[name] else "")
@@ -167,15 +169,15 @@ GOCA_RELEASED = replace(GOCA, reference_channels="first", square=True)
 compared with one channel of the reference feature, and images are squashed to a square. The script also draws the
 latent from the VAE's posterior, of which this takes the mode, and stores attention in half precision."""
 VANILLA = replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax"))
-"""The baseline of averaging segmentors: equal heads, equal layers, no shares; all else is as in `GOCA`."""
+"""The baseline of averaging segmentors: equal heads, equal layers, no shares; everything else as in `GOCA`."""
 GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
 """`GOCA`, but rows of resized affinities sum to 1 again before layers are weighed, so that no grid is favoured."""
 GOCA_OPEN = replace(GOCA_BALANCED, evidence=FROM_MODEL, floor=0.5)
-"""What is there, and only that: each class's evidence is measured first, and `GOCA_BALANCED` asks for the classes that
-reach the floor. With prototypes the same look labels the pixels, and nothing is asked."""
+"""Labels only what an image shows: each class's evidence is measured first, and `GOCA_BALANCED` labels the classes that
+reach the floor. With prototypes the same look also labels the pixels, and no class needs to be in a prompt."""
 GOCA_REFINED = replace(GOCA_BALANCED, refit="gaussians", edges=True)
 """`GOCA_BALANCED`, refined by more than self-attention: scores are fitted to the image's own features, and follow its
-edges. Not published; one pass, as the others."""
+edges. Not published; one pass, like the others."""
 GOCA_COMPOUND = replace(
     GOCA,
     rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),
@@ -226,7 +228,7 @@ RECIPES = {
 
 
 def recipe_named(recipe: Recipe | str) -> Recipe:
-    """The recipe of a name, whatever its case, with "-" or "_"; GocaError for an unknown one. A recipe itself stays."""
+    """The recipe with a name, in any case, with "-" or "_"; a `Recipe` is returned. Raises GocaError if unknown."""
     if isinstance(recipe, Recipe):
         return recipe
     key = str(recipe).lower().replace("_", "-")

@@ -1,4 +1,4 @@
-"""A request about one image, and all that is settled before the denoiser runs: prompts, windows, background."""
+"""A request about one image, and what is decided before the denoiser runs: prompts, windows, background."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ from goca.text.nouns import (
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
 MUCH_FEWER = 0.8
-"""A result notes when the model sees less than this share of the pixels that the plan asks for."""
+"""A result has a note if the model gets less than this share of the pixels that the plan asks for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +46,18 @@ class SegmentationRequest:
     """What is asked of one image.
 
     Args:
-        image: see `goca.imaging.images.ImageLike`.
-        classes: names, or {class: [synonyms]}.
-        background_classes: nouns that take part in the prompt; their pixels become background. None for the model's
-            own list without what is wanted, or for none where every pixel gets a class or there is a caption.
+        image: See `goca.imaging.images.ImageLike`.
+        classes: Names, or {class: [synonyms]}.
+        background_classes: Nouns in the prompt whose pixels become background. None for the model's own list minus the
+            classes, or for none if every pixel gets a class or there is a caption.
         background: "auto" (the recipe's rule), a constant threshold on scores in [0, 1], or "none" or None: every pixel
             gets a class.
-        caption: the prompt, instead of the list of nouns; every noun must be in it, unless the recipe has keys on the
+        caption: The prompt, instead of the list of nouns; it must contain every noun, unless the recipe has keys on the
             side.
-        kept: the classes that a tagger names; the others get no pixels, and are not asked for. None: all are asked for.
+        kept: The classes that a tagger names; the others are not put in the prompt and get no pixels. None for all.
 
     Raises:
-        GocaError: the caption is not text.
+        GocaError: The caption is not text.
     """
 
     image: ImageLike
@@ -70,7 +70,7 @@ class SegmentationRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.caption, str | None):
             raise GocaError(f"caption {self.caption!r} is not text: write the prompt, or leave it out", hint="caption")
-        # In tuples, because an iterator could be read only once, and a request may be repeated for many images.
+        # Tuples, because an iterator can be read only once, and a request may be repeated for many images.
         for name in ("classes", "background_classes"):
             object.__setattr__(self, name, cleaned(getattr(self, name)))
         if isinstance(self.caption, str):
@@ -78,20 +78,20 @@ class SegmentationRequest:
 
     @property
     def has_background(self) -> bool:
-        """Whether a pixel may be of no class."""
+        """Whether pixels may be background."""
         return not (self.background is None or self.background == NO_BACKGROUND)
 
     @property
     def candidates(self) -> Candidates:
-        """The classes as a tagger chooses among them. Raises GocaError for names that it could not say."""
+        """The classes from which a tagger chooses. Raises GocaError for names that it could not return."""
         return Candidates.of(self.classes, self.has_background)
 
 
 def kept_by(tagger: Tagger, requests: Sequence[SegmentationRequest]) -> list[SegmentationRequest | GocaError]:
-    """The requests with the classes that a tagger names of their images, or why an image is not tagged.
+    """The requests with the classes that a tagger names for their images, or why an image is not tagged.
 
     Raises:
-        GocaError: the tagger cannot go on with any image.
+        GocaError: The tagger fails for all images.
     """
     outcomes: list[SegmentationRequest | GocaError] = list(requests)
     sources: dict[int, str | os.PathLike[str] | Image.Image] = {}
@@ -99,7 +99,7 @@ def kept_by(tagger: Tagger, requests: Sequence[SegmentationRequest]) -> list[Seg
     for index, request in enumerate(requests):
         try:
             candidates = request.candidates
-            # A file that is open can be read once.
+            # An open file can only be read once.
             image = request.image
             sources[index] = image if isinstance(image, str | os.PathLike) else images.load(image)
         except GocaError as error:
@@ -118,17 +118,17 @@ class PreparedImage:
     """A request made concrete.
 
     Attributes:
-        image: upright, RGB.
-        prompts: the nouns' tokens in each prompt that the classes were spread over.
-        nouns: what is named; of background classes those that found room.
-        background: the rule for pixels of no class; background_by_user: whether the user chose it.
-        windows: where they lie on the common grid; tiles: the image under each.
-        size: (height, width) in pixels at which the model sees a window.
-        notes: what had to differ from the recipe.
-        kept: the classes that a tagger names, where it was asked.
-        evidence: how surely the image shows each class, 0 to 1, where the recipe measures it before anything is asked.
-        asked: the indices of the classes that the prompts, or the maps, are of; None for all.
-        maps: where the look that measured the evidence labels pixels too, its passes; there is then no prompt.
+        image: Upright, RGB.
+        prompts: The nouns' tokens in each prompt over which the classes were spread.
+        nouns: The nouns that are named; of background classes those that fit.
+        background: The rule for background pixels; background_by_user: whether the user chose it.
+        windows: Their positions on the common grid; tiles: the image under each.
+        size: (height, width) in pixels of the model's input for a window.
+        notes: Deviations from the recipe.
+        kept: The classes that a tagger names, if there is one.
+        evidence: How surely the image shows each class, 0 to 1, if the recipe measures it.
+        asked: Indices of the classes that the prompts, or the maps, are of; None for all.
+        maps: If the look that measured the evidence labels pixels too, its passes; there is then no prompt.
     """
 
     image: Image.Image
@@ -152,14 +152,14 @@ class PreparedImage:
         return tuple(tokens.caption for tokens in self.prompts)
 
     def mirrored(self) -> "PreparedImage":
-        """The windows over the image with left and right exchanged."""
+        """The windows over the image flipped left to right."""
         return replace(self, windows=self.windows.mirrored(), tiles=tuple(map(ImageOps.mirror, self.tiles)))
 
 
 def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) -> PreparedImage:
-    """Read the image, find the nouns' tokens, choose windows and background; GocaError where that fails.
+    """Read the image, find the nouns' tokens, choose windows and background. Raises GocaError if that fails.
 
-    Where the plan measures evidence, that is done first and nothing is asked yet: see `asking`.
+    If the plan measures evidence, that comes first, and there are no prompts yet: see `asking`.
     """
     image = images.load(request.image)
     nouns = request_nouns(request, plan, session.backbone)
@@ -167,11 +167,13 @@ def prepare(request: SegmentationRequest, plan: Plan, session: BackboneSession) 
     background = background_of(request.background, plan, has_background_classes=bool(nouns.background_classes))
     windows, tiles, size = _windows(image, plan, session.backbone)
     if len(tiles) > 1:
-        notes.append(f"seen through {len(tiles)} overlapping windows")
+        notes.append(f"processed in {len(tiles)} overlapping windows")
     elif images.needs_windows(image) and not plan.square:
-        notes.append(f"too long for {images.MOST_WINDOWS} windows: seen whole, at {size[1]} x {size[0]} px")
+        notes.append(f"too long for {images.MOST_WINDOWS} windows: processed whole, at {size[1]} x {size[0]} px")
     elif size[0] * size[1] < MUCH_FEWER * plan.size**2:
-        notes.append(f"processed at {size[1]} x {size[0]} px, the most that this model's position embedding allows")
+        notes.append(
+            f"processed at {size[1]} x {size[0]} px, the largest size that this model's position embedding allows"
+        )
     prepared = PreparedImage(
         image=image,
         classes=tuple(request.classes),
@@ -197,9 +199,9 @@ def asking(
     session: BackboneSession,
     indices: Sequence[int] | None,
 ) -> PreparedImage:
-    """The image with prompts that ask for the classes at `indices`, None for all.
+    """The image with prompts for the classes at `indices`, None for all.
 
-    There is no prompt where they leave nothing to ask: none, or one without a background.
+    There is no prompt if none is needed: for no class, or for a single class without background.
     """
     prompts, background_classes, notes = prompts_of(request, image.nouns, plan, session, indices)
     return replace(
@@ -213,13 +215,13 @@ def asking(
 
 @dataclass(frozen=True)
 class RequestNouns:
-    """The nouns of a request in the words of the model.
+    """The nouns of a request in the model's words.
 
     Attributes:
-        classes, background_classes: what is named, with the model's own list where the request leaves it to that.
-        by_default: whether the background classes are the model's own list.
-        kept: the indices of the classes that a tagger names; None for all.
-        notes: what had to be done.
+        classes, background_classes: The nouns, with the model's own list if the request leaves that to the model.
+        by_default: Whether the background classes are the model's own list.
+        kept: Indices of the classes that a tagger names; None for all.
+        notes: Deviations from the recipe.
     """
 
     classes: tuple[Noun, ...]
@@ -230,14 +232,16 @@ class RequestNouns:
 
 
 def request_nouns(request: SegmentationRequest, plan: Plan, backbone: Backbone) -> RequestNouns:
-    """The nouns of a request; no image is read. Raises GocaError for nouns that cannot be asked for."""
+    """The nouns of a request; no image is read. Raises GocaError for nouns that cannot be used."""
     classes, background_classes = parse_nouns(request.classes, request.background_classes)
     check_rivals(request.background, classes)
     notes = []
     if backbone.family.linear_self_attention:
-        notes.append("this model's self-attention has no map: the affinity of its dense features stands in")
+        notes.append("this model's self-attention has no map: the affinity of its dense features is used instead")
     if plan.origin["keys"] == "settings":
-        notes.append("keys on the side need cross-attention, which this model lacks: the caption lists the classes")
+        notes.append(
+            "keys on the side need cross-attention, which this model lacks: the caption lists the classes instead"
+        )
     by_default = request.background_classes is None and request.caption is None
     if by_default and background_of(request.background, plan, has_background_classes=True).rule is not none:
         background_classes = background_nouns(plan.background_classes, classes)
@@ -246,7 +250,7 @@ def request_nouns(request: SegmentationRequest, plan: Plan, backbone: Backbone) 
         classes, background_classes = spelled[: len(classes)], spelled[len(classes) :]
     kept = None
     if request.kept is not None:
-        notes.append(f"only classes that the tagger keeps are asked for: {request.kept.tagger}")
+        notes.append(f"only classes kept by the tagger are labelled: {request.kept.tagger}")
         kept = request.kept.indices([noun.name for noun in classes])
     return RequestNouns(classes, background_classes, by_default and bool(background_classes), kept, tuple(notes))
 
@@ -261,16 +265,16 @@ def prompts_of(
     """Find the nouns in the prompts; no image is read.
 
     Args:
-        request, nouns: what is asked, and its nouns.
-        plan, session: how, and by what.
-        indices: of the classes that are asked for; None for all.
+        request, nouns: The request, and its nouns.
+        plan, session: How to segment, and with which model.
+        indices: Indices of the requested classes; None for all.
 
     Returns:
-        The tokens of the nouns in each prompt, the background classes that found room, and notes on what had to be
-        done.
+        The tokens of the nouns in each prompt, the background classes that fit, and notes on deviations from the
+        recipe.
 
     Raises:
-        GocaError: for nouns that cannot be asked for.
+        GocaError: A noun cannot be put in the prompt.
     """
     backbone, notes = session.backbone, list[str]()
     classes, background_classes = nouns.classes, nouns.background_classes
@@ -289,9 +293,9 @@ def prompts_of(
         groups = split_over_prompts(classes, lambda group: fits((*group, *background_classes)))
         notes += added(nouns, background_classes)
         if dropped := nouns.background_classes[len(background_classes) :]:
-            notes.append(f"background classes that found no room in the prompt: {_names(dropped)}")
+            notes.append(f"background classes that do not fit in the prompt: {_names(dropped)}")
         if len(groups) > 1:
-            notes.append(f"{len(classes)} classes do not fit one prompt: spread over {len(groups)}")
+            notes.append(f"{len(classes)} classes do not fit in one prompt: spread over {len(groups)}")
     written = None if request.caption is None else normalize("NFC", request.caption)
     prompts = []
     for group in groups:
@@ -302,12 +306,12 @@ def prompts_of(
         texts = backbone.texts(session.prompt(caption))
         prompts.append(find_noun_tokens(caption, texts, group, background_classes, named=written is not None))
     if any(len(tokens.nouns) == 1 for tokens in prompts):
-        notes.append("one noun alone in a prompt: no share is taken")
+        notes.append("a single noun in the prompt: its share of attention is not taken")
     return tuple(prompts), background_classes, tuple(notes)
 
 
 def added(nouns: RequestNouns, background_classes: Sequence[Noun]) -> list[str]:
-    """The note on background classes that nobody named, if there are any."""
+    """The note on background classes that the user did not name, if there are any."""
     listed = nouns.by_default and background_classes
     return [f"background classes added: {_names(background_classes)}"] if listed else []
 
@@ -329,14 +333,14 @@ def _names(nouns: Sequence[Noun]) -> str:
 
 
 def background_of(background: str | float | None, plan: Plan, has_background_classes: bool) -> Background:
-    """The rule for the background that a request asks for. Raises GocaError for one that there is not."""
+    """The rule for a request's background. Raises GocaError for a background that is not valid."""
     if background is None or (isinstance(background, str) and background == NO_BACKGROUND):
         return Background(none)
     if isinstance(background, Real) and not isinstance(background, bool) and 0 <= background <= 1:
         return Background(constant, float(background))
     if not (isinstance(background, str) and background == AUTO):
         raise GocaError(
-            f'background {background!r} is none of "auto", "none" and a threshold between 0 and 1', hint="background"
+            f'background {background!r} is not valid: give "auto", "none" or a threshold from 0 to 1', hint="background"
         )
     if isinstance(plan.background, Background):
         return plan.background
@@ -344,7 +348,7 @@ def background_of(background: str | float | None, plan: Plan, has_background_cla
 
 
 def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Windows, tuple[Image.Image, ...], Grid]:
-    """Windows where they are wanted or the image is long, unless a long one would take too many: it is seen whole."""
+    """Windows if requested or if the image is long; a long image that would take too many is processed whole."""
     multiple = backbone.size_multiple
     side = max(multiple, multiple * round(min(plan.size, backbone.max_side or plan.size) / multiple))
     if plan.square and not plan.window:
@@ -356,7 +360,7 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
         if plan.window:
             raise GocaError(
                 f"an image of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
-                "scale it down, cut it, or do without window",
+                "scale it down, crop it, or switch off window",
                 hint="window",
             )
     size = backbone.fit(image, plan.size)
@@ -365,7 +369,7 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
 
 
 View = tuple[bool, list[PreparedImage], list[Float[Tensor, "_window _channel _height _width"]]]
-"""(whether left and right are exchanged, images so, the encoded windows of each)."""
+"""(whether images are flipped, the images, the encoded windows of each)."""
 PromptedImage = tuple[PreparedImage, NounTokens, Float[Tensor, "_window _channel _height _width"]]
 """An image, the nouns' tokens of one of its prompts, and its encoded windows."""
 

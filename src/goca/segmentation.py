@@ -1,4 +1,4 @@
-"""The result for one image: labels, scores, masks, and what is drawn or written of them."""
+"""The result for one image: labels, scores, masks, and their drawings and files."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,9 +34,9 @@ from goca.storage.atomic import write_into
 from goca.tagging.candidates import Kept
 
 PREVIEW_SIDE = 640
-"""Pixels: the longest side at which a notebook shows a result."""
+"""Longest side, in pixels, at which a notebook shows a result."""
 LISTED_CLASSES = 5
-"""How many classes a result's repr names, and how many results that of a list."""
+"""Most classes that a result's repr names, and most results in a list's."""
 PRESENCE_HEADER = ("class", "share of pixels", "evidence")
 
 
@@ -44,11 +44,11 @@ class Presence(NamedTuple):
     """A class in an image.
 
     Attributes:
-        share: of the pixels that have its label, 0 to 1.
-        evidence: how surely the image shows it, 0 to 1. Recipes that measure it do so before any class is asked for,
-            and a class below their floor has no pixels; the more classes are named, the more evidence each needs
-            (docs/presence.md). Of other recipes it is the highest share that the class has of a cell's attention to
-            everything, before rescaling.
+        share: Share of the pixels that have its label, 0 to 1.
+        evidence: How surely the image shows it, 0 to 1. Recipes that measure evidence do so before classes are put in
+            the prompt, and a class below their floor gets no pixels; the more classes are named, the more evidence each
+            needs (docs/presence.md). For other recipes it is the highest share of a cell's attention to everything that
+            the class has, before rescaling.
     """
 
     share: float
@@ -62,11 +62,11 @@ class Instance(NamedTuple):
     """A connected region of a class.
 
     Attributes:
-        class_name: the class.
+        class_name: The class.
         mask: (height, width) bool, in the image's size.
-        box: left, top, right, bottom in pixels, the latter two the first beyond it; `PIL.Image.crop` takes it.
-        area: its number of pixels.
-        score: the mean of the class's scores over them, 0 to 1: it compares regions of one class in one image.
+        box: (left, top, right, bottom) in pixels, right and bottom exclusive, as `PIL.Image.crop` takes it.
+        area: Number of pixels.
+        score: Mean of the class's scores over them, 0 to 1; it compares regions of one class in one image.
     """
 
     class_name: str
@@ -79,7 +79,7 @@ class Instance(NamedTuple):
         return f"Instance({self.class_name}: {self.area:,} px in {tuple(self.box)}, score {self.score:.2f})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: where the region lies, white on black, and the rest in words."""
+        """HTML for notebooks: the region in white on black, and the rest in words."""
         row = self.class_name, str(tuple(self.box)), f"{self.area:,}", f"{self.score:.2f}"
         step = _step(max(self.mask.shape))
         cells = [Cell(as_image(self.mask[::step, ::step]), self.class_name)]
@@ -88,12 +88,12 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ScoreMaps:
-    """Scores on the common grid; where there is refinement each class is min-maxed, before any refitting.
+    """Scores on the common grid; with refinement each class is min-maxed, before any refitting.
 
     Attributes:
         grid: (class, height, width) float32 in [0, 1].
-        background: the background classes' map, (height, width), or None.
-        ensemble_std: the standard deviation of `grid` over several passes, or None for a single pass.
+        background: Map of the background classes, (height, width), or None.
+        ensemble_std: Standard deviation of `grid` over several passes; None for a single pass.
     """
 
     grid: Float32[np.ndarray, "class height width"]
@@ -111,7 +111,7 @@ class ScoreMaps:
         return cls(maps.classes.cpu().numpy(), background, std)
 
     def among(self, count: int, indices: Sequence[int]) -> "ScoreMaps":
-        """The maps as those of the classes at `indices` of `count` classes; the others are 0 everywhere."""
+        """The maps assigned to the classes at `indices` of `count`; those of the others are 0 everywhere."""
 
         def spread(maps: Float32[np.ndarray, "kept height width"]) -> Float32[np.ndarray, "class height width"]:
             out = np.zeros((count, *maps.shape[1:]), np.float32)
@@ -125,7 +125,7 @@ class ScoreMaps:
         """The class maps, bilinearly resized to `size` = (height, width) in pixels.
 
         Raises:
-            GocaError: for anything else than two whole numbers of 1 or more.
+            GocaError: The size is anything but two whole numbers of 1 or more.
         """
         sides = tuple(size) if isinstance(size, Sequence) else ()
         if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
@@ -139,15 +139,15 @@ class Segmentation:
     """The result for one image. It can be pickled, and read as a mapping from classes to masks.
 
     Attributes:
-        image: upright, RGB.
-        classes: names, in the order of the request.
+        image: Upright, RGB.
+        classes: Names, in the order of the request.
         labels: (height, width) uint16 in the image's size; 0 is background, i is `classes[i - 1]`.
-        scores: see `ScoreMaps`.
-        plan: the plan as it ran.
-        evidence: of each class, see `Presence`.
-        kept: the classes that a tagger names, where it was asked.
-        asked: the indices of the classes that were asked for, None for all; the scores of others are 0, and they have
-            no pixels.
+        scores: See `ScoreMaps`.
+        plan: The plan as it ran.
+        evidence: Of each class, see `Presence`.
+        kept: The classes that a tagger names, if there was one.
+        asked: Indices of the classes that were put in the prompt, None for all; the scores of the others are 0, and
+            they have no pixels.
     """
 
     image: Image.Image
@@ -163,13 +163,13 @@ class Segmentation:
         return f"Segmentation({self.image.width} x {self.image.height} px: {self._largest()}; {self.plan!r})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the masks over the image, and the classes with their shares, the largest first."""
+        """HTML for notebooks: the masks over the image, and the classes with their shares, the largest first."""
         rows = [(name, *_texts(presence)) for name, presence in self._by_share()]
         colours = dict(zip(self.classes, palette(len(self))[1:].tolist(), strict=True))
         return html.figure(repr(self), self._preview(), PRESENCE_HEADER, rows, [colours[name] for name, *_ in rows])
 
     def _preview(self) -> Image.Image:
-        """The masks over the image without a legend, at most 640 px, and at least 384 px, on its long side."""
+        """The masks over the image without a legend, between 384 and 640 px on its long side."""
         step = _step(max(self.image.size))
         small = draw.enlarged(self.image.reduce(step), self.labels[::step, ::step])
         return draw.painted(*small, len(self))
@@ -191,11 +191,11 @@ class Segmentation:
         return iter(self.classes)
 
     def mask(self, name: str) -> Bool[np.ndarray, "height width"]:
-        """The pixels of one class. Raises GocaError, listing the classes, for another name."""
+        """The pixels of one class. Raises GocaError, listing the classes, for any other name."""
         return self.labels == self._index(name) + 1
 
     def __getitem__(self, name: str) -> Bool[np.ndarray, "height width"]:
-        """The mask of a class, as `mask` gives it."""
+        """The mask of a class; the same as `mask(name)`."""
         return self.mask(name)
 
     @cached_property
@@ -207,9 +207,10 @@ class Segmentation:
 
     @cached_property
     def uncertainty(self) -> Float32[np.ndarray, "height width"] | None:
-        """How much the score of each pixel's class differs between passes; None for a single pass.
+        """How much the score of each pixel's class varies between passes; None for a single pass.
 
-        The standard deviation over the passes, bilinear in the image's size; on the background of the best class.
+        The standard deviation over the passes, bilinearly resized to the image's size; for background pixels, that
+        of the best class.
         """
         if self.scores.ensemble_std is None:
             return None
@@ -223,14 +224,14 @@ class Segmentation:
         return out
 
     def relabelled(self, backgrounds: Iterable[Background]) -> Iterator[UInt16[np.ndarray, "height width"]]:
-        """The labels under each of some other backgrounds, without another pass; the scores are upsampled once."""
+        """The labels under each of several backgrounds, without another pass; scores are upsampled only once."""
         background = None if self.scores.background is None else torch.from_numpy(self.scores.background)
         grid = self.scores.grid if self.asked is None else self.scores.grid[list(self.asked)]
         maps = ClassMaps(torch.from_numpy(grid), background, torch.zeros(len(grid)))
         return label_pixels(maps, backgrounds, self.image, self.plan.refine_edges, self.asked)
 
     def overlay(self, legend: bool = True) -> Image.Image:
-        """The image under its coloured masks; with a legend, or without and in the image's own size."""
+        """The image under its coloured masks; with a legend, or without one in the image's own size."""
         return draw.overlay(self.image, self.labels, self.classes, legend)
 
     def heatmap(self, name: str) -> Image.Image:
@@ -239,15 +240,15 @@ class Segmentation:
         return draw.heatmap(self.image, resize(scores, self.labels.shape).numpy())
 
     def cutout(self, name: str) -> Image.Image:
-        """The image, RGBA, transparent outside the mask of a class; `.crop(cut.getbbox())` is what it shows."""
+        """The image, RGBA, transparent outside the mask of a class; `cut.crop(cut.getbbox())` trims it."""
         return cutout(self.image, self.mask(name))
 
     def instances(self, min_area: int = 1, fill_holes: bool = False) -> tuple[Instance, ...]:
-        """The connected regions of the classes, class by class, and of each from the image's top down.
+        """The connected regions of the classes, class by class, and of each class from top to bottom.
 
         Args:
-            min_area: regions of fewer pixels are left out; pixels that touch only at a corner are not connected.
-            fill_holes: whether a region gets the pixels that it surrounds, whatever their class.
+            min_area: Regions of fewer pixels are left out; pixels that touch only at a corner are not connected.
+            fill_holes: Whether a region gets the pixels that it surrounds, whatever their class.
         """
         options = ObjectOptions(min_area=min_area, fill_holes=fill_holes)
         instances = []
@@ -260,7 +261,7 @@ class Segmentation:
         return tuple(instances)
 
     def boxes(self, min_area: int = 1) -> dict[str, tuple[Box, ...]]:
-        """The boxes of the connected regions of each class, those of `instances`."""
+        """The boxes of the connected regions of each class, as in `instances`."""
         boxes: dict[str, tuple[Box, ...]] = dict.fromkeys(self.classes, ())
         for region in regions(self.labels, ObjectOptions(min_area=min_area), instances=True):
             boxes[self.classes[region.label - 1]] += (region.box,)
@@ -275,7 +276,7 @@ class Segmentation:
         try:
             import supervision
         except ImportError:
-            raise GocaError("these detections are supervision's: pip install supervision") from None
+            raise GocaError("detections need supervision: pip install supervision") from None
         instances = self.instances(min_area)
         if not instances:
             return supervision.Detections.empty()
@@ -288,7 +289,7 @@ class Segmentation:
         )
 
     def to_transformers(self) -> list[dict[str, Any]]:
-        """What transformers' image segmentation pipeline returns: {"score", "label", "mask"} of each class with pixels.
+        """The output of transformers' image segmentation: {"score", "label", "mask"} of each class with pixels.
 
         The score is the class's evidence, the mask a grey image of 0 and 255; the largest class comes first.
         """
@@ -304,11 +305,11 @@ class Segmentation:
         """The masks as COCO images, annotations and categories.
 
         Args:
-            image_id: as the file shall name the image.
-            file_name: likewise.
-            instances: whether each connected region is an annotation, not each class.
-            min_area: regions of fewer pixels are left out.
-            polygons: outlines in place of run lengths, which need pycocotools; they hold the same pixels.
+            image_id: The image's id in the file.
+            file_name: The image's name in the file.
+            instances: Whether each connected region, and not each class, is an annotation.
+            min_area: Regions of fewer pixels are left out.
+            polygons: Outlines instead of run lengths, which need pycocotools; they hold the same pixels.
         """
         objects = ObjectOptions(instances=instances, min_area=min_area, polygons=polygons)
         return coco(self.labels, self.classes, image_id, file_name, objects)
@@ -318,7 +319,7 @@ class Segmentation:
         return labelme(self.labels, self.classes, file_name)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What the result is made of: labels, classes, evidence and the score maps, those that there are."""
+        """The result as arrays: labels, classes, evidence and the score maps that exist."""
         maps = {"background": self.scores.background, "ensemble_std": self.scores.ensemble_std}
         return {
             "labels": self.labels,
@@ -329,8 +330,8 @@ class Segmentation:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Classes with their ids in `labels`, shares and evidence; the plan; uncertainty over several passes; the
-        tagger and what it kept, where it was asked.
+        """The result as JSON: classes with their ids in `labels`, shares and evidence; the plan; the uncertainty over
+        several passes; the tagger and the classes that it kept, if there was one.
         """
         classes = [
             {"id": index, "name": name, **self.present[name]._asdict()}
@@ -357,21 +358,21 @@ class Segmentation:
     ) -> tuple[Path, ...]:
         """Write STEM.labels.png, STEM.overlay.png and STEM.json into a folder, each whole or not at all.
 
-        A format that is a data set, such as "coco" or "yolo", gives one of this image: STEM.coco.json, STEM.yolo/.
+        A data set format, such as "coco" or "yolo", gives a data set of this image: STEM.coco.json, STEM.yolo/.
 
         Args:
-            folder: made if it is missing.
-            stem: how the files' names start.
-            formats: names of `goca.exports.EXPORTERS`.
-            facts: further entries for the JSON.
-            file_name: the image's path from the folder, for formats that name it; default: STEM.png.
-            objects: how regions become objects, in formats that have such.
+            folder: Created if it is missing.
+            stem: Start of the files' names.
+            formats: Names of `goca.exports.EXPORTERS`.
+            facts: Further entries for the JSON.
+            file_name: The image's path relative to the folder, for formats that name it; by default STEM.png.
+            objects: How regions become objects, in formats that have them.
 
         Returns:
-            The paths; of files of the image the JSON's last: where it is, the others are. Then those of data sets.
+            The paths of the image's files, the JSON last (if it exists, the others do too), then those of data sets.
 
         Raises:
-            GocaError: a format is unknown, or the folder cannot be written.
+            GocaError: A format is unknown, or the folder cannot be written.
         """
         name, objects = file_name or f"{stem}.png", objects or ObjectOptions()
         context = ExportContext(file_name=name, facts=facts or {}, objects=objects)
@@ -403,7 +404,7 @@ class Segmentations(list[Segmentation]):
         return f"[{', '.join(map(repr, self[:LISTED_CLASSES]))}{more}]"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: each over its largest classes, and the colours of the classes."""
+        """HTML for notebooks: each result with its largest classes, and the colours of the classes."""
         cells = []
         for result in self[: html.MAX_CELLS]:
             present = [f"{name} {share:.0%}" for name, (share, _) in result._by_share() if share]
@@ -423,7 +424,7 @@ def _texts(presence: Presence) -> tuple[str, str]:
 
 
 def _step(side: int) -> int:
-    """Every how many pixels of such a side a notebook shows."""
+    """Stride at which a notebook shows the pixels of a side of this length."""
     return math.ceil(side / PREVIEW_SIDE)
 
 
@@ -436,7 +437,7 @@ def label_pixels(
 ) -> Iterator[UInt16[np.ndarray, "height width"]]:
     """The labels of an image under each background; with `refine_edges` the scores follow the image's edges.
 
-    indices: of the classes that the maps are of; None for all.
+    indices: Indices of the maps' classes; None for all.
     """
     if indices is not None:
         table = np.array([0, *(index + 1 for index in indices)], np.uint16)

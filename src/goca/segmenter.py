@@ -47,21 +47,21 @@ from goca.text.tokens import attended_tokens
 
 
 class Segmenter(PlannedModel):
-    """A frozen text-to-image pipeline that labels images; made by `from_pretrained` or `from_pipeline`.
+    """A frozen text-to-image pipeline that labels images; create it with `from_pretrained` or `from_pipeline`.
 
     An image takes one denoiser pass, and more only for windows, several prompts, timesteps or seeds, and flips.
-    Plans that measure evidence, as the default recipe's, look at it in as many passes before, and once for each list of
-    nouns at images without content; with prototypes the look is all, unless another timestep is given.
+    Plans that measure evidence, like the default recipe's, look at the image in as many passes first, and once per list
+    of nouns at images without content; with prototypes the look is enough, unless another timestep is given.
     """
 
     def check(self, request: SegmentationRequest) -> BackboneSession:
-        """Find out before any image is read whether this model can segment by such a request.
+        """Find out, before any image is read, whether this model supports a request.
 
         Returns:
             A session that has encoded the captions, for `stream`.
 
         Raises:
-            GocaError: where it cannot.
+            GocaError: It does not.
         """
         session, model = self.backbone.session(), self.for_request(request)
         with self.inference():
@@ -101,10 +101,10 @@ class Segmenter(PlannedModel):
         caption: str | None = None,
         tagger: str | Tagger | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """Label an image, or each of a list or tuple; the arguments are those of `SegmentationRequest` and `stream`.
+        """Label an image, or each image of a list or tuple; see `SegmentationRequest` and `stream` for the arguments.
 
         Raises:
-            GocaError: for an image that cannot be read, or classes that this model cannot be asked for.
+            GocaError: An image cannot be read, or the model does not support the classes.
         """
         images: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
         template = SegmentationRequest("", classes, background_classes, background, caption)
@@ -121,20 +121,20 @@ class Segmenter(PlannedModel):
         session: BackboneSession | None = None,
         tagger: str | Tagger | None = None,
     ) -> Iterator[tuple[SegmentationRequest, Segmentation | GocaError]]:
-        """Segment requests in their order, `batch` images at a time; each caption is encoded once.
+        """Segment requests in order, `batch` images at a time; each caption is encoded once.
 
         Args:
-            requests: what to segment; read `batch` at a time.
-            session: where encoded captions are looked up and kept; by default a fresh one.
-            tagger: says which of the classes each image shows; the others get no pixels. A `goca.tagging.Tagger`, or
-                its name as `goca.self_tagging.tagger_for` takes it, such as "clip:FOLDER": it is then loaded for this
-                stream alone. None or "given": all classes are there.
+            requests: What to segment; read `batch` at a time.
+            session: Keeps the encoded captions; by default a new one.
+            tagger: Says which of the classes each image shows; the others get no pixels. A `goca.tagging.Tagger`, or
+                a name for `goca.self_tagging.tagger_for`, such as "clip:FOLDER", which is loaded for this stream only.
+                None or "given" means that each image shows all classes.
 
         Yields:
-            Each request with its segmentation, or with the error that says why it has none.
+            Each request with its segmentation, or with the error that prevented it.
 
         Raises:
-            GocaError: there is no such tagger, or it cannot go on with any image.
+            GocaError: The tagger is unknown, or fails for all images.
         """
         if isinstance(tagger, str):
             tagger = None if tagger == GIVEN else tagger_for(tagger, self)
@@ -148,7 +148,7 @@ class Segmenter(PlannedModel):
     def _outcomes(
         self, requests: Sequence[SegmentationRequest | GocaError], session: BackboneSession
     ) -> Iterator[Segmentation | GocaError]:
-        """What becomes of a batch; an error stays as it is."""
+        """The outcomes of a batch; an error stays as it is."""
         prepared = [each if isinstance(each, GocaError) else self.prepare(each, session) for each in requests]
         if self.plan.evidence is not None:
             prepared = self.evidence.shown(requests, prepared, session)
@@ -170,24 +170,24 @@ class Segmenter(PlannedModel):
         keep: str | Iterable[str] = (),
         layers: Iterable[str] | None = None,
     ) -> Inspection:
-        """Label an image in one denoiser pass, and keep what it attended to; see `Inspection`.
+        """Label an image in one denoiser pass, and keep its attention; see `Inspection`.
 
-        The image is seen whole, at the plan's first timestep and seed, and every class is asked for, whatever its
-        evidence; where the recipe measures evidence, the plan notes that. A recipe that labels by prototypes is
-        inspected by attention, at the timestep at which it looks for nouns without a prototype, so its labels differ.
-        Kept are, of 4 bytes a value: a few maps of each noun and token of a noun on the common grid; the map of each
-        such token in each layer on its grid; with heads, as much again for each head of the layer (up to 1 GiB in all,
-        the layers beyond it are left out); and the self-attention that refines, up to 67 MB a grid.
+        The image is processed whole, at the plan's first timestep and seed, with every class in the prompt, whatever
+        its evidence; if the recipe measures evidence, the plan notes that. A recipe that labels by prototypes is
+        inspected by attention, at the timestep for nouns without a prototype, so its labels differ. Memory, at 4 bytes
+        per value: a few maps of each noun and token of a noun on the common grid; the map of each such token in each
+        layer on its grid; with heads, as much again for each head of the layer (up to 1 GiB in all, further layers are
+        left out); and the self-attention that refines, up to 67 MB per grid.
 
-        What is not listed here is as in `SegmentationRequest`.
+        Arguments that are not listed here are as in `SegmentationRequest`.
 
         Args:
-            keep: "heads" for the maps of single heads too.
+            keep: "heads" to keep the maps of single heads too.
             layers: The blocks whose maps are kept; by default all that attend to the text. Their weights always are.
 
         Raises:
-            GocaError: For an image that cannot be read or is seen through windows, classes that cannot be asked for in
-                one prompt, and a recipe that makes no maps of the prompt's tokens.
+            GocaError: The image cannot be read or needs windows, the classes do not fit in
+                one prompt, or the recipe makes no maps of the prompt's tokens.
         """
         each_head, blocks = bool(names_kept(keep, ["heads"])), blocks_kept(layers, self.backbone.blocks)
         model, session = self.with_plan(inspectable(self.attention_plan or self.plan)), self.backbone.session()
@@ -204,8 +204,8 @@ class Segmenter(PlannedModel):
                 notes.append(ONE_PASS.format(passes=self.plan.num_passes))
             prepared = replace(prepared, notes=tuple(notes))
             for parts, what, remedy in (
-                (prepared.prompts, "so many classes take several prompts", "inspect some of them"),
-                (prepared.tiles, "so long an image is seen in several windows", "inspect a part of it"),
+                (prepared.prompts, "these classes take several prompts", "inspect fewer at once"),
+                (prepared.tiles, "this image takes several windows", "inspect a part of it"),
             ):
                 if len(parts) > 1:
                     raise GocaError(f"{what} and cannot be inspected in one pass: {remedy}")
@@ -226,10 +226,10 @@ class Segmenter(PlannedModel):
             return Inspection(prepared, aggregator, layer_maps, attended_tokens(texts), segmentation)
 
     def for_request(self, request: SegmentationRequest) -> "Segmenter":
-        """This model or, for a request with a noun that has no prototype, the same looking by attention.
+        """This model or, for a request with a noun that has no prototype, the same model with evidence by attention.
 
         Raises:
-            GocaError: for nouns that cannot be asked for.
+            GocaError: The model does not support a noun.
         """
         if self.plan.evidence != "prototypes" or self.attention_plan is None:
             return self
@@ -240,7 +240,7 @@ class Segmenter(PlannedModel):
         try:
             return self if isinstance(request, GocaError) else self.for_request(request)
         except GocaError:
-            return self  # where the request is refused again
+            return self  # which will raise the same error
 
     @cached_property
     def _by_attention(self) -> "Segmenter":
@@ -249,11 +249,11 @@ class Segmenter(PlannedModel):
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What finds out which classes an image shows, for plans that measure evidence."""
+        """Measures which classes an image shows, for plans with evidence."""
         return Evidence(self)
 
     def looks(self, images: Sequence[PreparedImage], session: BackboneSession) -> list[Look]:
-        """What the model says of images before anything is asked, see `Evidence.looks`."""
+        """Look at images before classes are put in the prompt, see `Evidence.looks`."""
         return self.evidence.looks(images, session)
 
     def with_plan(self, plan: Plan) -> "Segmenter":
@@ -265,7 +265,7 @@ class Segmenter(PlannedModel):
         return other
 
     def prepare(self, request: SegmentationRequest, session: BackboneSession) -> PreparedImage | GocaError:
-        """The upright image, its windows, prompts that list the nouns, and the background; or why it has none."""
+        """The upright image, its windows, prompts that list the nouns, and the background; or an error."""
         try:
             with self.inference():
                 return prepare(request, self.plan, session)
@@ -295,7 +295,7 @@ class Segmenter(PlannedModel):
                 for latent, aggregator in zip(windows.split(1), sums.aggregators, strict=True)
             )
             session.run(items, self.batch)
-            while attention:  # affinities are large: none is kept here once it is handed on
+            while attention:  # affinities are large: drop each one as soon as it is yielded
                 yield attention.pop(0)
 
     def class_scores(self, attention: ImageAttention) -> ClassMaps:
@@ -304,7 +304,7 @@ class Segmenter(PlannedModel):
         - Gap 2: a class's mean over its tokens, divided at every pixel by the sum over all content tokens; blurred;
           min-maxed (`plan.rescale`). Background classes are merged by maximum before refinement.
         - Refinement: scores <- S^k scores, S the mean self-attention of a few layers (`plan.refine`, `plan.order`),
-          under a rule (`plan.affinity`). What refits them (`plan.refit`) waits for the image's other prompts.
+          under a rule (`plan.affinity`). Refitting (`plan.refit`) waits for the image's other prompts.
         """
         mass = attention.token_mass()
         maps = rescaled(self.plan, mass, attention.tokens)
@@ -317,7 +317,7 @@ class Segmenter(PlannedModel):
         with self.inference():
             if passes:
                 maps, std = mean(passes), ensemble_std(passes)
-            else:  # nothing was asked: a class that is kept is everywhere
+            else:  # there was no prompt: a class that is kept covers the image
                 count = len(indices or ())
                 maps, std = ClassMaps(torch.ones(count, *image.windows.canvas), None, torch.ones(count)), None
             (labels,) = label_pixels(maps, [image.background], image.image, self.plan.refine_edges, indices)
@@ -338,19 +338,19 @@ class Segmenter(PlannedModel):
         return Segmentation(image.image, image.classes, labels, scores, ran, evidence, image.kept, indices)
 
     def passes(self, images: Sequence[PreparedImage], session: BackboneSession) -> Iterator[tuple[ClassMaps, ...]]:
-        """For each image, its class maps in every pass: as it is, then mirrored; at each timestep, with each seed."""
+        """For each image, its class maps in every pass: unflipped, then flipped; at each timestep, with each seed."""
         passes: list[list[ClassMaps]] = []
         with self.inference():
             for flip, views, latents in self.views(images):
                 for timestep, seed in product(self.plan.timestep, self.plan.seeds):
-                    # Unlike a loop's variable, `map` lets go of an image's attention before the next is computed.
+                    # Unlike a loop variable, `map` frees an image's attention before computing the next.
                     maps = map(self.class_scores, self.attend(views, latents, timestep, seed, session))
                     merged = [joined(self.plan, list(islice(maps, len(view.prompts)))) for view in views]
                     passes.append([each.mirrored() for each in merged] if flip else merged)
         return zip(*passes, strict=True)
 
     def views(self, images: Sequence[PreparedImage]) -> Iterator[View]:
-        """The images as they are and, where the plan flips, mirrored, with the encoded windows of each."""
+        """The images unflipped and, if the plan flips, flipped, with the encoded windows of each."""
         for flip in (False, True) if self.plan.flip else (False,):
             views = [image.mirrored() if flip else image for image in images]
             yield flip, views, [self.backbone.latents(view.tiles, view.size, self.batch) for view in views]

@@ -1,7 +1,7 @@
-"""The diffusion model as its own tagger: of some candidates it keeps those that it sees, without a second model.
+"""The diffusion model as its own tagger: it keeps the candidates that it sees, without a second model.
 
-It takes the evidence of one look first (`goca.evidence`), and the denoising error of the few candidates of which that
-leaves it in doubt: so an image costs `PASSES` rows of the denoiser, however many candidates there are.
+It first takes the evidence of one look (`goca.evidence`), then the denoising errors of the few candidates that remain
+in doubt: so an image costs `PASSES` rows of the denoiser, however many candidates there are.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,8 @@ from goca.tagging.base import ImageCollection, TaggableImage, Tagger
 from goca.text.nouns import Classes, Noun, caption_of
 
 PASSES = 9
-"""How many rows of the denoiser an image costs at most; with the pass that then labels its pixels, ten. Unless the look
-alone takes more: each window, prompt,
-timestep, seed and mirrored image is a row."""
+"""Most denoiser rows that an image costs, unless the look alone takes more: each window, prompt, timestep, seed and
+mirrored image is a row. With the pass that then labels its pixels, ten."""
 
 
 _ERRORS = PresenceRule(sharpness=30.0, window=0.3, half=1.25)
@@ -39,14 +38,14 @@ _ERRORS = PresenceRule(sharpness=30.0, window=0.3, half=1.25)
 
 @dataclass(frozen=True, kw_only=True)
 class SelfRule:
-    """What decides for a candidate; `training.tune_tagger` chose the numbers.
+    """The rule that decides for a candidate; `training.tune_tagger` chose its numbers.
 
     Attributes:
-        clear: the evidence with which a candidate that reaches the floor is in no doubt.
-        timestep: where denoising errors are compared.
-        errors: how evidence is read off them.
-        weight: of its log odds, beside those of the look's evidence.
-        floor: see `goca.maths.presence.present`.
+        clear: Evidence at which a candidate that reaches the floor is beyond doubt.
+        timestep: Noise level at which denoising errors are compared.
+        errors: How evidence is computed from them.
+        weight: Weight of its log odds, relative to those of the look's evidence.
+        floor: See `goca.maths.presence.present`.
     """
 
     clear: float = 0.85
@@ -56,10 +55,10 @@ class SelfRule:
     floor: float = 0.5
 
     def combined(self, seen: "Seen") -> Float[Tensor, " candidate"]:
-        """How surely the image shows each candidate, 0 to 1: the log odds of both kinds of evidence, added.
+        """How surely the image shows each candidate, 0 to 1: the sum of the log odds of both kinds of evidence.
 
-        A place is a candidate's where, near it, the error is lowest with its noun in the caption; its share of the
-        image counts in units of what each row would have by chance.
+        A candidate gets the places near which the error is lowest with its noun in the caption; its share of the image
+        counts in units of what each row would get by chance.
         """
         evidence = seen.evidence.clone()
         if seen.doubtful:
@@ -72,12 +71,12 @@ class SelfRule:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was measured of an image.
+    """The measurements of an image.
 
     Attributes:
-        evidence: of each candidate, by the look alone.
-        doubtful: the candidates whose errors were measured, the likeliest first.
-        errors: of every place, without them in the caption, then with each; no row where none is in doubt.
+        evidence: Of each candidate, by the look alone.
+        doubtful: The candidates whose errors were measured, the likeliest first.
+        errors: Of every place, without them in the caption, then with each; no row if none is in doubt.
     """
 
     evidence: Float[Tensor, " candidate"]
@@ -93,20 +92,20 @@ def squared_errors(
     batch: int,
     seed: int = 0,
 ) -> Float[Tensor, "caption row column"]:
-    """The denoiser's squared error under each caption, with one noise for all: the mean over the channels of a cell.
+    """The denoiser's squared error under each caption, with the same noise: the mean over the channels of a cell.
 
     Args:
-        session: of the model.
-        latents: of the image.
-        captions: a row of the denoiser each.
-        timestep: of the noise.
-        batch: rows in one pass.
-        seed: of the noise.
+        session: Session of the model.
+        latents: Latents of the image.
+        captions: One denoiser row each.
+        timestep: Noise level.
+        batch: Rows per pass.
+        seed: Seed of the noise.
 
     Raises:
-        GocaError: the denoiser's answer is in no layout that is known.
+        GocaError: The layout of the denoiser's output is unknown.
     """
-    by_shape: dict[Any, list[int]] = {}  # prompts of one shape can share a pass
+    by_shape: dict[Any, list[int]] = {}  # prompts of the same shape can share a pass
     for index, caption in enumerate(captions):
         by_shape.setdefault(session.prompt(caption).shape, []).append(index)
     truth = target(session.backbone.pipeline.scheduler, latents, timestep, seed)
@@ -126,13 +125,13 @@ def _squares(
     expected: Any = packed(backbone.pipeline, truth, (output,), {})
     if isinstance(output, list):
         output, expected = torch.stack(output), torch.stack(expected)
-    # The channels of patches are behind their place, all others in front of it.
+    # Patches have their channels last, everything else has them first.
     axis = -1 if output.ndim == 3 else 1
-    # Channels behind those of the latents are a variance.
+    # Channels after those of the latents are a variance.
     prediction = output.narrow(axis, 0, min(output.shape[axis], expected.shape[axis])).to(expected)
     if prediction.shape != expected.shape:
-        raise GocaError(f"what {backbone.name} predicts is laid out in no known way: choose another tagger", "tagger")
-    # Some flow models point from noise to image.
+        raise GocaError(f"the layout of {backbone.name}'s predictions is unknown: choose another tagger", "tagger")
+    # Some flow models predict the opposite direction, from noise to image.
     sign = -1.0 if backbone.family.flow and float((prediction * expected).sum()) < 0 else 1.0
     squares = (sign * prediction - expected).square().mean(axis)
     patch = 2 if output.ndim == 3 else 1
@@ -141,12 +140,12 @@ def _squares(
 
 @dataclass(frozen=True)
 class SelfTagger:
-    """Keeps the candidates that the model itself sees; the best one where none is seen and one has to be there.
+    """Keeps the candidates that the model itself sees; the best one if none is seen but one is required.
 
     Args:
-        model: a segmenter; what it takes evidence by is used, and its size, windows, timesteps and seeds.
+        model: A segmenter; its kind of evidence, size, windows, timesteps and seeds are used.
         candidates: () for the data set's classes or, without any, the nouns that the model knows.
-        rule: see `SelfRule`.
+        rule: See `SelfRule`.
     """
 
     model: Looking
@@ -159,20 +158,20 @@ class SelfTagger:
         of_dataset = {category.name: category.synonyms for category in dataset.categories}
         classes: Classes = self.candidates or of_dataset or self.model.backbone.settings.nouns
         if not classes:
-            raise GocaError('no candidates are named: write them behind a colon, such as "self:cat, dog, grass"')
+            raise GocaError('there are no candidates: name them after a colon, such as "self:cat, dog, grass"')
         return write((noun,) for noun in self.shown(images.load(sample.image), classes, dataset.background))
 
     def shown(self, image: Image.Image, classes: Classes, background: bool = True) -> tuple[str, ...]:
         """The candidates that the image shows; background: whether it may show none.
 
         Raises:
-            GocaError: the model cannot be asked for one of them.
+            GocaError: The model does not support one of them.
         """
         there = shown(self.rule.combined(self.seen(image, classes, background)), self.rule.floor, background)
         return tuple(name for name, is_there in zip(classes, there.tolist(), strict=True) if is_there)
 
     def seen(self, image: Image.Image, classes: Classes, background: bool = True) -> Seen:
-        """What `shown` decides by: the look's evidence, and the errors of the likeliest that are in doubt."""
+        """The measurements behind `shown`: the look's evidence, and the errors of the likeliest doubtful candidates."""
         request, rule = SegmentationRequest(image, classes), self.rule
         model = self._looking.for_request(request)
         with model.inference():
@@ -182,13 +181,13 @@ class SelfTagger:
         clear = present(evidence, rule.floor, background) & (evidence >= rule.clear)
         order = evidence.argsort(descending=True).tolist()
         context = [nouns[index] for index in order if clear[index]]
-        # Beside the look, a row shows the image with no doubtful candidate in the caption.
+        # Besides the look, one row has no doubtful candidate in the caption.
         doubtful = [index for index in order if not clear[index]][: max(0, PASSES - look.rows - 1)]
         if not doubtful:
             return Seen(evidence, (), torch.empty(0, 1, 1))
         captions = [self._caption(context), *(self._caption([*context, nouns[index]]) for index in doubtful)]
         backbone, plan = model.backbone, model.plan
-        # Whole, also where it is looked at through windows.
+        # The whole image, even if the look uses windows.
         size = backbone.fit(prepared.image, plan.size)
         with model.inference():
             latents = backbone.latents([prepared.image], size)
@@ -196,7 +195,7 @@ class SelfTagger:
         return Seen(evidence, tuple(doubtful), errors)
 
     def _caption(self, nouns: Sequence[Noun]) -> str:
-        """The nouns, without the last ones but one that find no room in the prompt."""
+        """The nouns as a caption, without those before the last one that do not fit in the prompt."""
         names = [Noun(noun.name, noun.words[:1]) for noun in nouns]
         while len(names) > 1 and not self.model.backbone.fits(names):
             del names[-2]
@@ -212,15 +211,15 @@ class SelfTagger:
 
     @cached_property
     def _session(self) -> BackboneSession:
-        """One for all images, because the candidates recur; the captions with doubtful ones do not."""
+        """One session for all images, because the candidates recur; captions with doubtful ones do not."""
         return self.model.backbone.session()
 
 
 def tagger_for(spec: str, segmenter: Looking | None, **options: Any) -> Tagger:
-    """A tagger by its name, be it the segmenter's own model or another; options: those of `tagger_named`."""
+    """A tagger by its name, be it the segmenter's own model or another. options: those of `tagger_named`."""
     if not is_self(spec):
         return tagger_named(spec, **options)
     candidates = self_candidates(spec)
     if segmenter is None:
-        raise GocaError("to be its own tagger a segmenter has to be given: load one")
+        raise GocaError("the tagger self needs a segmenter: load one")
     return SelfTagger(segmenter, candidates)

@@ -1,8 +1,8 @@
-"""Settings of a checkpoint that no table knows, from its attention to images alone: no label is used.
+"""Settings for an unlisted checkpoint, chosen by its attention to images, without labels.
 
-A model looks at a few images, at several timesteps. For every block that may be the reference, and for every block that
-may refine, a criterion says how much its affinity shows of an image's structure; the best ones are taken. The order
-stays the family's. What this gives, and what it costs, docs/settings.md tells.
+The model processes a few images at several timesteps. For every block that may be the reference, and every block that
+may refine, a criterion measures how much of an image's structure its affinity shows; the best ones are taken. The order
+stays the family's. docs/settings.md has the benefit and the cost.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,23 +48,23 @@ from goca.text.nouns import Noun, caption_of, parse_nouns
 from goca.text.token_spans import NounTokens, find_noun_tokens
 
 CELLS: Grid = (16, 16)
-"""All affinities are compared on this grid of an image's cells: 262 KB each, whatever the model's grids are."""
+"""All affinities are compared on this grid of cells: 262 KB each, whatever the model's grids are."""
 TIMESTEPS = (50, 100, 200, 300)
-"""Those that are tried, and the family's own."""
+"""Timesteps that are tried, besides the family's own."""
 REFINING = 3
-"""How many blocks refine: as many as the authors took of SD 1.5's 16."""
+"""Number of blocks that refine: as many as the authors took of SD 1.5's 16."""
 PAINTED = 16
-"""How many images a model paints to look at."""
+"""Number of images that a model generates for the choice."""
 SEED = 0
-"""Of the painted images, and of the noise that is added to images."""
+"""Seeds of the generated images, and of the noise that is added to images."""
 
 
 class Looks:
-    """What is seen of one image at one timestep; looks that no criterion asks for are not made.
+    """The looks at one image at one timestep; those that no criterion asks for are not made.
 
     Args:
-        look: makes a look, of the mirrored image or not, under noise of some seed.
-        colours: of the cells, 0 to 1.
+        look: Makes a look, at the mirrored image or not, under noise of a seed.
+        colours: Colours of the cells, 0 to 1.
     """
 
     def __init__(self, look: "Callable[[bool, int], AffinityLook]", colours: Float[Tensor, "3 cell"]) -> None:
@@ -72,17 +72,17 @@ class Looks:
 
     @cached_property
     def plain(self) -> "AffinityLook":
-        """The image as it is."""
+        """The look at the unflipped image."""
         return self._look(False, SEED)
 
     @cached_property
     def mirror(self) -> "AffinityLook":
-        """The mirrored image."""
+        """The look at the mirrored image."""
         return self._look(True, SEED)
 
     @property
     def affinities(self) -> Affinities:
-        """Of each candidate: those that may be the reference, then those that may refine."""
+        """Affinities of the candidates: those for the reference, then those for refinement."""
         return self.plain.candidates()
 
     @property
@@ -92,12 +92,12 @@ class Looks:
 
     @property
     def reseeded(self) -> Affinities:
-        """The candidates under other noise."""
+        """Affinities of the candidates under other noise."""
         return self._look(False, SEED + 1).candidates()
 
     @property
     def mirrored(self) -> Affinities:
-        """The candidates of the mirrored image, mirrored back."""
+        """Affinities of the candidates on the mirrored image, mirrored back."""
         return mirrored(self.mirror.candidates(), CELLS)
 
     @property
@@ -107,24 +107,24 @@ class Looks:
 
     @property
     def mirrored_nouns(self) -> Float[Tensor, "noun cell"]:
-        """The same of the mirrored image, mirrored back."""
+        """The same for the mirrored image, mirrored back."""
         return self.mirror.nouns().reshape(-1, *CELLS).flip(-1).flatten(1)
 
 
 class Criterion(Protocol):
-    """Sums up what is seen of images, at one timestep."""
+    """Sums up the looks at images at one timestep."""
 
     def add(self, looks: Looks) -> None:
-        """Take an image."""
+        """Add an image."""
         ...
 
     def value(self) -> Figures:
-        """How good each candidate is; the greater the better."""
+        """How good each candidate is; higher is better."""
         ...
 
 
 class _Repeated:
-    """A candidate is good where another affinity shows of each image what it shows."""
+    """A candidate is good if a second affinity shows the same structure in each image."""
 
     def __init__(self, second: Callable[[Looks], Affinities]) -> None:
         self._second, self._sums = second, Repeatability()
@@ -137,7 +137,7 @@ class _Repeated:
 
 
 class _Mean:
-    """A candidate is as good as on the mean over images."""
+    """A candidate is as good as its mean figure over images."""
 
     def __init__(self, figures: Callable[[Looks], Figures]) -> None:
         self._of, self._figures = figures, list[Figures]()
@@ -150,7 +150,7 @@ class _Mean:
 
 
 def _few_segments(looks: Looks) -> Figures:
-    """Nearest to midway, on a logarithmic scale, between no segments and every cell one."""
+    """Highest midway, on a logarithmic scale, between a single segment and one segment per cell."""
     middle = 0.5 * np.log(CELLS[0] * CELLS[1])
     return -(segments(looks.affinities) - middle).abs()
 
@@ -164,26 +164,26 @@ CRITERIA: Mapping[str, Callable[[], Criterion]] = {
     "nouns": partial(_Mean, lambda looks: explained_by_others(looks.affinities, looks.nouns)),
     "prediction": partial(_Mean, lambda looks: predicted(looks.affinities, looks.nouns, looks.mirrored_nouns)),
 }
-"""What makes an affinity good:
+"""The criteria of a good affinity:
 
-- agreement: it shows of each image what the other blocks' self-attention shows on average.
-- noise, mirror: it shows the same of each image under other noise, and of the mirrored image.
-- segments: it tells a few segments apart, neither none nor every cell.
-- colour, nouns: colours, or the nouns' maps, of a cell follow from those of the cells that it looks at.
+- agreement: it shows the same structure of each image as the mean self-attention of the other blocks.
+- noise, mirror: it shows the same structure under other noise, and in the mirrored image.
+- segments: it separates a few segments, neither one nor one per cell.
+- colour, nouns: the colours, or noun maps, of a cell follow from those of the cells that it attends to.
 - prediction: noun maps that it refines agree better with those of the mirrored image.
 """
 CRITERION = "agreement"
-"""The one that is used."""
+"""The criterion that is used."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What criteria say of every candidate.
+    """The figures of every candidate by several criteria.
 
     Attributes:
-        timesteps: those that were tried.
-        references, refinements: the blocks that may be either, in the order in which they run.
-        figures: {criterion: of the references, then of the refinements}.
+        timesteps: The timesteps that were tried.
+        references, refinements: The candidate blocks for each, in the order in which they run.
+        figures: {criterion: figures of the references, then of the refinements}.
     """
 
     timesteps: tuple[int, ...]
@@ -192,9 +192,9 @@ class Measured:
     figures: Mapping[str, Float[Tensor, "timestep candidate"]]
 
     def best(self, criterion: str = CRITERION, refining: int = REFINING) -> dict[str, Any]:
-        """The timestep, reference and refine of settings: those of the greatest figures, added up.
+        """The timestep, reference and refine of settings: those with the largest sum of figures.
 
-        Of what is equally good the earlier is taken. refining: how many blocks refine.
+        Ties go to the earlier candidate. refining: number of blocks that refine.
         """
         options = []
         for timestep, figures in zip(self.timesteps, self.figures[criterion], strict=True):
@@ -211,7 +211,7 @@ class Measured:
 
 
 class AffinityLook:
-    """The affinities of one pass, and how much attention each noun has: `add` while the denoiser runs."""
+    """The affinities of one pass, and each noun's attention: `add` while the denoiser runs."""
 
     def __init__(self, blocks: Sequence[str], feature: str, tokens: NounTokens) -> None:
         self.blocks, self.feature, self.tokens = frozenset(blocks), feature, tokens
@@ -262,28 +262,28 @@ def _attention_to_text(call: AttentionCall) -> Float[Tensor, "pixel token"]:
 def choose_settings(
     model: PlannedModel, images: Sequence[ImageLike] | None = None, nouns: Sequence[str] | None = None
 ) -> CheckpointSettings:
-    """Choose the settings of a model's checkpoint by its attention to images, whose content nobody needs to know.
+    """Choose the settings of a model's checkpoint by its attention to images, without labels.
 
-    The same images give the same settings, in whatever order they come.
+    The same images give the same settings, in any order.
 
     Args:
-        model: a `Segmenter`; its size and batch are used, its own settings are not.
-        images: two or more; by default the model paints some, with fixed seeds.
-        nouns: what is painted, and what the model is told that images show; by default its vocabulary if it knows no
-            other words, else its background nouns.
+        model: A `Segmenter`; its size and batch are used, its own settings are not.
+        images: Two or more; by default the model generates some, with fixed seeds.
+        nouns: Nouns to generate, and that the prompt names; by default the vocabulary of a model that knows no other
+            words, else its background nouns.
 
     Returns:
-        Settings to be given as `settings` to `from_pretrained` or `from_pipeline`, or to be kept in a file by
+        Settings to pass as `settings` to `from_pretrained` or `from_pipeline`, or to write to a file with
         `write_settings`.
 
     Raises:
-        GocaError: for fewer than two images or nouns, an image that cannot be read, or a model whose attention cannot.
+        GocaError: There are fewer than two images or nouns, or an image or the model's attention cannot be read.
     """
     listed = tuple(nouns or model.backbone.settings.nouns or model.backbone.settings.background_classes)
     if images is not None and len(images) < 2:
-        raise GocaError("settings are chosen by what images have not in common: give two or more", hint="images")
+        raise GocaError("settings are chosen by comparing images: give two or more", hint="images")
     measured = measure(model, painted(model, listed) if images is None else images, listed, [CRITERION])
-    source = "painted by the model" if images is None else "of the user's"
+    source = "generated by the model" if images is None else "of the user's"
     count = PAINTED if images is None else len(images)
     return replace(
         model.backbone.settings,
@@ -293,31 +293,31 @@ def choose_settings(
 
 
 def automatic_settings(model: Segmenter) -> CheckpointSettings:
-    """The settings that "auto" stands for: chosen by 16 images that the model paints, then kept in the user's cache.
+    """The settings behind "auto": chosen on 16 images that the model generates, then kept in the user's cache.
 
-    The seeds are fixed, the images have the model's own size, and the weights decide where the settings are kept, so
-    they are those of every other process too. From then on `settings="auto"` finds them.
+    The seeds are fixed, the images have the model's own size, and the cache is keyed by the weights, so every process
+    gets the same settings. From then on `settings="auto"` finds them.
 
     Args:
-        model: made without settings; its batch is used.
+        model: Created without settings; its batch is used.
 
     Raises:
-        GocaError: as `choose_settings`.
+        GocaError: As for `choose_settings`.
     """
     backbone = model.backbone
-    # The weights of an offloaded model are on no device, and its fingerprint would be that of its fine-tunes too.
+    # An offloaded model's weights are on no device; its fingerprint would equal that of its fine-tunes.
     known = not has_meta_weights(backbone.pipeline)
     if known and (kept := automatic_settings_of(backbone.pipeline, backbone.settings, backbone.blocks, backbone.name)):
         return kept
     chosen = choose_settings(model.with_plan(replace(model.plan, size=backbone.settings.size)))
     if known:
-        with suppress(GocaError):  # they can be chosen again where the disk does not take them
+        with suppress(GocaError):  # if they cannot be written, they are chosen again next time
             write_settings(chosen, kept_settings(backbone.pipeline))
     return chosen
 
 
 def painted(model: PlannedModel, nouns: Sequence[str], count: int = PAINTED) -> list[Image.Image]:
-    """Images that a model paints of nouns, always the same."""
+    """Images of nouns that a model generates, always the same."""
     captions = islice(palette(model, nouns).captions(count, SEED), count)
     return [paint(model, caption, seed, LearningOptions()) for seed, caption in enumerate(captions, start=SEED)]
 
@@ -326,11 +326,11 @@ def painted(model: PlannedModel, nouns: Sequence[str], count: int = PAINTED) -> 
 def measure(
     model: PlannedModel, images: Sequence[ImageLike], nouns: Sequence[str], criteria: Sequence[str]
 ) -> Measured:
-    """What criteria say of the blocks of a model.
+    """The figures of a model's blocks by several criteria.
 
-    An image takes a row through the denoiser at each timestep, and one more for each other look that a criterion asks
-    for. Of one image at a time an affinity is held for each candidate and look, and two sums of all images for each
-    criterion: for "agreement" and the 2 x 57 candidates of Flux.1 about 120 MB.
+    An image takes a denoiser row at each timestep, and one more for each further look that a criterion needs. Memory:
+    an affinity of one image at a time for each candidate and look, and two sums over all images for each criterion; for
+    "agreement" and the 2 x 57 candidates of Flux.1 about 120 MB.
     """
     backbone, session = model.backbone, model.backbone.session()
     scheduler = backbone.pipeline.scheduler
@@ -364,12 +364,12 @@ def _tokens(session: BackboneSession, nouns: Sequence[Noun]) -> NounTokens:
 
 @dataclass(frozen=True)
 class _Seen:
-    """An image as the model sees it.
+    """An image as the model's input.
 
     Attributes:
         size: (height, width) in pixels.
-        latents: the encoded image, and the mirrored one.
-        colours: of the cells, 0 to 1.
+        latents: The encoded image, and the mirrored one.
+        colours: Colours of the cells, 0 to 1.
     """
 
     size: Grid

@@ -1,4 +1,4 @@
-"""A training set from segmentations: images, masks and prompts in a folder, as `goca evaluate folder` reads them."""
+"""A training set from segmentations: a folder of images, masks and prompts that `goca evaluate folder` reads."""
 
 import json
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ CLASSES, PROMPTS = "classes.txt", "prompts.jsonl"
 class TrainingSet:
     """A folder of NUMBER.png, NUMBER.labels.png (indexed), prompts.jsonl and classes.txt.
 
-    classes: their ids in the masks are 1, 2, ... in this order; 0 is background. A folder that has images is gone on
-    with, if its classes are the same. Raises GocaError for other classes, for no or odd ones, and for a folder that
-    cannot be written.
+    classes: Their ids in the masks are 1, 2, ... in this order; 0 is background. A folder that already has images is
+    continued if its classes are the same. Raises GocaError for other classes, for missing or odd ones, and for a folder
+    that cannot be written.
     """
 
     folder: str | Path
@@ -37,22 +37,22 @@ class TrainingSet:
 
     def __post_init__(self) -> None:
         parse_nouns(self.classes)
-        object.__setattr__(self, "classes", cleaned(self.classes))  # as results have them
+        object.__setattr__(self, "classes", cleaned(self.classes))  # as in results
         text = "".join(f"{number}: {name}\n" for number, name in enumerate(self.classes, start=1))
         path = Path(self.folder) / CLASSES
         listed = [ListedClass(name, (), number) for number, name in enumerate(self.classes, start=1)]
         for entry in listed:
             if entry.special or list(parse_class_list(f"{entry.label}: {entry.name}", CLASSES)) != [entry]:
-                raise GocaError(f"{entry.name!r} cannot be a class of a folder: name it otherwise, in one line")
+                raise GocaError(f"{entry.name!r} cannot be a class of a folder: choose another name, in one line")
         if not path.exists():
             write_atomic({path: text.encode()})
         elif list(parse_class_list(read_text(path), str(path))) != listed:
-            raise GocaError(f"{path} lists other classes, or in another order: choose another folder")
+            raise GocaError(f"{path} lists other classes, or another order: choose another folder")
 
     def add(self, segmentation: Segmentation, prompt: str = "") -> Path:
-        """Write an image with its mask, then its prompt as a line; the image's path.
+        """Write an image with its mask, and append its prompt; returns the image's path.
 
-        Raises GocaError for a class that the set does not have, and where the folder cannot be written.
+        Raises GocaError for a class that the set does not have, and if the folder cannot be written.
         """
         names = tuple(self.classes)
         for name in segmentation.classes:
@@ -62,7 +62,7 @@ class TrainingSet:
         folder = Path(self.folder)
         image = folder / f"{max(self._numbers(), default=-1) + 1}.png"
         mask = labels_png(ids[segmentation.labels], self.classes)
-        # The image last: where it is, its mask is.
+        # The image comes last: if it exists, so does its mask.
         write_atomic({image.with_suffix(".labels.png"): mask, image: png(segmentation.image)})
         try:
             if (folder / PROMPTS).exists():
@@ -74,15 +74,15 @@ class TrainingSet:
         return image
 
     def export(self, name: str, target: str | Path, objects: ObjectOptions | None = None) -> Path:
-        """Write all images as a data set of another format, whole or not at all, in the place of an earlier one.
+        """Write all images as a data set of another format, whole or not at all, replacing an earlier one.
 
         Args:
-            name: a data set of `goca.exports.EXPORTERS`, such as "coco" or "hf".
-            target: the file or folder; in COCO the images are named as in the folder of this set.
-            objects: how regions become objects, in formats that have such.
+            name: A data set format of `goca.exports.EXPORTERS`, such as "coco" or "hf".
+            target: The file or folder; in COCO, images have the same names as in this set's folder.
+            objects: How regions become objects, in formats that have them.
 
         Raises:
-            GocaError: there is no such format or image, a file cannot be read, or `target` is something else's.
+            GocaError: The format is unknown, there is no image, a file cannot be read, or `target` is not goca's.
         """
         exporter = dataset_formats([name]).get(name)
         if exporter is None:

@@ -296,6 +296,6 @@ def write(only: Collection[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    import conftest  # noqa: F401 - one thread, and a torchvision for the pipelines that ask for one
+    import preparation  # noqa: F401 - one thread, and a torchvision for the pipelines that ask for one
 
     write(sys.argv[1:])

@@ -4,18 +4,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
-from training import scenes, tokenizer
-from training.art import Pack
-from training.nouns import THINGS
+# The process that hands tests to workers reads this too, and runs none: torch is imported where it is needed.
+if TYPE_CHECKING:
+    from training import scenes
+    from training.art import Pack
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,8 +26,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def pack() -> Pack:
+def pack() -> "Pack":
     """Every thing is an opaque disc in magenta, which no stuff comes near."""
+    from training.nouns import THINGS
+
     rows, columns = np.mgrid[-1:1:90j, -1:1:90j]
     disc = np.zeros((90, 90, 4), np.uint8)
     disc[rows**2 + columns**2 <= 1] = (255, 0, 255, 255)
@@ -32,13 +37,17 @@ def pack() -> Pack:
 
 
 @pytest.fixture(scope="session")
-def textures() -> scenes.Textures:
+def textures() -> "scenes.Textures":
+    from training import scenes
+
     return scenes.make_textures(seed=5, tiles=1)
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory, pack: Pack, textures: scenes.Textures) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory, pack: "Pack", textures: "scenes.Textures") -> Path:
     """What the stages scenes and tokenizer leave behind, in small."""
+    from training import scenes, tokenizer
+
     folder = tmp_path_factory.mktemp("work")
     for name, count in (("train", 7), ("held-out", 5)):
         (folder / "scenes" / name).mkdir(parents=True)

@@ -39,7 +39,7 @@ def test_two_runs_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sys.argv", ["run", "--work", str(tmp_path)])
 
     def second(work: Path, lock: int) -> None:
-        with pytest.raises(SystemExit, match="has a run at work already"):
+        with pytest.raises(SystemExit, match="already has a run in progress"):
             run.main()
 
     with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""What ships with the package: small trained pipelines, and scenes to measure them on. Data only."""
+"""Data that ships with the package: small trained pipelines, and scenes to evaluate them on."""
 
 import json
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 DEFAULT = "bundled"
-"""The model that is used where none is named."""
+"""The default model."""
 FACTS = "goca.json"
-"""What a model's folder states beside its model_index.json; `goca.diffusion.model_facts` reads it."""
+"""File of a model's facts beside its model_index.json; `goca.diffusion.model_facts` reads it."""
 _PIPELINES = Path(__file__).parent / "pipelines"
 
 
 def names() -> tuple[str, ...]:
-    """The pipelines that are there, each named as its folder."""
+    """The names of the bundled pipelines, which are those of their folders."""
     return tuple(sorted(index.parent.name for index in _PIPELINES.glob("*/model_index.json")))
 
 
@@ -35,7 +35,7 @@ def vocabulary(name: str = DEFAULT) -> tuple[str, ...]:
 
 
 def stuff(name: str = DEFAULT) -> tuple[str, ...]:
-    """The nouns of the vocabulary that are not things: what the surroundings of things consist of."""
+    """The nouns of the vocabulary that are stuff, not things: the surroundings of things."""
     return tuple(_facts(name)["stuff"])
 
 
@@ -62,7 +62,7 @@ class Scene:
 
 
 def scenes() -> Iterator[Scene]:
-    """The scenes benchmark: images in an art style that no pipeline was trained on, with exact labels."""
+    """The scenes benchmark: images in a style that no pipeline was trained on, with exact labels."""
     import numpy as np
 
     from goca.imaging.files import opened

@@ -1,4 +1,4 @@
-"""Is a checkpoint read rightly? Checks without ground truth, for people with weights that nobody here has seen.
+"""Is a checkpoint read correctly? Checks without ground truth, for weights that could not be tested here.
 
 subject = Subject(load("some/model"))
 for verdict in check(subject): ...
@@ -38,19 +38,19 @@ CHECKS: dict[str, Check] = {
 
 
 def check(subject: Subject, names: Sequence[str] = tuple(CHECKS)) -> Iterator[Verdict]:
-    """Run checks, one after the other; `goca.imaging.html.Rows` of the verdicts are a table in a notebook.
+    """Run checks one after the other; in a notebook, `goca.imaging.html.Rows` shows the verdicts as a table.
 
     Args:
         subject: The pipeline under test.
         names: Which checks; by default all.
 
     Yields:
-        The verdict of each: one that breaks off has failed, and says why.
+        The verdict of each; a check that raises has failed, and its verdict says why.
     """
     for name in names:
         try:
             verdict = CHECKS[name](subject)
-        except Exception as error:  # whatever goes wrong is the check's result
+        except Exception as error:  # any failure is the check's result
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            verdict = Verdict(name, "failed", {}, "", f"it broke off ({reason})")
+            verdict = Verdict(name, "failed", {}, "", f"the check raised an error ({reason})")
         yield verdict

@@ -1,4 +1,4 @@
-"""Which branch of guidance is read: the one that the prompt guides?"""
+"""Is attention read from the branch of guidance that has the prompt?"""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ LEAST_CHANGE, MOST_CHANGE = 1e-2, 1e-6
 
 
 class _TextKeys:
-    """An observer that keeps the text's keys of each branch, of the first attention to the text in the first step."""
+    """An observer that keeps each branch's text keys from the first attention to the text in the first step."""
 
     def __init__(self) -> None:
         self.keys: dict[str, Tensor] = {}
@@ -40,7 +40,7 @@ def branch(subject: Subject) -> Verdict:
     """The rows that are read change with the prompt; the unguided ones do not."""
     name = "the prompt's branch is read"
     if subject.refusal is not None:
-        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+        return skipped(name, f"the pipeline cannot generate images: {subject.refusal}")
     first, second = (_keys(subject, prompt) for prompt in PROMPTS)
     change = {each: _change(first[each], second[each]) for each in BRANCHES if each in first and each in second}
     conditional, unconditional = change.get("cond", 0.0), change.get("uncond", 0.0)
@@ -49,9 +49,10 @@ def branch(subject: Subject) -> Verdict:
         conditional >= LEAST_CHANGE and unconditional <= MOST_CHANGE,
         {f"{each} changes by": value for each, value in change.items()},
         f">= {LEAST_CHANGE:g}; uncond <= {MOST_CHANGE:g}",
-        "what is read changes with the prompt" + ("" if "uncond" in change else "; this pipeline has no other branch"),
-        "what is read does not follow the prompt, or the other branch does: the pipeline orders its batch otherwise; "
-        "please report it",
+        "the attention that is read changes with the prompt"
+        + ("" if "uncond" in change else "; this pipeline has no other branch"),
+        "the attention that is read does not follow the prompt, or the other branch does: the pipeline orders its "
+        "batch differently; please report it",
     )
 
 

@@ -1,4 +1,4 @@
-"""Is everything there: finite weights, and text encoders that know all tokens of their tokenizers?"""
+"""Is a model complete: finite weights, and text encoders with all tokens of their tokenizers?"""
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +13,28 @@ COMPLETE = "complete"
 
 
 def complete() -> Verdict:
-    """The verdict of a folder that was loaded: loading refuses whatever is not complete."""
+    """The verdict on a folder that was loaded: loading refuses anything incomplete."""
     return Verdict(
         COMPLETE,
         "passed",
         {"missing": 0, "unknown": 0, "of another shape": 0},
         "0",
-        "every tensor of every part comes from its files, and every tensor of these is used",
+        "every tensor of every part comes from its files, and all their tensors are used",
     )
 
 
 def incomplete(error: GocaError) -> Verdict:
-    """The verdict of a folder that could not be loaded, and why."""
+    """The verdict on a folder that could not be loaded, with the reason."""
     return Verdict(COMPLETE, "failed", {}, "0", str(error))
 
 
 def weights(subject: Subject) -> Verdict:
-    """No weight is NaN or infinite; a warning where a matrix is constant, as those that were never filled are."""
+    """No weight is NaN or infinite; warns of constant matrices, which may never have been filled."""
     parts = {name: part for name, part in subject.pipeline.components.items() if isinstance(part, nn.Module)}
     bad, constant, count, types = list[str](), list[str](), 0, dict[str, None]()
     for name, part in parts.items():
         for key, tensor in part.state_dict().items():
-            # A quantised tensor is its library's own, and one that is offloaded is not here.
+            # A quantised tensor has its library's own format, and an offloaded one is not in memory.
             if type(tensor) is not Tensor or not tensor.is_floating_point() or tensor.is_meta:
                 continue
             count += tensor.numel()
@@ -48,16 +48,16 @@ def weights(subject: Subject) -> Verdict:
         not bad and not constant,
         {"bad tensors": len(bad), "constant": len(constant), "numbers": count, "types": ", ".join(types)},
         "0",
-        "complete, and all of them finite",
+        "complete, and all finite",
         f"not finite, or constant: {', '.join([*bad, *constant][:3])}; fetch the folder again, or load it in float32",
         otherwise="failed" if bad else "warned",
     )
 
 
 def vocabularies(subject: Subject) -> Verdict:
-    """Every tokenizer's numbers have a row in its text encoder's embeddings, and few rows have no token.
+    """Every token id has a row in its text encoder's embeddings, and few rows have no token.
 
-    There may be up to 1.25 rows a token and 256 more: some are padded.
+    Some are padded, so up to 1.25 rows per token plus 256 are accepted.
     """
     measured: dict[str, float | int | str] = {"misfits": 0}
     wrong = []
@@ -76,5 +76,5 @@ def vocabularies(subject: Subject) -> Verdict:
         measured,
         "0",
         "tokenizers and text encoders belong together",
-        f"{', '.join(wrong)} and its text encoder are of different models: fetch both folders again",
+        f"{', '.join(wrong)} and its text encoder belong to different models: download both folders again",
     )

@@ -1,4 +1,4 @@
-"""What segmenting an image costs, against a plain pass of the denoiser."""
+"""The cost of segmenting an image, relative to a plain denoiser pass."""
 
 import re
 import time
@@ -19,7 +19,7 @@ REPEATS = 3
 
 @torch.no_grad()
 def cost(subject: Subject) -> Verdict:
-    """Time and memory of a segmentation as multiples of a plain pass's; a warning where they are large."""
+    """Time and memory of a segmentation as multiples of a plain pass's; warns if they are large."""
     backbone, shown = subject.backbone, subject.scenes[0]
     with denoiser_call(backbone, subject.latent_size, ", ".join(shown.nouns)) as (args, kwargs, _):
         plain = _measured(backbone.device, lambda: backbone.denoiser(*args, **kwargs))
@@ -47,14 +47,14 @@ def cost(subject: Subject) -> Verdict:
 
 
 def _measured(device: str, run: Callable[[], object]) -> tuple[float, float | None]:
-    """(seconds of the fastest of some runs, peak memory in MB; None where the system does not tell)."""
+    """(seconds of the fastest of several runs, peak memory in MB or None if the system does not report it)."""
     run()
     on_gpu = device.startswith("cuda")
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # Linux alone forgets the peak
+        with suppress(OSError):  # only Linux can reset the peak
             Path("/proc/self/clear_refs").write_text("5")
     times = []
     for _ in range(REPEATS):

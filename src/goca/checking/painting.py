@@ -1,4 +1,4 @@
-"""Does the model paint what it is told, see what it meant to paint, and denoise what it has not painted?"""
+"""Does the model generate what the prompt says, see what it meant to generate, and denoise other images?"""
 
 from dataclasses import replace
 
@@ -19,31 +19,31 @@ from goca.segmenter import Segmenter
 LEAST_RANK = 0.75
 MOST_NOISE_LEFT = 0.5
 NOISY = 500
-"""The timestep at which denoising is judged: any at which half of an image is noise."""
+"""The timestep at which denoising is judged: about half of the latent is noise."""
 
 
 def meant_and_seen(subject: Subject) -> Verdict:
-    """What the trace of a generation says is where, and what a segmentation of the finished image says."""
+    """The masks in the trace of a generation agree with a segmentation of the finished image."""
     name = "sees what it meant to paint"
     if subject.refusal is not None:
-        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+        return skipped(name, f"the pipeline cannot generate images: {subject.refusal}")
     meant = [each.meant for each in subject.painted if each.meant is not None]
     return agreement(
         name,
         meant,
         subject.seen,
-        "masks of finished images are where the words were painted",
-        "masks of finished images are elsewhere than the words were painted: look at the sheet; weights, timestep or "
+        "masks of finished images are where the words were generated",
+        "masks of finished images are not where the words were generated: look at the sheet; weights, timestep or "
         "blocks are wrong",
     )
 
 
 @torch.no_grad()
 def evidence(subject: Subject) -> Verdict:
-    """In a painted image there is more evidence for its own nouns than for those of the other images."""
+    """In a generated image there is more evidence for its own nouns than for those of the other images."""
     name = "paints what it is told"
     if subject.refusal is not None:
-        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+        return skipped(name, f"the pipeline cannot generate images: {subject.refusal}")
     painted = subject.painted
     # Prototypes would not notice that the words mean something else.
     looker = Segmenter.from_pipeline(
@@ -64,8 +64,8 @@ def evidence(subject: Subject) -> Verdict:
         rank >= LEAST_RANK,
         {"rank of own nouns": rank, "by chance": 0.5},
         f">= {LEAST_RANK}",
-        "painted images show their own nouns more than others",
-        "painted images do not show their own nouns: the text encoder or the denoiser is damaged, or they do not "
+        "generated images show their own nouns more than others",
+        "generated images do not show their own nouns: the text encoder or the denoiser is damaged, or they do not "
         "belong together",
     )
 
@@ -82,7 +82,7 @@ def own_rank(evidence: Float[Tensor, "image noun"], own: Bool[Tensor, "image nou
 
 @torch.no_grad()
 def denoising(subject: Subject) -> Verdict:
-    """The denoiser predicts the noise in drawings that it has not painted."""
+    """The denoiser predicts the noise in drawings that it has not generated."""
     name, backbone = "denoises", subject.backbone
     images = [each.image for each in subject.scenes]
     latents = backbone.latents(images, (subject.side, subject.side), subject.model.batch)
@@ -92,9 +92,9 @@ def denoising(subject: Subject) -> Verdict:
         if isinstance(prediction, Tensor) and prediction.ndim == 4 and prediction.shape[1] == 2 * latent.shape[1]:
             prediction = prediction[:, : latent.shape[1]]  # the rest is variance
         if not isinstance(prediction, Tensor) or prediction.shape != latent.shape:
-            return skipped(name, "the denoiser's output is packed, so that it cannot be compared with the noise")
+            return skipped(name, "the denoiser's output is packed and cannot be compared with the noise")
         wanted = target(backbone.pipeline.scheduler, latent, NOISY, 0)
-        # Some flow models predict the way from noise to image, the negative.
+        # Some flow models predict the opposite direction, from noise to image.
         losses = [
             float((sign * prediction.float() - wanted).square().sum() / wanted.square().sum()) for sign in (1, -1)
         ]

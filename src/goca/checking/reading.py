@@ -1,4 +1,4 @@
-"""Is attention read as it was computed: one pass, recorded, against what its modules really returned."""
+"""Is attention read as it was computed? Compares one recorded pass with the outputs of its modules."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,20 +22,20 @@ from goca.text.nouns import Noun, caption_of
 from goca.text.token_spans import find_noun_tokens
 
 PIXELS = 256
-"""How many pixels of each attention are rebuilt."""
+"""Number of pixels of each attention that are rebuilt."""
 ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-"""The largest relative error, by what the denoiser computes in."""
+"""Largest accepted relative error, by the denoiser's dtype."""
 
 
 @dataclass
 class RecordedPass:
-    """One pass of the denoiser over noise, read and not read.
+    """One denoiser pass over noise, with attention read and not read.
 
     Attributes:
         identical: Whether both gave the same output, bit for bit.
         attention_errors: {module: relative error of softmax(q k) v}, of all softmax attention.
-        output_errors: {module: relative error of that through the output projection}, of modules that return it alone.
-        head_sums: {block: how far the heads' weights are from summing to 1, at the worst pixel}.
+        output_errors: {module: relative error after the output projection}, for modules that return only that.
+        head_sums: {block: largest deviation over pixels of the heads' summed weights from 1}.
         layers: {block: weight}.
     """
 
@@ -55,12 +55,12 @@ def hook(subject: Subject) -> Verdict:
         {"identical": str(identical).lower()},
         "bit for bit",
         "the denoiser's output is the same with attention read",
-        "reading attention changes the output: another attention processor or a patch; load the pipeline again",
+        "reading attention changes the output: another processor or a patch interferes; load the pipeline again",
     )
 
 
 def records(subject: Subject) -> Verdict:
-    """softmax(q k) v, and that through the output projection, are what the modules returned."""
+    """softmax(q k) v, and its output projection, equal what the modules returned."""
     recorded = subject.once(record)
     errors = dict(recorded.attention_errors)
     for module, error in recorded.output_errors.items():
@@ -73,12 +73,12 @@ def records(subject: Subject) -> Verdict:
         {"worst relative error": errors[worst], "modules": len(errors), "with projection": len(recorded.output_errors)},
         f"<= {limit:g}",
         "queries, keys, values and projections rebuild what the modules returned",
-        f"{worst} returns something else than its records say: please report this model",
+        f"{worst} does not return what its records give: please report this model",
     )
 
 
 def weights(subject: Subject) -> Verdict:
-    """The heads' weights sum to 1 at every pixel, and the layers' to 1, none of them negative."""
+    """The heads' weights sum to 1 at every pixel, the layers' to 1, and none is negative."""
     recorded = subject.once(record)
     worst, layers = max(recorded.head_sums.values()), recorded.layers.values()
     off, least = abs(sum(layers) - 1), min(layers)
@@ -114,7 +114,7 @@ def record(subject: Subject) -> RecordedPass:
                     sums = head_weights(plan.heads, parts, call.projection).sum(-1)
                     recorded.head_sums[call.block] = float((sums - 1).abs().max())
                 if call.kind == "self" and backbone.family.linear_self_attention:
-                    return  # nothing in the model computes this one
+                    return  # no module computes this one
                 name = f"{call.block} {call.kind}"
                 rows = torch.linspace(0, call.q.shape[1] - 1, min(PIXELS, call.q.shape[1]), device=call.q.device).long()
                 mask = call.mask if call.mask is None or call.mask.shape[1] == 1 else call.mask[:, rows]
@@ -135,7 +135,7 @@ def record(subject: Subject) -> RecordedPass:
 
 
 class _Running(list[tuple[AttentionModule, list[Any]]]):
-    """The attention modules that run, innermost last, with what was rebuilt of each; `finished` with their outputs."""
+    """The running attention modules, innermost last, with what was rebuilt; `finished` with their outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def _modules(denoiser: nn.Module) -> Iterator[_Running]:
 def _output_error(
     attention: AttentionModule, rebuilt: Tensor, rows: Tensor, call: AttentionCall, output: Any
 ) -> float | None:
-    """The relative error of what a module returned for the pixels; None where its block projects, gates or mixes it."""
+    """The relative error of a module's output for pixels; None if its block projects, gates or mixes it."""
     layer: Any = getattr(attention.module, "to_out", None)
     layer = layer[0] if isinstance(layer, nn.ModuleList | nn.Sequential) else layer
     fused = layer is not None and layer.in_features != rebuilt.shape[0] * rebuilt.shape[2]  # with an MLP's

@@ -1,4 +1,4 @@
-"""What a check leaves behind: a document that says nothing of the machine, and a sheet of what was painted and seen."""
+"""The output of a check: a document without details of the machine, and a sheet of images and their masks."""
 
 import re
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ from goca.maths.attention import probabilities
 from goca.plan import versions
 
 POINTS = 2
-"""Pixels of each image whose affinity is shown."""
+"""Number of pixels of each image whose affinity is shown."""
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()]+){2,}[/\\]?")
 _KEPT = ("recipe", "settings", "size", "grid", "timestep", "feature", "reference", "refine", "order", "heads", "layers")
 
 
 def document(verdicts: Sequence[Verdict], name: str, subject: Subject | None) -> dict[str, Any]:
-    """Everything that was measured, for the authors of goca; without paths, names of users, or the folder's name.
+    """Everything that was measured, for the authors of goca; without paths, user names, or the folder's name.
 
     Args:
-        verdicts: Of every check.
-        name: What the model was loaded by.
-        subject: What was checked; None where it could not be loaded.
+        verdicts: The verdicts of all checks.
+        name: Name or folder from which the model was loaded.
+        subject: The checked model; None if it could not be loaded.
     """
     model: dict[str, Any] = {"name": "a local folder" if Path(name).exists() else name}
     facts: dict[str, Any] = {"versions": dict(versions()), "model": model}
@@ -50,14 +50,14 @@ def document(verdicts: Sequence[Verdict], name: str, subject: Subject | None) ->
 
 
 def _folder(name: str) -> re.Pattern[str]:
-    """Finds the model's folder, as it was named and as a whole path; nothing for a Hub id."""
+    """A pattern for the model's folder, as named and as an absolute path; it matches nothing for a Hub id."""
     known = {name, str(Path(name).absolute()), str(Path(name).resolve())} if Path(name).exists() else set()
     longest_first = sorted(known, key=len, reverse=True)
     return re.compile("|".join(rf"(?<![\w.]){re.escape(each)}(?=[/\\\s:;,'\")]|$)" for each in longest_first) or "(?!)")
 
 
 def _without_paths(value: Any, folder: re.Pattern[str]) -> Any:
-    """MODEL for the model's folder, PATH for any other path of several parts; the path of a block has dots."""
+    """Replace the model's folder by MODEL, other paths with slashes by PATH; the paths of blocks have dots."""
     if isinstance(value, dict):
         return {key: _without_paths(inner, folder) for key, inner in value.items()}
     return _PATH.sub("PATH", folder.sub("MODEL", value)) if isinstance(value, str) else value
@@ -65,7 +65,7 @@ def _without_paths(value: Any, folder: re.Pattern[str]) -> Any:
 
 @torch.no_grad()
 def sheet(subject: Subject) -> Image.Image:
-    """A row for each image: itself, the masks that it was painted with, those that are seen in it, and affinities."""
+    """A row for each image: itself, the masks of its generation, those of its segmentation, and affinities."""
     return contact_sheet([_row(subject, each, seen) for each, seen in zip(subject.shown, subject.seen, strict=True)])
 
 
@@ -86,7 +86,7 @@ def _row(subject: Subject, shown: Shown, seen: Labels) -> list[Cell]:
     for label, noun in enumerate(shown.nouns[:POINTS], start=1):
         row, column = _inside(seen, label, grid)
         values = affinity[row * grid[1] + column].reshape(grid).copy()
-        values[row, column] = 0  # a point is most like itself
+        values[row, column] = 0  # a point is most similar to itself
         values = values / max(values.max(), np.finfo(np.float32).tiny)
         heat = Image.fromarray(magma(values)).resize((side, side), Image.Resampling.NEAREST)
         _mark(heat, row, column, grid)
@@ -95,7 +95,7 @@ def _row(subject: Subject, shown: Shown, seen: Labels) -> list[Cell]:
 
 
 def _inside(labels: Labels, label: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """A cell deep inside a label's pixels: the one with the most of them around it."""
+    """A cell deep inside a label's pixels: the one with most of them around it."""
     image = Image.fromarray((labels == label).astype(np.uint8) * 255)
     small = image.resize((grid[1], grid[0]), Image.Resampling.BOX)
     around = np.asarray(small.filter(ImageFilter.GaussianBlur(min(grid) / 8)), np.float32)

@@ -1,4 +1,4 @@
-"""Do the labels depend on the image, not on the noise, and are the stated settings among the good ones?"""
+"""Do the labels depend on the image and not on the noise, and are the model's settings good ones?"""
 
 from collections.abc import Sequence
 
@@ -15,22 +15,22 @@ from goca.diffusion.attention_call import AttentionCall
 
 LEAST_SKILL = 0.3
 TIMESTEPS = (100, 200, 300)
-"""Timesteps that the stated one is compared with: those that segmenters use."""
+"""Timesteps with which the model's own is compared: those that segmenters use."""
 MOST_BEHIND = 0.15
-"""By how much of skill the stated timestep may be behind the best of them."""
+"""Largest difference in skill between the best of them and the model's own timestep."""
 LEAST_SHARE = 0.5
-"""How much of the best block's separation the reference block has to have."""
+"""Least share of the best block's separation that the reference block must have."""
 
 Features = dict[str, tuple[Float[Tensor, "pixel channel"], tuple[int, int]]]
 
 
 def seeds(subject: Subject) -> Verdict:
-    """Another noise gives much the same labels."""
+    """Other noise gives much the same labels."""
     return agreement(
         "same labels with other noise",
         subject.seen,
         subject.labels(seed=1),
-        "labels are the image's",
+        "labels depend on the image",
         "labels depend on the noise: the timestep is too high, or weights are damaged",
     )
 
@@ -41,13 +41,13 @@ def mirror(subject: Subject) -> Verdict:
         "same labels mirrored",
         subject.seen,
         subject.labels(mirrored=True),
-        "labels are the image's",
-        "labels depend on where the image has left and right: the timestep is too high, or pixels are out of order",
+        "labels depend on the image",
+        "labels depend on the image's left and right: the timestep is too high, or pixels are out of order",
     )
 
 
 def agreement(name: str, first: Sequence[Labels], second: Sequence[Labels], passed: str, failed: str) -> Verdict:
-    """The verdict on two labellings of the same images, by their `skill`."""
+    """The verdict on two labellings of the same images, by `skill`."""
     value, miou, chance = skill(first, second)
     return judged(
         name,
@@ -60,10 +60,10 @@ def agreement(name: str, first: Sequence[Labels], second: Sequence[Labels], pass
 
 
 def timestep(subject: Subject) -> Verdict:
-    """The stated timestep sees what was painted about as well as the best of usual ones."""
+    """The model's timestep recovers generated objects about as well as the best of the usual ones."""
     name = "the timestep is a good one"
     if subject.refusal is not None:
-        return skipped(name, f"the pipeline does not paint: {subject.refusal}")
+        return skipped(name, f"the pipeline cannot generate images: {subject.refusal}")
     meant = [each.meant for each in subject.painted if each.meant is not None]
     others = {step: skill(meant, subject.labels(step))[0] for step in TIMESTEPS if (step,) != subject.plan.timestep}
     stated = skill(meant, subject.seen)[0]
@@ -77,14 +77,14 @@ def timestep(subject: Subject) -> Verdict:
             **{f"skill at {step}": value for step, value in others.items()},
         },
         f"<= {MOST_BEHIND} ({', '.join(map(str, TIMESTEPS))})",
-        f"timestep {', '.join(map(str, subject.plan.timestep))} sees what was painted as well as others",
-        f"timestep {best} sees more of what was painted: set it with timestep={best}, and please report it",
+        f"timestep {', '.join(map(str, subject.plan.timestep))} recovers generated objects as well as others",
+        f"timestep {best} recovers more of the generated objects: set timestep={best}, and please report it",
     )
 
 
 @torch.no_grad()
 def reference(subject: Subject) -> Verdict:
-    """The reference block's feature tells the regions of an image apart about as well as the best block's."""
+    """The reference block's feature separates the regions of an image about as well as the best block's."""
     name, measured = "the reference block is a good one", separations(subject)
     best, stated = max(measured, key=lambda block: measured[block]), measured.get(subject.plan.reference, 0.0)
     return judged(
@@ -98,19 +98,19 @@ def reference(subject: Subject) -> Verdict:
             "median": float(np.median([*measured.values()])),
         },
         f">= {LEAST_SHARE}",
-        f"{subject.plan.reference} tells regions apart",
-        f"{subject.plan.reference} hardly tells regions apart, {best} does: name that in a recipe, reference=..., and "
+        f"{subject.plan.reference} separates regions",
+        f"{subject.plan.reference} hardly separates regions, {best} does: name that in a recipe, reference=..., and "
         "please report it",
     )
 
 
 @torch.no_grad()
 def separations(subject: Subject) -> dict[str, float]:
-    """{block: how much likelier its feature is to be alike within a region than across, than by chance}.
+    """{block: how much better than chance its feature is more similar within a region than across regions}.
 
-    A region is what the model meant to paint, or, where it does not paint, what it sees. For every pixel it is asked
-    how often a pixel of its own region is more like it than one of the other; chance is the same with the regions of
-    the other images, so that a feature that knows nothing but places has no separation.
+    A region is what the model meant to generate or, if it does not generate, what it sees. For every pixel, this is the
+    chance that a pixel of its own region is more similar to it than one of the other region; the baseline uses the
+    regions of the other images, so that a feature that only depends on position has no separation.
     """
     regions = [
         seen if each.meant is None else each.meant for each, seen in zip(subject.shown, subject.seen, strict=True)
@@ -128,7 +128,7 @@ def separations(subject: Subject) -> dict[str, float]:
 
 
 def features(subject: Subject, image: Image.Image, nouns: tuple[str, ...]) -> Features:
-    """{block: (its dense feature, as the reference's is read, and its grid)} in one pass."""
+    """{block: (its dense feature, as for a reference, and its grid)} from one pass."""
     of_blocks = Features()
 
     def sink(_: int, call: AttentionCall) -> None:
@@ -150,7 +150,7 @@ def _resized(labels: Labels, grid: tuple[int, int]) -> Bool[np.ndarray, "row col
 
 
 def region_rank(similar: Float[Tensor, "pixel pixel"], mask: Bool[Tensor, " pixel"]) -> float | None:
-    """The mean over pixels of the area under the curve by which likeness tells the own region from the other."""
+    """The mean over pixels of the area under the ROC curve by which similarity separates the two regions."""
     if not 0 < int(mask.sum()) < len(mask):
         return None
     ranks = similar.argsort(dim=1).argsort(dim=1).float()
@@ -158,7 +158,7 @@ def region_rank(similar: Float[Tensor, "pixel pixel"], mask: Bool[Tensor, " pixe
     same.fill_diagonal_(False)
     other = mask[:, None] != mask[None]
     inside, outside = same.sum(1).float(), other.sum(1).float()
-    # The sum of ranks of the other region counts how many of the own, and the pixel itself, are below each of them.
+    # The other region's rank sum counts, for each of its pixels, own-region pixels and the pixel itself below it.
     own_sum = (ranks * same).sum(1)
     below_self = ((ranks.diagonal()[:, None] < ranks) & same).sum(1).float()
     wins = own_sum - inside * (inside - 1) / 2 - below_self

@@ -1,4 +1,4 @@
-"""What is checked: a pipeline, and what the checks share of it, each measured when it is first asked for."""
+"""The model under test, and the measurements that checks share, each made on first use."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,19 +29,19 @@ PAIRS = (
     ("apple", "wood"),
     ("house", "brick"),
 )
-"""A thing and what is around it; words that every text-to-image model knows, the bundled ones among them."""
+"""An object and its surroundings; words that every text-to-image model knows, including the bundled ones."""
 STEPS = 16
-"""How many steps an image is painted in."""
+"""Number of sampling steps of a generated image."""
 BATCH = 4
 _Measured = TypeVar("_Measured")
 
 Labels = UInt16[np.ndarray, "height width"]
-"""1 for the thing, 2 for its surroundings."""
+"""1 for the object, 2 for its surroundings."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image, the nouns it shows, and, where the model painted it, what the trace of that says is where."""
+    """An image, the nouns that it shows and, if the model generated it, the labels from its trace."""
 
     image: Image.Image
     nouns: tuple[str, ...]
@@ -53,8 +53,8 @@ class Subject:
 
     Args:
         pipeline: A loaded text-to-image pipeline.
-        size: Pixels a side; by default as it was trained.
-        images: How many it paints, at most eight.
+        size: Side of the images in pixels; by default the side of training.
+        images: Number of images that it generates, at most eight.
 
     Raises:
         GocaError: The pipeline is not supported.
@@ -68,7 +68,7 @@ class Subject:
         self._once: dict[Callable[[Subject], Any], Any] = {}
 
     def once(self, measure: "Callable[[Subject], _Measured]") -> _Measured:
-        """What a function measures of this subject, or the error it raises, when it is first asked for."""
+        """The cached result of a function of this subject, or the error that it raised."""
         if measure not in self._once:
             try:
                 self._once[measure] = measure(self)
@@ -81,7 +81,7 @@ class Subject:
 
     @property
     def side(self) -> int:
-        """Pixels a side of what is painted and shown: whole patches."""
+        """Side of the generated and shown images in pixels: a multiple of the patch size."""
         multiple = self.backbone.size_multiple
         return max(1, self.plan.size // multiple) * multiple
 
@@ -93,7 +93,7 @@ class Subject:
 
     @cached_property
     def refusal(self) -> GocaError | None:
-        """Why the pipeline does not paint; None if it does."""
+        """Why the pipeline cannot generate images; None if it can."""
         prompt = ", ".join(self.pairs[0])
         try:
             self.paint([prompt], [0], steps=2)
@@ -102,24 +102,24 @@ class Subject:
         return None
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS) -> list[Image.Image]:
-        """An image for each prompt. Raises GocaError where the pipeline refuses."""
+        """Generate an image for each prompt. Raises GocaError if the pipeline does not support it."""
         with patched(self.pipeline, "_progress_bar_config", {"disable": True}):
             options = GenerationOptions(prompt=prompts[0], steps=steps, size=self.side)
             return generate_batch(self.pipeline, prompts, seeds, options)
 
     @property
     def painted(self) -> tuple[Shown, ...]:
-        """The images that the model paints, with fixed seeds."""
+        """The images that the model generates, with fixed seeds."""
         return self.once(_painted)
 
     @property
     def shown(self) -> tuple[Shown, ...]:
-        """What the model paints or, where it does not, scenes that come with goca."""
+        """Images that the model generates or, if it cannot, scenes that ship with goca."""
         return self.painted if self.refusal is None else self.scenes
 
     @cached_property
     def scenes(self) -> tuple[Shown, ...]:
-        """Scenes that come with goca: of the classes that each shows the two largest, their labels left aside."""
+        """Scenes that ship with goca, each with its two largest classes; their labels are not used."""
         return tuple(Shown(scene.image, _largest(scene)) for scene in islice(bundled.scenes(), len(self.pairs)))
 
     @property
@@ -128,7 +128,7 @@ class Subject:
         return self.once(Subject.labels)
 
     def labels(self, timestep: int | None = None, seed: int = 0, mirrored: bool = False) -> tuple[Labels, ...]:
-        """The labels of the images in `shown`, two classes and no background; of mirrored ones mirrored back."""
+        """The labels of the images in `shown`, two classes and no background; mirrored images are mirrored back."""
         timesteps = self.plan.timestep if timestep is None else (timestep,)
         model = self.model.with_plan(replace(self.plan, timestep=timesteps, seeds=(seed,)))
         requests = [
@@ -148,7 +148,7 @@ def _painted(subject: Subject) -> tuple[Shown, ...]:
     for start in range(0, len(subject.pairs), BATCH):
         pairs = subject.pairs[start : start + BATCH]
         prompts, seeds = [", ".join(pair) for pair in pairs], range(start, start + len(pairs))
-        # The first steps see noise alone, and every other one is as good as all.
+        # The first steps are mostly noise, and every second step is as good as all.
         with trace(subject.pipeline, steps=range(STEPS // 3, STEPS, 2)) as traced:
             images = subject.paint(prompts, seeds)
         for pair, image, each in zip(pairs, images, traced, strict=True):
@@ -169,10 +169,10 @@ def skill(first: Sequence[Labels], second: Sequence[Labels]) -> tuple[float, flo
     """How much better two labellings of the same images agree than by chance.
 
     Args:
-        first, second: Labels of each image, of two classes.
+        first, second: Labels of each image, with two classes.
 
     Returns:
-        (skill, mean IoU, mean IoU with the labels of the other images): 1 is the same, 0 is chance.
+        (skill, mean IoU, mean IoU with the labels of the other images): skill is 1 for equal labels, 0 for chance.
     """
     same = [overlap(*pair) for pair in zip(first, second, strict=True)]
     others = [overlap(a, b) for i, a in enumerate(first) for j, b in enumerate(second) if i != j and a.shape == b.shape]
@@ -181,7 +181,7 @@ def skill(first: Sequence[Labels], second: Sequence[Labels]) -> tuple[float, flo
 
 
 def overlap(first: Labels, second: Labels) -> float:
-    """The mean IoU of the classes, of those that either has."""
+    """The mean IoU of the classes that occur in either."""
     ious = [
         ((first == label) & (second == label)).sum() / union
         for label in np.union1d(first, second)

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The outcome of a check."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Verdict(html.Row):
     """The outcome of one check.
 
     Attributes:
-        name: Of the check.
-        status: "warned" is a pass that somebody should look at; "skipped" says that nothing could be measured.
-        measured: {quantity: its value}, plain numbers or text; the first is the one that decides.
-        threshold: What the values are held against, in words.
-        explanation: What was seen, and for a failure what it means and what to do.
+        name: Name of the check.
+        status: "warned" is a pass that deserves a look; "skipped" means that nothing could be measured.
+        measured: {quantity: value}, plain numbers or text; the first one decides.
+        threshold: The condition on the values, in words.
+        explanation: What was observed and, for a failure, what it means and what to do.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Verdict(html.Row):
     explanation: str
 
     def columns(self) -> dict[str, str]:
-        """The verdict as texts."""
+        """The verdict as text, {column: cell}."""
         measured = ", ".join(
             f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self.measured.items()
@@ -55,11 +55,11 @@ def judged(
     failed: str,
     otherwise: Status = "failed",
 ) -> Verdict:
-    """A verdict: passed where the threshold holds, `otherwise` where not, with the explanation that belongs to it."""
+    """A verdict: passed if the threshold holds, else `otherwise`, with the matching explanation."""
     status: Status = "passed" if holds else otherwise
     return Verdict(name, status, measured, threshold, passed if holds else failed)
 
 
 def skipped(name: str, why: str) -> Verdict:
-    """A verdict of a check that does not apply to the model."""
+    """The verdict of a check that does not apply to the model."""
     return Verdict(name, "skipped", {}, "", why)

@@ -1,4 +1,4 @@
-"""Are words where they are said to be, and does the text encoder know them?"""
+"""Are words at their token indices, and does the text encoder know them?"""
 
 import torch
 from jaxtyping import Float
@@ -17,24 +17,24 @@ from goca.text.tokens import Tokens
 CAPTION = "cat, traffic light, grass"
 EXCHANGED = "dog, traffic light, grass"
 LEAST_FOUND = 0.6
-"""Share of nouns whose plural has to be nearest to their own singular."""
+"""Least share of nouns whose plural is nearest to their own singular."""
 
 Keys = dict[str, Float[Tensor, "token channel"]]
 
 
 @torch.no_grad()
 def token_indices(subject: Subject) -> Verdict:
-    """An embedding that is turned into its opposite moves the keys at its own token index, and no others so much."""
+    """Negating a token's embedding changes the keys at its own index more than any others."""
     backbone, wrong, count = subject.backbone, [], 0
     prompt = backbone.session().prompt(CAPTION)
     before = _keys(subject, None)
     texts = backbone.texts(prompt)
     for tokens in {tokens.tokenizer: tokens for tokens in texts}.values():
-        # The same text may come in again, from another layer of its encoder.
+        # The same text may enter again, from another layer of its encoder.
         starts = [other.start for other in texts if other.tokenizer == tokens.tokenizer]
         for index in _content(tokens):
             after = _keys(subject, (tokens.tokenizer, prompt.texts[tokens.tokenizer], index))
-            # Behind the first block of joint attention, words have looked at each other.
+            # After the first block of joint attention, words have attended to each other.
             blocks = tuple(before) if backbone.family.joint is None else tuple(before)[:1]
             for block in blocks:
                 rows = moved(before[block], after[block])
@@ -46,14 +46,14 @@ def token_indices(subject: Subject) -> Verdict:
         not wrong and count > 0,
         {"keys at another index": len(wrong), "keys asked": count},
         "0",
-        "every embedding that was turned moved the keys at its own token index",
-        f"the keys at another index moved ({', '.join(wrong[:1])}): this pipeline pads or cuts its text otherwise "
+        "every negated embedding changed the keys at its own token index",
+        f"the keys at another index changed ({', '.join(wrong[:1])}): this pipeline pads or cuts its text differently "
         "than its family; probe it, and please report it",
     )
 
 
 def _content(tokens: Tokens) -> list[int]:
-    """The first token of the caption, and the last: what is cut or padded moves either."""
+    """The first and the last token of the caption: cutting or padding shifts one of them."""
     content = [index for index, special in enumerate(tokens.special) if not special]
     return [content[0], content[-1]]
 
@@ -65,7 +65,7 @@ def _local(tokens: Tokens, index: int) -> tuple[int, int]:
 
 
 def _keys(subject: Subject, token: tuple[str, Tokens, int] | None) -> Keys:
-    """{block: the text's keys} of a pass over a small image, in which a token may be turned."""
+    """{block: the text's keys} of a pass over a small image, in which a token may be negated."""
     backbone, keys = subject.backbone, Keys()
     cells = 4 * backbone.size_multiple // backbone.vae_scale_factor
 
@@ -83,7 +83,7 @@ def _keys(subject: Subject, token: tuple[str, Tokens, int] | None) -> Keys:
 
 @torch.no_grad()
 def exchange(subject: Subject) -> Verdict:
-    """Where a word is exchanged, the text encoder's states change in that word's row."""
+    """Exchanging a word changes the text encoder's states in that word's row."""
     name, session = "states change with words", subject.backbone.session()
     first, second = (session.prompt(caption) for caption in (CAPTION, EXCHANGED))
     text, tokens = subject.backbone.family.texts[0], first.texts[subject.backbone.family.texts[0].tokenizer]
@@ -98,7 +98,7 @@ def exchange(subject: Subject) -> Verdict:
     if not rows or not all(0 <= row < len(change) for row in rows):
         return skipped(name, "the tokenizer does not keep the word whole")
     most = int(change.argmax())
-    # Where words see only those before them, the first change is the word's own, and later ones may be larger.
+    # With causal attention the first change is the word's own, and later ones may be larger.
     first_changed = int((change > ROUNDING * change[most]).int().argmax())
     return judged(
         name,
@@ -106,13 +106,13 @@ def exchange(subject: Subject) -> Verdict:
         {"word's row": rows[0], "first row that changes": first_changed, "row that changes most": most},
         "changes first, or most",
         "exchanging a word changes its own state",
-        "exchanging a word changes other states than its own: the tokenizer is not the text encoder's; fetch both "
+        "exchanging a word changes other states than its own: the tokenizer is not the text encoder's; download both "
         "folders again",
     )
 
 
 def _states(prompt: EncodedPrompt) -> Float[Tensor, "token channel"]:
-    """What was encoded, a row for each token; Krea 2 has the layers of its encoder behind the tokens."""
+    """The encoded prompt, a row for each token; Krea 2 has its encoder's layers after the tokens."""
     embeddings = prompt.embeddings.float()
     if embeddings.ndim == 4 and embeddings.shape[0] == 1:
         return embeddings[0].flatten(1)
@@ -120,14 +120,14 @@ def _states(prompt: EncodedPrompt) -> Float[Tensor, "token channel"]:
 
 
 def _row(text: TextInput, tokens: Tokens, index: int, length: int) -> int:
-    """The row of a token among the embeddings, which know of no registers that the denoiser puts before them."""
+    """The row of a token among the embeddings, which do not include registers that the denoiser prepends."""
     return index + (length - len(tokens.offsets) if text.right_aligned else min(0, text.start))
 
 
 @torch.no_grad()
 def plural(subject: Subject) -> Verdict:
-    """To the text encoder a noun's plural is more like its singular than like other nouns."""
-    nouns = [thing for thing, _ in subject.pairs]  # what surrounds them has no plural
+    """In the text encoder a noun's plural is more similar to its singular than to other nouns."""
+    nouns = [thing for thing, _ in subject.pairs]  # surroundings have no plural
     forms = [sorted(plurals(noun), key=len)[0] for noun in nouns]
     first, second = (torch.stack([_state(subject, word) for word in words]) for words in (nouns, forms))
     centre = torch.cat([first, second]).mean(0)
@@ -138,18 +138,18 @@ def plural(subject: Subject) -> Verdict:
         share >= LEAST_FOUND,
         {"plurals at their noun": share, "by chance": 1 / len(nouns)},
         f">= {LEAST_FOUND}",
-        "plurals are like their nouns",
-        "plurals are like other nouns: the text encoder's weights are damaged, or the tokenizer is another model's",
+        "plurals are similar to their nouns",
+        "plurals are more like other nouns: the text encoder is damaged, or the tokenizer is another model's",
     )
 
 
 def _state(subject: Subject, word: str) -> Float[Tensor, " channel"]:
-    """The mean state of a word's tokens, alone in a caption."""
+    """The mean state of the tokens of a caption that is a single word."""
     prompt = subject.backbone.session().prompt(word)
     text = subject.backbone.family.texts[0]
     tokens = prompt.texts[text.tokenizer]
     rows = [_row(text, tokens, index, prompt.length) for index, special in enumerate(tokens.special) if not special]
     states = _states(prompt)
     if not rows or max(rows) >= len(states):
-        raise GocaError(f'the states of "{word}" are not among what the pipeline encoded: please report this model')
+        raise GocaError(f'the encoded prompt lacks the states of "{word}": please report this model')
     return states[rows].mean(0)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def ablate(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="scenes, the benchmark that ships with goca.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Data set: scenes, the benchmark that ships with goca.")
+    ],
     model: arguments.ModelOption = bundled.DEFAULT,
     captions: arguments.CaptionsOption = "nouns",
     limit: arguments.LimitOption = None,
@@ -26,13 +28,13 @@ def ablate(
     as_markdown: arguments.MarkdownOption = False,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Score each part of the method.
+    """Score each part of the method on its own and combined.
 
-    Alone and together, beside the scores of SD 1.5 and SDXL on VOC in the paper's table.
+    The scores of SD 1.5 and SDXL on VOC from the paper's table are printed beside them.
     """
     with session(verbose):
         if dataset != "scenes":
-            raise GocaError(f'no data set "{dataset}" to ablate on: give scenes, the benchmark that ships with goca')
+            raise GocaError(f'cannot ablate on "{dataset}": give scenes, the benchmark that ships with goca')
         arguments.check_model(model)
         from goca.evaluation.choices import caption_style
 
@@ -54,7 +56,7 @@ def ablate(
         elif as_markdown:
             show(*ablation.to_markdown(rows).splitlines())
         else:
-            note = "In per cent. acc.: pixel accuracy; paper: its mIoU on VOC, of SD 1.5/SDXL."
+            note = "In per cent. acc.: pixel accuracy; paper: the paper's mIoU on VOC with SD 1.5/SDXL."
             show(ablation_table(rows), note)
 
 

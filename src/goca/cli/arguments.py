@@ -1,4 +1,4 @@
-"""The options that several commands share, and what was typed for an option as the value that the library takes."""
+"""Options that several commands share, and functions that turn their text into what the library takes."""
 
 import math
 import re
@@ -18,24 +18,26 @@ from goca.text.class_list import classes_to_find, parse_class_list
 
 _CONSTANTS = {name.lower().replace("_", "-") for name in goca.__all__ if name.isupper()}
 RECIPES = ("goca", "vanilla", *sorted(_CONSTANTS - {"goca", "vanilla", "recipes"}))
-"""The keys of `goca.RECIPES`, each a constant of goca, read off their names because the values need torch."""
+"""The keys of `goca.RECIPES`, derived from the names of goca's constants because loading the values needs torch."""
 MAX_TIMESTEP = 999
 DTYPES = ("float32", "float16", "bfloat16", "fp32", "fp16", "bf16")
 
 option = partial(typer.Option, show_default=False)
-"""An option whose help says itself what happens without it."""
+"""An option whose help text itself states what happens without it."""
 
 ModelOption = Annotated[
     str,
-    typer.Option(metavar="MODEL", help=f"{', '.join(bundled.names())}, a diffusers folder, or a Hub id to download."),
+    typer.Option(
+        metavar="MODEL", help=f"Model: {', '.join(bundled.names())}, a diffusers folder, or a Hub id to download."
+    ),
 ]
 RecipeOption = Annotated[str, typer.Option(metavar="NAME", help=f"Method: {', '.join(RECIPES[:-1])} or {RECIPES[-1]}.")]
 SettingsOption = Annotated[
     Path | None,
     option(
         metavar="FILE|auto",
-        help="Settings for this checkpoint, as goca settings writes them; auto: chosen without labels before the first "
-        "run, and kept.  [default: those known for it, or its family's]",
+        help="Settings for this checkpoint, a file from goca settings; auto: chosen without labels before the first "
+        "run, and kept.  [default: the checkpoint's known settings, or its family's]",
     ),
 ]
 StepsOption = Annotated[
@@ -49,28 +51,30 @@ GuideOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Guide each region of an image as strongly as its foreground: by the regions of a recipe, such as goca; "
-        "by energy, without regions; or by a rate, a number that multiplies the scale everywhere.",
+        help="Balance guidance over the image: a recipe, such as goca, guides each region that it finds as strongly as "
+        "the foreground; energy balances it pixel by pixel; a number multiplies the scale everywhere.",
     ),
 ]
 EveryOption = Annotated[
-    int, typer.Option(metavar="N", min=1, help="With --guide, read attention in every N-th step only.")
+    int, typer.Option(metavar="N", min=1, help="With --guide, read attention only in every N-th step.")
 ]
 TimestepOption = Annotated[
     str | None,
     option(
         metavar="T[,T...]",
-        help="Noise level of the forward pass, 0 to 999; the maps of several are averaged.  [default: the model's]",
+        help="Noise level of the forward pass, 0 to 999; several (100,50) are averaged.  [default: the model's]",
     ),
 ]
 SizeOption = Annotated[
     int | None,
-    option(metavar="N", min=1, help="Side in pixels of the image that the model sees.  [default: the model's]"),
+    option(metavar="N", min=1, help="Side in pixels of the model's input.  [default: the model's]"),
 ]
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the noise.")]
 SeedsOption = Annotated[int, typer.Option(metavar="N", min=1, help="Average over N noise seeds.")]
-FlipOption = Annotated[bool, option("--flip", help="Average with the mirrored image.")]
-WindowOption = Annotated[bool, option("--window", help="Process large images in overlapping windows, at full scale.")]
+FlipOption = Annotated[bool, option("--flip", help="Average with a pass over the mirrored image.")]
+WindowOption = Annotated[
+    bool, option("--window", help="Process large images in overlapping windows, at full resolution.")
+]
 RefineEdgesOption = Annotated[
     bool, option("--refine-edges", help="Align the masks with the image's edges (guided filter).")
 ]
@@ -79,38 +83,42 @@ ClassesFileOption = Annotated[
     Path | None,
     option(
         metavar="FILE",
-        help='The classes in a file, one per line: "class" or "class: synonym, synonym"; # starts a comment, and a '
-        "number in front is the label.",
+        help='File of classes, one per line: "class" or "class: synonym, synonym"; # starts a comment, and a leading '
+        "number sets the label.",
     ),
 ]
 BackgroundClassesOption = Annotated[
     str | None,
     option(
         metavar="NAMES",
-        help='Nouns whose pixels become background; "" for none.  [default: the model\'s list, without what is wanted]',
+        help='Nouns whose pixels become background; "" for none.  [default: the model\'s list, minus the classes]',
     ),
 ]
 CaptionOption = Annotated[
     str | None,
-    option(metavar="TEXT", help="Prompt to use instead of the list of classes; it must contain every class."),
+    option(metavar="TEXT", help="Prompt to use instead of the list of classes; must contain every class."),
 ]
-BackgroundClassesFileOption = Annotated[Path | None, option(metavar="FILE", help="The same in a file, one per line.")]
+BackgroundClassesFileOption = Annotated[
+    Path | None, option(metavar="FILE", help="File of background classes, one per line.")
+]
 FloorOption = Annotated[
     float | None,
     option(
         metavar="F",
         min=0,
         max=1,
-        help="A class with less evidence gets no pixels, 0 to 1; 0 keeps every class.  [default: the recipe's]",
+        help="Evidence, 0 to 1, that a class needs to get pixels; 0 keeps every class.  [default: the recipe's]",
     ),
 ]
 DeviceOption = Annotated[
     str | None,
-    option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.  [default: cuda or mps where available, else cpu]"),
+    option(
+        metavar="DEVICE", help="Device: cpu, cuda, cuda:1 or mps.  [default: cuda or mps where available, else cpu]"
+    ),
 ]
 DtypeOption = Annotated[
     str | None,
-    option(metavar="DTYPE", help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]"),
+    option(metavar="DTYPE", help="Precision: float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]"),
 ]
 BatchOption = Annotated[int, typer.Option(metavar="N", min=1, help="Images per forward pass.")]
 WorkersOption = Annotated[
@@ -118,38 +126,38 @@ WorkersOption = Annotated[
     option(
         metavar="N",
         min=1,
-        help="Processes, each with its own model.  [default: 1; with --ray one per GPU, or per CPU without GPUs]",
+        help="Number of processes, each with its own model.  [default: 1; with --ray, one per GPU or else per CPU]",
     ),
 ]
 RayOption = Annotated[
     str | None,
     option(
-        metavar="ADDRESS", help='Run on a Ray cluster: its address, "auto", or "local" to start one on this machine.'
+        metavar="ADDRESS", help='Run on a Ray cluster: its address, "auto" to find it, or "local" to start one here.'
     ),
 ]
 PricesOption = Annotated[
     str | None,
-    option(metavar="INPUT,OUTPUT", help="Price of vlm:MODEL per million input and output tokens."),
+    option(metavar="INPUT,OUTPUT", help="Prices of vlm:MODEL per million input and output tokens."),
 ]
 LimitOption = Annotated[int | None, option(metavar="N", min=1, help="Evaluate only the first N images.")]
 CaptionsOption = Annotated[
-    str, typer.Option(metavar="STYLE", help='Prompts: "nouns", a list of the classes, or "sentences".')
+    str, typer.Option(metavar="STYLE", help='Style of the prompts: "nouns", a list of the classes, or "sentences".')
 ]
 JsonOption = Annotated[bool, option("--json", help="Print JSON and nothing else.")]
 JsonLinesOption = Annotated[bool, option("--json", help="Print one line of JSON per image and nothing else.")]
 MarkdownOption = Annotated[bool, option("--markdown", help="Print a Markdown table.")]
-VerboseOption = Annotated[bool, option("-v", "--verbose", help="Show warnings of the libraries, and tracebacks.")]
+VerboseOption = Annotated[bool, option("-v", "--verbose", help="Show tracebacks and the warnings of libraries.")]
 
 
 def path(text: str) -> Path:
-    """A path; the empty one, as of a variable that is not set, would be the current folder."""
+    """A path. An empty text, such as an unset shell variable, is refused: it would mean the current folder."""
     if not text:
         raise typer.BadParameter('"" is not a path: write . for the current folder')
     return Path(text)
 
 
 def check_guide(guide: str, every: int, compare: bool = False) -> None:
-    """Raise GocaError for a guidance that there is not, and for options that need one and have none."""
+    """Raise GocaError for an unknown guidance, and for options that need guidance where none is chosen."""
     if guide.lower() != "none":
         from goca.guidance import guide_arguments
 
@@ -160,7 +168,7 @@ def check_guide(guide: str, every: int, compare: bool = False) -> None:
 
 
 def check_model(name: str, recipe: str | None = None, device: str | None = None, dtype: str | None = None) -> None:
-    """Raise GocaError for what no machine has, before torch is loaded to find out what this one has."""
+    """Raise GocaError for names that are wrong on any machine, before torch is loaded to see what this one has."""
     if recipe is not None and recipe.lower().replace("_", "-") not in RECIPES:
         raise GocaError(f'no recipe "{recipe}": there are {", ".join(RECIPES)}', "recipe")
     if device is not None and not re.fullmatch(r"(cpu|mps)(:0)?|cuda(:[0-9]+)?", device):
@@ -171,11 +179,11 @@ def check_model(name: str, recipe: str | None = None, device: str | None = None,
 
 
 def settings(file: Path | None) -> dict[str, Any]:
-    """--settings as the argument of `from_pretrained`: what the file holds, so that a run says so; {} without one.
+    """--settings as arguments of `from_pretrained`: the file's content, so that a run records it; {} without a file.
 
-    "auto" stays what it is: `goca.cli.settings.with_automatic` finds what it stands for.
+    "auto" is passed on: `goca.cli.settings.with_automatic` resolves it.
 
-    Raises GocaError for a file that cannot be read or holds no settings.
+    Raises GocaError for a file that cannot be read or does not hold settings.
     """
     if file is None:
         return {}
@@ -186,22 +194,22 @@ def settings(file: Path | None) -> dict[str, Any]:
     except GocaError as error:
         raise GocaError(str(error), "settings") from None
     if not isinstance(content, dict):
-        raise GocaError(f"{file} does not hold settings: choose them with goca settings", "settings")
+        raise GocaError(f"{file} does not hold settings: name a file that goca settings wrote", "settings")
     return {"settings": content}
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names between commas; blank ones, as after a last comma, do not count."""
+    """Comma-separated names; blank ones, such as after a trailing comma, are dropped."""
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
 
 
 def classes(text: str | None, file: Path | None) -> tuple[Mapping[str, Sequence[str]], tuple[str, ...]]:
-    """{class: synonyms} of --classes or --classes-file, and what they list without a label, such as "background".
+    """{class: synonyms} of --classes or --classes-file, and the words listed there that get no label ("background").
 
-    Raises GocaError where both, neither or none are given.
+    Raises GocaError if both or neither are given, or if no class is listed.
     """
     if text is not None and file is not None:
-        raise GocaError("--classes and --classes-file exclude each other: give one of them")
+        raise GocaError("--classes and --classes-file cannot be combined: give one of them")
     if text is None and file is None:
         raise GocaError('no classes: name what to look for with --classes "cat, grass" or --classes-file FILE')
     name, hint = ("the list", "classes") if file is None else (str(file), "classes_file")
@@ -215,14 +223,14 @@ def classes(text: str | None, file: Path | None) -> tuple[Mapping[str, Sequence[
 
 
 def background_classes(text: str | None, file: Path | None) -> tuple[str, ...] | None:
-    """The nouns of --background-classes or --background-classes-file, None for the model's own.
+    """The nouns of --background-classes or --background-classes-file; None for the model's own.
 
-    In a file, each line's synonyms are nouns too, numbers do not count, and "void" names nothing.
+    In a file, the synonyms on a line are nouns too, numbers are ignored, and so is "void".
 
-    Raises GocaError where both are given, or for a file that is not a list.
+    Raises GocaError if both are given, or for a file that is not a list of nouns.
     """
     if text is not None and file is not None:
-        raise GocaError("--background-classes and --background-classes-file exclude each other: give one of them")
+        raise GocaError("--background-classes and --background-classes-file cannot be combined: give one of them")
     if file is None:
         return None if text is None else names(text)
     try:
@@ -233,7 +241,7 @@ def background_classes(text: str | None, file: Path | None) -> tuple[str, ...] |
 
 
 def background(text: str) -> str | float | None:
-    """--background as the library takes it. GocaError unless it is auto, none or a number from 0 to 1."""
+    """--background as the library takes it. Raises GocaError unless it is auto, none or a number from 0 to 1."""
     plain = text.strip().lower()
     if plain in ("auto", "none"):
         return None if plain == "none" else plain
@@ -247,7 +255,7 @@ def background(text: str) -> str | float | None:
 
 
 def timesteps(text: str | None) -> tuple[int, ...] | None:
-    """The timesteps of --timestep. Raises GocaError for anything but whole numbers between commas."""
+    """The timesteps of --timestep. Raises GocaError for anything but comma-separated whole numbers."""
     if text is None:
         return None
     numbers = names(text)
@@ -255,12 +263,12 @@ def timesteps(text: str | None) -> tuple[int, ...] | None:
         raise GocaError(f'--timestep "{text}" is not valid: give a training timestep such as 100, or several: 100,50')
     chosen = tuple(int(number) for number in numbers)
     if max(chosen) > MAX_TIMESTEP:
-        raise GocaError(f'--timestep "{text}" is not valid: timesteps go from 0 to {MAX_TIMESTEP}')
+        raise GocaError(f'--timestep "{text}" is not valid: give timesteps from 0 to {MAX_TIMESTEP}')
     return chosen
 
 
 def prices(text: str | None, tagger: str) -> tuple[float, float] | None:
-    """The prices of --prices. Raises GocaError for anything but two numbers from 0, and for a tagger without costs."""
+    """The prices of --prices. Raises GocaError unless they are two numbers, 0 or more, and the tagger costs money."""
     if text is None:
         return None
     if not tagger.startswith("vlm:"):
@@ -275,7 +283,7 @@ def prices(text: str | None, tagger: str) -> tuple[float, float] | None:
 
 
 def tagger(text: str | None, dataset: str) -> str:
-    """The tagger of --tagger. Only scenes have a default: for other data sets the choice decides what a score means."""
+    """The tagger of --tagger. Only scenes has a default: elsewhere the choice decides what a score means."""
     from goca.tagging import check_tagger
 
     if text is not None:
@@ -285,6 +293,6 @@ def tagger(text: str | None, dataset: str) -> str:
     if dataset == "scenes":
         return "oracle"
     raise GocaError(
-        "no tagger: choose with --tagger what names the classes in each image: captions:FILE, clip:MODEL, vlm:MODEL, "
+        "no tagger: choose with --tagger what says which classes an image shows: captions:FILE, clip:MODEL, vlm:MODEL, "
         "local:MODEL, self, given:NOUNS, or oracle, which uses the ground truth and inflates scores"
     )

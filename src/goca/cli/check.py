@@ -1,4 +1,4 @@
-"""`goca models --check MODEL`: whether a checkpoint is read rightly, a verdict a line."""
+"""`goca models --check MODEL`: whether a checkpoint is read correctly, one verdict per line."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check_checkpoint(
     model: str, sheet: Path | None, size: int | None, device: str | None, dtype: str | None, as_json: bool
 ) -> bool:
-    """Check a model, print what came of it, and draw a sheet; whether no check failed.
+    """Check a model, print the verdicts and draw a sheet; returns whether no check failed.
 
     Raises:
         GocaError: There is no such model, it is not supported, or the sheet cannot be written.
@@ -61,7 +61,7 @@ def _check_writable(path: Path) -> None:
     if path.is_dir():
         raise GocaError(f"{path} is a folder: name a file", "sheet")
     if path.suffix.lower() != ".png":
-        raise GocaError(f"the sheet is a PNG, and {path} is named otherwise: name it {path.stem}.png", "sheet")
+        raise GocaError(f"the sheet is a PNG, but {path} has another suffix: name it {path.stem}.png", "sheet")
     try:
         check_writable(path.parent)
     except GocaError as error:
@@ -69,15 +69,15 @@ def _check_writable(path: Path) -> None:
 
 
 def _draw(subject: "Subject", path: Path) -> None:
-    """Write the sheet; where nothing can be drawn, the verdicts say why."""
+    """Write the sheet; if nothing can be drawn, the verdicts say why."""
     from goca.checking import sheet
     from goca.imaging.draw import png
     from goca.storage.atomic import write_atomic
 
     try:
         content = png(sheet(subject))
-    except Exception as error:  # whatever the model does
-        say(f"there is no sheet: {type(error).__name__}: {error}")
+    except Exception as error:  # a faulty model may raise anything
+        say(f"the sheet could not be drawn: {type(error).__name__}: {error}")
         return
     write_atomic({path: content})
 
@@ -85,7 +85,7 @@ def _draw(subject: "Subject", path: Path) -> None:
 def _print(verdicts: Sequence["Verdict"]) -> None:
     rows = table("check", "verdict", "measured", "threshold")
     for verdict in verdicts:
-        # What else was measured is in the JSON.
+        # The other measurements are in the JSON.
         name, value = next(iter(verdict.measured.items()), ("", ""))
         measured = f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         rows.add_row(verdict.name, verdict.status, measured, verdict.threshold)
@@ -93,5 +93,7 @@ def _print(verdicts: Sequence["Verdict"]) -> None:
     show(*(f"{each.name}: {each.status}, {each.explanation}" for each in verdicts if each.status != "passed"))
     failed = sum(verdict.status == "failed" for verdict in verdicts)
     show(
-        f"{failed} of {len(verdicts)} checks failed" if failed else "read rightly, as far as can be told without labels"
+        f"{failed} of {len(verdicts)} checks failed"
+        if failed
+        else "read correctly, as far as can be told without labels"
     )

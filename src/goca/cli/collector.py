@@ -1,7 +1,7 @@
-"""Python's garbage collector, which waits while a command loads its model.
+"""Pauses Python's garbage collector while a command loads its model.
 
-The libraries and a model are a million objects that stay. Meanwhile the collector would look through them again and
-again, for a fifth of the time that loading takes.
+The libraries and a model are a million objects that stay alive. The collector would scan them again and again
+while they are loaded, which takes a fifth of the loading time.
 """
 
 import gc
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Until `go_on`, or the end of the block, nothing is collected; afterwards all is as it was before.
+    """Collect nothing until `go_on` or the end of the block; afterwards everything is as it was before.
 
-    Where a caller has frozen objects of its own, those that the command froze stay frozen too.
+    If a caller has frozen objects of its own, those that the command froze stay frozen too.
     """
     enabled, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
@@ -29,7 +29,7 @@ def waiting() -> Iterator[None]:
 
 
 def go_on() -> None:
-    """Collect again, but leave alone what there is by now; for the end of loading, and nothing if that was before."""
+    """Collect again, but skip all objects made so far. Called when loading ends; later calls do nothing."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

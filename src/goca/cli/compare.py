@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that goca evaluate --out has written.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders written by goca evaluate --out.")],
     plot: Annotated[
         Path | None,
-        arguments.option(metavar="FILE", help="Draw the mIoU of each run with its interval; needs matplotlib."),
+        arguments.option(metavar="FILE", help="Plot the mIoU of each run with its interval to FILE; needs matplotlib."),
     ] = None,
     as_json: arguments.JsonOption = False,
     verbose: arguments.VerboseOption = False,
 ) -> None:
     """Compare runs of goca evaluate.
 
-    The runs must be of one protocol on the same images. Prints their mIoU with its confidence interval, and paired
-    differences to the first run.
+    The runs must have the same protocol and images. Prints the mIoU of each with its confidence interval, and its
+    paired difference to the first run.
     """
     with session(verbose):
         if len(runs) < 2:
@@ -37,7 +37,7 @@ def compare(
         missing = [str(folder) for folder in runs if not os.path.isfile(folder / "run.json")]  # noqa: PTH113
         if missing:
             are = "is not the folder of a run" if len(missing) == 1 else "are not folders of runs"
-            raise GocaError(f"{', '.join(missing)} {are}: name what goca evaluate wrote")
+            raise GocaError(f"{', '.join(missing)} {are}: name folders that goca evaluate --out wrote")
         from goca.evaluation import compare as side_by_side
 
         loaded = [side_by_side.load_run(folder) for folder in runs]
@@ -58,7 +58,7 @@ def compare(
 
 
 def comparison_table(rows: "Sequence[ComparedRun]") -> "Table":
-    """The rows, numbered from 1: names of any length would leave the figures no room."""
+    """The rows, numbered from 1: long names would leave no room for the figures."""
     table_of_runs = table("run", "mIoU [95 %]", "accuracy", "threshold", "gain over run 1 [95 %]", figures=4)
     for number, row in enumerate(rows, start=1):
         miou, gain = f"{row.miou:.3f} {interval(row.ci95)}", f"{row.gain:+.3f} {interval(row.gain_ci95, sign='+')}"

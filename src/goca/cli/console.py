@@ -1,6 +1,6 @@
-"""How the commands print: results on stdout; mistakes, one line each, and progress on stderr.
+"""How the commands print: results go to stdout, errors (one line each) and progress to stderr.
 
-All that they print passes through here, so that no file name, class or server's message can steer a terminal.
+Everything printed passes through here, so that no file name, class or server message can control a terminal.
 """
 
 import io
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from goca.evaluation.runner import Stage
 
-# Newer typers bring a private click: what typer does not export is reached through what it does.
+# Newer versions of typer vendor click: what typer does not export is reached through what it does export.
 UsageError: Any = typer.BadParameter.__mro__[1]
 _click_globals: Any = import_module(f"{UsageError.__module__.rpartition('.')[0]}.globals")
 
@@ -35,7 +35,7 @@ _WIDE = 100  # columns where stdout is not a terminal
 
 
 class OutputError(Exception):
-    """Results cannot be printed: stdout is closed, its disk is full, or, `silent`, its reader has gone."""
+    """Results cannot be printed: stdout is closed, its disk is full, or (`silent`) its reader has gone."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error.strerror)
@@ -43,14 +43,14 @@ class OutputError(Exception):
 
 
 def open_streams() -> None:
-    """Make all three standard streams usable: characters that their encoding lacks are escaped, closed ones opened.
+    """Make all three standard streams usable: escape characters that the encoding lacks, and open closed streams.
 
-    The system would give the number of a closed one to the next file, and what is printed would be written into it.
+    Otherwise the system would reuse a closed stream's number for the next file, and output would end up in it.
     """
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            # There is nothing to read, and messages go nowhere; results must not, so writing them fails.
+            # Input is empty and messages are dropped; results must not be, so writing them fails.
             number = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
             setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
         elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
@@ -59,7 +59,7 @@ def open_streams() -> None:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Whatever fails in this is what was printed on stdout. Raises OutputError for it, and stdout is given up."""
+    """Treat an OSError in this block as a failure of stdout: abandon stdout and raise OutputError."""
     try:
         yield
         sys.stdout.flush()
@@ -69,7 +69,7 @@ def printing() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print one line on stderr, however long; nobody can be told where that fails."""
+    """Print one line on stderr, however long; a failure is ignored, as it could not be reported."""
     try:
         print("goca:", printable(" ".join(text.splitlines())), file=sys.stderr, flush=True)
     except OSError:
@@ -77,20 +77,20 @@ def say(text: str) -> None:
 
 
 def say_unlabelled(words: Sequence[str]) -> None:
-    """Say of which words of a list of classes there is none, if there are such."""
+    """Say which words of a list of classes, if any, do not become classes."""
     if words:
         names = ", ".join(f'"{word}"' for word in words)
-        say(f"no class is made of {names}: pixels of no class have label 0")
+        say(f"{names} does not become a class: pixels without a class get label 0")
 
 
 def _give_up(stream: TextIO) -> None:
-    """What is left in a stream would be written again, and fail again, when Python ends."""
+    """Discard a stream: what it still buffers would be written, and fail, again when Python exits."""
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def described(error: GocaError) -> str:
-    """The error's message, with the option of the running command that its hint stands for, if there is one."""
+    """The error's message, followed by the option of the running command that matches its hint, if any."""
     context = _click_globals.get_current_context(silent=True)
     if error.hint is None or context is None:
         return str(error)
@@ -102,13 +102,13 @@ def described(error: GocaError) -> str:
 
 
 def next_stage(bar: "Progress", task: "TaskID", stage: "Stage") -> "TaskID":
-    """Show a stage of a run in place of the one before, without a total where it has none."""
+    """Replace the stage of a run that is shown by the next one, with a total if it has one."""
     bar.remove_task(task)
     return bar.add_task(stage.name, total=stage.total or None, completed=stage.done)
 
 
 def first_given(names: Collection[str]) -> str | None:
-    """The flag of the first of these parameters that stands on the running command's line, whatever its value."""
+    """The flag of the first of these parameters that was given on the command line, whatever its value."""
     context = _click_globals.get_current_context()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name)
@@ -119,7 +119,7 @@ def first_given(names: Collection[str]) -> str | None:
 
 @contextmanager
 def session(verbose: bool) -> Iterator[None]:
-    """Run a command in this: libraries are silent unless verbose, and an exception is one line and an exit code."""
+    """Context of a command: silences libraries unless verbose, and turns an exception into a line and an exit code."""
     try:
         with nullcontext() if verbose else _silence():
             yield
@@ -152,12 +152,12 @@ def _silence() -> Iterator[None]:
 
 
 def show(*parts: "str | Table") -> None:
-    """Print lines and tables on stdout; a line is not broken, however long."""
+    """Print lines and tables on stdout; lines are never wrapped."""
     from rich.console import Console
     from rich.text import Text
 
     class Page(Console):
-        def render_str(self, text: str, **style: Any) -> Text:  # of every text, also in the cells of tables
+        def render_str(self, text: str, **style: Any) -> Text:  # called for every text, including table cells
             return super().render_str("\n".join(map(printable, text.split("\n"))), **style)
 
     with printing():
@@ -174,7 +174,7 @@ def show_json(value: Any) -> None:
 
 
 def table(*columns: str, figures: int = 0) -> "Table":
-    """An empty table whose last columns, `figures` of them, are kept whole; other text that is too long is wrapped."""
+    """An empty table. Its last `figures` columns are never wrapped; longer text in the others is."""
     from rich import box
     from rich.table import Column, Table
 
@@ -194,7 +194,7 @@ def progress(hidden: bool) -> "Progress":
     from rich.text import Text
 
     class WithTotal(bars.ProgressColumn):
-        """Shown only where it is known how much there is to do: "0/?" tells nobody anything."""
+        """Shown only if the total is known: "0/?" is of no use."""
 
         def __init__(self, column: bars.ProgressColumn) -> None:
             self.column = column
@@ -218,14 +218,14 @@ def progress(hidden: bool) -> "Progress":
         WithTotal(bars.TimeRemainingColumn()),
         console=Console(stderr=True, quiet=disable),
         transient=True,
-        redirect_stdout=False,  # results belong on stdout, which need not be the same terminal
+        redirect_stdout=False,  # results go to stdout, which may be another terminal or a file
         disable=disable,
     )
 
 
 @contextmanager
 def paused(bar: "Progress") -> Iterator[None]:
-    """Hide the display while something is printed."""
+    """Hide the progress display while something is printed."""
     bar.stop()
     try:
         yield

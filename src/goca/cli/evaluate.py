@@ -1,4 +1,4 @@
-"""`goca evaluate`: a score, with the protocol that made it."""
+"""`goca evaluate`: a score and the protocol behind it."""
 
 import sys
 from contextlib import closing
@@ -24,33 +24,37 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATASET",
-            help=f"{', '.join([*DATASETS][:-1])} or {[*DATASETS][-1]}.",
+            help=f"Data set: {', '.join([*DATASETS][:-1])} or {[*DATASETS][-1]}.",
         ),
     ],
     root: Annotated[
         Path | None,
-        arguments.option(metavar="DIR", help="Folder that the data set was unpacked in."),
+        arguments.option(metavar="DIR", help="Folder into which the data set was unpacked."),
     ] = None,
     split: Annotated[
         str | None,
-        arguments.option(metavar="NAME", help="Split of the data set.  [default: the one that the protocol uses]"),
+        arguments.option(metavar="NAME", help="Split of the data set.  [default: the protocol's]"),
     ] = None,
-    as_background: Annotated[str, arguments.option(metavar="NAMES", help="Categories that count as background.")] = "",
+    as_background: Annotated[
+        str, arguments.option(metavar="NAMES", help='Categories to count as background: "sky, road".')
+    ] = "",
     limit: arguments.LimitOption = None,
-    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/protocols.md.")] = "honest",
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help="Protocol: honest or paper; see docs/protocols.md.")
+    ] = "honest",
     switches: Annotated[
         list[str] | None,
         arguments.option(
             "--set",
             metavar="SWITCH=VALUE",
-            help="Change a switch of the protocol, such as void=background; may be repeated.",
+            help="Change a switch of the protocol, such as void=background; repeatable.",
         ),
     ] = None,
     tagger: Annotated[
         str | None,
         arguments.option(
             metavar="TAGGER",
-            help="What names the classes in each image: oracle (the ground truth), given:NOUNS, captions:FILE, "
+            help="What says which classes an image shows: oracle (the ground truth), given:NOUNS, captions:FILE, "
             "clip:MODEL, vlm:MODEL, local:MODEL, or self (the diffusion model).  [default for scenes: oracle]",
         ),
     ] = None,
@@ -59,7 +63,7 @@ def evaluate(
         bool,
         arguments.option("--estimate", help="Print the estimated tokens and cost of vlm:MODEL, then exit."),
     ] = False,
-    together: Annotated[int, typer.Option(metavar="N", min=1, help="Concurrent requests to vlm:MODEL.")] = 4,
+    together: Annotated[int, typer.Option(metavar="N", min=1, help="Number of concurrent requests to vlm:MODEL.")] = 4,
     captions: arguments.CaptionsOption = "nouns",
     model: arguments.ModelOption = bundled.DEFAULT,
     settings: arguments.SettingsOption = None,
@@ -74,14 +78,16 @@ def evaluate(
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,
     batch: arguments.BatchOption = 8,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="PyTorch threads per process (CPU only).")] = 1,
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of PyTorch threads per process (CPU only).")
+    ] = 1,
     workers: arguments.WorkersOption = None,
     ray: arguments.RayOption = None,
     out: Annotated[
         Path | None,
         arguments.option(
             metavar="RUN",
-            help="Folder for images.jsonl, run.json and confusion.png; an unfinished run in it is resumed.",
+            help="Folder for images.jsonl, run.json and confusion.png; resumes an unfinished run in it.",
         ),
     ] = None,
     as_json: arguments.JsonOption = False,
@@ -89,8 +95,8 @@ def evaluate(
 ) -> None:
     """Score a recipe on a data set.
 
-    Prints mIoU with its confidence interval, the IoU of each class and of each band of size, accuracies, and the
-    protocol. With --out, a run that was stopped or killed is resumed by the same command.
+    Prints the mIoU with its confidence interval, the IoU by class and by region size, accuracies, and the protocol.
+    With --out, the same command resumes a run that was stopped or killed.
     """
     with session(verbose):
         check_name(dataset)
@@ -152,7 +158,7 @@ def evaluate(
 
 
 def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_json: bool) -> bool:
-    """Score a recipe and print the report; returns whether no image was left out."""
+    """Score a recipe and print the report; returns whether every image was evaluated."""
     from goca.diffusion.loading import without_bars
     from goca.evaluation import runner
     from goca.tagging.base import Estimate
@@ -183,7 +189,7 @@ def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_
             again = f"; the same command resumes {out}" if out is not None else ""
             say(f"stopped; {done} images are done{again}")
             raise typer.Exit(130) from None
-    # Not before: where all are left out, the run fails with one message.
+    # Printed only now: if every image is left out, the run fails with a single message instead.
     for image in report.left_out:
         say(f"left out: {image.id}: {image.left_out}")
     if as_json:
@@ -210,7 +216,7 @@ def _print(report: "Report", out: Path | None) -> None:
         f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.3f}, {metrics['labels']} labels, "
         f"{metrics['images']} {'image' if metrics['images'] == 1 else 'images'}",
     )
-    sizes = table("regions, of their image", "regions", "mIoU [95 %]", "recall", figures=3)
+    sizes = table("region size, of the image", "regions", "mIoU [95 %]", "recall", figures=3)
     for size in metrics["by_size"]:
         miou = f"{size['miou']:.3f} {interval(size['ci95'])}"
         sizes.add_row(band(size["shares"]), str(size["regions"]), miou, f"{size['recall']:.3f}")
@@ -219,7 +225,7 @@ def _print(report: "Report", out: Path | None) -> None:
         fixed, oracle = metrics["fixed_threshold"], metrics["oracle_threshold"]
         show(
             f"fixed threshold: {fixed['miou']:.3f} {interval(fixed['ci95'])}; oracle threshold "
-            f"{oracle['threshold']:+.1f}, picked on these images: {oracle['miou']:.3f}"
+            f"{oracle['threshold']:+.1f}, fitted to these images: {oracle['miou']:.3f}"
         )
     show(*report.protocol.lines())
     if out is not None:

@@ -1,4 +1,4 @@
-"""`goca evaluate-generation`: folders of images from prompts, and what is measured of them."""
+"""`goca evaluate-generation`: folders of images generated from prompts, and their scores."""
 
 import sys
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ GENERATING = (
     "batch",
     "dtype",
 )
-"""Parameters that say how images are generated, of which finished ones know nothing."""
+"""Parameters of generation, which do not apply to finished images."""
 
 
 def evaluate_generation(
@@ -42,37 +42,38 @@ def evaluate_generation(
         Path | None,
         arguments.option(
             metavar="FILE",
-            help="Prompts to generate from: one per line, a JSON list, JSON lines, or COCO's captions_*.json.",
+            help="File of prompts: one per line, a JSON list, JSON lines, or COCO's captions_*.json.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        arguments.option(metavar="RUN", help="Folder for the images; an unfinished run in it is resumed."),
+        arguments.option(metavar="RUN", help="Folder for the images; resumes an unfinished run in it."),
     ] = None,
     images: Annotated[
         list[Path] | None,
         arguments.option(
             metavar="DIR",
-            help="Measure the images of a finished run, or of any folder, instead of generating; may be repeated to "
-            "compare several of the same prompts.",
+            help="Measure the images of a finished run, or of any folder, instead of generating; repeat it to compare "
+            "several folders with the same prompts.",
         ),
     ] = None,
     reference: Annotated[
-        Path | None, arguments.option(metavar="DIR", help="Folder of real images, for the FID; needs --features.")
+        Path | None,
+        arguments.option(metavar="DIR", help="Folder of real images, to compute the FID; needs --features."),
     ] = None,
     features: Annotated[
         str | None,
         arguments.option(
-            metavar="MODEL", help="CLIP, DINO or similar, a folder or Hub id, whose features the FID is of."
+            metavar="MODEL", help="CLIP, DINO or a similar model whose features the FID compares: a folder or Hub id."
         ),
     ] = None,
     clip: Annotated[
-        str | None, arguments.option(metavar="MODEL", help="CLIP, a folder or Hub id, for the CLIP score.")
+        str | None, arguments.option(metavar="MODEL", help="CLIP model for the CLIP score: a folder or Hub id.")
     ] = None,
     limit: Annotated[int | None, arguments.option(metavar="N", min=1, help="Use only the first N prompts.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
     same_seed: Annotated[
-        bool, arguments.option("--same-seed", help="Give every image this seed, instead of consecutive ones.")
+        bool, arguments.option("--same-seed", help="Use one seed for all images instead of consecutive ones.")
     ] = False,
     model: arguments.ModelOption = bundled.DEFAULT,
     steps: arguments.StepsOption = None,
@@ -80,10 +81,12 @@ def evaluate_generation(
     size: arguments.GeneratedSizeOption = None,
     guide: arguments.GuideOption = "none",
     every: arguments.EveryOption = 1,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts per call of the pipeline.")] = 8,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Number of prompts per call of the pipeline.")] = 8,
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="PyTorch threads per process (CPU only).")] = 1,
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of PyTorch threads per process (CPU only).")
+    ] = 1,
     workers: arguments.WorkersOption = None,
     ray: arguments.RayOption = None,
     as_json: arguments.JsonOption = False,
@@ -92,13 +95,13 @@ def evaluate_generation(
     """Generate images from prompts, and measure them.
 
     Prints the FID against real images, the mean CLIP score and the effective guidance scale, with confidence
-    intervals. A run that was stopped or killed is resumed by the same command.
+    intervals. The same command resumes a run that was stopped or killed.
     """
     with session(verbose):
         if (prompts is None) == (images is None):
-            raise GocaError("give --prompts FILE to generate images, or --images DIR to measure some, and not both")
+            raise GocaError("give either --prompts FILE to generate images or --images DIR to measure finished ones")
         if images is not None and (flag := first_given(GENERATING)):
-            raise GocaError(f"{flag} is for images that are to be generated: leave it out with --images")
+            raise GocaError(f"{flag} only applies to generating images: leave it out with --images")
         if prompts is not None and out is None:
             raise GocaError("a run needs a folder for its images: name one with --out")
         for name in (features, clip):
@@ -198,7 +201,7 @@ def _print(measurements: "Sequence[Measurement]", as_json: bool) -> None:
         ]
         show_json(objects)
         return
-    # Names of any length would leave the figures no room.
+    # Long names would leave no room for the figures.
     show(*(f"folder {n}: {each.folder}, {each.images} images" for n, each in enumerate(measurements, start=1)))
     rows = table("figure", "folder", "value [95 %]", *["gain over folder 1 [95 %]"] * bool(others), figures=2)
     for name in ("fid", *dict.fromkeys(name for measurement in measurements for name in measurement.per_image)):

@@ -1,4 +1,4 @@
-"""`goca generate`: an image for each seed, and what explains it, written and printed as each is done."""
+"""`goca generate`: an image for each seed and its explanation, written and printed as soon as it is done."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROWS = 20
 """Images on a contact sheet."""
 MAX_SLUG = 80
-"""Bytes of a file's name that come from the prompt, and as many from a name in it."""
+"""Most bytes of a file name that come from the prompt, and as many from a name in it."""
 
 
 def generate(
@@ -32,24 +32,24 @@ def generate(
     steps: arguments.StepsOption = None,
     scale: arguments.ScaleOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the first image.")] = 0,
-    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images, with consecutive seeds.")] = 1,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images, which get consecutive seeds.")] = 1,
     size: arguments.GeneratedSizeOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("goca-out"),
     explain: Annotated[
         bool,
         arguments.option(
             "--explain",
-            help="Also write heat maps of the names in the prompt, labelled masks, and a sheet that shows all of them.",
+            help="Also write heat maps of the nouns in the prompt, labelled masks, and a sheet of them all.",
         ),
     ] = False,
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="Method that --explain uses; see goca segment.")] = "goca",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="Method for --explain; see goca segment.")] = "goca",
     guide: arguments.GuideOption = "none",
     every: arguments.EveryOption = 1,
     compare: Annotated[
         bool,
         arguments.option(
             "--compare",
-            help="With --guide, also generate without it, and write a sheet: plain, guided, regions, rates.",
+            help="With --guide, also generate without it, and write a sheet of both images, regions and rates.",
         ),
     ] = False,
     as_json: arguments.JsonLinesOption = False,
@@ -59,7 +59,7 @@ def generate(
 ) -> None:
     """Generate images from a prompt, and explain them.
 
-    With --explain, shows what each word of the prompt attends to; with --guide, that guides the image. Each image
+    --explain shows what each noun of the prompt attends to; --guide uses attention to guide the image. An image
     depends only on its seed, not on --explain or --count. Files are named after prompt and seed; existing ones are
     overwritten.
     """
@@ -75,7 +75,7 @@ def generate(
         facts = facts_of(model)
         if facts.nouns and (unknown := unknown_words(prompt, facts.nouns + facts.words)):
             names, known = ", ".join(f'"{word}"' for word in unknown), ", ".join(facts.nouns)
-            say(f"{model} does not know {names}, and paints something else there; it knows {known}")
+            say(f"{model} does not know {names} and generates something else instead; it knows {known}")
         from goca import generation
         from goca.diffusion.loading import load, without_bars
 
@@ -90,7 +90,7 @@ def generate(
                     pipeline = load(model, device, dtype, None, None)
                 collector.go_on()
                 bar.reset(task, description=f"generating seed {seed}", total=None)
-                # Closed, the pipeline stops at its next step.
+                # Closing the generator stops the pipeline at its next step.
                 generated = generation.generate(pipeline, options, files.seeds, explain, recipe, guide, every, compare)
                 with closing(generated) as events:
                     for event in events:
@@ -115,7 +115,7 @@ def generate(
 
 @dataclass(frozen=True)
 class GenerationFiles:
-    """Where results go: NAME-SEED.png and what explains it in `folder`."""
+    """Where results go: NAME-SEED.png and the files of its explanation in `folder`."""
 
     folder: Path
     name: str
@@ -126,7 +126,7 @@ class GenerationFiles:
         return self.folder / f"{self.name}-{seed}.{ending}"
 
     def sheet(self, seed: int) -> Path:
-        """NAME-FIRST-LAST.sheet.png: the contact sheet that a seed's image is on."""
+        """NAME-FIRST-LAST.sheet.png: the contact sheet that shows a seed's image."""
         start = (seed - self.seeds[0]) // ROWS * ROWS
         part = self.seeds[start : start + ROWS]
         span = f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}"
@@ -134,7 +134,7 @@ class GenerationFiles:
 
 
 def slug(text: str) -> str:
-    """Letters and digits of any script, with a hyphen for everything between; a long one ends in a digest instead."""
+    """The text's letters and digits, of any script, joined by hyphens; a long text is cut and ends in a digest."""
     full = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
     if len(full.encode()) <= MAX_SLUG:
         return full
@@ -143,7 +143,7 @@ def slug(text: str) -> str:
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """A slug for each name, numbered where another name has the same."""
+    """A slug for each name, numbered if another name has the same."""
     unique: dict[str, str] = {}
     for name in names:
         first = slug(name) or "name"
@@ -153,7 +153,7 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
 
 
 def _write(files: GenerationFiles, generated: "Generated") -> list[Path]:
-    """Write an image and, where it is compared with the plain one, that and the regions that guided it."""
+    """Write an image and, with a comparison, the plain image and the regions that guided this one."""
     from goca.generation import region_overlay
     from goca.imaging.draw import png
     from goca.storage.atomic import write_atomic
@@ -171,7 +171,7 @@ def _write(files: GenerationFiles, generated: "Generated") -> list[Path]:
 def _explain(
     files: GenerationFiles, options: "GenerationOptions", generated: "Generated"
 ) -> "tuple[Explained, list[Path]]":
-    """Explain an image in files, all or none, the JSON last."""
+    """Write an image's explanation: all its files or none, the JSON last."""
     from goca.exports.json_document import document
     from goca.exports.labels_png import labels_png
     from goca.generation import explain
@@ -201,7 +201,7 @@ def _explain(
 def _add_to_sheet(
     files: GenerationFiles, generated: "Generated", explained: "Explained | None", rows: "list[list[Cell]]"
 ) -> Path:
-    """Write the contact sheet again, which has `rows` so far, with a row for this image."""
+    """Write the contact sheet, which has `rows` so far, again with a row for this image."""
     from goca.generation import row
     from goca.imaging.draw import png
     from goca.imaging.sheet import contact_sheet
@@ -227,6 +227,6 @@ def _print(generated: "Generated", explained: "Explained | None", written: Seque
         return
     show(*map(str, written))
     if generated.guided is not None:
-        show(f"note: guided as strongly as plain guidance at scale {generated.guided.effective_scale:.2f}")
+        show(f"note: guidance is as strong as plain guidance at scale {generated.guided.effective_scale:.2f}")
     for name in explained.left_out if explained is not None else ():
-        show(f'note: "{name}" has no map: the tokenizer cuts it off, or it has only stop words')
+        show(f'note: "{name}" has no map: the tokenizer truncates it, or it consists of stop words')

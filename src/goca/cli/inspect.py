@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from goca.inspection import Inspection
 
 MOST_LAYERS = 10
-"""Layers that are printed."""
+"""Most layers that are printed."""
 
 
 def inspect(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False, parser=arguments.path)],
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="Image to inspect.", show_default=False, parser=arguments.path)
+    ],
     classes: arguments.ClassesOption = None,
     classes_file: arguments.ClassesFileOption = None,
     background_classes: arguments.BackgroundClassesOption = None,
@@ -30,11 +32,11 @@ def inspect(
     at: Annotated[
         list[str] | None,
         arguments.option(
-            metavar="X,Y", help="A pixel: which words it attends to, and where its patch looks; may be repeated."
+            metavar="X,Y", help="Pixel, counted from 0, whose words and attended places are shown; repeatable."
         ),
     ] = None,
     keep: Annotated[
-        str | None, arguments.option(metavar="heads", help="heads: draw the maps of single heads too.")
+        str | None, arguments.option(metavar="heads", help="With the value heads, also draw the maps of single heads.")
     ] = None,
     model: arguments.ModelOption = bundled.DEFAULT,
     settings: arguments.SettingsOption = None,
@@ -52,15 +54,15 @@ def inspect(
 ) -> None:
     """Show what a model attends to in an image, and how that becomes masks.
 
-    Writes a sheet (each class's maps; weights of layers and heads; what words and sinks have of the attention; pixels)
-    and all its numbers as JSON. One pass over the whole image, in which every class is asked for.
+    Writes a sheet (the maps of each class, the weights of layers and heads, the attention that words and sinks get,
+    pixels) and all its numbers as JSON. The image is seen whole, in one pass with all classes.
     """
     with session(verbose), collector.waiting():
         listed, unlabelled = arguments.classes(classes, classes_file)
         background_names = arguments.background_classes(background_classes, background_classes_file)
         given, timesteps = arguments.settings(settings), arguments.timesteps(timestep)
         if timesteps is not None and len(timesteps) > 1:
-            raise GocaError("an inspection is one pass: give one timestep", "timestep")
+            raise GocaError("an inspection is a single pass: give one timestep", "timestep")
         pixels = [_pixel(text) for text in at or ()]
         arguments.check_model(model, recipe, device, dtype)
         from goca.diffusion.model_facts import facts_of
@@ -82,7 +84,7 @@ def inspect(
         from goca.diffusion.loading import without_bars
         from goca.segmenter import Segmenter
 
-        # A model that is downloaded shows the Hub's own progress, but not beside JSON.
+        # A download shows the Hub's own progress, except beside JSON.
         with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext():
             bar.add_task(f"inspecting with {model}", total=None)
             options = {"timestep": timesteps, "size": size, "seed": seed, **with_automatic(given, model, device, dtype)}
@@ -94,7 +96,7 @@ def inspect(
 
 
 def _pixel(text: str) -> tuple[int, int]:
-    """The pixel of --at. Raises GocaError for anything but two whole numbers."""
+    """The pixel of --at. Raises GocaError unless it is two whole numbers."""
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*,\s*[0-9]{1,9}\s*", text):
         raise GocaError(f'"{text}" is not a pixel: give its column and row, counted from 0, such as 120,80', "at")
     x, y = map(int, text.split(","))
@@ -102,7 +104,7 @@ def _pixel(text: str) -> tuple[int, int]:
 
 
 def _write(inspection: "Inspection", image: Path, pixels: list[tuple[int, int]], sheet: Path, as_json: bool) -> None:
-    """The two files, together, and what of them is worth printing."""
+    """Write both files together, and print the main facts."""
     from goca.exports.json_document import document
     from goca.folders import stored_path
     from goca.imaging.draw import png

@@ -1,8 +1,8 @@
 """The `goca` command: options in, calls to the library, exit codes out.
 
-0: done. 2: the user's mistake, one line on stderr. 1: our mistake, images were left out, or results could not be
+0: done. 2: the user's mistake, one line on stderr. 1: a fault of goca, images were left out, or results could not be
 printed. 130: Ctrl-C.
-What needs torch is imported inside the commands, so that `goca --help` is quick.
+Modules that need torch are imported inside the commands, so that `goca --help` is quick.
 """
 
 import gc
@@ -28,7 +28,7 @@ from goca.cli.segment import segment
 from goca.cli.serve import serve
 from goca.cli.settings import settings
 
-# Plain help: it is copied, piped and searched, and it starts faster.
+# Plain help can be copied, piped and searched, and starts faster.
 app = typer.Typer(
     name="goca",
     add_completion=False,
@@ -71,8 +71,8 @@ for command in COMMANDS:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     console.open_streams()
-    # Read when torch is loaded. Threads that wait by spinning starve each other where cores are shared: one tiny
-    # forward pass took 4.3 CPU-s instead of 0.14 on two busy cores.
+    # Set before torch reads it. Threads that wait by spinning starve each other on shared cores: one tiny forward pass
+    # took 4.3 CPU-s instead of 0.14 on two busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return app(words, prog_name="goca", standalone_mode=False) or 0
     except console.OutputError as error:
         if not error.silent:
-            console.say(f"the results cannot be printed: {error}; redirect them to another file")
+            console.say(f"cannot print the results ({error}): redirect them to another file")
         return 1
     except console.UsageError as error:
         message = error.format_message()
@@ -89,4 +89,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     finally:
         if arguments is None:
-            gc.freeze()  # the process ends here: nothing needs to be looked through once more
+            gc.freeze()  # the process ends here: a last collection would only cost time

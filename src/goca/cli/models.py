@@ -29,19 +29,23 @@ BEGIN_WITH = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 def models(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help='With --check: "bundled", a diffusers folder, or a Hub id to download.'),
+        typer.Argument(
+            metavar="[MODEL]", help='Model for --check: "bundled", a diffusers folder, or a Hub id to download.'
+        ),
     ] = None,
     check: Annotated[
         bool,
         arguments.option(
             "--check",
-            help="Find out whether MODEL is read rightly, without ground truth; without MODEL, segment an image with "
-            "a tiny random pipeline of every family.",
+            help="Check without ground truth whether MODEL is read correctly; without MODEL, segment an image with a "
+            "tiny random pipeline of every family.",
         ),
     ] = False,
     sheet: Annotated[
         Path | None,
-        arguments.option(metavar="FILE.png", help="With --check MODEL: draw what it paints and sees."),
+        arguments.option(
+            metavar="FILE.png", help="With --check MODEL, draw images that it generates and how it segments them."
+        ),
     ] = None,
     size: arguments.SizeOption = None,
     device: arguments.DeviceOption = None,
@@ -50,12 +54,12 @@ def models(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Print the facts of an unlisted denoiser, found by running the pipeline in this diffusers folder.",
+            help="Run the pipeline in this diffusers folder and print the facts of its unlisted denoiser.",
             show_default=False,
         ),
     ] = None,
     everything: Annotated[
-        bool, arguments.option("--all", help="Print every setting of every known checkpoint, and its source.")
+        bool, arguments.option("--all", help="Print every setting of every known checkpoint with its source.")
     ] = False,
     as_markdown: Annotated[
         bool, arguments.option("--markdown", help="Print a Markdown table of the families.")
@@ -65,20 +69,20 @@ def models(
 ) -> None:
     """List known checkpoints; check or probe a family.
 
-    Without options, a line for each known checkpoint. Any other checkpoint of a supported family works too, with
-    settings by that family's rule.
+    Without options, prints a line for each known checkpoint. Other checkpoints of a supported family work too, with
+    settings by the family's rule.
     """
     with session(verbose):
         listings = {"--all": everything, "--markdown": as_markdown, "--json": as_json and not check, "--check": check}
         chosen = [flag for flag, is_given in listings.items() if is_given]
         if len(chosen) > 1:
-            raise GocaError(f"{chosen[0]} and {chosen[1]} exclude each other: give one of them")
+            raise GocaError(f"{chosen[0]} and {chosen[1]} cannot be combined: give one of them")
         if model is not None and not check:
-            raise GocaError(f'"{model}" is only for --check: goca models --check {model}')
+            raise GocaError(f'"{model}" needs --check: goca models --check {model}')
         if not model and (sheet, size, device, dtype) != (None,) * 4:
-            raise GocaError("--sheet, --size, --device and --dtype need a model to check: goca models --check MODEL")
+            raise GocaError("--sheet, --size, --device and --dtype need a model: goca models --check MODEL")
         if probe and (chosen or as_json):
-            raise GocaError("--probe prints Python source: give it alone")
+            raise GocaError("--probe prints Python source and takes no other option: give it alone")
         if probe:
             arguments.check_model(str(probe))
             from goca.diffusion.loading import load
@@ -103,12 +107,12 @@ def models(
 
 
 def overview() -> None:
-    """Print a line for each known checkpoint or family, and which to begin with."""
+    """Print a line for each known checkpoint or family, and which one to start with."""
     from goca.diffusion.families import FAMILIES
 
     rows = table("checkpoint", "for --model", "VOC mIoU", figures=1)
     for name in bundled.names():
-        rows.add_row("comes with goca", name, "")
+        rows.add_row("ships with goca", name, "")
     for family in FAMILIES:
         for settings in family.checkpoints:
             voc = next((f"{score.miou:.1f}" for score in settings.scores if score.dataset == "VOC"), "")
@@ -117,9 +121,9 @@ def overview() -> None:
             rows.add_row(family.name, family.repos[0], "")
     show(
         rows,
-        f"VOC mIoU is what others reported, {UNVERIFIED}. goca models --all prints more ids, and every setting.",
-        f"To begin with photographs: --model {BEGIN_WITH}, the smallest of these. The default, {bundled.DEFAULT}, "
-        f"knows only {len(bundled.vocabulary())} nouns, in drawings.",
+        f"VOC mIoU: as reported by others, {UNVERIFIED}. goca models --all prints more ids and every setting.",
+        f"To start with photographs: --model {BEGIN_WITH}, the smallest of these. The default, {bundled.DEFAULT}, "
+        f"only knows {len(bundled.vocabulary())} nouns, as drawings.",
     )
 
 
@@ -142,7 +146,7 @@ def listing(as_json: bool) -> None:
 
 
 def _bundled(name: str) -> "CheckpointSettings":
-    """The settings of a model that ships with goca; what its folder does not state, its denoiser tells."""
+    """The settings of a model that ships with goca, from its folder or else from its denoiser."""
     from goca.diffusion.backbone import Backbone
     from goca.diffusion.loading import load
 
@@ -150,18 +154,18 @@ def _bundled(name: str) -> "CheckpointSettings":
 
 
 def _by_rule(family: "Family") -> dict[str, Any]:
-    """What is known of a family's checkpoints that nobody has published settings for."""
+    """The settings of a family's checkpoints without published settings of their own."""
     return {
         "family": family.name,
         "repositories": list(family.repos),
         "timestep": family.timestep,
         "order": family.order,
-        "settings": f"{family.block_rule.description}; nobody has reported a score",
+        "settings": f"{family.block_rule.description}; no reported score",
     }
 
 
 def families() -> str:
-    """The families as a table in Markdown."""
+    """The families as a Markdown table."""
     from goca.diffusion.families import FAMILIES
 
     lines = [
@@ -196,7 +200,7 @@ def _text(text: "TextInput") -> str:
 
 
 def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:
-    """Check the family behind each builder of a tiny pipeline and print how it did; whether none failed."""
+    """Check each family by its tiny pipeline and print the outcomes; returns whether none failed."""
     with progress(hidden=as_json) as bar:
         task = bar.add_task("checking", total=len(builders))
         checks = []
@@ -215,11 +219,11 @@ def report(builders: Mapping[str, Callable[[], Any]], as_json: bool) -> bool:
 
 
 def _check(build: Callable[[], Any]) -> tuple[str, str]:
-    """Segment a small image: ("ok", "failed" or "needs EXTRA"; the time it took, or the error)."""
+    """Segment a small image: ("ok", "failed" or "needs EXTRA"; the time taken, or the error)."""
     start = time.perf_counter()
     try:
         _segment(build())
-    except Exception as error:  # whatever goes wrong is the family's result
+    except Exception as error:  # any failure is this family's result
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         if extra := _extra(error):
             return f"needs {extra}", f'install goca with its extra "{extra}" ({detail})'
@@ -244,7 +248,7 @@ def _segment(pipeline: Any) -> None:
 
 
 def _extra(error: Exception) -> str | None:
-    """The extra of goca that brings what an ImportError misses."""
+    """The extra of goca that installs what an ImportError is missing."""
     if not isinstance(error, ImportError):
         return None
     text = f"{error.name} {error}".lower()
@@ -259,7 +263,7 @@ def _extra(error: Exception) -> str | None:
 
 def _json(settings: "CheckpointSettings") -> dict[str, Any]:
     facts = asdict(settings)
-    del facts["layout"]  # how a checkpoint is recognised is of no use to a reader
+    del facts["layout"]  # only used to recognise a checkpoint
     facts["scores"] = [{**score, "note": UNVERIFIED} for score in facts["scores"]]
     return facts
 
@@ -267,7 +271,7 @@ def _json(settings: "CheckpointSettings") -> dict[str, Any]:
 def _table(settings: "CheckpointSettings") -> "Table":
     rows = table("", settings.name)
     rows.add_row("repositories", "\n".join(settings.repos))
-    rows.add_row("size", f"{settings.size} px a side")
+    rows.add_row("size", f"{settings.size} px per side")
     rows.add_row("timestep", str(settings.timestep))
     rows.add_row("heads", settings.heads)
     rows.add_row("reference", settings.reference)

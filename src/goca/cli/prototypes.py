@@ -1,4 +1,4 @@
-"""`goca prototypes`: a model learns from its own images what nouns look like to it, once, into one file."""
+"""`goca prototypes`: learns from a model's own images what nouns look like to it, and writes that to a file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,19 +14,19 @@ from goca.errors import GocaError
 def prototypes(
     classes: Annotated[str | None, arguments.option(metavar="NAMES", help='Nouns to learn: "cat, grass".')] = None,
     classes_file: Annotated[
-        Path | None, arguments.option(metavar="FILE", help="The same in a file, one per line; see goca segment.")
+        Path | None, arguments.option(metavar="FILE", help="File of nouns, one per line; see goca segment.")
     ] = None,
     background_classes: Annotated[
         str | None,
         arguments.option(
             metavar="NAMES",
-            help="Nouns to paint around them and to learn too.  [default: the model's list, without what is wanted]",
+            help="Nouns to generate around them and to learn too.  [default: the model's list, minus the classes]",
         ),
     ] = None,
     background_classes_file: arguments.BackgroundClassesFileOption = None,
     model: arguments.ModelOption = bundled.DEFAULT,
-    images: Annotated[int, typer.Option(metavar="N", min=1, help="Images to paint for each noun.")] = 15,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Number of sampling steps of each.")] = 20,
+    images: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images to generate for each noun.")] = 15,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Number of sampling steps per image.")] = 20,
     scale: arguments.ScaleOption = None,
     timestep: Annotated[
         int | None,
@@ -34,7 +34,7 @@ def prototypes(
             metavar="T",
             min=0,
             max=arguments.MAX_TIMESTEP,
-            help="Noise level at which images are looked at.  [default: the model's]",
+            help="Noise level of the forward passes.  [default: the model's]",
         ),
     ] = None,
     seed: arguments.SeedOption = 0,
@@ -42,7 +42,7 @@ def prototypes(
         Path,
         typer.Option(
             metavar="FILE",
-            help="The file to write; it is used by itself as prototypes.safetensors in the model's folder.",
+            help="File to write; as prototypes.safetensors in the model's folder, it is used automatically.",
         ),
     ] = Path("prototypes.safetensors"),
     as_json: arguments.JsonOption = False,
@@ -51,10 +51,10 @@ def prototypes(
     batch: arguments.BatchOption = 8,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Learn what nouns look like to a model.
+    """Learn from a model's own images what nouns look like to it.
 
-    The model paints each noun and labels its own images; nothing is trained, and no other image is needed. How much is
-    to be painted is printed before it begins.
+    The model generates images of each noun and segments them; nothing is trained, and no other images are needed. The
+    number of images is printed before it begins.
     """
     with session(verbose):
         listed, unlabelled = arguments.classes(classes, classes_file)
@@ -79,7 +79,7 @@ def prototypes(
             task = bar.add_task(f"loading {model}", total=None)
             segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
             count = images * len(palette(segmenter, list(listed), background_names).nouns)
-            say(f"{model} paints {count} images in {steps} steps each, and looks at each five times")
+            say(f"{model} generates {count} images in {steps} steps each, and makes five passes over each")
             bar.reset(task, description="painting", total=count)
             for event in learn(segmenter, list(listed), background_names, options):
                 if isinstance(event, Learned):
@@ -88,7 +88,7 @@ def prototypes(
                     learned = event
         learned.save(out)
         if left_out := [noun for noun, cells in learned.facts["cells"].items() if not cells]:
-            say(f"no image shows {', '.join(left_out)}: left out")
+            say(f"left out: {', '.join(left_out)}: no generated image shows it")
         if as_json:
             show_json({"file": str(out), "nouns": learned.nouns, **learned.facts})
         else:

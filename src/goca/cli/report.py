@@ -17,20 +17,22 @@ def report(
             metavar="DIR",
             show_default=False,
             parser=arguments.path,
-            help="What goca segment or goca evaluate has written.",
+            help="Folder written by goca segment or goca evaluate.",
         ),
     ],
     out: Annotated[
-        Path | None, arguments.option(metavar="FILE", help="The page to write.  [default: report.html in DIR]")
+        Path | None, arguments.option(metavar="FILE", help="Page to write.  [default: report.html in DIR]")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=2000, help="Images that it shows, the worst.")] = 200,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, max=2000, help="Number of images to show, the worst first.")
+    ] = 200,
     as_json: arguments.JsonOption = False,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Write a page of HTML about a run: totals, settings, classes, and the worst images.
+    """Write an HTML page about a run: totals, settings, classes and images.
 
-    The page is one file that loads nothing. Of an evaluation it shows the images with the lowest IoU, of a folder those
-    that were left out, whose results are damaged or missing, or that have the least evidence.
+    The page is a single file that loads nothing. For an evaluation it shows the images with the lowest IoU; for a
+    folder, images that were left out, have damaged or missing results, or have the least evidence.
     """
     with session(verbose):
         from goca.image_jobs import check_writable
@@ -41,7 +43,7 @@ def report(
         if file.is_dir():
             raise GocaError(f"{file} is a folder: name a file", "out")
         if file.suffix.lower() not in (".html", ".htm"):
-            raise GocaError(f"the report is HTML, and {file} is named otherwise: name it {file.stem}.html", "out")
+            raise GocaError(f"the report is HTML, but {file} has another suffix: name it {file.stem}.html", "out")
         check_writable(file.parent)
         with progress(hidden=as_json) as bar:
             bar.add_task(f"reading {folder}", total=None)

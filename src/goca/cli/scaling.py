@@ -1,4 +1,4 @@
-"""`goca scaling`: does segmentation get better where the generator does?"""
+"""`goca scaling`: does segmentation improve with the generator?"""
 
 import os
 import sys
@@ -23,37 +23,41 @@ def scaling(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help='"bundled", diffusers folders, Hub ids, or folders that another study has of a model; each also as '
-            "LABEL=MODEL.",
+            help='Two or more models: "bundled", diffusers folders, Hub ids, or model folders inside another study; '
+            "each may be given as LABEL=MODEL.",
             show_default=False,
         ),
     ],
     dataset: Annotated[
-        str, typer.Option(metavar="NAME", help=f"{', '.join([*DATASETS][:-1])} or {[*DATASETS][-1]}.")
+        str, typer.Option(metavar="NAME", help=f"Data set: {', '.join([*DATASETS][:-1])} or {[*DATASETS][-1]}.")
     ] = "scenes",
     root: Annotated[
-        Path | None, arguments.option(metavar="DIR", help="Folder that the data set was unpacked in.")
+        Path | None, arguments.option(metavar="DIR", help="Folder into which the data set was unpacked.")
     ] = None,
     limit: arguments.LimitOption = None,
-    protocol: Annotated[str, typer.Option(metavar="NAME", help="honest or paper; see docs/protocols.md.")] = "honest",
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help="Protocol: honest or paper; see docs/protocols.md.")
+    ] = "honest",
     recipes: Annotated[
-        str, typer.Option(metavar="NAMES", help="Methods to compare, between commas.")
+        str, typer.Option(metavar="NAMES", help="Methods to compare, comma-separated.")
     ] = "vanilla,goca,goca-balanced,goca-open",
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Evaluate with N noise seeds, each by itself.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of noise seeds, each evaluated separately.")
+    ] = 3,
     power: Annotated[
         Path | None,
         arguments.option(
             metavar="FILE",
-            help='A further measure of the models as generators: {"name": "FID", "better": "lower", "values": {LABEL: '
-            "NUMBER, ...}}.",
+            help="JSON file with a further measure of the models as generators: "
+            '{"name": "FID", "better": "lower", "values": {LABEL: NUMBER, ...}}.',
         ),
     ] = None,
     judge: Annotated[
         str | None,
         arguments.option(
             metavar="MODEL",
-            help="CLIP or SigLIP, a folder or Hub id: let each model paint the images' class lists, and count the "
-            "classes that this one finds.",
+            help="CLIP or SigLIP, a folder or Hub id: have each model generate images of the class lists, and count "
+            "the classes that the judge finds in them.",
         ),
     ] = None,
     power_images: Annotated[
@@ -64,25 +68,26 @@ def scaling(
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,
     batch: arguments.BatchOption = 8,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="PyTorch threads (CPU only).")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Number of PyTorch threads (CPU only).")] = 1,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the results; an unfinished study in it is resumed.")
+        Path, typer.Option(metavar="DIR", help="Folder for the results; resumes an unfinished study in it.")
     ] = Path("goca-scaling"),
     as_json: arguments.JsonOption = False,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Plot segmentation over generative power.
+    """Plot segmentation quality against generative power.
 
-    Scores recipes with several models on one data set, told which classes each image shows, and measures what each
-    model is worth as a generator: its denoising loss on the images and, with --judge, the share of asked classes that
-    its paintings show. Writes scaling.json, scaling.png and scaling.svg.
+    Scores recipes with several models on one data set, told which classes each image shows, and measures each model
+    as a generator: its denoising loss on the images and, with --judge, the share of the requested classes that its
+    images show. Writes scaling.json, scaling.png and scaling.svg.
     """
     with session(verbose):
         labelled = [_labelled(text) for text in models]
         methods = tuple(name.lower().replace("_", "-") for name in arguments.names(recipes))
-        from goca.evaluation.choices import check_choices, check_labels, is_measured
+        from goca.evaluation.choices import check_choices, check_labels, is_measured, refuse_study
 
         for _, model in labelled:
+            refuse_study(model)
             arguments.check_model("bundled" if is_measured(model) else model, None, device, dtype)
         for name in methods or ("",):
             arguments.check_model("bundled", name)
@@ -135,7 +140,7 @@ def scaling(
 
 
 def _labelled(text: str) -> tuple[str, str]:
-    """(label, model) of LABEL=MODEL; a model by itself is called as its folder, or what is behind its owner."""
+    """(label, model) of LABEL=MODEL; without a label, the name of the folder, or of the Hub repository."""
     label, equals, model = text.partition("=")
     if equals and not os.path.isdir(text):  # noqa: PTH112 - False for a name that the system refuses
         return label.strip(), model
@@ -143,7 +148,7 @@ def _labelled(text: str) -> tuple[str, str]:
 
 
 def _run(config: "ScalingConfig", out: Path, judge: "Tagger | None", as_json: bool) -> "ScalingStudy":
-    """The study, with a progress display."""
+    """Run the study, with a progress display."""
     from goca.diffusion.loading import without_bars
     from goca.evaluation import scaling
     from goca.evaluation.runner import Stage
@@ -186,12 +191,12 @@ def _print(study: "ScalingStudy") -> None:
     for power in study.powers:
         _print_claim(study, power.name)
     if study.left_out:
-        show(f"{len(study.left_out)} images that a run could not evaluate count in none")
+        show(f"{len(study.left_out)} images that a run could not evaluate are left out of all runs")
     show(*study.protocol.lines())
 
 
 def _print_claim(study: "ScalingStudy", power: str) -> None:
-    """What recipes make of a better generator, by one measure; nothing where all models are as good."""
+    """Print what recipes gain from a better generator, by one measure; nothing if all models are equally good."""
     from goca.evaluation.metrics import percentage
 
     trends = [trend for trend in study.trends if trend.power == power]
@@ -206,11 +211,11 @@ def _print_claim(study: "ScalingStudy", power: str) -> None:
                 percentage(trend.range * slope, [trend.range * bound for bound in bounds], "+"),
                 f"{correlation:+.2f} [{sure[0]:+.2f}, {sure[1]:+.2f}]",
             )
-        show(f"by {power}, from the weakest generator to the strongest", rises)
+        show(f"change from the weakest to the strongest generator, by {power}", rises)
     if gaps:
         base, weakest, strongest = gaps[0].base, gaps[0].weakest, gaps[0].strongest
         gains = table("recipe", "gain: weakest", "gain: strongest", "change", figures=3)
         for gap in gaps:
             figures = (gap.at_weakest, gap.at_strongest, gap.change)
             gains.add_row(gap.recipe, *(percentage(*figure, "+") for figure in figures))
-        show(f"gain over {base} with the weakest, {weakest}, and the strongest, {strongest}", gains)
+        show(f"gain over {base} with the weakest ({weakest}) and the strongest generator ({strongest})", gains)

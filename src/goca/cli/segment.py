@@ -1,4 +1,4 @@
-"""`goca segment`: label an image, and print what it shows; or folders of images, and print a summary."""
+"""`goca segment`: label an image and print its classes, or label folders of images and print a summary."""
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from goca.tagging import Tagger
 
 MOST_ROWS = 20
-"""Classes up to which a table has a row for each; of more, only those that have pixels."""
+"""Most classes of a table that lists them all; of more, only those with pixels are listed."""
 MOST_LINES = 10
-"""Lines of notes, and of images that were left out."""
+"""Most lines of notes, and of images that were left out."""
 MOST_NAMES = 3
-"""Images that such a line names."""
+"""Most images that such a line names."""
 
 
 def _listed(dataset: bool) -> str:
@@ -40,7 +40,7 @@ def segment(
             metavar="IMAGE|DIR",
             show_default=False,
             parser=arguments.path,
-            help="Images, and folders to search for images; hidden files, earlier results and --out are skipped.",
+            help="Images, and folders to search for images; skips hidden files, earlier results and --out.",
         ),
     ],
     classes: arguments.ClassesOption = None,
@@ -51,7 +51,7 @@ def segment(
         str,
         typer.Option(
             metavar="auto|none|T",
-            help="auto: the recipe's rule; none: every pixel gets a class; T: a score threshold from 0 to 1.",
+            help="Background: auto, by the recipe's rule; none, every pixel has a class; T, a score threshold, 0 to 1.",
         ),
     ] = "auto",
     caption: arguments.CaptionOption = None,
@@ -59,8 +59,8 @@ def segment(
         str,
         typer.Option(
             metavar="TAGGER",
-            help="What says which of the classes an image shows; the others get no pixels. given: all are there; "
-            "clip:MODEL (CLIP or SigLIP); captions:FILE; local:MODEL or vlm:MODEL, a vision-language model here or on "
+            help="What says which of the classes an image shows; the others get no pixels. given: all of them; "
+            "clip:MODEL: CLIP or SigLIP; captions:FILE; local:MODEL or vlm:MODEL: a vision-language model, here or on "
             "a server; self: the diffusion model.",
         ),
     ] = "given",
@@ -82,27 +82,27 @@ def segment(
         typer.Option(
             "--format",
             metavar="F,F",
-            help=f"What to write: {_listed(False)} for each image; {_listed(True)} once, as a data set of all images.",
+            help=f"Files to write: {_listed(False)} for each image; {_listed(True)} for the whole data set.",
         ),
     ] = "labels,overlay,json",
     instances: Annotated[
         bool,
-        arguments.option("--instances", help="Each connected region is an object of its own (coco, label-studio)."),
+        arguments.option("--instances", help="Make each connected region an object (coco, label-studio)."),
     ] = False,
-    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Leave out objects of fewer pixels.")] = 1,
+    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Leave out objects of fewer than N pixels.")] = 1,
     fill_holes: Annotated[
-        bool, arguments.option("--fill-holes", help="Objects get the pixels that they surround.")
+        bool, arguments.option("--fill-holes", help="Give objects the pixels that they surround.")
     ] = False,
     polygons: Annotated[
-        bool, arguments.option("--polygons", help="Masks in coco as polygons, not as run lengths.")
+        bool, arguments.option("--polygons", help="Write masks in coco as polygons, not as run lengths.")
     ] = False,
     as_json: arguments.JsonLinesOption = False,
     resume: Annotated[
         bool,
         arguments.option(
             "--resume",
-            help="Keep the results of an earlier run and segment the remaining images; results that were made with "
-            "other classes or settings stop the run.",
+            help="Keep the results of an earlier run and segment the remaining images; fails if those results were "
+            "made with other classes or settings.",
         ),
     ] = False,
     workers: arguments.WorkersOption = None,
@@ -112,7 +112,7 @@ def segment(
         arguments.option(
             metavar="N",
             min=1,
-            help="PyTorch threads per process (CPU only); results of other numbers differ in their last digits.  "
+            help="Number of PyTorch threads per process (CPU only); the last digits of results depend on it.  "
             "[default: all, shared among workers]",
         ),
     ] = None,
@@ -125,10 +125,10 @@ def segment(
 ) -> None:
     """Label the pixels of images with class names.
 
-    Each image gets an indexed PNG of its own size, an overlay to look at, and a JSON file, or what --format says; data
-    sets of all images (docs/masks.md) are made of the PNGs and JSON files at the end.
-    Below --out, results keep the images' paths from the common parent folder of all inputs; of several images,
-    index.jsonl there says what became of each.
+    Writes an indexed PNG of each image's size, an overlay and a JSON file for each image, or the files of --format;
+    data sets of all images (docs/masks.md) are made from the PNG and JSON files at the end. Results in --out keep the
+    images' paths relative to the common parent folder of all inputs; for several images, index.jsonl there lists the
+    outcome of each.
     """
     with session(verbose), collector.waiting():
         listed, unlabelled = arguments.classes(classes, classes_file)
@@ -202,7 +202,7 @@ def segment(
 
 
 def _tagger(spec: str, out: Path, prices: tuple[float, float] | None, batch: int) -> "str | Tagger":
-    """The tagger, so far as it needs no model; GocaError for one that there is not or that cannot start."""
+    """The tagger, as far as it needs no model. Raises GocaError if it is unknown or cannot start."""
     from goca.folders import CAPTIONS
     from goca.tagging import GIVEN, check_tagger, is_self, tagger_named
 
@@ -221,7 +221,7 @@ def _run(
     summary: "_Summary",
     datasets: Iterable[Path],
 ) -> "FolderProgress":
-    """Segment every image; print an image alone, or lines of JSON. The error of an image alone is the command's."""
+    """Segment every image; print a single image's table, or lines of JSON. A single image's error is raised."""
     from goca.diffusion.loading import without_bars
     from goca.folders import Assembling, Calibrating, FolderProgress, TaggingProgress, index_lines
     from goca.tagging.base import Estimate
@@ -229,7 +229,7 @@ def _run(
     done = unknown = FolderProgress(total=total)
     outcome = None
     try:
-        # A model that is downloaded shows the Hub's own progress, but not beside JSON.
+        # A download shows the Hub's own progress, except beside JSON.
         with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext(), closing(events):
             task = bar.add_task(f"loading {model}", total=None)
             for event in events:
@@ -244,7 +244,9 @@ def _run(
                     )
                     continue
                 if isinstance(event, Calibrating):
-                    text = f"looking at {event.images} images without content, once for this model and these classes"
+                    text = (
+                        f"calibrating on {event.images} images without content, once for this model and these classes"
+                    )
                     bar.update(task, description=text)
                     continue
                 if isinstance(event, Assembling):
@@ -264,7 +266,7 @@ def _run(
                 if as_json:
                     _print_json(outcome, datasets if indexed is None else ())
     except KeyboardInterrupt:
-        # The index knows of images that workers have finished, but not yet told of.
+        # The index also has images that workers have finished but not yet reported.
         count = done.done
         if indexed is not None and (lines := index_lines(indexed)).path.exists():
             count = sum("outputs" in line for line in lines.read())
@@ -286,7 +288,7 @@ def _print_json(outcome: "ImageOutcome", datasets: Iterable[Path]) -> None:
 
 
 def _print_table(job: "ImageJob", facts: "Facts") -> None:
-    """An image alone: its classes, the notes on it, and its files."""
+    """Print a single image: its classes, notes and files."""
     rows = table("class", "share of pixels", "evidence", figures=2)
     entries = facts["classes"]
     if len(entries) > MOST_ROWS:
@@ -305,20 +307,20 @@ def _without_pixels(count: int) -> Iterable[str]:
 
 
 def _background(facts: "Facts") -> float:
-    """The share of the pixels without a label; exactly 0 where every pixel has one."""
+    """The share of pixels without a label; exactly 0 if every pixel has one."""
     pixels = facts["height"] * facts["width"]
     return round((1 - sum(entry["share"] for entry in facts["classes"])) * pixels) / pixels
 
 
 @dataclass
 class _Summary:
-    """What a run over several images found, gathered image by image.
+    """The results of a run over several images, gathered image by image.
 
     Attributes:
-        images: how many have results.
-        with_pixels, shares: for each class, in how many of them it has pixels, and the sum of its shares.
-        notes: in how many a note was made.
-        by_evidence: whether evidence alone decides which classes get pixels.
+        images: Number of images with results.
+        with_pixels, shares: For each class, the number of images in which it has pixels, and the sum of its shares.
+        notes: Number of images for each note.
+        by_evidence: Whether evidence alone decides which classes get pixels.
         left_out: {reason: the images}.
     """
 
@@ -335,7 +337,7 @@ class _Summary:
         if isinstance(facts, GocaError):
             image, reason = outcome.job.image, described(facts)
             if reason.startswith(f"{image} "):
-                # Without the image's name, the reasons of many images are the same.
+                # Without the image's name, many images share a reason.
                 reason = "each" + reason.removeprefix(str(image))
             self.left_out.setdefault(reason, []).append(image)
             return
@@ -365,11 +367,13 @@ class _Summary:
             show(f"and {len(notes) - MOST_LINES} more notes: each is in the JSON file of its image")
 
     def say_not_found(self) -> None:
-        """Say how to keep classes all the same, where the evidence left none in any image."""
+        """Say how to keep classes nonetheless, if too little evidence left none in any image."""
         any_class = any(count for name, count in self.with_pixels.items() if name != "(background)")
         if self.images and self.by_evidence and not any_class:
             what = "the image" if self.images == 1 else f"any of the {self.images} images"
-            message = f"no class was found in {what}, so all is background: lower the floor, 0 keeps every class"
+            message = (
+                f"no class was found in {what}, so all pixels are background: lower the floor; 0 keeps every class"
+            )
             say(described(GocaError(message, "floor")))
 
     def say_left_out(self, indexed: Path | None) -> None:
@@ -391,7 +395,7 @@ class _Summary:
 
 
 def _print_end(done: "FolderProgress", out: Path, indexed: Path | None, resume: bool, as_json: bool) -> None:
-    """What the run did, on stdout; beside JSON on stderr, where there is something to know."""
+    """Print what the run did on stdout; with JSON, only what needs attention, on stderr."""
     from goca.folders import INDEX
 
     text = f"{done.done} {'image' if done.done == 1 else 'images'} segmented"

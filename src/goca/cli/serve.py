@@ -20,34 +20,35 @@ OF_LABEL_STUDIO = (
     *("label_studio_url", "classes", "classes_file", "background_classes", "background"),
     *("instances", "min_area", "fill_holes"),
 )
-"""Options that the page has no use for."""
+"""Options that do not apply to the page."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_CONNECTIONS = 16
-"""At a time; further ones are told to come back, as each may hold a request of many megabytes."""
+"""Concurrent connections; more are told to retry later, as each may hold a request of many megabytes."""
 MOST_CONNECTIONS_OF_PAGE = 128
-"""A browser keeps six or so; none of their requests holds much memory."""
+"""A browser keeps about six; none of their requests takes much memory."""
 GRACE = 5
-"""Seconds that answers in the making have when the server is stopped."""
+"""Seconds that pending answers have when the server is stopped."""
 
 
 def serve(
     label_studio: Annotated[
-        bool, arguments.option("--label-studio", help="Be an ML backend of Label Studio: predict its brush labels.")
+        bool,
+        arguments.option("--label-studio", help="Serve as an ML backend for Label Studio that predicts brush labels."),
     ] = False,
     label_studio_url: Annotated[
         str | None,
         arguments.option(
             metavar="URL",
-            help="Where Label Studio is, to fetch images from; LABEL_STUDIO_API_KEY has its access token. "
-            "[default: LABEL_STUDIO_URL; without it, only images that are part of requests]",
+            help="Address of Label Studio, to fetch images from; set its access token in LABEL_STUDIO_API_KEY. "
+            "[default: LABEL_STUDIO_URL; without it, only images within requests]",
         ),
     ] = None,
     classes: Annotated[
         str | None,
-        arguments.option(metavar="NAMES", help="The labels to look for.  [default: all brush labels of the project]"),
+        arguments.option(metavar="NAMES", help="Labels to look for.  [default: all brush labels of the project]"),
     ] = None,
     classes_file: Annotated[
-        Path | None, arguments.option(metavar="FILE", help="The same in a file, with synonyms; see goca segment.")
+        Path | None, arguments.option(metavar="FILE", help="File of labels, with synonyms; see goca segment.")
     ] = None,
     background_classes: Annotated[
         str | None,
@@ -59,7 +60,7 @@ def serve(
         str,
         typer.Option(
             metavar="auto|none|T",
-            help="auto: the recipe's rule; none: every pixel gets a label; T: a score threshold from 0 to 1.",
+            help="Background: auto, by the recipe's rule; none, every pixel has a label; T, a score threshold, 0 to 1.",
         ),
     ] = "auto",
     model: arguments.ModelOption = bundled.DEFAULT,
@@ -68,23 +69,25 @@ def serve(
     floor: arguments.FloorOption = None,
     refine_edges: arguments.RefineEdgesOption = False,
     instances: Annotated[
-        bool, arguments.option("--instances", help="A stroke for each connected region, not for each label.")
+        bool, arguments.option("--instances", help="Make a stroke for each connected region, not for each label.")
     ] = False,
-    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Smaller regions, in pixels, are left out.")] = 1,
+    min_area: Annotated[int, typer.Option(metavar="N", min=1, help="Leave out regions of fewer than N pixels.")] = 1,
     fill_holes: Annotated[
-        bool, arguments.option("--fill-holes", help="Regions get the pixels that they surround.")
+        bool, arguments.option("--fill-holes", help="Give regions the pixels that they surround.")
     ] = False,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network of this machine.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen at; 0.0.0.0 for every network of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for one that is free.")] = 9090,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen at; 0 for a free one.")
+    ] = 9090,
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Show a page to segment and generate with, until Ctrl-C.
+    """Serve a web page for segmenting and generating, until Ctrl-C.
 
-    With --label-studio, keep the model loaded for Label Studio instead: connect http://127.0.0.1:9090 as a model in the
+    With --label-studio, serve the model to Label Studio instead: connect http://127.0.0.1:9090 as a model in the
     project's settings there.
     """
     with session(verbose):
@@ -135,7 +138,7 @@ def _serve_page(model: str, recipe: str, options: Mapping[str, Any], host: str, 
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens, before the model is loaded. GocaError where there can be none."""
+    """A listening socket, opened before the model is loaded. Raises GocaError if it cannot be opened."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
@@ -146,13 +149,13 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _run(application: Any, listener: socket.socket, host: str, most_connections: int) -> None:
-    """Answer until a signal says stop; Ctrl-C is then raised."""
+    """Serve until a signal says stop; KeyboardInterrupt is then raised."""
     import uvicorn
 
     port = listener.getsockname()[1]
     show(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}, until Ctrl-C")
     if host not in LOOPBACK:
-        say(f"whoever reaches port {port} of this machine can use the model: no password is asked for")
+        say(f"anyone who can reach port {port} of this machine can use the model: there is no password")
     config = uvicorn.Config(
         application, log_config=None, limit_concurrency=most_connections, timeout_graceful_shutdown=GRACE
     )

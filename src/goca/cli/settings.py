@@ -1,4 +1,4 @@
-"""`goca settings`: settings for a checkpoint that no table knows, chosen without labels, once, into one file."""
+"""`goca settings`: chooses settings for an unlisted checkpoint without labels, and writes them to a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ from goca.errors import GocaError
 def with_automatic(
     options: Mapping[str, Any], model: str, device: str | None, dtype: str | None, batch: int = 4
 ) -> dict[str, Any]:
-    """Arguments of `from_pretrained` in which the settings "auto" are replaced by those that they stand for.
+    """Arguments of `from_pretrained` in which the settings "auto" are replaced by chosen ones.
 
-    The model is loaded for it, and looks at images that it paints, unless it has done so before.
+    This loads the model and reads its attention to images that it generates, unless that was done before.
 
-    Raises GocaError where the model cannot be loaded, or its attention cannot be read.
+    Raises GocaError if the model cannot be loaded or its attention cannot be read.
     """
     if options.get("settings") != "auto":
         return dict(options)
@@ -27,7 +27,7 @@ def with_automatic(
     from goca.settings_choice import automatic_settings
 
     with progress(hidden=False) as bar:
-        bar.add_task(f"choosing settings for {model}, unless that is done", total=None)
+        bar.add_task(f"choosing settings for {model}", total=None)
         segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
         return {**options, "settings": content_of(automatic_settings(segmenter))}
 
@@ -39,30 +39,28 @@ def settings(
             metavar="[IMAGE...]",
             show_default=False,
             parser=arguments.path,
-            help="Two or more images to look at, of the kind to be segmented.  [default: the model paints some]",
+            help="Two or more images like those to segment.  [default: images that the model generates]",
         ),
     ] = None,
     nouns: Annotated[
         str | None,
         arguments.option(
             metavar="NAMES",
-            help='What is painted, or may be in the images: "cat, grass".  [default: the model\'s background nouns]',
+            help='Nouns to generate, or that images may show: "cat, sky".  [default: the model\'s background nouns]',
         ),
     ] = None,
     model: arguments.ModelOption = "bundled",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, for --settings.")] = Path(
-        "settings.json"
-    ),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write, for --settings.")] = Path("settings.json"),
     as_json: arguments.JsonOption = False,
     device: arguments.DeviceOption = None,
     dtype: arguments.DtypeOption = None,
     batch: arguments.BatchOption = 4,
     verbose: arguments.VerboseOption = False,
 ) -> None:
-    """Choose reference, refinement and timestep for a model by its attention to images, without labels.
+    """Choose a model's reference, refinement and timestep without labels.
 
-    Known checkpoints have settings of their own (goca models), and others their family's: compare before you prefer
-    these.
+    They are chosen by the model's attention to images. Known checkpoints have settings of their own (see goca models)
+    and others use their family's: compare before you prefer the chosen ones.
     """
     with session(verbose):
         arguments.check_model(model, None, device, dtype)
@@ -76,7 +74,7 @@ def settings(
         from goca.settings_choice import choose_settings
 
         with progress(hidden=as_json) as bar:
-            bar.add_task(f"looking at images with {model}", total=None)
+            bar.add_task(f"reading the attention of {model}", total=None)
             segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
             chosen = choose_settings(segmenter, images or None, None if nouns is None else arguments.names(nouns))
         write_settings(chosen, out)

@@ -1,1 +1,1 @@
-"""One diffusers pipeline, stock and unpatched: what its attention does, and how to ask it about an image."""
+"""One diffusers pipeline, stock and unpatched: reading its attention, and running it on an image."""

@@ -1,4 +1,4 @@
-"""One call of softmax attention, as the attention hook hands it on."""
+"""One call of softmax attention, as the attention hook passes it on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ class AttentionCall:
         q: The pixels' queries, after norms and position encoding.
         k: The keys, after norms and position encoding.
         v: The values.
-        output: What the attention gave the pixels, before the output projection.
-        text_output: What joint attention gave the text, likewise; None in self- and cross-attention.
-        query: What the module's `to_q` gave, before norms and position encoding; None without one for pixels alone.
-        text: Where the text's keys are; None in self-attention.
-        image: Where the pixels' keys are; None in cross-attention.
-        mask: The additive mask; None where nothing is masked.
-        scale: What q k^T is multiplied by before the softmax.
-        projection: The weight of the output projection, bias left out; None in self-attention.
-        grid: The (height, width) in pixels of the image in this layer.
-        reference: 0 for the image that is made, from 1 for those that a pipeline gives the denoiser beside it; `image`
-            and `grid` are then of that one, whose pixels are the queries.
+        output: The attention's output for the pixels, before the output projection.
+        text_output: The output of joint attention for the text, likewise; None in self- and cross-attention.
+        query: The output of the module's `to_q`, before norms and position encoding; None if it is not for pixels only.
+        text: Positions of the text's keys; None in self-attention.
+        image: Positions of the pixels' keys; None in cross-attention.
+        mask: The additive mask; None if nothing is masked.
+        scale: Factor of q k^T before the softmax.
+        projection: The weight of the output projection, without bias; None in self-attention.
+        grid: (height, width) of the image's pixels in this layer.
+        reference: 0 for the generated image, from 1 for reference images that a pipeline gives the denoiser; `image`
+            and `grid` are then those of the reference image, whose pixels are the queries.
     """
 
     block: str

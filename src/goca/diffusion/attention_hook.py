@@ -1,4 +1,4 @@
-"""See every softmax attention of a denoiser while it runs, without touching it.
+"""Read every softmax attention of a denoiser while it runs, without changing it.
 
 Every softmax attention in diffusers ends in `torch.nn.functional.scaled_dot_product_attention`. A `TorchFunctionMode`
 sees those calls, with q, k and v as they really are, after projections, norms and position encoding; forward hooks on
@@ -24,25 +24,25 @@ from goca.maths import Grid
 
 
 class LastAttentionReached(Exception):  # noqa: N818 - a signal, not an error
-    """Every attention of the denoiser has run: whatever it still computes is its output."""
+    """Every attention of the denoiser has run: the rest only computes its output."""
 
 
 class AttentionHook(TorchFunctionMode):
-    """While it is entered, hands each attention of a denoiser to `sink`, image by image.
+    """Passes each attention of a denoiser to `sink`, image by image, inside a `with` block.
 
-    Leaving it without an exception checks that every attention module that ran was seen once. Its hooks go anyway.
+    Leaving it without an exception checks that every attention module that ran was seen once. Hooks are always removed.
 
     Args:
         denoiser: The bare denoiser.
-        grids: The (height, width) grids that the image has in its layers.
+        grids: The (height, width) grids of the image in the layers.
         sink: Takes each call of attention.
         joint: The layout of joint attention, None for cross-attention.
         linear_self_attention: Self-attention is linear and has no map; the raw queries of a block's cross-attention,
-            attending to each other, are handed on in its place.
-        to_the_end: Without it `LastAttentionReached` is raised behind the last attention.
-        component: The pipeline's attribute that holds the denoiser, for what messages advise.
+            attending to each other, are passed on instead.
+        to_the_end: If False, `LastAttentionReached` is raised after the last attention.
+        component: The pipeline's attribute that holds the denoiser, for messages.
         rows: The images in the batch; None for any number.
-        references: In joint attention, the grids of images that are given beside, behind the pixels; each is handed on
+        references: In joint attention, the grids of reference images after the pixels; each is passed on
             as a call of its own.
 
     Raises:
@@ -67,7 +67,7 @@ class AttentionHook(TorchFunctionMode):
         self.sink = sink
         self.joint, self.linear_self_attention, self.to_the_end = joint, linear_self_attention, to_the_end
         self.component, self.rows, self.references = component, rows, tuple(references)
-        self._shapes: dict[nn.Module, tuple[torch.Size, ...]] = {}  # of what the modules around attention are given
+        self._shapes: dict[nn.Module, tuple[torch.Size, ...]] = {}  # of the inputs of the modules around attention
         self._running: list[tuple[AttentionModule, bool]] = []
         self._calls: dict[AttentionModule, int] = {}
         self._raw_query: Tensor | None = None
@@ -98,7 +98,7 @@ class AttentionHook(TorchFunctionMode):
 
     def _starts(self, attention: AttentionModule) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if get_ident() != self._thread:  # the mode is the thread's own, hooks are everybody's
+            if get_ident() != self._thread:  # the mode is thread-local, hooks are not
                 return
             text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
             self._running.append((attention, text is not None))
@@ -168,7 +168,7 @@ class AttentionHook(TorchFunctionMode):
                 text = slice(0, rows.start)
             first = image.start if self.joint is not None and image is not None else 0
             for number, (grid, start, end) in enumerate(zip(grids, [0, *ends[:-1]], ends, strict=True)):
-                if number:  # the images beside follow the one that is made
+                if number:  # reference images follow the generated one
                     rows = image = slice(first + start, first + end)
                 pixel_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
                 call = AttentionCall(
@@ -196,7 +196,7 @@ class AttentionHook(TorchFunctionMode):
     ) -> tuple[slice, slice | None, slice | None, Grid] | None:
         """(the pixels' queries, the text's keys, the pixels' keys, the pixels' grid).
 
-        None for what a model with joint attention has beside it: pixels or text that attend to themselves alone.
+        None for other attention of a model with joint attention: pixels or text that attend only to themselves.
         """
         block, layer = (self._shapes.get(module, ()) for module in self._around(attention))
         tokens = [shape[1] for shape in block if len(shape) == 3]
@@ -206,7 +206,7 @@ class AttentionHook(TorchFunctionMode):
             raise self._changed(attention, f"compares {queries} positions with {keys}")
         if self.joint is not None:
             return self._joint_positions(attention, queries)
-        # A UNet's layer is given its grid itself; elsewhere all blocks have the one of the image.
+        # A UNet's layer gets its grid as input; elsewhere all blocks have the image's grid.
         spatial = layer and len(layer[0]) == 4
         grid = (layer[0][2], layer[0][3]) if spatial else self.grids.get(queries)
         if grid is None or grid[0] * grid[1] != queries:
@@ -239,11 +239,11 @@ class AttentionHook(TorchFunctionMode):
         by = f" ({package}'s {kind.__name__})" if package != "diffusers" else ""
         undo = "with tomesd.remove_patch(pipe)" if package == "tomesd" else "or load the pipeline again"
         return GocaError(
-            f"attention of {attention.block} {what}: a patch{by} merges or splits its tokens; take it off {undo}"
+            f"attention of {attention.block} {what}: a patch{by} merges or splits its tokens; remove it {undo}"
         )
 
     def unseen(self) -> str | None:
-        """A block whose attention has not run at all; None where all has."""
+        """A block whose attention has not run; None if all have."""
         silent = (attention.block for attention in self.attention_modules if attention not in self._calls)
         return next(silent, None)
 

@@ -1,4 +1,4 @@
-"""The attention modules of a denoiser, and what each projects its output with."""
+"""The attention modules of a denoiser, and their output projections."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ class AttentionModule:
 
     @property
     def processor(self) -> str:
-        """The class name of what computes its attention."""
+        """The class name of its attention processor."""
         return type(getattr(self.module, "processor", None)).__name__
 
 
@@ -44,11 +44,11 @@ def attention_modules(denoiser: nn.Module) -> tuple[AttentionModule, ...]:
 
 
 def output_projection(attention: AttentionModule, query: Tensor) -> Float[Tensor, "head dim model"]:
-    """The weight of an attention's output projection, by heads, bias left out.
+    """The weight of an attention's output projection, by heads, without bias.
 
     A single-stream block without one has it in its own `proj_out`, fused with the one of its MLP: the attention's
     channels come first. Anything but a plain linear layer with its weight at hand (an adapter, a quantised or offloaded
-    layer) is applied to the unit vectors, so that what really runs is what is weighed. That takes as long as projecting
+    layer) is applied to the unit vectors, so that weights reflect what really runs. That takes as long as projecting
     as many tokens as there are channels. The module's queries, (batch, head, position, dim), give shape, dtype and
     device.
     """
@@ -62,7 +62,7 @@ def output_projection(attention: AttentionModule, query: Tensor) -> Float[Tensor
         weight = linear.weight.T[:channels]
     else:
         inputs = torch.eye(channels + 1, linear.in_features, dtype=query.dtype, device=query.device) * AMPLITUDE
-        inputs[channels] = 0  # gives the bias
+        inputs[channels] = 0  # this row gives the bias
         outputs = linear(inputs)
         weight = (outputs[:channels] - outputs[channels]) / AMPLITUDE
     return rearrange(weight, "(head dim) model -> head dim model", head=query.shape[1])
@@ -71,16 +71,16 @@ def output_projection(attention: AttentionModule, query: Tensor) -> Float[Tensor
 AMPLITUDE = 64.0
 """The length of the unit vectors that a layer is applied to.
 
-In half precision a bias would drown the weights that it is added to. A power of two rounds nothing.
+In half precision a bias would swamp the weights that it is added to. A power of two causes no rounding.
 """
 
 
 def _at_hand(linear: nn.Linear) -> bool:
-    """Whether a layer multiplies by the very weight that it holds: it is not quantised, and no hook brings it."""
+    """Whether a layer multiplies by its own weight: it is not quantised, and no hook loads it."""
     return type(linear.weight.data) is Tensor and "forward" not in vars(linear)
 
 
-# These compute by another route, which the attention hook cannot see, what the named processor computes.
+# {processor that bypasses what the hook sees: the equivalent one that does not}.
 EQUIVALENT = {
     "AttnProcessor": "AttnProcessor2_0",
     "SlicedAttnProcessor": "AttnProcessor2_0",
@@ -93,7 +93,7 @@ NATIVE_BACKENDS = ("native", "_native_cudnn", "_native_efficient", "_native_flas
 
 @contextmanager
 def native(denoiser: nn.Module, component: str) -> Iterator[None]:
-    """For one call: attention slicing, xformers and compiled graphs step aside for PyTorch's own attention.
+    """Use PyTorch's own attention for one call, instead of attention slicing, xformers and compiled graphs.
 
     `component` is the pipeline's attribute that holds the denoiser. Raises GocaError for any other kernel.
     """
@@ -103,11 +103,11 @@ def native(denoiser: nn.Module, component: str) -> Iterator[None]:
     hidden = [attention for attention in modules if attention.processor in EQUIVALENT]
     before = {attention: attention.module.processor for attention in modules}
     for attention in modules:
-        # Without that attribute, PyTorch may be called directly: whether it was is seen in the pass.
+        # Without that attribute, PyTorch may be called directly, which shows in the pass.
         dispatched = hasattr(attention.module.processor, "_attention_backend")
         if dispatched and (backend := backend_of(attention)) not in NATIVE_BACKENDS:
             raise GocaError(
-                f'attention of {attention.block} runs on the backend "{backend}", which goca cannot look into: '
+                f'attention of {attention.block} runs on the backend "{backend}", which goca cannot read: '
                 f"{remedy(attention, component)}"
             )
     try:
@@ -117,7 +117,7 @@ def native(denoiser: nn.Module, component: str) -> Iterator[None]:
             yield
     finally:
         for attention, processor in before.items():
-            # A pipeline that sets its own in each call, and fails, leaves them behind.
+            # A pipeline that sets its own in each call leaves them behind if it fails.
             if attention in hidden or _is_pipelines(attention.module.processor):
                 attention.module.processor = processor
 
@@ -132,7 +132,7 @@ def backend_of(attention: AttentionModule) -> str:
 
 
 def remedy(attention: AttentionModule, component: str) -> str:
-    """What to do about attention that cannot be read: it depends on what its processor is, and on who set it."""
+    """Advice on attention that cannot be read, which depends on its processor and on who set it."""
     package = type(attention.module.processor).__module__
     if package.startswith("diffusers.models.") and backend_of(attention) not in NATIVE_BACKENDS:
         return f'switch to PyTorch\'s own with pipe.{component}.set_attention_backend("native")'
@@ -145,7 +145,7 @@ def remedy(attention: AttentionModule, component: str) -> str:
         )
     if component == "unet" and "forward" not in vars(attention.module):
         return "switch to the native one with pipe.unet.set_attn_processor(AttnProcessor2_0())"
-    return "load the pipeline again and leave its attention as it comes"
+    return "load the pipeline again and leave its attention as it is"
 
 
 def _is_pipelines(processor: Any) -> bool:

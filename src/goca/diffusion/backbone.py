@@ -1,8 +1,8 @@
 """A loaded pipeline, and denoiser passes at (latent, caption, timestep) that leave the pipeline as it was.
 
 The pipeline's own `__call__` builds every conditioning input (embeddings, size conditions, masks); it is stopped at the
-first denoiser call, whose noisy latent is replaced by the noised encoding of the image. So nothing about a pipeline's
-conditioning is written a second time here.
+first denoiser call, whose noisy latent is replaced by the noised encoding of the image. So nothing of a pipeline's
+conditioning is implemented a second time here.
 """
 
 import inspect
@@ -38,28 +38,28 @@ from goca.text.token_spans import TextKeys, find_noun_tokens
 from goca.text.tokens import Tokens
 
 MAX_PROMPTS = 64
-"""How many encoded captions a session keeps; beyond that the oldest goes."""
+"""Most encoded captions that a session keeps; then the oldest is dropped."""
 MAX_CALLS = 4
-"""How many different calls of the pipeline a session keeps the arguments of; beyond that the oldest go."""
+"""Most pipeline calls whose arguments a session keeps; then the oldest are dropped."""
 MAX_KEYS = 4096
-"""How many words' keys a session keeps; beyond that the oldest go. A token's take 100 KB in SD 1.5, in float32."""
+"""Most words whose keys a session keeps; then the oldest are dropped. A token takes 100 KB in SD 1.5, in float32."""
 KEYS_BATCH = 16
-"""How many words' keys are computed in one pass."""
+"""Most words whose keys are computed in one pass."""
 
 
 class Backbone:
-    """A stock diffusers pipeline and the facts about it; no pass is run to establish them.
+    """A stock diffusers pipeline and its facts, which are established without a pass.
 
     Args:
-        pipeline: a loaded text-to-image pipeline.
-        name: what messages and plans call it; by default the pipeline's `name_or_path`.
-        family: the facts of its denoiser, where no listed family has it.
-        check: raises GocaError for a pipeline that cannot be used; by default, for one that cannot segment an image.
-        settings: for this checkpoint, instead of those that are known for it or its family.
+        pipeline: A loaded text-to-image pipeline.
+        name: Its name in messages and plans; by default the pipeline's `name_or_path`.
+        family: Facts of its denoiser, if no listed family has it.
+        check: Raises GocaError for a pipeline that cannot be used; by default, for one that cannot segment an image.
+        settings: Settings of this checkpoint, instead of those that are known for it or its family.
 
     Raises:
-        GocaError: for a denoiser that no family lists, a family of another one, a pipeline that `check` refuses, and
-            settings of another model.
+        GocaError: No family lists the denoiser, the family or the settings belong to another model, or `check` refuses
+            the pipeline.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Backbone:
             usual = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
             wanted = _declared_scheduler(self.pipeline) or usual
             raise GocaError(
-                f"{type(scheduler).__name__} does not say how noise is added for this kind of model: set "
-                f"pipe.scheduler to a {wanted} with the configuration that the checkpoint came with"
+                f"{type(scheduler).__name__} does not define how noise is added for this kind of model: set "
+                f"pipe.scheduler to a {wanted} with the checkpoint's own configuration"
             )
 
     @property
     def denoiser(self) -> Any:
-        """The denoiser, unwrapped where it is compiled."""
+        """The denoiser, unwrapped if it is compiled."""
         return bare(getattr(self.pipeline, self.family.component))
 
     @property
@@ -117,35 +117,35 @@ class Backbone:
 
     @property
     def device(self) -> str:
-        """The device that the pipeline runs on, such as "cuda:0"."""
+        """The pipeline's device, such as "cuda:0"."""
         return str(self.pipeline._execution_device)
 
     @property
     def dtype(self) -> str:
-        """The type that the denoiser computes in, such as "float32"."""
+        """The denoiser's dtype in computations, such as "float32"."""
         denoiser = self.denoiser
         floating = [p for p in denoiser.parameters() if p.is_floating_point()]
-        # A quantised weight reports the dtype that it had before, not the one it is computed with.
+        # A quantised weight reports its former dtype, not the one of computations.
         plain = [p for p in floating if type(p.data) is Tensor]
         kind = plain[0].dtype if plain and plain[0] is not floating[0] else denoiser.dtype
         return str(kind).removeprefix("torch.")
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a side of one latent cell."""
+        """Pixels per side of a latent cell."""
         names = ("vae_scale_factor", "vae_scale_factor_spatial")
         factor = int(next(getattr(self.pipeline, name) for name in names if hasattr(self.pipeline, name)))
         return factor // 2 if self.family.packed_vae_scale_factor else factor
 
     @property
     def patch_px(self) -> int:
-        """Pixels a side of the finest patch that attends."""
+        """Pixels per side of the finest patch in attention."""
         patches, _ = self.family.grids(self.denoiser, (64, 64))[0]
         return self.vae_scale_factor * 64 // patches
 
     @property
     def size_multiple(self) -> int:
-        """Both sides of an image are multiples of this many pixels: whole patches, and what the pipeline requires."""
+        """Both sides of an image are multiples of this many pixels, for whole patches and the pipeline's needs."""
         return math.lcm(self.family.size_multiple, self.patch_px)
 
     @property
@@ -163,7 +163,7 @@ class Backbone:
         return None if patches is None else patches * self.patch_px
 
     def fit(self, image: Image.Image, size: int) -> Grid:
-        """(height, width) in pixels at which the denoiser sees an image, see `goca.imaging.images.fit`."""
+        """(height, width) in pixels of the denoiser's input for an image, see `goca.imaging.images.fit`."""
         return images.fit(image, size, self.size_multiple, self.max_pixels, self.max_side)
 
     @property
@@ -185,8 +185,8 @@ class Backbone:
     ) -> AttentionHook:
         """A hook on attention for latents of (height, width) cells, `rows` of them if that is known.
 
-        denoiser: a second one, with its component's name. references: those of the images beside, in cells. frames: of
-        each latent; their grids are taken as one, each under the one before.
+        denoiser: A second one, with its component's name. references: grids of reference images, in cells. frames: of
+        each latent; their grids are treated as one, stacked vertically.
         """
         family = self.family
         component, module = denoiser or (family.component, self.denoiser)
@@ -218,7 +218,7 @@ class Backbone:
 
     @cached_property
     def _template(self) -> dict[str, int]:
-        """{tokenizer: how many tokens the pipeline puts around a caption}."""
+        """{tokenizer: number of tokens that the pipeline puts around a caption}."""
         texts = self.session().prompt("cat").texts
         with_template = {name: sum(end > start for start, end in tokens.offsets) for name, tokens in texts.items()}
         alone = {name: len(getattr(self.pipeline, name)("cat", verbose=False).input_ids) for name in texts}
@@ -243,8 +243,8 @@ class Backbone:
 
         Args:
             images: RGB images of any size; they are resized.
-            size: (height, width) in pixels at which the VAE sees them.
-            batch: images in one pass of the VAE; by default all.
+            size: (height, width) in pixels of the VAE's input.
+            batch: Images per pass of the VAE; by default all.
 
         Raises:
             GocaError: The VAE is not one for this pipeline, or its encoding is not finite, or constant.
@@ -257,8 +257,8 @@ class Backbone:
         if latents.shape[-2:] != expected:
             raise GocaError(
                 f"the VAE ({type(self.pipeline.vae).__name__}) gives {latents.shape[-2]} x {latents.shape[-1]} cells "
-                f"where this pipeline has {expected[0]} x {expected[1]}: set pipe.vae to the one that the checkpoint "
-                "came with"
+                f"where this pipeline has {expected[0]} x {expected[1]}: set pipe.vae to the checkpoint's "
+                "own"
             )
         return latents
 
@@ -270,20 +270,20 @@ class Backbone:
         return with_sample(args, kwargs, packed(pipeline, noisy, args, kwargs))
 
     def pixels(self, latents: Float[Tensor, "image channel height width"]) -> Grid:
-        """The (height, width) in pixels that latents stand for."""
+        """The (height, width) in pixels of the images of latents."""
         height, width = latents.shape[-2:]
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     def first_call(
         self, pipeline: Any, captions: Sequence[str], size: Grid, timestep: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the pipeline first hands its denoiser for captions and a size in pixels; it comes from `restoring`."""
+        """The arguments of a pipeline's first denoiser call, for captions and a size in pixels; see `restoring`."""
         changes = {
-            self.family.component: self.denoiser,  # unwrapped: a call that is stopped is not worth compiling for
+            self.family.component: self.denoiser,  # unwrapped: compiling is not worth it for a call that is stopped
             "scheduler": pinned(pipeline.scheduler, timestep, self.family.edm_sigmas),
         }
         if self.family.fixed_area:
-            # Its own arithmetic then gives back this size, and what is added keeps that from being rounded down.
+            # Its own arithmetic then gives this size; the addition prevents rounding down.
             changes["default_sample_size"] = math.sqrt(size[0] * size[1]) / self.vae_scale_factor * (1 + 1e-9)
         for name, value in changes.items():
             # DiffusionPipeline.__setattr__ would write the configuration as well.
@@ -296,7 +296,7 @@ class Backbone:
         return call
 
     def session(self) -> "BackboneSession":
-        """A fresh session, for one stream of requests."""
+        """A new session, for one stream of requests."""
         return BackboneSession(self)
 
 
@@ -305,12 +305,12 @@ class BatchItem:
     """One row of a denoiser pass.
 
     Args:
-        latent: the encoded image, (1, channel, height, width).
-        size: (height, width) in pixels that the latent stands for.
-        caption: the prompt.
-        timestep: training timestep, 0 to 999; for a flow model, thousandths.
-        seed: of the noise.
-        sink: takes each attention of this row.
+        latent: The encoded image, (1, channel, height, width).
+        size: (height, width) in pixels of the latent's image.
+        caption: The prompt.
+        timestep: Training timestep, 0 to 999; for a flow model, thousandths of sigma.
+        seed: Seed of the noise.
+        sink: Takes each attention of this row.
     """
 
     latent: Float[Tensor, "1 channel height width"]
@@ -324,7 +324,7 @@ class BatchItem:
 class BackboneSession:
     """The denoiser passes of one stream of requests; each caption is encoded once.
 
-    The user may load a LoRA or exchange a text encoder between two streams, so encoded captions end with the session.
+    The user may load a LoRA or replace a text encoder between two streams, so encoded captions last one session.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -335,11 +335,11 @@ class BackboneSession:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The mark of the pipeline's weights, which stay as they are while a stream lasts."""
+        """The fingerprint of the pipeline's weights, which do not change during a stream."""
         return fingerprint(self.backbone.pipeline)
 
     def prompt(self, caption: str) -> EncodedPrompt:
-        """The encoded caption. Raises GocaError where the tokenizer reports no character offsets."""
+        """The encoded caption. Raises GocaError if the tokenizer reports no character offsets."""
         if caption not in self._prompts:
             backbone = self.backbone
             side = backbone.size_multiple * max(1, backbone.settings.size // backbone.size_multiple)
@@ -351,12 +351,12 @@ class BackboneSession:
         return self._prompts[caption]
 
     def keys(self, words: Sequence[str]) -> tuple[TextKeys, ...]:
-        """Each word's keys and values in every cross-attention, encoded in a prompt of its own.
+        """Each word's keys and values in every cross-attention, encoded in its own prompt.
 
-        They depend on nothing but that text, so a pass over the smallest image shows them.
+        They depend only on that text, so a pass over the smallest image gives them.
 
         Raises:
-            GocaError: for a word that is longer than a prompt, or consists of stop words.
+            GocaError: A word is longer than a prompt, or consists of stop words.
         """
         missing = [word for word in dict.fromkeys(words) if word not in self._keys]
         for start in range(0, len(missing), KEYS_BATCH):
@@ -395,18 +395,18 @@ class BackboneSession:
         """One denoiser pass over a batch.
 
         Args:
-            latents: encoded images, without noise.
-            captions: one for each image; their encodings have one shape.
-            timestep: training timestep, 0 to 999; for a flow model, thousandths.
-            seed: of the noise, which is the same for every image.
-            sink: takes (row, attention call) for each attention of each row.
-            stop_early: end the pass with the last attention, where the denoiser allows it.
+            latents: Encoded images, without noise.
+            captions: One for each image; their encodings have the same shape.
+            timestep: Training timestep, 0 to 999; for a flow model, thousandths of sigma.
+            seed: Seed of the noise, which is the same for every image.
+            sink: Takes (row, attention call) for each attention of each row.
+            stop_early: End the pass after the last attention, if the denoiser allows it.
 
         Returns:
-            The denoiser's output; None where the pass ended early.
+            The denoiser's output; None if the pass ended early.
 
         Raises:
-            GocaError: for a timestep out of range, or a denoiser whose attention cannot be read.
+            GocaError: The timestep is out of range, or the denoiser's attention cannot be read.
         """
         backbone = self.backbone
         prompts = [self.prompt(caption) for caption in captions]
@@ -428,7 +428,7 @@ class BackboneSession:
                 return None
             if (block := hook.unseen()) is not None:
                 raise GocaError(
-                    f"attention of {block} did not run: a patch of pipe.{component} leaves blocks out; take it off or "
+                    f"attention of {block} did not run: a patch of pipe.{component} leaves blocks out; remove it or "
                     "load the pipeline again"
                 )
             return output
@@ -436,7 +436,7 @@ class BackboneSession:
     def _call(
         self, pipeline: Any, captions: Sequence[str], prompts: Sequence[EncodedPrompt], size: Grid, timestep: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`Backbone.first_call` for encoded captions: all but the latent is the same for the next images of a size."""
+        """`Backbone.first_call` for encoded captions: all but the latent is reused for later images of a size."""
         key = (tuple(captions), size, timestep)
         if key not in self._calls:
             object.__setattr__(pipeline, "encode_prompt", replay(prompts))
@@ -446,9 +446,9 @@ class BackboneSession:
         return self._calls[key]
 
     def run(self, items: Iterable[BatchItem], batch: int) -> None:
-        """Send every item through the denoiser, at most `batch` in one pass; attention goes to the items' sinks.
+        """Run the denoiser on every item, at most `batch` per pass; attention goes to the items' sinks.
 
-        Items share a pass where size, timestep, seed and the shape of their encoded captions agree. A pass ends with
+        Items share a pass if size, timestep, seed and the shape of their encoded captions agree. A pass ends after
         the last attention.
         """
         groups: dict[Hashable, list[BatchItem]] = {}
@@ -476,7 +476,7 @@ def _keep_keys(keys: dict[str, tuple[Tensor, Tensor]], indices: list[int], call:
 
 
 def _declared_scheduler(pipeline: Any) -> str | None:
-    """The first scheduler that a pipeline's class declares; None where it takes any."""
+    """The first scheduler that a pipeline's class declares; None if it takes any."""
     declared = get_type_hints(type(pipeline).__init__).get("scheduler")
     kinds = [kind for kind in get_args(declared) or (declared,) if hasattr(kind, "from_config")]
     return next((kind.__name__ for kind in kinds if kind.__name__ != "SchedulerMixin"), None)

@@ -1,7 +1,7 @@
-"""What leaves parts of a denoiser's pass out, or keeps state from pass to pass: diffusers' caches and layer skipping.
+"""Caches and layer skipping, which leave out parts of a denoiser's pass or keep state between passes.
 
-A pass of our own goes past them and leaves their state alone. A generation that is observed belongs to the user: there
-they are refused, since a block that is skipped has no attention to look at.
+goca's own passes bypass them and leave their state alone. For observed generations, which are the user's, they are
+refused, since a skipped block has no attention to read.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ from torch import nn
 from goca.errors import GocaError
 
 PLACEMENT = ("group_offloading", "layerwise_casting", "context_parallel", "tensor_parallel", "tensor_parallel_neuron")
-"""The hooks of diffusers that say where and in what type a layer computes, and nothing of what."""
+"""The hooks of diffusers that only decide the device and dtype of a layer."""
 
 
 @contextmanager
 def without_caches(denoiser: nn.Module, component: str) -> Iterator[None]:
-    """For one pass of our own: every hook of diffusers that skips or keeps anything steps aside, its state untouched.
+    """Disable every diffusers hook that skips or keeps anything, for one pass of goca's own, preserving its state.
 
     Raises:
-        GocaError: for a cache of another library.
+        GocaError: There is a cache of another library.
     """
     from diffusers.hooks import ModelHook
 
@@ -43,8 +43,8 @@ def check_caches(denoiser: nn.Module, component: str) -> None:
     """Refuse to observe a denoiser that skips blocks, with how to switch that off.
 
     Args:
-        denoiser: the bare denoiser.
-        component: the pipeline's attribute that holds it, for the message.
+        denoiser: The bare denoiser.
+        component: The pipeline's attribute that holds it, for the message.
     """
     _check_foreign(denoiser, component)
     hooks = dict(_hooks(denoiser))
@@ -61,7 +61,7 @@ def check_caches(denoiser: nn.Module, component: str) -> None:
 
 
 def _hooks(denoiser: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, hook) of each of diffusers' hooks that is more than placement."""
+    """(name, hook) of each diffusers hook that does more than placement."""
     for module in denoiser.modules():
         registry = getattr(module, "_diffusers_hook", None)
         for name, hook in registry.hooks.items() if registry is not None else ():
@@ -71,7 +71,7 @@ def _hooks(denoiser: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _check_foreign(denoiser: nn.Module, component: str) -> None:
-    """Libraries and recipes such as DeepCache and TeaCache exchange `forward`, of a module or of its class."""
+    """Raise GocaError for a replaced `forward` of a module or its class, as by DeepCache and TeaCache."""
     for path, module in denoiser.named_modules():
         forward: Callable[..., Any] = module.forward
         while isinstance(forward, partial):

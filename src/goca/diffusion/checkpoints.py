@@ -1,5 +1,5 @@
-"""The settings of a loaded checkpoint: those that its folder states, those of a known one, or its family's rule; or a
-file that was chosen for it.
+"""The settings of a loaded checkpoint: those in its folder, those of a known checkpoint, its family's rule, or a chosen
+file.
 """
 
 import json
@@ -20,19 +20,19 @@ from goca.storage.atomic import write_atomic
 from goca.storage.reading import read_json
 
 SettingsLike = CheckpointSettings | Mapping[str, Any] | str | Path
-"""Settings for one checkpoint: whole, or some of them as a mapping or a JSON file, with entries as in `settings` of a
+"""Settings of a checkpoint: complete, or some of them as a mapping or a JSON file, with entries as in `settings` of a
 model's goca.json; the others stay the checkpoint's own; or AUTO.
 """
 AUTO = "auto"
-"""The settings that were chosen on this machine for these very weights, see `automatic_settings`."""
+"""The settings that were chosen on this machine for exactly these weights, see `automatic_settings`."""
 CHOSEN = ("timestep", "reference", "refine", "order", "origin")
-"""The entries of a file of settings that were chosen."""
+"""The entries of a file of chosen settings."""
 CHECKPOINTS = tuple(settings for family in FAMILIES for settings in family.checkpoints)
 """Every known checkpoint."""
 _NO_FACTS = ModelFacts()
 _BLOCKS = {"reference", "refine", "evidence_blocks"}
 _OF_NO_ORIGIN = {"nouns", "background_classes", "options", "size"}
-"""Facts of a model that nobody chose, so that the settings' origin stays the rule's."""
+"""Facts of a model that are not stated by anyone, so that the settings' origin stays the rule."""
 
 
 def settings_for(
@@ -43,19 +43,21 @@ def settings_for(
     Args:
         denoiser: A distilled one may lack some of its teacher's blocks.
         family: Its family.
-        vae_scale_factor: Pixels a side of a latent cell.
+        vae_scale_factor: Pixels per side of a latent cell.
         blocks: The paths of the blocks that attend to the text, in order.
-        facts: What the model's folder states, which goes before both. Without a size there, it is the denoiser's own:
+        facts: What the model's folder states, which overrides both. Without a size, the denoiser's own is used:
             SD 2.1 exists at 512 and 768 px with one layout.
 
     Raises:
-        GocaError: The folder names a block that is not there.
+        GocaError: The folder names a block that does not exist.
     """
     stated = dict(facts.settings)
     for key in _BLOCKS & stated.keys():
         named = stated[key]
         if missing := [block for block in ((named,) if isinstance(named, str) else named) if block not in blocks]:
-            raise facts.wrong(f"settings.{key}", f"{type(denoiser).__name__} has no block {missing[0]} with text")
+            raise facts.wrong(
+                f"settings.{key}", f"{type(denoiser).__name__} has no block {missing[0]} that attends to the text"
+            )
     size = stated.get("size") or family.image_size(denoiser, vae_scale_factor)
     settings = _by_layout(denoiser, family, blocks) or _by_rule(denoiser, family, size, blocks)
     if stated.keys() - _OF_NO_ORIGIN:
@@ -88,30 +90,30 @@ def _by_rule(denoiser: Any, family: Family, size: int, blocks: Collection[str]) 
 
 
 def write_settings(settings: CheckpointSettings, path: str | Path) -> Path:
-    """Write settings that were chosen for a checkpoint as a JSON file, to be given as `settings` from then on.
+    """Write chosen settings of a checkpoint as a JSON file, which can be passed as `settings`.
 
     Raises:
-        GocaError: the file cannot be written.
+        GocaError: The file cannot be written.
     """
     write_atomic({Path(path): f"{json.dumps(content_of(settings), indent=2)}\n".encode()})
     return Path(path)
 
 
 def content_of(settings: CheckpointSettings) -> dict[str, Any]:
-    """What a file of settings holds."""
+    """The content of a file of settings."""
     values = {name: getattr(settings, name) for name in CHOSEN}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def kept_settings(pipeline: Any) -> Path:
-    """The file in the user's cache that AUTO stands for, by goca's version and the fingerprint of the weights."""
+    """The file of AUTO in the user's cache, named by goca's version and the fingerprint of the weights."""
     return user_cache_path("goca") / "settings" / version("goca") / f"{fingerprint(pipeline)}.json"
 
 
 def automatic_settings_of(
     pipeline: Any, own: CheckpointSettings, blocks: Collection[str], model: str
 ) -> CheckpointSettings | None:
-    """The settings in `kept_settings`, None where there are none that can be read and fit."""
+    """The settings in `kept_settings`; None if there are none, or they cannot be read or do not fit."""
     try:
         return _filled(kept_settings(pipeline), own, blocks, model)
     except GocaError:
@@ -121,10 +123,10 @@ def automatic_settings_of(
 def given_settings(
     given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str, pipeline: Any
 ) -> CheckpointSettings:
-    """The settings that a user gives for a checkpoint, whose own ones are kept where they say nothing.
+    """The settings that a user gives for a checkpoint, filled up with the checkpoint's own.
 
     Raises:
-        GocaError: they cannot be read, have a wrong entry, name a block that the model lacks, or were not chosen yet.
+        GocaError: They cannot be read, have a wrong entry, name a block that the model lacks, or were not chosen yet.
     """
     if given != AUTO:
         return _filled(given, own, blocks, model)
@@ -132,8 +134,8 @@ def given_settings(
     if kept is None:
         kind = str(pipeline.dtype).removeprefix("torch.")
         raise GocaError(
-            f"no settings have been chosen on this machine for {model} in {kind}, and that takes passes: call "
-            "automatic_settings with a segmenter of it, once",
+            f"no settings have been chosen on this machine for {model} in {kind}, which takes passes: call "
+            "automatic_settings once with a segmenter of it",
             hint="settings",
         )
     return kept
@@ -143,7 +145,7 @@ def _filled(given: SettingsLike, own: CheckpointSettings, blocks: Collection[str
     settings = given if isinstance(given, CheckpointSettings) else replace(own, **_stated(given))
     if missing := [block for block in (settings.reference, *settings.refine) if block not in blocks]:
         raise GocaError(
-            f"the settings name block {missing[0]}, which {model} lacks: choose settings with this very model",
+            f"the settings name block {missing[0]}, which {model} lacks: choose settings with this model",
             hint="settings",
         )
     return settings
@@ -156,5 +158,5 @@ def _stated(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as a layout has it: configurations that were read from JSON have lists for tuples."""
+    """A value in a layout's form: configurations read from JSON have lists instead of tuples."""
     return tuple(value) if isinstance(value, list) else value

@@ -19,7 +19,7 @@ class EncodedPrompt:
     """An encoded caption.
 
     Attributes:
-        encoded: what the pipeline's `encode_prompt` returned, call after call.
+        encoded: What the pipeline's `encode_prompt` returned, call by call.
         texts: {tokenizer: the caption's tokens}, by the tokenizers' names in the pipeline.
     """
 
@@ -38,7 +38,7 @@ class EncodedPrompt:
 
     @property
     def embeddings(self) -> Tensor:
-        """What was encoded first."""
+        """The embeddings that were encoded first."""
         first = self.encoded[0]
         while not isinstance(first, Tensor):
             first = first[0]
@@ -56,10 +56,10 @@ class FirstCall(Exception):  # noqa: N818 - a signal, not an error
 def first_call(
     pipeline: Any, denoiser: nn.Module, captions: Sequence[str], size: Grid, options: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The (positional, named) arguments of a pipeline's first denoiser call; None where it never makes one.
+    """The (positional, named) arguments of a pipeline's first denoiser call; None if it makes none.
 
     Args:
-        pipeline: As `restoring` gives it, with a scheduler whose only timestep is the one wanted.
+        pipeline: From `restoring`, with a scheduler whose only timestep is the wanted one.
         denoiser: The module to stop at.
         captions: The prompts of the batch.
         size: (height, width) in pixels.
@@ -75,7 +75,7 @@ def first_call(
         "num_inference_steps": 1,
         "guidance_scale": 1.0,
         "output_type": "latent",
-        # Without one, the latent that is thrown away would move the global random state.
+        # Without one, the discarded latent would advance the global random state.
         "generator": torch.Generator().manual_seed(0),
         **options,
     }
@@ -85,11 +85,11 @@ def first_call(
     try:
         pipeline(prompt=list(captions), **{name: value for name, value in wanted.items() if name in parameters})
     except FirstCall as signal:
-        # Nothing of the exception is kept: its traceback holds every tensor of the pipeline's frames.
+        # The exception is not kept: its traceback holds every tensor in the pipeline's frames.
         return signal.call
     finally:
         handle.remove()
-        for module, processor in before:  # self-attention guidance, for one, sets its own in every call
+        for module, processor in before:  # self-attention guidance sets its own in every call
             if module.processor is not processor:
                 module.processor = processor
     return None
@@ -129,7 +129,7 @@ def record_prompt(pipeline: Any, caption: str, encode_it: Callable[[], object]) 
     prompt = EncodedPrompt(tuple(encoded), texts)
     tokens = prompt.embeddings.flatten(0, -2)
     if len(tokens) > 1 and torch.equal(tokens, tokens[:1].expand_as(tokens)):
-        raise GocaError("the text encoder gives every word the same embedding: are its weights complete?")
+        raise GocaError("the text encoder gives every word the same embedding: check that its weights are complete")
     return prompt
 
 
@@ -159,10 +159,10 @@ def _shape(encoded: Any) -> Any:
 
 
 class Recorder:
-    """Stands in for a tokenizer and records the first tokens of each caption; all else is the tokenizer's.
+    """A stand-in for a tokenizer that records the first tokens of each caption and delegates everything else.
 
     Attributes:
-        tokens: {caption: its tokens}, of those that have come.
+        tokens: {caption: its tokens}, for those that were tokenised.
     """
 
     _FIELDS = ("_tokenizer", "_before", "_awaited", "_texts", "tokens")
@@ -172,7 +172,7 @@ class Recorder:
         self.expect(captions)
 
     def expect(self, captions: Sequence[str]) -> None:
-        """Start again with captions that will come in this order, in one call or several, perhaps in a template."""
+        """Restart with captions that will come in this order, in one or more calls, perhaps inside a template."""
         self.tokens, self._texts = dict[str, Tokens](), set[str]()
         self._awaited = list(dict.fromkeys(captions))
 
@@ -180,7 +180,7 @@ class Recorder:
         return getattr(self._tokenizer, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Some pipelines set their tokenizer's padding side, for good.
+        # Some pipelines set their tokenizer's padding side permanently.
         if name in self._FIELDS:
             object.__setattr__(self, name, value)
         else:
@@ -196,7 +196,7 @@ class Recorder:
         return len(self._tokenizer)
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        # Pipelines tokenise twice, the second time only to see what was cut off; its warning is noise.
+        # Pipelines tokenise twice, the second time only to find what was truncated; that warning is noise.
         encoding = self._tokenizer(text, *args, **{"verbose": False, **kwargs})
         if self._awaited:
             self._record([text] if isinstance(text, str) else list(text), encoding)
@@ -204,7 +204,7 @@ class Recorder:
 
     def _record(self, texts: Sequence[str], encoding: Any) -> None:
         for index, text in enumerate(texts):
-            # A pipeline may tokenise each prompt alone, and then all of them again.
+            # A pipeline may tokenise each prompt separately, and then all of them again.
             if self._awaited and (text not in self._texts or text == self._awaited[0]):
                 caption = self._awaited.pop(0)
                 self.tokens[caption] = self._tokens_at(index, text, encoding, caption)
@@ -216,7 +216,7 @@ class Recorder:
         return tokens_by_decoding(self._tokenizer, [int(token) for token in encoding["input_ids"][index]], caption)
 
     def apply_chat_template(self, messages: Any, *args: Any, tokenize: bool = True, **kwargs: Any) -> Any:
-        """Apply the template first and tokenise its text then, so that the tokens are recorded."""
+        """Apply the template without tokenising, then tokenise its text, so that the tokens are recorded."""
         if not tokenize:
             return self._tokenizer.apply_chat_template(messages, *args, tokenize=False, **kwargs)
         counting = {"return_dict", "return_tensors", "padding", "truncation", "max_length"}

@@ -15,7 +15,7 @@ from goca.diffusion.exclusive import patched
 from goca.text.tokens import Tokens
 
 Captions = Mapping[str, tuple[str, ...]]
-"""The texts that each tokenizer, by its name in the pipeline, is given."""
+"""{tokenizer's name in the pipeline: the texts that it gets}."""
 
 
 @dataclass
@@ -23,10 +23,10 @@ class EncodedTexts:
     """Texts that a pipeline encoded as one batch.
 
     Attributes:
-        texts: The texts; None where only their embeddings were given.
-        captions: What each tokenizer was given for them.
-        embeddings: The rows, (token, model) each, of every encoder that was asked, in the order of the calls.
-        tokens: What each tokenizer made of each text, as far as it was asked.
+        texts: The texts; None if only their embeddings were given.
+        captions: The inputs of each tokenizer for them.
+        embeddings: The rows, (token, model) each, of every encoder, in the order of the calls.
+        tokens: Each tokenizer's tokens of each text, if it was called.
         negative: The negative prompts that the same calls encoded.
     """
 
@@ -37,7 +37,7 @@ class EncodedTexts:
     tokens: dict[str, dict[int, Tokens]] = field(default_factory=dict)
 
     def add(self, answer: Any, recorders: Mapping[str, Recorder]) -> None:
-        """What `encode_prompt` returned: the prompts' embeddings first, and then perhaps those of the negative ones."""
+        """Add what `encode_prompt` returned: the prompts' embeddings, then perhaps those of the negative prompts."""
         first, *others = answer if isinstance(answer, tuple) else (answer,)
         rows = rows_of(first)
         self.embeddings.append(rows)
@@ -62,7 +62,7 @@ class EncodedTexts:
         """Stand-ins for the pipeline's tokenizers, by name, while these texts are encoded."""
         recorders = {name: Recorder(getattr(pipeline, name)) for name in tokenizers(pipeline)}
         negative = self.negative.captions if self.negative else {}
-        # A pipeline that shows its text encoder an image too has a processor do both, with a tokenizer of its own.
+        # A pipeline whose text encoder also gets an image has a processor for both, with its own tokenizer.
         processor = getattr(pipeline, "processor", None)
         inner = getattr(processor, "tokenizer", None) if "tokenizer" in recorders else None
         beside = {} if inner is None else {"tokenizer": Recorder(inner)}
@@ -76,19 +76,19 @@ class EncodedTexts:
             recorders[name].tokens |= recorder.tokens
 
     def attended(self, number: int, backbone: Backbone) -> tuple[Tokens, ...]:
-        """The tokens of the text of a number that the denoiser attends to."""
+        """The tokens of a text, by its number, that the denoiser attends to."""
         assert self.texts is not None
         tokens = {name: rows[number] for name, rows in self.tokens.items() if number in rows}
         if not self.texts[number].strip():
-            # All that there is then are the words of a template.
+            # There are then only the words of a template.
             tokens = {name: replace(made, special=(True,) * len(made.special)) for name, made in tokens.items()}
         embeddings = next(filter(None, reversed(self.embeddings)))
         return backbone.texts(EncodedPrompt((embeddings[0],), tokens))
 
     def captions_at(self, number: int, tokenizers: Container[str]) -> dict[str, str]:
-        """{argument of the pipeline: its text} for the text of a number, where it is read by none of these tokenizers.
+        """{argument of the pipeline: its text} for a text, by its number, that none of these tokenizers reads.
 
-        Most encoders that are given no text of their own are given the prompt.
+        Most encoders without a text of their own get the prompt.
         """
         texts = {name: captions[number] for name, captions in self.captions.items() if number < len(captions)}
         read = {text for name, text in texts.items() if name in tokenizers}
@@ -98,7 +98,7 @@ class EncodedTexts:
     def blocks(self, inputs: Sequence[Any], images: int) -> list[range]:
         """The rows of a denoiser call that attend to these texts: block by block, one row for each image.
 
-        In a block of consecutive rows the embeddings come in again in their order. A single row would not do: a
+        In a block of consecutive rows the embeddings occur again in order. A single row is not enough: a
         negative prompt may be the prompt of another image. `images` is 0 for one of each text.
         """
         for batch in map(rows_of, inputs):
@@ -114,14 +114,14 @@ class EncodedTexts:
 def texts_to_encode(
     encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: Iterable[str]
 ) -> EncodedTexts:
-    """What a call of `encode_prompt` is about to encode; `names` are those of the pipeline's tokenizers."""
+    """The texts that a call of `encode_prompt` will encode. names: those of the pipeline's tokenizers."""
     signature = inspect.signature(encode)
     return texts_of(signature.bind(*args, **kwargs).arguments, tuple(names), "negative_prompt" in signature.parameters)
 
 
 def texts_of(arguments: Mapping[str, Any], names: Sequence[str], has_negative: bool = True) -> EncodedTexts:
-    """The same, of arguments by name. `has_negative` says whether negative prompts are encoded beside the prompts."""
-    # Tuples, as there are pipelines that write their template into the list of prompts.
+    """The same, from arguments by name. has_negative: whether negative prompts are encoded with the prompts."""
+    # Tuples, because some pipelines write their template into the list of prompts.
     prompts = _listed(arguments.get("prompt"))
     negative: tuple[str, ...] | None = None
     if prompts is not None and has_negative:
@@ -143,7 +143,7 @@ def texts_of(arguments: Mapping[str, Any], names: Sequence[str], has_negative: b
 
 
 def rows_of(embedded: Any) -> list[Tensor]:
-    """The embedding of each row, (token, model) or (token, layer, model); none for what is not a batch of them."""
+    """The embedding of each row, (token, model) or (token, layer, model); empty if it is not a batch of them."""
     if isinstance(embedded, Tensor):
         return list(embedded) if embedded.ndim in (3, 4) else []
     is_batch = isinstance(embedded, list) and all(isinstance(row, Tensor) and row.ndim == 2 for row in embedded)

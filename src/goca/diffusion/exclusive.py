@@ -1,4 +1,4 @@
-"""Borrowing a pipeline that belongs to the user: exclusive access, restored attributes, patched attributes."""
+"""Using a pipeline that belongs to the user: exclusive access, restored attributes, patched attributes."""
 
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
@@ -10,12 +10,12 @@ from goca.diffusion.families import bare
 from goca.errors import GocaError
 
 Parts = dict[int, Any]
-"""{id: object} of a pipeline and its parts: several pipelines may have the same denoiser, text encoder or VAE."""
+"""{id: object} of a pipeline and its parts: several pipelines may share a denoiser, text encoder or VAE."""
 
 
 @dataclass(eq=False)
 class _Hold:
-    """What a thread keeps; `observed` is the pipeline that the user calls meanwhile, None where goca calls it."""
+    """What a thread has locked. `observed` is the pipeline that the user calls meanwhile, None if goca calls it."""
 
     thread: int
     parts: Parts
@@ -23,10 +23,10 @@ class _Hold:
 
 
 _CHANGED = Condition()
-"""Guards the two below; notified when a hold ends."""
+"""Guards the two below; notified when a lock is released."""
 _HOLDS: list[_Hold] = []
 _WAITING: dict[int, Parts] = {}
-"""What each waiting thread waits for."""
+"""{waiting thread: the parts that it waits for}."""
 
 
 @contextmanager
@@ -35,11 +35,11 @@ def exclusive(pipeline: Any, for_user: bool = False, nested: bool = True) -> Ite
 
     Args:
         pipeline: The pipeline.
-        for_user: It is the user, not goca, who calls the pipeline meanwhile.
-        nested: Whether this thread may already keep a part for a call of another pipeline.
+        for_user: Whether the user, not goca, calls the pipeline meanwhile.
+        nested: Whether this thread may already have locked a part for a call of another pipeline.
 
     Raises:
-        GocaError: Inside a block that keeps the pipeline for the user, or where two threads would wait for each other.
+        GocaError: Inside a block that locks the pipeline for the user, or if two threads would wait for each other.
     """
     parts, thread = _parts(pipeline), get_ident()
     hold = _Hold(thread, parts, pipeline if for_user else None)
@@ -51,8 +51,8 @@ def exclusive(pipeline: Any, for_user: bool = False, nested: bool = True) -> Ite
             while holders := _holders(parts, thread):
                 if thread in _blocking(holders):
                     raise GocaError(
-                        "another thread keeps a part of this pipeline and waits for a part that this thread keeps: "
-                        "leave the `with` block of one pipeline before that of the other begins"
+                        "another thread has a part of this pipeline and waits for a part that this thread has: "
+                        "leave the `with` block of one pipeline before entering that of the other"
                     )
                 _WAITING[thread] = parts
                 _CHANGED.wait()
@@ -86,7 +86,7 @@ def _parts(pipeline: Any) -> Parts:
 
 
 def _holders(parts: Parts, thread: int) -> set[int]:
-    """The other threads that keep one of the parts."""
+    """The other threads that have locked one of the parts."""
     return {hold.thread for hold in _HOLDS if hold.thread != thread and hold.parts.keys() & parts.keys()}
 
 
@@ -115,7 +115,7 @@ def restoring(pipeline: Any) -> Iterator[Any]:
 
 @contextmanager
 def patched(target: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of an object for a while; what the user sets there meanwhile stays."""
+    """Replace an attribute of an object for a while; a value that the user sets meanwhile is kept."""
     attributes = vars(target)
     before = {name: attributes[name]} if name in attributes else {}
     # DiffusionPipeline.__setattr__ would write the pipeline's configuration as well.

@@ -1,4 +1,4 @@
-"""A mark of a pipeline's weights, by which what was measured of it is known again."""
+"""A digest of a pipeline's weights, by which measurements of it are identified."""
 
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 PROBES = 64
-"""Values of each tensor that a fingerprint is of."""
+"""Most values of each tensor that a fingerprint covers."""
 
 
 def fingerprint(pipeline: Any) -> str:
-    """A mark of a pipeline's weights: names, shapes, and some values of every tensor of its modules.
+    """A digest of a pipeline's weights: names, shapes, and some values of every tensor of its modules.
 
-    What is on the meta device, as in models that are offloaded part by part, counts by its shape alone.
+    Tensors on the meta device, as in offloaded models, count only by their shape.
     """
     mark = blake2b(digest_size=8)
     for name, part in sorted(pipeline.components.items()):
@@ -24,7 +24,7 @@ def fingerprint(pipeline: Any) -> str:
                     if not plain.is_meta:
                         step = max(1, plain.numel() // PROBES)
                         mark.update(plain.flatten()[::step].float().cpu().numpy().tobytes())
-            for module in part.modules():  # how a LoRA is weighed is in no tensor
+            for module in part.modules():  # the weight of a LoRA is not stored in a tensor
                 if hasattr(module, "active_adapters"):
                     facts = [getattr(module, name, None) for name in ("active_adapters", "disable_adapters", "scaling")]
                     mark.update(repr(facts).encode())
@@ -32,7 +32,7 @@ def fingerprint(pipeline: Any) -> str:
 
 
 def _plain(tensor: Any) -> Iterator[torch.Tensor]:
-    """A tensor itself; those that a quantised one is made of, which takes no slices."""
+    """A tensor itself, or the parts of a quantised one, which cannot be sliced."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return

@@ -1,4 +1,4 @@
-"""How our own computations around a denoiser run."""
+"""The context of goca's own computations with a denoiser."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,15 +12,15 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def inference(batch: int, size: int) -> Iterator[None]:
-    """Without gradients and without the caller's autocast; running out of memory is an error that says what to do.
+    """Without gradients and without the caller's autocast; running out of memory raises an error that says what to do.
 
     Args:
-        batch: images in a pass; for the message.
-        size: pixels a side; for the message.
+        batch: Images per pass, for the message.
+        size: Pixels per side, for the message.
     """
     try:
         with torch.no_grad(), ExitStack() as stack:
-            # Of those that are there: to ask the pipeline for its device takes a walk through all its modules.
+            # Checks the devices that exist, because the pipeline's own device takes a walk through all its modules.
             for kind in filter(torch.is_autocast_enabled, DEVICES):
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield

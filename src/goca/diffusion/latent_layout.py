@@ -1,4 +1,4 @@
-"""What a denoiser is given, as images: the size of the one that it makes, and those of the images beside it."""
+"""The images in a denoiser's input: the size of the generated one, and those of reference images."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ class LatentLayout:
     """The images of a row of a denoiser call.
 
     Attributes:
-        size: (height, width) in cells of the one that is made.
-        references: Those of the images that are given beside it, in their order.
-        frames: How many frames of that size it has, more than one in a video.
+        size: (height, width) in cells of the generated image.
+        references: (height, width) in cells of the reference images, in order.
+        frames: Number of frames of that size, more than one in a video.
     """
 
     size: Grid
@@ -41,13 +41,13 @@ def layout_of(
     Args:
         backbone: The pipeline.
         size: (height, width) in pixels for which it prepared latents, if known.
-        cells: Theirs in cells, where they are not packed.
-        latent: What the denoiser is given for the prompts, (image, ...).
-        timestep: With it.
-        inputs: All that the denoiser is given by name.
+        cells: Their (height, width) in cells, if they are not packed.
+        latent: The denoiser's input for the prompts, (image, ...).
+        timestep: The denoiser's timestep.
+        inputs: All named inputs of the denoiser.
 
     Raises:
-        GocaError: That is not one image a row, or images beside it whose sizes are not told.
+        GocaError: A row is not a single image, or the sizes of its reference images are unknown.
     """
     kind = type(backbone.pipeline).__name__
     if timestep.ndim == 1 and len(timestep.unique()) > 1:
@@ -55,7 +55,7 @@ def layout_of(
     frames = latent.shape[2] if latent.ndim == 5 else 1
     if frames > 1 and not backbone.family.makes_videos:
         parameters = inspect.signature(backbone.pipeline.__call__).parameters
-        remedy = "make one frame, num_frames=1" if "num_frames" in parameters else "trace one that makes images"
+        remedy = "generate one frame, num_frames=1" if "num_frames" in parameters else "trace a pipeline for images"
         raise GocaError(f"a video of {frames} latent frames cannot be traced: {remedy}")
     if latent.ndim > 3:
         height, width = latent.shape[-2], latent.shape[-1]
@@ -64,8 +64,8 @@ def layout_of(
         return LatentLayout((height, width), frames=frames)
     if size is None:
         raise GocaError(
-            f"{kind} cannot be traced: it packs its latents, and its prepare_latents does not name its height "
-            f"and width, by which goca knows the image's size; {plain_remedy(backbone)}"
+            f"{kind} cannot be traced: it packs its latents, and its prepare_latents has no height "
+            f"and width, from which goca takes the image's size; {plain_remedy(backbone)}"
         )
     height, width = (2 * (side // (2 * backbone.vae_scale_factor)) for side in size)
     positions = latent.shape[1]
@@ -73,22 +73,22 @@ def layout_of(
         references = references_of(inputs, height * width // 4)
         if sum(rows * columns for rows, columns in references) != 4 * positions - height * width:
             raise GocaError(
-                "the denoiser is given another image beside the one that it makes, and does not say of which size: "
-                "leave the other image out, or trace a pipeline that needs none"
+                "the denoiser gets a reference image of unknown size: "
+                "leave the reference image out, or trace a pipeline without one"
             )
         return LatentLayout((height, width), references)
     if positions < height * width // 4:
         raise GocaError(
-            f"{kind} cannot be traced: its denoiser is given {positions} patches of the {height * width // 4} of "
+            f"{kind} cannot be traced: its denoiser gets {positions} of the {height * width // 4} patches of "
             f"the image, and the attention of a part is not that of the image; {plain_remedy(backbone)}"
         )
     return LatentLayout((height, width))
 
 
 def references_of(inputs: Mapping[str, Any], pixels: int) -> tuple[Grid, ...]:
-    """The (height, width) in cells of the images behind the first `pixels` patches of 2 x 2; () where nothing tells.
+    """The (height, width) in cells of the images after the first `pixels` patches of 2 x 2; () if unknown.
 
-    The denoiser is told where each patch is: by the sizes of the images (`img_shapes`: frames, height and width of
+    The denoiser gets the position of each patch: by the sizes of the images (`img_shapes`: frames, height and width of
     each, for every row of the batch), or patch by patch (`img_ids`: the image, its row and its column).
     """
     shapes, ids = inputs.get("img_shapes"), inputs.get("img_ids")
@@ -108,12 +108,12 @@ def _grids(ids: Tensor, pixels: int) -> Iterator[Grid]:
 
 
 def plain_remedy(backbone: Backbone) -> str:
-    """What to do about a pipeline that cannot be traced, though another one of its parts can."""
+    """Advice on a pipeline that cannot be traced, although another one with its parts can."""
     kind = "its class"
     if backbone.family.component == "unet" and not backbone.family.pipelines:
         is_xl = getattr(backbone.pipeline, "text_encoder_2", None) is not None
         kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
-    return f"trace the plain pipeline of the same parts instead, made with {kind}.from_pipe(pipe)"
+    return f"trace the plain pipeline with the same parts instead, {kind}.from_pipe(pipe)"
 
 
 def _refused_part(backbone: Backbone, given: Grid, prepared: Grid) -> GocaError:
@@ -126,6 +126,6 @@ def _refused_part(backbone: Backbone, given: Grid, prepared: Grid) -> GocaError:
         )
     return GocaError(
         f"{kind} denoises its image of {whole_height} x {whole_width} pixels in parts of {height} x {width}, and "
-        f"the attention of a part is not that of the image: make an image of height={height} and width={width}, "
+        f"the attention of a part is not that of the image: generate an image of height={height} and width={width}, "
         f"or {plain_remedy(backbone)}"
     )

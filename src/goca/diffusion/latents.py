@@ -19,7 +19,7 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
     """The mode of the VAE's posterior for images that are resized to (height, width), scaled for the denoiser.
 
     Raises:
-        GocaError: The VAE is of a kind that goca does not know, or its encoding is not finite, or constant.
+        GocaError: The kind of VAE is unknown, or its encoding is not finite or constant.
     """
     vae = pipeline.vae
     pixels = processor_of(pipeline).preprocess(list(images), height=size[0], width=size[1])
@@ -35,7 +35,7 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
         if upcast:
             nn.Module.to(vae, before)
     latent = _standardised(pipeline, encoded)
-    values = latent.cpu()  # a GPU is waited for once
+    values = latent.cpu()  # a single GPU synchronisation
     if not bool(torch.isfinite(values).all()):
         raise GocaError(
             'the VAE\'s encoding is not finite: load it with dtype "float32" or "bfloat16", or check its weights',
@@ -44,14 +44,14 @@ def encode(pipeline: Any, images: Sequence[Image.Image], size: Grid) -> Float[Te
     cells, colours = values.flatten(2), pixels.flatten(1)
     constant = (cells.amax(2) == cells.amin(2)).all(1) & (colours.amax(1) != colours.amin(1))
     if cells.shape[2] > 1 and bool(constant.any()):
-        raise GocaError("the VAE encodes an image as the same everywhere: are its weights complete?")
+        raise GocaError("the VAE's encoding of an image is the same everywhere: check that its weights are complete")
     return latent
 
 
 def _encoded(vae: Any, pixels: Tensor) -> Any:
-    """What a VAE of any kind makes of images; GocaError where that fails."""
+    """The output of any kind of VAE for images. Raises GocaError if it fails."""
     try:
-        # A video autoencoder wants frames.
+        # A video autoencoder needs frames.
         video = any(isinstance(layer, nn.Conv3d) for layer in vae.encoder.modules())
         return vae.encode(pixels.unsqueeze(2) if video else pixels)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -61,7 +61,7 @@ def _encoded(vae: Any, pixels: Tensor) -> Any:
 
 
 def check_vae(pipeline: Any, family: Family) -> None:
-    """Raise GocaError for a VAE that lacks what the family's latents are scaled by."""
+    """Raise GocaError for a VAE that lacks the statistics that scale the family's latents."""
     vae = pipeline.vae
     has = {name for name, value in vae.config.items() if value is not None} | dict(vae.named_children()).keys()
     for name in family.vae_statistics:
@@ -72,12 +72,12 @@ def check_vae(pipeline: Any, family: Family) -> None:
 def _unknown(vae: Any, reason: str) -> GocaError:
     return GocaError(
         f"goca cannot encode with this pipeline's VAE, of class {type(vae).__name__} ({reason}): set pipe.vae to the "
-        "one that the checkpoint came with"
+        "checkpoint's own"
     )
 
 
 def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel height width"]:
-    """The mode of the encoded posterior, on the scale that the denoiser works on."""
+    """The mode of the encoded posterior, on the denoiser's scale."""
     vae = pipeline.vae
     if hasattr(encoded, "latent_dist"):
         latent = encoded.latent_dist.mode()
@@ -86,7 +86,7 @@ def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel h
     if latent is not None and latent.ndim == 5:  # one frame
         latent = latent[:, :, 0]
     if latent is None or latent.ndim != 4:
-        raise _unknown(vae, f"its {type(encoded).__name__} is not one latent an image")
+        raise _unknown(vae, f"its {type(encoded).__name__} is not one latent per image")
     latent = latent.float()
     if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 patches
         mean, variance = (getattr(vae.bn, f"running_{name}").float().view(1, -1, 1, 1) for name in ("mean", "var"))
@@ -101,7 +101,7 @@ def _standardised(pipeline: Any, encoded: Any) -> Float[Tensor, "image channel h
 
 
 def latent_channels(pipeline: Any) -> int:
-    """The channels of the latents that a pipeline's VAE makes; GocaError where its configuration does not say."""
+    """The channels of the latents that a pipeline's VAE makes. Raises GocaError if its configuration lacks them."""
     config = pipeline.vae.config
     channels = getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
     if channels is None:
@@ -110,7 +110,7 @@ def latent_channels(pipeline: Any) -> int:
 
 
 def processor_of(pipeline: Any) -> Any:
-    """What turns images into what the VAE encodes, and what it decodes into images; None where there is none."""
+    """The processor between images and the VAE's inputs and outputs; None if there is none."""
     return getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
 
 
@@ -125,7 +125,7 @@ def sample_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | N
 def packed(
     pipeline: Any, noisy: Float[Tensor, "image channel height width"], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Tensor | list[Tensor]:
-    """A latent in the layout of a denoiser call's own: with a frame, as a list, or as a row of 2 x 2 patches."""
+    """A latent in the layout of a denoiser call: with a frame axis, as a list, or as a row of 2 x 2 patches."""
     _, old = sample_of(args, kwargs)
     if isinstance(old, list):
         return [image.unsqueeze(1) for image in noisy]

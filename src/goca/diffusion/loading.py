@@ -40,19 +40,19 @@ def load(
     variant: str | None = None,
     unlisted: bool = False,
 ) -> Any:
-    """A ready pipeline, without its safety checker (it only judges generated images).
+    """Load a pipeline, without its safety checker, which only judges generated images.
 
     Args:
-        name: one of `goca.bundled.names()`, a diffusers folder, which is never fetched, or a Hub id, which is.
-        device: such as "cuda:1"; by default the first of cuda, mps and cpu that this machine has.
+        name: One of `goca.bundled.names()`, a local diffusers folder, or a Hub id to download.
+        device: Such as "cuda:1"; by default the first of cuda, mps and cpu that this machine has.
         dtype: "float32", "float16" or "bfloat16"; by default float32 on a CPU, else float16.
-        revision: branch, tag or commit of a Hub id.
-        variant: of the weight files, such as "fp16".
-        unlisted: load a denoiser that no family lists as well, to probe it.
+        revision: Branch, tag or commit of a Hub id.
+        variant: Variant of the weight files, such as "fp16".
+        unlisted: Also load a denoiser that no family lists, to probe it.
 
     Raises:
-        GocaError: where there is no such pipeline, goca cannot read it, its weights are not complete safetensors, it
-            does not fit the device, or the network fails.
+        GocaError: There is no such pipeline, goca cannot read it, its weights are not complete safetensors, it
+            does not fit on the device, or the network fails.
     """
     target = _device(device)
     weights = _dtype(dtype, target)
@@ -66,7 +66,7 @@ def load(
             return pipeline.to(target)
     except torch.OutOfMemoryError:
         raise GocaError(
-            f'{name} does not fit {target}: load it with dtype "float16" or device "cpu"', hint="dtype"
+            f'{name} does not fit on {target}: load it with dtype "float16" or device "cpu"', hint="dtype"
         ) from None
 
 
@@ -79,22 +79,22 @@ def _from_pretrained(
             return _assembled(folder, dtype, variant, unlisted)
     except (GocaError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # these libraries raise any kind for a folder or id that they cannot load
+    except Exception as error:  # these libraries may raise anything
         raise unloadable(source, error, local) from None
 
 
 def unloadable(source: str | Path, error: Exception, local: bool) -> GocaError:
-    """What a library's error means for the user, in one line.
+    """The GocaError for a library's error.
 
     Args:
-        source: what was to be loaded.
-        error: what the library raised.
-        local: whether the source is a local folder, not a Hub id.
+        source: What was to be loaded.
+        error: The library's error.
+        local: Whether the source is a local folder, not a Hub id.
     """
     reason = " ".join(str(error).split())[:200]
-    advice = "is the folder complete, with its weights as safetensors?" if local else "check the id and the network"
+    advice = "check that the folder is complete, with safetensors" if local else "check the id and the network"
     if isinstance(error, MemoryError) or "allocate memory" in reason:
-        return GocaError(f'{source} does not fit the memory: load it with dtype "float16"', hint="dtype")
+        return GocaError(f'{source} does not fit in memory: load it with dtype "float16"', hint="dtype")
     if isinstance(error, ImportError):
         advice = "install what it needs"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -103,17 +103,17 @@ def unloadable(source: str | Path, error: Exception, local: bool) -> GocaError:
 
 
 def hub_options(name: str, revision: str | None, file: str) -> dict[str, Any]:
-    """How to ask for the files of a Hub id: for one commit of it, or without a network for what the cache has.
+    """Arguments for downloading a Hub id's files: a fixed commit, or offline with what is in the cache.
 
-    The hub client by itself tries again for half a minute before it says that there is no network.
+    The Hub client itself retries for half a minute before it reports that there is no network.
 
     Args:
-        name: the Hub id.
-        revision: branch, tag or commit.
-        file: one that is in the cache where the model is.
+        name: The Hub id.
+        revision: Branch, tag or commit.
+        file: A file that is in the cache if the model is.
 
     Raises:
-        Exception: of the hub client: there is no such id or revision, this user may not read it, or there is neither a
+        Exception: From the Hub client: the id or revision does not exist or may not be read, or there is neither a
             network nor the file in the cache.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -123,7 +123,7 @@ def hub_options(name: str, revision: str | None, file: str) -> dict[str, Any]:
         info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except Exception:  # of the hub client's HTTP library, which differs between its versions
+    except Exception:  # from the Hub client's HTTP library, which differs between its versions
         if not isinstance(try_to_load_from_cache(name, file, revision=revision), str):
             raise
         return {"revision": revision, "local_files_only": True}
@@ -131,11 +131,11 @@ def hub_options(name: str, revision: str | None, file: str) -> dict[str, Any]:
 
 
 def _fetched(name: str, revision: str | None, variant: str | None, unlisted: bool) -> Path:
-    """The folder of a Hub id's files in the local cache. Its index is judged before weights are fetched."""
+    """The folder of a Hub id's files in the local cache. Its index is checked before weights are downloaded."""
     from huggingface_hub import hf_hub_download
 
     options = hub_options(name, revision, _INDEX)
-    # Slow to import: not before the Hub has answered.
+    # Slow to import: only after the Hub has answered.
     from diffusers import DiffusionPipeline
 
     content = read_json(Path(hf_hub_download(name, _INDEX, **options)))
@@ -145,7 +145,7 @@ def _fetched(name: str, revision: str | None, variant: str | None, unlisted: boo
 
 
 def _assembled(folder: Path, dtype: torch.dtype, variant: str | None, unlisted: bool) -> Any:
-    """The pipeline in a folder, part by part: diffusers' own way also takes Python that lies in the folder."""
+    """The pipeline in a folder, part by part: diffusers' own loader also runs Python code from the folder."""
     index = model_index(read_json(folder / _INDEX), str(folder / _INDEX), unlisted)
     loaded = [name for name, kind in index.parts.items() if kind is not None]
     if absent := [name for name in loaded if not (folder / name).is_dir()]:
@@ -167,14 +167,14 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None =
     """One part of a pipeline, complete or refused.
 
     Args:
-        kind: its class, of diffusers or transformers.
-        folder: of its files.
-        dtype: of its weights, if it has any.
-        variant: of the weight files, such as "fp16"; those without are read where the part has none of it.
+        kind: Its class, from diffusers or transformers.
+        folder: Folder of its files.
+        dtype: Dtype of its weights, if it has any.
+        variant: Variant of the weight files, such as "fp16"; a part without it is loaded from the plain files.
 
     Raises:
-        GocaError: naming the file or the tensor that is at fault.
-        ImportError: a package that the part needs is not installed.
+        GocaError: The part cannot be loaded; names the file or tensor.
+        ImportError: A package that the part needs is not installed.
     """
     from diffusers import SchedulerMixin
 
@@ -205,7 +205,7 @@ def _model(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> 
         options["torch_dtype"] = dtype
     else:
         build = partial(kind, kind.config_class.from_pretrained(folder, local_files_only=True))
-        # Tensors of another shape are then told by name.
+        # Tensors of another shape are then reported by name.
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
     with torch.device("meta"):
         check_size(path, build(), weights)
@@ -247,8 +247,8 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the logs and bars of diffusers and transformers while a pipeline is loaded; errors still raise."""
-    # The bars before the loggers: that imports the libraries, which set their loggers' levels on import, and in a
-    # notebook warn that they find no widgets to draw bars with.
+    # The bars first: this imports the libraries, which set their loggers' levels on import, and in a
+    # notebook warn about missing widgets.
     with warnings.catch_warnings(action="ignore"), without_bars():
         loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
         before = [logger.level for logger in loggers]
@@ -263,7 +263,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Keep diffusers, transformers and the hub client from drawing progress bars."""
+    """Keep diffusers, transformers and the Hub client from drawing progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

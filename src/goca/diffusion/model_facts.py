@@ -1,6 +1,6 @@
-"""What a model's folder states of itself, in a file beside its model_index.json: its words, and how it is used.
+"""The facts that a model's folder states, in a file beside its model_index.json: its words and settings.
 
-docs/families.md describes the file. It is read without torch, so that a wrong word is answered at once.
+docs/families.md describes the file. It is read without torch, so that a wrong word is reported at once.
 """
 
 import inspect
@@ -21,18 +21,18 @@ from goca.text.spelling import plain
 SAMPLING = frozenset(
     ("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "true_cfg_scale", "negative_prompt")
 )
-"""Options of a pipeline's call that say how images are sampled; a single pass has no use for them."""
+"""Options of a pipeline's call for sampling, which a single pass does not need."""
 _SET_BY_GOCA = frozenset(("prompt", "height", "width", "generator", "output_type", "num_frames"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """The content of such a file; of a folder without one, nothing.
+    """The content of such a file; empty for a folder without one.
 
     Attributes:
-        path: Of the file, for messages.
-        words: Further words that the prompts of a model that knows only its nouns may have.
-        settings: Those of `goca.diffusion.families.spec.CheckpointSettings` that it states, its nouns among them.
+        path: Path of the file, for messages.
+        words: Further words in the prompts of a model with a closed vocabulary.
+        settings: The stated fields of `goca.diffusion.families.spec.CheckpointSettings`, including its nouns.
     """
 
     path: str = ""
@@ -41,7 +41,7 @@ class ModelFacts:
 
     @property
     def nouns(self) -> tuple[str, ...]:
-        """The whole vocabulary of a model that knows no other words; () for any."""
+        """The nouns of a model with a closed vocabulary; () for any."""
         return self.settings.get("nouns", ())
 
     def check_call(self, pipeline: Any) -> None:
@@ -56,14 +56,14 @@ class ModelFacts:
 
 
 def _wrong(path: object, key: str, reason: object) -> GocaError:
-    return GocaError(f'{path} has a wrong entry "{key}": {reason}; mend it, or leave it out')
+    return GocaError(f'{path} has a wrong entry "{key}": {reason}; correct it, or leave it out')
 
 
 def local_folder(name: str | Path) -> Path | None:
     """The folder of a model: that of a bundled one, or one that the user names; None for a Hub id.
 
     Raises:
-        GocaError: there is no such model, or the folder holds no pipeline.
+        GocaError: There is no such model, or the folder has no pipeline.
     """
     if str(name) in bundled.names():
         return bundled.pipeline(str(name))
@@ -83,12 +83,12 @@ def local_folder(name: str | Path) -> Path | None:
 
 
 def facts_of(name: str | Path) -> ModelFacts:
-    """What the folder of a model states; nothing for a Hub id. Raises GocaError as `local_folder` and `read_facts`."""
+    """The facts of a model's folder; empty for a Hub id. Raises GocaError like `local_folder` and `read_facts`."""
     return read_facts(local_folder(name))
 
 
 def pipeline_folder(pipeline: Any) -> Path | None:
-    """The folder that a loaded pipeline came from; None where that is not known."""
+    """The folder that a loaded pipeline came from; None if unknown."""
     folder = Path(str(getattr(pipeline, "name_or_path", None) or ""))
     return folder if (folder / "model_index.json").is_file() else None
 
@@ -114,10 +114,10 @@ def read_facts(folder: Path | None) -> ModelFacts:
 
 
 def parse_settings(name: str | Path, content: Any) -> dict[str, Any]:
-    """Settings as the JSON of `name` has them: the entries of `settings` in a model's facts.
+    """Settings from the JSON content of `name`: the entries of `settings` in a model's facts.
 
     Raises:
-        GocaError: the content is not an object with some of these entries, or one of them is wrong.
+        GocaError: The content is not an object with some of these entries, or one of them is wrong.
     """
     if not isinstance(content, Mapping) or not content:
         raise GocaError(f"{name} does not hold settings: write some of {', '.join(_SETTINGS)} in braces", "settings")
@@ -130,11 +130,11 @@ def parse_settings(name: str | Path, content: Any) -> dict[str, Any]:
 def _parsed(
     path: str | Path, content: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]], prefix: str = ""
 ) -> dict[str, Any]:
-    """The entries as their parsers read them."""
+    """The parsed entries."""
     parsed = {}
     for key, value in content.items():
         if key not in parsers:
-            raise _wrong(path, prefix + key, f"there is none of that name, only {', '.join(parsers)}")
+            raise _wrong(path, prefix + key, f"the entry is unknown: choose from {', '.join(parsers)}")
         try:
             parsed[key] = parsers[key](value)
         except ValueError as error:

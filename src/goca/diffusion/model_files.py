@@ -1,6 +1,6 @@
 """The files of one part of a model, checked before a library reads them.
 
-They are complete safetensors, and nothing in them makes a library run code, fetch, read outside the folder, or build
+They must be complete safetensors, and must not make a library run code, download, read outside the folder, or build
 more than the weights fill.
 """
 
@@ -20,38 +20,38 @@ SETTINGS = (
     *("config.json", "scheduler_config.json", "generation_config.json", "tokenizer_config.json"),
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
 )
-"""The files of settings that libraries read beside a part's weights."""
+"""Files of settings that libraries read besides a part's weights."""
 QUANTISED = (
     *("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "torchao", "quanto", "hqq", "gptq", "awq"),
     "compressed-tensors",
 )
-"""Quantisations whose library runs what is installed; those of others fetch their kernels from the Hub as code."""
+"""Quantisations whose library only runs installed code; others download their kernels from the Hub."""
 MAX_TIMESTEPS = 100_000
-"""Of a scheduler, which keeps tables of that length; every known one has 1000."""
+"""Most timesteps of a scheduler, which has tables of that length; every known one has 1000."""
 MAX_EXTRA_IDS = 10_000
-"""Of a T5 tokenizer, which makes a token of each; T5 has 100."""
+"""Most extra ids of a T5 tokenizer, each of which becomes a token; T5 has 100."""
 MAX_COUNT = 1 << 31
-"""Of any whole number in a model's configuration."""
+"""Largest whole number in a model's configuration."""
 _PLAIN = re.compile(r"[^/\\:]+\.(safetensors|json)")
 # Not block_out_channels or expert_intermediate_size, which are widths.
 _COUNTED = re.compile(r"(^|_)(layers?|blocks?|depth|experts?|axes_dims?(_rope)?)$")
 _HEADS = ("text_projection.weight", "logit_scale")
-"""Of a whole CLIP, and often in the file of its text model, which does without them."""
+"""Tensors of a whole CLIP, often in the file of its text model, which does not use them."""
 _WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 class Weights(NamedTuple):
-    """The weight files of a part: how many tensors, and how many bytes."""
+    """The weight files of a part: numbers of tensors and bytes."""
 
     tensors: int
     size: int
 
 
 def check_settings(folder: Path) -> None:
-    """Refuse what would lead a library away from the folder's own settings and weights.
+    """Refuse settings that would lead a library away from the folder's own settings and weights.
 
     Raises:
-        GocaError: naming the file and what it holds.
+        GocaError: A file is refused; names it and its content.
     """
     for path in folder.iterdir():
         if path.exists() and not path.is_dir():
@@ -68,14 +68,14 @@ def check_settings(folder: Path) -> None:
 
 
 def read_settings(path: Path) -> Any:
-    """The content of a file of settings, to be judged: the libraries read the file themselves.
+    """The content of a file of settings, for checks: the libraries read the file themselves.
 
     Raises:
-        GocaError: it is missing or not JSON.
+        GocaError: It is missing or not JSON.
     """
     if not path.exists():
         raise GocaError(f"{path} is missing: fetch the folder again")
-    # diffusers writes it where a scheduler has no lower limit; JSON has no such number.
+    # diffusers writes -Infinity for a scheduler without a lower limit; JSON has no such number.
     return parse_json(read_text(path).replace("-Infinity", "-1e308"), str(path))
 
 
@@ -89,7 +89,7 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
     if key == "audio_tokenizer" or (
         key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value)
     ):
-        raise GocaError(f"{path} names code or a model to fetch ({key} = {_shown(value)}): remove it")
+        raise GocaError(f"{path} names code or a model to download ({key} = {_shown(value)}): remove it")
     if key == "extra_ids" and not (isinstance(value, int) and 0 <= value <= MAX_EXTRA_IDS):
         raise GocaError(f"{path} has extra_ids = {_shown(value)}: give a whole number from 0 to {MAX_EXTRA_IDS}")
     if key == "quant_method" and value not in QUANTISED:
@@ -100,25 +100,25 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
 
 
 def check_weights(folder: Path, variant: str | None = None, fetched: bool = True) -> Weights:
-    """Refuse an index that names other files than safetensors beside it, or tensors that they do not hold.
+    """Refuse an index that names anything but safetensors files beside it, or tensors that they lack.
 
     Args:
-        folder: of the part.
-        variant: of the weight files, such as "fp16", if the part has one.
-        fetched: whether the files that indexes name must be here already.
+        folder: Folder of the part.
+        variant: Variant of the weight files, such as "fp16", if the part has one.
+        fetched: Whether the files in indexes must already exist.
 
     Returns:
-        What the headers say; no tensor is read.
+        The numbers from the headers; no tensor is read.
 
     Raises:
-        GocaError: naming the file.
+        GocaError: A file is refused; names it.
     """
     files = sorted(filter(_holds_weights, folder.iterdir()))
     chosen = [path for path in files if _has_variant(path, variant)] or [
         path for path in files if _WEIGHTS.fullmatch(path.name)
     ]
     if fetched and not chosen and files:
-        raise GocaError(f"{folder} has weights of a variant alone, {files[0].name}: give the variant", hint="variant")
+        raise GocaError(f"{folder} only has weights of a variant, {files[0].name}: give the variant", hint="variant")
     if fetched and not chosen:
         raise GocaError(f"{folder} has no weights as safetensors: fetch them, or save it with save_pretrained")
     holders: dict[Path, set[str]] = {}
@@ -131,7 +131,7 @@ def check_weights(folder: Path, variant: str | None = None, fetched: bool = True
                 raise GocaError(f"{path} names {name}, which is missing: fetch the folder again")
             holders.setdefault(folder / name, set()).add(tensor)
     tensors: set[str] = set()
-    joined: set[str] = set()  # of files that an index lists: not those left from another saving
+    joined: set[str] = set()  # of files that an index lists, not those left from an earlier save
     for path, listed in holders.items():
         if not path.exists():
             continue
@@ -146,7 +146,7 @@ def check_weights(folder: Path, variant: str | None = None, fetched: bool = True
 
 
 def variant_of(folder: Path, variant: str | None) -> str | None:
-    """The variant, if the part has weight files of it: others are loaded without."""
+    """The variant, if the part has weight files of it; None otherwise."""
     return variant if any(_has_variant(path, variant) for path in folder.iterdir()) else None
 
 
@@ -163,7 +163,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise GocaError(f"{index} has no weight_map, which says where each tensor is: fetch it again")
+        raise GocaError(f"{index} has no weight_map with each tensor's file: fetch it again")
     for name in weight_map.values():
         if not _plain(name) or not name.endswith(".safetensors"):
             raise GocaError(f"{index} names {_shown(name)} as weights: only safetensors files beside it are read")
@@ -180,15 +180,15 @@ def _tensor_names(path: Path) -> set[str]:
 
 
 def check_numbers(path: Path, config: Mapping[str, Any], tensors: int) -> None:
-    """Refuse a configuration that asks for more layers or experts than there are tensors, or for other absurd numbers.
+    """Refuse a configuration with more layers or experts than tensors, or with other absurd numbers.
 
     Args:
-        path: of the file, for the message.
-        config: its content.
-        tensors: how many the weight files hold.
+        path: Path of the file, for the message.
+        config: Its content.
+        tensors: Number of tensors in the weight files.
 
     Raises:
-        GocaError: naming the file, the setting and its value.
+        GocaError: A setting is refused; names the file, the setting and its value.
     """
     most = max(tensors, 1024)
     for key, value in _pairs(config):
@@ -203,7 +203,7 @@ def check_types(path: Path, config: Mapping[str, Any], kind: Any) -> None:
     """Refuse settings of other types than a diffusers class declares, and negative counts.
 
     Raises:
-        GocaError: naming the file, the setting and its value.
+        GocaError: A setting is refused; names the file, the setting and its value.
     """
     hints = get_type_hints(kind.__init__)
     defaults = signature(kind.__init__).parameters
@@ -222,10 +222,10 @@ def _negative(parameter: Any) -> bool:
 
 
 def check_scheduler(path: Path) -> None:
-    """Refuse a scheduler's settings from which its tables would not fit, or could not be made.
+    """Refuse a scheduler's settings whose tables would be too large or cannot be made.
 
     Raises:
-        GocaError: naming the file, the setting and its value.
+        GocaError: A setting is refused; names the file, the setting and its value.
     """
     config = read_settings(path)
     steps = config.get("num_train_timesteps", 1)
@@ -239,22 +239,22 @@ def check_scheduler(path: Path) -> None:
 
 
 def check_size(path: Path, model: torch.nn.Module, weights: Weights) -> None:
-    """Refuse a configuration whose model is larger than its weight files, before memory is taken for it.
+    """Refuse a configuration whose model is larger than its weight files, before memory is allocated for it.
 
     Args:
-        path: of the configuration, for the message.
-        model: built on the meta device, where tensors have no content.
-        weights: its files.
+        path: Path of the configuration, for the message.
+        model: The model on the meta device, where tensors have no content.
+        weights: Its files.
 
     Raises:
-        GocaError: naming the file and the largest tensor.
+        GocaError: The model is too large; names the file and the largest tensor.
     """
     sizes = {name: tensor.numel() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for module in model.modules():
         for name, value in vars(module).items():  # tables that are not buffers
             tables = [value] if isinstance(value, torch.Tensor) else value if isinstance(value, list | tuple) else []
             sizes |= {f"{name} of {type(module).__name__}": t.numel() for t in tables if isinstance(t, torch.Tensor)}
-    # Eight to a byte: no quantisation packs more. And room for tables that are computed, of positions.
+    # Eight numbers per byte: no quantisation packs more. Plus room for computed tables of positions.
     if sum(sizes.values()) > 8 * weights.size + (1 << 27):
         largest = max(sizes, key=lambda name: sizes[name])
         raise GocaError(
@@ -267,16 +267,16 @@ def check_complete(folder: Path, model: torch.nn.Module, info: Mapping[str, Any]
     """Refuse a loaded model whose weights are not all from its files, or are not all that the files hold.
 
     Args:
-        folder: of the part, for the message.
-        model: as loaded.
-        info: the library's own account of it, its `output_loading_info`.
+        folder: Folder of the part, for the message.
+        model: The loaded model.
+        info: The library's own report, its `output_loading_info`.
 
     Raises:
-        GocaError: naming the first tensor, and how many more there are.
+        GocaError: Tensors are missing or unexpected; names the first, and the number of others.
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     missing = {*info["missing_keys"], *(name for name, tensor in tensors if tensor.is_meta)}
-    missing = {name for name in missing if not name.startswith("pooler.")}  # of BERT: no pipeline asks for it
+    missing = {name for name in missing if not name.startswith("pooler.")}  # of BERT: no pipeline uses it
     mismatched = {key[0] if isinstance(key, tuple | list) else key for key in info["mismatched_keys"]}
     unexpected = {name for name in info["unexpected_keys"] if not _harmless(name, model)}
     for names, verb in ((missing, "lack"), (mismatched, "have another shape for"), (unexpected, "hold an unknown")):
@@ -285,21 +285,21 @@ def check_complete(folder: Path, model: torch.nn.Module, info: Mapping[str, Any]
 
 
 def _harmless(name: str, model: torch.nn.Module) -> bool:
-    """Whether a tensor that a model has no parameter for does not matter to it."""
+    """Whether a tensor without a parameter in the model can be ignored."""
     if getattr(model, "hf_quantizer", None) is not None:
         return True  # scales and zero points, which the quantisation's library reads
     if name in _HEADS or any(name.endswith(buffer) for buffer, _ in model.named_buffers()):
-        return True  # older versions stored what is computed now
+        return True  # stored by older versions, computed now
     architectures = getattr(model.config, "architectures", None)
     if not architectures or type(model).__name__ in architectures:
         return False
-    # Saved as another class, such as a language model with its head, of which this one is a part.
+    # Saved as a larger class, such as a language model with its head, of which this one is a part.
     path = name.removeprefix(f"{model.base_model_prefix}.").split(".")
     return path[0] not in dict(model.named_children())
 
 
 def _pairs(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting with its key, those in nested dictionaries and lists included."""
+    """Every setting with its key, including those in nested dictionaries and lists."""
     if key:
         yield key, value
     if isinstance(value, dict):
@@ -325,12 +325,12 @@ def _leaf_types(hint: Any) -> set[Any]:
 
 
 def _plain(name: Any) -> bool:
-    """Whether it names a file of these kinds in the folder itself."""
+    """Whether it is the name of a file in the folder itself."""
     return isinstance(name, str) and _PLAIN.fullmatch(name) is not None
 
 
 def _listed(names: Collection[str]) -> str:
-    """The first two of them, in order, and how many more there are."""
+    """The first two names, in order, and the number of others."""
     shown = sorted(names)[:2]
     return f"{', '.join(shown)} and {len(names) - 2} more" if len(names) > 2 else " and ".join(shown)
 

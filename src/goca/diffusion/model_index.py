@@ -1,4 +1,4 @@
-"""What a model_index.json declares: a pipeline's class and its parts', all of them diffusers' and transformers' own."""
+"""The content of a model_index.json: the classes of a pipeline and its parts, all from diffusers or transformers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,19 +10,17 @@ from goca.diffusion.families import FAMILIES, unsupported
 from goca.errors import GocaError
 
 PARTS = (("vae",), ("text_encoder",), ("tokenizer",), ("transformer", "unet"))
-"""The parts of a text-to-image pipeline, by their names: one of each."""
+"""The parts of a text-to-image pipeline, by name: one of each."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that judge generated images or read image prompts: not loaded."""
-_LEGACY = (
-    "Transformer2DModel"  # the older name of PixArt's and other transformers; diffusers tells them by their settings
-)
+_LEGACY = "Transformer2DModel"  # older name of transformers such as PixArt's, distinguished by their settings
 _NEEDED = ("vae", "unet", "transformer", "scheduler")
 _ADVICE = "fetch the folder again, or save it with save_pretrained"
 
 
 @dataclass(frozen=True)
 class ModelIndex:
-    """A pipeline that can be put together: its class, the classes of its parts (None: without), its other arguments."""
+    """A pipeline that can be loaded: its class, the classes of its parts (None if absent), its other arguments."""
 
     pipeline: type
     parts: Mapping[str, type | None]
@@ -30,15 +28,15 @@ class ModelIndex:
 
 
 def model_index(content: Any, path: str, unlisted: bool = False) -> ModelIndex:
-    """Judge the content of a model_index.json; nothing that it names is imported but the two libraries' own modules.
+    """Check the content of a model_index.json; only the two libraries' own modules are imported.
 
     Args:
-        content: of the file.
-        path: of the file, for the message.
-        unlisted: accept a denoiser that no family lists as well.
+        content: Content of the file.
+        path: Path of the file, for the message.
+        unlisted: Also accept a denoiser that no family lists.
 
     Raises:
-        GocaError: naming the entry that is at fault.
+        GocaError: An entry is refused; names it.
     """
     if not isinstance(content, dict):
         raise GocaError(f"{path} does not declare a pipeline: {_ADVICE}")
@@ -57,7 +55,7 @@ def model_index(content: Any, path: str, unlisted: bool = False) -> ModelIndex:
         if parameter.default is Parameter.empty or name in optional:
             entry = _entry(name, content.get(name, [] if name not in optional else [None]), path)
             if entry is None and name in _NEEDED and name not in optional:
-                raise GocaError(f"{path} is without a {name}, which {kind} needs: {_ADVICE}")
+                raise GocaError(f"{path} has no {name}, which {kind} needs: {_ADVICE}")
             parts[name] = None if entry is None or name in UNUSED else _part_class(name, *entry, path)
         elif name in content and name not in UNUSED:
             settings[name] = content[name]
@@ -67,7 +65,7 @@ def model_index(content: Any, path: str, unlisted: bool = False) -> ModelIndex:
 
 
 def _entry(name: str, entry: Any, path: str) -> tuple[str, str] | None:
-    """(library, class) of a part; None for one that the pipeline is without."""
+    """(library, class) of a part; None for one that the pipeline does not have."""
     match entry:
         case [None, *_]:
             return None
@@ -85,7 +83,7 @@ def _pipeline(kind: str, path: str) -> type:
     import diffusers
 
     pipeline = getattr(diffusers, kind, None)
-    # A stand-in for a class that needs a package which is not installed says so when it is asked for anything.
+    # A stand-in for a class whose package is not installed raises as soon as it is used.
     getattr(pipeline, "from_pretrained", None)
     if not isinstance(pipeline, type) or not issubclass(pipeline, diffusers.DiffusionPipeline):
         raise GocaError(
@@ -100,13 +98,13 @@ def _part_class(name: str, library: str, kind: str, path: str) -> type:
     import transformers
 
     module: Any = {"diffusers": diffusers, "transformers": transformers}.get(library)
-    # A part of its pipeline's own, such as the text encoder of Kolors, is named by the pipeline's module.
+    # A pipeline's own part, such as the text encoder of Kolors, is named by the pipeline's module.
     if module is None and library.isidentifier() and find_spec(f"diffusers.pipelines.{library}") is not None:
         module = getattr(diffusers.pipelines, library, None)
     if module is None:
         raise GocaError(
-            f'{path} wants "{library}" for {name}: parts are loaded from diffusers and transformers alone; code of '
-            "others is not run"
+            f'{path} wants "{library}" for {name}: only parts from diffusers and transformers are loaded; code from '
+            "elsewhere is not run"
         )
     part = getattr(module, kind, None)
     getattr(part, "from_pretrained", None)
@@ -123,5 +121,5 @@ def _part_class(name: str, library: str, kind: str, path: str) -> type:
     )
     # text_encoder_2 is a text_encoder.
     if not isinstance(part, type) or not issubclass(part, bases.get(name.rstrip("_0123456789"), loadable)):
-        raise GocaError(f'{path} wants "{kind}" for {name}, which is not a {name} that {library} has: {_ADVICE}')
+        raise GocaError(f'{path} wants "{kind}" for {name}, which is not a {name} of {library}: {_ADVICE}')
     return part

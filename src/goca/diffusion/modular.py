@@ -1,7 +1,7 @@
-"""Modular pipelines of diffusers: the call that a guider is asked from, its prompts, and its denoiser's image.
+"""Modular pipelines of diffusers: the call in which a guider is used, its prompts, and its denoiser's image.
 
-A guider is told neither its pipeline nor the prompt: both are taken from the frame of the pipeline's call. What the
-tokenizers made of the prompt is then forgotten; the pipeline's own block for it encodes it once more.
+A guider gets neither its pipeline nor the prompt: both are taken from the frame of the pipeline's call. By then the
+prompt's tokens are lost, so the pipeline's own block encodes the prompt once more.
 """
 
 import inspect
@@ -30,7 +30,7 @@ def check_modular(backbone: Backbone) -> None:
 
 
 def running_call() -> tuple[Any, Any]:
-    """(the modular pipeline, its state) of the innermost call that this is asked from."""
+    """(the modular pipeline, its state) of the innermost running call."""
     from diffusers import ModularPipeline
 
     code = inspect.unwrap(ModularPipeline.__call__).__code__
@@ -38,7 +38,7 @@ def running_call() -> tuple[Any, Any]:
     while frame.f_code is not code:
         if frame.f_back is None:
             raise GocaError(
-                "this guider was asked outside the call of a modular pipeline: give it to one, "
+                "this guider was used outside a call of a modular pipeline: give it to one, "
                 "pipe.update_components(guider=...), and call that"
             )
         frame = frame.f_back
@@ -46,10 +46,10 @@ def running_call() -> tuple[Any, Any]:
 
 
 def encoded_again(pipeline: Any, state: Any) -> EncodedTexts:
-    """What the pipeline's text encoder makes of the prompts of a call, and its tokenizers with it.
+    """Encode the prompts of a call again, with the pipeline's text encoder and tokenizers.
 
     Raises:
-        GocaError: The pipeline is called with no prompt, or has no block that encodes it.
+        GocaError: The pipeline was called without a prompt, or has no block that encodes it.
     """
     from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
@@ -66,7 +66,7 @@ def encoded_again(pipeline: Any, state: Any) -> EncodedTexts:
     encoded = texts_of(inputs, tokenizers(pipeline))
     fresh = PipelineState()
     for name, value in inputs.items():
-        # A copy, as there are blocks that write their template into the list of prompts.
+        # A copy, because some blocks write their template into the list of prompts.
         fresh.set(name, list(value) if isinstance(value, list) else value)
     with encoded.recorded(pipeline) as recorders, torch.no_grad():
         block(pipeline, fresh)
@@ -75,21 +75,21 @@ def encoded_again(pipeline: Any, state: Any) -> EncodedTexts:
 
 
 def check_attended(encoded: EncodedTexts, args: Sequence[Any], kwargs: Mapping[str, Any], images: int) -> None:
-    """Raise GocaError where the denoiser attends to something else than the prompts."""
+    """Raise GocaError if the denoiser attends to anything but the prompts."""
     if not encoded.blocks([*args, *kwargs.values()], images):
         raise GocaError(
-            "the denoiser attends to other embeddings than those of the prompt: give the pipeline the prompt alone, as "
-            "text; where it is a list of several, call it with each in turn"
+            "the denoiser attends to other embeddings than those of the prompt: give the pipeline only the prompt, as "
+            "text; call it separately for each of several prompts"
         )
 
 
 def latent_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, Grid]:
-    """(images, (height, width) in cells) of what a denoiser is given; GocaError where a row is not one image."""
+    """(images, (height, width) in cells) of a denoiser's input. Raises GocaError if a row is not one image."""
     _, sample = sample_of(args, kwargs)
     shape = tuple(sample[0].shape)
     if len(shape) > 2:
         if len(shape) == 4 and shape[1] != 1:
-            raise GocaError(f"a video of {shape[1]} latent frames cannot be guided: make one frame, num_frames=1")
+            raise GocaError(f"a video of {shape[1]} latent frames cannot be guided: generate one frame, num_frames=1")
         return len(sample), (shape[-2], shape[-1])
     if "img_shapes" in kwargs:
         _, height, width = kwargs["img_shapes"][0][0]
@@ -98,7 +98,7 @@ def latent_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, Gr
         height, width = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
     if height * width != shape[0]:
         raise GocaError(
-            "the denoiser is given another image beside the one that it makes, and the regions of both cannot be told "
-            "apart: leave the other image out"
+            "the denoiser gets a reference image beside the one that it generates, and their regions cannot be told "
+            "apart: leave the reference image out"
         )
     return len(sample), (2 * height, 2 * width)

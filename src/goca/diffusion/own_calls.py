@@ -1,7 +1,7 @@
-"""Which denoiser calls and scheduler steps are a pipeline's own, and which only happen while it runs.
+"""Telling a pipeline's own denoiser calls and scheduler steps from others that happen while it runs.
 
 Several pipelines may share a denoiser, and a callback of a pipeline may call the denoiser by hand. A denoiser call is a
-pipeline's own where nothing but functions of its class, and those that they name, is between its call and the denoiser.
+pipeline's own if only functions of its class, and those that they name, are between its call and the denoiser.
 """
 
 import inspect
@@ -18,11 +18,11 @@ from goca.diffusion.exclusive import patched
 
 _MODULE_CALL = nn.Module.__call__.__code__
 _WRAPPERS = frozenset({"torch", "peft", "accelerate"})
-"""Packages that pass a call of the pipeline on to its denoiser, or of the user on to the pipeline."""
+"""Packages that forward calls from the pipeline to its denoiser, or from the user to the pipeline."""
 
 
 def codes_of(kind: type) -> frozenset[CodeType]:
-    """The code of a class's functions, inherited and inner ones, decorators and functions that they name included."""
+    """The code of a class's functions, including inherited and inner ones, decorators and functions that they name."""
     codes: set[CodeType] = set()
     for member in (member for base in kind.__mro__ for member in vars(base).values()):
         _add(getattr(member, "__func__", member), codes)
@@ -42,7 +42,7 @@ def _add(function: Any, codes: set[CodeType]) -> None:
 
 
 def is_own(call: FrameType, codes: frozenset[CodeType]) -> bool:
-    """Whether the module whose hook asks this is called by a pipeline's own code.
+    """Whether the module in whose hook this runs is called by a pipeline's own code.
 
     Args:
         call: The frame of the pipeline's call.
@@ -65,7 +65,7 @@ def intercepted(
 ) -> Iterator[None]:
     """Enter `around` with the frame and the arguments, defaults included, of each call of the pipeline.
 
-    It has a class of its own meanwhile.
+    The pipeline has a temporary class meanwhile.
     """
     kind = type(pipeline)
     original = kind.__call__
@@ -82,7 +82,7 @@ def intercepted(
 
     @wraps(kind.__init__)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.__class__ = kind  # `type(pipeline).from_pipe` makes another pipeline, which lives on
+        self.__class__ = kind  # `type(pipeline).from_pipe` makes another pipeline, which may outlive this
         self.__init__(*args, **kwargs)
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
@@ -92,15 +92,15 @@ def intercepted(
         yield
     finally:
         object.__setattr__(pipeline, "__class__", kind)
-        del temporary.__call__  # a class lives until the garbage collector comes, and must not keep the pipeline
+        del temporary.__call__  # a class lives until garbage collection, and must not keep the pipeline alive
 
 
 class _Step:
-    """A scheduler's `step` that tells when it is done."""
+    """A scheduler's `step` with a callback when it is done."""
 
     def __init__(self, scheduler: Any, stepped: Callable[[], None]) -> None:
         self._scheduler, self._original, self._stepped = scheduler, scheduler.step, stepped
-        update_wrapper(self, scheduler.step)  # pipelines look at its signature
+        update_wrapper(self, scheduler.step)  # pipelines inspect its signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         answer = self._original(*args, **kwargs)
@@ -108,13 +108,13 @@ class _Step:
         return answer
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the scheduler, which some pipelines make, has a step of its own; its state alone has this one."""
+        """Some pipelines copy their scheduler: the copy gets its own `step`."""
         copied = memo.get(id(self._scheduler))
         return self if copied is None else type(copied).step.__get__(copied)
 
 
 def stepping(scheduler: Any, stepped: Callable[[], None]) -> AbstractContextManager[None]:
-    """Call `stepped` behind each step of a scheduler."""
+    """Call `stepped` after each step of a scheduler."""
     return patched(scheduler, "step", _Step(scheduler, stepped))
 
 

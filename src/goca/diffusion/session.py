@@ -1,10 +1,10 @@
-"""GenerationSession: what a pipeline generates, denoiser call by denoiser call.
+"""GenerationSession: a pipeline's generations, denoiser call by denoiser call.
 
 Nothing is assumed about how a pipeline guides: in one batch, in two calls, or not at all. What its `encode_prompt`
-returns is remembered, and a row of a denoiser call belongs to an image and a branch where that embedding comes in
-again. All pipelines of the families encode the prompt before the negative one, return it first, and call with it first.
-The first pass with the prompt in each of the scheduler's evaluations is the prompt's own; those of skip-layer or
-self-attention guidance come behind it.
+returns is remembered, and a row of a denoiser call is assigned to an image and a branch by the embedding in its input.
+All pipelines of the families encode the prompt before the negative one, return it first, and call with it first. The
+first pass with the prompt in each of the scheduler's evaluations is the prompt's own; those of skip-layer or
+self-attention guidance come after it.
 """
 
 import inspect
@@ -43,11 +43,11 @@ from goca.maths import Grid
 _ACTIVE: dict[int, "GenerationSession"] = {}
 """{id of a pipeline: the outermost session that is entered on it}."""
 MAX_ENCODED = 16
-"""How many batches of texts are remembered that were encoded outside the pipeline's call; then the oldest goes."""
+"""Most batches of texts, encoded outside the pipeline's call, that are remembered; then the oldest is dropped."""
 
 
 def observers_of(pipeline: Any) -> tuple[Observer, ...]:
-    """Those of the session that this thread has entered on a pipeline, if there is one."""
+    """The observers of the session that this thread has entered on a pipeline, if there is one."""
     session = _ACTIVE.get(id(pipeline))
     return session._observers if session is not None and session._thread == get_ident() else ()
 
@@ -56,19 +56,19 @@ def check_generation(backbone: Backbone) -> None:
     """Check that a pipeline's generations can be observed; it may start from an image, and have any scheduler.
 
     Raises:
-        GocaError: The pipeline lacks a part, or guides by perturbed attention.
+        GocaError: The pipeline lacks a part, or uses perturbed-attention guidance.
     """
     pipeline = backbone.pipeline
     name, parameters = type(pipeline).__name__, inspect.signature(pipeline.__call__).parameters
     if "pag_scale" in parameters:
         plain = name.replace("PAG", "")
         raise GocaError(
-            f"{name} cannot be observed: its attention attends more than once in each pass, to perturb it; take the "
+            f"{name} cannot be observed: its perturbed attention attends more than once per pass; use the "
             f"pipeline without that instead, {plain}.from_pipe(pipe)"
         )
     if "prompt" not in parameters:
         raise GocaError(
-            f"{name} cannot be observed: it takes no prompt, whose words would have maps; take a pipeline that does"
+            f"{name} cannot be observed: it takes no prompt, whose words would have maps; use a pipeline that does"
         )
     needed = {
         "VAE": getattr(pipeline, "vae", None),
@@ -78,8 +78,8 @@ def check_generation(backbone: Backbone) -> None:
     }
     if lacking := [part for part, value in needed.items() if value is None]:
         raise GocaError(
-            f"{name} cannot be observed: it has no {', no '.join(lacking)}, by which goca follows a generation; take a "
-            "pipeline that has, such as the family's own for text-to-image or image-to-image"
+            f"{name} cannot be observed: it has no {', no '.join(lacking)}, by which goca follows a generation; use a "
+            "pipeline that has them, such as the family's own for text-to-image or image-to-image"
         )
     for component, denoiser in _denoisers(backbone).items():
         backbone.family.check(denoiser)
@@ -93,21 +93,21 @@ class _Run:
 
     Attributes:
         index: Its number among the pipeline's calls, from 0.
-        frame: Of the call.
-        arguments: Of the call, defaults included.
-        processors: Each denoiser's attention processors when it began.
+        frame: Frame of the call.
+        arguments: Arguments of the call, including defaults.
+        processors: Each denoiser's attention processors at the start.
         encoded: The texts that it encoded.
-        texts: Those that its generation attends to, the prompts first; none before the first such denoiser call.
-        count: How many latents it prepared, 0 if unknown.
+        texts: Those to which its generation attends, the prompts first; empty before the first such denoiser call.
+        count: Number of latents that it prepared, 0 if unknown.
         size: Their (height, width) in pixels, if known.
-        cells: Their (height, width), where they are not packed.
-        frames: How many of these each has.
-        first: The index of its first timestep among the scheduler's; None before its first denoiser call.
-        evaluation: How many steps the scheduler has made.
-        timestep: What the denoiser was given behind the last of them; None before it ran.
-        branches: Those whose rows this evaluation has had.
-        foreign: How many evaluations attended to other texts than its prompts.
-        inputs: The latents that it was given for the prompt, and the names of its other inputs.
+        cells: Their (height, width) in cells, if they are not packed.
+        frames: Number of frames of each.
+        first: Index of its first timestep among the scheduler's; None before its first denoiser call.
+        evaluation: Number of steps that the scheduler has made.
+        timestep: The denoiser's timestep after the last of them; None before it ran.
+        branches: The branches whose rows this evaluation has had.
+        foreign: Number of evaluations that attended to other texts than its prompts.
+        inputs: The denoiser's latents for the prompt, and the names of its other inputs.
     """
 
     index: int
@@ -128,21 +128,21 @@ class _Run:
     inputs: tuple[Tensor, frozenset[str]] | None = None
 
     def stepped(self) -> None:
-        """The scheduler has made a step; one without a pass of the denoiser is another pipeline's."""
+        """The scheduler has made a step; a step without a denoiser pass is another pipeline's."""
         if self.timestep is not None:
             self.evaluation += 1
             self.foreign += bool(self.texts) and "cond" not in self.branches
             self.timestep, self.branches, self.inputs = None, set(), None
 
     def passes(self, scheduler: Any, timestep: Tensor) -> None:
-        """The denoiser is called by the pipeline."""
+        """The pipeline calls the denoiser."""
         if self.first is None:
             indices = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
             index = next((index for index in indices if index is not None), None)
-            # Schedulers that count no steps are told their timestep. A pipeline may leave the first ones out.
+            # Schedulers without a step counter get the timestep. A pipeline may skip the first steps.
             self.first = (_position(scheduler, timestep) or 0) if index is None else int(index)
         if self.timestep is not None and not torch.equal(self.timestep, timestep):
-            self.stepped()  # by the pipeline itself, without its scheduler
+            self.stepped()  # the pipeline made the step itself, without its scheduler
         self.timestep = timestep
 
     def moment(self, scheduler: Any, timestep: Tensor) -> tuple[int, float]:
@@ -151,11 +151,11 @@ class _Run:
         index = min(first + self.evaluation, len(scheduler.timesteps) - 1)
         position = _position(scheduler, timestep)
         if position is not None and float(scheduler.timesteps[index]) != float(timestep):
-            index = max(first, position)  # the pipeline went back to more noise
+            index = max(first, position)  # the pipeline went back to a higher noise level
         return step_number(scheduler, index - first), float(scheduler.timesteps[index])
 
     def repeats(self, latent: Tensor, inputs: frozenset[str]) -> bool:
-        """Whether a denoiser call differs from the prompt's own in this evaluation in nothing but what guides it."""
+        """Whether a denoiser call differs from the prompt's own in this evaluation only in its text."""
         if self.inputs is None:
             self.inputs = latent, inputs
             return False
@@ -164,17 +164,17 @@ class _Run:
 
 
 class GenerationSession:
-    """While it is entered, tells observers of the denoiser calls of what the pipeline generates.
+    """Reports the denoiser calls of a pipeline's generations to observers, inside a `with` block.
 
-    The pipeline belongs to the session's thread meanwhile. Only denoiser calls that the pipeline's own call makes in
+    The pipeline is locked by the session's thread meanwhile. Only denoiser calls that the pipeline's own call makes in
     that thread are observed, and of them those that attend to a prompt encoded in the session; not those of another
-    pipeline with the same denoiser, or by hand. Everything that is borrowed is given back. A session that is entered
-    inside another one's block, on the same pipeline, lends that one its observers.
+    pipeline with the same denoiser, or by hand. Everything that is replaced is restored. A session that is entered
+    inside another one's block, on the same pipeline, passes its observers to that one.
 
     Attributes:
-        images: {generation: the images that the pipeline returned, each as its frames}: of a video the ones nearest to
-            the latent's; none where it returned latents.
-        given: {generation: the images that it was given}, where they are PIL's.
+        images: {generation: the images that the pipeline returned, each as its frames}: for a video the ones nearest to
+            the latent's; empty if it returned latents.
+        given: {generation: the images that it was given}, if they are PIL images.
     """
 
     def __init__(self, backbone: Backbone, observers: Sequence[Observer]) -> None:
@@ -182,7 +182,7 @@ class GenerationSession:
 
         Args:
             backbone: A pipeline that passes `check_generation`.
-            observers: Told of every call in this order; each is given the prediction that those before it left.
+            observers: Get every call in this order; each gets the prediction of the previous one.
         """
         self.images: dict[int, list[tuple[Image.Image, ...]]] = {}
         self.given: dict[int, tuple[Image.Image, ...]] = {}
@@ -201,15 +201,15 @@ class GenerationSession:
 
     @property
     def missed(self) -> str | None:
-        """Why denoiser calls were not observed, and what to do; None where all were."""
+        """Why denoiser calls were not observed, and what to do; None if all were."""
         if self._outer is not None:
             return self._outer.missed
         kind = type(self._backbone.pipeline).__name__
         reasons = {
             "text": "the denoiser ran, but attended to no prompt that was encoded inside the `with` block; pass the "
             "pipeline its prompt as text",
-            "exchanged": "the pipeline was given another denoiser inside the `with` block; give it that before",
-            "caller": f"the denoiser ran, but not by a call of this very {kind}; call it inside the `with` block",
+            "exchanged": "the pipeline got another denoiser inside the `with` block; set it before the block",
+            "caller": f"the denoiser ran, but not by a call of this {kind}; call it inside the `with` block",
             "inside": f"the denoiser ran within a call of {kind}, but not by a function of that class, nor by one that "
             "its functions call by name; make what calls the denoiser a method of the class",
             "thread": "the denoiser ran in another thread than the `with` block; call the pipeline in the block's",
@@ -261,7 +261,7 @@ class GenerationSession:
 
     @contextmanager
     def _running(self, frame: FrameType, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """One call of the pipeline, perhaps from a callback of another one."""
+        """The context of one call of the pipeline, perhaps from a callback of another one."""
         if get_ident() != self._thread:
             yield
             return
@@ -290,11 +290,11 @@ class GenerationSession:
             self._run = outer
 
     def _encode(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Remember what is encoded; the denoiser calls to come tell which of it is a prompt."""
+        """Remember what is encoded; later denoiser calls show which of it is a prompt."""
         pipeline = self._backbone.pipeline
         fresh = texts_to_encode(encode, args, kwargs, tokenizers(pipeline))
         remembered = self._encoded if self._run is None else self._run.encoded
-        # There are pipelines that ask their encoders one after the other.
+        # Some pipelines call their encoders one after the other.
         same = (before for before in remembered if (before.texts, before.captions) == (fresh.texts, fresh.captions))
         encoded = next(same, fresh)
         remembered[:] = [*(before for before in remembered if before is not encoded), encoded]
@@ -369,15 +369,15 @@ class GenerationSession:
         return None if noise_pred is before else _with_prediction(output, noise_pred)
 
     def _check_processors(self, run: _Run) -> None:
-        """Raise GocaError where the pipeline itself set the attention that cannot be read, and take it back."""
+        """Raise GocaError if the pipeline itself set unreadable attention processors, and restore the old ones."""
         changed = [(module, old) for module, old in run.processors if getattr(module, "processor", None) is not old]
         names = sorted({type(module.processor).__name__ for module, _ in changed})
         for module, processor in changed:
             module.processor = processor
         if changed:
             raise GocaError(
-                f"{type(self._backbone.pipeline).__name__} cannot be traced: in each call it sets attention of its own "
-                f"({', '.join(names)}), which goca cannot read; {plain_remedy(self._backbone)}"
+                f"{type(self._backbone.pipeline).__name__} cannot be traced: it sets its own attention processors "
+                f"in each call ({', '.join(names)}), which goca cannot read; {plain_remedy(self._backbone)}"
             ) from None
 
     def _abort(self) -> None:
@@ -387,18 +387,18 @@ class GenerationSession:
             hook.__exit__(None, RuntimeError(), None)
 
     def _leave(self, observers: Sequence[Observer]) -> None:
-        """The block of a session inside this one's ends."""
+        """End the block of a session inside this one's."""
         self._observers = tuple(observer for observer in self._observers if observer not in observers)
 
     def _forget(self) -> None:
-        """Nothing of the pipeline's is kept behind the session."""
+        """Release everything of the pipeline at the end of the session."""
         self._abort()
         self._run, self._encoded, self._parts = None, [], {}
 
     def _heard(
         self, run: _Run, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DenoiserCall | None:
-        """What a denoiser call is to its generation; None for one that attends to nothing encoded in the session."""
+        """The `DenoiserCall` of its generation; None for one that attends to nothing encoded in the session."""
         scheduler = self._backbone.pipeline.scheduler
         timestep = torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else 0)).cpu().double()
         moment = timestep.flatten()[:1]
@@ -411,9 +411,9 @@ class GenerationSession:
                 return None
         blocks = self._blocks(run, run.texts, inputs)
         if not blocks or max(block.stop for _, block in blocks) > len(sample):
-            return None  # of more texts than images, the denoiser itself complains
+            return None  # with more texts than images, the denoiser itself raises
         prompts = run.texts[0]
-        # In one batch, pipelines put the negative prompts first where both are the same.
+        # In one batch, pipelines put the negative prompts first, which decides if both are equal.
         block = next((block for texts, block in reversed(blocks) if texts is prompts), blocks[0][1])
         latent = torch.stack([sample[row] for row in block])
         layout = layout_of(self._backbone, run.size, run.cells, latent, timestep, kwargs)
@@ -433,11 +433,11 @@ class GenerationSession:
         return [(encoded, block) for encoded in texts for block in encoded.blocks(inputs, run.count)]
 
     def _texts(self, run: _Run, inputs: Sequence[Any]) -> list[EncodedTexts]:
-        """What a generation attends to, as its first denoiser call tells: the prompts first, then all others.
+        """The texts to which a generation attends, by its first denoiser call: the prompts first, then all others.
 
-        Of several texts that come in, the prompts are the last rows', then those encoded last.
+        Of several texts in its input, the prompts are those of the last rows, then those encoded last.
         """
-        # Embeddings that were made in the session have words, even where the pipeline is given nothing else.
+        # Embeddings that were made in the session have words, even if the pipeline gets nothing else.
         latest_first = [*reversed(run.encoded), *reversed(self._encoded)]
         encoded = sorted(latest_first, key=lambda texts: texts.texts is None)
         blocks = self._blocks(run, encoded, inputs)
@@ -450,9 +450,9 @@ class GenerationSession:
     def _rows(
         self, run: _Run, count: int, blocks: list[tuple[EncodedTexts, range]], repeats: bool
     ) -> tuple[DenoiserRow, ...]:
-        """The rows of a batch of `count`; a branch that this evaluation has had already does not come again.
+        """The rows of a batch of `count`; a branch that this evaluation already had does not occur again.
 
-        Where the prompt's own pass is only repeated, it is the prompt that the pipeline guides away from.
+        If the prompt's own pass is merely repeated, the pipeline guides away from the prompt itself.
         """
         rows = [DenoiserRow("other")] * count
         prompts = run.texts[0]
@@ -470,13 +470,13 @@ class GenerationSession:
                     rows[row] = DenoiserRow(branch, image, self._prompt_tokens(run, branch, texts, image, len(block)))
         if "cond" not in run.branches and any(rows[row].branch == "other" for block in prompt_blocks for row in block):
             raise GocaError(
-                f"{type(self._backbone.pipeline).__name__} cannot be traced: in one pass its denoiser is given several "
+                f"{type(self._backbone.pipeline).__name__} cannot be traced: in one pass its denoiser gets several "
                 f"rows of the same prompt for each image, as a video's frames; {plain_remedy(self._backbone)}"
             )
         return tuple(rows)
 
     def _prompt_tokens(self, run: _Run, branch: Branch, encoded: EncodedTexts, image: int, images: int) -> PromptTokens:
-        """What an image's text is to the tokenizers; GocaError for a prompt that was not given as text."""
+        """The tokens of an image's text. Raises GocaError for a prompt that was not given as text."""
         if encoded.texts is None:
             if branch == "cond":
                 raise GocaError(
@@ -494,14 +494,14 @@ class GenerationSession:
 
 
 def _denoisers(backbone: Backbone) -> dict[str, nn.Module]:
-    """{component: denoiser} of a pipeline: some have a second one for little noise."""
+    """{component: denoiser} of a pipeline: some have a second one for low noise."""
     names = (backbone.family.component + end for end in ("", "_2"))
     parts = {name: bare(getattr(backbone.pipeline, name, None)) for name in names}
     return {name: part for name, part in parts.items() if type(part).__name__ in backbone.family.denoisers}
 
 
 def _position(scheduler: Any, timestep: Tensor) -> int | None:
-    """The index of a denoiser's timestep among the scheduler's; None where the two may be on different scales."""
+    """The index of a denoiser's timestep among the scheduler's; None if the two may be on different scales."""
     if is_flow(scheduler):
         return None
     matching = (scheduler.timesteps.cpu() == timestep).nonzero()
@@ -509,13 +509,13 @@ def _position(scheduler: Any, timestep: Tensor) -> int | None:
 
 
 def _answered(observer: Observer, answer: Any, noise_pred: Tensor) -> Tensor:
-    """The prediction that an observer leaves; GocaError where the pipeline could not go on with it."""
+    """The prediction after an observer. Raises GocaError if the pipeline cannot continue with it."""
     if answer is None:
         return noise_pred
     if not isinstance(answer, Tensor) or _looks(answer) != _looks(noise_pred):
         given = _looks(answer) if isinstance(answer, Tensor) else type(answer).__name__
         raise GocaError(
-            f"{type(observer).__name__}.end answered {given} where the prediction is {_looks(noise_pred)}: return a "
+            f"{type(observer).__name__}.end returned {given}, but the prediction is {_looks(noise_pred)}: return a "
             "tensor like the prediction, or None to leave it as it is"
         )
     return answer
@@ -526,7 +526,7 @@ def _looks(tensor: Tensor) -> str:
 
 
 def shared(sinks: Sequence[Sink]) -> Sink:
-    """One sink for all, which computes in full precision."""
+    """A single sink for all, which passes float32 on."""
 
     def take(row: int, call: AttentionCall) -> None:
         with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
@@ -537,12 +537,12 @@ def shared(sinks: Sequence[Sink]) -> Sink:
 
 
 def _prediction(output: Any) -> Tensor:
-    """What a denoiser predicts, as one tensor (row, ...)."""
+    """A denoiser's prediction as one tensor (row, ...)."""
     return torch.stack(output[0]) if isinstance(output[0], list) else output[0]
 
 
 def _with_prediction(output: Any, noise_pred: Tensor) -> Any:
-    """A denoiser's output with another prediction, in the form of its own."""
+    """A denoiser's output with its prediction replaced, in the same form."""
     answer = list(noise_pred) if isinstance(output[0], list) else noise_pred
     if isinstance(output, tuple):
         return (answer, *output[1:])
@@ -550,7 +550,7 @@ def _with_prediction(output: Any, noise_pred: Tensor) -> Any:
 
 
 def _videos(answer: Any) -> list[list[Any]]:
-    """What a pipeline returns, each image or video as its frames; nothing for latents."""
+    """A pipeline's output, each image or video as its frames; empty for latents."""
     if isinstance(answer, Tensor):
         answer = np.moveaxis(answer.float().cpu().numpy(), -3, -1)
     if isinstance(answer, np.ndarray):
@@ -560,7 +560,7 @@ def _videos(answer: Any) -> list[list[Any]]:
 
 
 def _spread(video: list[Any], count: int) -> tuple[Image.Image, ...]:
-    """So many frames of a video, evenly spread from its first to its last, or its first alone."""
+    """`count` frames of a video, evenly spread from its first to its last, or only its first."""
     chosen = [video[round(number * (len(video) - 1) / max(count - 1, 1))] for number in range(count)]
     return tuple(frame if isinstance(frame, Image.Image) else _image(frame) for frame in chosen)
 

@@ -1,4 +1,4 @@
-"""The timestep of a denoiser pass: noise added for it, and schedulers that have no other.
+"""The timestep of a denoiser pass: adding its noise, and schedulers with that timestep only.
 
 Timesteps are training timesteps, 0 to 999; for a flow model, whose sigma goes from 0 to 1, thousandths of sigma.
 """
@@ -25,19 +25,21 @@ def is_flow(scheduler: Any) -> bool:
 def add_noise(
     scheduler: Any, latents: Float[Tensor, "image channel height width"], timestep: int, seed: int
 ) -> Float[Tensor, "image channel height width"]:
-    """Latents with the noise of a timestep, as any sampler's scaled input would have it.
+    """Latents with the noise of a timestep, as in any sampler's scaled input.
 
     sqrt(a) x + sqrt(1 - a) n with a = alphas_cumprod[timestep]; for a flow model (1 - s) x + s n with
     s = timestep / 1000. Every image gets the noise of `seed`, so that a result does not depend on its batch.
 
     Raises:
-        GocaError: for a timestep outside the scheduler's training timesteps.
+        GocaError: The timestep is outside the scheduler's training timesteps.
     """
     check_timestep(scheduler, timestep)
     noise = _noise(latents, seed)
     if is_flow(scheduler):
         return (1 - timestep / NUM_TRAIN_TIMESTEPS) * latents + timestep / NUM_TRAIN_TIMESTEPS * noise
-    kept = scheduler.alphas_cumprod[timestep].to("cpu", latents.dtype)  # as a number it need not be waited for
+    kept = scheduler.alphas_cumprod[timestep].to(
+        "cpu", latents.dtype
+    )  # on the CPU, so that no synchronisation is needed
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
@@ -59,7 +61,7 @@ def target(
     Some flow models predict the velocity from noise to image, the negative of this one.
 
     Raises:
-        GocaError: for a scheduler whose prediction type is unknown.
+        GocaError: The scheduler's prediction type is unknown.
     """
     noise = _noise(latents, seed).expand_as(latents)
     if is_flow(scheduler):
@@ -72,12 +74,14 @@ def target(
     }
     prediction = scheduler.config.prediction_type
     if prediction not in kinds:
-        raise GocaError(f'a model that predicts "{prediction}" is not supported: there are {", ".join(kinds)}')
+        raise GocaError(
+            f'a model that predicts "{prediction}" is not supported: use one that predicts {", ".join(kinds)}'
+        )
     return kinds[prediction]
 
 
 def scales(scheduler: Any, timestep: int) -> tuple[float, float]:
-    """(signal, noise): what `add_noise` multiplies a latent and the noise by."""
+    """(signal, noise): the factors of a latent and the noise in `add_noise`."""
     if is_flow(scheduler):
         return 1 - timestep / NUM_TRAIN_TIMESTEPS, timestep / NUM_TRAIN_TIMESTEPS
     kept = float(scheduler.alphas_cumprod[timestep])
@@ -96,7 +100,7 @@ def timestep_at(scheduler: Any, level: float) -> int:
 
 
 def latent_error(scheduler: Any, timestep: int) -> float:
-    """What a squared error of the prediction, see `target`, is to be multiplied by for that of the clean latent."""
+    """Factor from a squared error of the prediction, see `target`, to that of the clean latent."""
     signal, noise = scales(scheduler, timestep)
     if is_flow(scheduler):
         return noise**2
@@ -116,9 +120,9 @@ def _seeded(
 
 
 def pinned(scheduler: Any, timestep: int, edm_sigmas: bool = False) -> Any:
-    """A scheduler like this one whose only timestep is `timestep`, however many steps a pipeline sets.
+    """A scheduler like this one whose only timestep is `timestep`, whatever number of steps a pipeline sets.
 
-    edm_sigmas: its sigmas are EDM's, sigma / (1 - sigma).
+    edm_sigmas: Whether its sigmas are EDM's, sigma / (1 - sigma).
     """
     return _pinned_flow(scheduler, timestep, edm_sigmas) if is_flow(scheduler) else _pinned(scheduler, timestep)
 
@@ -143,7 +147,7 @@ def _pinned_flow(scheduler: Any, timestep: int, edm_sigmas: bool) -> Any:
     sigma = timestep / NUM_TRAIN_TIMESTEPS
 
     class Pinned(FlowMatchEulerDiscreteScheduler):
-        # Pipelines look at the signature before they pass sigmas of their own or a shift.
+        # Pipelines inspect the signature before they pass their own sigmas or a shift.
         def set_timesteps(
             self,
             num_inference_steps: int | None = None,
@@ -161,8 +165,8 @@ def _pinned_flow(scheduler: Any, timestep: int, edm_sigmas: bool) -> Any:
             # Bria's pipeline calls it on every scheduler but FlowMatchEulerDiscreteScheduler itself.
             return sample
 
-    # Its table of training timesteps is never looked at, and a configuration may ask for one of any length. Cosmos
-    # writes more into its scheduler's configuration than a scheduler takes, and reads it there.
+    # Its table of training timesteps is never used, and a configuration may ask for any length. Cosmos
+    # stores more in its scheduler's configuration than a scheduler takes, and reads it from there.
     out = Pinned(num_train_timesteps=1)
     out.register_to_config(**scheduler.config)
     return out

@@ -1,1 +1,1 @@
-"""Measuring: scenes and data sets, what a segmenter scores on them, and how sure that is."""
+"""Evaluation: scenes and data sets, the scores of segmenters on them, and their confidence intervals."""

@@ -1,4 +1,4 @@
-"""Heads x layers x rescaling: what each part of the method adds, on the scenes benchmark, beside the paper's table."""
+"""Heads x layers x rescaling: what each part of the method contributes on the scenes, beside the paper's table."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ VARIANTS = (
     Variant("heads", _with("heads"), (44.8, 56.1)),
     Variant("layers", _with("layers"), (52.1, 51.3)),
     Variant("rescaling", _with("rescale"), (52.6, 51.4)),
-    # Maps are normalised over all tokens, so this is also the share that counts special tokens.
+    # Maps are normalised over all tokens, so this is also the share that includes special tokens.
     Variant("heads, layers", _with("heads", "layers")),
     Variant("heads, rescaling", _with("heads", "rescale")),
     Variant("layers, rescaling", _with("layers", "rescale")),
@@ -54,7 +54,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class AblationRow(html.Row):
-    """A variant's scores (0 to 1), and its gain of mIoU over the first variant, paired, with 95 % intervals."""
+    """A variant's scores, 0 to 1, and its paired gain in mIoU over the first variant, with 95 % intervals."""
 
     name: str
     miou: float
@@ -65,7 +65,7 @@ class AblationRow(html.Row):
     paper: tuple[float, float] | None
 
     def columns(self) -> dict[str, str]:
-        """In per cent, but for the name."""
+        """The columns, in per cent except for the name."""
         return {
             "parts of the method": self.name,
             "mIoU [95 %]": percentage(self.miou, self.ci95),
@@ -76,7 +76,7 @@ class AblationRow(html.Row):
 
 
 def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple[Dataset, Protocol]:
-    """The first `limit` scenes, with the categories that they show, and their protocol; GocaError for odd captions."""
+    """The first `limit` scenes with their categories, and their protocol. Raises GocaError for unknown captions."""
     dataset = EvaluationConfig(dataset="scenes", captions=captions, limit=limit).open_dataset()
     shown = {name for sample in dataset.samples for name in sample.captions["nouns"].split(", ")}
     absent = [name for name in dataset.class_names if name not in shown]
@@ -87,10 +87,10 @@ def scenes_benchmark(captions: str = "nouns", limit: int | None = None) -> tuple
 def ablate(backbone: Backbone, dataset: Dataset, protocol: Protocol, batch: int) -> Iterator[AblationRow]:
     """Score `VARIANTS` on the same images, `batch` at a time, and yield the row of each.
 
-    In a notebook `goca.imaging.html.Rows` of them are a table.
+    In a notebook, `goca.imaging.html.Rows` shows them as a table.
 
     Raises:
-        GocaError: an image cannot be segmented.
+        GocaError: An image cannot be segmented.
     """
     first: Tally | None = None
     for variant in VARIANTS:

@@ -1,4 +1,4 @@
-"""Runs side by side: figures, and paired differences to the first."""
+"""Runs side by side: scores, and paired differences to the first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from goca.imaging import html
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has its figures. name: its recipe and model. settings: all that decided them."""
+    """A finished run. name: its recipe and model. settings: everything that decides its figures."""
 
     folder: Path
     name: str
@@ -29,7 +29,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class ComparedRun(html.Row):
-    """A run's scores, 0 to 1, and its gain of mIoU over the first run, paired, with 95 % intervals."""
+    """A run's scores, 0 to 1, and its paired gain in mIoU over the first run, with 95 % intervals."""
 
     run: str
     name: str
@@ -41,7 +41,7 @@ class ComparedRun(html.Row):
     gain_ci95: Interval
 
     def columns(self) -> dict[str, str]:
-        """In per cent, but for the names."""
+        """The columns, in per cent except for the names."""
         return {
             "run": self.run,
             "recipe, model": self.name,
@@ -53,17 +53,14 @@ class ComparedRun(html.Row):
 
 
 def load_run(folder: Path) -> FinishedRun:
-    """Read a run back; GocaError if the folder is not a run's, or the run is not finished or lacks images."""
+    """Read a run. Raises GocaError if the folder is not a run's, or the run is unfinished or lacks images."""
     facts = read_facts(folder)
     if facts is None:
-        raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate wrote")
+        raise GocaError(f"{folder} is not the folder of a run: name one that goca evaluate has written")
     if "prompts" in facts["settings"]:
-        raise GocaError(
-            f"{folder} has generated images, and no masks: compare such folders by goca evaluate-generation --images A "
-            "--images B"
-        )
+        raise GocaError(f"{folder} has generated images, not masks: compare such folders with goca evaluate-generation")
     if facts.get("state") != "finished":
-        raise GocaError(f"{folder} is not finished: run its goca evaluate again, which goes on where it stopped")
+        raise GocaError(f"{folder} is not finished: run the same goca evaluate again to resume it")
     settings = facts["settings"]
     images = {image.id: image for image in image_lines(folder).read()}
     try:
@@ -74,23 +71,23 @@ def load_run(folder: Path) -> FinishedRun:
         count, _ = int(dataset["images"]), dataset["listing"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GocaError(
-            f"{folder / FACTS} lacks a part of a run's settings ({type(error).__name__}: {error}): is it a folder that "
-            "goca evaluate wrote?"
+            f"{folder / FACTS} lacks part of a run's settings ({type(error).__name__}: {error}): name a folder that "
+            "goca evaluate has written"
         ) from None
     if len(images) < count:
         raise GocaError(
-            f"{folder} has only {len(images)} of its {count} images: ask the same goca evaluate again to complete it"
+            f"{folder} has only {len(images)} of its {count} images: run the same goca evaluate again to complete it"
         )
     if len(images) > count or not report.is_plausible():
-        raise GocaError(f"{folder / IMAGES} has lines of another run: restore it, or begin a new run")
+        raise GocaError(f"{folder / IMAGES} has lines of another run: restore it, or start a new run")
     return FinishedRun(folder, name, settings, report)
 
 
 def compare(runs: Sequence[FinishedRun]) -> html.Rows[ComparedRun]:
-    """Scores of each run, beside the first.
+    """The scores of each run, compared with the first.
 
     Raises:
-        GocaError: the runs are not of one protocol and its images; the message names what differs.
+        GocaError: The runs have different protocols or images; the message names the differences.
     """
     first, *others = runs
     for run in others:
@@ -112,22 +109,22 @@ def compare(runs: Sequence[FinishedRun]) -> html.Rows[ComparedRun]:
 
 
 def _refuse_different(first: FinishedRun, run: FinishedRun) -> None:
-    refusal = f"{run.folder} and {first.folder} cannot be ranked,"
+    refusal = f"{run.folder} and {first.folder} cannot be compared,"
     for part in ("dataset", "protocol"):
         different = list(differences(run.settings[part], first.settings[part], part))
         if different:
             raise GocaError(
                 f"{refusal} they differ in {'; '.join(different[:3])}: compare runs of one protocol on the same images"
             )
-    # The listings are the same, but they are of images in the data set's order, and lines come as images were done.
+    # The listings are equal, but they have the data set's order, while lines have the order of completion.
     unmatched = {image.id for image in first.report.images} ^ {image.id for image in run.report.images}
     if unmatched:
         raise GocaError(
-            f"{refusal} only one of them has {min(unmatched)}, so that the {IMAGES} of one is of another run: restore "
-            "it, or begin a new run"
+            f"{refusal} only one of them has {min(unmatched)}, so the {IMAGES} of one is from another run: restore "
+            "it, or start a new run"
         )
     unmatched = {image.id for image in first.report.left_out} ^ {image.id for image in run.report.left_out}
     if unmatched:
         raise GocaError(
-            f"{refusal} only one of them left out {min(unmatched)}: mend it, and run the same goca evaluate again"
+            f"{refusal} only one of them left out {min(unmatched)}: fix the cause, and run the same goca evaluate again"
         )

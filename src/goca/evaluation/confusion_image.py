@@ -1,4 +1,4 @@
-"""Where the pixels of each class went, as an image that can still be read with 150 classes."""
+"""The confusion matrix as an image that is still readable with 150 classes."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,17 +10,17 @@ from goca.imaging.legend import FAINT, INK, PAPER, legible
 from goca.imaging.palette import magma
 
 LARGEST, SMALLEST = 40, 14
-"""Pixels a side of a cell: few classes get large ones, and below the smallest a name would not fit beside its row."""
+"""Smallest and largest side of a cell in pixels; below the smallest a name would not fit beside its row."""
 GAP = 6
 SWATCH = 10
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def confusion_image(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> bytes:
-    """A PNG: a row for each label of the ground truth, the colours of its cells saying where its pixels went.
+    """A PNG with a row for each label of the ground truth, whose cells show where its pixels went.
 
-    A row is shares of that label's pixels, black for none and pale yellow for all. The data set's colours stand beside
-    the names. Labels that no pixel has or was predicted as are omitted.
+    A row holds shares of that label's pixels, from black for none to pale yellow for all. The data set's colours are
+    shown beside the names. Labels that neither occur nor are predicted are omitted.
     """
     counts = report.confusion
     labels = np.flatnonzero(counts.sum(0) + counts.sum(1)).tolist()
@@ -36,7 +36,7 @@ def confusion_image(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> by
     sheet.paste(squares, (margin, margin))
     colours = [tuple(colour) for colour in palette[labels].tolist()]
     sheet.paste(_names(names, colours, cell, margin, font, "right"), (0, margin))
-    # Turned, what stands at the left edge stands at the lower one.
+    # When rotated, the left edge becomes the lower one.
     sheet.paste(_names(names, colours, cell, margin, font, "left").transpose(Image.Transpose.ROTATE_90), (margin, 0))
     ImageDraw.Draw(sheet).text((GAP, GAP), "rows: truth\ncolumns: found", FAINT, font)
     return png(sheet)
@@ -45,7 +45,7 @@ def confusion_image(report: Report, palette: UInt8[np.ndarray, "label 3"]) -> by
 def _names(
     names: list[str], colours: list[tuple[int, ...]], cell: int, margin: int, font: Font, side: str
 ) -> Image.Image:
-    """The names one below the other, with their colours between them and the left or right edge."""
+    """The names below each other, with their colours at the left or right edge."""
     paper = Image.new("RGB", (margin, cell * len(names)), PAPER)
     draw = ImageDraw.Draw(paper)
     start = GAP if side == "left" else margin - GAP - SWATCH

@@ -1,4 +1,4 @@
-"""A segmenter against ground truth, a few images at a time: caption, request, labels, counts."""
+"""Scores a segmenter against ground truth, a batch at a time: caption, request, labels, counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,17 +26,17 @@ from goca.tagging.caption_nouns import CaptionedRequest, captioned, company
 from goca.text.nouns import Noun
 
 Tags = Mapping[str, str | GocaError]
-"""What a tagger said of images, by their ids: a caption, or why there is none."""
+"""A tagger's captions by image id, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images that go through the denoiser together, in whichever process: batches are always composed alike, so that
-    every figure is the same to the last digit.
+    """Images that go through the denoiser together, in any process: batches are always composed alike, so that every
+    figure is the same to the last digit.
 
     Attributes:
-        indices: of the data set's samples.
-        tags: of those that the tagger was asked about before.
+        indices: Indices of the data set's samples.
+        tags: Captions of those that the tagger was asked about in advance.
     """
 
     indices: range
@@ -50,7 +50,7 @@ def batches(dataset: Dataset, size: int) -> list[ImageBatch]:
 
 
 class _OpenImage(NamedTuple):
-    """An image on its way: its ground truth as counted, its caption's classes, and its record so far."""
+    """An image in progress: its ground truth as counted, its caption's classes, and its record so far."""
 
     sample: Sample
     truth: LabelMap
@@ -63,10 +63,10 @@ class Evaluator:
     """Evaluates batches of a data set's images.
 
     Args:
-        segmenter: the model.
-        dataset: the images, all of them.
-        tagger: says what an image shows, where its batch does not; None if every batch does.
-        protocol: what is counted, and how.
+        segmenter: The model.
+        dataset: All images.
+        tagger: Captions the images that have no caption in their batch; None if all have one.
+        protocol: What is counted, and how.
     """
 
     segmenter: Segmenter
@@ -76,11 +76,11 @@ class Evaluator:
 
     @cached_property
     def _session(self) -> BackboneSession:
-        """One for all batches, because captions recur."""
+        """One session for all batches, because captions recur."""
         return self.segmenter.backbone.session()
 
     def __call__(self, batch: ImageBatch) -> list[ImageRecord]:
-        """Segment images and count, in their order; one that cannot be read, tagged or segmented is left out."""
+        """Segment images and count pixels, in order; an image that cannot be read, tagged or segmented is left out."""
         samples = self.dataset.samples[batch.indices.start : batch.indices.stop]
         records: dict[str, ImageRecord] = {}
         pending: list[tuple[SegmentationRequest, _OpenImage]] = []
@@ -125,7 +125,7 @@ class Evaluator:
         return _OpenImage(sample, truth, query, record)
 
     def _only_label(self, query: CaptionedRequest) -> int | None:
-        """The label of every pixel, where that is plain: no class was named, or one alone without a background."""
+        """The label of every pixel if that is trivial: for no class, or a single class without background."""
         if not query.classes:
             return 0
         if len(query.classes) == 1 and self.protocol.threshold == "none":
@@ -133,23 +133,23 @@ class Evaluator:
         return None
 
     def _request(self, image: _OpenImage) -> tuple[SegmentationRequest, _OpenImage]:
-        """The request, and the image with what is to be recorded of it."""
+        """The request, and the image with its updated record."""
         query = image.query
         request = request_for(query, image.sample.image, None if self.protocol.threshold == "none" else AUTO)
         if self.protocol.captions == "sentences":
             return replace(request, caption=image.sample.captions["sentences"]), image
         if not self._fits(query.caption.split(", ")):
             return self._shortened(image, replace(request, caption=None))
-        # The segmenter's own caption names the same nouns, unless their order is another.
+        # The segmenter's own caption names the same nouns, unless their order differs.
         if query.caption == ", ".join((*query.classes, *query.background_classes)):
             request = replace(request, caption=None)
         return request, image
 
     def _shortened(self, image: _OpenImage, request: SegmentationRequest) -> tuple[SegmentationRequest, _OpenImage]:
-        """Without the nouns that find no room.
+        """The request without the nouns that do not fit.
 
-        The segmenter spreads a list that is too long over several prompts, in each of which there has to be room for
-        all background classes.
+        The segmenter spreads a list that is too long over several prompts, each of which must have room for all
+        background classes.
         """
         assert isinstance(request.classes, Mapping)
         words = {name: tuple(synonyms) for name, synonyms in request.classes.items()}
@@ -163,7 +163,7 @@ class Evaluator:
         dropped += [word for name, synonyms in request.classes.items() for word in synonyms[len(words[name]) :]]
         record = image.record
         if dropped:
-            note = f"too long a caption for this model: without {', '.join(dropped)}"
+            note = f"the caption is too long for this model: left out {', '.join(dropped)}"
             record = replace(record, background_classes=kept, notes=(*record.notes, note))
         request = replace(request, classes=words, background_classes=kept)
         return request, image._replace(record=record)
@@ -173,13 +173,13 @@ class Evaluator:
         return self.segmenter.backbone.fits([Noun(noun, (noun,)) for noun in nouns])
 
     def _dataset_labels(self, classes: Iterable[str]) -> list[int]:
-        """From the labels of a result to those of the data set; 0 stays."""
+        """The data set's labels for the labels of a result; 0 stays 0."""
         names = self.dataset.class_names
         return [0, *(names.index(name) + 1 for name in classes)]
 
     def _segmented(self, image: _OpenImage, result: Segmentation) -> ImageRecord:
         if image.truth.shape != result.labels.shape:
-            reason = f"{image.sample.image} and its ground truth differ in size: download or write them again"
+            reason = f"{image.sample.image} and its ground truth differ in size: replace the wrong one"
             return replace(image.record, left_out=reason)
         table = self.protocol.merge(np.array(self._dataset_labels(image.query.classes), np.uint16))
         notes = tuple(dict.fromkeys((*image.record.notes, *result.plan.notes)))
@@ -188,7 +188,7 @@ class Evaluator:
         return replace(self._with_counts(image, (table[labels] for labels in labellings)), notes=notes)
 
     def _with_counts(self, image: _OpenImage, predictions: Iterable[LabelMap]) -> ImageRecord:
-        """The record with the counts of each labelling; a single prediction is that of all."""
+        """The record with the counts of each labelling; a single prediction counts for all."""
         counts = [count(image.truth, predicted, len(self.dataset.categories) + 1) for predicted in predictions]
         labellings = self.protocol.labellings
         if len(counts) == 1:
@@ -199,8 +199,8 @@ class Evaluator:
 def request_for(
     query: CaptionedRequest, image: ImageLike, background: str | float | None = AUTO
 ) -> SegmentationRequest:
-    """The request for an image, with the caption as the prompt; there has to be a class to segment."""
-    # For a segmenter a class's name is one of its words; it need not be in the caption.
+    """The request for an image, with the caption as the prompt; there must be a class to segment."""
+    # A segmenter takes a class's name as one of its words, although it may not be in the caption.
     synonyms = {name: [word for word in words if key(word) != key(name)] for name, words in query.classes.items()}
     return SegmentationRequest(image, synonyms, query.background_classes, background, query.caption)
 

@@ -1,4 +1,4 @@
-"""Where figures come from: what has to be the same for two halves of a run to be one."""
+"""The settings behind figures, which must be equal for a run to be resumed."""
 
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -15,7 +15,7 @@ from goca.tagging.caption_nouns import company
 
 
 def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, segmenter: Segmenter) -> dict[str, Any]:
-    """All that decides a run's figures, as JSON."""
+    """Everything that decides a run's figures, as JSON."""
     backbone = segmenter.backbone
     return {
         "dataset": facts_of(dataset),
@@ -28,7 +28,7 @@ def settings(config: EvaluationConfig, dataset: Dataset, protocol: Protocol, seg
 
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:
-    """A data set's name, its classes, and a mark of its images."""
+    """A data set's name, its classes, and a digest of its images."""
     words = repr([category.synonyms for category in dataset.categories])
     ids = "\n".join(sample.id for sample in dataset.samples)
     return {
@@ -46,7 +46,7 @@ def differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
     """What differs between two settings.
 
     Yields:
-        Each difference for people: "protocol.void (ignored, there background)".
+        Each difference in words: "protocol.void (ignored, there background)".
     """
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in dict.fromkeys((*ours, *theirs)):

@@ -1,7 +1,7 @@
-"""Folders of images from prompts: what is left to do is generated, written as outside tools read it, and measured.
+"""Folders of images from prompts: missing images are generated, written in layouts that other tools read, and measured.
 
 The folder has images/NAME.png; images/metadata.jsonl, Hugging Face's "imagefolder" layout, once all images are there;
-images.jsonl, a line an image as it is done; and run.json, what the run is and what was measured.
+images.jsonl, a line per finished image; and run.json, the run's settings and measurements.
 """
 
 import json
@@ -37,14 +37,14 @@ class GenerationConfig:
     """What to generate, and how.
 
     Attributes:
-        prompts, limit, seed, same_seed: as `read_prompts` takes them.
-        model: as `goca.diffusion.loading.load` takes it; so are device and dtype.
-        steps, scale, size: as `GenerationOptions` takes them.
+        prompts, limit, seed, same_seed: As for `read_prompts`.
+        model: As for `goca.diffusion.loading.load`; so are device and dtype.
+        steps, scale, size: As for `GenerationOptions`.
         guide: "none", the name of a recipe, "energy" for guidance without attention, or a rate, a positive number;
             1 is "none" with its effective scale.
-        every: how often guidance reads attention, in steps.
-        batch: prompts that go through the pipeline together, 1 or more.
-        threads: of torch in each process, on a CPU.
+        every: Guidance reads attention in every `every`-th step.
+        batch: Prompts per call of the pipeline, 1 or more.
+        threads: Number of torch threads per process, on a CPU.
     """
 
     prompts: Path
@@ -67,7 +67,7 @@ class GenerationConfig:
         return read_prompts(self.prompts, self.limit, self.seed, self.same_seed)
 
     def load_pipeline(self) -> Any:
-        """The pipeline; on a CPU, torch is set to `threads` threads from then on."""
+        """Load the pipeline; on a CPU, this sets torch to `threads` threads."""
         pipeline = load(self.model, self.device, self.dtype)
         pipeline.set_progress_bar_config(disable=True)
         if torch.device(pipeline.device).type == "cpu":
@@ -75,11 +75,11 @@ class GenerationConfig:
         return pipeline
 
     def load_generator(self) -> "ImageGenerator":
-        """Ready to work, in whatever process this is."""
+        """Load a generator in this process."""
         return ImageGenerator(self.load_pipeline(), self)
 
     def settings(self, pipeline: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """All that decides the images, as JSON."""
+        """Everything that decides the images, as JSON."""
         guide = guidance_named(self.guide)
         return {
             "prompts": {
@@ -99,12 +99,12 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class GeneratedRecord:
-    """An image that is done.
+    """A finished image.
 
     Attributes:
-        effective_scale: the scale at which plain guidance would go as far along its direction, mean over steps; None
+        effective_scale: The scale at which plain guidance would go as far along its direction, mean over steps; None
             without guidance by goca.
-        seconds: the batch's time over its images.
+        seconds: The batch's time divided by its images.
     """
 
     id: str
@@ -115,7 +115,7 @@ class GeneratedRecord:
 
     @classmethod
     def from_json(cls, value: Any) -> "GeneratedRecord":
-        """The opposite of `asdict`. Raises ValueError for what is not a record."""
+        """The inverse of `asdict`. Raises ValueError for what is not a record."""
         try:
             record = cls(**value)
         except TypeError as error:
@@ -140,7 +140,7 @@ class ImagesMeasured:
 
 
 class ImageGenerator:
-    """Generates the images of a batch of prompts: a pipeline, and how it is asked and guided."""
+    """Generates the images of a batch of prompts with a pipeline and its options."""
 
     def __init__(self, pipeline: Any, config: GenerationConfig) -> None:
         self._pipeline, self._config = pipeline, config
@@ -166,11 +166,11 @@ class ImageGenerator:
 
 
 def _effective_scales(guided: Any, images: int) -> list[float | None]:
-    """The mean over steps of each image."""
+    """The mean effective scale of each image over steps."""
     if guided is None:
         return [None] * images
     if not guided.effective_scales:
-        raise GocaError('nothing was guided: generate with the guidance "none"', "guide")
+        raise GocaError('no step was guided: set the guidance to "none"', "guide")
     return torch.as_tensor(guided.effective_scales, dtype=torch.float64).mean(0).tolist()
 
 
@@ -182,24 +182,24 @@ def run(
     meter: Meter | None = None,
     pipeline: Any = None,
 ) -> Generator[Stage | ImagesGenerated | ImagesMeasured, None, None]:
-    """Generate, or go on with what `out` has, then measure. Close the generator to stop a run that is not at its end.
+    """Generate images, resuming what `out` has, then measure them. Close the generator to stop the run early.
 
-    The images depend on the configuration alone: batches are the same however many workers there are, and wherever an
+    The images depend only on the configuration: batches are the same for any number of workers, and wherever an
     earlier run stopped.
 
     Args:
-        config: what to generate.
-        out: the run's folder.
-        executor: where images are generated.
-        command: as the user gave it, for the record.
-        meter: what is measured in the end; None for the effective scale alone.
-        pipeline: what `config` would load, where it is loaded already and the work is done in this process.
+        config: What to generate.
+        out: The run's folder.
+        executor: Where images are generated.
+        command: The user's command, for the record.
+        meter: What to measure at the end; None for the effective scale only.
+        pipeline: The pipeline of `config`, if it is already loaded and the work is done in this process.
 
     Yields:
-        Stages, images as they are done and written, and at the end `ImagesMeasured`.
+        Stages, images as they are written, and finally `ImagesMeasured`.
 
     Raises:
-        GocaError: something of this cannot be done, or the folder is of another run.
+        GocaError: A part of this cannot be done, or the folder is another run's.
     """
     executor.check()
     prompts = config.load_prompts()
@@ -208,16 +208,18 @@ def run(
     if pipeline is None:
         yield Stage(f"loading {config.model}")
         pipeline = config.load_pipeline()
-    guiding(pipeline, config.guide, config.every)  # refuses what cannot be guided before anything is written
+    guiding(pipeline, config.guide, config.every)  # raises for unsupported guidance before anything is written
     decisive = config.settings(pipeline, prompts)
     paths = {prompt.id: out / IMAGES / f"{prompt.id}.png" for prompt in prompts}
     with RunFolder(out, decisive, command, generated_lines) as folder:
         if folder.images.keys() - paths.keys():
-            raise GocaError(f"{out} has lines of another run: choose another folder, or begin anew", "out")
+            raise GocaError(
+                f"{out} has lines of another run: choose another folder, or start again in an empty one", "out"
+            )
         sweep([*paths.values(), out / IMAGES / METADATA])
         batches = [prompts[start : start + config.batch] for start in range(0, len(prompts), config.batch)]
         done = {name for name in folder.images if paths[name].is_file()}
-        # A batch that lacks an image is done again as a whole: who shares a batch may show in the last bits.
+        # An incomplete batch is done again as a whole: an image's last bits may depend on the rest of its batch.
         work = [batch for batch in batches if not {prompt.id for prompt in batch} <= done]
         yield Stage("generating", len(prompts), len(prompts) - sum(map(len, work)))
         make_worker: Callable[[], ImageGenerator]

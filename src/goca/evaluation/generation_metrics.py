@@ -1,4 +1,4 @@
-"""How good folders of images are: FID against real ones, CLIP score with their prompts, effective scale of guidance."""
+"""Metrics of generated images: FID against real ones, CLIP score with their prompts, effective guidance scale."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ from goca.tagging.loading import load_model, pooled
 
 IMAGES, METADATA = "images", "metadata.jsonl"
 BATCH = 32
-"""Images that a feature extractor sees at a time, at most."""
+"""Most images that a feature extractor gets at a time."""
 CLIP_SCORE, EFFECTIVE_SCALE = "clip_score", "effective_scale"
 
 
@@ -32,7 +32,7 @@ CLIP_SCORE, EFFECTIVE_SCALE = "clip_score", "effective_scale"
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images that lie in a folder, in the order of their names, and what its metadata.jsonl says of each."""
+    """The images in a folder, sorted by name, with their metadata from metadata.jsonl."""
 
     folder: Path
     names: tuple[str, ...]
@@ -40,17 +40,17 @@ class ImageFolder:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompt of each image. Raises GocaError where one has none."""
+        """The prompt of each image. Raises GocaError if one has none."""
         texts = {name: self.metadata.get(name, {}).get("text") for name in self.names}
         if missing := [name for name, text in texts.items() if not isinstance(text, str)]:
             raise GocaError(
-                f'{self.folder} has no prompt of {missing[0]}: write {METADATA} there, a line {{"file_name": NAME, '
+                f'{self.folder} has no prompt for {missing[0]}: write {METADATA} there, a line {{"file_name": NAME, '
                 '"text": PROMPT} for each image'
             )
         return {name: str(text) for name, text in texts.items()}
 
     def figures(self, key: str) -> dict[str, float]:
-        """A number that the metadata have for each image; empty where one lacks it."""
+        """A number that the metadata have for each image; empty if an image lacks it."""
         values = {name: self.metadata.get(name, {}).get(key) for name in self.names}
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
         return numbers if len(numbers) == len(self.names) else {}
@@ -62,17 +62,17 @@ class ImageFolder:
 
 
 def open_folder(folder: str | Path, hint: str = "images") -> ImageFolder:
-    """The images of a run of `goca evaluate-generation`, or those that lie in any folder, not in folders below it.
+    """The images of a run of `goca evaluate-generation`, or directly in any folder.
 
     Raises:
-        GocaError: there are none, the run is not complete, or its metadata.jsonl is damaged.
+        GocaError: There are no images, the run is incomplete, or its metadata.jsonl is damaged.
     """
     home = Path(folder)
     if is_run := (home / FACTS).is_file():
         home = home / IMAGES
     if is_run and not (home / METADATA).exists():
         raise GocaError(
-            f"{folder} is not a finished run of goca evaluate-generation: run the same again to finish it, or name "
+            f"{folder} is not a finished run of goca evaluate-generation: run the same command again, or name "
             "another folder",
             hint,
         )
@@ -84,10 +84,10 @@ def open_folder(folder: str | Path, hint: str = "images") -> ImageFolder:
     metadata = {row["file_name"]: row for row in lines.read()} if lines.path.exists() else {}
     if missing := metadata.keys() - set(names):
         raise GocaError(
-            f"{home} lacks {min(missing)}, which its {METADATA} names: put it there, or generate anew", hint
+            f"{home} lacks {min(missing)}, which its {METADATA} names: restore it, or generate it again", hint
         )
     if not names:
-        raise GocaError(f"no images in {home}: name a folder that has images in it", hint)
+        raise GocaError(f"no images in {home}: name a folder with images", hint)
     return ImageFolder(home, tuple(names), metadata)
 
 
@@ -101,13 +101,13 @@ def _with_file_name(value: Any) -> dict[str, Any]:
 
 
 class ModelFeatures(nn.Module):
-    """Features of images by a model of transformers: CLIP's embeddings of images, or what DINO and its kind pool.
+    """Features of images by a transformers model: CLIP's image embeddings, or the pooled output of DINO and others.
 
     Args:
-        model: a folder or a Hub id; its weights are read from safetensors alone.
+        model: A folder or a Hub id; weights are read from safetensors only.
 
     Raises:
-        GocaError: it cannot be loaded.
+        GocaError: The model cannot be loaded.
     """
 
     def __init__(self, model: str) -> None:
@@ -116,24 +116,24 @@ class ModelFeatures(nn.Module):
         self.processor, self.model = load_model(model, "AutoModel")
 
     def forward(self, batch: UInt8[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
-        """As the model's own processor resizes and crops them."""
+        """Features of images, resized and cropped by the model's own processor."""
         inputs = self.processor(images=list(batch.cpu()), return_tensors="pt").to(self.model.device, self.model.dtype)
         features = pooled(getattr(self.model, "get_image_features", self.model)(**inputs))
         if features is None:
             raise GocaError(
-                f"{self.name} does not pool features of images: name a model such as CLIP or DINO", "features"
+                f"{self.name} does not give pooled image features: name a model such as CLIP or DINO", "features"
             )
         return features
 
 
 class ClipModel(nn.Module):
-    """A CLIP as torchmetrics calls one: embeddings are tensors, and a long prompt is cut before its end mark.
+    """A CLIP for torchmetrics: embeddings are tensors, and a long prompt is truncated before its end token.
 
     Args:
-        model: a folder or a Hub id; its weights are read from safetensors alone.
+        model: A folder or a Hub id; weights are read from safetensors only.
 
     Raises:
-        GocaError: it cannot be loaded, or is not a CLIP.
+        GocaError: The model cannot be loaded, or is not a CLIP.
     """
 
     def __init__(self, model: str) -> None:
@@ -141,7 +141,7 @@ class ClipModel(nn.Module):
         processor, self.model = load_model(model, "AutoModelForZeroShotImageClassification")
         self.config = self.model.config
         if self.config.model_type != "clip":
-            raise GocaError(f"{model} is a model of type {self.config.model_type}: a CLIP score takes a CLIP", "clip")
+            raise GocaError(f"{model} is a model of type {self.config.model_type}: name a CLIP", "clip")
         length = self.config.text_config.max_position_embeddings
         self.processor = lambda text=None, **options: (
             processor(**options)
@@ -161,7 +161,7 @@ class ClipModel(nn.Module):
 
 @dataclass(frozen=True)
 class Distance:
-    """An FID, and what it is of: the reference, how many images that has, the features and how many those are."""
+    """An FID, with its reference, the number of its images, the features and their dimensions."""
 
     value: float
     reference: str
@@ -172,14 +172,14 @@ class Distance:
 
 @dataclass(frozen=True, repr=False)
 class Measurement:
-    """What was measured of a folder of images.
+    """The measurements of a folder of images.
 
     Attributes:
-        folder: as it was named.
-        prompts: {image: prompt}, empty where there are none.
-        images: how many there are.
-        fid: None where there was no reference.
-        per_image: {"clip_score" or "effective_scale": {image: value}}, of those that are known of every image.
+        folder: The folder, as it was named.
+        prompts: {image: prompt}; empty without prompts.
+        images: Number of images.
+        fid: None without a reference.
+        per_image: {"clip_score" or "effective_scale": {image: value}}, for figures that are known for every image.
     """
 
     folder: str
@@ -192,7 +192,7 @@ class Measurement:
         return f"Measurement({self.folder}, {self.images} image{'s' * (self.images != 1)})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the figures, with their intervals, and what has to be known of them."""
+        """HTML for notebooks: the figures with their intervals, and notes on them."""
         rows = [] if self.fid is None else [("FID", f"{self.fid.value:.2f}", f"to {self.fid.reference}")]
         rows += [
             (name, f"{value:.3f}", f"{low:.3f} to {high:.3f}") for name, (value, (low, high)) in self.means.items()
@@ -206,12 +206,12 @@ class Measurement:
 
     @property
     def notes(self) -> list[str]:
-        """What has to be known of the figures, in words."""
+        """Notes that are needed to interpret the figures."""
         if self.fid is None or min(self.images, self.fid.reference_images) > self.fid.dimensions:
             return []
         return [
             f"FID of {self.images} and {self.fid.reference_images} images in {self.fid.dimensions} dimensions: with no "
-            "more images than dimensions it is far too high; compare it with that of as many images alone"
+            "more images than dimensions it is far too high; compare only FIDs of equally many images"
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -226,19 +226,19 @@ class Measurement:
         """{figure: (mean difference to the same images of another folder, its 95 % bootstrap interval)}, paired.
 
         Raises:
-            GocaError: the folders do not have the same images of the same prompts.
+            GocaError: The folders do not have the same images with the same prompts.
         """
         shared = self.per_image.keys() & first.per_image.keys()
         names = self.per_image[min(shared)].keys() if shared else ()
         for name in names:
             if name not in first.prompts or first.prompts[name] != self.prompts.get(name):
                 raise GocaError(
-                    f"{self.folder} and {first.folder} are not of the same prompts ({name}): compare others",
+                    f"{self.folder} and {first.folder} have different prompts ({name}): compare others",
                     "images",
                 )
         if shared and self.images != first.images:
             raise GocaError(
-                f"{self.folder} has {self.images} images and {first.folder} {first.images}: complete both", "images"
+                f"{self.folder} has {self.images} images but {first.folder} {first.images}: complete both", "images"
             )
         return {
             figure: mean([self.per_image[figure][name] - first.per_image[figure][name] for name in names])
@@ -248,16 +248,16 @@ class Measurement:
 
 
 class Meter:
-    """Measures folders of images, each like the others.
+    """Measures folders of images, all in the same way.
 
     Args:
-        reference: a folder of real images to take the FID against; it takes features as well.
-        features: maps uint8 images (n, 3, height, width) to (n, feature), see `features_of`; or what `ModelFeatures`
-            loads.
-        clip: what `ClipModel` loads, for CLIP scores.
+        reference: Folder of real images for the FID; needs features as well.
+        features: Maps uint8 images (n, 3, height, width) to (n, feature), see `features_of`; or the name of a model for
+            `ModelFeatures`.
+        clip: Name of a model for `ClipModel`, for CLIP scores.
 
     Raises:
-        GocaError: the reference has no images, one of reference and features lacks the other, torchmetrics is not
+        GocaError: The reference has no images, only one of reference and features is given, torchmetrics is not
             installed, or a model cannot be loaded.
     """
 
@@ -266,7 +266,7 @@ class Meter:
     ) -> None:
         if (reference is None) != (features is None):
             lacking = "reference" if reference is None else "features"
-            raise GocaError("an FID takes a folder of real images and a model of features: name both", lacking)
+            raise GocaError("an FID needs a folder of real images and a model for features: name both", lacking)
         if features is not None or clip is not None:
             _torchmetrics("image.fid")
         self._reference = None if reference is None else open_folder(reference, "reference")
@@ -274,7 +274,7 @@ class Meter:
         self._clip = None if clip is None else ClipModel(clip)
 
     def __call__(self, folder: str | Path) -> Measurement:
-        """Measure the images of a run, or of any folder. Raises GocaError for one that lacks what this needs."""
+        """Measure the images of a run, or of any folder. Raises GocaError if it lacks prompts that are needed."""
         opened = open_folder(folder)
         per_image = {EFFECTIVE_SCALE: opened.figures(EFFECTIVE_SCALE)}
         if self._clip is not None:
@@ -288,7 +288,9 @@ class Meter:
             return None
         for images_of in (self._reference, folder):
             if len(images_of.names) < 2:
-                raise GocaError(f"{images_of.folder} has a single image: an FID takes two or more, better thousands")
+                raise GocaError(
+                    f"{images_of.folder} has a single image: an FID needs two or more, preferably thousands"
+                )
         value = frechet_distance(self._real, features_of(folder, self._features))
         name = getattr(self._features, "name", type(self._features).__name__)
         return Distance(value, str(self._reference.folder), len(self._real), str(name), self._real.shape[1])
@@ -308,9 +310,9 @@ def features_of(folder: ImageFolder, extractor: nn.Module) -> Float[Tensor, "ima
     """Features of each image, float64.
 
     Args:
-        folder: the images.
-        extractor: maps uint8 images (n, 3, height, width) to (n, feature); it gets up to 32 at a time, of one size. The
-            size is the images' own: an extractor that wants another one resizes them.
+        folder: The images.
+        extractor: Maps uint8 images (n, 3, height, width) to (n, feature); it gets up to 32 at a time, all of one size,
+            which is the images' own: an extractor that needs another size has to resize them.
     """
     device = next((parameter.device for parameter in extractor.parameters()), "cpu")
     features = []
@@ -318,23 +320,23 @@ def features_of(folder: ImageFolder, extractor: nn.Module) -> Float[Tensor, "ima
         rows = extractor(batch.to(device))
         if rows.ndim != 2 or len(rows) != len(batch):
             raise GocaError(
-                f"the extractor makes {tuple(rows.shape)} of {len(batch)} images: it must make one row of each"
+                f"the extractor returned {tuple(rows.shape)} for {len(batch)} images: it must return one row for each"
             )
         features.append(rows.double().cpu())
     return torch.cat(features)
 
 
 def frechet_distance(real: Float[Tensor, "real feature"], generated: Float[Tensor, "image feature"]) -> float:
-    """FID of features, of two images or more each, by torchmetrics."""
+    """FID of the features of two or more images each, by torchmetrics."""
     fid = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Features(real.shape[1]))
     fid.update(real, real=True)
     fid.update(generated, real=False)
-    return max(float(fid.compute()), 0.0)  # that of equal features may round below
+    return max(float(fid.compute()), 0.0)  # the FID of equal features may round below 0
 
 
 @torch.no_grad()
 def clip_scores(folder: ImageFolder, model: nn.Module) -> dict[str, float]:
-    """100 times the cosine of image and prompt, 0 at least, of each image, by torchmetrics."""
+    """{image: 100 times its cosine with its prompt, at least 0}, by torchmetrics."""
     clip_score = _torchmetrics("functional.multimodal").clip_score
     device = next(model.parameters()).device
     prompts = folder.prompts.items()
@@ -345,7 +347,7 @@ def clip_scores(folder: ImageFolder, model: nn.Module) -> dict[str, float]:
 
 
 class _Features(nn.Identity):
-    """For torchmetrics, which wants a module even where features are at hand."""
+    """For torchmetrics, which needs a module even if features are already computed."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -353,7 +355,7 @@ class _Features(nn.Identity):
 
 
 def _of_one_size(pixels: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Batches of neighbours that have the same size."""
+    """Batches of consecutive images of the same size."""
     for _, group in groupby(pixels, key=lambda image: image.shape):
         batch: list[Tensor] = []
         for image in group:

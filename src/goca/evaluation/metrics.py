@@ -1,8 +1,8 @@
-"""From pixel counts of each image to scores over all of them, and how sure they are.
+"""From pixel counts of each image to scores over all images, with confidence intervals.
 
 Intersections and unions are summed over the whole data set, then divided. Intervals are percentile bootstraps over
-images; two methods are compared on the same resampled images. Counts are whole numbers, so no score depends on the
-order in which images were done.
+images; two methods are compared on the same resampled images. Counts are whole numbers, so scores do not depend on the
+order of the images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from torch import Tensor
 
 RESAMPLES = 2000
 SIZES = (0.0, 32**2 / (640 * 480), 96**2 / (640 * 480), 0.1, 0.3, 1.0)
-"""The bands of size, as shares of an image: COCO's small and medium, on its usual 640 x 480 px, and large in three."""
+"""Bands of region size, as shares of an image: COCO's small and medium, at 640 x 480 px, and three of large."""
 CHUNK = 2**20
-"""How many draws the bootstrap holds at once."""
+"""Most draws that the bootstrap holds in memory at once."""
 Interval = tuple[float, float]
 Figure = tuple[float, Interval]
 """A value and its 95 % interval."""
@@ -25,11 +25,11 @@ Figure = tuple[float, Interval]
 
 @dataclass(frozen=True)
 class Counting:
-    """Which labels a mean is over, and what it makes of those that never occur.
+    """Which labels a mean is over, and how labels that never occur count.
 
     Attributes:
-        background: label 0 is one of them.
-        absent: a label that no image's truth has counts 0; without it, it is left out of the mean.
+        background: Whether label 0 is one of them.
+        absent: Whether a label that occurs in no image's truth counts as 0; otherwise it is left out of the mean.
     """
 
     background: bool = False
@@ -38,9 +38,9 @@ class Counting:
 
 @dataclass(frozen=True)
 class Tally:
-    """Pixels of each image, by label; all that scores need of confusion matrices. Label 0 is background.
+    """Pixels of each image by label: the parts of confusion matrices that scores need. Label 0 is background.
 
-    Of `truth` are the pixels of a label, of `predicted` those that were predicted as it, of `hit` those that are both.
+    `truth` counts the pixels of a label, `predicted` those that were predicted as it, `hit` those that are both.
     """
 
     hit: Int[Tensor, "image label"]
@@ -57,9 +57,9 @@ class Score:
     """Scores from 0 to 1.
 
     Attributes:
-        miou: the mean of `per_class`, {name: IoU}, whose length is `labels`.
-        ci95: the 95 % interval of miou.
-        frequency_weighted_iou: each label's IoU weighs as many pixels as it has.
+        miou: Mean of `per_class`, {name: IoU}, whose length is `labels`.
+        ci95: 95 % interval of miou.
+        frequency_weighted_iou: Mean IoU, each label weighted by its number of pixels.
     """
 
     miou: float
@@ -90,15 +90,15 @@ def score(tally: Tally, names: Sequence[str], counting: Counting = Counting()) -
 
 @dataclass(frozen=True)
 class SizeScore:
-    """Scores of the regions of one band of size, 0 to 1. A region is all pixels of a label in an image.
+    """Scores, 0 to 1, of the regions in a band of size. A region is all pixels of a label in an image.
 
     Attributes:
-        shares: over the first and up to the second share of an image's labelled pixels.
-        regions: how many there are, of `labels` labels.
-        miou: the mean over labels of their IoU, which is summed over the images where their region is of this size.
-            What was taken for the label in other images is in no band.
-        ci95: the 95 % interval of miou.
-        recall: the mean over labels of the share of the regions' pixels that were found.
+        shares: Lower (exclusive) and upper bound of the band, as shares of an image's labelled pixels.
+        regions: Number of regions, of `labels` labels.
+        miou: Mean over labels of their IoU, which is summed over the images in which their region is of this size.
+            Pixels that were predicted as the label in other images are in no band.
+        ci95: 95 % interval of miou.
+        recall: Mean over labels of the share of the regions' pixels that were found.
     """
 
     shares: tuple[float, float]
@@ -110,7 +110,7 @@ class SizeScore:
 
 
 def by_size(tally: Tally, counting: Counting = Counting()) -> list[SizeScore]:
-    """The scores of each band of `SIZES` that has a region. A label that has none there is left out of its mean."""
+    """The scores of each band of `SIZES` that has a region. Labels without a region in it are left out of its mean."""
     counting = replace(counting, absent=False)
     shares = tally.truth / tally.truth.sum(1, keepdim=True)
     if not counting.background:
@@ -136,7 +136,7 @@ def by_size(tally: Tally, counting: Counting = Counting()) -> list[SizeScore]:
 
 
 def band(shares: Sequence[float]) -> str:
-    """A band of size for people: "3 to 10 %"."""
+    """A band of size in words: "3 to 10 %"."""
     low, high = (f"{100 * share:.2g}" if share < 1 else "100" for share in shares)
     return f"{low} to {high} %"
 
@@ -147,7 +147,7 @@ def percentage(value: float, bounds: Sequence[float], sign: str = "") -> str:
 
 
 def miou(tally: Tally, counting: Counting = Counting()) -> float:
-    """Mean IoU alone, 0 to 1."""
+    """Mean IoU only, 0 to 1."""
     hit, truth, predicted = tally.total()
     return float(_counted(_iou(hit, truth, predicted), truth, counting).nanmean())
 
@@ -159,10 +159,10 @@ def gain(ours: Tally, theirs: Tally, counting: Counting = Counting()) -> Figure:
 
 
 def resampled_miou(tally: Tally, counting: Counting = Counting(), seed: int = 0) -> Float[Tensor, " resample"]:
-    """mIoU of images drawn with replacement, again and again; the same draws for every run of as many images.
+    """mIoU of bootstrap resamples of the images; the same draws for all runs with equally many images.
 
-    Some resamples at a time, so that memory is that of the counts and of `CHUNK` draws. One number is drawn after the
-    other and sums of whole numbers are exact in float64, so the chunks do not show.
+    Resamples are computed in chunks to limit memory. Random numbers are drawn one after the other and sums of whole
+    numbers are exact in float64, so the result does not depend on the chunks.
     """
     parts = [counts.double() for counts in (tally.hit, tally.truth, tally.predicted)]
     sums = [torch.stack([times @ counts for counts in parts]) for times in _times_drawn(len(tally.hit), seed)]
@@ -171,21 +171,21 @@ def resampled_miou(tally: Tally, counting: Counting = Counting(), seed: int = 0)
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Figure:
-    """(mean, its 95 % interval) of a figure that each image has; of paired differences, that of their mean."""
+    """(mean, its 95 % interval) of a figure of each image, which may be a paired difference."""
     of_images = torch.tensor(values, dtype=torch.float64)
     resampled = torch.cat([times @ of_images / len(values) for times in _times_drawn(len(values), seed)])
     return float(of_images.mean()), interval(resampled)
 
 
 def ratio(numerators: Float[Tensor, "image part"], denominators: Float[Tensor, "image part"], seed: int = 0) -> Figure:
-    """(the sum over images of the one by that of the other, mean over parts; its 95 % interval)."""
+    """(sum of numerators / sum of denominators over images, mean over parts; its 95 % interval)."""
     above, below = numerators.double(), denominators.double()
     resampled = torch.cat([(times @ above / (times @ below)).mean(1) for times in _times_drawn(len(above), seed)])
     return float((above.sum(0) / below.sum(0)).mean()), interval(resampled)
 
 
 def _times_drawn(images: int, seed: int) -> Iterator[Float[Tensor, "resample image"]]:
-    """How often each image is drawn, for some resamples at a time."""
+    """How often each image is drawn, for a chunk of resamples at a time."""
     generator = torch.Generator().manual_seed(seed)
     for rows in torch.arange(RESAMPLES).split(max(1, CHUNK // images)):
         drawn = torch.randint(images, (len(rows), images), generator=generator)
@@ -194,7 +194,7 @@ def _times_drawn(images: int, seed: int) -> Iterator[Float[Tensor, "resample ima
 
 
 def _iou(hit: Tensor, truth: Tensor, predicted: Tensor) -> Float[Tensor, "*resample label"]:
-    """Intersection over union; NaN for a label that is neither there nor predicted."""
+    """Intersection over union; NaN for a label that neither occurs nor is predicted."""
     return hit / (truth + predicted - hit)
 
 
@@ -208,6 +208,6 @@ def _counted(ratio: Tensor, truth: Tensor, counting: Counting) -> Float[Tensor, 
 
 
 def interval(values: Float[Tensor, " resample"]) -> Interval:
-    """The 95 % percentile interval of resampled values; those that are NaN, of images without any label, left out."""
+    """The 95 % percentile interval of resampled values, ignoring NaN, from images without any label."""
     low, high = values.nanquantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high

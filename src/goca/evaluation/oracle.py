@@ -1,4 +1,4 @@
-"""Ground truth as a tagger: scores with it are optimistic, and reports name it beside every score."""
+"""Ground truth as a tagger: scores with it are optimistic, so reports name it beside every score."""
 
 from dataclasses import dataclass
 
@@ -13,25 +13,25 @@ def true_classes(sample: Sample, dataset: Dataset, truth: LabelMap | None = None
     """Names of the categories that occur in an image's ground truth, in the data set's order.
 
     Args:
-        sample: the image.
-        dataset: whose categories its labels stand for.
-        truth: its labels, if they were read before.
+        sample: The image.
+        dataset: The data set whose categories the labels stand for.
+        truth: The labels, if they were read before.
 
     Raises:
-        GocaError: the ground truth cannot be read, or has a label that the data set lacks.
+        GocaError: The ground truth cannot be read, or has a label that the data set lacks.
     """
     labels = [label for label in np.unique(sample.truth() if truth is None else truth).tolist() if 0 < label != VOID]
     if labels and labels[-1] > len(dataset.categories):
         raise GocaError(
-            f'the ground truth of "{sample.id}" has label {labels[-1]}, and {dataset.name} has '
-            f"{len(dataset.categories)} categories: is this the right data set?"
+            f'the ground truth of "{sample.id}" has label {labels[-1]}, but {dataset.name} has '
+            f"{len(dataset.categories)} categories: check that this is the right data set"
         )
     return tuple(dataset.categories[label - 1].name for label in labels)
 
 
 @dataclass(frozen=True)
 class OracleTagger:
-    """The classes of the ground truth, in the order of the image's own list of them, where the data set has one."""
+    """The classes of the ground truth, in the order of the image's own list if the data set has one."""
 
     name: str = "oracle"
 

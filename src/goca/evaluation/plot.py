@@ -1,4 +1,4 @@
-"""Runs as bars, and a scaling study as lines, with their intervals. Needs matplotlib."""
+"""Plots with intervals: runs as bars, and scaling studies as lines. Needs matplotlib."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ MARKERS = "osD^vP"
 
 
 def check_installed() -> None:
-    """Raise GocaError where there is no matplotlib."""
+    """Raise GocaError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -22,7 +22,7 @@ def check_installed() -> None:
 
 
 def plot(rows: Sequence[ComparedRun], title: str, path: Path) -> None:
-    """Write an image of the rows' mIoU; the file's suffix decides the format.
+    """Plot the rows' mIoU to a file, whose suffix decides the format.
 
     Raises:
         GocaError: matplotlib is not installed, or the file cannot be written.
@@ -38,9 +38,9 @@ def plot(rows: Sequence[ComparedRun], title: str, path: Path) -> None:
 
 
 def plot_scaling(study: ScalingStudy, path: Path) -> None:
-    """Write an image of mIoU over each measure of power, a line for each recipe; the suffix decides the format.
+    """Plot mIoU over each measure of power to a file, a line for each recipe; the suffix decides the format.
 
-    The better generator is on the right. Bars are 95 % intervals over images, small dots the noise seeds.
+    The better generator is on the right. Bars are 95 % intervals over images, small dots are noise seeds.
 
     Raises:
         GocaError: matplotlib is not installed, or the file cannot be written.
@@ -56,7 +56,7 @@ def plot_scaling(study: ScalingStudy, path: Path) -> None:
             labels = sorted(study.models, key=power.values.__getitem__)
             x = [power.values[label] for label in labels]
             for index, (recipe, colour, marker) in enumerate(zip(recipes, COLOURS, MARKERS, strict=False)):
-                # Beside each other, so that no interval hides another.
+                # Shifted, so that no interval hides another.
                 shift = ScaledTranslation((index - (len(recipes) - 1) / 2) * 3 / 72, 0, figure.dpi_scale_trans)
                 style = {"color": colour, "transform": axes.transData + shift}
                 scores = [study.scores[label][recipe] for label in labels]
@@ -66,7 +66,7 @@ def plot_scaling(study: ScalingStudy, path: Path) -> None:
                 seeds = [(at, 100 * each) for at, score in zip(x, scores, strict=True) for each in score.seeds]
                 axes.plot(*zip(*seeds, strict=True), ".", ms=3, alpha=0.7, **style)
                 axes.plot(x, middle, marker=marker, ms=6, mec="white", mew=0.8, lw=1.8, label=recipe, **style)
-            # Shifted points set no limits.
+            # The shifted points must not change the limits.
             ends = [100 * each for scores in study.scores.values() for score in scores.values() for each in score.ci95]
             axes.update_datalim([(at, end) for at in x for end in ends])
             axes.margins(x=0.06)
@@ -86,7 +86,7 @@ def plot_scaling(study: ScalingStudy, path: Path) -> None:
         )
 
 
-# An interval of resampled images need not hold the score of all.
+# A bootstrap interval may not contain the score over all images.
 def _below(rows: Sequence[ComparedRun | RecipeScore]) -> list[float]:
     return [max(0.0, 100 * (row.miou - row.ci95[0])) for row in rows]
 
@@ -96,7 +96,7 @@ def _above(rows: Sequence[ComparedRun | RecipeScore]) -> list[float]:
 
 
 def _name_models(axes: Any, labels: Sequence[str], x: Sequence[float]) -> None:
-    """The models' names above the axes, as far apart as they can be read, each with a line to where its points are."""
+    """Draw the models' names above the axes, far enough apart to read, each with a line to its points."""
     left, right = axes.get_xlim()
     shares = [(value - left) / (right - left) for value in x]
     order = sorted(range(len(x)), key=shares.__getitem__)
@@ -127,7 +127,7 @@ def _name_models(axes: Any, labels: Sequence[str], x: Sequence[float]) -> None:
 
 @contextmanager
 def _figure(width: float, height: float, path: Path) -> Iterator[Any]:
-    """An empty figure, written behind the `with` block."""
+    """An empty figure, which is written when the `with` block ends."""
     check_installed()
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""How good a generator is: its denoising loss on real images, and how often its paintings show what was asked for."""
+"""Generative power: a model's denoising loss on real images, and how often its images show what was asked for."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,19 +27,19 @@ from goca.tagging.base import BatchTagger, Tagger
 from goca.tagging.caption_nouns import captioned
 
 LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8)
-"""Where the loss is measured: noise / (signal + noise), see `goca.diffusion.timesteps.scales`."""
+"""Noise levels of the loss: noise / (signal + noise), see `goca.diffusion.timesteps.scales`."""
 LOSS, FOUND = "denoising loss", "asked nouns found"
 
 
 @dataclass(frozen=True)
 class Power:
-    """One measure of the generative power of some models.
+    """A measure of the generative power of several models.
 
     Attributes:
-        name: of the measure, such as "FID".
-        higher: whether the better model has the higher value.
+        name: Name of the measure, such as "FID".
+        higher: Whether the better model has the higher value.
         values: {label of a model: value}.
-        intervals: {label: 95 % interval}, of those that have one.
+        intervals: {label: 95 % interval}, for those that have one.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Captioned:
-    """An image of a data set, or painted, with a caption that names what it shows, or should."""
+    """An image, real or generated, with a caption that names what it shows or should show."""
 
     id: str
     image: Path
@@ -59,7 +59,7 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Denoised:
-    """Squared errors of an image's clean latent at each of `LEVELS`; baselines: see `denoised`."""
+    """Squared errors of an image's clean latent at each of `LEVELS`, with their baselines, see `denoised`."""
 
     id: str
     errors: tuple[float, ...]
@@ -67,7 +67,7 @@ class Denoised:
 
     @classmethod
     def from_json(cls, value: Any) -> "Denoised":
-        """The opposite of `asdict`. Raises ValueError for what is not a record."""
+        """The inverse of `asdict`. Raises ValueError for what is not a record."""
         try:
             rows = [tuple(map(float, value[name])) for name in ("errors", "baselines")]
             if not isinstance(value["id"], str) or {len(row) for row in rows} != {len(LEVELS)}:
@@ -79,14 +79,14 @@ class Denoised:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge found in a model's paintings.
+    """A judge's findings in a model's images.
 
     Attributes:
-        judge: its name.
-        images: the digest of the prompts that were painted.
-        asked: how many classes each caption names.
-        found: how many of these the judge sees.
-        steps, scale: of the paintings; None for the pipeline's own.
+        judge: Name of the judge.
+        images: Digest of the prompts.
+        asked: Number of classes that each caption names.
+        found: Number of these that the judge sees.
+        steps, scale: Sampling steps and guidance scale; None for the pipeline's own.
     """
 
     judge: str
@@ -98,7 +98,7 @@ class Judgement:
 
     @classmethod
     def from_json(cls, value: Any) -> "Judgement":
-        """The opposite of `asdict`. Raises ValueError for what is not a judgement."""
+        """The inverse of `asdict`. Raises ValueError for what is not a judgement."""
         try:
             asked, found = (tuple(map(int, value[name])) for name in ("asked", "found"))
             if len(asked) != len(found) or not asked:
@@ -117,15 +117,15 @@ class Judgement:
 
     @property
     def share(self) -> Figure:
-        """The share of the asked classes that is found, and its 95 % interval."""
+        """The share of the requested classes that are found, and its 95 % interval."""
         return ratio(torch.tensor(self.found)[:, None].double(), torch.tensor(self.asked)[:, None].double())
 
 
 def read_power(path: Path, labels: Sequence[str]) -> Power:
-    """A measure that was taken elsewhere: {"name": "FID", "better": "lower", "values": {LABEL: 12.3, ...}}.
+    """A measure that was made elsewhere: {"name": "FID", "better": "lower", "values": {LABEL: 12.3, ...}}.
 
     Raises:
-        GocaError: the file cannot be read, or says nothing of one of the models.
+        GocaError: The file cannot be read, or has no value for one of the models.
     """
     content = read_json(path)
     parts = [content.get(name) for name in ("name", "better", "values")] if isinstance(content, dict) else [None] * 3
@@ -145,33 +145,33 @@ def read_power(path: Path, labels: Sequence[str]) -> Power:
 
 
 def captioned_images(dataset: Dataset, most: int) -> tuple[Captioned, ...]:
-    """The first images that show a class, `most` at most, with the list of the classes that each shows."""
+    """The first images, at most `most`, that show a class, each with the list of its classes."""
     out: list[Captioned] = []
     for sample in dataset.samples:
         if len(out) < most and (caption := OracleTagger().tag(sample, dataset)):
             out.append(Captioned(sample.id, sample.image, caption))
     if not out:
-        raise GocaError(f"no image of {dataset.name} shows a class: evaluate others")
+        raise GocaError(f"no image of {dataset.name} shows a class: evaluate other images")
     return tuple(out)
 
 
 def denoised(segmenter: Segmenter, session: BackboneSession, captioned_image: Captioned, seed: int) -> Denoised:
     """How well a model denoises an image with its caption.
 
-    The errors are those of the clean latent that follows from the prediction. Whatever the model predicts, noise,
-    velocity or image, each follows from any other and the noisy latent; and levels, not timesteps, are the same for all
-    schedules. The baselines are the errors of a denoiser that knows nothing of the image but the mean and the
-    variance v of each latent channel, (noise^2 v) / (signal^2 v + noise^2). `denoising_loss` is the share of the one in
-    the other: 1 is what that denoiser reaches, 0 perfect.
+    The errors are those of the clean latent that follows from the prediction. Whether the model predicts noise,
+    velocity or image, each follows from any other and the noisy latent; and levels, unlike timesteps, are the same for
+    all schedules. The baselines are the errors of a denoiser that only knows the mean and the variance v of each latent
+    channel of the image, (noise^2 v) / (signal^2 v + noise^2). `denoising_loss` is the ratio of the two: 1 is as good
+    as that denoiser, 0 is perfect.
 
     So the losses of models that share a VAE and a size can be compared whatever their schedule and parametrisation.
-    Between VAEs, sizes or text encoders they say less: one latent may simply hold more that nobody can predict.
+    Across VAEs, sizes or text encoders they say less: one latent may simply hold more unpredictable detail.
 
     Args:
-        segmenter: the model; the image is shown at its size.
-        session: of its backbone.
-        captioned_image: what to denoise.
-        seed: of the noise.
+        segmenter: The model; the image is processed at its size.
+        session: Session of its backbone.
+        captioned_image: The image to denoise.
+        seed: Seed of the noise.
     """
     backbone, size = segmenter.backbone, segmenter.plan.size
     image = images.load(captioned_image.image)
@@ -191,7 +191,7 @@ def denoised(segmenter: Segmenter, session: BackboneSession, captioned_image: Ca
 
 
 def denoising_loss(records: Sequence[Denoised]) -> Figure:
-    """(errors of all images over their baselines, mean over levels; its 95 % interval)."""
+    """(errors of all images / their baselines, mean over levels; its 95 % interval)."""
     errors, baselines = ([getattr(record, name) for record in records] for name in ("errors", "baselines"))
     return ratio(torch.tensor(errors), torch.tensor(baselines))
 
@@ -199,13 +199,13 @@ def denoising_loss(records: Sequence[Denoised]) -> Figure:
 def measure_loss(
     segmenter: Segmenter, pool: Sequence[Captioned], out: Path, command: Sequence[str]
 ) -> Generator[Stage | int, None, Figure]:
-    """The denoising loss of a model, or the rest of what the folder has of it.
+    """Measure the denoising loss of a model, resuming what the folder has.
 
     Yields:
         A stage, and 1 for each image that is done.
 
     Raises:
-        GocaError: an image cannot be read or denoised, or the folder is of something else.
+        GocaError: An image cannot be read or denoised, or the folder is another measurement's.
     """
     backbone = segmenter.backbone
     settings = {
@@ -228,12 +228,12 @@ def measure_loss(
 
 
 def images_of(pool: Sequence[Captioned]) -> dict[str, Any]:
-    """Which images a loss is of, as a run's settings say it."""
+    """The images of a loss, as in a run's settings."""
     return {"count": len(pool), "digest": pool_digest(pool)}
 
 
 def pool_digest(pool: Sequence[Captioned]) -> str:
-    """A mark of images and their captions, in their order."""
+    """A digest of images and their captions, in order."""
     return digest([Prompt(each.id, each.caption, seed) for seed, each in enumerate(pool)])
 
 
@@ -241,7 +241,7 @@ def read_loss(folder: Path, pool: Sequence[Captioned]) -> Figure:
     """The denoising loss of a model that `measure_loss` measured.
 
     Raises:
-        GocaError: the folder has none of these images.
+        GocaError: The folder does not have these images.
     """
     facts = read_facts(folder)
     records = {record.id: record for record in denoised_lines(folder).read()}
@@ -249,16 +249,16 @@ def read_loss(folder: Path, pool: Sequence[Captioned]) -> Figure:
     same = (settings.get("images"), settings.get("levels")) == (images_of(pool), list(LEVELS))
     if not same or records.keys() != {each.id for each in pool}:
         raise GocaError(
-            f"{folder} does not have the denoising loss of the first {len(pool)} images: ask for as many as it has",
+            f"{folder} does not have the denoising loss of the first {len(pool)} images: use as many images as it has",
             "power_images",
         )
     return denoising_loss([records[each.id] for each in pool])
 
 
 def read_judgement(path: Path) -> Judgement:
-    """What a judge said of paintings; GocaError where it said nothing."""
+    """Read a judge's findings. Raises GocaError if there are none."""
     if not path.exists():
-        raise GocaError(f"there is no {path}: leave out the judge, or name the model", "judge")
+        raise GocaError(f"there is no {path}: leave out the judge, or name the model instead of its folder", "judge")
     try:
         return Judgement.from_json(read_json(path))
     except ValueError as error:
@@ -271,12 +271,12 @@ def denoised_lines(folder: Path) -> JsonLines[Denoised]:
 
 
 def asked_nouns_found(paintings: Sequence[Captioned], dataset: Dataset, judge: Tagger) -> Judgement:
-    """Which of the classes in the captions the judge finds in the paintings.
+    """Count the captions' classes that the judge finds in the images.
 
     Args:
-        paintings: what a model made of captions, each with its own.
-        dataset: whose classes the judge chooses from.
-        judge: says which classes an image shows.
+        paintings: Images that a model generated, each with its caption.
+        dataset: The data set from whose classes the judge chooses.
+        judge: Says which classes an image shows.
     """
     if isinstance(judge, BatchTagger):
         judge.prepare(paintings, dataset)

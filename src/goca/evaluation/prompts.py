@@ -1,4 +1,4 @@
-"""Prompts to generate from, read from a file: one a line, JSON, JSON lines, or the captions of COCO."""
+"""Prompts to generate from, read from a file: one per line, a JSON list, JSON lines, or COCO's captions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from goca.storage.reading import read_json, read_text, whole
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one image is generated from. id: the stem of its file's name, unique among the prompts of a file."""
+    """A prompt of one image. id: the stem of the image's file name, unique among the prompts of a file."""
 
     id: str
     text: str
@@ -22,29 +22,29 @@ class Prompt:
 
 
 def read_prompts(path: Path, limit: int | None = None, seed: int = 0, same_seed: bool = False) -> tuple[Prompt, ...]:
-    """The prompts of a file, in its order; those of COCO in the order of their images' ids.
+    """The prompts of a file, in order; those of COCO in the order of their images' ids.
 
     Args:
-        path: text with a prompt a line; `.jsonl` or `.json` with texts, or objects that have one as "prompt", "text" or
-            "caption"; or COCO's `captions_*.json`, of which each image's first caption counts, by its id.
-        limit: only the first N, 1 or more.
-        seed: of the first prompt; each further one has the next.
-        same_seed: all have the same.
+        path: A prompt per line; `.jsonl` or `.json` with texts, or objects that have one as "prompt", "text" or
+            "caption"; or COCO's `captions_*.json`, from which each image's first caption, by id, is taken.
+        limit: Use only the first N, 1 or more.
+        seed: Seed of the first prompt; later ones have consecutive seeds.
+        same_seed: Whether all have the same seed.
 
     Raises:
-        GocaError: the file cannot be read, or has no prompts.
+        GocaError: The file cannot be read, or has no prompts.
     """
     try:
         named = list(islice(_named(path), limit))
     except GocaError as error:
         raise GocaError(str(error), "prompts") from None
     if not named:
-        raise GocaError(f"{path} has no prompt: write one a line", "prompts")
+        raise GocaError(f"{path} has no prompt: write one per line", "prompts")
     return tuple(Prompt(name, text, seed if same_seed else seed + index) for index, (name, text) in enumerate(named))
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """A mark of prompts, with their names and seeds."""
+    """A digest of prompts, with their names and seeds."""
     return blake2b(
         repr([(prompt.id, prompt.text, prompt.seed) for prompt in prompts]).encode(), digest_size=8
     ).hexdigest()
@@ -59,7 +59,7 @@ def _named(path: Path) -> Iterator[tuple[str, str]]:
             yield from _coco(path, content)
             return
         if not isinstance(content, list):
-            raise GocaError(f"{path} is not a list of prompts: write one, or a prompt a line")
+            raise GocaError(f"{path} is not a list of prompts: write a JSON list, or a prompt per line")
         texts = [_entry(path, number, entry) for number, entry in enumerate(content, start=1)]
     else:
         texts = [" ".join(line.split()) for line in read_text(path).splitlines() if line.strip()]
@@ -70,14 +70,14 @@ def _entry(path: Path, number: int, entry: Any) -> str:
     try:
         return _text(entry)
     except ValueError as error:
-        raise GocaError(f"{path}, entry {number} is not a prompt ({error}): mend it") from None
+        raise GocaError(f"{path}, entry {number} is not a prompt ({error}): correct it") from None
 
 
 def _text(entry: Any) -> str:
     if isinstance(entry, dict):
         entry = next((entry[key] for key in ("prompt", "text", "caption") if key in entry), None)
     if not isinstance(entry, str) or not entry.strip():
-        raise ValueError('neither a text nor an object with one as "prompt", "text" or "caption"')
+        raise ValueError('it is neither a text nor an object with a "prompt", "text" or "caption"')
     return " ".join(entry.split())
 
 

@@ -1,7 +1,7 @@
 """Evaluation protocols: every choice that affects a score, with the two presets `honest` and `paper`.
 
-Every figure is printed with the protocol that made it, whole. `paper` is what the authors' released code does; most of
-it flatters, so it is never the default.
+Every figure is printed with its complete protocol. `paper` is what the authors' released code does; most of
+its choices raise scores, so it is never the default.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,23 +25,23 @@ SWEEP = tuple(step / 10 for step in range(-4, 5))
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What a score is a score of.
+    """The choices that define a score.
 
     Attributes:
-        name: the preset, and which of its switches were changed.
-        dataset: the data set's name.
-        split: which part of it was evaluated.
-        images: how many, those left out included.
-        tags: who said which classes an image shows.
-        nouns: what becomes of the nouns of a caption.
-        void: pixels without ground truth are "ignored", or taken for "background".
-        merged: (label, the label it counts as).
-        as_background: categories that were made background.
-        absent: labels that no image has are "left out" of the mean, or "count 0" in it.
-        counted: the mean is over the "classes", or over "classes and background".
+        name: The preset, and which of its switches were changed.
+        dataset: Name of the data set.
+        split: The split that was evaluated.
+        images: Number of images, including those left out.
+        tags: Who says which classes an image shows.
+        nouns: What becomes of the nouns of a caption.
+        void: Whether pixels without ground truth are "ignored", or count as "background".
+        merged: (label, the label that it counts as).
+        as_background: Categories that count as background.
+        absent: Whether labels that occur in no image are "left out" of the mean, or "count 0" in it.
+        counted: Whether the mean is over the "classes", or over "classes and background".
         threshold: "none": every pixel gets a class. "fixed": the recipe's background rule. "oracle": the `offset`
             background at the threshold from -0.4 to 0.4 that scores best on the evaluated images themselves.
-        captions: how the classes are said to the model.
+        captions: The style in which prompts name the classes.
     """
 
     name: str
@@ -70,41 +70,41 @@ class Protocol:
 
     @property
     def backgrounds(self) -> tuple[Background, ...]:
-        """Those of the sweep, in the order of `labellings` without the first."""
+        """The backgrounds of the sweep, in the order of `labellings` without the first."""
         return () if self.threshold == "none" else tuple(Background(offset, threshold) for threshold in SWEEP)
 
     def truth(self, labels: LabelMap) -> LabelMap:
-        """Ground truth as it is counted: void is background or stays `VOID`, merged labels are one."""
+        """Ground truth as it is counted: void becomes background or stays `VOID`, and labels are merged."""
         out = self.merge(labels)
         if self.void == "background":
             out[out == VOID] = 0
         return out
 
     def merge(self, labels: UInt16[np.ndarray, "*pixels"]) -> UInt16[np.ndarray, "*pixels"]:
-        """Labels with the merged ones as one; a copy."""
+        """A copy of labels in which merged ones are replaced."""
         out = labels.copy()
         for label, other in self.merged:
             out[labels == label] = other
         return out
 
     def categories(self, categories: Sequence[Category]) -> tuple[Category, ...]:
-        """Those that a caption can name: the words for a merged category stand for the one it counts as."""
+        """The categories that a caption can name: words for a merged category name the one that it counts as."""
         words = {label: list(category.synonyms) for label, category in enumerate(categories, start=1)}
         for label, other in self.merged:
             words[other] += [categories[label - 1].name, *words.pop(label)]
         return tuple(Category(categories[label - 1].name, tuple(words[label])) for label in sorted(words))
 
     def to_json(self) -> dict[str, Any]:
-        """Every switch, as plain numbers, strings, lists and dicts."""
+        """The protocol as plain numbers, strings, lists and dicts."""
         return {**asdict(self), "merged": [list(pair) for pair in self.merged]}
 
     def with_rows(self, rows: Sequence[Any]) -> dict[str, Any]:
-        """Rows of scores, which are dataclasses, and the protocol that made them, as JSON."""
+        """Rows of scores, which are dataclasses, and their protocol, as JSON."""
         return {"rows": [asdict(row) for row in rows], "protocol": self.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Protocol":
-        """The opposite of `to_json`. Raises KeyError, TypeError or ValueError for what is not a protocol."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for what is not a protocol."""
         policy = dict(value["nouns"])
         policy["synonyms"] = tuple(Category(word["name"], tuple(word["synonyms"])) for word in policy["synonyms"])
         policy["suffix"] = tuple(policy["suffix"])
@@ -112,7 +112,7 @@ class Protocol:
         return cls(**{**value, **lists, "nouns": Policy(**policy)})
 
     def lines(self) -> list[str]:
-        """One line a switch, for people."""
+        """One line per switch, in words."""
         switches = self.to_json()
         policy = switches.pop("nouns")
         switches["nouns"] = ", ".join(f"{name} {_plain(value)}" for name, value in policy.items())
@@ -130,8 +130,8 @@ def _plain(value: Any) -> str:
 
 
 def honest(dataset: Dataset, tags: str) -> Protocol:
-    """Void ignored, classes that never occur left out, a fixed threshold, nothing from the ground truth but by the
-    tagger, which is named. The background is one of the labels where the data set has it.
+    """Void is ignored, classes that never occur are left out, the threshold is fixed, and only the named tagger
+    may use the ground truth. The background is a label if the data set has it.
     """
     return Protocol(
         name="honest",
@@ -146,27 +146,29 @@ def honest(dataset: Dataset, tags: str) -> Protocol:
 
 
 def paper_policy(dataset: str) -> Policy:
-    """What the released code does on a data set it knows, which flatters: classes are those of the ground truth."""
+    """The policy of the released code for a data set, which raises scores: classes come from the ground truth."""
     if dataset not in _PAPER:
-        raise GocaError(f'no "paper" protocol for "{dataset}": there is one for {", ".join(_PAPER)}; use "honest"')
+        raise GocaError(
+            f'no "paper" protocol for "{dataset}": there are protocols for {", ".join(_PAPER)}; use "honest"'
+        )
     suffix, complete = _PAPER[dataset]
     return Policy(name="paper", suffix=suffix, complete=complete, true_only=True, keep_parts=False)
 
 
-# Data set: (what stands behind every caption, whether missed classes are added).
+# Data set: (what is appended to every caption, whether missed classes are added).
 _PAPER: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "voc": (("background",), True),
     "context": ((), True),
     "coco-object": (("background",), False),
     "coco-stuff-27": ((), True),
-    "coco-stuff-171": ((), True),  # not evaluated by the authors: as the 27
+    "coco-stuff-171": ((), True),  # not evaluated by the authors: treated like the 27
     "cityscapes": ((), False),
     "ade20k": (("background",), False),
 }
 
 
 def paper(dataset: Dataset, tags: str) -> Protocol:
-    """As the authors' released code scores a data set; GocaError for one that it does not know."""
+    """The protocol of the authors' released code for a data set. Raises GocaError for one that it does not cover."""
     return replace(
         honest(dataset, tags),
         name="paper",
@@ -183,14 +185,14 @@ PRESETS: Mapping[str, Callable[[Dataset, str], Protocol]] = {"honest": honest, "
 
 
 def changed(protocol: Protocol, switches: Sequence[str]) -> Protocol:
-    """The protocol with some switches set, each as "name=value"; its name says which.
+    """The protocol with some switches changed, each as "name=value"; its name lists them.
 
     Raises:
-        GocaError: there is no such switch or value; the message names those that there are.
+        GocaError: A switch or value is unknown; the message lists the known ones.
     """
     changes = []
     for name, value in map(switch_named, switches):
-        field = name.replace("-", "_").removeprefix("odd_")  # the odd synonyms are those of a policy
+        field = name.replace("-", "_").removeprefix("odd_")  # odd synonyms are a field of the policy
         change: dict[str, Any] = {field: SWITCHES[name][value]}
         if field in Policy.__dataclass_fields__:
             change = {"nouns": replace(protocol.nouns, **change)}

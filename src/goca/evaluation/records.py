@@ -1,4 +1,4 @@
-"""What is written down of each image: its caption, its classes, and its confusion counts under each labelling."""
+"""The record of each image: its caption, its classes, and its confusion counts under each labelling."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,20 +13,20 @@ from goca.evaluation.metrics import Tally
 from goca.storage.reading import whole
 
 Counts = tuple[tuple[int, int, int], ...]
-"""(true label, predicted label, pixels), of the pairs that occur."""
+"""(true label, predicted label, pixels), for the pairs that occur."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One evaluated image; or one that was left out, and then why.
+    """An evaluated image, or one that was left out with the reason.
 
     Attributes:
-        caption: the tagger's; None where it gave none.
-        classes: what the model was asked for, in the prompt's order.
-        background_classes: further nouns of the prompt, in its order.
-        notes: what the protocol and the model had to do.
-        counts: {labelling: counts}; void pixels are in none.
-        left_out: why the image has no counts.
+        caption: The tagger's caption; None if it gave none.
+        classes: Classes that the model was asked for, in the prompt's order.
+        background_classes: Further nouns of the prompt, in order.
+        notes: Changes that the protocol or the model made.
+        counts: {labelling: counts}; void pixels are not counted.
+        left_out: Why the image has no counts.
     """
 
     id: str
@@ -38,7 +38,7 @@ class ImageRecord:
     left_out: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """What is not empty, as JSON."""
+        """The fields that are not empty, as JSON."""
         fields = asdict(self)
         if not self.left_out:
             del fields["left_out"]
@@ -46,7 +46,7 @@ class ImageRecord:
 
     @classmethod
     def from_json(cls, value: Any) -> "ImageRecord":
-        """The opposite of `to_json`. Raises ValueError for what is not a record."""
+        """The inverse of `to_json`. Raises ValueError for what is not a record."""
         try:
             counts = value.get("counts")
             if counts is not None:
@@ -74,7 +74,7 @@ class ImageRecord:
 
 
 def count(truth: LabelMap, predicted: LabelMap, labels: int) -> Counts:
-    """Pairs of labels in 0 .. labels - 1 and how often they occur; pixels whose truth is void do not count."""
+    """Pairs of labels in 0 .. labels - 1 and how often they occur; pixels whose truth is void are skipped."""
     kept = truth != VOID
     pairs, pixels = np.unique(
         truth[kept].astype(np.int64) * labels + predicted[kept].astype(np.int64), return_counts=True
@@ -84,7 +84,7 @@ def count(truth: LabelMap, predicted: LabelMap, labels: int) -> Counts:
 
 
 def tally(images: Sequence[ImageRecord], labelling: str, labels: int) -> Tally:
-    """The counts of images that were not left out, by label, under one labelling."""
+    """The counts by label, under one labelling, of the images that were not left out."""
     hit, truth, predicted_pixels = (np.zeros((len(images), labels), np.int64) for _ in range(3))
     for index, image in enumerate(images):
         for true, predicted, pixels in (image.counts or {})[labelling]:

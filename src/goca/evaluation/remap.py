@@ -1,4 +1,4 @@
-"""A data set some of whose categories count as background, or are taken away."""
+"""Data sets with some categories removed or counted as background."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,24 +12,24 @@ from goca.evaluation.datasets.base import VOID, Dataset, LabelMap
 
 
 def narrowed(dataset: Dataset, names: Sequence[str], background: bool = True) -> Dataset:
-    """The data set without these categories: their pixels are background, and no caption can name them as a class.
+    """The data set without these categories: their pixels become background, and captions cannot name them as classes.
 
     Args:
-        dataset: what to narrow.
-        names: of categories.
-        background: whether label 0 occurs then; False where no image shows these categories.
+        dataset: The data set to narrow.
+        names: Names of categories.
+        background: Whether label 0 then occurs; False if no image shows these categories.
 
     Raises:
-        GocaError: a name is not a category's, or no category would be left.
+        GocaError: A name is not a category's, or no category would be left.
     """
     if not names:
         return dataset
     for name in names:
         if name not in dataset.class_names:
-            raise GocaError(f'{dataset.name} has no category "{name}": there are {", ".join(dataset.class_names)}')
+            raise GocaError(f'{dataset.name} has no category "{name}": choose from {", ".join(dataset.class_names)}')
     kept = [label for label, name in enumerate(dataset.class_names, start=1) if name not in names]
     if not kept:
-        raise GocaError(f"every category of {dataset.name} would be background: keep some")
+        raise GocaError(f"every category of {dataset.name} would be background: keep at least one")
     table = np.zeros(VOID + 1, np.uint16)
     table[kept] = np.arange(1, len(kept) + 1)
     table[VOID] = VOID

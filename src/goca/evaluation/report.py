@@ -17,7 +17,7 @@ from goca.imaging import html
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What a run found; `names` are those of labels 1, 2, ..., and `images` those of the data set, in its order."""
+    """The results of a run. `names` are those of labels 1, 2, ...; `images` those of the data set, in order."""
 
     names: tuple[str, ...]
     protocol: Protocol
@@ -27,7 +27,7 @@ class Report:
         return f"Report({self.protocol.dataset}, {len(self.images)} images, {len(self.names)} classes)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the scores, their protocol, and the IoU of each class, the worst first."""
+        """HTML for notebooks: the scores, their protocol, and the IoU of each class, the worst first."""
         try:
             score = self.score()
         except GocaError as error:
@@ -35,7 +35,7 @@ class Report:
         left_out = f", {len(self.left_out)} left out" if self.left_out else ""
         title = (
             f"{self.protocol.dataset}: mIoU {percentage(score.miou, score.ci95)} %, {score.pixel_accuracy:.1%} of "
-            f"pixels right; {len(self.counted)} images{left_out}; protocol {self.protocol.name}, "
+            f"pixels correct; {len(self.counted)} images{left_out}; protocol {self.protocol.name}, "
             f"tags {self.protocol.tags}"
         )
         worst = sorted(score.per_class.items(), key=lambda item: item[1])
@@ -43,7 +43,7 @@ class Report:
 
     @cached_property
     def counted(self) -> tuple[ImageRecord, ...]:
-        """The images that the figures are of. Raises GocaError where there is none, or none with a label to score."""
+        """The images behind the figures. Raises GocaError if there are none, or none with a label to score."""
         counted = tuple(image for image in self.images if image.counts is not None)
         if not counted:
             first = f", the first because: {self.left_out[0].left_out}" if self.left_out else ""
@@ -52,26 +52,26 @@ class Report:
         return counted
 
     def _refuse_unlabelled(self, counted: Sequence[ImageRecord]) -> None:
-        """Raise GocaError where no pixel is left to score, and every score would be NaN."""
+        """Raise GocaError if there is no pixel to score, so that every score would be NaN."""
         any_labelling = self.protocol.labellings[0]  # the truth is the same under each
         labels = {true for image in counted for true, _, _ in (image.counts or {})[any_labelling]}
         where = f"{len(counted)} image{'s' if len(counted) > 1 else ''} of {self.protocol.dataset}"
         if not labels:
             raise GocaError(
-                f"no labelled pixel in {where}, all of the ground truth is void: correct it, evaluate other images, "
+                f"no labelled pixel in {where}: all of the ground truth is void; correct it, evaluate other images, "
                 "or set void=background",
                 "set",
             )
         counting = self.protocol.counting
         if labels == {0} and not (counting.background or counting.absent):
             raise GocaError(
-                f"no pixel of a class in {where}, all of the ground truth is background: correct it, evaluate other "
+                f"no pixel of a class in {where}: all of the ground truth is background; correct it, evaluate other "
                 "images, or set counted=and-background",
                 "set",
             )
 
     def is_plausible(self) -> bool:
-        """Whether every image has counts of the protocol's labellings, and of labels that there are."""
+        """Whether every image's counts match the protocol's labellings and the data set's labels."""
         counted = [image.counts for image in self.images if image.counts is not None]
         labels = range(len(self.names) + 1)
         return all(counts.keys() >= {*self.protocol.labellings} for counts in counted) and all(
@@ -88,21 +88,21 @@ class Report:
 
     @cached_property
     def labelling(self) -> str:
-        """The label maps that the protocol's figures are of: of the sweep, the first of those that score best."""
+        """The labelling of the protocol's figures; in a sweep, the first of those that score best."""
         if self.protocol.threshold == "oracle":
             return max(self.sweep, key=self.sweep.__getitem__)
         return self.protocol.threshold
 
     @cached_property
     def sweep(self) -> Mapping[str, float]:
-        """{threshold: mIoU} of the oracle sweep; empty where every pixel gets a class."""
+        """{threshold: mIoU} of the oracle sweep; empty if every pixel gets a class."""
         if self.protocol.threshold == "none":
             return {}
         thresholds = map(str, SWEEP)
         return {threshold: miou(self.tally(threshold), self.protocol.counting) for threshold in thresholds}
 
     def tally(self, labelling: str | None = None) -> Tally:
-        """The counts under one labelling, that of the protocol unless another is named."""
+        """The counts under one labelling, by default the protocol's."""
         return tally(self.counted, labelling or self.labelling, len(self.names) + 1)
 
     @property
@@ -111,7 +111,7 @@ class Report:
         return matrix(self.counted, self.labelling, len(self.names) + 1)
 
     def score(self, labelling: str | None = None) -> Score:
-        """The scores under one labelling, that of the protocol unless another is named."""
+        """The scores under one labelling, by default the protocol's."""
         if labelling in (None, self.labelling):
             return self._score
         return score(self.tally(labelling), self.names, self.protocol.counting)
@@ -125,7 +125,7 @@ class Report:
         return by_size(self.tally(), self.protocol.counting)
 
     def metrics(self) -> dict[str, Any]:
-        """The scores, 0 to 1; where there is a background, the fixed threshold and the oracle's side by side."""
+        """The scores, 0 to 1; with a background, those of the fixed and the oracle threshold side by side."""
         out: dict[str, Any] = {
             **asdict(self.score()),
             "images": len(self.counted),

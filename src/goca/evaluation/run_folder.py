@@ -1,7 +1,6 @@
-"""A run's folder: images.jsonl, one line an image as it is done, and run.json, what the run is and what it found.
+"""A run's folder: images.jsonl, one line per finished image, and run.json, the run's settings and results.
 
-A process may be killed at any moment: run.json is there before the first line and from then on, and what was done
-stays.
+The process may be killed at any moment: run.json exists from before the first line, and finished work is kept.
 """
 
 import json
@@ -22,16 +21,16 @@ IMAGES, FACTS, CONFUSION = "images.jsonl", "run.json", "confusion.png"
 
 
 class RunFolder:
-    """A folder that one process writes, or, without a folder, nothing but the memory of one.
+    """A folder that one process writes or, without a folder, only its records in memory.
 
     Args:
-        folder: None to write nothing.
-        settings: what decides the figures; a folder of other settings is refused.
-        command: as the user gave it, for the record.
-        lines: opens the folder's records, which have an `id`; None for those of `goca evaluate`.
+        folder: Path of the folder; None to write nothing.
+        settings: Everything that decides the figures; a folder with other settings is refused.
+        command: The user's command, for the record.
+        lines: Opens the folder's records, which have an `id`; None for those of `goca evaluate`.
 
     Attributes:
-        images: the last record of each image, by its id.
+        images: {id: the last record of the image}.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class RunFolder:
         self._lines = None if folder is None else (lines or image_lines)(folder)
 
     def __enter__(self) -> "RunFolder":
-        """Resume the folder, or begin it; GocaError if it is another run's, or another process writes it."""
+        """Resume or create the folder. Raises GocaError if it is another run's, or another process writes it."""
         if self.folder is None or self._lines is None:
             return self
         before = read_facts(self.folder)
@@ -55,8 +54,8 @@ class RunFolder:
             different = list(differences(json.loads(json.dumps(self.settings)), before.get("settings", {})))
             if different:
                 raise GocaError(
-                    f"{self.folder} is a run that differs in {'; '.join(different[:3])}: choose another folder, or ask "
-                    "the same again",
+                    f"{self.folder} holds a run that differs in {'; '.join(different[:3])}: choose another folder, or "
+                    "use its settings",
                     "out",
                 )
             self._facts = {key: before[key] for key in ("started", "sessions", "finished") if key in before}
@@ -79,21 +78,21 @@ class RunFolder:
             self._lines.close()
 
     def add(self, images: Sequence[Any]) -> None:
-        """Write images down, each as one whole line."""
+        """Write the records of images, each as one whole line."""
         self.images |= {image.id: image for image in images}
         if self._lines is not None:
             self._lines.append(*images)
 
     def finish(self, figures: Mapping[str, Any], files: Mapping[str, bytes], executor: str | None) -> None:
-        """Write files beside the figures, and then these.
+        """Write further files, and then the figures.
 
         Args:
-            figures: what run.json says beside the settings, as JSON.
-            files: the content of further files, by their names.
-            executor: what did this session's part; None if nothing was left to do.
+            figures: Entries of run.json besides the settings, as JSON.
+            files: {name: content} of further files.
+            executor: What did this session's part; None if nothing was left to do.
 
         Raises:
-            GocaError: the folder cannot be written, or was deleted or moved meanwhile.
+            GocaError: The folder cannot be written, or was deleted or moved in the meantime.
         """
         if self._lines is not None:
             self._lines.require_present()
@@ -102,8 +101,8 @@ class RunFolder:
             self._facts["sessions"] = [*self._facts["sessions"], session]
             self._facts["finished"] = _now()
         if self.folder is not None:
-            # One at a time: written together, the last would be away for a moment, and a folder without its run.json
-            # is nobody's.
+            # One at a time: written together, run.json would be missing for a moment, and a folder without it is not
+            # recognised as a run's.
             for name, content in files.items():
                 write_atomic({self.folder / name: content})
         self._write("finished", {**self._facts, **figures})
@@ -122,15 +121,15 @@ def image_lines(folder: Path) -> JsonLines[ImageRecord]:
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
-    """What run.json says, None where there is none. Raises GocaError for one that is not a run's."""
+    """The content of run.json; None if there is none. Raises GocaError for one that is not a run's."""
     path = folder / FACTS
-    # pathlib raises for a name that the system refuses; who writes there says so.
+    # pathlib raises for a name that the system refuses; writing there reports it.
     if not os.path.exists(path):  # noqa: PTH110
         return None
     facts = read_json(path)
     parts = (facts.get("settings"), facts.get("sessions")) if isinstance(facts, dict) else ()
     if [type(part) for part in parts] != [dict, list]:
-        raise GocaError(f"{path} is not of a run of goca evaluate: restore it, or name another folder")
+        raise GocaError(f"{path} is not from a run of goca evaluate: restore it, or name another folder")
     return facts
 
 

@@ -1,4 +1,4 @@
-"""A run from its configuration to its figures, told as events: what is left to do is tagged, segmented and counted."""
+"""A run from its configuration to its figures, as events: the remaining images are tagged, segmented and counted."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +24,7 @@ from goca.tagging.base import BatchTagger, Estimate, PaidTagger, Tagger
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run begins. total, done: images, 0 where it is not over images."""
+    """A part of the run begins. total, done: numbers of images; 0 for a part that is not over images."""
 
     name: str
     total: int = 0
@@ -33,7 +33,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class ImagesTagged:
-    """A tagger that is asked before the model has `count` images more."""
+    """A tagger that is asked in advance has finished `count` more images."""
 
     count: int
 
@@ -47,7 +47,7 @@ class ImagesDone:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a run. settings: all that decided its figures, as JSON."""
+    """The end of a run. settings: everything that decides its figures, as JSON."""
 
     report: Report
     settings: dict[str, Any] = field(repr=False)
@@ -66,29 +66,28 @@ def run(
     command: Sequence[str] = (),
     segmenter: Segmenter | None = None,
 ) -> Generator[ProgressEvent, None, None]:
-    """Evaluate, or go on with what `out` has. Close the generator to stop a run that is not at its end.
+    """Evaluate, resuming what `out` has. Close the generator to stop the run early.
 
     Args:
-        config: what to evaluate.
-        out: the run's folder; None to write nothing.
-        executor: where images are segmented.
-        command: as the user gave it, for the record.
-        segmenter: what `config` would load, where it is loaded already and the work is done in this process.
+        config: What to evaluate.
+        out: The run's folder; None to write nothing.
+        executor: Where images are segmented.
+        command: The user's command, for the record.
+        segmenter: The segmenter of `config`, if it is already loaded and the work is done in this process.
 
     Yields:
-        Stages, images as they are done, what a tagger that has to be paid for will take, before it is asked, and at
-        the end `Finished`. Whatever stops the run, each image that is done is a whole line of `out`, and the same call
-        goes on from there.
+        Stages, images as they are done, the expected use of a paid tagger before it is asked, and finally `Finished`.
+        Whatever stops the run, each finished image is a whole line in `out`, and the same call resumes from there.
 
     Raises:
-        GocaError: something of this cannot be done, or the folder is of another run.
+        GocaError: A part of this cannot be done, or the folder is another run's.
     """
-    executor.check()  # before a model is loaded for nothing
+    executor.check()  # before a model is loaded in vain
     dataset = config.open_dataset()
     if not dataset.samples:
         raise GocaError(f"{dataset.name} has no image to evaluate")
     captions = _captions_file(out)
-    # Before the model is loaded: a protocol that there is not, a folder of something else, a tagger that cannot start.
+    # Check the protocol, the folder and the tagger before the model is loaded.
     config.check_given(dataset, config.protocol_for(dataset, config.tagger))
     if out is not None:
         read_facts(out)
@@ -103,10 +102,12 @@ def run(
     decisive = settings(config, dataset, protocol, segmenter)
     with RunFolder(out, decisive, command) as folder:
         if not Report(dataset.class_names, protocol, tuple(folder.images.values())).is_plausible():
-            raise GocaError(f"{out} has lines of another run: choose another folder, or begin anew", "out")
+            raise GocaError(
+                f"{out} has lines of another run: choose another folder, or start again in an empty one", "out"
+            )
         work = list(_open_batches(dataset, config.batch, folder.images))
         if config.tags_ahead:
-            # Rarely enough that questions under way at a time hardly wait for each other.
+            # Large enough chunks that concurrent requests hardly wait for each other.
             work = yield from _tagged(tagger, dataset, work, 8 * max(config.batch, config.concurrency))
         total = len(dataset.samples)
         yield Stage("segmenting", total, total - sum(len(batch.indices) for batch in work))
@@ -126,7 +127,7 @@ def run(
 
 
 def evaluate(config: EvaluationConfig, out: Path | None = None, executor: Executor = THIS_PROCESS) -> Finished:
-    """A run without its events. Args and Raises: see `run`."""
+    """A run without its events. See `run` for arguments and errors."""
     with closing(run(config, out, executor)) as events:
         *_, finished = events
     assert isinstance(finished, Finished)
@@ -134,12 +135,12 @@ def evaluate(config: EvaluationConfig, out: Path | None = None, executor: Execut
 
 
 def estimate(config: EvaluationConfig, out: Path | None = None) -> Estimate:
-    """What the tagger will take for the images that `out` has no captions of; no model is loaded or asked."""
+    """The tagger's expected use for images without captions in `out`; no model is loaded or asked."""
     dataset = config.open_dataset()
     with TemporaryDirectory() as empty:
         tagger = config.load_tagger(None, _captions_file(out or Path(empty))) if config.tags_ahead else None
         if not isinstance(tagger, PaidTagger):
-            raise GocaError(f'nobody has to pay the tagger "{config.tagger}": leave the estimate out', "estimate")
+            raise GocaError(f'the tagger "{config.tagger}" costs nothing: leave the estimate out', "estimate")
         return tagger.estimate(dataset.samples, dataset)
 
 
@@ -148,9 +149,9 @@ def _captions_file(out: Path | None) -> Path | None:
 
 
 def _open_batches(dataset: Dataset, size: int, done: Mapping[str, ImageRecord]) -> Iterator[ImageBatch]:
-    """The batches of which an image is missing or was left out, with the captions of those that were not.
+    """The batches in which an image is missing or was left out, with the captions of the others.
 
-    They are done again as a whole, and their later lines count.
+    They are done again as a whole, and their later lines replace the earlier ones.
     """
     for batch in batches(dataset, size):
         records = [done.get(dataset.samples[index].id) for index in batch.indices]
@@ -162,7 +163,7 @@ def _open_batches(dataset: Dataset, size: int, done: Mapping[str, ImageRecord]) 
 def _tagged(
     tagger: Tagger, dataset: Dataset, work: Sequence[ImageBatch], chunk: int
 ) -> Generator[ProgressEvent, None, list[ImageBatch]]:
-    """The batches with what the tagger says of their images, or why it says nothing; asked `chunk` images at a time."""
+    """The batches with the tagger's captions, or why there is none; asks about `chunk` images at a time."""
     tags = {name: tag for batch in work for name, tag in batch.tags.items()}
     samples = [dataset.samples[index] for batch in work for index in batch.indices]
     missing = [sample for sample in samples if sample.id not in tags]
@@ -189,9 +190,9 @@ def _tag(tagger: Tagger, sample: Sample, dataset: Dataset) -> str | GocaError:
 def _finish(
     folder: RunFolder, config: EvaluationConfig, report: Report, dataset: Dataset, executor: str | None
 ) -> None:
-    """Write the figures and the confusion image. executor: None where nothing was left to do."""
+    """Write the figures and the confusion image. executor: None if nothing was left to do."""
     left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
-    root = None if config.root is None else str(config.root.absolute())  # where `goca report` finds the images
+    root = None if config.root is None else str(config.root.absolute())  # for `goca report` to find the images
     figures = {"root": root, "metrics": report.metrics(), "left_out": left_out}
     files = {CONFUSION: confusion_image(report, dataset.palette)} if folder.folder is not None else {}
     folder.finish(figures, files, executor)

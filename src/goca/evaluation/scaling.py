@@ -1,4 +1,4 @@
-"""Does segmentation get better where the generator does? Models side by side, with what each generates like."""
+"""Does segmentation improve with the generator? Models side by side, with their generative power."""
 
 import json
 from collections.abc import Generator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from goca.errors import GocaError
 from goca.evaluation import generated_images
-from goca.evaluation.choices import DENOISING, check_labels, is_measured
+from goca.evaluation.choices import DENOISING, check_labels, is_measured, refuse_study
 from goca.evaluation.compare import load_run
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
@@ -42,9 +42,9 @@ from goca.tagging.base import Tagger
 
 RECIPES = ("vanilla", "goca", "goca-balanced", "goca-open")
 PROMPTS = "prompts.jsonl"
-"""What every model paints."""
+"""File of the prompts from which every model generates."""
 JUDGEMENT = "judgement.json"
-"""What a judge said of a model's paintings, in the model's folder."""
+"""File of a judge's findings, in a model's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ class ScalingConfig:
     """What to compare.
 
     Attributes:
-        models: {label: a name, folder or Hub id, as `Segmenter.from_pretrained` takes it; or the folder that another
-            study, on another machine perhaps, has of a model}.
-        evaluation: how each is evaluated; its model, recipe and seed are replaced.
-        recipes: names.
-        seeds: noise seeds 0, 1, ...; each is a run of its own.
-        power_images: how many images generative power is measured on, at most.
-        power: a file with a further measure of it, see `read_power`.
-        steps, scale: of the paintings that a judge sees, see `GenerationConfig`.
+        models: {label: a name, folder or Hub id, as for `Segmenter.from_pretrained`; or the model's folder inside
+            another study, perhaps from another machine}.
+        evaluation: How each is evaluated; its model, recipe and seed are replaced.
+        recipes: Names of recipes.
+        seeds: Number of noise seeds 0, 1, ..., each a run of its own.
+        power_images: Most images on which generative power is measured.
+        power: File with a further measure of it, see `read_power`.
+        steps, scale: Options for the images that a judge sees, see `GenerationConfig`.
     """
 
     models: Mapping[str, str]
@@ -75,24 +75,26 @@ class ScalingConfig:
 def run(
     config: ScalingConfig, out: Path, command: Sequence[str] = (), judge: Tagger | None = None
 ) -> Generator[Stage | int | ScalingStudy, None, None]:
-    """Measure every model, or go on with what `out` has, and write scaling.json there.
+    """Measure every model, resuming what `out` has, and write scaling.json there.
 
-    Each model is loaded once. What is done stays in a folder for each model, and in it one for each recipe and seed.
+    Each model is loaded once. Finished work is kept in a folder for each model, with a folder for each recipe and seed.
 
     Args:
-        config: what to compare.
-        out: the study's folder.
-        command: as the user gave it, for the record.
-        judge: says which classes paintings show; None to paint nothing.
+        config: What to compare.
+        out: The study's folder.
+        command: The user's command, for the record.
+        judge: Says which classes generated images show; None to generate none.
 
     Yields:
-        Stages, how many images of a stage are done, and the study at the end.
+        Stages, the number of images that are newly done, and finally the study.
 
     Raises:
-        GocaError: something of this cannot be done, or the folder is of another study.
+        GocaError: A part of this cannot be done, or the folder is another study's.
     """
     labels = tuple(config.models)
     check_labels(labels)
+    for model in config.models.values():
+        refuse_study(model)
     given = () if config.power is None else (read_power(config.power, labels),)
     dataset = config.evaluation.open_dataset()
     config.evaluation.protocol_for(dataset, config.evaluation.tagger)
@@ -104,7 +106,7 @@ def run(
         if is_measured(model):
             everything[label] = _read(Path(model), config, dataset, pool, judge)
         else:
-            # No name here keeps a model while the next one is loaded.
+            # No reference here keeps a model while the next one is loaded.
             everything[label] = yield from _named(
                 label, _measure(config, model, out / label, command, pool, dataset, judge)
             )
@@ -132,7 +134,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Figures:
-    """What a study has of a model. found: None where nobody judged. reports: {(recipe, seed): report}."""
+    """A study's figures of a model. found: None without a judge. reports: {(recipe, seed): report}."""
 
     loss: Figure
     found: Figure | None
@@ -148,7 +150,7 @@ def _measure(
     dataset: Dataset,
     judge: Tagger | None,
 ) -> Generator[Stage | int, None, _Figures]:
-    """Load a model and measure it, or the rest of what its folder has."""
+    """Load a model and measure it, resuming what its folder has."""
     yield Stage("loading")
     measuring = _Measuring(config, model, folder, command)
     loss = yield from measure_loss(measuring.segmenter, pool, folder / DENOISING, command)
@@ -172,22 +174,22 @@ def _measure(
 def _read(
     folder: Path, config: ScalingConfig, dataset: Dataset, pool: Sequence[Captioned], judge: Tagger | None
 ) -> _Figures:
-    """The figures of a model that another study measured, on the same images in the same way."""
+    """Read the figures of a model that another study measured on the same images in the same way."""
     protocol = config.evaluation.protocol_for(dataset, config.evaluation.tagger)
-    # As a run's folder has it: JSON knows no tuples.
+    # As in a run's folder: JSON has no tuples.
     wanted = json.loads(json.dumps({"dataset": facts_of(dataset), "protocol": protocol.to_json()}))
     reports = {}
     for recipe, seed in product(config.recipes, range(config.seeds)):
         run_folder = folder / run_name(recipe, seed)
         if not run_folder.is_dir():
             raise GocaError(
-                f"{folder} was not measured with {recipe} and seed {seed}: ask for what it has, or name the model"
+                f"{folder} was not measured with {recipe} and seed {seed}: use what it has, or name the model itself"
             )
         finished = load_run(run_folder)
         different = list(differences(wanted, {part: finished.settings[part] for part in wanted}))
         if different:
             raise GocaError(
-                f"{run_folder} was measured otherwise, {'; '.join(different[:3])}: ask for the same, or name the model"
+                f"{run_folder} was measured differently, {'; '.join(different[:3])}: use the same, or name the model"
             )
         reports[recipe, seed] = finished.report
     found = None
@@ -196,8 +198,8 @@ def _read(
         painted = (judge.name, pool_digest(pool), config.steps, config.scale)
         if (judgement.judge, judgement.images, judgement.steps, judgement.scale) != painted:
             raise GocaError(
-                f"{folder / JUDGEMENT} is of another judge, other images or other paintings ({judgement.judge}, "
-                f"{len(judgement.asked)} images, steps {judgement.steps}, scale {judgement.scale}): ask for the "
+                f"{folder / JUDGEMENT} has another judge, other images or other options ({judgement.judge}, "
+                f"{len(judgement.asked)} images, steps {judgement.steps}, scale {judgement.scale}): use the "
                 "same, or name the model",
                 "judge",
             )
@@ -206,7 +208,7 @@ def _read(
 
 
 class _Measuring:
-    """A loaded model, and what is measured of it."""
+    """Measures a loaded model."""
 
     def __init__(self, config: ScalingConfig, model: str, folder: Path, command: Sequence[str]) -> None:
         self._config, self._folder, self._command = config, folder, command
@@ -216,11 +218,11 @@ class _Measuring:
 
     @property
     def paintings(self) -> Path:
-        """Where `paint` puts its images."""
+        """The folder of generated images."""
         return self._folder / "paintings" / IMAGES
 
     def paint(self, prompts: Path) -> Generator[Stage | int, None, None]:
-        """Paint an image for each prompt."""
+        """Generate an image for each prompt."""
         shared = {name: getattr(self._evaluation, name) for name in ("model", "device", "dtype", "batch", "threads")}
         config = GenerationConfig(
             prompts=prompts,
@@ -264,7 +266,7 @@ def run_name(recipe: str, seed: int) -> str:
 
 
 def _named(label: str, events: "Generator[Stage | int, None, Any]") -> "Generator[Stage | int, None, Any]":
-    """The same events, their stages named after a model too."""
+    """The same events, with the model's label in the names of stages."""
     while True:
         try:
             event = next(events)

@@ -1,4 +1,4 @@
-"""What a scaling study found: scores, and how they go with what each model is worth as a generator."""
+"""Results of a scaling study: scores, and how they relate to each model's generative power."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from goca.evaluation.report import Report
 from goca.imaging import html
 
 BASE = "vanilla"
-"""The recipe that others are compared with, if it is there; else the first is."""
+"""The recipe that others are compared with if it is among them; else the first."""
 
 
 @dataclass(frozen=True)
 class RecipeScore:
-    """mIoU of a model by a recipe, 0 to 1: the mean over noise seeds, its interval over images, and each seed's."""
+    """mIoU of a model with a recipe, 0 to 1: the mean over noise seeds, its interval over images, and each seed's."""
 
     miou: float
     ci95: Interval
@@ -31,12 +31,12 @@ class RecipeScore:
 
 @dataclass(frozen=True)
 class Trend:
-    """How the mIoU of a recipe goes with a measure of power.
+    """How the mIoU of a recipe relates to a measure of power.
 
     Attributes:
-        slope: of the line of least squares, for one unit towards the better generator; `range` is from the weakest
-            to the strongest.
-        rank_correlation: Spearman's, 1 where every better generator segments better.
+        slope: Slope of the least-squares line, per unit towards the better generator; `range` is from the weakest to
+            the strongest.
+        rank_correlation: Spearman's; 1 if every better generator segments better.
     """
 
     power: str
@@ -48,7 +48,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class Gap:
-    """mIoU of a recipe less that of another, for the weakest and the strongest generator, and how it changes."""
+    """mIoU of a recipe minus another's, for the weakest and the strongest generator, and the change between them."""
 
     power: str
     recipe: str
@@ -62,12 +62,12 @@ class Gap:
 
 @dataclass(frozen=True, repr=False)
 class ScalingStudy:
-    """What was found. Intervals are bootstraps over images, the same draws for all; power is taken as it was measured.
+    """The results. Intervals are bootstraps over images, with the same draws for all; power is taken as measured.
 
     Attributes:
         models: {label: model}.
         scores: {label: {recipe: score}}.
-        left_out: ids of images that some run could not evaluate, and that therefore count in none.
+        left_out: Ids of images that some run could not evaluate, and that are therefore left out of all.
     """
 
     models: Mapping[str, str]
@@ -85,7 +85,7 @@ class ScalingStudy:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: each model's power as a generator beside its mIoU by each recipe, in per cent."""
+        """HTML for notebooks: each model's power as a generator beside its mIoU by each recipe, in per cent."""
         recipes = list(dict.fromkeys(recipe for scores in self.scores.values() for recipe in scores))
         header = ("model", *(power.name for power in self.powers), *(f"mIoU, {recipe}" for recipe in recipes))
         rows = []
@@ -96,28 +96,28 @@ class ScalingStudy:
         return html.figure(repr(self), None, header, rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, with the protocol, as JSON; what no number is, as of models that are all alike, is null."""
+        """Every figure, with the protocol, as JSON; undefined figures, such as of equally good models, are null."""
         return _finite({**asdict(self), "protocol": self.protocol.to_json()})
 
 
 def compared(
     models: Mapping[str, str], powers: Sequence[Power], reports: Mapping[tuple[str, str, int], Report]
 ) -> ScalingStudy:
-    """A study of runs over the same images.
+    """Make a study from runs over the same images.
 
     Args:
         models: {label: model}.
-        powers: measures of each of them.
-        reports: {(label, recipe, seed): what the run found}.
+        powers: Measures of the power of each of them.
+        reports: {(label, recipe, seed): report of the run}.
 
     Raises:
-        GocaError: no image was evaluated by all runs.
+        GocaError: No image was evaluated by all runs.
     """
     everything = list(reports.values())
     first = everything[0]
     counted = set.intersection(*({image.id for image in report.counted} for report in everything))
     if not counted:
-        raise GocaError("no image was evaluated in every run: see what each run left out")
+        raise GocaError("no image was evaluated in every run: check what each run left out")
     mious: dict[tuple[str, str], list[float]] = {}
     draws: dict[tuple[str, str], list[Tensor]] = {}
     for (label, recipe, _), report in reports.items():
@@ -135,7 +135,7 @@ def compared(
         }
         for label in models
     }
-    # Of every recipe [1 + resample, model], the first row being what was measured.
+    # For every recipe [1 + resample, model]; the first row has the measured values.
     table = {
         recipe: torch.stack(
             [torch.cat([torch.tensor([means[label, recipe]]).double(), resampled[label, recipe]]) for label in models],
@@ -188,7 +188,7 @@ def _gaps(
 
 
 def _centred_ranks(rows: Float[Tensor, "row value"]) -> Float[Tensor, "row value"]:
-    """Ranks within each row, ties sharing theirs, with a mean of 0."""
+    """Ranks within each row, centred on 0; ties share a rank."""
     below, equal = (compare(rows[:, :, None], rows[:, None]).double().sum(2) for compare in (torch.gt, torch.eq))
     ranks = below + equal / 2
     return ranks - ranks.mean(1, keepdim=True)

@@ -20,13 +20,13 @@ class Exporter:
     """An export format.
 
     Attributes:
-        suffix: what follows the image's stem in the name of the file.
-        module: the module here whose `write` makes the file; loaded when it is needed, as the command line lists the
-            formats without loading any.
-        package: what has to be installed for it beside goca's own dependencies.
-        dataset: whether it is one file or folder for all images, made of their label images when all are there; an
-            image alone has a data set of its own.
-        objects: whether it heeds `ObjectOptions`.
+        suffix: What follows the image's stem in the file name.
+        module: The module here whose `write` makes the file; only loaded when needed, so that the command line can
+            list the formats without loading any.
+        package: Package that is needed besides goca's own dependencies.
+        dataset: Whether it is one file or folder for all images, made from their label images when all exist; a single
+            image gets a data set of its own.
+        objects: Whether it uses `ObjectOptions`.
     """
 
     suffix: str
@@ -36,7 +36,7 @@ class Exporter:
     objects: bool = False
 
     def check(self) -> None:
-        """Raise GocaError where its package is not installed."""
+        """Raise GocaError if its package is not installed."""
         if self.package is not None and find_spec(self.package) is None:
             raise GocaError(
                 f"{self.suffix} files need {self.package}: pip install {self.package}, or choose other formats",
@@ -44,16 +44,16 @@ class Exporter:
             )
 
     def write(self, result: "Exportable", context: "ExportContext") -> bytes:
-        """The content of a result's file; of a format for each image."""
+        """The content of a result's file, for a format with a file per image."""
         return import_module(f"goca.exports.{self.module}").write(result, context)
 
     def write_dataset(
         self, target: Path, images: Iterable["DatasetImage"], classes: Sequence[str], objects: "ObjectOptions"
     ) -> None:
-        """Write a data set, whole or not at all, in the place of an earlier one; one image at a time is in memory.
+        """Write a data set, whole or not at all, replacing an earlier one; one image at a time is in memory.
 
         Raises:
-            GocaError: what is there is not a data set of goca's, see `check_target`, or it cannot be written.
+            GocaError: The target exists and is not goca's, see `check_target`, or it cannot be written.
         """
         self.check_target(target)
         files: Iterator[tuple[str, bytes]] = import_module(f"goca.exports.{self.module}").write(
@@ -68,10 +68,10 @@ class Exporter:
                 (scratch / MARKER).touch()
 
     def check_target(self, target: Path) -> None:
-        """Raise GocaError where a data set would take the place of a folder that is none, and lose what is in it."""
+        """Raise GocaError if a data set would replace a folder that is not goca's, whose content would be lost."""
         if target.is_dir() and not (target / MARKER).is_file():
             raise GocaError(
-                f"{target} is a folder of something else, and would be replaced: move it, or choose another output "
+                f"{target} is not a data set of goca's, and would be replaced: move it, or choose another output "
                 "folder",
                 "out",
             )
@@ -92,16 +92,16 @@ EXPORTERS: Mapping[str, Exporter] = {
     "masks": Exporter(".masks", "masks", dataset=True, objects=True),
     "cutout": Exporter(".cutout", "cutout", dataset=True, objects=True),
 }
-"""Every format by its name. A file of a later format is written after those of earlier ones."""
+"""{name: format}. Files are written in this order."""
 DEFAULT_FORMATS = ("labels", "overlay", "json")
 DATASET_SOURCES = ("labels", "json")
-"""What each image needs, so that a data set can be made of it, later too."""
+"""Formats that each image needs so that data sets can be made from it, also later."""
 MARKER = ".goca"
-"""An empty file in each data set's folder: it may be replaced, and its images are not searched for."""
+"""An empty file that marks a data set's folder: it may be replaced, and is not searched for images."""
 
 
 def exporters(formats: Iterable[str]) -> dict[str, Exporter]:
-    """The exporters of some formats, in the order in which their files are written; GocaError for unknown ones."""
+    """The exporters of some formats, in the order of writing. Raises GocaError for unknown ones."""
     if isinstance(formats, str) or not isinstance(formats, Iterable):
         raise GocaError(f'formats are a list of names: write ["labels", "json"] instead of {formats!r}', hint="formats")
     wanted = set(formats)
@@ -113,7 +113,7 @@ def exporters(formats: Iterable[str]) -> dict[str, Exporter]:
 
 
 def image_formats(formats: Iterable[str]) -> tuple[str, ...]:
-    """The formats of which each image gets a file, with what data sets among them are made of."""
+    """The formats of each image's files, including those from which data sets are made."""
     wanted = exporters(formats)
     sources = DATASET_SOURCES if any(exporter.dataset for exporter in wanted.values()) else ()
     return tuple(exporters([*sources, *(name for name, exporter in wanted.items() if not exporter.dataset)]))
@@ -125,7 +125,7 @@ def dataset_formats(formats: Iterable[str]) -> dict[str, Exporter]:
 
 
 def check_objects(formats: Iterable[str], objects: "ObjectOptions") -> None:
-    """Raise GocaError for an option of objects that no format of these would heed."""
+    """Raise GocaError for an option of objects that none of these formats uses."""
     chosen = exporters(formats)
     for name in objects.changed():
         heeding = [form for form, exporter in EXPORTERS.items() if exporter.objects]
@@ -134,4 +134,4 @@ def check_objects(formats: Iterable[str], objects: "ObjectOptions") -> None:
         elif name == "instances":
             heeding = ["coco", "label-studio"]
         if not chosen.keys() & set(heeding):
-            raise GocaError(f"{name} changes nothing in these formats: add {' or '.join(heeding)}", name)
+            raise GocaError(f"{name} has no effect on these formats: add {' or '.join(heeding)}", name)

@@ -1,4 +1,4 @@
-"""What an export format is, and what it reads."""
+"""The interfaces of export formats and of what they read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,12 +35,12 @@ class Exportable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportContext:
-    """What a file says beside the segmentation.
+    """The content of a file besides the segmentation.
 
     Attributes:
-        file_name: the image's path from the folder that the file will lie in.
-        facts: further entries for the JSON.
-        objects: how regions become objects.
+        file_name: The image's path relative to the folder of the file.
+        facts: Further entries for the JSON.
+        objects: How regions become objects.
     """
 
     file_name: str
@@ -50,13 +50,13 @@ class ExportContext:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetImage:
-    """An image of a data set. Its pixels and labels are read when they are wanted.
+    """An image of a data set. Its pixels and labels are read on demand.
 
     Attributes:
-        file_name: its path from the folder that all images have in common.
-        stem: what files that are made of it are called; no other image of the data set has it, whatever its case.
-        source: its file, or its pixels, upright.
-        read_labels: its label map, in which i is the data set's i-th class.
+        file_name: Its path relative to the folder that all images have in common.
+        stem: Stem of the files made from it; unique in the data set, ignoring case.
+        source: Its file, or its pixels, upright.
+        read_labels: Reads its label map, in which i is the data set's i-th class.
     """
 
     file_name: str
@@ -66,7 +66,7 @@ class DatasetImage:
 
     @cached_property
     def labels(self) -> UInt16[np.ndarray, "height width"]:
-        """The label map, from here on in memory."""
+        """The label map; it stays in memory."""
         return self.read_labels()
 
     def pixels(self) -> Image.Image:
@@ -78,7 +78,7 @@ class DatasetImage:
         return self.source
 
     def file(self) -> tuple[str, bytes]:
-        """An image file for other programs, and its ending: a plain, upright JPEG or PNG as it is, others as PNG."""
+        """(suffix, content) of a file for other programs: plain upright JPEGs and PNGs unchanged, others as PNG."""
         if isinstance(self.source, Path):
             with opened(self.source) as image:
                 plain = image.format in PLAIN and image.mode in ("RGB", "L") and not image.has_transparency_data

@@ -22,15 +22,15 @@ def coco(
     """A COCO data set of one image.
 
     Category ids are the labels, from 1. Annotation ids are unique across images of different `image_id`. Boxes are x,
-    y, width, height; areas are counts; both in pixels.
+    y, width, height; areas are pixel counts; both in pixels.
 
     Args:
         labels: 0 for background, i for `classes[i - 1]`.
-        classes, image_id, file_name: as the file shall name them.
-        objects: how regions become annotations; by default a class is one.
+        classes, image_id, file_name: Names and id as they appear in the file.
+        objects: How regions become annotations; by default one per class.
 
     Raises:
-        GocaError: pycocotools is not installed, and the masks shall be run lengths.
+        GocaError: The masks are to be run lengths, and pycocotools is not installed.
     """
     height, width = labels.shape
     objects = objects or ObjectOptions()
@@ -55,7 +55,7 @@ def coco(
 def write(
     images: Iterable[DatasetImage], classes: Sequence[str], objects: ObjectOptions
 ) -> Iterator[tuple[str, bytes]]:
-    """`coco` of all images as a file; image ids count from 1, annotation ids too."""
+    """`coco` of all images as one file; image and annotation ids count from 1."""
     whole = coco(np.zeros((1, 1), np.uint16), classes, 0, "", objects)
     whole |= {"images": [], "annotations": []}
     for image_id, image in enumerate(images, start=1):

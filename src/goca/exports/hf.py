@@ -14,7 +14,7 @@ def write(
 ) -> Iterator[tuple[str, bytes]]:
     """`load_dataset("imagefolder", data_dir=...)` gives columns `image` and `mask`; id2label.json names the labels.
 
-    All of it lies in train/: without a folder of that name, an image's own name could be taken for that of a split.
+    Everything is in train/: without that folder, an image's own name could be mistaken for a split.
     """
     lines = []
     for image in images:

@@ -14,5 +14,5 @@ def document(facts: Mapping[str, Any]) -> bytes:
 
 
 def write(result: Exportable, context: ExportContext) -> bytes:
-    """The result's own JSON and the context's facts."""
+    """The result's JSON with the context's facts."""
     return document({**result.to_json(), **context.facts})

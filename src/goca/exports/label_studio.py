@@ -1,4 +1,4 @@
-"""Label Studio: tasks with predictions to import, their masks as brush strokes, and the labelling configuration."""
+"""Label Studio: importable tasks with predictions, whose masks are brush strokes, and the labelling configuration."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from goca.imaging.masks import Mask
 from goca.imaging.palette import palette
 
 CONTROL, IMAGE = "label", "image"
-"""What the tags of the labelling configuration are called here; the image is in a task's data under its tag's name."""
+"""Names of the labelling configuration's tags; a task's data has the image under its tag's name."""
 _LENGTH_BITS = (3, 4, 8, 16)
 
 
 def brush_rle(mask: Mask) -> list[int]:
-    """The bytes of Label Studio's run lengths, those of thi.ng/rle-pack: the mask as RGBA, each channel 0 or 255.
+    """The bytes of a mask in Label Studio's run-length encoding, thi.ng/rle-pack, as RGBA with channels 0 or 255.
 
-    A head of 32 bits for the number of values, 5 for the bits of each less 1, and four times 4 for numbers of bits less
-    1, in one of which lengths are written. Then for each run a 1, 2 bits that choose one, the length less 1, the value.
+    Header: 32 bits for the number of values, 5 for the bits per value minus 1, four times 4 for bit widths minus 1,
+    one of which encodes each length. Then for each run: a 1, 2 bits for the width, the length minus 1, the value.
     """
     flat = mask.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
@@ -56,11 +56,11 @@ def prediction(
 
     Args:
         labels: 0 for background, i for `names[i - 1]`.
-        names: the classes as the labelling configuration has them.
-        objects: how regions become strokes; by default a class is one.
-        evidence: of each class, 0 to 1: the scores of its strokes; their mean is the prediction's.
-        control, image: the names of the configuration's BrushLabels and Image.
-        model_version: which predictions Label Studio takes for those of one model.
+        names: The classes, as in the labelling configuration.
+        objects: How regions become strokes; by default one per class.
+        evidence: Evidence of each class, 0 to 1, which scores its strokes; their mean scores the prediction.
+        control, image: Names of the configuration's BrushLabels and Image tags.
+        model_version: Identifies the predictions of one model in Label Studio.
     """
     height, width = labels.shape
     results: list[dict[str, Any]] = []
@@ -85,9 +85,9 @@ def prediction(
 def write(
     images: Iterable[DatasetImage], classes: Sequence[str], objects: ObjectOptions
 ) -> Iterator[tuple[str, bytes]]:
-    """tasks.json to import, and config.xml to paste into the project's labelling interface before.
+    """tasks.json to import, and config.xml to paste into the project's labelling interface first.
 
-    Images are named as Label Studio's local storage serves them, where its root is the folder above that of the images.
+    Images have the paths under which Label Studio's local storage serves them if its root is their folder's parent.
     """
     colours = palette(len(classes))[1:]
     tags = "".join(

@@ -21,8 +21,8 @@ def labelme(
     """A labelme file: for each class, one polygon around each of its connected regions.
 
     Points are x, y in pixels from the image's upper left corner, on the outlines of pixels: a polygon's area is its
-    region's number of pixels. labelme knows no holes: a hole is joined to the outline by a seam of no width.
-    `file_name` is the image's path from the folder that the file will lie in.
+    region's number of pixels. labelme has no holes: a hole is joined to the outline by a seam of zero width.
+    `file_name` is the image's path relative to the folder of the file.
     """
     height, width = labels.shape
     shapes: list[dict[str, Any]] = [

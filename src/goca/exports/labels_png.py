@@ -29,6 +29,6 @@ def write(result: Exportable, context: ExportContext) -> bytes:
 
 
 def read_labels(path: Path) -> UInt16[np.ndarray, "height width"]:
-    """The labels of such a file, or of one that an editor has made of it; GocaError where it cannot be read."""
+    """The labels of such a file, even if an editor has saved it. Raises GocaError if it cannot be read."""
     with opened(path, formats=LABEL_FORMATS) as image:
         return np.array(image).astype(np.uint16)

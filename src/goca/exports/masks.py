@@ -29,7 +29,7 @@ def class_masks(
 
 
 def _folders(classes: Sequence[str]) -> list[str]:
-    """What the folder of each class is called: by its name, so far as every file system can hold it."""
+    """The folder name of each class: its name, made valid on every file system."""
     folders: list[str] = []
     for number, name in enumerate(classes, start=1):
         folder = short_stem(re.sub(r"[^\w ,+-]+", "-", name).strip() or "class", (f"-{number}",))

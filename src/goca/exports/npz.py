@@ -1,4 +1,4 @@
-"""Scores, with what belongs to them, as NumPy's archive."""
+"""Scores and the other arrays of a result as a NumPy archive."""
 
 import io
 from typing import Any

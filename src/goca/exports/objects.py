@@ -1,4 +1,4 @@
-"""Regions as objects: what formats of boxes, polygons and instances are made of."""
+"""Regions as objects, for formats with boxes, polygons and instances."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -17,11 +17,11 @@ class ObjectOptions:
     """How the pixels of a class become objects.
 
     Attributes:
-        instances: each connected region is an object of its own; False takes a class of an image for one object, in
-            formats that can hold an object in several pieces.
-        min_area: regions of fewer pixels are left out.
-        fill_holes: whether a region gets the pixels that it surrounds; objects may overlap then.
-        polygons: COCO's masks as polygons, not as run lengths.
+        instances: Whether each connected region is an object; otherwise the pixels of a class in an image are one
+            object, in formats in which an object can have several pieces.
+        min_area: Leave out regions of fewer pixels.
+        fill_holes: Whether a region gets the pixels that it surrounds; objects may then overlap.
+        polygons: Whether COCO's masks are polygons instead of run lengths.
     """
 
     instances: bool = False
@@ -31,10 +31,10 @@ class ObjectOptions:
 
     def __post_init__(self) -> None:
         if self.min_area < 1:
-            raise GocaError(f"{self.min_area!r} is not an area: give a number of pixels, 1 or more", "min_area")
+            raise GocaError(f"min_area {self.min_area!r} is not a number of pixels: give 1 or more", "min_area")
 
     def changed(self) -> dict[str, Any]:
-        """The options that are not the default."""
+        """The options that differ from the default."""
         values = asdict(self)
         return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
@@ -48,11 +48,11 @@ class Region(NamedTuple):
 
     @property
     def area(self) -> int:
-        """In pixels."""
+        """The area in pixels."""
         return int(self.crop.sum())
 
     def mask(self, shape: tuple[int, ...]) -> Mask:
-        """The mask in an image of that (height, width)."""
+        """The mask in an image of shape (height, width)."""
         out = np.zeros(shape, bool)
         out[self.box.slices] = self.crop
         return out
@@ -66,9 +66,9 @@ class Region(NamedTuple):
 def regions(
     labels: UInt16[np.ndarray, "height width"], options: ObjectOptions, instances: bool | None = None
 ) -> Iterator[Region]:
-    """The objects of a label map, by label, and of one label in the order of their first pixels.
+    """The objects of a label map, sorted by label and then by their first pixel.
 
-    instances: in place of the option's, for formats in which an object has one outline.
+    instances: Overrides the option, for formats in which an object has a single outline.
     """
     numbers = components(labels)
     areas = np.bincount(numbers.ravel())

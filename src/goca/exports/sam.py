@@ -12,17 +12,17 @@ from goca.exports.objects import ObjectOptions, regions
 from goca.imaging.masks import Mask, depth
 
 POINTS = 3
-"""Of each region, as many of a small one as of others, because processors stack them."""
+"""Points of each region, the same number for small ones, because processors stack them."""
 
 
 def prompts(
     labels: UInt16[np.ndarray, "height width"], classes: Sequence[str], objects: ObjectOptions | None = None
 ) -> list[dict[str, Any]]:
-    """For each region its label, box and points, as SAM takes them.
+    """The label, box and points of each region, in SAM's format.
 
-    Boxes are x, y of the upper left and the lower right corner, points x, y of pixels: the deepest one inside, then
-    two that are deep and far from those before; where there are no more pixels, the first again. `point_labels` are 1:
-    all of them are inside.
+    Boxes are x, y of the upper left and the lower right corner; points are x, y of pixels: the deepest one inside, then
+    two that are deep and far from the previous ones; if there are no more pixels, the first one again. `point_labels`
+    are 1, as all points are inside.
     """
     entries = []
     for region in regions(labels, objects or ObjectOptions(), instances=True):
@@ -52,7 +52,7 @@ def _inner_points(mask: Mask) -> list[tuple[int, int]]:
 
 
 def write(result: Exportable, context: ExportContext) -> bytes:
-    """The prompts with the image they are of."""
+    """The prompts of a result, with its image's name."""
     height, width = result.labels.shape
     file = {"image": context.file_name, "height": height, "width": width}
     return document({**file, "prompts": prompts(result.labels, result.classes, context.objects)})

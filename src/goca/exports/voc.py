@@ -10,7 +10,7 @@ from goca.exports.objects import ObjectOptions
 from goca.imaging.palette import palette
 
 MOST_CLASSES = 254
-"""VOC's 255 is what nobody labelled."""
+"""VOC's 255 means unlabelled."""
 
 
 def write(
@@ -18,7 +18,7 @@ def write(
 ) -> Iterator[tuple[str, bytes]]:
     """All images are in `train`, `val` and `trainval`; labelmap.txt names the classes, as CVAT's does."""
     if len(classes) > MOST_CLASSES:
-        raise GocaError(f"VOC holds {MOST_CLASSES} classes at most, and there are {len(classes)}: choose hf", "formats")
+        raise GocaError(f"VOC holds at most {MOST_CLASSES} classes, but there are {len(classes)}: choose hf", "formats")
     stems = []
     for image in images:
         suffix, content = image.file()

@@ -10,9 +10,9 @@ from goca.exports.objects import ObjectOptions, regions
 def write(
     images: Iterable[DatasetImage], classes: Sequence[str], objects: ObjectOptions
 ) -> Iterator[tuple[str, bytes]]:
-    """A line is the class, from 0, then x and y of each corner in shares of the width and the height.
+    """A line has the class, counted from 0, then x and y of each corner as shares of width and height.
 
-    Each connected region is a line. An image without any has an empty file: it teaches what is nothing.
+    Each connected region is a line. An image without any has an empty file, a negative example.
     """
     for image in images:
         suffix, content = image.file()
@@ -24,6 +24,6 @@ def write(
             for polygon in region.polygons()
         ]
         yield f"labels/{image.stem}.txt", "".join(f"{line}\n" for line in lines).encode()
-    # JSON's texts are YAML's. Without a path, the folder of this file is the data set's.
+    # JSON strings are valid YAML. Without a path, the data set is in this file's folder.
     names = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(classes))
     yield "data.yaml", f"train: images\nval: images\nnames:\n{names}".encode()

@@ -41,17 +41,17 @@ UNGUIDED, ENERGY = "none", "energy"
 LIMIT = 15.0
 """The authors' bound of scale times rate."""
 GREY = (128, 128, 128)
-"""The canvas of an image that is not known."""
+"""The canvas of an unknown image."""
 
 
 class Guided:
-    """What guided the calls of a pipeline, as far as an observer has come."""
+    """The guidance of a pipeline's calls so far."""
 
     _observer: GuidanceObserver | None = None
 
     @property
     def steps(self) -> tuple[GuidedStep, ...]:
-        """What guided each evaluation, in order; two evaluations of one step where the sampler makes two."""
+        """The guidance of each evaluation, in order; a sampler may make two evaluations per step."""
         return tuple(self._observer.steps) if self._observer is not None else ()
 
     @property
@@ -75,7 +75,7 @@ class Guided:
         return self._observer.region_names if self._observer is not None else {}
 
     def _told(self) -> str:
-        """How much was guided, and how strongly, in a line."""
+        """The number of guided evaluations and the effective scales, in a line."""
         if not self.steps:
             return f"{type(self).__name__}(nothing yet)"
         scales = [scale for step in self.steps for scale in step.effective_scales]
@@ -83,7 +83,7 @@ class Guided:
         return f"{type(self).__name__}({len(self.steps)} evaluations, scale {least:.1f} to {most:.1f} in effect)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: of each image of the last call its regions at half the steps, and its mean rate."""
+        """HTML for notebooks: for each image of the last call, its regions at half the steps, and its mean rate."""
         steps = [step for step in self.steps if step.generation == self.steps[-1].generation]
         if not steps:
             return html.figure(self._told())
@@ -102,13 +102,13 @@ class Guided:
         return html.gallery(self._told(), cells, ("region", "its rate", "image"), rows, colours)
 
     def _canvases(self, step: GuidedStep) -> Sequence[Image.Image]:
-        """What the rates of a step are drawn over."""
+        """The images over which the rates of a step are drawn."""
         height, width = step.rates.shape[1:]
         return [Image.new("RGB", (8 * width, 8 * height), GREY)] * len(step.rates)
 
 
 class Guide(Guided):
-    """What guided a pipeline's calls: see `guide`."""
+    """The guidance of a pipeline's calls; see `guide`."""
 
     def __init__(self, backbone: Backbone, settings: Settings) -> None:
         self._pipe = backbone.pipeline
@@ -131,7 +131,7 @@ class Guide(Guided):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._session.__exit__(kind, error, trace)
         if kind is None and not self.steps:
-            reason = self._session.missed or "none of the steps asked for came, or the pipeline was not called"
+            reason = self._session.missed or "the pipeline was not called, or did not reach any of the chosen steps"
             warnings.warn(f"nothing was guided: {reason}", stacklevel=2)
 
 
@@ -147,41 +147,41 @@ def guide(
     steps: Iterable[SupportsIndex] | None = None,
     every: int = 1,
 ) -> Guide:
-    """Guide each region of an image as strongly as its foreground, while the pipeline is called in a `with` block.
+    """Guide each region of an image as strongly as its foreground, for pipeline calls in a `with` block.
 
     Semantic-aware guidance (Shen et al., CVPR 2024) with any recipe as its segmenter: the tokens of the prompt compete
-    for each pixel, and the scale of a region is multiplied by what the prompt changes in the foreground over what it
-    changes in the region. The pipeline is stock, with any scheduler; it guides in one batch or in two calls.
+    for each pixel, and the scale of a region is multiplied by the prompt's effect in the foreground divided by its
+    effect in the region. Works with stock pipelines and any scheduler, guiding in one batch or in two calls.
 
-    The foreground is where the start token is weak that the model attends to without the prompt (CLIP, BERT, Gemma and
-    Llama have one), or with the prompt where a pipeline guides away from zeros, as SDXL does without a negative prompt.
-    Where a tokenizer has none, or a template's is cut off, it is where the end token is weak with the prompt, as in T5
-    and Qwen.
+    The foreground is where attention to the start token is weak, without the prompt (CLIP, BERT, Gemma and Llama have a
+    start token), or with the prompt if a pipeline guides away from zeros, as SDXL does without a negative prompt. If a
+    tokenizer has none, or it is part of a template that is cut off, the foreground is where attention to the end token
+    is weak with the prompt, as for T5 and Qwen.
 
-    What comes behind the denoiser sees the prediction of the prompt unchanged: `guidance_rescale`, normalised guidance
-    and skip-layer guidance act as always, on the guided prediction. What changes the denoiser itself, as FreeU, comes
-    first: rates are those of what it then predicts. Perturbed attention (PAG) and pipelines that set attention of their
-    own are refused.
+    Later steps of the pipeline see the prompt's prediction unchanged: `guidance_rescale`, normalised guidance and
+    skip-layer guidance act as usual, on the guided prediction. Changes to the denoiser itself, such as FreeU, come
+    first: rates follow its changed predictions. Perturbed attention (PAG) and pipelines that set their own attention
+    processors are refused.
 
     Args:
         pipe: A diffusers pipeline with classifier-free guidance: text-to-image, img2img or inpainting.
-        recipe: Makes the regions. None for none: the energy of c - u alone, at each pixel the mean over its own.
+        recipe: Makes the regions. None for no regions: the energy of c - u decides, pixel by pixel.
         rate: The same rate everywhere, instead of regions; clamp, limit and smooth do not apply to it.
         masks: The regions, instead of attention's: an integer label map (height, width) in the image's aspect, or one
-            for each image. Every label is a region; 0 is the background, and all others together the foreground. A map
-            of True and False has one thing; where an image has none, it is guided plainly.
-        clamp: (least, most) rate; None for any.
-        limit: The most that scale times rate may be; None for any.
+            for each image. Every label is a region; 0 is the background, all others together are the foreground. A map
+            of True and False has one region and its background; an image without foreground is guided plainly.
+        clamp: (least, most) rate; None for no bounds.
+        limit: Largest value of scale times rate; None for no bound.
         smooth: Whether rates are blurred by one pixel.
-        steps: The sampler's steps that are guided so, from 0, such as a range; by default all. The rest are plain.
+        steps: Sampling steps that are guided so, counted from 0, such as a range; by default all. Others are plain.
         every: Attention is read in every `every`-th evaluation, and its regions are used until the next; rates always
             come from a step's own predictions.
 
     Returns:
-        The guide, to be entered. It keeps 4 bytes for each pixel of the latent, image and step: 16 KB at 64 x 64.
+        The guide, a context manager. It keeps 4 bytes per latent pixel, image and step: 16 KB at 64 x 64.
 
     Raises:
-        GocaError: The pipeline, the recipe or another argument is not supported; and inside the block, from the
+        GocaError: The pipeline, the recipe or another argument is not supported; also raised inside the block, by the
             pipeline's call, for a call without guidance, such as with a scale of 1.
     """
     backbone = Backbone(pipe, check=check_generation)
@@ -203,7 +203,7 @@ def checked(
     steps: Iterable[SupportsIndex] | None,
     every: int,
 ) -> Settings:
-    """The arguments of `guide`; GocaError for one that is not supported."""
+    """The arguments of `guide`, checked. Raises GocaError for one that is not supported."""
     if rate is not None and not _is_positive(rate):
         raise GocaError(f"rate {rate!r} is not a positive number: give one, 1 for plain guidance", hint="rate")
     if rate is not None and masks is not None:
@@ -231,7 +231,7 @@ def checked(
 
 
 def observer_of(backbone: Backbone, settings: Settings, unguided: Callable[[], GocaError]) -> GuidanceObserver:
-    """What guides a pipeline; `unguided` makes the error for one that does not guide."""
+    """The observer that guides a pipeline. unguided: makes the error for a pipeline without guidance."""
     names = {text.tokenizer for text in backbone.family.texts}
     specials = {name: SpecialTokens.of(getattr(backbone.pipeline, name, None)) for name in names}
     made = None
@@ -242,22 +242,22 @@ def observer_of(backbone: Backbone, settings: Settings, unguided: Callable[[], G
 
 
 def guiding(pipe: Any, name: str, every: int = 1) -> AbstractContextManager[Guide | None]:
-    """`guide` by a name: of a recipe, "energy" for none, or a number, the rate everywhere; nothing for "none".
+    """`guide` by name: a recipe, "energy" for no regions, or a number, the rate everywhere; no guide for "none".
 
     Raises:
-        GocaError: There is no such guidance, or as `guide` does.
+        GocaError: The name is unknown, or as for `guide`.
     """
     arguments = guide_arguments(name)
     return nullcontext() if arguments is None else guide(pipe, **arguments, every=every)
 
 
 def guidance_named(name: str) -> str:
-    """A name as `guide_arguments` reads it, whatever its case, with hyphens."""
+    """A name in the form of `guide_arguments`: lower case, with hyphens."""
     return name.lower().replace("_", "-")
 
 
 def guide_arguments(name: str) -> dict[str, Any] | None:
-    """How `guide` is called for a name, see `guiding`; None for "none". Raises GocaError for an unknown name."""
+    """The arguments of `guide` for a name, see `guiding`; None for "none". Raises GocaError for an unknown name."""
     key = guidance_named(name)
     if key == UNGUIDED:
         return None
@@ -284,10 +284,10 @@ def _is_positive(number: Any) -> bool:
 
 def _check_recipe(recipe: Recipe) -> None:
     for is_set, reason in (
-        (recipe.maps is not None, "weighs nouns against each other, and guidance weighs tokens"),
-        (recipe.keys == "side", "asks for classes beside the prompt, and guidance has the prompt alone"),
-        (recipe.refit is not None, "refits scores of classes, and guidance weighs tokens"),
-        (recipe.evidence is not None, "asks which classes there are, and guidance has none"),
+        (recipe.maps is not None, "weighs nouns against each other, but guidance weighs tokens"),
+        (recipe.keys == "side", "needs classes beside the prompt, but guidance only has the prompt"),
+        (recipe.refit is not None, "refits scores of classes, but guidance weighs tokens"),
+        (recipe.evidence is not None, "measures evidence of classes, but guidance has none"),
     ):
         if is_set:
             name = name_of(recipe, RECIPES)
@@ -299,10 +299,10 @@ def _array(labels: Any) -> Any:
 
 
 def _label_maps(masks: Any) -> tuple[Tensor, ...]:
-    """The user's layout, one map for all images or one for each."""
+    """The user's label maps, one for all images or one for each."""
     if masks is None:
         return ()
-    # A third dimension of what is neither list nor array, as of a coloured image of Pillow, does not count images.
+    # Only lists and arrays may have an axis of images; the third axis of a colour PIL image is its channels.
     several = isinstance(masks, list | tuple) or (isinstance(masks, np.ndarray | Tensor) and masks.ndim == 3)
     maps = [_array(labels) for labels in (masks if several else [masks])]
     for labels in maps:

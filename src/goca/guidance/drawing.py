@@ -1,4 +1,4 @@
-"""What guided an image, drawn over it: its rates as a heat map, its regions as masks with their words."""
+"""Drawings of an image's guidance: its rates as a heat map, its regions as masks with their words."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ CLAMP = (0.8, 3.0)
 
 
 def rate_cell(image: Image.Image, rates: Float[np.ndarray, "height width"]) -> Cell:
-    """The mean rate over an image, the authors' least one black, and their most one bright."""
+    """The mean rate over an image, from the authors' least rate (black) to their most (bright)."""
     least, most = CLAMP
     heat = draw.heatmap(image, ((rates - least) / (most - least)).clip(0, 1))
     return Cell(heat, f"mean rate, {least:g} (black) to {most:g}")
@@ -23,7 +23,7 @@ def rate_cell(image: Image.Image, rates: Float[np.ndarray, "height width"]) -> C
 def region_overlay(
     image: Image.Image, regions: UInt16[np.ndarray, "height width"], names: Mapping[int, str], legend: bool = True
 ) -> Image.Image:
-    """The regions that guided an image, and the words that each belongs to."""
+    """The regions that guided an image, with the word of each."""
     numbers, inverse = np.unique(regions, return_inverse=True)
     labels = Image.fromarray((inverse.reshape(regions.shape) + 1).astype(np.uint16))
     enlarged = np.asarray(labels.resize(image.size, Image.Resampling.NEAREST))

@@ -1,4 +1,4 @@
-"""`guide` as a guider of diffusers, for its modular pipelines."""
+"""`guide` as a guider for diffusers' modular pipelines."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -31,14 +31,14 @@ from goca.recipe import Recipe
 
 @dataclass(frozen=True)
 class _Generation:
-    """One call of a modular pipeline; texts: None where no attention is read."""
+    """One call of a modular pipeline. texts: None if no attention is read."""
 
     backbone: Backbone
     observer: GuidanceObserver
     texts: EncodedTexts | None
 
     def prompt(self, branch: Branch, image: int, images: int) -> PromptTokens:
-        """What an image of a branch attends to."""
+        """The prompt to which an image of a branch attends."""
         texts = self.texts if branch == "cond" or self.texts is None else self.texts.negative
         if texts is None or texts.texts is None or not any(texts.embeddings):
             return PromptTokens("", ())
@@ -47,7 +47,7 @@ class _Generation:
 
 
 class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
-    """What `guide` does, for a modular pipeline of diffusers: its guider, instead of classifier-free guidance.
+    """`guide` for a modular pipeline of diffusers: its guider, in place of classifier-free guidance.
 
     pipe.update_components(guider=SemanticAwareGuidance(guidance_scale=5.0))
     image = pipe(prompt="a cat on grass", negative_prompt="", output="images")[0]
@@ -55,21 +55,21 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
     regions, names = pipe.guider.regions[-1], pipe.guider.region_names[0]
     pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=5.0))
 
-    `steps`, `rates`, `regions`, `effective_scales` and `region_names` are as a guide's, of the pipeline's last call.
-    Where attention is read the prompt is encoded a second time, once in each call, to see its tokens.
+    `steps`, `rates`, `regions`, `effective_scales` and `region_names` are those of a guide, for the last call.
+    If attention is read, each call encodes the prompt a second time, to find its tokens.
 
     `recipe`, `rate`, `masks`, `clamp`, `limit`, `smooth`, `steps` and `every` are arguments of `goca.guide`; the others
     are those of `ClassifierFreeGuidance`.
 
     Raises:
-        GocaError: An argument is not supported; and from the pipeline's call, where the pipeline is not, or it does not
+        GocaError: An argument is not supported; raised by the pipeline's call if the pipeline is not, or does not
             guide.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
-        *,  # what is given by position counts as left out, in diffusers' configurations
+        *,  # diffusers' configurations ignore positional arguments
         recipe: Recipe | str | None = "goca",
         guidance_scale: float = 7.5,
         rate: float | None = None,
@@ -114,7 +114,7 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
     def _unguided(self) -> GocaError:
         least = 1 - self.use_original_formulation
         return GocaError(
-            f"there is no classifier-free guidance to change: give a guidance_scale above {least}, and the pipeline a "
+            f"there is no classifier-free guidance: give a guidance_scale above {least}, and the pipeline a "
             'negative_prompt, "" for none',
             hint="scale",
         )
@@ -128,7 +128,7 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
         super().set_state(step, num_inference_steps, timestep)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """See `BaseGuidance`: the denoiser's next pass is observed, if there is another to guide away from."""
+        """See `BaseGuidance`: the denoiser's next pass is observed, if there is another branch to guide away from."""
         super().prepare_models(denoiser)
         self._open.close()
         if self.num_conditions == 1:
@@ -147,7 +147,7 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
         super().cleanup_models(denoiser)
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
-        """See `BaseGuidance`: plain guidance goes on with another prediction without the prompt."""
+        """See `BaseGuidance`: plain guidance continues with a changed prediction without the prompt."""
         if pred_uncond is not None and self._generation is not None and self._calls.keys() == {"cond", "uncond"}:
             observer = self._generation.observer
             if torch.equal(pred_cond, pred_uncond):
@@ -159,7 +159,7 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
         return super().forward(pred_cond, pred_uncond)
 
     def _begin(self) -> _Generation:
-        """The call that the guider is asked from."""
+        """The pipeline call in which the guider is used."""
         pipeline, state = running_call()
         backbone = Backbone(pipeline, check=check_modular)
         self._observer = observer_of(backbone, self._settings, self._unguided)
@@ -167,7 +167,7 @@ class SemanticAwareGuidance(ClassifierFreeGuidance, Guided):
         return _Generation(backbone, self._observer, texts)
 
     def _observed(self, generation: _Generation, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The denoiser's `forward`, for one pass; everything is given back behind it, whatever happens."""
+        """The denoiser's `forward`, for one pass; everything is restored afterwards, whatever happens."""
         branch: Branch = "cond" if self.is_conditional else "uncond"
 
         @wraps(original)

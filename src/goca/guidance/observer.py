@@ -1,4 +1,4 @@
-"""The observer that guides: it reads regions off attention, and answers with another prediction."""
+"""The observer that guides: it reads regions from attention, and returns a changed prediction."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,16 +23,16 @@ from goca.text.token_spans import NounTokens
 
 @dataclass(frozen=True)
 class GuidedStep:
-    """What guided one evaluation of a generation, on the grid of the prediction: 4 bytes a pixel, image and step.
+    """The guidance of one evaluation, on the prediction's grid: 4 bytes per pixel, image and step.
 
     Attributes:
         generation: Number of the pipeline's call in the block, from 0.
         step: Step of the sampler, from 0.
         timestep: The scheduler's timestep.
         scale: The scale of the pipeline's guidance.
-        rates: What it was multiplied by.
-        regions: The region at each pixel, as `Guide.region_names` names it; None where the rate needed none.
-        effective_scales: For each image <e - u, c - u> / |c - u|^2, the scale of plain guidance of the same strength.
+        rates: The factors by which it was multiplied.
+        regions: The region at each pixel, as in `Guide.region_names`; None if the rate needs no regions.
+        effective_scales: For each image <e - u, c - u> / |c - u|^2, the scale at which plain guidance is as strong.
     """
 
     generation: int
@@ -46,7 +46,7 @@ class GuidedStep:
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `guide`, checked; recipe: None where no attention is read."""
+    """The checked arguments of `guide`. recipe: None if no attention is read."""
 
     recipe: Recipe | None
     rate: float | None
@@ -65,7 +65,7 @@ class _Generation:
     Attributes:
         index: Its number.
         regions: {image: its regions, as they were last read}.
-        read_at: The evaluation that they were read in.
+        read_at: The evaluation in which they were read.
         is_guided: Whether an evaluation had both branches.
     """
 
@@ -77,12 +77,12 @@ class _Generation:
 
 @dataclass
 class _Evaluation:
-    """The state of one evaluation, of one denoiser call or two.
+    """The state of one evaluation, which takes one or two denoiser calls.
 
     Attributes:
         index: Its number in the generation.
         predictions: {image: the prediction with its prompt}.
-        columns: {image: those of its prompt}.
+        columns: {image: the columns of its prompt}.
         cond, uncond: {image: the sum of the attention of that branch}.
         starts: {image: the column of the start token of its negative prompt}.
     """
@@ -96,10 +96,10 @@ class _Evaluation:
 
 
 class GuidanceObserver:
-    """Answers with a prediction of the "uncond" rows that makes plain guidance guide by rates; see `guide`.
+    """Returns predictions for the "uncond" rows with which plain guidance has the wanted rates; see `guide`.
 
     Attributes:
-        steps: What guided each evaluation.
+        steps: The guidance of each evaluation.
         region_names: For each image of the last generation, {region: the token's word}.
     """
 
@@ -109,10 +109,10 @@ class GuidanceObserver:
         """Prepare to guide.
 
         Args:
-            settings: How.
-            plan: Of the settings' recipe for the pipeline.
-            specials: Of the pipeline's tokenizers.
-            unguided: Makes the error for a pipeline that does not guide.
+            settings: The settings.
+            plan: Plan of the settings' recipe for the pipeline.
+            specials: Special tokens of the pipeline's tokenizers.
+            unguided: Makes the error for a pipeline without guidance.
         """
         self.steps: list[GuidedStep] = []
         self.region_names: dict[int, dict[int, str]] = {}
@@ -120,17 +120,19 @@ class GuidanceObserver:
         self._generation, self._evaluation = _Generation(), _Evaluation()
 
     def begin(self, call: DenoiserCall) -> Sink | None:
-        """An aggregator for each row whose attention makes regions, where this evaluation is read.
+        """Start an aggregator for each row whose attention makes regions, if this evaluation is read.
 
         Raises:
-            GocaError: The pipeline does not guide, makes a video, or its denoiser is given another image.
+            GocaError: The pipeline does not use guidance, makes a video, or its denoiser gets a reference image.
         """
         if call.frames > 1:
-            raise GocaError(f"a video of {call.frames} latent frames cannot be guided: make one frame, num_frames=1")
+            raise GocaError(
+                f"a video of {call.frames} latent frames cannot be guided: generate one frame, num_frames=1"
+            )
         if call.references:
             raise GocaError(
-                "the denoiser is given another image beside the one that it makes, and the regions of both cannot be "
-                "told apart: leave the other image out"
+                "the denoiser gets a reference image beside the one that it generates, and their regions cannot be "
+                "told apart: leave the reference image out"
             )
         if call.generation != self._generation.index:
             self._generation, self._evaluation, self.region_names = _Generation(call.generation), _Evaluation(), {}
@@ -155,7 +157,7 @@ class GuidanceObserver:
         return take if taken else None
 
     def end(self, call: DenoiserCall, noise_pred: Tensor) -> Tensor | None:
-        """The prediction that plain guidance goes on with, once both branches are there."""
+        """The prediction with which plain guidance continues, once both branches are known."""
         state = self._evaluation
         state.predictions |= {image: noise_pred[row] for image, (row, _) in call.images_of("cond").items()}
         rows = {image: row for image, (row, _) in call.images_of("uncond").items()}
@@ -182,12 +184,12 @@ class GuidanceObserver:
         return answer
 
     def _guides(self, call: DenoiserCall) -> bool:
-        """Whether this call is to be changed; at a later step a pipeline may guide no more."""
+        """Whether to change this call; a pipeline may stop guiding at a later step."""
         steps = self._settings.steps
         return call.scale is not None and call.scale > 1 and (steps is None or call.step in steps)
 
     def _aggregators(self, call: DenoiserCall, plan: Plan) -> Iterator[tuple[int, AttentionAggregator]]:
-        """(row, what sums its attention up), of the rows whose attention is needed."""
+        """(row, its aggregator), for the rows whose attention is needed."""
         state, grid = self._evaluation, common_grid(call.latent_size, plan.grid)
         for image, (row, prompt) in call.images_of("cond").items():
             columns = state.columns[image] = Columns.of(prompt.texts, self._specials)
@@ -197,7 +199,7 @@ class GuidanceObserver:
                 state.cond[image] = AttentionAggregator(plan, tokens, grid)
                 yield row, state.cond[image]
         for image, (row, prompt) in call.images_of("uncond").items():
-            known = state.columns.get(image)  # None where this branch comes first
+            known = state.columns.get(image)  # None if this branch comes first
             if known is not None and (image not in state.cond or known.start is None):
                 continue
             start = start_column(prompt.texts, self._specials)
@@ -205,7 +207,7 @@ class GuidanceObserver:
                 start = known.start
             if start is not None:
                 state.starts[image] = start
-                # Of this branch there is one column, and it refines nothing.
+                # Only one column of this branch is needed, and no refinement.
                 tokens = NounTokens(prompt.prompt, (), (), ())
                 state.uncond[image] = AttentionAggregator(replace(plan, refine=(), order=0), tokens, grid)
                 yield row, state.uncond[image]
@@ -227,7 +229,7 @@ class GuidanceObserver:
             regions[image] = Regions.drawn(_mask_of(settings.masks, image, images, grid), grid, energy)
         if image in regions:
             if not bool(regions[image].foreground.any()):
-                return torch.ones_like(energy)  # nothing to be as strong as: a thing may be smaller than a cell
+                return torch.ones_like(energy)  # no foreground to compare with: an object may be smaller than a cell
             rate = maths.rate_of_regions(energy, regions[image].masks, regions[image].foreground)
         elif settings.recipe is None:
             rate = maths.rate_of_energy(energy)
@@ -239,10 +241,10 @@ class GuidanceObserver:
 
 
 def _mask_of(masks: Sequence[Tensor], image: int, images: int, grid: Grid) -> Tensor:
-    """The layout of an image; GocaError where there is none for it, or it has another aspect."""
+    """The mask of an image. Raises GocaError if there is none for it, or its aspect differs."""
     if len(masks) not in (1, images):
         raise GocaError(
-            f"{len(masks)} masks are given for {images} images: give one for all, or one each", hint="masks"
+            f"{len(masks)} masks were given for {images} images: give one for all, or one each", hint="masks"
         )
     mask = masks[image % len(masks)]
     (height, width), (rows, columns) = mask.shape, grid
@@ -256,12 +258,12 @@ def _mask_of(masks: Sequence[Tensor], image: int, images: int, grid: Grid) -> Te
 
 
 def _as_map(predicted: Tensor, latent_size: Grid) -> Float[Tensor, "channel height width"]:
-    """An image's prediction in full precision; where 2 x 2 cells are packed, on their grid."""
+    """An image's prediction in float32; if 2 x 2 cells are packed, on the packed grid."""
     if predicted.ndim == 2:  # (position, channel)
         return predicted.float().T.unflatten(-1, (latent_size[0] // 2, latent_size[1] // 2))
-    return predicted.float().flatten(0, -3)  # of a video, its one frame
+    return predicted.float().flatten(0, -3)  # a video's single frame
 
 
 def _like(moved: Float[Tensor, "channel height width"], predicted: Tensor) -> Tensor:
-    """A map in the form that its prediction came in."""
+    """A map in the shape and dtype of its prediction."""
     return moved.flatten(1).T if predicted.ndim == 2 else moved.reshape(predicted.shape)

@@ -1,4 +1,4 @@
-"""The regions of an image that guidance tells apart, and its foreground, as attention or the user draws them."""
+"""The regions of an image for guidance, and its foreground, from attention or from the user."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from goca.text.tokens import Tokens
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The numbers of the tokens that a tokenizer puts in front of a text, behind it, and in empty places."""
+    """The ids of the tokens that a tokenizer puts before a text, after it, and as padding."""
 
     starts: frozenset[int] = frozenset()
     ends: frozenset[int] = frozenset()
@@ -26,7 +26,7 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, tokenizer: Any) -> "SpecialTokens":
-        """Those of a tokenizer of transformers."""
+        """The special tokens of a transformers tokenizer."""
 
         def numbers(*names: str) -> frozenset[int]:
             values = (getattr(tokenizer, name, None) for name in names)
@@ -37,7 +37,7 @@ class SpecialTokens:
         )
 
     def is_filling(self, text: Tokens, index: int) -> bool:
-        """Whether a token in front of a prompt is padding, or of a template, whose characters are blanked."""
+        """Whether a token before a prompt is padding, or part of a template, whose characters are blanked."""
         start, end = text.offsets[index]
         return text.ids[index] in self.pads or (start < end and not text.text[start:end].strip())
 
@@ -59,14 +59,14 @@ def start_column(texts: Sequence[Tokens], specials: Specials) -> int | None:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of an image's global map that guidance reads.
+    """The columns of an image's global map that guidance uses.
 
     Attributes:
-        competing: The tokens that compete for each pixel: of each text all to the last of the prompt, and so CLIP's
-            start token and T5's lone gaps as well, but not a template or padding in front.
-        prompt: Those of the prompt: stop words and punctuation count, special tokens and templates do not.
-        start: The start token; None where the denoiser is given none.
-        end: The end token behind the prompt; without one, what follows the prompt.
+        competing: Tokens that compete for each pixel: in each text all up to the last of the prompt, which includes
+            CLIP's start token and T5's lone gaps, but not a template or padding before it.
+        prompt: Tokens of the prompt, including stop words and punctuation, without special tokens and templates.
+        start: The start token; None if the denoiser gets none.
+        end: The end token after the prompt; without one, what follows the prompt.
     """
 
     competing: Indices
@@ -76,7 +76,7 @@ class Columns:
 
     @classmethod
     def of(cls, texts: Sequence[Tokens], specials: Specials) -> "Columns":
-        """Find them in what each tokenizer made of a prompt."""
+        """Find the columns in each tokenizer's tokens of a prompt."""
         competing, prompt, ends = set[int](), set[int](), list[int]()
         for text in texts:
             positions = [index for index, flag in enumerate(text.special) if not flag]
@@ -88,7 +88,7 @@ class Columns:
             prompt.update(text.start + index for index in positions)
             behind = (index for index, token in enumerate(text.ids) if index > last and token in special.ends)
             ends.append(text.start + next(behind, min(last + 1, count - 1)))
-        competing = {index for index in competing if index >= 0}  # a pipeline may cut what is in front
+        competing = {index for index in competing if index >= 0}  # a pipeline may cut tokens off at the front
         return cls(
             tuple(sorted(competing)), tuple(sorted(prompt)), start_column(texts, specials), ends[0] if ends else 0
         )
@@ -99,7 +99,7 @@ class Regions:
     """The regions of an image, and its foreground, on the grid of the prediction.
 
     Attributes:
-        masks: The pixels of each region; where several tokens are equally strong, of each of theirs.
+        masks: The pixels of each region; a pixel with several equally strong tokens is in all their regions.
         foreground: The pixels of the foreground.
         labels: The region at each pixel: a token index, or the user's label.
     """
@@ -112,14 +112,14 @@ class Regions:
     def read(
         cls, columns: Columns, cond: AttentionAggregator, start_map: Float[Tensor, "high wide"] | None, grid: Grid
     ) -> "Regions":
-        """Read them off the attention of a step.
+        """Read the regions from the attention of a step.
 
         Args:
-            columns: Those of the prompt.
-            cond: What was summed of the branch with the prompt.
-            start_map: The start token's column in the branch without it; None without one. It says nothing where that
-                branch attends to zeros, as SDXL's does by default, and the prompt's own is taken.
-            grid: Of the prediction.
+            columns: Columns of the prompt.
+            cond: Attention of the branch with the prompt.
+            start_map: The start token's column in the branch without the prompt; None without one. It is constant if
+                that branch attends to zeros, as SDXL's does by default, and the prompt's own is then used.
+            grid: Grid of the prediction.
         """
         global_map, order = cond.global_map(), cond.plan.order
         affinity = cond.affinity.under(cond.plan.affinity, cond.grid)
@@ -134,7 +134,7 @@ class Regions:
 
     @classmethod
     def drawn(cls, labels: Int[Tensor, "high wide"], grid: Grid, like: Tensor) -> "Regions":
-        """Those of a user's layout, in which 0 is the background."""
+        """The regions of a user's label map, in which 0 is the background."""
         labels = maths.to_grid(labels, grid).to(like.device)
         return cls.of(maths.regions_of(labels), labels != 0, labels.unique().tolist())
 
@@ -142,19 +142,19 @@ class Regions:
     def of(
         cls, masks: Bool[Tensor, "_ height width"], foreground: Bool[Tensor, "height width"], numbers: Sequence[int]
     ) -> "Regions":
-        """Regions of such numbers; empty ones, as most tokens of a long prompt have, are left out."""
+        """Numbered regions; empty ones, which most tokens of a long prompt have, are left out."""
         present = masks.any(-1).any(-1).cpu()
         labels = np.array(numbers, dtype=np.uint16)[present.numpy()][masks[present].int().argmax(0).cpu().numpy()]
         return cls(masks[present], foreground, labels)
 
 
 def column(global_map: Float[Tensor, "token high wide"], index: int) -> Float[Tensor, "high wide"]:
-    """A token's map; a pipeline may mask the end of a text, and nothing attends there."""
+    """A token's map; zeros if the pipeline masks it at the end of a text."""
     return global_map[index] if index < len(global_map) else torch.zeros_like(global_map[0])
 
 
 def column_names(texts: Sequence[Tokens], columns: Columns) -> dict[int, str]:
-    """What stands at each competing column."""
+    """{competing column: its word}."""
     names = dict.fromkeys(columns.competing, "<special>")
     if columns.start in names:
         names[columns.start] = "<start>"

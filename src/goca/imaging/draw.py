@@ -1,6 +1,6 @@
 """Images of a result: label maps as coloured overlays with a legend, score maps as heat maps.
 
-Knows arrays and class names, nothing of models. Images returned are new and RGB; the input stays as it was.
+Works on arrays and class names only. Returned images are new and RGB; inputs are not changed.
 """
 
 import io
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 from goca.imaging.legend import LegendItem, legible, missing_items, percent, with_legend
 from goca.imaging.palette import magma, palette
 
-SHORTEST_LONG_SIDE = 384  # pixels: smaller images are enlarged, or no legend fits
-STRIP = 256  # rows that are drawn at once, which bounds the memory
+SHORTEST_LONG_SIDE = 384  # pixels; smaller images are enlarged so that a legend fits
+STRIP = 256  # rows that are drawn at once, to bound memory
 
 
 def png(image: Image.Image) -> bytes:
-    """An image as a PNG file holds it."""
+    """The bytes of an image as a PNG file."""
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()
@@ -34,12 +34,12 @@ def overlay(
     """The image with its regions coloured and outlined, and a legend below, or beside it if upright.
 
     Args:
-        image: of the labels' size.
+        image: Image of the labels' size.
         labels: 0 for background, which stays as photographed, i for `classes[i - 1]`.
-        classes: names; up to 20 that no pixel has are listed as not found. Pillow's font has no accents, which are
-            dropped, and no other scripts: such a name appears as "class i".
-        legend: False gives an image of the labels' size. With a legend, an image with a long side under 384 px is shown
-            at the least whole multiple that is not.
+        classes: Names; up to 20 without pixels are listed as missing. Pillow's font has no accents, which are dropped,
+            and no other scripts: such a name appears as "class i".
+        legend: False gives an image of the labels' size. With a legend, an image whose long side is under 384 px is
+            enlarged by the smallest whole factor that reaches it.
     """
     if not legend:
         return painted(image, labels, len(classes))
@@ -59,7 +59,7 @@ def overlay(
 def enlarged(
     image: Image.Image, labels: UInt16[np.ndarray, "height width"]
 ) -> tuple[Image.Image, UInt16[np.ndarray, "high wide"]]:
-    """An image and its labels at the least whole multiple whose long side is 384 px or more."""
+    """An image and its labels, enlarged by the smallest whole factor that gives a long side of 384 px or more."""
     factor = math.ceil(SHORTEST_LONG_SIDE / max(image.size))
     if factor == 1:
         return image, labels
@@ -78,11 +78,11 @@ def painted(
     """The regions coloured and outlined, in the image's size.
 
     Args:
-        image: of the labels' size.
+        image: Image of the labels' size.
         labels: 0 for background, which stays as photographed.
-        classes: how many there are.
+        classes: Number of classes.
         colours: RGB of the background, which is not used, and of each class; by default `palette`.
-        opacity: of the same within outlines, 0 to 1; a class of 0 is not outlined either. By default a half.
+        opacity: Opacity of the same inside outlines, 0 to 1; classes with 0 have no outline. By default a half.
     """
     if labels.shape != (image.height, image.width):
         raise ValueError(f"labels of shape {labels.shape} do not match an image of {image.width} x {image.height} px")
@@ -90,11 +90,11 @@ def painted(
     colours = palette(classes) if colours is None else colours
     weights = np.full(classes + 1, 0.5) if opacity is None else np.array(opacity)
     weights[0] = 0
-    # As for the type of a legend, the short side of a strip counts.
+    # As with a legend's type, the short side of a long image decides.
     thickness = max(1, round(min(max(canvas.size), 4 * min(canvas.size)) / 300))
     for start in range(0, canvas.height, STRIP):
         stop = min(start + STRIP, canvas.height)
-        # As far as a contour sees, so that strips do not show.
+        # Overlap by a contour's reach, so that strip borders do not show.
         margin = min(thickness, start)
         contours = _contours(labels[start - margin : stop + thickness], thickness)[margin : margin + stop - start]
         shown = labels[start:stop]
@@ -108,8 +108,8 @@ def painted(
 
 
 def pixel_counts(labels: UInt16[np.ndarray, "height width"], classes: int) -> Int[np.ndarray, " label"]:
-    """How many pixels have each label: the background, then the classes."""
-    # Some rows at a time, because NumPy counts copies of eight bytes a pixel.
+    """Number of pixels of each label: the background, then the classes."""
+    # Some rows at a time, because NumPy makes copies with eight bytes per pixel.
     strips = (labels[start : start + STRIP].ravel() for start in range(0, len(labels), STRIP))
     return sum((np.bincount(strip, minlength=classes + 1) for strip in strips), np.zeros(classes + 1, np.int64))
 
@@ -126,7 +126,7 @@ def heatmap(image: Image.Image, scores: Float[np.ndarray, "height width"]) -> Im
 
 
 def ringed(image: Image.Image, x: int | float, y: int | float) -> Image.Image:
-    """The image with a white ring around a pixel, edged in black to be seen on white."""
+    """The image with a white ring around a pixel, edged in black to be visible on white."""
     canvas, radius = image.copy(), max(2, round(max(image.size) / 60))
     width = max(1, radius // 3)
     for reach, thickness, colour in ((radius + width, 3 * width, (0, 0, 0)), (radius, width, (255, 255, 255))):

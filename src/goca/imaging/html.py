@@ -1,7 +1,7 @@
-"""HTML for notebooks: images over a table, in one piece that needs nothing from outside.
+"""HTML for notebooks: images over a table, self-contained.
 
-All text is escaped. Colours are those of the page, light or dark, but for the images and the squares of class colours.
-However large a result is, its form is small: images are shown small, long tables and long texts end early.
+All text is escaped. Colours are the page's, light or dark, except in images and squares of class colours. The output
+is small however large a result is: images are scaled down, long tables and long texts are cut.
 """
 
 import io
@@ -15,16 +15,16 @@ from PIL import Image, ImageOps
 from goca.imaging.sheet import SIDE, Cell
 
 LEAST, MOST = 384, 640
-"""The longest side in pixels of an image over a table: smaller and larger ones are resized."""
+"""Longest side in pixels of an image over a table; smaller and larger images are resized."""
 SHEET = (1024, 2400)
-"""The largest (width, height) of a contact sheet, whose captions have to stay legible."""
+"""The largest (width, height) of a contact sheet, whose captions must stay legible."""
 TILE = 180
-"""The longest side at which an image of a gallery is shown, less than it has: screens may be fine."""
+"""Longest side at which a gallery shows an image; the image has more pixels, for high-resolution screens."""
 COLUMNS, MAX_CELLS, MAX_ROWS, MAX_LETTERS = 4, 12, 30, 160
 QUALITY = 85
 LEFT = ' style="text-align: left"'
 FIGURES = tuple("+-0123456789")
-"""How a number begins."""
+"""The beginning of a number."""
 
 Colour = Sequence[int]
 
@@ -40,12 +40,12 @@ def figure(
     """A title, over an image if there is one, over a table if there is one.
 
     Args:
-        title: one line of text.
-        image: bytes are the content of a WebP file.
-        header: the columns' names.
-        rows: as many cells each as `header` has.
-        colours: RGB of the square before each row; none where this is empty.
-        most: the largest (width, height) in pixels at which the image is shown.
+        title: One line of text.
+        image: An image, or the content of a WebP file.
+        header: Names of the columns.
+        rows: Each with as many cells as `header`.
+        colours: RGB of the square before each row; empty for no squares.
+        most: Largest (width, height) in pixels at which the image is shown.
     """
     if isinstance(image, Image.Image) and max(image.size) < LEAST:
         image = ImageOps.contain(image, (LEAST, LEAST))
@@ -63,7 +63,7 @@ def gallery(
 ) -> str:
     """A title, over small images with their captions, over a legend or a table if there is one; see `figure`.
 
-    At most 12 are shown, and told how many more there are: of `total`, if `cells` are not all.
+    At most 12 are shown, with the number of further ones: of `total`, if `cells` are not all.
     """
     total = max(total, len(cells))
     tiles = []
@@ -87,10 +87,10 @@ def listed(value: object) -> str:
 
 
 class Row:
-    """A result that is one line of a table. A notebook shows it under its columns' names, several as `Rows`."""
+    """A result that is a row of a table. Notebooks show it under its columns' names; see `Rows` for several."""
 
     def columns(self) -> Mapping[str, str]:
-        """{name of a column: what this row has in it}."""
+        """{name of a column: this row's cell}."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
@@ -102,7 +102,7 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class Rows(tuple[AnyRow, ...]):
-    """Results of one kind, which a notebook shows as one table."""
+    """Results of one kind, which notebooks show as one table."""
 
     __slots__ = ()
 
@@ -120,7 +120,7 @@ def _whole(*parts: str) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[Colour]) -> str:
     if not rows:
         return ""
-    # Notebooks set tables to the right; only columns of numbers belong there.
+    # Notebooks align tables to the right; only columns of numbers should be.
     styles = ["" if all(cell[:1] in FIGURES for cell in column) else LEFT for column in zip(*rows, strict=True)]
 
     def line(kind: str, cells: Sequence[str], square: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Images in: read, turned upright, and fitted to the size that a model wants."""
+"""Input images: read, turned upright, and fitted to a model's size."""
 
 import io
 import math
@@ -25,7 +25,7 @@ MOST_STRETCHED = 4
 
 @runtime_checkable
 class BinaryFile(Protocol):
-    """A file opened in binary, or whatever is read as one is."""
+    """A file opened in binary mode, or an object that reads like one."""
 
     def read(self, size: int = -1, /) -> bytes:
         """The next bytes; all, if size is -1."""
@@ -35,27 +35,27 @@ class BinaryFile(Protocol):
 ImageLike = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | np.ndarray | torch.Tensor
 )
-"""One image, as users have it:
+"""An input image:
 
-- A path. Of an animation it is the first frame, of a TIFF with several pages the first page.
-- The content of an image file: bytes, or a file opened in binary, which is read from where it stands and stays open.
+- A path. For an animation the first frame is taken, for a TIFF with several pages the first page.
+- The content of an image file: bytes, or a file opened in binary mode, which is read from its position and stays open.
 - A PIL image of any mode.
 - An array with its channels last, (height, width) or (height, width, channel); or a tensor, on any device, with its
-  channels first, (height, width) or (channel, height, width). Of the channels there are 1 (grey), 3 (RGB) or 4 (RGBA).
-  A leading axis of 1, a batch of one image, is dropped. The first axis of an array is never taken for channels, nor the
+  channels first, (height, width) or (channel, height, width). There are 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+  A leading axis of 1, a batch of one image, is dropped. The first axis of an array is never taken as channels, nor the
   last one of a tensor.
 
 White is 255 of uint8, 65535 of uint16, 1.0 of floats, and True; other integers, and floats outside [0, 1], are refused,
-because nothing says which of their values is white. Pixels never decide how they are scaled.
+because their white is unknown. Scaling never depends on the pixels' values.
 """
 
 
 def load(image: ImageLike) -> Image.Image:
-    """A new RGB image, EXIF rotation applied, transparency laid on white.
+    """Load a new RGB image, with EXIF rotation applied and transparency laid on white.
 
     Raises:
-        GocaError: there is no such file, it is not an image, it is broken or has over 178 megapixels; an array is none
-            of those above; or a side is under 16 px.
+        GocaError: There is no such file, it is not an image, is broken or has over 178 megapixels; an array has none of
+            the forms above; or a side is under 16 px.
     """
     if isinstance(image, np.ndarray | torch.Tensor):
         name = "the array"
@@ -71,26 +71,28 @@ def load(image: ImageLike) -> Image.Image:
         with opened(path or _content(image), name) as file:
             upright = rgb(file, name)
     if min(upright.size) < SMALLEST:
-        raise GocaError(f"{name} is {upright.width} x {upright.height} px: a side under {SMALLEST} px shows too little")
+        raise GocaError(
+            f"{name} is {upright.width} x {upright.height} px: use one with at least {SMALLEST} px per side"
+        )
     return upright
 
 
 def _safe(image: Image.Image) -> Image.Image:
-    """GocaError for an image of which the decoding would start a program, and is still to come."""
+    """The image. Raises GocaError if decoding it, which is still to come, would start another program."""
     if image.format in ("EPS", "IPTC") and isinstance(image, ImageFile.ImageFile) and image.tile:
-        raise GocaError(f"the image is {image.format}, which another program would have to read: convert it to PNG")
+        raise GocaError(f"the image is {image.format}, which needs another program to decode: convert it to PNG")
     return image
 
 
 def _content(image: Any) -> io.BytesIO:
-    """The content of an image file, which is given as bytes or to be read."""
+    """The content of an image file, given as bytes or as an open file."""
     if hasattr(image, "read"):
         try:
             image = image.read()
         except (OSError, ValueError) as error:  # ValueError: it is closed
-            raise GocaError(f"the image cannot be read ({error}): is the file open?") from None
+            raise GocaError(f"the image cannot be read ({error}): pass an open file") from None
         if isinstance(image, str):
-            raise GocaError('the image is a file opened as text: open it in binary, with "rb"')
+            raise GocaError('the image is a file opened as text: open it in binary mode, "rb"')
     if not isinstance(image, bytes | bytearray | memoryview):
         kinds = "a path, bytes, a binary file, a PIL image, an array or a tensor"
         raise GocaError(f"{type(image).__name__} is not an image: pass {kinds}")
@@ -98,10 +100,10 @@ def _content(image: Any) -> io.BytesIO:
 
 
 def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, longest: int | None = None) -> Grid:
-    """(height, width) in pixels at which the model sees the image: about size x size pixels in all, aspect kept.
+    """(height, width) in pixels of the model's input: about size x size pixels in total, with the image's aspect.
 
-    most: no more pixels than these, unless it is square; longest: no more on a side. Raises GocaError for an image so
-    long that, with a side of one multiple, it would be over four times that many, or over `most`.
+    most: Most pixels, unless it is square; longest: longest side. Raises GocaError for an image so long that, with a
+    short side of one multiple, it would exceed four times size x size, or `most`.
     """
 
     def scaled(factor: float, rounding: Callable[[float], int]) -> Grid:
@@ -118,7 +120,7 @@ def fit(image: Image.Image, size: int, multiple: int, most: int | None = None, l
     if longest is not None and max(height, width) > longest:
         height, width = scaled(longest / max(image.size), math.floor)
     if height * width > limit:
-        raise GocaError(f"an image of {image.width} x {image.height} px is too long to be seen: cut it into parts")
+        raise GocaError(f"an image of {image.width} x {image.height} px is too long: crop it into parts")
     return height, width
 
 
@@ -128,20 +130,20 @@ def squashed(image: Image.Image, side: int) -> Image.Image:
 
 
 def common_grid(latent: Grid, cells: int) -> Grid:
-    """The grid on which all layers meet: as many cells as `cells` x `cells`, in the latent's aspect."""
+    """The common grid of all layers: about `cells` x `cells` cells, in the latent's aspect."""
     scale = cells / math.sqrt(latent[0] * latent[1])
     return max(1, round(latent[0] * scale)), max(1, round(latent[1] * scale))
 
 
 def needs_windows(image: Image.Image) -> bool:
-    """Whether the image is longer than 4:1, too long to be seen at once."""
+    """Whether the image is longer than 4:1, too long for a single pass."""
     return max(image.size) > LONGEST_ASPECT * min(image.size)
 
 
 def windows(image: Image.Image, size: int, cells: int) -> Windows | None:
-    """Square windows of size x size px, cells x cells each, over the image at its own scale, enlarged if smaller.
+    """Square windows of size x size px, cells x cells each, over the image at full resolution, enlarged if smaller.
 
-    None where it would take more than 64 of them.
+    None if it would take more than 64 of them.
     """
     pixels = size / cells
     scale = max(1.0, size / min(image.size))
@@ -151,7 +153,7 @@ def windows(image: Image.Image, size: int, cells: int) -> Windows | None:
 
 
 def tiles(image: Image.Image, windows: Windows, pixels: float) -> tuple[Image.Image, ...]:
-    """The image under each window, at `pixels` a cell."""
+    """The image under each window, at `pixels` per cell."""
     height, width = (round(cells * pixels) for cells in windows.canvas)
     scaled = image.resize((width, height), Image.Resampling.LANCZOS)
     corners = [(box.left, box.top, box.left + box.width, box.top + box.height) for box in windows.boxes]

@@ -9,17 +9,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from goca.text.clean import printable
 
-MAX_MISSING = 20  # names; a list of 150 categories would bury the image
-WORD_SPACE = "  "  # a single space of Pillow's font hardly shows in small type
+MAX_MISSING = 20  # names; a list of 150 categories would dwarf the image
+WORD_SPACE = "  "  # a single space of Pillow's font is hardly visible in small type
 SMALLEST_TYPE = 14  # pixels
-SMOOTH_TYPE = 40  # pixels; larger type is smooth as it is
-MAX_LETTERS = 120  # of a name
+SMOOTH_TYPE = 40  # pixels; larger type needs no smoothing
+MAX_LETTERS = 120  # most letters of a name
 PAPER, INK, FAINT = "#ffffff", "#1f2328", "#6e7781"
 
 
 @dataclass(frozen=True)
 class LegendItem:
-    """One word of the legend: a class that occurs, with its colour, or one that does not."""
+    """An item of the legend: a class that occurs, with its colour, or one that does not."""
 
     text: str
     note: str = ""
@@ -27,7 +27,7 @@ class LegendItem:
 
 
 class Legend:
-    """Items set in lines of a given width, as text is. Lengths in pixels, in proportion to the type size."""
+    """Items set in lines of a given width, like text. Lengths are in pixels, proportional to the type size."""
 
     def __init__(self, width: int, size: int, min_height: int = 0) -> None:
         self.size, self.margin, self.line, self.min_height = size, size, round(1.7 * size), min_height
@@ -55,7 +55,7 @@ class Legend:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """(width, height) of all lines that are begun and ended."""
+        """(width, height) of all finished lines."""
         return self.room + 2 * self.margin, max(self.min_height, self.y + 2 * self.margin)
 
     @property
@@ -83,10 +83,10 @@ class Legend:
 def with_legend(image: Image.Image, present: Sequence[LegendItem], missing: Sequence[LegendItem]) -> Image.Image:
     """The image with a legend of the classes that occur, then of those that do not.
 
-    Its type is in proportion to the image, but smaller, down to 14 px, where the legend would take more than half as
-    much room as the image.
+    Its type is proportional to the image, but smaller, down to 14 px, if the legend would take more than half as much
+    room as the image.
     """
-    # Of a strip the short side counts: type in proportion to the long one would dwarf it.
+    # The short side decides: type proportional to the long side would dwarf a long image.
     size = max(SMALLEST_TYPE, round(min(max(image.size), 4 * min(image.size)) / 42))
     legend = _laid_out(image.size, size, present, missing)
     while size > SMALLEST_TYPE and 2 * legend.area > image.width * image.height:
@@ -107,7 +107,7 @@ def with_legend(image: Image.Image, present: Sequence[LegendItem], missing: Sequ
 def _laid_out(
     sides: tuple[int, int], size: int, present: Sequence[LegendItem], missing: Sequence[LegendItem]
 ) -> Legend:
-    """For an image of these sides, (width, height); beside it, if it is upright."""
+    """The legend for an image of (width, height); beside it, if it is upright."""
     width, height = sides
     legend = Legend(width, size)
     if height > width:
@@ -123,7 +123,7 @@ def _laid_out(
 
 
 def percent(share: float) -> str:
-    """A share of pixels as a legend says it."""
+    """A share of pixels in a legend's form."""
     return f"{share:.0%}" if share >= 0.01 else "<1%"
 
 
@@ -142,7 +142,7 @@ def missing_items(names: Sequence[str]) -> list[LegendItem]:
 
 
 def legible(name: str, instead: str = "?") -> str:
-    """The name as the built-in font can write it, which has no accents; `instead`, if it has letters beyond ASCII.
+    """The name in the built-in font's letters, without accents; `instead`, if other letters remain.
 
     Control characters become escapes, and a name of over 120 letters is cut.
     """

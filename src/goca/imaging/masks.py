@@ -1,4 +1,4 @@
-"""Masks as arrays: connected regions, holes, and what people do with a mask before they hand it on.
+"""Masks as arrays: connected regions, holes, and common operations.
 
 A mask is a boolean array; `a | b` is a union, `a & b` an intersection, `~a` the inverse.
 """
@@ -16,7 +16,7 @@ Mask = Bool[np.ndarray, "height width"]
 
 
 class Box(NamedTuple):
-    """In pixels; the right and the bottom one are the first beyond it, as `PIL.Image.crop` takes them."""
+    """A box in pixels; right and bottom are exclusive, as `PIL.Image.crop` takes them."""
 
     left: int
     top: int
@@ -35,11 +35,11 @@ def components(
     """Number the connected regions of equal label: 1, 2, ... in the order of their first pixels; 0 stays 0.
 
     Args:
-        labels: a label map, or a mask.
-        diagonal: whether pixels that touch only at a corner are connected too.
+        labels: A label map, or a mask.
+        diagonal: Whether pixels that touch only at a corner are connected too.
     """
     height, width = labels.shape
-    padded = np.zeros((height, width + 1), labels.dtype)  # a column of 0, so that no run goes on in the next row
+    padded = np.zeros((height, width + 1), labels.dtype)  # a column of 0, so that no run continues in the next row
     padded[:, :width] = labels
     flat = padded.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
@@ -47,7 +47,7 @@ def components(
     filled = flat[starts] != 0
     starts, ends = starts[filled], ends[filled]
     label = flat[starts]
-    # Each run meets the runs of the next row whose columns overlap with its own: one stretch, as runs are sorted.
+    # The runs of the next row that overlap a run are consecutive, as runs are sorted.
     below, reach = width + 1, int(diagonal)
     first = np.searchsorted(ends, starts + below - reach, side="right")
     counts = np.searchsorted(starts, ends + below + reach, side="left") - first
@@ -98,13 +98,13 @@ def box_of(mask: Mask) -> Box:
 
 
 def filled(mask: Mask) -> Mask:
-    """The mask with its holes: what it surrounds."""
+    """The mask with its holes filled."""
     outside = components(~np.pad(mask, 1), diagonal=True)
     return (outside != 1)[1:-1, 1:-1]
 
 
 def depth(mask: Mask) -> Int32[np.ndarray, "height width"]:
-    """How many steps each pixel is from outside the mask or the image, up, down, left and right; 0 outside."""
+    """The city-block distance of each pixel from outside the mask or the image; 0 outside."""
     inside = np.pad(mask, 1)
     steps = np.where(inside, sum(inside.shape), 0).astype(np.int32)
     for axis in (0, 1):
@@ -134,7 +134,7 @@ def grow(mask: np.ndarray, pixels: int) -> Mask:
 
 
 def shrink(mask: np.ndarray, pixels: int) -> Mask:
-    """The mask without what is within `pixels` of its outside; the image's edge does not count as outside."""
+    """The mask without pixels within `pixels` of its outside; the image's edge does not count as outside."""
     _check(mask, pixels)
     return ~grow(~mask, pixels)
 
@@ -155,4 +155,4 @@ def _check(mask: Any, pixels: int | float) -> None:
     if not (isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype == bool):
         raise GocaError("a mask is an array of True and False, (height, width): result[name] is one")
     if not pixels >= 0:
-        raise GocaError(f"{pixels} is not a distance: give 0 pixels or more")
+        raise GocaError(f"{pixels} is not a distance in pixels: give 0 or more")

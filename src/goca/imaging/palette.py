@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, UInt8
 
-MAX_COLOURS = 255  # what an indexed PNG can hold next to the background
+MAX_COLOURS = 255  # colours of an indexed PNG besides the background
 
 # The first ten were chosen by eye. Each later one is the vivid colour farthest from all before it in OKLab (Glasbey et
 # al. 2007), computed once.

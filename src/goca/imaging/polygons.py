@@ -11,14 +11,14 @@ Point = tuple[int, int]
 
 
 def polygons(mask: Bool[np.ndarray, "height width"]) -> list[list[Point]]:
-    """The outline of each 4-connected region of the mask, clockwise, its holes sewn in by seams of no width.
+    """The outline of each 4-connected region of the mask, clockwise, with its holes joined by seams of zero width.
 
     Points are x, y in pixels from the upper left corner; a polygon's area is its region's number of pixels.
     """
     corners: list[Point] = []
-    following: list[int] = []  # of each corner, the next one of its ring
-    outlines: list[int] = []  # a corner of each
-    holes: list[tuple[int, int]] = []  # the leftmost corner of each (of several the upper), the one before it
+    following: list[int] = []  # for each corner, the next one in its ring
+    outlines: list[int] = []  # a corner of each outline
+    holes: list[tuple[int, int]] = []  # (leftmost corner of each, the upper one of several; the corner before it)
     for ring in _rings(mask):
         first, past = len(corners), len(corners) + len(ring)
         corners += ring
@@ -33,7 +33,7 @@ def polygons(mask: Bool[np.ndarray, "height width"]) -> list[list[Point]]:
     # Lower holes go first, as the edge meets their seams first.
     edges = ((*corners[start], *corners[end], start) for start, end in enumerate(following))
     upward = sorted((x, end_y, start) for x, y, end_x, end_y, start in edges if x == end_x and end_y < y)
-    latest: dict[int, int] = {}  # of an edge, by its start: where its latest seam ends
+    latest: dict[int, int] = {}  # {start of an edge: end of its latest seam}
     for hole, before_hole in sorted(holes, key=lambda hole: -corners[hole[0]][1]):
         x, y = corners[hole]
         seam = (int(np.flatnonzero(np.r_[True, ~mask[y, :x]])[-1]), y)

@@ -1,4 +1,4 @@
-"""Contact sheets: many small images on one page, each over its caption, and charts of bars between them."""
+"""Contact sheets: small images on one page, each over its caption, with bar charts between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Cell:
-    """An image and what is written under it, behind a square of a colour if it has one.
+    """An image and its caption, after a coloured square if it has a colour.
 
-    The image is made as large as fits a square of `side` pixels at once, by default `SIDE`, so that a cell holds no
-    more.
+    The image is immediately resized to fit a square of `side` pixels, by default `SIDE`, to save memory.
     """
 
     image: Image.Image
@@ -35,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bar:
-    """A line of a chart: a name, a bar of a length from 0 to 1, its figure, and squares, darker from 0 to 1."""
+    """A line of a chart: a name, a bar of length 0 to 1, its figure, and squares with darkness 0 to 1."""
 
     name: str
     length: float
@@ -86,7 +85,7 @@ def chart(title: str, bars: Sequence[Bar], width: int) -> Image.Image:
 
 
 def heading(lines: Sequence[str], width: int) -> Image.Image:
-    """Texts that are broken into lines of about `width` pixels, the first in ink, the others fainter."""
+    """Texts wrapped to about `width` pixels, the first in ink, the others fainter."""
     rows = [(row, number) for number, text in enumerate(lines) for row in wrap(legible(text), width // 7)]
     line = round(1.7 * TYPE)
     paper, draw, font = _double(width, line * len(rows))
@@ -115,7 +114,7 @@ def fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _double(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw, Font]:
-    """Paper of twice the size, which is halved when it is full, for smooth small type."""
+    """A canvas of twice the size, which is halved at the end, for smooth small type."""
     paper = Image.new("RGB", (2 * width, 2 * height), PAPER)
     return paper, ImageDraw.Draw(paper), ImageFont.load_default(2 * TYPE)
 
@@ -131,7 +130,7 @@ def _caption(cell: Cell, width: int, line: int) -> Image.Image:
 
 
 def _cut(text: str, font: Font, width: int) -> str:
-    """The text, or the beginning of it that has room."""
+    """The text, or as much of its beginning as fits."""
     while font.getlength(text) > width and len(text) > 2:
         text = text[:-2] + "…"
     return text

@@ -30,14 +30,14 @@ from goca.text.tokens import Token
 
 __all__ = ["Inspection", "Layer", "PixelAttention"]
 
-EVERY_CLASS = "every class is asked for: this recipe would leave out what it sees no evidence of"
-"""What is noted where the recipe measures evidence."""
-ONE_PASS = "inspected is the first of {passes} passes"
-"""What is noted where the recipe, or its user, averages several."""
+EVERY_CLASS = "every class is in the prompt: this recipe would otherwise leave out classes without evidence"
+"""The note if the recipe measures evidence."""
+ONE_PASS = "only the first of {passes} passes is inspected"
+"""The note if the recipe, or the user, averages several passes."""
 BY_PROTOTYPES = (
-    "this recipe labels by prototypes; inspected is attention, at timestep {timestep}, which labels other pixels"
+    "this recipe labels by prototypes; its attention is inspected, at timestep {timestep}, and gives other labels"
 )
-"""What is noted where the recipe's own labels do not come from attention."""
+"""The note if the recipe's own labels do not come from attention."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Layer:
     Attributes:
         name: The path of its block inside the denoiser.
         grid: (height, width) of its map.
-        weight: What it counts for; the weights of all layers sum to 1.
+        weight: Its weight; the weights of all layers sum to 1.
         heads: The weight of each head, averaged over pixels; they sum to 1.
     """
 
@@ -58,14 +58,14 @@ class Layer:
 
 
 def inspectable(plan: Plan) -> Plan:
-    """The plan of an inspection: one pass over the whole image, in which every class is asked for.
+    """The plan of an inspection: one pass over the whole image, with every class in the prompt.
 
     Raises:
         GocaError: The recipe has no map for each token.
     """
     if plan.maps is not None or plan.keys != "caption":
         raise GocaError(
-            f'recipe "{plan.recipe}" makes no maps of the prompt\'s own tokens: choose another one to inspect with',
+            f'recipe "{plan.recipe}" makes no maps of the prompt\'s own tokens: choose another one for an inspection',
             hint="recipe",
         )
     return replace(
@@ -74,13 +74,13 @@ def inspectable(plan: Plan) -> Plan:
 
 
 class Inspection:
-    """What a model attends to in an image; made by `Segmenter.inspect`, which says what is kept.
+    """What a model attends to in an image; made by `Segmenter.inspect`, which documents what is kept.
 
     Attributes:
-        segmentation: The result, of the same pass.
-        layers: Those that take part, in the order in which they run.
-        tokens: All that are attended to, special ones included.
-        shares: {index of a token: its part of all attention, averaged over the image}; they sum to 1.
+        segmentation: The result of the same pass.
+        layers: The layers that take part, in the order in which they run.
+        tokens: All tokens that are attended to, including special ones.
+        shares: {index of a token: its share of all attention, averaged over the image}; they sum to 1.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Inspection:
         return f"Inspection({len(self.layers)} layers, {len(self.tokens)} tokens, {self.segmentation!r})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the sheet, and the layers with their weights."""
+        """HTML for notebooks: the sheet, and the layers with their weights."""
         rows = []
         for layer in self.layers:
             heads = " ".join(f"{weight:.0%}" for weight in layer.heads)
@@ -135,30 +135,30 @@ class Inspection:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all maps that are kept, the self-attention among them."""
+        """Bytes of all maps that are kept, including the self-attention."""
         maps = sum(kept.nbytes for kept in (*self._maps.values(), *self._columns.values()))
         return maps + self._affinity.nbytes + self._layer_maps.nbytes
 
     @property
     def sinks(self) -> dict[str, float]:
-        """{special token: its part of all attention, 0 to 1, averaged over the image}, those with the most first.
+        """{special token: its share of all attention, 0 to 1, averaged over the image}, the largest first.
 
-        Tokens of one name, such as padding, count together. Most models leave most attention to such a token.
+        Tokens with one name, such as padding, count together. In most models such a token gets most of the attention.
         """
         return sinks(self.tokens, self.shares)
 
     @property
     def attention(self) -> dict[str, float]:
-        """{class or background class: its tokens' part of all attention, 0 to 1, averaged over the image}."""
+        """{class or background class: its tokens' share of all attention, 0 to 1, averaged over the image}."""
         return {name: sum(self.shares[token] for token in indices) for name, indices in self._indices.items()}
 
     def map(self, name: str, stage: str = "refined") -> Float32[np.ndarray, "height width"]:
-        """The map of a class on the common grid, at a stage of its making.
+        """The map of a class on the common grid, at one of its stages.
 
         Args:
-            name: A class; of background classes, which are merged, there are the first two stages.
-            stage: "raw", the mean over its tokens of their part of all attention; "shared", its part of what all nouns
-                have; "rescaled", as the recipe rescales it; "refined", the scores of the result.
+            name: A class; background classes, which are then merged, only have the first two stages.
+            stage: "raw", the mean over its tokens of their share of all attention; "shared", its share of what nouns
+                get; "rescaled", as in the recipe; "refined", the scores of the result.
 
         Raises:
             GocaError: There is no such class or stage.
@@ -168,18 +168,18 @@ class Inspection:
         number = self.classes.index(self._known(name))
         maps = self._maps[stage]
         if number >= len(maps):
-            raise GocaError(f'background classes are merged when they are rescaled: "{name}" is raw or shared')
+            raise GocaError(f'background classes are merged when they are rescaled: choose raw or shared for "{name}"')
         return maps[number]
 
     def layer_map(
         self, name: str, layer: str, head: SupportsIndex | None = None
     ) -> Float32[np.ndarray, "height width"]:
-        """The map of a class in a layer, on the layer's grid: the mean over its tokens of their part of all attention.
+        """The map of a class in a layer, on the layer's grid: the mean over its tokens of their share of all attention.
 
         Args:
             name: A class, or a background class.
             layer: The name of one of `layers`.
-            head: One of its heads, from 0, if `keep="heads"` was asked for; by default all, by their weights.
+            head: One of its heads, from 0, with `keep="heads"`; by default all, by their weights.
 
         Raises:
             GocaError: There is no such class, layer or head.
@@ -187,7 +187,7 @@ class Inspection:
         return array(self._layer_maps.map(layer, self._indices[self._known(name)], head))
 
     def at(self, x: SupportsIndex, y: SupportsIndex) -> PixelAttention:
-        """What a pixel attends to: the classes ranked, and where its patch looks.
+        """What a pixel attends to: the classes ranked, and the places that its patch attends to.
 
         Raises:
             GocaError: The image has no such pixel.
@@ -198,23 +198,23 @@ class Inspection:
         return PixelAttention(index(x), index(y), shares, None if looks is None else array(looks), self.image)
 
     def affinity(self, x: SupportsIndex, y: SupportsIndex) -> Float32[np.ndarray, "height width"]:
-        """Where a pixel's patch looks, see `PixelAttention.affinity`.
+        """The places that a pixel's patch attends to, see `PixelAttention.affinity`.
 
         Raises:
-            GocaError: The image has no such pixel, or the recipe refines nothing.
+            GocaError: The image has no such pixel, or the recipe does not refine.
         """
         return self.at(x, y).looks
 
     def sheet(self, pixels: Iterable[tuple[int, int]] = ()) -> Image.Image:
-        """All on one page: a row for each class with its mask and its maps, raw (over its largest value), shared and
-        refined; the maps of the heaviest layer's heads, if they are kept; the weights of layers and heads; what words
-        and sinks have of all attention; and what pixels attend to. Of long lists the beginning.
+        """Everything on one page: a row for each class with its mask and its maps, raw (scaled to 1), shared and
+        refined; the maps of the heaviest layer's heads, if they are kept; weights of layers and heads; the attention
+        that words and sinks get; and what pixels attend to. Long lists are cut.
 
         Args:
-            pixels: The (x, y) of each.
+            pixels: (x, y) of each pixel.
 
         Raises:
-            GocaError: The image has no such pixel, or these are no pixels.
+            GocaError: The image has no such pixel, or the argument is not a list of pixels.
         """
         heads = self._layer_maps.grids if self._layer_maps.each_head else {}
         kept = [layer for layer in self.layers if layer.name in heads]
@@ -222,21 +222,21 @@ class Inspection:
         return sheet(self, self._at_each(pixels), heads_of)
 
     def to_json(self, pixels: Iterable[tuple[int, int]] = ()) -> dict[str, Any]:
-        """Everything but maps: that of the segmentation, tokens and their shares, sinks, layers, and what pixels attend
+        """Everything but maps as JSON: the segmentation, tokens and their shares, sinks, layers, and what pixels attend
         to; docs/inspecting.md has the shape.
 
         Args:
-            pixels: The (x, y) of each.
+            pixels: (x, y) of each pixel.
 
         Raises:
-            GocaError: The image has no such pixel, or these are no pixels.
+            GocaError: The image has no such pixel, or the argument is not a list of pixels.
         """
         facts, attention = self.segmentation.to_json(), self.attention
         nouns = [
             {"name": name, "attention": attention[name], "tokens": [*map(int, indices)]}
             for name, indices in self._indices.items()
         ]
-        # Evidence by attention alone is not what the recipe measured, and would be taken for it.
+        # Evidence by attention is not the recipe's own measure, and could be mistaken for it.
         classes = [{key: value for key, value in entry.items() if key != "evidence"} for entry in facts.pop("classes")]
         return {
             **{"height": facts.pop("height"), "width": facts.pop("width")},
@@ -255,7 +255,7 @@ class Inspection:
     def _at_each(self, pixels: Iterable[tuple[int, int]]) -> list[PixelAttention]:
         pairs = list(pixels)
         if not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
-            raise GocaError(f"pixels {pairs!r} are no list of (x, y): give [(x, y)] for one", hint="at")
+            raise GocaError(f"pixels {pairs!r} are not a list of (x, y): give [(x, y)] for one", hint="at")
         return [self.at(x, y) for x, y in pairs]
 
     @property

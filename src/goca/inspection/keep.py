@@ -1,4 +1,4 @@
-"""What is kept of attention beyond its sums, as a user names it."""
+"""The names of what is kept of attention beyond its sums."""
 
 from collections.abc import Iterable, Sequence
 
@@ -21,5 +21,7 @@ def blocks_kept(layers: Iterable[str] | None, known: Sequence[str]) -> frozenset
     blocks = (layers,) if isinstance(layers, str) else tuple(layers)
     for block in blocks:
         if block not in known:
-            raise GocaError(f"the model has no layer {block!r} that attends to the text: there are {', '.join(known)}")
+            raise GocaError(
+                f"the model has no layer {block!r} that attends to the text: choose from {', '.join(known)}"
+            )
     return frozenset(blocks)

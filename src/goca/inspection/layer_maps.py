@@ -1,4 +1,4 @@
-"""Maps of tokens layer by layer, and head by head: what an aggregation sums up, before it is summed up."""
+"""Maps of tokens layer by layer, and head by head: the terms of an aggregation, before they are summed."""
 
 from collections.abc import Collection, Sequence
 from operator import index
@@ -15,17 +15,17 @@ from goca.maths.attention import token_columns
 from goca.maths.heads import HeadRule, head_map, head_weights
 
 MAX_KEPT = 2**30
-"""Bytes of maps that are kept, in the memory of the CPU, beyond the sums that are always there."""
+"""Most bytes of maps that are kept in CPU memory, besides the sums that always exist."""
 
 
 class Budget:
-    """How many bytes of maps may still be kept."""
+    """The number of bytes of maps that may still be kept."""
 
     def __init__(self, left: int | None = None) -> None:
         self.left = MAX_KEPT if left is None else left
 
     def take(self, needed: int) -> bool:
-        """Whether so many bytes are left; they are then taken."""
+        """Take bytes from the budget; returns whether that many were left."""
         if needed > self.left:
             return False
         self.left -= needed
@@ -35,15 +35,15 @@ class Budget:
 class LayerMaps:
     """The maps of some tokens in every layer that attends to the text, summed over calls, on the layer's own grid.
 
-    Memory: 4 bytes for each token and cell of a layer, with heads as much again for each of them; layers for which the
-    budget does not suffice are left out.
+    Memory: 4 bytes for each token and cell of a layer, with heads as much again for each of them; layers that exceed
+    the budget are left out.
 
     Args:
         indices: The tokens.
         rule: How heads are weighed.
         blocks: The layers; None for all.
         each_head: Whether the heads' maps are kept too.
-        budget: Shared with all else that is kept.
+        budget: Shared with everything else that is kept.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LayerMaps:
         self._no_room: set[str] = set()
 
     def add(self, call: AttentionCall) -> None:
-        """Take what a layer gives the tokens; of self-attention, and of other layers than were chosen, nothing."""
+        """Add the tokens' maps in a layer; self-attention and layers that were not chosen are ignored."""
         block = call.block
         if call.text is None or block in self._no_room or not (self._blocks is None or block in self._blocks):
             return
@@ -73,7 +73,7 @@ class LayerMaps:
                 self._heads[block] = torch.zeros(heads, pixels, len(self.indices))
         assert call.projection is not None  # the hook has one wherever text is read
         keys = range(call.k.shape[1])[call.text]
-        # A pipeline may mask the end of a prompt: nothing attends there.
+        # A pipeline may mask the end of a prompt, which then gets no attention.
         there = [place for place, token in enumerate(self.indices) if token < len(keys)]
         columns = token_columns(call.q, call.k, call.scale, [keys[self.indices[place]] for place in there], call.mask)
         weights = head_weights(self._rule, call.output.transpose(0, 1), call.projection)
@@ -84,7 +84,7 @@ class LayerMaps:
 
     @property
     def nbytes(self) -> int:
-        """Of all maps."""
+        """Bytes of all maps."""
         return sum(maps.nbytes for kept in (self._layers, self._heads) for maps in kept.values())
 
     def layer(self, block: str) -> Float[Tensor, "token height width"]:
@@ -94,7 +94,9 @@ class LayerMaps:
             GocaError: They are not kept.
         """
         if block not in self._layers:
-            reason = "no room was left for it: name fewer layers" if block in self._no_room else "it is not kept"
+            reason = (
+                "it did not fit in the memory limit: name fewer layers" if block in self._no_room else "it is not kept"
+            )
             raise GocaError(f'there is no map of layer "{block}", {reason}; choose from {", ".join(self._layers)}')
         return self._on_grid(self._layers[block], block)
 

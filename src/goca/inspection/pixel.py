@@ -1,4 +1,4 @@
-"""What one pixel attends to: the words, ranked, and the places of the image that its patch looks at."""
+"""What one pixel attends to: the words, ranked, and the places of the image that its patch attends to."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from goca.text.tokens import Token
 
 
 class WordShare(NamedTuple):
-    """What a word has of a pixel's attention.
+    """A word's share of a pixel's attention.
 
     Attributes:
-        word: A word of the prompt, wherever it is said, or a class.
-        share: Of what all words together have, 0 to 1; the shares of a pixel sum to 1.
-        attention: Of all the pixel's attention to the text, special tokens and padding included, 0 to 1.
+        word: A word of the prompt, at all its occurrences, or a class.
+        share: Share of the attention that all words together get, 0 to 1; the shares of a pixel sum to 1.
+        attention: Share of all the pixel's attention to the text, including special tokens and padding, 0 to 1.
     """
 
     word: str
@@ -37,9 +37,9 @@ class PixelAttention:
     Attributes:
         x, y: The pixel, from the image's top left corner.
         words: The words, those with the largest share first.
-        affinity: Where the pixel's patch looks, (height, width) on the grid of the maps: its row of the self-attention
-            that refines them, averaged over heads and layers; None where the recipe refines nothing. Values are 0 or
-            more; they are not normalised.
+        affinity: The places that the pixel's patch attends to, (height, width) on the grid of the maps: its row of the
+            self-attention that refines them, averaged over heads and layers; None if the recipe does not refine. Values
+            are 0 or more and not normalised.
         image: The image.
     """
 
@@ -54,36 +54,36 @@ class PixelAttention:
         return f"PixelAttention(({self.x}, {self.y}): {listed})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: where the patch looks, and the words."""
+        """HTML for notebooks: the places that the patch attends to, and the words."""
         rows = [(word, f"{share:.1%}", f"{attention:.2%}") for word, share, attention in self.words]
         image = None if self.affinity is None else self.heatmap()
         return html.figure(repr(self), image, ("word", "share of the words", "of all attention"), rows)
 
     @property
     def looks(self) -> Float32[np.ndarray, "height width"]:
-        """`affinity`; GocaError where the recipe refines nothing."""
+        """`affinity`. Raises GocaError if the recipe does not refine."""
         if self.affinity is None:
-            raise GocaError("the recipe refines nothing, so no self-attention is kept: choose another recipe")
+            raise GocaError("the recipe does not refine, so no self-attention is kept: choose another recipe")
         return self.affinity
 
     def heatmap(self) -> Image.Image:
-        """The image under `affinity`, from nothing (dark) to the most (bright), with a ring around the pixel.
+        """The image under `affinity`, from 0 (dark) to the maximum (bright), with a ring around the pixel.
 
         Raises:
-            GocaError: The recipe refines nothing.
+            GocaError: The recipe does not refine.
         """
         heat = draw.heatmap(self.image, self.looks / max(float(self.looks.max()), 1e-12))
         return draw.ringed(heat, self.x, self.y)
 
     def marked(self) -> Image.Image:
-        """`heatmap()`; where the recipe refines nothing, the image itself with the ring."""
+        """`heatmap()`, or the image itself with the ring if the recipe does not refine."""
         if self.affinity is None:
             return draw.ringed(self.image.convert("RGB"), self.x, self.y)
         return self.heatmap()
 
 
 def ranked(columns: Mapping[int, float], words: Mapping[str, Collection[int]]) -> tuple[WordShare, ...]:
-    """Words by what they have of a pixel's attention; columns: what each of their tokens has.
+    """Words ranked by their share of a pixel's attention. columns: {token index: its attention}.
 
     A token of two words counts for both; their shares are of the sum over words.
     """
@@ -94,11 +94,11 @@ def ranked(columns: Mapping[int, float], words: Mapping[str, Collection[int]]) -
 
 
 def sinks(tokens: Sequence[Token], means: Mapping[int, float]) -> dict[str, float]:
-    """What special tokens have of the image's attention, by name, those with the most first.
+    """The special tokens' shares of the image's attention, by name, the largest first.
 
     Args:
-        tokens: All that are attended to.
-        means: {index: the token's part of all attention, averaged over the image}; 0 for others.
+        tokens: All tokens that are attended to.
+        means: {index: the token's share of all attention, averaged over the image}; 0 for others.
     """
     words = {token.index for token in tokens if not token.special}
     # Two encoders may share an index.
@@ -112,7 +112,7 @@ def sinks(tokens: Sequence[Token], means: Mapping[int, float]) -> dict[str, floa
 def cell_of(
     x: SupportsIndex, y: SupportsIndex, image: Image.Image, grid: Grid, shares: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[int, int]:
-    """The (row, column) of the grid's cell under a pixel of an image; `shares` of its (height, width) are shown.
+    """The (row, column) of the grid's cell under a pixel of an image. shares: of its (height, width) that are shown.
 
     Raises:
         GocaError: The image has no such pixel.
@@ -136,5 +136,5 @@ def check_pixel(x: SupportsIndex, y: SupportsIndex, image: Image.Image) -> None:
 
 
 def array(maps: Float[Tensor, "*any"]) -> Float32[np.ndarray, "*any"]:
-    """A tensor as an array of its own."""
-    return maps.detach().float().cpu().numpy().copy()  # of a part, the whole is not kept
+    """A copy of a tensor as an array."""
+    return maps.detach().float().cpu().numpy().copy()  # a view would keep the whole tensor

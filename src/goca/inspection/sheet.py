@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from goca.inspection import Inspection, Layer
 
 SHOWN = 8
-"""How many classes, heads, words, sinks and pixels a sheet shows."""
+"""Most classes, heads, words, sinks and pixels that a sheet shows."""
 SHOWN_LAYERS = 24
 WIDTH = 4 * SIDE + 5 * GAP
-"""Pixels; the rows of classes fill them where the image is not upright."""
+"""Width in pixels, which the rows of classes fill unless the image is upright."""
 HEAD_SIDE = 96
 
 
 def sheet(inspection: "Inspection", pixels: Sequence[PixelAttention], heads_of: "Layer | None") -> Image.Image:
-    """The page. heads_of: the layer of which the maps of single heads are shown."""
+    """The page. heads_of: the layer whose single heads' maps are shown."""
     segmentation = inspection.segmentation
     plan, small = segmentation.plan, fit(segmentation.image, SIDE)
     labels = {name: legible(name, f"class {number}") for number, name in enumerate(inspection.classes, start=1)}
@@ -47,7 +47,7 @@ def sheet(inspection: "Inspection", pixels: Sequence[PixelAttention], heads_of: 
 
 
 def _stages(inspection: "Inspection", small: Image.Image, name: str, label: str) -> list[Cell]:
-    """A class: its pixels, and its maps; the raw one over its largest value."""
+    """The cells of a class: its pixels, and its maps; the raw one is scaled to its maximum."""
     segmentation = inspection.segmentation
     rows, columns = (
         np.arange(few) * many // few
@@ -66,7 +66,7 @@ def _stages(inspection: "Inspection", small: Image.Image, name: str, label: str)
 
 
 def _heads(inspection: "Inspection", small: Image.Image, layer: "Layer", name: str, label: str) -> list[Cell]:
-    """A class in a layer's heads, each map over its largest value."""
+    """A class in a layer's heads, each map scaled to its maximum."""
     heaviest = sorted(enumerate(layer.heads), key=lambda head: -head[1])[:SHOWN]
     return [
         Cell(
@@ -102,8 +102,8 @@ def _bars(shares: Mapping[str, float], labels: Mapping[str, str] | None = None) 
 
 
 def _pixel(pixel: PixelAttention, labels: Mapping[str, str]) -> Image.Image:
-    """Where its patch looks, beside its words."""
-    looks = "" if pixel.affinity is None else " looks here"
+    """The places that a pixel's patch attends to, beside its words."""
+    looks = "" if pixel.affinity is None else " attends here"
     left = contact_sheet([[Cell(pixel.marked(), f"({pixel.x}, {pixel.y}){looks}")]])
     bars = _bars({entry.word: entry.share for entry in pixel.words}, labels)
     return stacked([left, chart("its words", bars, WIDTH - SIDE - 2 * GAP)], beside=True)

@@ -1,1 +1,1 @@
-"""goca inside other people's programs: a module for each, which is imported by that program or where it is at hand."""
+"""goca inside other programs: one module for each, imported by that program or where it is installed."""

@@ -1,11 +1,11 @@
-"""goca inside ComfyUI: what its sampler's model attends to, as masks and as guidance. Nothing of ComfyUI is imported.
+"""goca inside ComfyUI: attention of its sampler's model as masks and as guidance. Nothing of ComfyUI is imported.
 
 ComfyUI calls a function of ours in place of each attention (`transformer_options["optimized_attention_override"]`),
-around each call of the denoiser and around a sampling (wrappers "diffusion_model" and "outer_sample"). What these are
-given is told to the observers of `goca.tracing` and `goca.guidance`, as if a diffusers pipeline ran.
+around each call of the denoiser and around a sampling (wrappers "diffusion_model" and "outer_sample"). Their arguments
+are passed on to the observers of `goca.tracing` and `goca.guidance`, as if a diffusers pipeline ran.
 
-A model is cloned with a deep copy of its options, which would copy an object behind a bound method: so whatever is put
-there is a function within a function.
+ComfyUI clones a model with a deep copy of its options, which would also copy the object of a bound method: so
+everything that is put there is a closure.
 """
 
 import re
@@ -49,12 +49,12 @@ from goca.tracing.steps import trace_plan
 COND, UNCOND = 0, 1
 """How `cond_or_uncond` tells the positive conditioning from the negative one."""
 CELL = 8
-"""Pixels a side of a latent cell, in all models that are read."""
+"""Pixels per side of a latent cell, in all supported models."""
 ENCODERS = ("l", "h", "g")
-"""The CLIPs by the keys of their tokens: of SD 1.x and XL, of SD 2.x, and of XL's refiner."""
+"""CLIP text encoders by the keys of their tokens: SD 1.x and XL, SD 2.x, and XL's refiner."""
 SUPPORTED = "connect a model of Stable Diffusion 1.x, 2.x or XL"
 BLOCK = re.compile(r"(input|middle|output)_block(?:s\.(\d+))?\.\d+\.transformer_blocks\.(\d+)")
-"""The path of a transformer block: the part of the UNet, the number of the block in it, the depth."""
+"""The path of a transformer block: the UNet's part, the block's number in it, the depth."""
 HostBlock = tuple[str, int, int]
 """A transformer block as `BLOCK` reads it from a path, and as `transformer_options` names it."""
 
@@ -64,9 +64,9 @@ class HostUNet:
     """A UNet of ComfyUI, in goca's terms.
 
     Attributes:
-        denoiser: Stands for the diffusers UNet of the same layout, as far as `FAMILY` asks.
-        cross: {transformer block: its cross-attention}; `AttentionModule.block` is the block path in diffusers.
-        settings: How the checkpoint is segmented with.
+        denoiser: Stand-in for the diffusers UNet of the same layout, with the attributes that `FAMILY` reads.
+        cross: {transformer block: its cross-attention}; `AttentionModule.block` is the block's path in diffusers.
+        settings: The checkpoint's settings for segmentation.
     """
 
     denoiser: Any
@@ -75,15 +75,15 @@ class HostUNet:
 
     @classmethod
     def of(cls, model: Any) -> "HostUNet":
-        """Read the layout of what a ModelPatcher holds as `model`. Raises GocaError for one that cannot be read."""
+        """Read the layout of a ModelPatcher's `model`. Raises GocaError for one that is not supported."""
         unet, facts = model.diffusion_model, getattr(model.model_config, "unet_config", {})
         kind = type(unet).__name__
         if kind != "UNetModel" or any("time_stack" in path for path, _ in unet.named_modules()):
-            raise GocaError(f"attention of {kind} cannot be read here: {SUPPORTED}")
+            raise GocaError(f"the attention of {kind} is not supported: {SUPPORTED}")
         per_level = facts["num_res_blocks"]
         counts = {per_level} if isinstance(per_level, int) else set(per_level)
         if len(counts) != 1:
-            raise GocaError(f"a UNet with {per_level} layers on its levels cannot be read here: {SUPPORTED}")
+            raise GocaError(f"a UNet with {per_level} layers per level is not supported: {SUPPORTED}")
         (layers,) = counts
         cross = {}
         for path, block in unet.named_modules():
@@ -101,18 +101,18 @@ class HostUNet:
 
 
 def diffusers_path(block: HostBlock, layers: int) -> str:
-    """Where diffusers has a transformer block; layers: on each level on the way down, one fewer than on the way up."""
+    """A transformer block's path in diffusers. layers: number per down level; an up level has one more."""
     part, number, depth = block
     if part == "middle":
         return f"mid_block.attentions.0.transformer_blocks.{depth}"
-    # The first input block is a convolution, and the last one of a level makes it smaller.
+    # The first input block is a convolution, and the last one of each level downsamples.
     up = part == "output"
     level, layer = divmod(number if up else number - 1, layers + 1)
     return f"{'up' if up else 'down'}_blocks.{level}.attentions.{layer}.transformer_blocks.{depth}"
 
 
 def _denoiser(facts: Mapping[str, Any], blocks: Sequence[str]) -> Any:
-    """What the family's rules ask of a UNet of diffusers."""
+    """The attributes of a diffusers UNet that the family's rules read."""
     widths = tuple(facts["model_channels"] * factor for factor in facts["channel_mult"])
     config = FrozenDict(block_out_channels=widths, cross_attention_dim=facts["context_dim"], sample_size=64)
 
@@ -126,7 +126,7 @@ def _denoiser(facts: Mapping[str, Any], blocks: Sequence[str]) -> Any:
 
 
 class HostPrompt(NamedTuple):
-    """A prompt as ComfyUI encodes it: its tokens, how many there are, and the tokenizer's special ones."""
+    """A prompt as ComfyUI encodes it: its tokens, their number, and the tokenizer's special ones."""
 
     tokens: PromptTokens
     length: int
@@ -134,14 +134,14 @@ class HostPrompt(NamedTuple):
 
     @classmethod
     def of(cls, clip: Any, text: str, encoded: Mapping[str, Any]) -> "HostPrompt":
-        """Read it from what `clip.tokenize` gives. Raises GocaError for an encoder that is not a CLIP."""
+        """Read it from the result of `clip.tokenize`. Raises GocaError for an encoder that is not a CLIP."""
         key = next((key for key in ENCODERS if key in encoded), None)
         if key is None or len(encoded.keys() - set(ENCODERS)) > 0:
-            raise GocaError(f"a text encoder with the parts {', '.join(encoded)} cannot be read here: {SUPPORTED}")
+            raise GocaError(f"a text encoder with the parts {', '.join(encoded)} is not supported: {SUPPORTED}")
         tokenizer = getattr(clip.tokenizer, f"clip_{key}").tokenizer
         start, end, ids = tokenizer.bos_token_id, tokenizer.eos_token_id, list[int]()
         for chunk in encoded[key]:
-            # An embedding has no number, and the padding of some encoders has a word's.
+            # A textual inversion embedding has no token id, and some encoders pad with a word's id.
             numbers = [token[0] if isinstance(token[0], int) else start for token in chunk]
             words = numbers.index(end) if end in numbers else len(numbers)
             ids += [*numbers[:words], *[end] * (len(numbers) - words)]
@@ -150,14 +150,14 @@ class HostPrompt(NamedTuple):
 
 
 class SamplerHook:
-    """Tells an observer what ComfyUI's sampler computes, as if a diffusers pipeline ran.
+    """Reports to an observer what ComfyUI's sampler computes, as if a diffusers pipeline ran.
 
     Attributes:
-        observer: Of the last sampling; None before the first.
+        observer: The observer of the last sampling; None before the first.
     """
 
     def __init__(self, unet: HostUNet, prompt: HostPrompt, observer: Callable[[], Observer]) -> None:
-        """observer: makes one for each sampling."""
+        """observer: makes an observer for each sampling."""
         self.observer: Observer | None = None
         self._unet, self._prompt, self._make = unet, prompt, observer
         self._sink: Sink | None = None
@@ -167,7 +167,7 @@ class SamplerHook:
         self._latent: Grid = (0, 0)
 
     def attach(self, patcher: Any, ends: bool) -> None:
-        """Hook into a ModelPatcher. ends: whether what the denoiser returns ends the observer's call."""
+        """Hook into a ModelPatcher. ends: whether the observer's call ends when the denoiser returns."""
         options = patcher.model_options.setdefault("transformer_options", {})
         before = options.get("optimized_attention_override")
 
@@ -219,9 +219,7 @@ class SamplerHook:
         uuids = [uuid for uuid, branch in zip(options.get("uuids", branches), branches, strict=True) if branch == COND]
         self._uuid = self._uuid or next(iter(uuids), None)
         if any(uuid != self._uuid for uuid in uuids) or len(uuids) > 1 or tuple(x.shape[-2:]) != self._latent:
-            raise GocaError(
-                "several prompts, or prompts for parts of an image, cannot be told apart: connect one for all"
-            )
+            raise GocaError("combined or regional prompts are not supported: connect one prompt for the whole image")
         images = len(x) // len(branches)
         given, now = options.get("sample_sigmas"), float(options["sigmas"].max())
         step = 0 if given is None else max(0, int((given[:-1] >= now * (1 - 1e-5)).sum()) - 1)
@@ -231,7 +229,7 @@ class SamplerHook:
     def _rows(self, branch: int, images: int) -> tuple[DenoiserRow, ...]:
         if branch == COND:
             return tuple(DenoiserRow("cond", image, self._prompt.tokens) for image in range(images))
-        if branch == UNCOND:  # of which the start token's column counts alone, and that is the same
+        if branch == UNCOND:  # only its start token counts, which is the same in every prompt
             return tuple(DenoiserRow("uncond", image, self._prompt.tokens) for image in range(images))
         return (DenoiserRow("other"),) * images
 
@@ -251,7 +249,7 @@ class SamplerHook:
         transformer_options: Mapping[str, Any],
         **_: Any,
     ) -> None:
-        """Hand on an attention: of each block the first is among pixels, the second reads the text."""
+        """Pass an attention on. In each block, the first is self-attention and the second cross-attention."""
         assert self._call is not None
         block = (*transformer_options.get("block", ("none", 0)), transformer_options.get("block_index", 0))
         module = self._unet.cross.get(block)
@@ -271,11 +269,11 @@ class SamplerHook:
             raise patched(module.block)
         projection = output_projection(module, q) if reads_text else None
         for index, row in enumerate(self._call.rows):
-            # Texts of other lengths are repeated to the longest one's, which changes no attention.
+            # Shorter texts are repeated to the longest one's length, which does not change the attention.
             end = count if reads_text and row.branch == "cond" else keys
             if keys % end:
                 raise GocaError(
-                    f"the sampler's positive prompt has {keys} tokens, and this node's {count}: connect the "
+                    f"the sampler's positive prompt has {keys} tokens, but this node's has {count}: connect the "
                     "conditioning that came with this model"
                 )
             call = AttentionCall(
@@ -296,7 +294,7 @@ class SamplerHook:
             sink(index, call)
 
     def _check(self) -> None:
-        """Raise GocaError for an attention that did not pass through ComfyUI's own, or did so twice."""
+        """Raise GocaError for a block whose attention bypassed ComfyUI's function, or called it twice."""
         for block, module in self._unet.cross.items():
             if self._seen.count(block) != 2:
                 raise patched(module.block)
@@ -305,14 +303,14 @@ class SamplerHook:
 def patched(block: str) -> GocaError:
     """The error for an attention that another node has changed."""
     return GocaError(
-        f"attention of {block} is changed by another node, such as HyperTile, ToMe, PAG, SAG or an IP-Adapter: take it "
-        "off, or use the model without goca's node"
+        f"another node changes the attention of {block}, such as HyperTile, ToMe, PAG, SAG or an IP-Adapter: remove "
+        "that node, or use the model without goca's node"
     )
 
 
 def unguided() -> GocaError:
     """The error for a sampler without guidance."""
-    return GocaError("the sampler does not guide: set its cfg above 1, or take the guide off")
+    return GocaError("the sampler does not use guidance: set its cfg above 1, or remove the guide node")
 
 
 class SamplerTrace:
@@ -322,7 +320,7 @@ class SamplerTrace:
         self._hook = hook
 
     def images(self, shown: Sequence[Image.Image]) -> list[TracedImage]:
-        """The images of the last sampling, shown as given. Raises GocaError where there are none, or other ones."""
+        """The images of the last sampling, shown as given. Raises GocaError if there are none or the number differs."""
         observer = self._hook.observer
         if not isinstance(observer, TraceObserver):
             raise GocaError("no sampling was traced: connect this node's model and conditioning to the sampler")
@@ -330,10 +328,10 @@ class SamplerTrace:
             raise GocaError(next(iter(observer.failures.values())))
         traced = [image for images in observer.generations.values() for image in images if image.steps]
         if not traced:
-            raise GocaError("none of the chosen steps came: choose from those of the sampler, from 0")
+            raise GocaError("the sampler did not reach any of the chosen steps: choose from its steps, counted from 0")
         if len(traced) != len(shown):
             raise GocaError(
-                f"{len(traced)} images were traced and {len(shown)} are given: connect those of that sampler"
+                f"{len(traced)} images were traced but {len(shown)} are connected: connect those of that sampler"
             )
         for image, given in zip(traced, shown, strict=True):
             image.decoded = given
@@ -346,11 +344,11 @@ def trace_sampler(patcher: Any, clip: Any, text: str, recipe: str, steps: range)
     Args:
         patcher, clip: A ModelPatcher and a CLIP of ComfyUI.
         text: The prompt.
-        recipe: How maps are made.
-        steps: Those of the sampler to trace, from 0.
+        recipe: Name of the recipe for the maps.
+        steps: The sampler's steps to trace, counted from 0.
 
     Raises:
-        GocaError: The model or the recipe is not supported; and from the sampler, where attention cannot be read.
+        GocaError: The model or the recipe is not supported; raised by the sampler if attention cannot be read.
     """
     unet, encoded = HostUNet.of(patcher.model), clip.tokenize(text)
     facts = (unet.settings, unet.blocks, unet.settings.name, *_where(patcher.model))
@@ -368,11 +366,11 @@ def guide(patcher: Any, clip: Any, text: str, by: str, steps: range, every: int)
 
     Args:
         patcher, clip, text, steps: As for `trace_sampler`.
-        by: What guides: the name of a recipe, "energy", or a number, the rate everywhere.
-        every: Attention is read in every so many evaluations.
+        by: The name of a recipe, "energy", or a number: the rate everywhere.
+        every: Attention is read in every `every`-th evaluation.
 
     Raises:
-        GocaError: As `trace_sampler` does; and from a sampler that does not guide.
+        GocaError: As for `trace_sampler`; also raised by a sampler that does not use guidance.
     """
     unet, encoded = HostUNet.of(patcher.model), clip.tokenize(text)
     prompt = HostPrompt.of(clip, text, encoded)
@@ -392,20 +390,20 @@ def guide(patcher: Any, clip: Any, text: str, by: str, steps: range, every: int)
 
 
 def _where(model: Any) -> tuple[str, str]:
-    """The device and the type of a model's weights."""
+    """The device and the dtype of a model's weights."""
     weight = next(model.diffusion_model.parameters())
     return str(weight.device), str(weight.dtype).removeprefix("torch.")
 
 
 class Drawn(NamedTuple):
-    """Results as ComfyUI has them.
+    """Results in ComfyUI's formats.
 
     Attributes:
-        masks: One for each name of each image, in order, 0 and 1.
-        scores: As many images, of each name's scores.
-        labels: Each image's classes in flat colours.
-        overlay: Each image under its coloured masks.
-        names: The names, one a line.
+        masks: 0 or 1, one for each name of each image, in order.
+        scores: The scores of each name as grey images, 0 to 1.
+        labels: Each image's classes in flat colours, 0 to 1.
+        overlay: Each image under its coloured masks, 0 to 1.
+        names: The names, one per line.
     """
 
     masks: Float[Tensor, "mask height width"]
@@ -429,12 +427,12 @@ class Drawn(NamedTuple):
 
 
 def as_tensor(images: Iterable[Any]) -> Float[Tensor, "image height width 3"]:
-    """Images as ComfyUI has them: channels last, 0 to 1."""
+    """Images in ComfyUI's format: channels last, 0 to 1."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 255
 
 
 def as_images(images: Float[Tensor, "image height width channel"]) -> list[Image.Image]:
-    """Images of ComfyUI, RGB. Raises GocaError for an empty batch."""
+    """ComfyUI's images as PIL images, RGB. Raises GocaError for an empty batch."""
     if not len(images):
         raise GocaError("the batch has no images: connect at least one")
     values = (images[..., :3].detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
@@ -442,12 +440,12 @@ def as_images(images: Float[Tensor, "image height width channel"]) -> list[Image
 
 
 def names_in(text: str) -> Mapping[str, Sequence[str]]:
-    """{class: synonyms} of a list as `goca.text.class_list` has it. Raises GocaError for an empty one."""
+    """{class: synonyms} of a list, see `goca.text.class_list`. Raises GocaError for an empty one."""
     return classes_to_find(parse_class_list(text, "the list of names"), "the list of names")
 
 
 def background_in(text: str) -> str | float:
-    """A background as it is typed: "auto", "none" or a threshold."""
+    """A background from typed text: "auto", "none" or a threshold, 0 to 1."""
     try:
         return float(text)
     except ValueError:
@@ -456,29 +454,29 @@ def background_in(text: str) -> str | float:
 
 @lru_cache(maxsize=1)
 def segmenter(model: str, recipe: str, timestep: int | None, device: str | None) -> Segmenter:
-    """The last one that was used stays loaded."""
+    """A loaded segmenter; the last one stays loaded."""
     return Segmenter.from_pretrained(model, recipe, timestep=timestep, device=device)
 
 
 def segment(image: Tensor, names: str, model: str, recipe: str, timestep: int, background: str, device: str) -> Drawn:
-    """Label images of ComfyUI by words. timestep: -1 for the recipe's own; device: "auto" for the first there is.
+    """Label ComfyUI's images by words. timestep: -1 for the model's own; device: "auto" for the best available.
 
     Raises:
-        GocaError: There are no images, the model cannot be loaded, or the names cannot be asked for.
+        GocaError: There are no images, the model cannot be loaded, or the names are not valid.
     """
     images = as_images(image)
     chosen = None if timestep < 0 else timestep, None if device == AUTO else device
-    # ComfyUI computes in inference mode, and a model that is loaded there stays of it.
+    # ComfyUI runs in inference mode, and weights loaded there would stay inference tensors.
     with torch.inference_mode(False):
         used = segmenter(model.strip(), recipe, *chosen)
     return Drawn.of(used(images, names_in(names), background=background_in(background)))
 
 
 def read(attention: SamplerTrace, image: Tensor, names: str, background: str) -> Drawn:
-    """Label images that a sampler made by words of their prompt; without names, by all of its words.
+    """Label a sampler's images by words of their prompt; without names, by all of its words.
 
     Raises:
-        GocaError: These images were not traced, or the prompt does not say a name.
+        GocaError: These images were not traced, or the prompt does not contain a name.
     """
     traced = attention.images(as_images(image))
     classes = names_in(names) if names.strip() else list(dict.fromkeys(word.name for word in traced[0].words()))

@@ -22,21 +22,21 @@ from goca.text.class_list import classes_to_find, parse_class_list
 
 _log = logging.getLogger(__name__)
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-"""The types of CVAT's `-p`, in words."""
+"""The types that CVAT's `-p` takes, in words."""
 LOADING = ("device", "dtype", "revision", "variant", "batch")
-"""Options that count while settings are chosen."""
+"""Options that matter when settings are chosen."""
 
 
 class Function:
-    """A segmenter as CVAT's detection function: its labels are classes, what it detects are their masks.
+    """A segmenter as CVAT's detection function: classes are labels, and their masks the detected shapes.
 
     Args:
-        segmenter: labels the images.
-        request: what is asked of each; its image does not count.
-        objects: how regions become masks.
+        segmenter: Labels the images.
+        request: What is asked of each image; its own image is ignored.
+        objects: How regions become masks.
 
     Raises:
-        GocaError: the model cannot be asked for these classes.
+        GocaError: The model does not support these classes.
     """
 
     def __init__(self, segmenter: Segmenter, request: SegmentationRequest, objects: ObjectOptions) -> None:
@@ -45,24 +45,24 @@ class Function:
 
     @cached_property
     def spec(self) -> cvataa.DetectionFunctionSpec:
-        """The classes as labels of masks."""
+        """The specification: a mask label for each class."""
         labels = [cvataa.label_spec(name, label, type="mask") for label, name in enumerate(self.request.classes, 1)]
         return cvataa.DetectionFunctionSpec(labels=labels)
 
     def detect(
         self, context: cvataa.DetectionFunctionContext, image: Image.Image
     ) -> Sequence[models.LabeledShapeRequest]:
-        """The masks in an image, of classes whose evidence reaches the threshold, if there is one.
+        """The masks of an image, for classes whose evidence reaches CVAT's threshold if one is set.
 
-        An image that cannot be segmented has none, and a warning says why: a task's annotations are uploaded together,
-        and one image must not cost those of the others.
+        An image that cannot be segmented gets none, and a warning says why: the annotations of a task are uploaded
+        together, and one bad image must not cost the others theirs.
         """
         ((_, result),) = self.segmenter.stream([replace(self.request, image=image)], self._session)
         if isinstance(result, GocaError):
             _log.warning("%s: %s", context.frame_name, result)
             return []
         shapes = []
-        # A polygon has one outline, so each connected region is one.
+        # A polygon has a single outline, so each connected region becomes a polygon.
         for region in regions(result.labels, self.objects, instances=context.conv_mask_to_poly or None):
             if result.evidence[region.label - 1] < (context.conf_threshold or 0):
                 continue
@@ -86,18 +86,18 @@ def create(
     fill_holes: bool = False,
     **options: Any,
 ) -> Function:
-    """The function with the parameters that follow `-p`, such as `-p classes=str:"cat, grass"`.
+    """Create the function from parameters given by `-p`, such as `-p classes=str:"cat, grass"`.
 
     Args:
-        classes: as `goca segment --classes` takes them; the task's labels are called so.
-        model, recipe: of `Segmenter.from_pretrained`.
-        background, background_classes: of `SegmentationRequest`; background classes are between commas.
-        instances, min_area, fill_holes: see `goca.exports.objects.ObjectOptions`.
-        options: further arguments of `Segmenter.from_pretrained`, such as `device`, `floor` and `flip`. With
-            `settings="auto"` they are chosen where that was not done before, see `automatic_settings`.
+        classes: As for `goca segment --classes`; the task's labels must have these names.
+        model, recipe: As for `Segmenter.from_pretrained`.
+        background, background_classes: As for `SegmentationRequest`; background classes are comma-separated.
+        instances, min_area, fill_holes: See `goca.exports.objects.ObjectOptions`.
+        options: Further arguments of `Segmenter.from_pretrained`, such as `device`, `floor` and `flip`. With
+            `settings="auto"`, settings are chosen unless that was done before; see `automatic_settings`.
 
     Raises:
-        GocaError: for classes, a model or options that there are not; it says how `-p` gives a parameter.
+        GocaError: Classes, model or options are not valid; the message says how to give the parameter with `-p`.
     """
     objects: dict[str, Any] = {"instances": instances, "min_area": min_area, "fill_holes": fill_holes}
     background_of = {"background": background, "background_classes": background_classes}
@@ -118,7 +118,7 @@ def create(
 
 
 def _parameters() -> dict[str, list[type]]:
-    """The types that each parameter of `create` takes, None among them."""
+    """{parameter of `create`: the types that it takes}, which may include NoneType."""
     hints = get_type_hints(create) | get_type_hints(Segmenter.from_pretrained)
     return {
         name: [kind for kind in (get_args(hint) or (hint,)) if kind in (*KINDS, type(None))]
@@ -128,12 +128,12 @@ def _parameters() -> dict[str, list[type]]:
 
 
 def _form(name: str) -> str:
-    """How `-p` gives a parameter."""
+    """The form of a parameter for `-p`."""
     return " or ".join(f"-p {name}={kind.__name__}:..." for kind in _parameters()[name] if kind in KINDS)
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """Raise GocaError for a parameter that there is not, or a value of another type, which `-p` cannot give it."""
+    """Raise GocaError for an unknown parameter, or a value of the wrong type."""
     parameters = _parameters()
     for name, value in given.items():
         if name not in parameters:

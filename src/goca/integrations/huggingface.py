@@ -1,4 +1,4 @@
-"""A segmenter with the call of transformers' zero-shot object detection, and the output of its image segmentation."""
+"""A segmenter that is called like transformers' zero-shot object detection and returns what its segmentation does."""
 
 import base64
 import inspect
@@ -25,21 +25,21 @@ from goca.segmenter import Segmenter
 
 TASK = "zero-shot-image-segmentation"
 ADDRESSES = ("http://", "https://", "data:image/")
-"""How a text begins, in any case, that is an image's address and not a path."""
+"""Beginnings, in any case, of a text that is a URL and not a path."""
 LONGEST_PATH = 4096
 ALIASES = {"torch_dtype": "dtype", "batch_size": "batch"}
-"""Options as transformers calls them, and as goca does."""
+"""{transformers' name of an option: goca's}."""
 ONE_IMAGE = (
     *(str, os.PathLike, bytes, bytearray, memoryview, BinaryFile),
     *(Image.Image, np.ndarray, torch.Tensor, Mapping),
 )
-"""What is a single input although it may be iterated over."""
+"""Types that are a single input although they can be iterated over."""
 Masks = list[dict[str, Any]]
 """{"score", "label", "mask"} of each label that an image shows."""
 
 
 class ZeroShotImageSegmentation:
-    """What `pipeline` returns: a `segmenter`, called as transformers calls."""
+    """The result of `pipeline`: a `segmenter` that is called like a transformers pipeline."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
@@ -58,23 +58,23 @@ class ZeroShotImageSegmentation:
         """Find the pixels of each label.
 
         Args:
-            image: A path, a URL, an image in base64, a PIL image, or what else `goca.Segmenter` takes; a list, an
-                iterator or a data set of such. In place of each also {"image": it, "candidate_labels": its own}.
-            candidate_labels: Names in a list, an array or another iterable, or in a text with commas between; for a
-                list of images also a list of such lists.
-            threshold: Labels of a lower score are left out, 0 to 1.
-            top_k: So many labels at most, 1 or more, those of the highest score first; None for all.
-            timeout: Seconds to wait for a URL, more than 0; None for any.
+            image: A path, a URL, a base64 image, a PIL image, or anything else that `goca.Segmenter` takes; or a list,
+                an iterator or a data set of these. Each may also be {"image": ..., "candidate_labels": [...]}.
+            candidate_labels: Names in a list, an array or another iterable, or in a comma-separated text; for a list
+                of images also a list of such lists.
+            threshold: Labels with a lower score are left out, 0 to 1.
+            top_k: Most labels to return, 1 or more, those with the highest scores; None for all.
+            timeout: Seconds to wait for a URL, above 0; None for no limit.
             background: See `SegmentationRequest`.
-            others: What transformers takes beside these is refused.
+            others: Further arguments of transformers, which are refused.
 
         Returns:
-            For each label that has pixels {"score": 0 to 1, "label": its name, "mask": a grey PIL image of 0 and 255 in
-            the image's size}, the largest first. A list of these lists for a list of images, lazily for an iterator or
-            a data set.
+            For each label that has pixels, {"score": 0 to 1, "label": its name, "mask": grey PIL image of the image's
+            size, 0 or 255}, the largest first. A list of these lists for a list of images; an iterator of them for an
+            iterator or a data set.
 
         Raises:
-            GocaError: An image cannot be read or fetched, the labels cannot be asked for, or an argument is not known
+            GocaError: An image cannot be read or fetched, the labels are not valid, or an argument is unknown
                 or out of range.
         """
         if others:
@@ -84,7 +84,7 @@ class ZeroShotImageSegmentation:
         if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
             raise GocaError(f"top_k {top_k!r} is not a number of labels: give 1 or more", hint="top_k")
         if timeout is not None and not (_is_number(timeout) and timeout > 0):
-            raise GocaError(f"timeout {timeout!r} is not a time: give seconds, more than 0", hint="timeout")
+            raise GocaError(f"timeout {timeout!r} is not a time: give a number of seconds above 0", hint="timeout")
         labels = listed(candidate_labels)
 
         def stream(inputs: Iterable[tuple[Any, Any]]) -> Iterator[Masks]:
@@ -102,27 +102,27 @@ class ZeroShotImageSegmentation:
 
 
 def pipeline(task: Any = None, model: Any = None, *, device: Any = None, **options: Any) -> ZeroShotImageSegmentation:
-    """A pipeline for zero-shot image segmentation, a task that transformers itself does not have.
+    """A pipeline for zero-shot image segmentation, a task that transformers itself lacks.
 
     Args:
-        task: "zero-shot-image-segmentation", or nothing. The model may stand here instead.
+        task: "zero-shot-image-segmentation", or None. The model may be given here instead.
         model: "bundled" (by default), a diffusers folder, a Hub id, or a loaded diffusers pipeline.
-        device: As transformers takes it: a number of a GPU, -1 for the CPU, or a name. A loaded pipeline keeps its own.
-        options: Those of `goca.Segmenter.from_pretrained`, such as recipe, dtype, batch and timestep; of
-            `from_pipeline` for a loaded pipeline. dtype may be called torch_dtype, and batch batch_size.
+            device: As in transformers: the number of a GPU, -1 for the CPU, or a name. A loaded pipeline keeps its own.
+            options: Those of `goca.Segmenter.from_pretrained`, such as recipe, dtype, batch and timestep; for a loaded
+                pipeline, those of `from_pipeline`. dtype may be called torch_dtype, and batch batch_size.
 
     Raises:
-        GocaError: The model cannot be loaded, or an option is not known or out of range.
+        GocaError: The model cannot be loaded, or an option is unknown or out of range.
     """
     if model is None and task != TASK:
         task, model = None, task
     if task not in (None, TASK):
-        raise GocaError(f'the task "{shorten(str(task), 60)}" is not done here: give "{TASK}"', hint="task")
+        raise GocaError(f'the task "{shorten(str(task), 60)}" is not supported: give "{TASK}"', hint="task")
     model = DEFAULT if model is None else model
     for alias, name in ALIASES.items():
         if alias in options:
             if name in options:
-                raise GocaError(f"{alias} and {name} are the same: give one of them", hint=name)
+                raise GocaError(f"{alias} and {name} are the same option: give one of them", hint=name)
             options[name] = options.pop(alias)
     if options.get("dtype") == "auto":
         del options["dtype"]
@@ -135,15 +135,17 @@ def pipeline(task: Any = None, model: Any = None, *, device: Any = None, **optio
     for name in options:
         if name not in known:
             if name in settable:
-                raise GocaError(f"a loaded pipeline keeps its own {name}: set it before, or give a folder", hint=name)
+                raise GocaError(
+                    f"a loaded pipeline keeps its own {name}: set it there, or give a folder or Hub id", hint=name
+                )
             raise GocaError(f"there is no option {name}: choose from {', '.join(known)}")
     return ZeroShotImageSegmentation(build(os.fspath(model) if by_name else model, **options))
 
 
 def _refuse_call(name: str) -> None:
-    """Raise GocaError for an argument that a call does not take."""
+    """Raise GocaError for an argument that a call does not take, saying where it belongs."""
     if name in ("batch", "batch_size"):
-        raise GocaError(f"{name} is not set for a single call: give it to pipeline()", hint=name)
+        raise GocaError(f"{name} cannot be set for a single call: give it to pipeline()", hint=name)
     known = ", ".join(list(inspect.signature(ZeroShotImageSegmentation.__call__).parameters)[1:-1])
     raise GocaError(f"there is no argument {name}: choose from {known}")
 
@@ -165,16 +167,19 @@ def listed(labels: Any) -> Any:
 
 
 def per_image(labels: Any, count: int) -> list[Any]:
-    """The labels of each image. Raises GocaError for lists of labels that are not as many as images."""
+    """The labels of each image. Raises GocaError if the numbers of label lists and images differ."""
     if not isinstance(labels, list) or all(isinstance(item, str) for item in labels):
         return [labels] * count
     if len(labels) != count:
-        raise GocaError(f"{len(labels)} lists of labels are given for {count} images", hint="candidate_labels")
+        raise GocaError(
+            f"{len(labels)} lists of labels were given for {count} images: give one for each image",
+            hint="candidate_labels",
+        )
     return labels
 
 
 def request(image: Any, labels: Any, timeout: float | None, background: str | float | None) -> SegmentationRequest:
-    """The request for one image. Raises GocaError for labels that it cannot have, or a URL without an image."""
+    """The request for one image. Raises GocaError for labels that are not valid, or a URL without an image."""
     if isinstance(image, Mapping):
         if "image" not in image:
             raise GocaError('the image is missing: give {"image": ..., "candidate_labels": [...]}', hint="image")
@@ -195,26 +200,26 @@ def request(image: Any, labels: Any, timeout: float | None, background: str | fl
 
 
 def source(text: str, timeout: float | None) -> ImageLike:
-    """The content of an image at a URL or in base64; any other text is a path. Raises GocaError where it cannot be."""
+    """The bytes of an image at a URL or in base64; any other text is a path. Raises GocaError if it cannot be read."""
     if text.lower().startswith(ADDRESSES):
         try:
-            # Some servers refuse Python's own name.
+            # Some servers refuse Python's default user agent.
             with urlopen(Request(text, headers={"User-Agent": "goca"}), timeout=timeout) as response:
                 return response.read()
-        except Exception as error:  # of every kind: of the network, of HTTP, of a malformed address
+        except Exception as error:  # may come from the network, from HTTP or from a malformed URL
             reason = shorten(str(error) or type(error).__name__, 200)
-            raise GocaError(f"there is no image at {text[:100]}: {reason}") from None
+            raise GocaError(f"cannot fetch the image at {text[:100]}: {reason}") from None
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
         with opened(BytesIO(content)):
             return content
-    except (ValueError, GocaError):  # a path may have nothing but the letters of base64, and those of JPEG begin "/9j/"
+    except (ValueError, GocaError):  # a path may consist of base64 letters, and base64 JPEGs begin like one: "/9j/"
         if len(text) > LONGEST_PATH:
-            raise GocaError(f'"{text[:60]}..." is neither a path nor an image in base64: is it complete?') from None
+            raise GocaError(f'"{text[:60]}..." is neither a path nor a complete base64 image: check it') from None
         return text
 
 
 def masks_of(result: Segmentation, threshold: float, top_k: int | None) -> Masks:
-    """The masks of labels that score at least so much, and of these so many."""
+    """The masks of at most `top_k` labels that score at least `threshold`."""
     masks = [item for item in result.to_transformers() if item["score"] >= threshold]
     return masks if top_k is None else sorted(masks, key=lambda item: -item["score"])[:top_k]

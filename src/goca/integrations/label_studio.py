@@ -1,4 +1,4 @@
-"""Label Studio: an ML backend, which predicts brush strokes for the labels of a project, by three HTTP routes."""
+"""Label Studio: an ML backend with three HTTP routes that predicts brush strokes for a project's labels."""
 
 import asyncio
 import base64
@@ -33,21 +33,21 @@ from goca.text.class_list import SPECIAL
 from goca.text.clean import one_line
 
 MAX_BYTES = 64 << 20
-"""Of a request, and of an image that is fetched."""
+"""Most bytes of a request, and of a fetched image."""
 MAX_SECONDS = 60
-"""That a request, or an image, may take to come in."""
+"""Most seconds that receiving a request, or an image, may take."""
 MAX_LABELS = 1000
-"""Of a project."""
+"""Most brush labels of a project."""
 MAX_LETTERS = 500
-"""Of a message about a request, which may quote what is in it."""
+"""Most characters of a message about a request, which may quote its content."""
 MEDIA = ("/data/", "/storage-data/", "/tasks/")
-"""Where Label Studio serves the files of tasks: uploads and local storage, its proxy, cloud storage through it."""
+"""Paths at which Label Studio serves a task's files: uploads, local storage, and cloud storage through its proxy."""
 
 Report = Callable[[str], None]
 
 
 class RequestError(GocaError):
-    """A request that cannot be answered. status: of HTTP, that says so."""
+    """A request that cannot be answered. status: the HTTP status of the answer."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -56,12 +56,12 @@ class RequestError(GocaError):
 
 @dataclass(frozen=True)
 class BrushControl:
-    """What a labelling configuration says of brush strokes.
+    """The brush labels of a labelling configuration.
 
     Attributes:
-        name, image: of its BrushLabels tag, and of the Image that it is for.
-        key: of the image's address in the data of a task.
-        labels: {label: words for it}, from `<Label value="car" predicted_values="jeep, taxi"/>`.
+        name, image: Names of its BrushLabels tag and of the Image tag that it annotates.
+        key: Key of the image's address in a task's data.
+        labels: {label: words to look for}, from `<Label value="car" predicted_values="jeep, taxi"/>`.
     """
 
     name: str
@@ -71,15 +71,15 @@ class BrushControl:
 
     @classmethod
     def of(cls, config: Any) -> "BrushControl":
-        """The first BrushLabels of an Image in the XML of a labelling configuration.
+        """The first BrushLabels tag of an Image in the XML of a labelling configuration.
 
         Raises:
-            RequestError: there is no such tag, or it is not XML without a document type, which could hold entities.
+            RequestError: There is no such tag, the text is not XML, or has a document type (it may hold entities).
         """
         if not isinstance(config, str):
-            raise RequestError("there is no labelling configuration: send it as text")
+            raise RequestError("the labelling configuration is missing: send it as text")
         if "<!DOCTYPE" in config:
-            raise RequestError("the labelling configuration has a document type: leave it out")
+            raise RequestError("the labelling configuration has a document type: remove it")
         try:
             root = ElementTree.fromstring(config)
         except (ElementTree.ParseError, ValueError) as error:
@@ -96,7 +96,9 @@ class BrushControl:
                     words = label.get("predicted_values", "").split(",")
                     labels[name] = [word for word in map(one_line, words) if word and word != one_line(name)]
             if len(labels) > MAX_LABELS:
-                raise RequestError(f"the configuration has {len(labels)} brush labels: use {MAX_LABELS} at most")
+                raise RequestError(
+                    f"the labelling configuration has {len(labels)} brush labels: use at most {MAX_LABELS}"
+                )
             if labels:
                 return cls(tag.get("name", ""), image, images[image][1:], labels)
         raise RequestError(
@@ -107,14 +109,14 @@ class BrushControl:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where the images of tasks come from: from the request itself, or from a Label Studio and nowhere else.
+    """Source of the tasks' images: the request itself, or one Label Studio server and nothing else.
 
     Attributes:
-        url: its address, such as "http://localhost:8080"; None for no other images than those in requests.
-        token: an access token for its files.
+        url: The server's address, such as "http://localhost:8080"; None to accept only images within requests.
+        token: Access token for its files.
 
     Raises:
-        GocaError: it is not an address.
+        GocaError: The address or the token is malformed.
     """
 
     url: str | None = None
@@ -134,16 +136,16 @@ class ImageSource:
                     "label_studio_url",
                 )
         if not (self.token.isascii() and self.token.isprintable()):
-            raise GocaError("the token for Label Studio has characters that a token cannot have: copy it again")
+            raise GocaError("the token for Label Studio contains invalid characters: copy it again")
 
     def read(self, address: Any) -> bytes:
-        """The file at a data: URI, or at an address of Label Studio's as its tasks have them.
+        """The file at a data: URI, or at an address of Label Studio as its tasks contain them.
 
         Raises:
-            RequestError: it may not be read, or cannot.
+            RequestError: It may not, or cannot, be read.
         """
         if not isinstance(address, str):
-            raise RequestError("the task has no address of an image under the name that the configuration gives")
+            raise RequestError("the task has no image under the key that the labelling configuration names")
         if address[:5].lower() == "data:":
             try:
                 head, content = address.split(",", 1)
@@ -157,7 +159,7 @@ class ImageSource:
     def _allowed(self, address: str) -> str:
         shown = f'"{one_line(address)[:80]}"'
         if self.url is None:
-            raise RequestError(f"{shown} is not a data: URI, and no Label Studio is named to fetch it from", 403)
+            raise RequestError(f"{shown} is not a data: URI, and the address of Label Studio is not set", 403)
         base = urlsplit(self.url.rstrip("/"))
         try:
             parts = urlsplit(address)
@@ -168,8 +170,10 @@ class ImageSource:
         path = (base.path if relative else "") + parts.path if inside else ""
         plain = posixpath.normpath(unquote(path))
         if not plain.startswith(tuple(base.path + folder for folder in MEDIA)):
-            raise RequestError(f"{shown} is not a file of the Label Studio at {self.url}: images come from there", 403)
-        # Put together anew, so that it goes there however others read such an address.
+            raise RequestError(
+                f"{shown} is not a file of the Label Studio at {self.url}, the only source of images", 403
+            )
+        # Rebuilt, so that it leads there however another parser reads the address.
         query = f"?{quote(parts.query, safe='=&%/+:,')}" if parts.query else ""
         return f"{base.scheme}://{base.netloc}{quote(path, safe='/%+:,')}{query}"
 
@@ -185,12 +189,12 @@ class ImageSource:
                     content += part
                     if len(content) > MAX_BYTES or time.monotonic() > deadline:
                         raise RequestError(
-                            f"the image has more than {MAX_BYTES >> 20} MB or takes over {MAX_SECONDS} s to fetch", 502
+                            f"the image is larger than {MAX_BYTES >> 20} MB or takes over {MAX_SECONDS} s to fetch", 502
                         )
         except urllib.error.HTTPError as error:
             error.close()
             raise RequestError(
-                f"Label Studio answers HTTP {error.code} for the image: check LABEL_STUDIO_API_KEY", 502
+                f"Label Studio answered HTTP {error.code} for the image: check LABEL_STUDIO_API_KEY", 502
             ) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = one_line(str(getattr(error, "reason", None) or error))[:200]
@@ -199,14 +203,14 @@ class ImageSource:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Wherever Label Studio points to, this machine does not ask there on behalf of a client."""
+    """Refuses redirects: a client must not make this machine request addresses of its choice."""
 
     def redirect_request(self, *unused: Any) -> None:
         return None
 
 
 def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port; ValueError for a port that is not a number, or with a user's name."""
+    """Scheme, host and port. Raises ValueError for a port that is not a number, or with a user's name."""
     if "@" in parts.netloc:
         raise ValueError
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -214,17 +218,17 @@ def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
 
 @dataclass(frozen=True)
 class Backend:
-    """A model that answers Label Studio, one image at a time.
+    """A model that answers Label Studio's requests, one image at a time.
 
     Attributes:
-        segmenter: labels the images.
-        request: what is asked beside the labels.
-        classes: {label: synonyms} that are looked for, where it is not all that a project has.
-        objects: how regions become strokes.
-        images: where images come from.
-        version: what predictions of this model are known by.
-        report: is told in a line of each request that is refused, and of each task that is left out.
-        stopping: once it is set, no further image is begun.
+        segmenter: Labels the images.
+        request: What is asked besides the labels.
+        classes: {label: synonyms} to look for, if not all of a project's labels.
+        objects: How regions become strokes.
+        images: Source of the images.
+        version: Identifies the predictions of this model.
+        report: Is called with a line for each refused request and each task that is left out.
+        stopping: Once it is set, no further image is started.
     """
 
     segmenter: Segmenter
@@ -238,7 +242,7 @@ class Backend:
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def health(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """That it is there."""
+        """The answer to a health check."""
         return {"status": "UP", "model_class": self.version}
 
     def setup(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,20 +251,20 @@ class Backend:
         return {"model_version": self.version}
 
     def predict(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A prediction for each of `tasks`, by `label_config`; without strokes where one cannot be made.
+        """A prediction for each of `tasks`, by `label_config`; one without strokes for a task that fails.
 
         Raises:
-            GocaError: for a request that is not complete, or where no prediction can be made.
+            GocaError: The request is not complete, or no prediction can be made.
         """
         tasks = body.get("tasks")
         if not (isinstance(tasks, list) and tasks and all(isinstance(task, dict) for task in tasks)):
-            raise RequestError("there are no tasks: send a list of them, each with its data")
+            raise RequestError("the request has no tasks: send a list of them, each with its data")
         control = BrushControl.of(body.get("label_config"))
         request, names, session = self._request_for(control)
         predictions, errors = list[dict[str, Any]](), list[tuple[Any, GocaError]]()
         for task in tasks:
             if self.stopping.is_set():
-                raise RequestError("the server has been stopped: start it again", 503)
+                raise RequestError("the server is stopping: start it again", 503)
             try:
                 data = task.get("data")
                 image = self.images.read(data.get(control.key) if isinstance(data, dict) else None)
@@ -310,7 +314,7 @@ def application(backend: Backend) -> Starlette:
             try:
                 content = await _content(request) if method == "POST" else b"{}"
                 return JSONResponse(await run_sync(lambda: answer(_body(content)), abandon_on_cancel=True))
-            except asyncio.CancelledError:  # the server stops, and waits for its threads
+            except asyncio.CancelledError:  # the server is stopping and waits for its threads
                 backend.stopping.set()
                 raise
             except GocaError as error:
@@ -326,7 +330,10 @@ def application(backend: Backend) -> Starlette:
 
     def unknown(request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        return _refusal(f"there is no {request.method} {one_line(request.url.path)[:80]} here", status)
+        return _refusal(
+            f"there is no {request.method} {one_line(request.url.path)[:80]} here",
+            status,
+        )
 
     routes = [
         *(route("/predict", backend.predict, "POST"), route("/setup", backend.setup, "POST")),
@@ -337,9 +344,9 @@ def application(backend: Backend) -> Starlette:
 
 async def _content(request: Request) -> bytes:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        # Other types of content any page in a browser may send here without asking.
+        # A browser lets any website send other content types here without asking.
         raise RequestError("the request is not application/json: send it as that", 415)
-    content, too_large = bytearray(), f"the request has more than {MAX_BYTES >> 20} MB: send fewer tasks at a time"
+    content, too_large = bytearray(), f"the request is larger than {MAX_BYTES >> 20} MB: send fewer tasks at a time"
     if int(request.headers.get("content-length", 0)) > MAX_BYTES:
         raise RequestError(too_large, 413)
     try:
@@ -349,9 +356,11 @@ async def _content(request: Request) -> bytes:
                 if len(content) > MAX_BYTES:
                     raise RequestError(too_large, 413)
     except TimeoutError:
-        raise RequestError(f"the request took over {MAX_SECONDS} s to come in", 408) from None
+        raise RequestError(
+            f"the request took over {MAX_SECONDS} s to arrive: send fewer tasks at a time", 408
+        ) from None
     except ClientDisconnect:
-        raise RequestError("the client left before its request was complete") from None
+        raise RequestError("the connection was closed before the request was complete") from None
     return bytes(content)
 
 

@@ -1,4 +1,4 @@
-"""Attention probabilities, never more of them at once than asked for."""
+"""Attention probabilities, computed in blocks of bounded size."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,26 +9,26 @@ from torch import Tensor
 
 from goca.maths.resize import constant
 
-# How many float32 probabilities are computed at once. On a CPU they have to stay in cache, and one head at a time does
+# Number of float32 probabilities that are computed at once. On a CPU they must stay in cache, and one head at a time is
 # best: 8 heads x 4096 x 4096 take 1.0 CPU-s whole, 0.30 in blocks of 64 rows of all heads, 0.26 in 128 rows of one. A
-# GPU wants fewer, larger launches.
+# GPU needs fewer, larger launches.
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 HEADS_TOGETHER = {"cpu": False, "cuda": True}
 """Whether a block is computed as some rows of all heads, whose mean is one operation, or as all rows of some heads."""
 
-# What a 64 x 64 grid has: the largest self-attention that may be kept whole (67 MB).
+# Those of a 64 x 64 grid: the largest self-attention that may be kept whole (67 MB).
 DENSE_PIXELS = 64 * 64
 
 
 def block_elements(like: Tensor) -> int:
-    """How many probabilities are computed at once on a tensor's device."""
+    """The number of probabilities that are computed at once on a tensor's device."""
     return BLOCK_ELEMENTS.get(like.device.type, BLOCK_ELEMENTS["cuda"])
 
 
 Queries = Float[Tensor, "head pixel dim"]
 Keys = Float[Tensor, "head key dim"]
 Mask = Float[Tensor, "#head #pixel key"] | None
-"""What is added to the logits, if anything."""
+"""Added to the logits, if not None."""
 
 
 def probabilities(q: Queries, k: Keys, scale: float, mask: Mask = None) -> Float[Tensor, "head pixel key"]:
@@ -48,8 +48,8 @@ def affinity_blocks(
 ) -> Iterator[tuple[slice, Float[Tensor, "block pixel"]]]:
     """The head-mean self-attention, some rows at a time: (which of `rows`, those rows); all pixels by default.
 
-    image: the keys that are pixels, where others are text: the softmax is over all keys. Queries and keys must not
-    require gradients: every block is computed in the memory of the one before.
+    image: the keys that are pixels, if others are text: the softmax is over all keys. Queries and keys must not
+    require gradients: every block reuses the memory of the previous one.
     """
     queries = q if rows is None else q[:, rows]
     if mask is not None and rows is not None and mask.shape[1] > 1:
@@ -111,7 +111,7 @@ def _head_mean(block: slice, parts: "_Parts", heads: int, keys: slice) -> Float[
 def _weighing(
     parts: "_Parts", weights: Float[Tensor, "block head"], text: slice, weighed: dict[int, Tensor]
 ) -> "_Parts":
-    """The parts, of which the text's probabilities are weighed and summed into `weighed`, by their rows' start."""
+    """The parts; the text's probabilities are weighted and summed into `weighed`, by their first row."""
     for rows, heads, part in parts:
         tokens = einsum(weights[rows, heads], part[..., text], "pixel head, head pixel token -> pixel token")
         summed = weighed.get(rows.start)
@@ -122,7 +122,7 @@ def _weighing(
 def token_columns(
     q: Queries, k: Keys, scale: float, columns: Sequence[int], mask: Mask = None
 ) -> Float[Tensor, "head pixel token"]:
-    """What every head gives some keys at every pixel, out of one softmax over all keys."""
+    """Every head's attention to some keys at every pixel, from a softmax over all keys."""
     out = q.new_empty(q.shape[0], q.shape[1], len(columns), dtype=torch.float32)
     picked = torch.tensor(columns, dtype=torch.long, device=q.device)
     for rows, parts in _blocks(q, k, scale, mask):
@@ -139,9 +139,9 @@ def side_map(
     weights: Float[Tensor, "pixel head"],
     mask: Mask = None,
 ) -> Float[Tensor, "pixel column"]:
-    """One softmax over a caption and the nouns beside it, whose keys are the last: noun by noun, `counts` of each.
+    """One softmax over a caption and additional nouns, whose keys come last: noun by noun, `counts` of each.
 
-    A column for all else, then one for each noun: the mean over its tokens. As in `joint_blocks` the heads are weighed.
+    A column for everything else, then one per noun: the mean over its tokens. Heads are weighted as in `joint_blocks`.
     Only some rows at a time have a column for each token, as a thousand nouns have thousands.
     """
     lengths, noun_of = _noun_of(tuple(counts), q.device)
@@ -155,7 +155,7 @@ def side_map(
 
 @constant
 def _noun_of(counts: tuple[int, ...], device: torch.device) -> tuple[Int[Tensor, " noun"], Int[Tensor, " token"]]:
-    """(how many tokens each noun has, which noun each token is of)."""
+    """(number of tokens of each noun, index of each token's noun)."""
     lengths = torch.tensor(counts)
     return lengths.to(device), torch.repeat_interleave(lengths).to(device)
 
@@ -172,8 +172,8 @@ _Parts = Iterator[tuple[slice, slice, Tensor]]
 
 
 def _blocks(q: Tensor, k: Tensor, scale: float, mask: Mask) -> Iterator[tuple[slice, _Parts]]:
-    """Probabilities, some rows at a time: (rows, these in parts). Every part lies in the memory of the one before."""
-    # Turned and widened at once: one copy of the keys, whatever their type.
+    """Probabilities, some rows at a time: (rows, these in parts). Every part reuses the memory of the previous one."""
+    # Transposed and cast at once: a single copy of the keys.
     keys = k.new_empty(k.shape[0], k.shape[2], k.shape[1], dtype=torch.float32).copy_(k.transpose(-1, -2))
     heads, count, _ = q.shape
     width = keys.shape[-1]

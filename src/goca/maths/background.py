@@ -1,4 +1,4 @@
-"""Background: a score for "none of the classes", and the label of each pixel (method: settled after upsampling)."""
+"""Background: a score for "none of the classes", and the label of each pixel (the method decides after upsampling)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,13 +54,13 @@ def labels(
     """Labels under each of several backgrounds, from scores that are upsampled once, some rows at a time.
 
     Args:
-        classes: scores on the common grid; a class whose map is -inf cannot win.
-        background_scores: what the background classes score; None counts as 0.
-        backgrounds: the rules to label by.
-        size: of the labels, in pixels.
-        guide: the image, RGB, whose edges the upsampled scores follow; without it they are resized bilinearly.
-        rows: those that are labelled at a time, on which the labels do not depend; by default so few that memory does
-            not grow with the number of classes.
+        classes: Scores on the common grid; a class whose map is -inf cannot win.
+        background_scores: Scores of the background classes; None counts as 0.
+        backgrounds: The rules to label by.
+        size: (height, width) of the labels, in pixels.
+        guide: The image, RGB, whose edges the upsampled scores follow; without it they are resized bilinearly.
+        rows: Rows that are labelled at a time, which does not change the labels; by default so few that memory does not
+            grow with the number of classes.
 
     Returns:
         On the scores' device: 0 for background, i for class i - 1. Ties go to the background, then to the first class.
@@ -68,7 +68,7 @@ def labels(
     backgrounds = tuple(backgrounds)
     extra = torch.zeros_like(classes[0]) if background_scores is None else background_scores
     maps = torch.cat([extra[None], classes])
-    # Along edges classes are taken one by one, because each is a fit to the whole image.
+    # Along edges, classes are processed one by one, because each is a fit to the whole image.
     rows = rows or strips(size, len(maps) if guide is None else 1)
     scored = _upsampled(maps, size, rows) if guide is None else _along_edges(maps, guide, rows)
     out = torch.empty((len(backgrounds), *size), dtype=torch.uint16, device=maps.device)
@@ -87,7 +87,7 @@ def _upsampled(maps: Float[Tensor, "channel h w"], size: Grid, rows: Sequence[sl
     """Strip by strip; maps: the background's, then the classes'."""
     absent = maps.isneginf().flatten(1).all(1)[:, None, None]
     for strip in rows:
-        # Between cells, 0 * -inf gives NaN.
+        # Interpolation gives NaN for 0 * -inf.
         scores = resize_rows(maps, size, strip).masked_fill_(absent, -torch.inf)
         yield scores[0], *scores[1:].max(0)
 

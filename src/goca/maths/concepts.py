@@ -1,4 +1,4 @@
-"""What a layer's map is made of: attention probabilities, or what joint attention gave to pixels and to words."""
+"""The source of a layer's map: attention probabilities, or the outputs of joint attention for pixels and words."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,10 +11,10 @@ OutputScore = Callable[
     [Float[Tensor, "head pixel dim"], Float[Tensor, "head token dim"], Sequence[Sequence[int]]],
     Float[Tensor, "pixel token"],
 ]
-"""(what attention gave the pixels, what it gave the text, each noun's token columns) -> the layer's map."""
+"""(attention output of the pixels, that of the text, each noun's token columns) -> the layer's map."""
 MapRule = OutputScore | None
 attention: MapRule = None
-"""How much of its attention a pixel pays a token, weighed over heads."""
+"""A pixel's attention to a token, weighted over heads."""
 
 
 def concept_shares(
@@ -22,7 +22,7 @@ def concept_shares(
 ) -> Float[Tensor, "pixel token"]:
     """softmax over nouns of <o_pixel, o_noun>, all heads in one vector, o_noun the mean over the noun's tokens.
 
-    How alike the outputs of a pixel and of a noun are in the layer's output space (ConceptAttention). Each of a noun's
+    The similarity of a pixel's and a noun's outputs in the layer's output space (ConceptAttention). Each of a noun's
     columns holds the noun's share; the columns of all other tokens hold 0.
     """
     concepts = torch.stack([words[:, list(columns)].float().mean(1) for columns in nouns], dim=1)

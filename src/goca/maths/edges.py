@@ -18,9 +18,9 @@ from goca.maths import Grid
 from goca.maths.resize import resize, resize_rows
 
 FINEST = 8
-"""Functions are fitted on at most this many pixels a side of a score's cell; a window reaches a cell to every side."""
+"""Functions are fitted on at most this many pixels per side of a score's cell; a window reaches one cell each way."""
 EPSILON = 1e-3
-"""Added to the variances of a window's colours, which are from 0 to 1: below it, a difference is not an edge."""
+"""Added to the variances of a window's colours, which are from 0 to 1: smaller differences are not edges."""
 
 
 def box(maps: Float[Tensor, "*channel height width"], radius: int) -> Float[Tensor, "*channel height width"]:
@@ -37,7 +37,7 @@ def box(maps: Float[Tensor, "*channel height width"], radius: int) -> Float[Tens
 
 
 class GuidedFilter:
-    """What depends on the guide alone, once for all the maps that it guides; both in float64."""
+    """The parts that depend only on the guide, computed once for all its maps; both in float64."""
 
     def __init__(self, guide: Float[Tensor, "colour height width"], radius: int, epsilon: float = EPSILON) -> None:
         self.guide, self.radius = guide, radius
@@ -72,7 +72,7 @@ class Edges:
         radius = max(1, round(cell * shrunk))
         # Area, so that every pixel of the image is in the small one; a colour at a time, because images are large.
         small = [F.interpolate(colour[None, None].float(), self.small, mode="area")[0] for colour in image.unbind(-1)]
-        # Float64, in which running sums are exact enough for small variances; on the CPU where the device has none.
+        # Float64, in which running sums are exact enough for small variances; on the CPU if the device lacks it.
         self.home = torch.device("cpu") if image.device.type == "mps" else image.device
         self.filter = GuidedFilter(torch.cat(small).to(self.home).double() / 255, radius)
 

@@ -1,7 +1,7 @@
 """Layer fusion: how the weighted maps of all layers become one map on the common grid.
 
-Each takes layers one by one and keeps sums alone, so that no layer's map has to be kept. Only
-`WeightedSum`, the paper's, has the tokens of a pixel sum to 1.
+Each takes layers one by one and only keeps sums, so that no layer's map has to be kept. Only
+in `WeightedSum`, the paper's, the tokens of a pixel sum to 1.
 """
 
 import math
@@ -17,9 +17,9 @@ from goca.maths.rescale import minmax
 from goca.maths.resize import resize
 
 Weight = Float[Tensor, ""] | float
-"""Of a layer; a tensor, of at least `LEAST`, stays on its device, so that nobody waits for it there."""
+"""The weight of a layer; a tensor, at least `LEAST`, stays on its device to avoid synchronisation."""
 LEAST = 1e-30
-"""What a weight of 0 counts as: beside any other it does not, and where all weights are 0 the layers weigh the same."""
+"""The value of a weight of 0: negligible beside others, and equal for all layers if all are 0."""
 
 
 class WeightedMean:
@@ -42,12 +42,12 @@ class WeightedMean:
         return sum(self._weights)
 
     def effective_weight(self, grid: Grid) -> float:
-        """What a weight of 1 counts for in a layer on `grid`."""
+        """The effect of a weight of 1 in a layer on `grid`."""
         return 1.0
 
     def value(self) -> Float[Tensor, "token height width"]:
         """The fused map; at least one layer must have been added."""
-        assert self._total is not None  # a denoiser that reads no text is not a text-to-image one
+        assert self._total is not None  # a text-to-image denoiser reads text
         return self._total / self.mass
 
 
@@ -61,7 +61,7 @@ class WeightedSum(WeightedMean):
         assert self._total is not None
         summed = self._total.clamp(min=0)
         mass = summed.sum(0, keepdim=True)
-        return (summed / mass).masked_fill_(mass == 0, 0.0)  # so written that NaN stays NaN
+        return (summed / mass).masked_fill_(mass == 0, 0.0)  # written so that NaN stays NaN
 
 
 class PerResolutionMean:
@@ -79,7 +79,7 @@ class PerResolutionMean:
         self._means.setdefault(grid, WeightedMean(grid)).add(weight, layer_map, grid)
 
     def effective_weight(self, grid: Grid) -> Weight:
-        # The layers of a grid share what their grid weighs.
+        # The layers of a grid share the grid's weight.
         return self._weight(grid) / self._means[grid].mass
 
     def value(self) -> Float[Tensor, "token height width"]:

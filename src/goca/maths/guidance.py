@@ -1,8 +1,8 @@
-"""Semantic-aware guidance: how much each pixel is guided by (Shen et al., CVPR 2024; with GoCA as the segmenter).
+"""Semantic-aware guidance: the rate of each pixel (Shen et al., CVPR 2024; with GoCA as the segmenter).
 
 Classifier-free guidance is e = u + scale (c - u), of the noise predictions u without the prompt and c with it. Here
-e = u + scale rate (c - u), with a rate at every pixel that brings what the prompt changes in each region to what it
-changes in the foreground. Everything is on the grid of the prediction, whose channels are all counted.
+e = u + scale rate (c - u), with a rate at every pixel that gives the prompt the same effect in each region as in the
+foreground. Everything is on the grid of the prediction, over all its channels.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ def token_maps(
 
     Args:
         columns: Their columns of the global map.
-        prompt: What all tokens of the prompt take together, but special ones: each `share` is of that.
+        prompt: Attention to all tokens of the prompt but special ones: each `share` is relative to it.
         steps: From columns to maps.
-        affinity, order: What refines them, and how often.
+        affinity, order: The affinity that refines them, and how many times.
     """
     return minmax(propagate(affinity, rescale(TokenMass(columns, prompt, prompt), steps), order))
 
@@ -44,23 +44,23 @@ def token_maps(
 def foreground_map(
     column: Float[Tensor, "height width"], affinity: Propagates, order: int
 ) -> Float[Tensor, "height width"]:
-    """In [0, 1], low in the foreground: the column of a token that stands for nothing, refined and blurred."""
+    """A map in [0, 1], low in the foreground: the refined and blurred column of a token without meaning."""
     refined = minmax(propagate(affinity, column[None], order))
     return rescale(TokenMass(refined, column, column), (blur, minmax))[0]
 
 
 def foreground_of(foreground_map: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
-    """Where the map is below one half."""
+    """The pixels where the map is below one half."""
     return foreground_map < 1 - foreground_map
 
 
 def winners(maps: Float[Tensor, "token height width"]) -> Bool[Tensor, "token height width"]:
-    """The pixels that each token wins; where several are exactly equal all of them do, and their rates will add up."""
+    """The pixels that each token wins; if several are exactly equal, all of them win, and their rates add up."""
     return maps == maps.amax(0)
 
 
 def regions_of(labels: Int[Tensor, "height width"]) -> Bool[Tensor, "label height width"]:
-    """The pixels of each label that there is, in rising order."""
+    """The pixels of each label that occurs, in increasing order."""
     return labels == labels.unique()[:, None, None]
 
 
@@ -71,7 +71,7 @@ def to_grid(masks: Tensor, grid: Grid) -> Tensor:
 
 
 def energy(delta: Prediction) -> Float[Tensor, "height width"]:
-    """How much the prompt changes a pixel: the norm of c - u over channels."""
+    """The prompt's effect on a pixel: the norm of c - u over channels."""
     return delta.norm(dim=0)
 
 
@@ -87,7 +87,7 @@ def region_rates(
     regions: Bool[Tensor, "region height width"],
     foreground: Bool[Tensor, "height width"],
 ) -> Float[Tensor, " region"]:
-    """The foreground's mean over the region's; 0 for an empty region, and for all where the foreground is empty."""
+    """The foreground's mean over the region's; 0 for an empty region, and for all if the foreground is empty."""
     rates = region_means(energy, foreground) / (region_means(energy, regions) + EPSILON)
     return rates * regions.any(-1).any(-1)
 
@@ -97,14 +97,14 @@ def rate_of_regions(
     regions: Bool[Tensor, "region height width"],
     foreground: Bool[Tensor, "height width"],
 ) -> Rate:
-    """At each pixel the rate of its region; of all its regions together where it is in several."""
+    """At each pixel the rate of its region, or of all its regions together if it is in several."""
     return (region_rates(energy, regions, foreground)[:, None, None] * regions).sum(0)
 
 
 def rate_of_energy(energy: Float[Tensor, "height width"]) -> Rate:
-    """Without regions: the mean over the image, over the pixel's own.
+    """Without regions: the mean energy of the image divided by the pixel's own.
 
-    As if every pixel were a region and all the image the foreground. It is in the spirit of SAMG (Li et al. 2026, arXiv
+    As if every pixel were a region and the whole image the foreground. In the spirit of SAMG (Li et al. 2026, arXiv
     2604.26503), which guides less where the energy is high and more where it is low, without attention; how SAMG goes
     from one to the other was not at hand, so its figures need not be reproduced.
     """
@@ -112,14 +112,14 @@ def rate_of_energy(energy: Float[Tensor, "height width"]) -> Rate:
 
 
 def clamped(rate: Rate, bounds: tuple[float, float] | None, limit: float | None, scale: float) -> Rate:
-    """Within bounds first, and then such that scale times rate is at most `limit`; None for without."""
+    """The rate clamped to bounds, and then so that scale times rate is at most `limit`; None for no bound."""
     if bounds is not None:
         rate = rate.clamp(*bounds)
     return rate if limit is None else rate.clamp(max=limit / scale)
 
 
 def smoothed(rate: Rate) -> Rate:
-    """3 x 3 Gaussian, exp(-d^2) at distance d, reflect padding (replicate where the grid is too narrow to reflect)."""
+    """3 x 3 Gaussian, exp(-d^2) at distance d, reflect padding (replicate if the grid is too narrow to reflect)."""
     taps = torch.exp(-(torch.arange(-1.0, 2.0, device=rate.device) ** 2))
     kernel = torch.outer(taps, taps) / taps.sum() ** 2
     mode = "reflect" if min(rate.shape) > 1 else "replicate"
@@ -127,18 +127,18 @@ def smoothed(rate: Rate) -> Rate:
 
 
 def moved_uncond(uncond: Prediction, cond: Prediction, rate: Rate | float, scale: float) -> Prediction:
-    """The u' for which plain guidance guides by the rate: u' + scale (c - u') = u + scale rate (c - u). scale is not 1.
+    """The u' with which plain guidance has the rate: u' + scale (c - u') = u + scale rate (c - u). scale is not 1.
 
-    c stays what it is, and so does what a pipeline computes from it behind guidance.
+    c is unchanged, and so is what a pipeline computes from it after guidance.
     """
     return uncond - scale / (scale - 1) * (rate - 1) * (cond - uncond)
 
 
 def effective_scale(rate: Rate, energy: Float[Tensor, "height width"], scale: float) -> float:
-    """The scale of the plain guidance that moves u as far along c - u: <e - u, c - u> / |c - u|^2.
+    """The scale at which plain guidance moves u as far along c - u: <e - u, c - u> / |c - u|^2.
 
     With e - u = scale rate (c - u), that is scale times the mean rate, weighted by the squared energy; the plain mean
-    where the prompt changes nothing.
+    if the prompt changes nothing.
     """
     weights = energy.square()
     mean = (rate * weights).sum() / weights.sum() if bool(weights.any()) else rate.mean()

@@ -1,7 +1,7 @@
 """Head-wise weights (paper, gap 1a): how the heads of a layer become one map of pixels against tokens.
 
-Heads are weighed pixel by pixel, by how much of their layer's output they made there. A rule is a function; a new rule
-is a new function, and nothing here knows the names of rules.
+Heads are weighted pixel by pixel, by their share of the layer's output there. A rule is a function; a new rule
+is a new function, and nothing here depends on the names of rules.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ mean_heads: HeadRule = None
 
 
 def output_share(parts: Parts, weight: Projection) -> Weights:
-    """<z_h W_h, o>: how much of the layer's output o = sum_h z_h W_h the head made (paper, head-wise weights).
+    """<z_h W_h, o>: the head's share of the layer's output o = sum_h z_h W_h (paper, head-wise weights).
 
     <z_h W_h, o> = <z_h, o W_h^T>, so one projection back replaces a tensor of pixel x head x model. May be negative.
-    Where pixels outnumber channels, there and back at once is the shorter way, which `multi_dot` then takes:
+    If pixels outnumber channels, another order of products is cheaper, which `multi_dot` then uses:
     o W_h^T = sum_g z_g (W_g W_h^T).
     """
     side_by_side, projection = parts.flatten(1), weight.flatten(0, 1)
@@ -55,10 +55,10 @@ def cosine(parts: Parts, weight: Projection) -> Weights:
 
 
 def head_weights(rule: HeadRule, parts: Parts, weight: Projection) -> Weights:
-    """The rule's weights over their sum: they sum to 1 over heads; equal without a rule and where the sum is 0."""
+    """The rule's weights over their sum: they sum to 1 over heads; equal without a rule and if the sum is 0."""
     if rule is None:
         return parts.new_full(parts.shape[:2], 1 / parts.shape[1], dtype=torch.float32)
-    # Widened and laid out at once.
+    # Cast and transposed at once.
     raw = rule(parts.to(torch.float32, memory_format=torch.contiguous_format), weight.float())
     total = raw.sum(-1, keepdim=True)
     return (raw / total).masked_fill_(total == 0, 1 / raw.shape[-1])
@@ -66,7 +66,7 @@ def head_weights(rule: HeadRule, parts: Parts, weight: Projection) -> Weights:
 
 @constant
 def equal_weights(heads: int, device: torch.device) -> Float[Tensor, " head"]:
-    """What each head weighs without a rule."""
+    """The weight of each head without a rule."""
     return torch.full((heads,), 1 / heads, device=device)
 
 

@@ -1,7 +1,7 @@
-"""Layer-wise weights (paper, gap 1b): how much each layer's map counts in the global one.
+"""Layer-wise weights (paper, gap 1b): the weight of each layer's map in the global one.
 
-Layers are weighed by how well their self-attention agrees with the model's own dense feature. A rule is a value, a
-`LayerRule`; a new rule is a new value, and nothing here knows the names of rules.
+Layers are weighted by how well their self-attention agrees with the model's own dense feature. A rule is a value, a
+`LayerRule`; a new rule is a new value, and nothing here depends on the names of rules.
 """
 
 import math
@@ -32,11 +32,11 @@ class LayerRule:
     weight = finish(sum over row blocks of statistics(R rows, S' rows)); less than 0 counts as 0.
 
     Attributes:
-        statistics: see `RowStatistics`; without it the weight is 1 and no affinity is computed.
-        finish: from the summed statistics to the weight.
-        bilinear: statistics is linear in R and in S', so the resizing of S may move to R (`Reference.pulled`).
-        balanced: rows of S' are divided by their sum first.
-        fusion: fuses the weighted layers into one map on a given grid.
+        statistics: See `RowStatistics`; without it the weight is 1 and no affinity is computed.
+        finish: From the summed statistics to the weight.
+        bilinear: `statistics` is linear in R and in S', so the resizing of S may move to R (`Reference.pulled`).
+        balanced: Rows of S' are divided by their sum first.
+        fusion: Fuses the weighted layers into one map on a given grid.
     """
 
     statistics: RowStatistics | None
@@ -46,7 +46,7 @@ class LayerRule:
     fusion: Callable[[Grid], LayerFusion] = WeightedSum
 
 
-# Functions, and no lambdas: a plan holds its rules, and results that hold a plan are pickled.
+# Functions, not lambdas: a plan holds its rules, and results that hold a plan are pickled.
 def _product(r: Float[Tensor, "row key"], s: Float[Tensor, "row key"]) -> Float[Tensor, " statistic"]:
     return (r * s).sum()[None]
 
@@ -88,7 +88,7 @@ by_resolution = LayerRule(statistics=None, fusion=_weighed_by_resolution)
 
 
 ChannelRule = Callable[[Float[Tensor, "pixel channel"]], Float[Tensor, "pixel some_channel"]]
-"""A dense feature -> what of it pixels are compared by."""
+"""A dense feature -> the channels by which pixels are compared."""
 
 
 def all_channels(feature: Float[Tensor, "pixel channel"]) -> Float[Tensor, "pixel channel"]:
@@ -97,18 +97,18 @@ def all_channels(feature: Float[Tensor, "pixel channel"]) -> Float[Tensor, "pixe
 
 
 def first_channel(feature: Float[Tensor, "pixel channel"]) -> Float[Tensor, "pixel 1"]:
-    """The first channel of the first head alone, as the authors' script for segmentation; d is then 1."""
+    """Only the first channel of the first head, as in the authors' script for segmentation; d is then 1."""
     return feature[:, :1]
 
 
 class Reference:
     """R = softmax(F F^T / sqrt(d)) of the reference layer's dense feature F, also as other grids see it.
 
-    Matrices of up to 4096 x 4096, R itself among them, are kept; rows of larger ones are computed when asked for.
+    Matrices of up to 4096 x 4096, including R itself, are kept; rows of larger ones are computed on demand.
     """
 
     def __init__(self, feature: Float[Tensor, "pixel model"], grid: Grid) -> None:
-        # As it came: it is widened when rows of R are computed, and those of a small one are computed once.
+        # In its own dtype: it is cast when rows of R are computed, and those of a small R are computed once.
         self.feature, self.grid = feature[None], grid
         self._pulled: dict[Grid, Tensor] = {}
 
@@ -149,7 +149,7 @@ class Reference:
 
 
 class LayerWeigher:
-    """A layer's weight, summed over the blocks of its affinity in any order; `rows` says which rows it wants to see."""
+    """A layer's weight, summed over the blocks of its affinity in any order; `rows` are the rows that it needs."""
 
     def __init__(self, rule: LayerRule, reference: Reference, grid: Grid) -> None:
         self.rule, self.reference, self.grid = rule, reference, grid
@@ -162,7 +162,7 @@ class LayerWeigher:
             return
         if self.rule.balanced:
             mass = (affinity @ key_mass(self.grid, self.reference.grid, affinity.device))[:, None]
-            # A row may look only at keys that the resizing passes over: then nothing of it is left to balance.
+            # A row may only attend to keys that the resizing skips: then nothing of it is left to balance.
             affinity = (affinity / mass).masked_fill_(mass == 0, 0.0)
         if self.rule.bilinear:
             statistics = self.rule.statistics(self.reference.pulled(self.grid, block), affinity)
@@ -188,7 +188,7 @@ class LayerWeigher:
 
 @constant
 def key_mass(grid: Grid, reference: Grid, device: torch.device) -> Float[Tensor, " pixel"]:
-    """What each key of a layer on `grid` counts for in a row that is resized to the reference grid."""
+    """The weight of each key of a layer on `grid` in a row that is resized to the reference grid."""
     return resize_keys_adjoint(torch.ones(1, math.prod(reference), device=device), grid, reference)[0]
 
 

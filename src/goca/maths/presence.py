@@ -1,4 +1,4 @@
-"""Presence: how surely an image shows each of some nouns, from what every cell says of all of them."""
+"""Presence: how surely an image shows each of some nouns, from the logits of every cell."""
 
 import math
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 EXPECTED = 8
-"""About how many of the nouns that somebody names an image shows at most."""
+"""About the largest number of named nouns that an image shows."""
 AROUND = 2
-"""How many of these are what surrounds things, and belong to the background where there is one."""
+"""Number of these that are surroundings, and belong to the background if there is one."""
 
 
 @dataclass(frozen=True)
 class PresenceRule:
-    """How evidence is read off logits: by the share of the image that a noun wins from all others.
+    """How evidence is computed from logits: by the share of the image that a noun wins from all others.
 
     Attributes:
-        sharpness: what the logits are multiplied by before the cells' softmax over nouns.
-        window: side of the window over which logits are averaged first, as a share of the image's shorter side.
-        half: the share at which evidence is 0.5, in units of the share that each of the nouns would have by chance.
-        trust: how much the share says: the odds of a noun are (share / half) to this power.
+        sharpness: Factor of the logits before the softmax over nouns in each cell.
+        window: Side of the window over which logits are averaged first, as a share of the image's shorter side.
+        half: Share at which evidence is 0.5, in units of the share that each of the nouns would have by chance.
+        trust: Exponent of the odds: the odds of a noun are (share / half) to this power.
     """
 
     sharpness: float
@@ -31,7 +31,7 @@ class PresenceRule:
     trust: float = 1.0
 
     def shares(self, logits: Float[Tensor, "noun height width"]) -> Float[Tensor, " noun"]:
-        """What share of the image each noun wins: the mean over cells of the softmax over nouns; sums to 1."""
+        """The share of the image that each noun wins: the mean over cells of the softmax over nouns; sums to 1."""
         side = max(1, round(self.window * min(logits.shape[-2:])) // 2 * 2 + 1)
         near = F.avg_pool2d(logits[:, None], side, stride=1, padding=side // 2, count_include_pad=False)[:, 0]
         return (near * self.sharpness).softmax(0).mean((-2, -1))
@@ -43,16 +43,16 @@ class PresenceRule:
 
 
 def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Bool[Tensor, " class"]:
-    """Which classes an image shows: those whose evidence, weighed by how many were named, reaches the floor.
+    """The classes that an image shows: those whose evidence, given how many were named, reaches the floor.
 
-    Of n names an image shows about `EXPECTED` at most, `AROUND` fewer where there is a background. So a name has odds
-    of p / (1 - p) to begin with, where p is that number / n; beside a background it is never likelier than not.
+    Of n names an image shows at most about `EXPECTED`, `AROUND` fewer with a background. So the prior odds of a name
+    are p / (1 - p), where p is that number / n; with a background it is never likelier than not.
 
     Args:
-        evidence: of each class that is asked for.
-        floor: 0 to 1; 0 keeps all. It is compared as it is where a name is as likely as not, so of up to twice
-            as many names as an image shows at most beside a background.
-        background: whether a pixel may be of no class.
+        evidence: Evidence of each requested class.
+        floor: 0 to 1; 0 keeps all. It applies unchanged if a name is as likely as not a priori, so for up to twice as
+            many names as an image shows at most beside a background.
+        background: Whether pixels may be background.
     """
     expected = EXPECTED - AROUND if background else EXPECTED
     prior = min(expected / max(1, len(evidence)), 0.5 if background else 1.0)
@@ -65,7 +65,7 @@ def present(evidence: Float[Tensor, " class"], floor: float, background: bool) -
 
 
 def shown(evidence: Float[Tensor, " class"], floor: float, background: bool) -> Bool[Tensor, " class"]:
-    """`present`, and of an image without a background the likeliest class where none is."""
+    """`present`, or the likeliest class if there is none and no background."""
     there = present(evidence, floor, background)
     if not background and len(evidence) and not there.any():
         there[evidence.argmax()] = True

@@ -43,22 +43,22 @@ def k_means(
 def discriminants(
     moments: ClassMoments, shrinkage: float
 ) -> tuple[Float[Tensor, "class feature"], Float[Tensor, " class"]]:
-    """The (weight, bias) with which `weight @ x + bias` is a place's log posterior, up to what all classes share.
+    """The (weight, bias) with which `weight @ x + bias` is a place's log posterior, up to a common constant.
 
     With the means m_c and the covariance S within classes, weight_c = (S + shrinkage V)^-1 (m_c - m) and bias_c =
     -weight_c (m_c + m) / 2, every class as likely as any other; m is the mean, and V has the variances, of all places
     together. So no scale of a feature matters.
 
     Args:
-        moments: of one place or more; the row of a class that has none means nothing.
-        shrinkage: above 0.
+        moments: Of one place or more; the row of a class without places is meaningless.
+        shrinkage: Above 0.
     """
     total = moments.counts.sum()
     means = moments.sums / moments.counts.clamp(min=1)[:, None]
     mean = moments.sums.sum(0) / total
     within = (moments.second - (means.T * moments.counts) @ means) / total
     variances = moments.second.diag() / total - mean.square()
-    # A feature that never changes says nothing; what is left of its variance is rounding.
+    # A constant feature carries no information; its remaining variance is rounding.
     variances = torch.where(variances > 1e-9 * moments.second.diag() / total, variances, 1.0)
     scale = variances.sqrt()
     shrunk = within / torch.outer(scale, scale) + shrinkage * torch.eye(len(scale), dtype=scale.dtype)

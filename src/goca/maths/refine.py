@@ -2,8 +2,8 @@
 
 A layer on another grid than the scores acts as x -> N S B^T x (nearest on queries, bilinear on keys). Layers of one
 grid are summed into one matrix, on their own pixels. Where that would be larger than a 64 x 64 grid needs (67 MB),
-N S B^T itself is summed on the scores' pixels; where even that may not be kept, queries and keys are, and the scores
-are propagated as the values of an attention. Of a finer layer only the rows that N picks are ever computed.
+N S B^T itself is summed on the scores' pixels; if even that may not be kept, queries and keys are, and the scores
+are propagated as the values of an attention. For a finer layer, only the rows that N picks are ever computed.
 
 A rule may change what is applied, `Affinity.under`: row by row, given what all rows share.
 """
@@ -23,28 +23,28 @@ from goca.maths.attention import DENSE_PIXELS, Keys, Mask, Queries, affinity_blo
 from goca.maths.resize import nearest_pixels, picked_pixels, resize_keys, resize_keys_adjoint, rows_in
 
 HELD = 2**21
-"""Affinities that a rule is given at once: on a CPU they have to stay in cache."""
+"""Number of affinities that a rule gets at once: on a CPU they must stay in cache."""
 TINY = 1e-12
 INDISTINCT = 1e-6
-"""Rows that differ by less than this share of their sum differ by rounding alone."""
+"""Rows that differ by less than this share of their sum differ only by rounding."""
 
 Rows = Float[Tensor, "row pixel"]
 RowsRule = Callable[[Rows, Float[Tensor, " pixel"]], Rows]
 """(rows of an affinity, the mean over all of its rows), both times any number -> other rows that sum to 1."""
 AffinityRule = RowsRule | None
 plain: AffinityRule = None
-"""The affinity as it is."""
+"""The unchanged affinity."""
 
 
 def distinct(rows: Rows, shared: Float[Tensor, " pixel"]) -> Rows:
-    """max(0, row - what all rows share)^1.5, rows to sum 1: where a pixel looks more than pixels do on the whole.
+    """max(0, row - what all rows share)^1.5, rows to sum 1: where a pixel attends more than pixels do on average.
 
-    What every pixel looks at draws the scores of all pixels to the same mean, the more so the more often it is applied;
-    the exponent adds to what is left by its strength. A row that has nothing of its own stays as it was.
+    What every pixel attends to draws the scores of all pixels to the same mean, the more often it is applied; the
+    exponent emphasises what is left. A row with nothing of its own is unchanged.
     """
     own = (rows - shared).clamp_(min=0)
     mass = rows.sum(-1, keepdim=True).clamp(min=TINY)
-    # What is left by float32's rounding is nothing of its own.
+    # A remainder from float32's rounding is nothing of its own.
     alike = own.sum(-1, keepdim=True) <= INDISTINCT * mass
     own.mul_(own.sqrt())
     return torch.where(alike, rows / mass, own / own.sum(-1, keepdim=True))
@@ -54,7 +54,7 @@ def distinct(rows: Rows, shared: Float[Tensor, " pixel"]) -> Rows:
 class Affinity:
     """S-bar, as a sum over layers: add layers, then apply it to maps.
 
-    common: the maps' grid; None leaves it open until the maps come. largest: pixels of the largest grid whose affinity
+    common: the maps' grid; None to decide when the maps come. largest: pixels of the largest grid whose affinity
     is kept as a matrix; 0 keeps none.
     """
 
@@ -67,7 +67,7 @@ class Affinity:
 
     @property
     def nbytes(self) -> int:
-        """Of all that is kept."""
+        """Bytes of everything that is kept."""
         return sum(matrix.nbytes for matrix in self._dense.values()) + self._streamed_bytes
 
     def is_dense(self, grid: Grid) -> bool:
@@ -111,7 +111,7 @@ class Affinity:
         self.layers += 1
 
     def apply(self, maps: Float[Tensor, "class height width"]) -> Float[Tensor, "class height width"]:
-        """S-bar times the maps; without any layer, the maps as they are."""
+        """S-bar times the maps; without any layer, the maps unchanged."""
         if not self.layers:
             return maps
         total = torch.zeros_like(maps)
@@ -151,7 +151,7 @@ class Affinity:
         return other
 
     def row(self, pixel: int, grid: Grid) -> Float[Tensor, "height width"] | None:
-        """What a pixel of the maps' grid takes from each of them: its row of S-bar; None without any layer."""
+        """The row of S-bar of a pixel of the maps' grid; None without any layer."""
         if not self.layers:
             return None
         parts = []
@@ -177,20 +177,20 @@ def _rows_under(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the layers' sum under a rule, in the form of `affinity_blocks`."""
     for part in _parts(len(rows), len(shared)):
-        # The layers' own blocks may differ in size: beside pixels, some attend to a text.
+        # The layers' own blocks may differ in size: some also attend to a text.
         total = sum(torch.cat([affinity for _, affinity in blocks(rows[part])]) for blocks in layers)
         assert isinstance(total, Tensor)
         yield part, rule(total, shared)
 
 
 def _gather(maps: Tensor, grid: Grid) -> Tensor:
-    """B^T maps: what a layer's keys see of maps on another grid (the adjoint of bilinear resizing from its grid)."""
+    """B^T maps: maps on another grid at a layer's keys (the adjoint of bilinear resizing from its grid)."""
     flat = rearrange(maps, "c h w -> c (h w)")
     return resize_keys_adjoint(flat, grid, (maps.shape[-2], maps.shape[-1]))
 
 
 def _spread(values: Tensor, grid: Grid, like: Tensor) -> Tensor:
-    """N values: a layer's answers, at every pixel of the maps' grid."""
+    """N values: a layer's outputs at every pixel of the maps' grid."""
     height, width = like.shape[-2:]
     picked = nearest_pixels(grid, (height, width), values.device)
     return values[:, picked].reshape(-1, height, width)

@@ -1,6 +1,6 @@
 """Refitting: class scores that follow the image's own features, by Gaussians fitted to the scores themselves.
 
-Where a model's attention to a class is weak, its features still tell the class's pixels from others. So each class gets
+If a model's attention to a class is weak, its features may still separate its pixels from others. So each class gets
 a Gaussian of the features of the pixels that score for it, and scores are averaged with the posterior under these:
 linear discriminant analysis, transductive, with soft labels. Constants were tried on scenes in training art.
 """
@@ -19,15 +19,15 @@ from goca.maths.resize import resize
 from goca.maths.windows import Windows
 
 PROJECTED = 64
-"""Wider features are projected to so many dimensions before their principal components are taken."""
+"""Wider features are projected to this many dimensions before their principal components are taken."""
 COMPONENTS = 24
-"""How many principal components are features, at most."""
+"""Most principal components that are used as features."""
 LOSING = 0.05
-"""What a pixel counts for a class that is not its best, relative to its best."""
+"""Weight of a pixel for a class that is not its best, relative to its best."""
 RIDGE = 0.1
 """Part of the features' mean square that is added to their variance within classes."""
 ROUNDING = 1e-5
-"""A deviation below this part of what it deviates from is float32's rounding."""
+"""A deviation below this share of the value is float32's rounding."""
 
 Scores = Float[Tensor, "class pixel"]
 Features = Float[Tensor, "pixel component"]
@@ -38,11 +38,11 @@ never: RefitRule = None
 
 
 def components(outputs: Sequence[Float[Tensor, "pixel _"]]) -> Features:
-    """The principal components of what some attentions gave the pixels, each divided by its RMS; float32.
+    """The principal components of attention outputs of the pixels, each divided by its RMS; float32.
 
     Each attention's output is centred and divided by its mean norm; then all are side by side. Where they are wide they
     first go through a seeded Gaussian matrix, which nearly keeps distances (randomised PCA: Halko, Martinsson and Tropp
-    2011). Components that are rounding alone are left out.
+    2011). Components that are only rounding are left out.
     """
     widths = [output.shape[1] for output in outputs]
     like, width = outputs[0].new_empty(0, dtype=torch.float32), sum(widths)
@@ -87,8 +87,8 @@ class ImageFeatures:
     """The features of an image, those of its windows' pixels one window after the other.
 
     Attributes:
-        windows: where they lie; grid: the (height, width) in pixels of the features of each.
-        components: of all windows together, so that a class is the same in each.
+        windows: Where they lie; grid: the (height, width) in pixels of the features of each.
+        components: Of all windows together, so that a class is the same in each.
     """
 
     windows: Windows

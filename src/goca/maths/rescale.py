@@ -20,7 +20,7 @@ Maps = Float[Tensor, "class height width"]
 
 
 class TokenMass(NamedTuple):
-    """What the global map says of each noun.
+    """Each noun's attention in the global map.
 
     raw: class score, the mean over the noun's token columns. Where the tokens of a pixel sum to 1, as in the paper's
     fusion, it is a part of all attention there, and 1 - content is what start token, padding and other words take.
@@ -67,12 +67,12 @@ def share(maps: Maps, token_mass: TokenMass) -> Maps:
 
 
 def share_of_prompt(maps: Maps, token_mass: TokenMass) -> Maps:
-    """`share` in which stop words and punctuation keep what they take (as guidance does it, and as an ablation)."""
+    """`share` relative to all words, including stop words and punctuation (as in guidance, and as an ablation)."""
     return (maps / token_mass.prompt).masked_fill_(token_mass.prompt == 0, 0.0)
 
 
 def blur(maps: Maps, token_mass: TokenMass) -> Maps:
-    """5 x 5 Gaussian, sigma 1.1, reflect padding (replicate where the grid is too narrow to reflect)."""
+    """5 x 5 Gaussian, sigma 1.1, reflect padding (replicate if the grid is too narrow to reflect)."""
     mode = "reflect" if min(maps.shape[-2:]) > 2 else "replicate"
     padded = F.pad(maps[:, None], (2, 2, 2, 2), mode=mode)
     return F.conv2d(padded, _gaussian(maps.device, maps.dtype))[:, 0]
@@ -85,7 +85,7 @@ def _gaussian(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 1 he
 
 
 def minmax(maps: Maps, token_mass: TokenMass | None = None) -> Maps:
-    """Each class over the image to [0, 1]; a map that is constant but for float32's rounding becomes 0."""
+    """Each class over the image to [0, 1]; a map that is constant up to float32's rounding becomes 0."""
     low, high = (ends[..., None] for ends in maps.flatten(-2).aminmax(dim=-1, keepdim=True))
     spread = high - low
     flat = spread <= 1e-6 * torch.maximum(high.abs(), low.abs())

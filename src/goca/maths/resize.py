@@ -17,16 +17,16 @@ from torch import Tensor
 from goca.maths import Grid
 
 STRIP = 2**22
-"""Resized values that are held at once: with fewer each strip of many classes is a few rows, and takes longer."""
+"""Most resized values in memory at once: with fewer, a strip of many classes would be a few rows and slower."""
 
 
 _Constant = TypeVar("_Constant", bound=Callable[..., object])
 
 
 def constant(function: _Constant) -> _Constant:
-    """Keeps what a function of sizes, numbers and a device returns, which nobody may change.
+    """Cache a function of sizes, numbers and a device, whose result must not be modified.
 
-    Otherwise a GPU would be sent it again, and waited for, in every layer of every image.
+    Otherwise it would be copied to the GPU again, with a synchronisation, in every layer of every image.
     """
     # Made as usual even within the user's inference mode, because it outlives that.
     return lru_cache(maxsize=256)(torch.inference_mode(False)(function))  # type: ignore[return-value]
@@ -78,7 +78,7 @@ def resize_rows(
 def _neighbours(
     size_in: int, size_out: int, device: torch.device
 ) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"], Int[Tensor, " out"], Float[Tensor, " out"]]:
-    """For each pixel of an axis of `size_out`: the two of `size_in` round it, and the weight of the second.
+    """For each pixel of an axis of `size_out`: the two of `size_in` around it, and the weight of the second.
 
     The first of the two comes twice, on the CPU and on the device. The whole axis is kept and its parts are not: many
     small tensors that outlive the work on each part would scatter the memory of the next.

@@ -55,11 +55,11 @@ BACKGROUNDS: dict[str, background.BackgroundRule] = {
 
 
 def named(value: Any, rules: Mapping[str, Any], what: str) -> Any:
-    """The rule of that name; a rule itself stays. GocaError, with the names there are, for an unknown name."""
+    """The rule of a name; a rule is returned as it is. Raises GocaError, listing the names, for an unknown one."""
     if not isinstance(value, str):
         return value
     if value not in rules:
-        raise GocaError(f'no {what} "{value}": there are {", ".join(rules)}')
+        raise GocaError(f'no {what} "{value}": choose from {", ".join(rules)}')
     return rules[value]
 
 

@@ -1,6 +1,6 @@
-"""How much of an image's structure an affinity shows: figures that need no label, by which blocks can be chosen.
+"""How much of an image's structure an affinity shows: figures without labels, for choosing blocks.
 
-An affinity says how much each cell of an image looks at every other one; its rows sum to 1. All functions take a stack
+An affinity holds each cell's attention to every other one; its rows sum to 1. All functions take a stack
 of affinities of the same image and give a figure for each.
 """
 
@@ -40,7 +40,7 @@ def pooled(
 
 
 def mirrored(affinity: Affinities, cells: Grid) -> Affinities:
-    """Affinities as they would be of the image with left and right exchanged."""
+    """The affinities of the image flipped left to right."""
     shape = (len(affinity), *cells, *cells)
     return affinity.reshape(shape).flip(2, 4).reshape(affinity.shape)
 
@@ -49,7 +49,7 @@ class Repeatability:
     """How well two looks at the same image agree in what sets it apart from other images; -1 to 1.
 
     The correlation, over images and entries, of how two affinities deviate from their own means over images. What every
-    image has, such as a look at the neighbours or at nothing in particular, counts nothing. Only sums are kept.
+    image has, such as attention to neighbours or to nothing in particular, does not count. Only sums are kept.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Repeatability:
         self.images += 1
 
     def value(self) -> Figures:
-        """The correlation; 0 where either look says the same of every image."""
+        """The correlation; 0 if either look is the same for every image."""
         assert self._sums is not None
         assert self._products is not None
         first, second = (total.double() / self.images for total in self._sums)
@@ -84,10 +84,10 @@ class Repeatability:
 
 
 def segments(affinity: Affinities) -> Figures:
-    """The logarithm of how many segments an affinity tells apart: 0 if all cells look alike, log(cells) if none do.
+    """The logarithm of the number of segments in an affinity: 0 if all rows are alike, log(cells) if none are.
 
-    The mutual information between where a cell is and where it looks. With k equal segments whose cells look at their
-    own segment alone it is log(k).
+    The mutual information between a cell and the cells that it attends to. With k equal segments whose cells
+    attend only to their own segment, it is log(k).
     """
     return _entropy(affinity.mean(-2)) - _entropy(affinity).mean(-1)
 
@@ -97,7 +97,7 @@ def _entropy(shares: Float[Tensor, "*_row cell"]) -> Float[Tensor, "*_row"]:
 
 
 def explained_by_others(affinity: Affinities, maps: Float[Tensor, "map cell"]) -> Figures:
-    """How well a cell's values follow from those of the other cells that it looks at; at most 1.
+    """How well a cell's values follow from those of the other cells that it attends to; at most 1.
 
     The share of the variance of maps that is left if each cell is given the mean of the others, weighed by affinity,
     taken from 1. What a cell gives to itself would explain everything, and does not count.

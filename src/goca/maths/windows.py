@@ -1,4 +1,4 @@
-"""One image seen through overlapping windows: where they lie on the canvas of cells, and how their maps join."""
+"""An image in overlapping windows: their positions on the canvas of cells, and joining their maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,17 +42,17 @@ class Windows:
         return cls(canvas, tuple(Window(top, left, height, width) for top in tops for left in lefts))
 
     def mirrored(self) -> "Windows":
-        """The same windows over the image with left and right exchanged."""
+        """The same windows over the image flipped left to right."""
         width = self.canvas[1]
         boxes = (Window(box.top, width - box.left - box.width, box.height, box.width) for box in self.boxes)
         return Windows(self.canvas, tuple(boxes))
 
     def cut(self, maps: Float[Tensor, "*channel height width"], box: Window) -> Float[Tensor, "*channel h w"]:
-        """The part of canvas maps that lies under a window."""
+        """The part of canvas maps under a window."""
         return maps[..., box.top : box.top + box.height, box.left : box.left + box.width]
 
     def join(self, pieces: Sequence[Float[Tensor, "*channel h w"]]) -> Float[Tensor, "*channel height width"]:
-        """One map from one piece a window: where windows overlap, the nearer a window's middle the more it counts."""
+        """One map from a piece per window; where windows overlap, pixels near a window's middle have more weight."""
         if len(self.boxes) == 1:
             return pieces[0]
         total = pieces[0].new_zeros(*pieces[0].shape[:-2], *self.canvas)

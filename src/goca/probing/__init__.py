@@ -1,4 +1,4 @@
-"""Finds the facts of a denoiser that no family lists, by running it on a little noise.
+"""Finds the facts of an unlisted denoiser by running it on a little noise.
 
 A developer's tool: `goca models --probe DIR` prints the facts as the source of a family file, and
 `Segmenter.from_pipeline(pipe, family=probe(pipe))` segments with them. Nothing else in the library runs it.
@@ -18,23 +18,23 @@ __all__ = ["probe", "source"]
 
 
 def probe(pipeline: Any) -> Family:
-    """Establish the facts of a pipeline's denoiser, in about two dozen small passes; the pipeline is left as it was.
+    """Find the facts of a pipeline's denoiser in about two dozen small passes; the pipeline is restored.
 
-    Blocks and timestep cannot be found this way: they are those of the nearest of kin, PixArt, Flux or the UNets. Nor
-    can it be found how large an image a denoiser has positions for.
+    Blocks and timestep cannot be found this way: they are those of the most similar family, PixArt, Flux or UNets. Nor
+    can the largest image for which a denoiser has positions.
 
     Args:
         pipeline: A loaded diffusers text-to-image pipeline.
 
     Raises:
-        GocaError: A fact cannot be established; the message names it.
+        GocaError: A fact cannot be found; the message names it.
     """
     try:
         with quiet():
             return Probe(pipeline).family()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the pipeline's own code runs
+    except Exception as error:  # the pipeline's own code may raise anything
         reason = " ".join(str(error).split())[:300]
         reason = reason if isinstance(error, GocaError) else f"it does not run ({type(error).__name__}: {reason})"
-        raise GocaError(f"{type(pipeline).__name__} cannot be read, as a probe found: {reason}") from error
+        raise GocaError(f"{type(pipeline).__name__} cannot be read: {reason}") from error

@@ -1,4 +1,4 @@
-"""The passes of a probe: the denoiser runs on a little noise, in which one thing may be turned into its opposite."""
+"""The passes of a probe: the denoiser runs on a little noise, in which one input may be negated."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,13 +21,13 @@ from goca.maths import Grid
 from goca.text.tokens import Tokens
 
 TIMESTEP = 400
-"""The timestep of every pass: any at which image and text both matter."""
+"""The timestep of every pass; image and text both matter there."""
 OPPOSITE = -3.0
-"""What a vector is multiplied by: a shift or a greater length might be undone by a norm."""
+"""Factor of a negated vector: a norm could undo a shift or a scaling."""
 ROUNDING = 1e-3
-"""Differences below this part of the longest vector are none."""
+"""Differences below this share of the longest vector count as none."""
 OUTLIER = 3.0
-"""How many times further than the median a position has to move to be the one that was changed."""
+"""How many times more than the median a position must change to be the changed one."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AttentionRecorder(AttentionHook):
 
     @property
     def linear(self) -> bool:
-        """Whether an attention module ran without softmax attention; a check saw to it that it is a linear one."""
+        """Whether an attention module ran without softmax attention; a check ensures that it is a linear one."""
         return not all(self._calls.values())
 
 
@@ -65,7 +65,7 @@ class ProbePass:
         attentions: Its softmax attentions, in order.
         linear: Whether it has linear attention too.
         prompt: The caption as the pipeline encoded it.
-        timestep: What the pipeline told the denoiser; None where the argument goes by an unknown name.
+        timestep: The denoiser's timestep; None if the argument's name is unknown.
     """
 
     attentions: tuple[RecordedAttention, ...]
@@ -92,10 +92,10 @@ def denoiser_call(
     cell: Grid | None = None,
     token: tuple[str, Tokens, int] | None = None,
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], EncodedPrompt]]:
-    """Borrow a pipeline, whose family may be a guess, for one denoiser call on noise, always the same.
+    """Prepare a denoiser call of a pipeline, whose family may be a guess, on always the same noise.
 
-    The noise has `size` latent cells, of which `cell` is turned into its opposite; `token` is (tokenizer, what it made
-    of the caption, index) of the token whose embedding is turned. Yields the call's positional and named arguments,
+    The noise has `size` latent cells, of which `cell` is negated; `token` is (tokenizer, its tokens of the caption,
+    index) of the token whose embedding is negated. Yields the call's positional and named arguments,
     and the encoded prompt.
     """
     noise = torch.randn(1, latent_channels(backbone.pipeline), *size, generator=torch.Generator().manual_seed(0))
@@ -117,9 +117,9 @@ def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
 
 
 def moved(before: Float[Tensor, "position dim"], after: Float[Tensor, "position dim"]) -> tuple[int, ...]:
-    """The position that differs most between two passes, then those that do half as much; () where all differ alike.
+    """The position that differs most between two passes, then those with half as much; () if all differ alike.
 
-    What is pooled, of the words or of the pixels, moves every position a little.
+    Pooled words or pixels change every position a little.
     """
     distance = (after.float() - before.float()).norm(dim=-1)
     most, least = float(distance.max()), ROUNDING * float(before.float().norm(dim=-1).max())
@@ -130,7 +130,7 @@ def moved(before: Float[Tensor, "position dim"], after: Float[Tensor, "position 
 
 @contextmanager
 def turned(encoder: nn.Module, tokens: Tokens, index: int) -> Iterator[None]:
-    """While it is entered, the embedding of one token of a caption leaves its text encoder turned into its opposite.
+    """Negate the embedding of one token of a caption in its text encoder's output, inside a `with` block.
 
     The caption up to the token is searched among the ids that the encoder is given, wherever a template or padding put
     it; a call without them is left alone. Whichever part of the encoder a pipeline calls, the outermost counts.
@@ -157,15 +157,15 @@ def turned(encoder: nn.Module, tokens: Tokens, index: int) -> Iterator[None]:
 
 
 def _find(wanted: list[int], ids: list[int]) -> int | None:
-    """Where a list begins in another for the last time."""
+    """The last position at which a list occurs in another."""
     starts = range(len(ids) - len(wanted), -1, -1)
     return next((start for start in starts if ids[start : start + len(wanted)] == wanted), None)
 
 
 def _turned(value: Any, position: int, length: int) -> Any:
-    """Whatever an encoder returned, its embeddings of one position turned; a pooled one has no position."""
+    """An encoder's output with its embeddings at one position negated; a pooled one has no position."""
     if isinstance(value, Tensor):
-        # ChatGLM has the batch behind the positions.
+        # ChatGLM has the batch axis after the positions.
         axes = [axis for axis in (1, 0) if value.ndim == 3 and value.shape[axis] == length]
         if not axes or not value.is_floating_point():
             return value

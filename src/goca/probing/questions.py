@@ -1,7 +1,7 @@
 """The questions of a probe.
 
-Each is answered by comparing passes in which one thing was turned into its opposite: a latent cell moves the query of
-the pixel that it belongs to, a token's embedding moves the key of its column.
+Each is answered by comparing passes in which one input was negated: a latent cell changes the query of
+its pixel, a token's embedding changes the key of its column.
 """
 
 import inspect
@@ -33,7 +33,7 @@ CAPTIONS = (
     "sky, grass, wall, dog, cat, person, tree, road, house, boat, bird, car, bus, cup, fish, horse, sheep, table, "
     "plant, chair, sofa, train, bottle, bicycle, river, sand, snow, rock, cloud, door, window, bridge, flower, bread",
 )
-"""Of three lengths: what is padded in front moves with them, and what is padded to a multiple has several."""
+"""Captions of three lengths: with padding in front tokens move with the length; padding to a multiple differs."""
 PLAIN = {
     "num_frames": 1,
     "true_cfg_scale": 1.0,
@@ -44,7 +44,7 @@ PLAIN = {
     "use_pe": False,
     "skip_text_cleaning": True,
 }
-"""What a pipeline is told where it knows the argument: one image, of the size and with the caption it was given."""
+"""Arguments that a pipeline gets if it has them: one image, with its given size and caption."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TurnedToken:
 
 
 def guess(pipeline: Any) -> Family:
-    """What can be read off a pipeline, enough to run it."""
+    """A first guess from a pipeline's parts, enough to run it."""
     component = _component(pipeline)
     denoiser = bare(getattr(pipeline, component))
     names = tokenizers(pipeline)
@@ -113,7 +113,7 @@ class Probe:
         self.tokenizers = set(tokenizers(pipeline))
 
     def family(self) -> Family:
-        """All facts. Raises GocaError, saying what is missing, for one that cannot be established."""
+        """All facts. Raises GocaError, saying what is missing, for one that cannot be found."""
         self._learn(packed_vae_scale_factor=self._counts_packed_cells())
         self.step, self.plain = self._size_step()
         self.size = (3 * self.step, 5 * self.step)
@@ -148,19 +148,19 @@ class Probe:
 
     def _counts_packed_cells(self) -> bool:
         """Whether the pipeline's `vae_scale_factor` counts 2 x 2 latent cells as one."""
-        # Not by the backbone, which holds the cells against the scale factor in question.
+        # Not with the backbone, which checks the cells against the scale factor in question.
         with restoring(self.backbone.pipeline) as pipeline:
             height, width = encode(pipeline, [Image.new("RGB", (192, 128))], (128, 192)).shape[-2:]
         factor = self.backbone.vae_scale_factor
         for packed in (1, 2):
             if (height * factor, width * factor) == (128 * packed, 192 * packed):
                 return packed == 2
-        raise GocaError(f"its VAE makes {height} x {width} cells of 128 x 192 pixels, and its scale factor is {factor}")
+        raise GocaError(f"its VAE makes {height} x {width} cells of 128 x 192 pixels, but its scale factor is {factor}")
 
     def _size_step(self) -> tuple[int, ProbePass]:
         """The fewest latent cells by which sides may differ, and a first pass.
 
-        A pipeline that makes two passes for guidance even at guidance 1 is told 0.
+        A pipeline that makes two passes for guidance even at scale 1 gets 0.
         """
         options, errors = self.backbone.family.options, []
         for guidance in ({}, {"guidance_scale": 0.0}):
@@ -169,12 +169,12 @@ class Probe:
                 step = lcm(multiple, 2 * self.backbone.vae_scale_factor) // self.backbone.vae_scale_factor
                 try:
                     return step, run_pass(self.backbone, (3 * step, 5 * step), CAPTIONS[0])
-                except Exception as error:  # the pipeline's own code: whatever it raises is an answer
+                except Exception as error:  # the pipeline's own code may raise anything
                     errors.append(error)
         raise errors[3]  # at the usual guidance, and a size that hardly any refuses
 
     def _has_edm_sigmas(self) -> bool:
-        """Whether a flow model is told s / (1 + s), or thousandths of it, where another is told s."""
+        """Whether a flow model gets s / (1 + s), or thousandths of it, while others get s."""
         sigma = TIMESTEP / NUM_TRAIN_TIMESTEPS
         edm = sigma / (1 + sigma), NUM_TRAIN_TIMESTEPS * sigma / (1 + sigma)
         # Half precision rounds by less than a hundredth.
@@ -188,7 +188,7 @@ class Probe:
             if names and moved(call.q, self.far[index].q):
                 self.tokenizers = names
                 return index
-        raise GocaError("turning the embedding of a token moved no key that a pixel looks at")
+        raise GocaError("negating a token's embedding changed no key that a pixel attends to")
 
     def _turn_tokens(self, plain: ProbePass, caption: str, third: int) -> Iterator[TurnedToken]:
         """Each tokenizer's token after `third` thirds of a caption; never the last token, which may be pooled."""
@@ -205,10 +205,10 @@ class Probe:
         corners = [self._run(cell=cell).attentions for cell in ((0, 0), (0, width - 1))]
         positions = [moved(call.q, attentions[self.reading].q) for attentions in (*corners, self.far)]
         if not all(positions):
-            raise GocaError("a corner of the latent moved no query")
+            raise GocaError("a corner of the latent changed no query")
         first, right, last = (position[0] for position in positions)
         if _is_unet(self.backbone.denoiser):
-            # Convolutions spread what was turned, so only the quarter counts.
+            # Convolutions spread the change, so only the quarter counts.
             sizes = {prod(grid): grid for grid in levels(self.backbone.denoiser, self.size)}
             rows, row = sizes.get(len(call.q), (1, 1))
             quarters = [(2 * (at // row) >= rows, 2 * (at % row) >= row) for at in (first, right, last)]
@@ -240,7 +240,7 @@ class Probe:
         raise GocaError(f"its pixels, from position {first} of {length}, are padded in no known way")
 
     def _unimodal_blocks(self, length: int) -> tuple[str, ...]:
-        """Prefixes of the blocks in which text or pixels attend to themselves alone."""
+        """Prefixes of the blocks in which text or pixels attend only to themselves."""
         joint = {call.block for call in self.attentions if len(call.q) == length}
         apart = (call.block for call in self.attentions if call.block not in joint)
         prefixes = tuple(dict.fromkeys(block.partition(".")[0] for block in apart))
@@ -249,7 +249,7 @@ class Probe:
         return prefixes
 
     def _text_inputs(self, text_columns: slice) -> tuple[TextInput, ...]:
-        """Where each tokenizer's tokens are among the text's columns; one whose tokens move no key is left out."""
+        """Where each tokenizer's tokens are among the text's columns; one whose tokens change no key is left out."""
         passes = [self.plain, *(self._run(caption=caption) for caption in CAPTIONS[1:])]
         turns = zip((passes[0], *passes), (CAPTIONS[0], *CAPTIONS), (2, 1, 1, 1), strict=True)
         tokens = [token for turn in turns for token in self._turn_tokens(*turn)]
@@ -273,20 +273,20 @@ class Probe:
                 texts.append(TextInput(name, right_aligned=True, respects_max_sequence_length=limited))
             elif any(starts):
                 raise GocaError(
-                    f"the text columns cannot be told: in captions of several lengths the first token of {name} "
+                    f"the text columns cannot be found: in captions of several lengths the first token of {name} "
                     f"would be in column {' or '.join(str(sorted(columns)) for columns in starts)}"
                 )
         return tuple(texts)
 
     def _confirm(self) -> None:
-        """Read a pass of another size by all that was learnt."""
+        """Check the facts on a pass of another size."""
         backbone = self.backbone
         size, calls = (4 * self.step, 3 * self.step), list[AttentionCall]()
         hook = backbone.attention_hook(size, lambda _, call: calls.append(call))
         with denoiser_call(backbone, size, CAPTIONS[0]) as (args, kwargs, prompt), hook:
             backbone.denoiser(*args, **kwargs)
         if any(call.kind == "self" and call.q.shape[-2] != call.k.shape[-2] for call in calls):
-            raise GocaError("it attends to something else than its pixels and the text")
+            raise GocaError("it attends to something other than its pixels and the text")
         columns = {call.block: len(range(call.k.shape[1])[call.text]) for call in calls if call.text is not None}
         for block in backbone.blocks:
             if block not in columns:

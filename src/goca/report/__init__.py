@@ -1,4 +1,4 @@
-"""A run as one page of HTML to look at: its totals, how it was made, and the images that came out worst."""
+"""A run as one page of HTML to look at: its totals, its settings, and its worst images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ LIMIT = 200
 
 @dataclass(frozen=True)
 class Written:
-    """What a report is of: "segment" or "evaluate", how many images, and how many of them it shows."""
+    """A written report: its kind, "segment" or "evaluate", the number of images, and the number shown."""
 
     file: Path
     kind: str
@@ -26,20 +26,20 @@ class Written:
 def write_report(folder: Path, file: Path, limit: int = LIMIT) -> Written:
     """Write the report of a folder that `goca segment` or `goca evaluate` has written, whole or not at all.
 
-    Memory is that of the images which are shown.
+    Memory grows with the images that are shown only.
 
     Args:
         folder: The run.
         file: The page.
-        limit: How many images it shows at most, the worst; 1 or more.
+        limit: Most images to show, the worst first; 1 or more.
 
     Raises:
-        GocaError: The folder is neither, has no images yet or is damaged; an evaluation is not finished; the limit is
-            below 1; the file cannot be written.
+        GocaError: The folder is neither kind, has no images yet or is damaged; an evaluation is unfinished; the limit
+            is below 1; the file cannot be written.
     """
     require_folder(folder)
     if limit < 1:
-        raise GocaError(f"a report shows 1 image or more, and not {limit}: choose a larger limit", "limit")
+        raise GocaError(f"limit {limit} is too small: give 1 image or more", "limit")
     facts = read_facts(folder)
     if facts is not None:
         kind, (content, images, shown) = "evaluate", evaluation_page(folder, facts, limit)
@@ -54,7 +54,7 @@ def write_report(folder: Path, file: Path, limit: int = LIMIT) -> Written:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise GocaError for a path that is no folder."""
+    """Raise GocaError for a path that is not a folder."""
     if folder.is_dir():
         return
     if folder.exists():

@@ -38,10 +38,10 @@ from goca.report.page import (
 )
 
 MOST_LABELS, MOST_PAIRS = 12, 3
-"""How many a card lists."""
+"""Most labels that a card lists."""
 SIZE_COLUMNS = ["share", "regions", "mIoU, % [95 %]", "recall"]
 MOST_OPEN = 16
-"""Classes up to which their table is unfolded."""
+"""Most classes with which their table is unfolded."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Run:
         yield from (record for number, record in enumerate(lines.stream()) if last[record.id] == number)
 
     def counts(self, record: ImageRecord) -> Counts:
-        """Under the labelling that the scores are of."""
+        """The counts under the labelling of the scores."""
         counts = (record.counts or {}).get(self.metrics["threshold"])
         if counts is None or any(max(true, found) >= len(self.names) for true, found, _ in counts):
-            raise GocaError(f"{self.folder / IMAGES} has lines of another run: restore it, or begin a new run")
+            raise GocaError(f"{self.folder / IMAGES} has lines of another run: restore it, or start a new run")
         return counts
 
     def ious(self, record: ImageRecord) -> dict[int, float]:
-        """{label: IoU} of those that the image has or was given, background only where the protocol counts it."""
+        """{label: IoU} of true and predicted labels, with background only if the protocol counts it."""
         hit, union = Counter[int](), Counter[int]()
         for true, found, pixels in self.counts(record):
             for label in {true, found}:
@@ -77,22 +77,22 @@ class Run:
         return {label: hit[label] / union[label] for label in union if label or self.protocol.counting.background}
 
     def iou(self, record: ImageRecord) -> float | None:
-        """The mean of these; None where there is none."""
+        """The mean of `ious`; None if there are none."""
         ious = self.ious(record)
         return sum(ious.values()) / len(ious) if ious else None
 
 
 def evaluation_page(folder: Path, facts: Mapping[str, Any], limit: int) -> tuple[bytes, int, int]:
-    """(the page, how many images there are, how many it shows). facts: what run.json says.
+    """(the page, number of images, number shown). facts: the content of run.json.
 
     Raises:
         GocaError: The run is not finished, is of generated images, or is damaged.
     """
     settings = facts["settings"]
     if "prompts" in settings:
-        raise GocaError(f"{folder} has generated images, and no scores of each: look at its images")
+        raise GocaError(f"{folder} has generated images without scores of each: look at the images instead")
     if facts.get("state") != "finished":
-        raise GocaError(f"{folder} is not finished: run its goca evaluate again, which goes on where it stopped")
+        raise GocaError(f"{folder} is not finished: run the same goca evaluate again to resume it")
     try:
         names = ("background", *map(str, settings["dataset"]["categories"]))
         metrics = {**facts["metrics"], "threshold": str(facts["metrics"]["threshold"])}
@@ -100,21 +100,21 @@ def evaluation_page(folder: Path, facts: Mapping[str, Any], limit: int) -> tuple
         head = _head(run, settings["model"]["name"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GocaError(
-            f"{folder / FACTS} lacks a part of a run ({type(error).__name__}: {error}): is it a folder that "
-            "goca evaluate wrote?"
+            f"{folder / FACTS} lacks part of a run ({type(error).__name__}: {error}): name a folder that "
+            "goca evaluate has written"
         ) from None
     worst = nsmallest(limit, run.records(), key=lambda record: _rank(run, record))
     images = int(metrics["images"]) + int(metrics["left_out"])
     thumbnails = Thumbnails()
     samples, missing = _samples(run, facts, {record.id for record in worst})
-    cards = [_card(run, record, samples, missing, thumbnails) for record in worst]
-    confusion = thumbnails(lambda: load(folder / CONFUSION), "Rows: ground truth; columns: found", 1200)
+    cards = [_image_card(run, record, samples, missing, thumbnails) for record in worst]
+    confusion = thumbnails(lambda: load(folder / CONFUSION), "Rows: ground truth; columns: predicted", 1200)
     parts = [
         *head,
-        f"<h2>Images</h2><p>{len(worst)} of {images}: those left out, then those with the lowest IoU, which is here "
-        "the mean over the labels that the image has or was given.</p>",
-        '<p class="faint">An evaluation keeps counts of pixels, not masks: goca segment makes the masks of an image, '
-        "with the classes that were asked for.</p>",
+        f"<h2>Images</h2><p>{len(worst)} of {images}: those left out, then those with the lowest IoU, here "
+        "the mean over the image's true and predicted labels.</p>",
+        '<p class="faint">An evaluation keeps pixel counts, not masks: to see an image\'s masks, run goca segment with '
+        "the classes that were asked for.</p>",
         *([f'<p class="bad">{text(missing)}</p>'] if missing else []),
         f'<div class="cards">{"".join(cards)}</div>',
         f'<h2>Where the pixels of each class went</h2><div class="wide">{confusion}</div>',
@@ -139,7 +139,7 @@ def _head(run: Run, model: str) -> list[str]:
     }
     scores = sorted(metrics["per_class"].items(), key=lambda item: item[1])
     rows = [[text(name), bar(float(value))] for name, value in scores]
-    # A run that was finished before regions were told apart by size has the rest.
+    # Runs from before figures by region size lack them.
     sizes = [
         [band(each["shares"]), text(each["regions"]), percentage(each["miou"], each["ci95"]), bar(each["recall"])]
         for each in metrics.get("by_size", ())
@@ -161,22 +161,22 @@ def _rank(run: Run, record: ImageRecord) -> tuple[int, float]:
 
 
 def _samples(run: Run, facts: Mapping[str, Any], wanted: set[str]) -> tuple[Mapping[str, tuple[Sample, Dataset]], str]:
-    """({id: an image, with its data set}, why there are none)."""
+    """({id: (image, its data set)}, why there are none)."""
     protocol = run.protocol
     if "root" not in facts and protocol.dataset != "scenes":
-        return {}, "The run does not say where its images lie: the same goca evaluate again adds that."
+        return {}, "The run does not record where its images are: run the same goca evaluate again to add that."
     root = facts.get("root")
     try:
         dataset = open_dataset(protocol.dataset, None if root is None else Path(str(root)), protocol.split)
         dataset = narrowed(dataset, protocol.as_background)
     except GocaError as error:
-        return {}, f"The images are not where they were: {error}"
+        return {}, f"The images have been moved: {error}"
     if dataset.class_names != run.names[1:]:
-        return {}, "The data set has other classes than it had: its images are not shown."
+        return {}, "The data set's classes have changed: its images are not shown."
     return {sample.id: (sample, dataset) for sample in dataset.samples if sample.id in wanted}, ""
 
 
-def _card(
+def _image_card(
     run: Run,
     record: ImageRecord,
     samples: Mapping[str, tuple[Sample, Dataset]],
@@ -193,7 +193,7 @@ def _card(
             thumbnails(lambda: _truth(image(), sample, dataset, run.protocol), "Ground truth"),
         ]
     elif not missing:
-        pictures = ['<div class="none">The data set has no such image any more.</div>']
+        pictures = ['<div class="none">The data set no longer has this image.</div>']
     asked = f'<p class="faint">asked for: {text(", ".join(record.classes) or "nothing")}</p>'
     notes = "".join(f'<p class="faint">{text(note)}</p>' for note in record.notes)
     if record.counts is None:
@@ -216,7 +216,7 @@ def _card(
     ]
     more = f'<p class="faint">and {len(rows) - MOST_LABELS} more labels</p>' if len(rows) > MOST_LABELS else ""
     mistakes = "".join(
-        f"<li>{pixels / total:.1%} of the pixels are {text(run.names[truth])}, found {text(run.names[label])}"
+        f"<li>{pixels / total:.1%} of the pixels are {text(run.names[truth])}, predicted {text(run.names[label])}"
         for (truth, label), pixels in wrong.most_common(MOST_PAIRS)
     )
     body = [table(["label", "true", "found", "IoU"], rows[:MOST_LABELS]), more, f"<ul>{mistakes}</ul>", asked, notes]
@@ -224,7 +224,7 @@ def _card(
 
 
 def _truth(image: Image.Image, sample: Sample, dataset: Dataset, protocol: Protocol) -> Image.Image:
-    """The ground truth over the image, small; void and background as photographed."""
+    """A thumbnail of the ground truth over the image; void and background as photographed."""
     labels = protocol.truth(sample.truth())
     if labels.shape != (image.height, image.width):
         raise GocaError(f"{sample.image} and its ground truth differ in size")

@@ -1,4 +1,4 @@
-"""The page of a folder that was segmented: what failed, classes, and the images with the least evidence."""
+"""The page of a segmented folder: failures, classes, and the images with the least evidence."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from goca.report.page import Thumbnails, bar, card, details, page, plain, plan_r
 from goca.storage.reading import read_json
 
 MOST_CLASSES, MOST_ROWS = 12, 200
-"""How many a card lists, and the table of all images."""
+"""Most classes of a card, and of the table of all images."""
 
 
 class Found(NamedTuple):
@@ -36,12 +36,12 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the index, with what the image's JSON says.
+    """A line of the index, with the facts of the image's JSON.
 
     Attributes:
-        error: why the image was left out.
-        damage: what is wrong with its results.
-        classes: None without a JSON that can be read.
+        error: Why the image was left out.
+        damage: What is wrong with its results.
+        classes: None without a readable JSON file.
     """
 
     image: str
@@ -53,7 +53,7 @@ class Entry:
     notes: tuple[str, ...] = ()
 
     def rank(self) -> tuple[float, ...]:
-        """The worst first: failed; without pixels of any class; by the least evidence of what has pixels."""
+        """The rank, worst first: failed; without pixels of any class; by the least evidence of a class with pixels."""
         if self.error or self.damage:
             return (0,)
         if self.classes is None:
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass
 class Totals:
-    """What all images have in common or together; figures of classes are sums over images."""
+    """Totals over all images; figures of classes are sums."""
 
     images: int = 0
     left_out: int = 0
@@ -92,17 +92,17 @@ class Totals:
 
 
 def folder_page(folder: Path, limit: int) -> tuple[bytes, int, int]:
-    """(the page, how many images the index has, how many the page shows). GocaError: the index is damaged or empty."""
+    """(the page, number of images, number shown). Raises GocaError if the index is damaged or empty."""
     totals = Totals()
     worst = nsmallest(limit, _entries(folder, totals), key=Entry.rank)
     if not totals.images:
         raise GocaError(f"{folder} has no images yet: wait for its goca segment, or run it again")
     thumbnails = Thumbnails()
-    cards = "".join(_card(entry, thumbnails) for entry in worst)
+    cards = "".join(_image_card(entry, thumbnails) for entry in worst)
     parts = [
         *_head(totals),
-        f"<h2>Images</h2><p>{len(worst)} of {totals.images}: those left out and those whose results are damaged or "
-        "missing, then those without pixels of any class, then by the least evidence of a class that has pixels.</p>",
+        f"<h2>Images</h2><p>{len(worst)} of {totals.images}: those left out or with damaged or "
+        "missing results, then those without pixels of any class, then by least evidence of a class with pixels.</p>",
         f'<div class="cards">{cards}</div>',
     ]
     return page(f"Segmented: {folder.resolve().name}", parts), totals.images, len(worst)
@@ -150,14 +150,14 @@ def _entries(folder: Path, totals: Totals) -> Iterator[Entry]:
 
 
 def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, Any]]:
-    """An image, and the plan that its JSON has."""
+    """An image, and the plan in its JSON."""
     image = str(line["image"])
     if "error" in line:
-        return Entry(image, str(line["error"]) or "no reason is given"), {}
+        return Entry(image, str(line["error"]) or "without a reason"), {}
     files = {path.name: run.file(path) for path in _outputs(line)}
     overlay = next((file for name, file in files.items() if name.endswith(EXPORTERS["overlay"].suffix)), None)
     if not any(files.values()):
-        return Entry(image, damage="none of its results is there"), {}
+        return Entry(image, damage="all of its results are missing"), {}
     document = next((name for name in files if _is_document(name, _path(image).name)), None)
     if document is None:
         return Entry(image, overlay=overlay), {}
@@ -189,8 +189,8 @@ def _is_document(name: str, image: str) -> bool:
 class _Moved:
     """A run's folder, which may have been moved since its index was written.
 
-    What the index calls the folder is not in it: it is that beginning of the results' paths without which most of them
-    are files here. A path that is not text is stored in full, so those have a beginning of their own.
+    The recorded name of the folder is not stored: it is taken as the beginning of the results' paths without which most
+    of them are files here. Paths that are not text are stored in full, and have a beginning of their own.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -201,7 +201,7 @@ class _Moved:
                 parts = path.parts
                 starts = range(int(path.is_absolute()), len(parts))
                 votes.update(parts[:start] for start in starts if self._lies(parts[start:]))
-        # Of as many, the shortest: files that are there by their names alone lie in fewer folders than were stored.
+        # Of equally good ones the shortest: files that match by name only are in fewer folders than were stored.
         ranked = sorted(votes, key=lambda beginning: (-votes[beginning], len(beginning)))
         self.beginnings = {
             absolute: next((parts for parts in ranked if Path(*parts).is_absolute() == absolute), ())
@@ -209,7 +209,7 @@ class _Moved:
         }
 
     def file(self, path: Path) -> Path | None:
-        """Where a result lies; None if it is not there."""
+        """The path of a result; None if it does not exist."""
         beginning = self.beginnings[path.is_absolute()]
         rest = path.parts[len(beginning) :]
         return self._lies(rest) if path.parts[: len(beginning)] == beginning else None
@@ -218,12 +218,12 @@ class _Moved:
         file = self.folder.joinpath(*parts)
         try:
             return file if file.is_file() and file.resolve().is_relative_to(self.folder.resolve()) else None
-        except (OSError, ValueError):  # no name of a file
+        except (OSError, ValueError):  # not a valid file name
             return None
 
 
 def _outputs(line: Mapping[str, Any]) -> list[Path]:
-    """The files of an image's results, as they were called."""
+    """The files of an image's results, as they were named."""
     outputs = line.get("outputs")
     return [_path(str(output)) for output in outputs] if isinstance(outputs, list) else []
 
@@ -235,7 +235,7 @@ def _path(stored: str) -> Path:
     )
 
 
-def _card(entry: Entry, thumbnails: Thumbnails) -> str:
+def _image_card(entry: Entry, thumbnails: Thumbnails) -> str:
     if entry.error:
         return card(entry.image, "left out", [], [f'<p class="bad">{text(entry.error)}</p>'])
     damage = f'<p class="bad">{text(entry.damage)}</p>' if entry.damage else ""
@@ -261,7 +261,7 @@ def _card(entry: Entry, thumbnails: Thumbnails) -> str:
 
 
 def _picture(entry: Entry) -> Image.Image:
-    """The overlay without its legend; without an overlay the image."""
+    """The overlay without its legend; or the image if there is none."""
     if entry.overlay is None:
         return load(_path(entry.image))
     image, longest = load(entry.overlay), max(entry.size)

@@ -1,6 +1,6 @@
-"""One HTML file that loads nothing: no script, no font, and no image but those that are in it.
+"""A single HTML file that loads nothing: no scripts, no fonts, and only embedded images.
 
-Whatever comes from outside (names of files and classes, messages) passes through `text`.
+All text from outside (names of files and classes, messages) passes through `text`.
 """
 
 from base64 import b64encode
@@ -18,9 +18,9 @@ from goca.text.clean import printable, storable
 
 MOST_LETTERS = 400
 SIDE = 320
-"""Pixels of a thumbnail's longer side, at most."""
+"""Longest side of a thumbnail in pixels."""
 MOST_BYTES = 16 * 2**20
-"""All thumbnails of a page together."""
+"""Most bytes of all thumbnails of a page."""
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --faint: #59636e; --line: #d1d9e0; --soft: #f6f8fa;
   --bar: #b5367a; --bad: #b42318; }
@@ -57,7 +57,7 @@ img { display: block; width: 100%; max-height: 20rem; object-fit: contain; backg
 
 
 def page(title: str, parts: Sequence[str]) -> bytes:
-    """The file. title: text; parts: HTML."""
+    """The bytes of the file. title: text; parts: HTML."""
     style = b64encode(sha256(CSS.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'"
     head = (
@@ -70,7 +70,7 @@ def page(title: str, parts: Sequence[str]) -> bytes:
 
 
 def text(value: object) -> str:
-    """Text from outside as HTML: what steers or hides is an escape, what is very long is cut."""
+    """Text from outside as HTML: control characters are escaped, and very long text is cut."""
     return f"<bdi>{escape(_safe(value))}</bdi>"
 
 
@@ -80,7 +80,7 @@ def _safe(value: object) -> str:
 
 
 def plain(value: object) -> str:
-    """A setting for people: a list without brackets, the entries of a dict with their names."""
+    """A setting in words: a list without brackets, the entries of a dict with their names."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {plain(each)}" for name, each in value.items())
     return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
@@ -119,35 +119,35 @@ def swatch(colour: Sequence[int]) -> str:
 
 
 def details(summary: str, lines: Sequence[object]) -> str:
-    """Lines of text behind a summary."""
+    """Lines of text that unfold from a summary."""
     return behind(summary, f"<ul>{''.join(f'<li>{text(line)}' for line in lines)}</ul>")
 
 
 def plan_rows(plan: Mapping[str, Any]) -> str:
-    """A plan's fields behind a summary, but those that hold nothing."""
+    """A plan's non-empty fields, which unfold from a summary."""
     rows = [(name, plain(value)) for name, value in plan.items() if value is not None]
     return details("Settings", [f"{name}: {value}" for name, value in rows if value])
 
 
 def behind(summary: str, content: str, shown: bool = False) -> str:
-    """HTML behind a summary; shown: whether it is unfolded at first."""
+    """HTML that unfolds from a summary. shown: whether it is unfolded at first."""
     return f"<details{' open' * shown}><summary>{text(summary)}</summary>{content}</details>"
 
 
 def card(title: str, figure: str, pictures: Sequence[str], body: Sequence[str]) -> str:
-    """What became of one image. title, figure: text; pictures, body: HTML."""
+    """The outcome of one image. title, figure: text; pictures, body: HTML."""
     shown = f'<div class="pictures">{"".join(pictures)}</div>' if pictures else ""
     return f"<article>{shown}<div><h3>{text(title)}<span>{text(figure)}</span></h3>{''.join(body)}</div></article>"
 
 
 class Thumbnails:
-    """Images of a page, in it, until `MOST_BYTES` are full."""
+    """Embedded images of a page, up to `MOST_BYTES`."""
 
     def __init__(self) -> None:
         self.left = MOST_BYTES
 
     def __call__(self, make: Callable[[], Image.Image], caption: str, side: int = SIDE) -> str:
-        """A figure with the image, or with what is wrong with it. make: it may raise GocaError."""
+        """A figure with the image, or with the error. make: may raise GocaError."""
         try:
             image = make()
             small = fit(image, side) if max(image.size) > side else image
@@ -157,7 +157,9 @@ class Thumbnails:
             return _figure(f'<div class="none">{text(error)}</div>', caption)
         content = b64encode(file.getvalue()).decode()
         if len(content) > self.left:
-            return _figure(f'<div class="none">no room: images take {MOST_BYTES >> 20} MiB at most</div>', caption)
+            return _figure(
+                f'<div class="none">not shown: a page has {MOST_BYTES >> 20} MiB of images at most</div>', caption
+            )
         self.left -= len(content)
         alt = escape(caption, quote=True)
         return _figure(f'<img loading="lazy" alt="{alt}" src="data:image/jpeg;base64,{content}">', caption)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, whenever the process that writes them is killed."""
+"""Files written whole or not at all, even if the process that writes them is killed."""
 
 import errno
 import os
@@ -16,12 +16,12 @@ LONGEST_NAME = 255  # bytes, on every file system in common use
 
 
 def write_atomic(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together, the last one last: where it exists, all of them are of one run.
+    """Write files that belong together, the last one last: if it exists, all of them are from one run.
 
-    Earlier files of those names stay until all the new ones are complete. Missing folders are made.
+    Earlier files of those names stay until all the new ones are complete. Missing folders are created.
 
     Raises:
-        GocaError: the system refuses; the message has the path and the reason.
+        GocaError: The system refuses; the message has the path and the reason.
     """
     scratch = {path: _scratch(path) for path in files}
     *earlier, last = files
@@ -45,10 +45,10 @@ def write_atomic(files: Mapping[Path, bytes]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to build a file or folder, which takes the place of `path` when the block ends without an error.
+    """A path for building a file or folder, which replaces `path` when the block ends without an error.
 
     Raises:
-        GocaError: the system refuses to write; the message has the path and the reason.
+        GocaError: The system refuses to write; the message has the path and the reason.
     """
     scratch = _scratch(path)
     try:
@@ -63,7 +63,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a whole folder, if it is there; GocaError where the system refuses."""
+    """Delete a file, a link or a whole folder, if it exists. Raises GocaError if the system refuses."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -77,7 +77,7 @@ def write_into(folder: str | Path, files: Mapping[str, bytes]) -> tuple[Path, ..
     """Write files of these names into a folder, as `write_atomic` does, and return their paths.
 
     Raises:
-        GocaError: the folder is not a path, or cannot be written.
+        GocaError: The folder is not a path, or cannot be written.
     """
     if not isinstance(folder, str | os.PathLike):
         raise GocaError(f"{folder!r} is not a folder: give its path", "out")
@@ -87,9 +87,9 @@ def write_into(folder: str | Path, files: Mapping[str, bytes]) -> tuple[Path, ..
 
 
 def short_stem(stem: str, suffixes: Iterable[str]) -> str:
-    """A stem with which each of these suffixes is a file's name that file systems hold: 255 bytes at most.
+    """A stem that makes a valid file name, at most 255 bytes, with each of these suffixes.
 
-    A longer stem is cut, and ends in a hash of the whole, so that stems that differ stay different.
+    A longer stem is cut, and ends in a hash of the whole, so that different stems stay different.
     """
     room = LONGEST_NAME - max((len(os.fsencode(suffix)) for suffix in suffixes), default=0)
     content = os.fsencode(stem)
@@ -124,5 +124,5 @@ def _refusal(path: Path, error: OSError) -> GocaError:
 
 
 def _prefix(path: Path) -> str:
-    """How a file's scratch files start. Always short: the name itself may be as long as the system allows."""
+    """The prefix of a file's scratch files. Always short: the name itself may be as long as the system allows."""
     return f"{SCRATCH}{blake2b(os.fsencode(path.name), digest_size=8).hexdigest()}"

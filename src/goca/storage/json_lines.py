@@ -1,4 +1,4 @@
-"""Records in a file of JSON lines, which survive the death of the process that writes them."""
+"""Records in a file of JSON lines, which survive even if the process that writes them is killed."""
 
 import json
 import os
@@ -19,18 +19,18 @@ T = TypeVar("T")
 
 
 class JsonLines(Generic[T]):
-    """A file with one JSON object a line: anybody reads it, one process at a time appends to it.
+    """A file with one JSON object per line: any process reads it, one at a time appends to it.
 
-    People may edit it: lines may end as on any system, and what is only read may be in UTF-16.
-    A process may be killed at any moment. What was appended stays; a last line that it left unfinished is passed over
-    by readers, and cut off by the next process that opens the file. One that lacks only its line break counts.
-    Safe to use from several threads.
+    It may be edited by hand: lines may have any system's endings, and a file that is only read may be in UTF-16.
+    A process may be killed at any moment. What was appended is kept; readers skip an unfinished last line, and the next
+    process that opens the file cuts it off. A line that only lacks its line break counts.
+    It can be used from several threads.
 
     Args:
-        path: the file; it and its folders are made when it is opened.
-        decode: a record from a line's object; it raises ValueError for one that is not a record.
-        encode: the object of a record, the opposite of `decode`.
-        kind: what a line holds, for messages: "line 3 is not `kind`".
+        path: The file; it and its folders are created when it is opened.
+        decode: Makes a record from a line's object; raises ValueError for anything that is not a record.
+        encode: Makes the object of a record, the inverse of `decode`.
+        kind: What a line holds, for messages: "line 3 is not `kind`".
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class JsonLines(Generic[T]):
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
 
     def read(self) -> list[T]:
-        """The records in order; GocaError if the file cannot be read or a line of it is damaged."""
+        """The records in order. Raises GocaError if the file cannot be read or a line of it is damaged."""
         return [self._record(line, number) for number, line in enumerate(self._lines()[0], start=1) if line.strip()]
 
     def stream(self) -> Iterator[T]:
-        """As `read`, with a line at a time in memory; what is not in UTF-8 is read whole."""
+        """Like `read`, with one line at a time in memory; a file that is not in UTF-8 is read whole."""
         require_regular(self.path)
         try:
             with self.path.open("rb") as file:
@@ -69,7 +69,7 @@ class JsonLines(Generic[T]):
         yield from self.read()
 
     def open(self) -> None:
-        """Take the file for this process; GocaError if another has it open, or it cannot be written."""
+        """Lock the file for this process. Raises GocaError if another has it open, or it cannot be written."""
         with self._mutex:
             if self._file is not None:
                 return
@@ -84,15 +84,17 @@ class JsonLines(Generic[T]):
                 raise GocaError(
                     f"another process writes {self.path}: wait for it, or choose another folder", "out"
                 ) from None
-            except (OSError, GocaError) as error:
+            except BaseException as error:  # Ctrl-C too: nobody else could take the file
                 self.close()
-                raise self._refusal(error) if isinstance(error, OSError) else error from None
+                if isinstance(error, OSError):
+                    raise self._refusal(error) from None
+                raise
 
     def append(self, *records: T) -> None:
-        """Write records, so that a crash of the system does not lose them either; opens the file if need be.
+        """Write records, so that not even a system crash loses them; opens the file if needed.
 
         Raises:
-            GocaError: the file cannot be written, or is not where it was any more, see `require_present`.
+            GocaError: The file cannot be written, or was moved, see `require_present`.
         """
         with self._mutex:
             self.open()
@@ -102,13 +104,13 @@ class JsonLines(Generic[T]):
             try:
                 self._write(b"".join(map(self._line, records)))
             except OSError as error:
-                # Part of a line would spoil the next one.
+                # A partial line would corrupt the next one.
                 with suppress(OSError):
                     self._file.truncate(end)
                 raise self._refusal(error) from None
 
     def require_present(self) -> None:
-        """GocaError if the file was deleted, moved or replaced since it was opened: what it had is not there now."""
+        """Raise GocaError if the file was deleted, moved or replaced since it was opened: its lines are lost."""
         with self._mutex:
             try:
                 present = self._file is not None and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
@@ -116,12 +118,12 @@ class JsonLines(Generic[T]):
                 present = False
         if not present:
             raise GocaError(
-                f"{self.path} was deleted, moved or replaced while it was being written: put it back, or begin anew",
+                f"{self.path} was deleted, moved or replaced while it was being written: put it back, or start again",
                 "out",
             )
 
     def replace(self, *records: T) -> None:
-        """Put these records in the place of all there are, at once; opens the file if need be."""
+        """Replace all records by these, atomically; opens the file if needed."""
         with self._mutex:
             self.open()
             assert self._file is not None
@@ -147,7 +149,7 @@ class JsonLines(Generic[T]):
     def _mend(self) -> None:
         """Cut off a torn last line; end one that lacks only its line break. GocaError if it is not in UTF-8."""
         if not json.detect_encoding(read_bytes(self.path)).startswith("utf-8"):
-            raise GocaError(f"{self.path} is not text in UTF-8, as lines are added to it: save it as UTF-8")
+            raise GocaError(f"{self.path} is not in UTF-8, so lines cannot be added: save it as UTF-8")
         lines, torn = self._lines()
         assert self._file is not None
         if torn:
@@ -156,7 +158,7 @@ class JsonLines(Generic[T]):
             self._write(b"\n")
 
     def _lines(self) -> tuple[list[bytes], int]:
-        """(the whole lines, what is behind the last line break being one if it is JSON; the length of a torn one)."""
+        """(the whole lines, including text after the last line break if it is JSON; the length of a torn one)."""
         content = read_bytes(self.path)
         if not json.detect_encoding(content).startswith("utf-8"):
             content = decode_text(content, str(self.path)).encode(errors="replace")
@@ -169,7 +171,7 @@ class JsonLines(Generic[T]):
             return self._decode(json_value(line.decode("utf-8-sig")))
         except ValueError as error:
             raise GocaError(
-                f"{self.path}, line {number} is not {self.kind} ({error}): restore the file, or begin a new one"
+                f"{self.path}, line {number} is not {self.kind} ({error}): restore the file, or start a new one"
             ) from None
 
     def _line(self, record: T) -> bytes:
@@ -193,5 +195,5 @@ def _is_whole(line: bytes) -> bool:
     except ValueError:
         return False
     except RecursionError:
-        pass  # not torn, and refused when it is read
+        pass  # not torn; reading it raises
     return True

@@ -1,4 +1,4 @@
-"""Files that people write and edit: read whole and decoded, or refused in one line."""
+"""Files that users write and edit: read whole and decoded, or refused with one line."""
 
 import json
 import math
@@ -11,16 +11,16 @@ from typing import Any, NoReturn
 from goca.errors import GocaError
 
 MOST_DIGITS = 300
-"""Longer whole numbers than these are no float either, and very long ones take Python for ever."""
+"""Most digits of a whole number: longer ones do not fit a float, and very long ones take Python too long."""
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """GocaError unless the path is a regular file, or a link to one: opening a pipe would wait for ever."""
+    """Raise GocaError unless the path is a regular file, or a link to one: opening a pipe would wait for ever."""
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
         raise GocaError(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte, or what no file name can hold
+    except (OSError, ValueError) as error:  # ValueError: a null byte, or another invalid file name
         reason = error.strerror if isinstance(error, OSError) else error
         raise GocaError(f"cannot read {path}: {reason}; check the path") from None
     if stat.S_ISDIR(mode):
@@ -30,7 +30,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a regular file; GocaError if it is not one or cannot be read."""
+    """The content of a regular file. Raises GocaError if it is not one or cannot be read."""
     require_regular(path)
     try:
         return path.read_bytes()
@@ -39,10 +39,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32, which editors write; a byte order mark is left out.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32, which editors write, without a byte order mark.
 
     Raises:
-        GocaError: it is not a regular file, cannot be read, or is not text in one of these encodings.
+        GocaError: It is not a regular file, cannot be read, or is not text in one of these encodings.
     """
     return decode_text(read_bytes(path), str(path))
 
@@ -51,13 +51,13 @@ def read_json(path: Path, finite: bool = True) -> Any:
     """The value in a JSON file, whose encoding may be any that `read_text` knows.
 
     Raises:
-        GocaError: as for `read_text` and `parse_json`.
+        GocaError: As for `read_text` and `parse_json`.
     """
     return parse_json(read_text(path), str(path), finite)
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """Text from bytes, as `read_text` says; name: what they are, for the message of the GocaError."""
+    """Text from bytes, like `read_text`. name: what they are, for the message of the GocaError."""
     encoding = json.detect_encoding(content)  # by its mark, or by where the first null bytes are
     try:
         text = content.decode(encoding)
@@ -74,22 +74,22 @@ def parse_json(text: str, name: str, finite: bool = True) -> Any:
     """The value of a JSON text.
 
     Args:
-        text: what to read.
-        name: what it is, for the message.
-        finite: whether NaN, Infinity and numbers that no float holds are refused; otherwise they are read as floats,
-            so that one of them does not cost the rest.
+        text: The text.
+        name: What it is, for the message.
+        finite: Whether NaN, Infinity and numbers that do not fit a float are refused; otherwise they are read as
+            floats, so that one of them does not cost the rest.
 
     Raises:
-        GocaError: it is not JSON, is nested too deeply, or has a number that is refused.
+        GocaError: It is not JSON, is nested too deeply, or has a refused number.
     """
     try:
         return json_value(text, finite)
     except ValueError as error:
-        raise GocaError(f"{name} is not JSON ({error}): is the file complete?") from None
+        raise GocaError(f"{name} is not JSON ({error}): check that it is complete") from None
 
 
 def sent_json(content: bytes) -> Any:
-    """The value of a request's body, which is not a file. Raises GocaError as `parse_json` does."""
+    """The value of a request's body, which is not a file. Raises GocaError like `parse_json` does."""
     try:
         return json_value(decode_text(content, "it"))
     except ValueError as error:
@@ -100,7 +100,7 @@ def sent_json(content: bytes) -> Any:
 
 
 def json_value(text: str, finite: bool = True) -> Any:
-    """As `parse_json`, but it raises ValueError with the reason alone."""
+    """Like `parse_json`, but raises ValueError with only the reason."""
     try:
         if finite:
             return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
@@ -110,7 +110,7 @@ def json_value(text: str, finite: bool = True) -> Any:
 
 
 def whole(value: Any, least: int = 0, most: int = 2**53) -> int:
-    """A whole number that JSON may hold as 3 or 3.0; ValueError for any other value, and outside the bounds."""
+    """A whole number that JSON may hold as 3 or 3.0. Raises ValueError for other values, and outside the bounds."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or not least <= value <= most:
@@ -119,22 +119,22 @@ def whole(value: Any, least: int = 0, most: int = 2**53) -> int:
 
 
 def inside(name: Any) -> str:
-    """A file's name or relative path that stays in its folder, on any system; ValueError for any other value.
+    """A file's name or relative path that stays in its folder, on any system. Raises ValueError for any other value.
 
-    What a file of annotations names might otherwise show a server any file of this machine.
+    Otherwise a file of annotations could make a server show any file of this machine.
     """
     if not isinstance(name, str) or not PureWindowsPath(name).name.strip():
         raise ValueError(f"{repr(name)[:40]} is not a file's name")
-    path = PureWindowsPath(name)  # takes both kinds of slashes for separators
+    path = PureWindowsPath(name)  # treats both kinds of slashes as separators
     if path.anchor or ".." in path.parts or re.search(r"[\0-\x1f]", name):
         raise ValueError(f"{repr(name)[:80]} is not the name of a file in the folder")
     return name
 
 
 def escaped(text: str) -> str:
-    """The text as UTF-8 can hold it: a lone surrogate, as of an undecodable file name, becomes an escape: \\udce9.
+    """The text in valid UTF-8: a lone surrogate, as from an undecodable file name, becomes an escape: \\udce9.
 
-    Names that differ stay different, and JSON that was escaped so is read back as it was.
+    Different names stay different, and JSON that is escaped so is read back unchanged.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

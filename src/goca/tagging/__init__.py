@@ -1,4 +1,4 @@
-"""Which classes does an image show? A tagger says it, and is chosen by a short text, see `tagger_named`."""
+"""Taggers say which classes an image shows; a short text chooses one, see `tagger_named`."""
 
 import os
 import re
@@ -11,13 +11,13 @@ __all__ = ["BatchTagger", "PaidTagger", "Tagger", "check_tagger", "is_self", "se
 
 KINDS = ("given", "captions", "vlm", "local", "clip", "self")
 GIVEN = "given"
-"""Where a segmenter is given classes: no tagger, all of them are there."""
+"""With given classes: no tagger, the image is taken to show all of them."""
 SELF = "self"
-"""The tagger of `goca.self_tagging`, which may end in a colon and candidates."""
+"""The tagger of `goca.self_tagging`, which may be followed by a colon and candidates."""
 
 
 def check_tagger(spec: str) -> None:
-    """Raise GocaError where `tagger_named` knows no such tagger or cannot read its file; no library is loaded."""
+    """Raise GocaError for an unknown tagger, or if its file cannot be read; no library is loaded."""
     kind, _, rest = spec.partition(":")
     if kind in ("given", "captions"):
         tagger_named(spec)
@@ -37,19 +37,19 @@ def tagger_named(
     concurrency: int = 4,
     batch: int = 8,
 ) -> Tagger:
-    """A tagger by its name; `goca.self_tagging.tagger_for` also makes those that are a segmenter's own model.
+    """A tagger by its name; `goca.self_tagging.tagger_for` also creates those that use a segmenter's own model.
 
     Args:
         spec: "given:cat, grass"; "captions:FILE"; "vlm:MODEL"; "local:FOLDER_OR_ID"; "clip:FOLDER_OR_ID".
-        captions: the .jsonl file in which vlm and local save their captions.
-        prices: of vlm.
-        concurrency: requests of vlm at a time, 1 or more.
-        batch: images that local and clip handle at a time, 1 or more.
+        captions: Path of the .jsonl file in which vlm and local save their captions.
+        prices: Prices of vlm.
+        concurrency: Concurrent requests of vlm, 1 or more.
+        batch: Images per batch of local and clip, 1 or more.
 
     Raises:
-        GocaError: there is no such tagger, or it cannot start.
+        GocaError: The tagger is unknown, or cannot start.
     """
-    # Each tagger is imported alone: most need torch or transformers.
+    # Each tagger is imported separately: most need torch or transformers.
     kind, _, rest = spec.partition(":")
     rest = rest.strip()
     match kind, captions:
@@ -62,7 +62,7 @@ def tagger_named(
 
             return CaptionsTagger(Path(rest))
         case "vlm" | "local", None:
-            raise GocaError("this tagger saves its captions as it makes them: say where", "out")
+            raise GocaError("this tagger saves its captions: give an output folder", "out")
         case "vlm", Path():
             from goca.tagging.endpoint import ChatEndpoint
             from goca.tagging.vlm import VLMTagger
@@ -80,32 +80,32 @@ def tagger_named(
 
 
 def check_model_name(model: str) -> None:
-    """Raise GocaError for what is neither a folder nor the form of a Hub id."""
+    """Raise GocaError for a name that is neither a folder nor has the form of a Hub id."""
     if not model:
-        raise GocaError("no model is named: write a folder or a Hub id behind the colon", "tagger")
+        raise GocaError("no model is named: write a folder or a Hub id after the colon", "tagger")
     if not os.path.isdir(model) and not re.fullmatch(r"[^./~][^/]*/[^/]+", model):  # noqa: PTH112 - as of any text
         raise GocaError(f'no model "{model}": give a folder, or a Hub id such as owner/name', "tagger")
 
 
 def self_candidates(spec: str) -> tuple[str, ...]:
-    """The candidates that "self:NOUNS" names, none for "self"; GocaError for a colon with nothing behind it."""
+    """The candidates that "self:NOUNS" names, () for "self". Raises GocaError for a colon without candidates."""
     from goca.tagging.answers import parse
 
     _, colon, listed = spec.partition(":")
     nouns = tuple(noun for group in parse(listed) for noun in group)
     if colon and not nouns:
-        raise GocaError('no candidates are named: write them behind the colon, such as "self:cat, dog"', "tagger")
+        raise GocaError('there are no candidates: name them after the colon, such as "self:cat, dog"', "tagger")
     return nouns
 
 
 def is_self(spec: str) -> bool:
-    """Whether the name of a tagger is that of the segmenter's own model."""
+    """Whether a tagger's name stands for the segmenter's own model."""
     return spec.partition(":")[0] == SELF
 
 
 def _unknown(spec: str) -> GocaError:
     return GocaError(
-        f'no tagger "{spec}": there are given:NOUNS, captions:FILE, clip:FOLDER_OR_ID, vlm:MODEL, '
-        "local:FOLDER_OR_ID, self, self:NOUNS, and oracle where there is ground truth",
+        f'no tagger "{spec}": choose from given:NOUNS, captions:FILE, clip:FOLDER_OR_ID, vlm:MODEL, '
+        "local:FOLDER_OR_ID, self, self:NOUNS, or oracle with ground truth",
         "tagger",
     )

@@ -1,4 +1,4 @@
-"""Captions: lists of nouns as taggers write them, "(person, clothes), grass", read, written, and cut out of answers."""
+"""Captions, lists of nouns such as "(person, clothes), grass": reading, writing, and extracting them from answers."""
 
 import html
 import json
@@ -13,12 +13,12 @@ from goca.text.clean import one_line, storable
 from goca.text.spelling import STOP
 
 NounGroup = tuple[str, ...]
-"""The nouns of one parenthesis, or one noun that stands alone."""
+"""The nouns in parentheses, or a single noun outside them."""
 
 MOST_NOUNS = 500
-"""Nouns that an image may be said to show; a model that loops names thousands."""
+"""Most nouns of a caption; a model in a loop names thousands."""
 LONGEST = 100_000
-"""Characters of what `parse` reads."""
+"""Most characters of a caption that `parse` reads."""
 
 _NUMBER = re.compile(r"(?<![\w.])\d{1,3}\.(?=\s)|^[ *-]*\d{1,3}\)", re.MULTILINE)  # of a list: "1. cat", "2) dog"
 _DIVIDER = re.compile(r"[,;|\u2022\u3001\uFF0C\uFF1B\r\n]")
@@ -31,19 +31,19 @@ _LEAD_IN = re.compile(rf".*:(?=[{re.escape(_MARKS)}]|$)")  # "Nouns: cat", but n
 def parse(caption: str) -> tuple[NounGroup, ...]:
     """The nouns of a caption.
 
-    Commas, semicolons, bullets, the numbers of a list and line breaks divide nouns. A parenthesis makes a group; it
-    ends at the next one, or with the caption. Quotation marks, brackets, bold type, articles and what ends in a colon
-    ("Nouns: cat") are removed around a noun. Of a noun that occurs twice the first stays.
+    Commas, semicolons, bullets, list numbers and line breaks separate nouns. A parenthesis opens a group, which ends at
+    the next parenthesis or with the caption. Quotation marks, brackets, bold type, articles and lead-ins that end in a
+    colon ("Nouns: cat") are removed. If a noun occurs twice, the first occurrence is kept.
 
     Returns:
         Nouns in lower case, in the caption's order.
 
     Raises:
-        GocaError: the caption is longer than `LONGEST`.
+        GocaError: The caption is longer than `LONGEST`.
     """
     if len(caption) > LONGEST:
         raise GocaError(f"a caption of {len(caption):,} characters is not a list of what an image shows: shorten it")
-    # The lower case of this letter is two characters, which no spelling of a word has.
+    # The lower case of this letter is two characters, which no word is spelled with.
     lower = normalize("NFC", caption).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
     pieces = _PARENTHESIS.split(_NUMBER.sub("\n", normalize("NFC", lower)))
     groups: list[NounGroup] = []
@@ -62,7 +62,7 @@ def parse(caption: str) -> tuple[NounGroup, ...]:
 
 
 def clean(noun: str) -> str:
-    """A noun without what decorates it; "" if nothing but articles and punctuation is there."""
+    """A noun without decoration; "" if there are only articles and punctuation."""
     bare = one_line(noun)
     for prefix in (_LEAD_IN, _LEADING):
         match = prefix.match(bare)
@@ -72,27 +72,25 @@ def clean(noun: str) -> str:
 
 
 def write(groups: Iterable[Sequence[str]]) -> str:
-    """A caption that `parse` reads as these groups; GocaError for nouns that it would not, such as "door, double"."""
+    """A caption that `parse` reads as these groups. Raises GocaError for other nouns, such as "door, double"."""
     groups = [tuple(group) for group in groups]
     caption = ", ".join(group[0] if len(group) == 1 else f"({', '.join(group)})" for group in groups)
     readable = {key(noun) for group in parse(caption) for noun in group}
     for noun in (noun for group in groups for noun in group):
         if key(noun) not in readable:
-            raise GocaError(
-                f'"{noun}" cannot stand in a list of nouns: leave out its punctuation, or name it otherwise'
-            )
+            raise GocaError(f'"{noun}" cannot be in a list of nouns: leave out its punctuation, or choose another name')
     return caption
 
 
 def key(noun: str) -> str:
-    """What the spellings of one noun share: "Traffic_light", "traffic-light" and "traffic light" are the same."""
+    """The same key for all spellings of a noun: "Traffic_light", "traffic-light" and "traffic light" are the same."""
     return " ".join(re.findall(r"[^\s_-]+", noun)).casefold()
 
 
 LONGEST_CAPTION = 4000
-"""Characters of an answer's caption; what is longer is not a list of a few dozen words."""
+"""Most characters of an answer's caption; a longer one is not a list of a few dozen words."""
 MOST_WORDS = 6
-"""Words of a noun; longer ones are sentences."""
+"""Most words of a noun; longer ones are sentences."""
 
 # A tag of any kind: <think>, </seed:think>, [THINK], ◁think▷, <|START_THINKING|>, <details type="reasoning">.
 _TAG = re.compile(
@@ -105,7 +103,7 @@ _THOUGHT = re.compile(
     r"(?<![a-z])(?:cot|plan|planning|review|inner|chain)(?![a-z])|\u601d\u8003|\u63a8\u7406"
 )
 _END = re.compile(r"(?<![a-z])(?:end|stop|close)(?![a-z])")
-# Thoughts that no tag of their own encloses: OpenAI's channels, also with their marks lost, Gemma's and Ollama's.
+# Thoughts without enclosing tags: OpenAI's channels, even with their marks lost, Gemma's and Ollama's.
 _CHANNELS = (
     re.compile(r"\A.*<\|channel\|> ?final ?(?:<\|constrain\|>\w*)?<\|message\|>", re.DOTALL),
     re.compile(r"<\|channel\|>.*\Z", re.DOTALL),
@@ -123,7 +121,7 @@ _THOUGHT_BLOCK = re.compile(
     r"[ \t*_]*:.*?(?:\n[ \t]*\n|\Z)",
     re.DOTALL | re.M | re.I,
 )
-"""A code fence of thoughts, or a heading and what is below it, to a blank line."""
+"""A code fence of thoughts, or a heading and the text below it up to a blank line."""
 _TURN_END = re.compile(
     r"<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|return)\|>|</s>|<(?:eos|end_of_turn)>|<\uff5cend.of.sentence\uff5c>"
 )
@@ -135,7 +133,7 @@ _KEPT = frozenset(
         "body html pre code table tr td json text"
     ).split()
 )
-"""Elements whose content is the answer; that of any other is dropped with it."""
+"""Elements whose content is the answer; other elements are dropped with their content."""
 _MARKUP = re.compile(r"</?[a-z][^<>]*>|<[|\uff5c][^<>]*[|\uff5c]>|^[ \t]*(?:```|#).*$|\\[a-z]+\{", re.IGNORECASE | re.M)
 
 _BULLET = re.compile(r"\s*(?:[-*+\u2022\u25aa]|\d{1,3}[.)])\s+")
@@ -144,7 +142,7 @@ _ITEM = re.compile(r"[^,;|\u2022\u3001\uff0c\uff1b()\uff08\uff09]+")
 _HEADING = re.compile(
     r"(?:foreground|background|people|animals?|objects?|nouns?|items?|things?|stuff|others?|list|scene)"
 )
-# What stands in sentences and not in names. "Can" and "will" are not among them: there are trash cans.
+# Words that occur in sentences but not in names. "Can" and "will" are not among them: there are trash cans.
 _PROSE = re.compile(
     r"(?<![\w-])(?:i|im|i'\w+|we|we'\w+|you|your|he|she|they|their|its|it's|this|that|these|those|there|here|"
     r"here's|is|are|am|was|were|been|being|\w+n't|cannot|could|would|should|shall|might|does|did|has|have|had|seems?|appears?|shows|"
@@ -155,7 +153,7 @@ _PROSE = re.compile(
     r"\u5bf9\u4e0d\u8d77|\u5c0d\u4e0d\u8d77|\u65e0\u6cd5|\u7121\u6cd5|\u4e0d\u80fd|"
     r"\u7533\u3057\u8a33|\u3059\u307f\u307e\u305b\u3093|\u3067\u304d\u307e\u305b\u3093|\uc8c4\uc1a1"
 )
-# What names nothing that an image shows: "no people", "none", "on the left".
+# Items that name nothing in an image: "no people", "none", "on the left".
 _NOTHING = re.compile(
     r"(?:no|without)\s(?!.*\b(?:signs?|zone)$).*|(?:in|on|at|of|by|with|from|to|near|behind|under|above|below|beside|"
     r"between|next to)\s.*|no|none|nothing|null|n/a|unknown|yes|sure|certainly|absolutely|of course|ok|"
@@ -165,31 +163,31 @@ _NOTHING = re.compile(
 
 
 def caption_of(answer: str, model: str, names: Iterable[str] = ()) -> str:
-    """The caption in a model's answer, see `caption_in`; DeclinedError, with the reason, if there is none."""
+    """The caption in a model's answer, see `caption_in`. Raises DeclinedError, with the reason, if there is none."""
     caption = _caption(answer, names)
     begins = f'its answer begins "{one_line(answer[: 2 * LONGEST_CAPTION])[:100]}"'
     if not caption:
         raise DeclinedError(f"{model} names no nouns ({begins}): leave the image out, or ask another model")
     if not _is_short(caption):
         raise DeclinedError(
-            f"{model} names more than an image shows, in {len(caption):,} characters ({begins}): leave the image "
+            f"{model} names too many nouns, in {len(caption):,} characters ({begins}): leave the image "
             "out, or ask another model"
         )
     return caption
 
 
 def caption_in(answer: str, names: Iterable[str] = ()) -> str:
-    """The caption in a vision-language model's answer, which is JSON, {"nouns": [...]}, or a list of nouns.
+    """The caption in a vision-language model's answer, JSON, {"nouns": [...]}, or a list of nouns.
 
-    Thoughts, markup, code fences and introductions are left out, and so are sentences: what is not a list between
-    commas or line breaks names nothing.
+    Thoughts, markup, code fences and introductions are removed, and so are sentences: only items separated by
+    commas or line breaks, are nouns.
 
     Args:
-        answer: as the model gave it.
-        names: what the model was told to say where it fits; they count as nouns, however they read.
+        answer: The model's answer.
+        names: Names that the model was told to use; they count as nouns, whatever they look like.
 
     Returns:
-        The caption; "" if there is none, as in an apology, or one of more than `LONGEST_CAPTION` characters or
+        The caption; "" if there is none, as in an apology, or it has more than `LONGEST_CAPTION` characters or
         `MOST_NOUNS` nouns.
     """
     caption = _caption(answer, names)
@@ -201,7 +199,7 @@ def _is_short(caption: str) -> bool:
 
 
 def _caption(answer: str, names: Iterable[str]) -> str:
-    """What `caption_in` says, however long."""
+    """The caption for `caption_in`, however long."""
     text = _without_thoughts(html.unescape(storable(answer)))
     if len(text) > 2 * LONGEST_CAPTION:  # in JSON the nouns take up more room
         return text
@@ -216,10 +214,10 @@ def _caption(answer: str, names: Iterable[str]) -> str:
 
 
 def _without_thoughts(text: str) -> str:
-    """Thoughts are cut out; a chat template may hold back the tag that opens them, a limit the one that ends them."""
+    """The text without thoughts; a chat template may omit their opening tag, and a token limit their closing tag."""
     text = _CHANNELS[0].sub("", text)
     parts: list[str] = []
-    position, opened = 0, ""  # the first word of the tag that opened the thoughts under way
+    position, opened = 0, ""  # the first word of the tag that opened the current thoughts
     for tag in _TAG.finditer(text):
         name, word = tag["name"].lower(), tag["word"].lower()
         is_thought = _THOUGHT.search(name) is not None
@@ -234,11 +232,11 @@ def _without_thoughts(text: str) -> str:
         text = pattern.sub("\n", text)
     text = text[max((heading.end() for heading in _ANSWER.finditer(text)), default=0) :]
     turns = (turn for turn in _TURN_END.split(text) if turn.strip())
-    return next(turns, "")  # what is behind it would be a next turn, which the model made up
+    return next(turns, "")  # later text would be a next turn, which the model made up
 
 
 def _described(line: str) -> str:
-    """The line; of a bullet that describes its noun, "- **Cat**: asleep", or "- Cat - asleep", the noun alone."""
+    """The line, or only the noun of a bullet that describes it: "- **Cat**: asleep", or "- Cat - asleep"."""
     bullet = _BULLET.match(line)
     if bullet is None:
         return line
@@ -248,7 +246,7 @@ def _described(line: str) -> str:
 
 
 def _listed(line: str, known: frozenset[str]) -> str:
-    """The line without items that name nothing; "" if there is a sentence in it."""
+    """The line without items that name nothing; "" if it contains a sentence."""
     line = one_line(line)
     items = {item: clean(item.lower().replace("\u2019", "'")) for item in _ITEM.findall(line)}
     nouns = {item: noun for item, noun in items.items() if noun and key(noun) not in known}
@@ -264,14 +262,14 @@ def _json_nouns(text: str) -> list[str] | None:
     lists = [nouns for value in _json_values(text) if (nouns := _nouns_of(value)) is not None]
     if lists:
         return next((nouns for nouns in reversed(lists) if nouns), [])
-    # Cut off, or not quite JSON: the texts that are whole.
+    # Cut off, or not quite JSON: take the complete strings.
     if loose := re.search(r"""["']nouns["']\s*:\s*\[([^\]]*)""", text):
         return [first or second for first, second in re.findall(r"""\"([^"]*)"|'([^']*)'""", loose[1])]
     return [] if re.match(r"""\{\s*["']""", text) else None
 
 
 def _json_values(text: str) -> Iterator[Any]:
-    """The JSON objects and lists in a text, outermost ones."""
+    """The outermost JSON objects and lists in a text."""
     decoder, position = json.JSONDecoder(), 0
     for _ in range(MOST_NOUNS):
         opening = re.compile(r"[{\[]").search(text, position)
@@ -286,7 +284,7 @@ def _json_values(text: str) -> Iterator[Any]:
 
 
 def _nouns_of(value: Any) -> list[str] | None:
-    """The nouns of a JSON value: a list, an object's "nouns", its lists of kinds of things, or its only list."""
+    """The nouns of a JSON value: a list, an object's "nouns", its lists by kind, or its only list."""
     if isinstance(value, dict):
         lists = {name: member for name, member in value.items() if isinstance(member, list)}
         kinds = [entry for name, member in lists.items() if _HEADING.fullmatch(name.lower()) for entry in member]
@@ -299,7 +297,7 @@ def _nouns_of(value: Any) -> list[str] | None:
 
 
 def _noun_of(entry: Any) -> str:
-    """A noun of a JSON list: text, a list of an object's parts, or an object with one text, or one for a label."""
+    """A noun of a JSON list: text, a list of an object's parts, or an object with a single text or a label."""
     if isinstance(entry, list):
         parts = [part for part in entry if isinstance(part, str)]
         return f"({', '.join(parts)})" if parts else ""

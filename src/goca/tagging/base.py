@@ -1,4 +1,4 @@
-"""What a tagger is: something that says which nouns an image shows."""
+"""The interface of taggers, which say which nouns an image shows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from goca.imaging.images import ImageLike
 
 Prices = tuple[float, float]
-"""The price of a million tokens, (input, output), in any currency."""
+"""Prices per million tokens, (input, output), in any currency."""
 
 
 class DeclinedError(GocaError):
-    """This one image gets no caption, and others may well."""
+    """This image gets no caption, although others may."""
 
 
 @runtime_checkable
 class TaggableImage(Protocol):
-    """What taggers read of an image: an id, unique in its collection, and the image, which usually is a path."""
+    """An image for taggers: an id, unique in its collection, and the image, usually a path."""
 
     @property
     def id(self) -> str: ...
@@ -31,7 +31,7 @@ class TaggableImage(Protocol):
 
 @runtime_checkable
 class ImageCollection(Protocol):
-    """What taggers read of the data set that an image is from, or of a user's list of classes, which may be empty."""
+    """An image's data set, or a user's list of classes, which may be empty, for taggers."""
 
     @property
     def name(self) -> str: ...
@@ -56,30 +56,30 @@ class Tagger(Protocol):
 
     @property
     def name(self) -> str:
-        """How reports name the tagger, such as "vlm gpt-4o"."""
+        """The tagger's name in reports, such as "vlm gpt-4o"."""
         ...
 
-    # Any, because a tagger may want more than the protocols promise: the oracle reads the ground truth.
+    # Any, because a tagger may need more than the protocols have: the oracle reads the ground truth.
     def tag(self, sample: Any, dataset: Any) -> str:
         """Describe one image.
 
         Args:
-            sample: a `TaggableImage`.
-            dataset: the `ImageCollection` that it is from.
+            sample: A `TaggableImage`.
+            dataset: The `ImageCollection` that it belongs to.
 
         Returns:
-            A caption, as `goca.tagging.answers.parse` reads it; parts of one object may share parentheses:
+            A caption for `goca.tagging.answers.parse`; parts of one object may share parentheses:
             "(person, clothes), grass".
 
         Raises:
-            GocaError: the image cannot be tagged.
+            GocaError: The image cannot be tagged.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What tagging will take, roughly: input and output tokens, and the cost, None without prices."""
+    """The estimated use of tagging: input and output tokens, and the cost, None without prices."""
 
     images: int
     read: int
@@ -88,7 +88,7 @@ class Estimate:
 
     def __str__(self) -> str:
         if self.cost is None:
-            cost = "name prices to see the cost"
+            cost = "give prices to see the cost"
         else:
             cost = "less than 0.01" if 0 < self.cost < 0.01 else f"about {self.cost:.2f}"
         count = "1 image" if self.images == 1 else f"{self.images} images"
@@ -100,22 +100,22 @@ class PaidTagger(Tagger, Protocol):
     """A tagger whose requests cost money."""
 
     def ready(self) -> None:
-        """Raise GocaError if the tagger cannot work, for example because no key is set; sends no request."""
+        """Raise GocaError if the tagger cannot work, for example without a key; sends no request."""
         ...
 
     def estimate(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> Estimate:
-        """What tagging these images will take; sends no request."""
+        """The estimated use of tagging these images; sends no request."""
         ...
 
 
 @runtime_checkable
 class BatchTagger(Tagger, Protocol):
-    """A tagger that handles many images faster than one after the other."""
+    """A tagger that is faster with many images at a time."""
 
     def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> None:
-        """Tag images ahead, so that `tag` has their captions; it raises for those that cannot be tagged.
+        """Tag images in advance, so that `tag` has their captions, or raises for those that cannot be tagged.
 
         Raises:
-            GocaError: tagging cannot go on; captions made so far are kept.
+            GocaError: Tagging cannot continue; captions made so far are kept.
         """
         ...

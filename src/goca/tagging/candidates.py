@@ -1,4 +1,4 @@
-"""The classes that a user wants as candidates of a tagger: which of them does an image show?"""
+"""A user's classes as candidates of a tagger, which says which of them an image shows."""
 
 import os
 from collections.abc import Sequence
@@ -20,30 +20,30 @@ from goca.text.nouns import Category, Classes, parse_nouns
 
 @dataclass(frozen=True)
 class Kept:
-    """The classes that a tagger names of an image, in the order of the request; tagger: its name."""
+    """The classes that a tagger names for an image, in the order of the request. tagger: its name."""
 
     tagger: str
     classes: tuple[str, ...]
 
     def indices(self, classes: Sequence[str]) -> tuple[int, ...]:
-        """Where they are among the classes of the request."""
+        """Their indices among the classes of the request."""
         return tuple(index for index, name in enumerate(classes) if name in self.classes)
 
     def to_json(self) -> dict[str, Any]:
-        """As a result's JSON file holds it."""
+        """The form in a result's JSON file."""
         return {"tagger": self.tagger, "kept": list(self.classes)}
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """A user's classes, as taggers read those of a data set; see `ImageCollection`."""
+    """A user's classes in the form of a data set, see `ImageCollection`."""
 
     categories: tuple[Category, ...]
     background: bool = True
 
     @classmethod
     def of(cls, classes: Classes, background: bool) -> "Candidates":
-        """background: whether an image may show none. Raises GocaError for a name that a tagger could not say."""
+        """Make candidates. background: whether an image may show none. Raises GocaError for unusable names."""
         nouns, _ = parse_nouns(classes)
         write((noun.name,) for noun in nouns)
         return cls(tuple(Category(noun.name, noun.words[1:]) for noun in nouns), background)
@@ -54,18 +54,18 @@ class Candidates:
 
     @cached_property
     def name(self) -> str:
-        """Differs for other classes, because a vision-language model is told them: its captions are of this list."""
+        """A name that depends on the classes, because a vision-language model's captions depend on them."""
         digest = blake2b(repr(self.class_names).encode(), digest_size=4).hexdigest()
         return f"the list of {len(self.categories)} classes {digest}"
 
     def kept(self, tagger: Tagger, sources: Sequence[str | os.PathLike[str] | Image.Image]) -> list[Kept | GocaError]:
-        """Which of the classes each image shows, by a tagger, or why it is not tagged.
+        """The classes that each image shows according to a tagger, or why it is not tagged.
 
-        What the tagger says is read as captions of a data set with these classes are (`captioned`). If it names none of
-        them, and an image has to show one, all are kept.
+        The tagger's captions are read like those of a data set with these classes (`captioned`). If it names none of
+        them, but an image must show one, all are kept.
 
         Raises:
-            GocaError: the tagger cannot go on with any image.
+            GocaError: The tagger fails for all images.
         """
         samples = [UserImage.of(image) for image in sources]
         if isinstance(tagger, BatchTagger):
@@ -83,7 +83,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class UserImage:
-    """An image that is of no data set: its id is its path, as the user wrote it, or a digest of its pixels."""
+    """An image outside data sets: its id is its path, as the user wrote it, or a digest of its pixels."""
 
     id: str
     image: Path | Image.Image

@@ -1,6 +1,6 @@
-"""From a tagger's caption to what is segmented: which of its nouns are classes, of a data set or of the user.
+"""From a tagger's caption to a request: which of its nouns are classes of the data set or the user.
 
-What becomes of a noun is a `Policy`. Nothing here looks at an image.
+A `Policy` decides what becomes of a noun. No image is read here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,18 +15,18 @@ from goca.text.spelling import forms
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What becomes of the nouns of a caption.
+    """The policy for the nouns of a caption.
 
-    A parenthesis that names one class stands for it as a whole, whatever the policy: the tagger says it is one object.
+    Under any policy, a parenthesis that names one class stands for it as a whole, as the tagger says it is one object.
 
     Attributes:
-        name: of the preset.
-        suffix: nouns that are added behind every caption, as background classes unless they are classes.
-        complete: whether ground-truth classes that the caption missed are added behind it.
-        true_only: whether a noun becomes a class only if the class is in the image's ground truth.
-        keep_parts: where a parenthesis names two classes or more, whether its further nouns stay, as background
-            classes; otherwise they are dropped.
-        synonyms: words for categories beside those of the data set; a category that the data set lacks is passed over.
+        name: Name of the preset.
+        suffix: Nouns that are appended to every caption, as background classes unless they are classes.
+        complete: Whether ground-truth classes that the caption missed are appended.
+        true_only: Whether a noun becomes a class only if the class is in the image's ground truth.
+        keep_parts: Whether, if a parenthesis names two or more classes, its other nouns are kept as background classes;
+            otherwise they are dropped.
+        synonyms: Words for categories besides the data set's own; categories that the data set lacks are skipped.
     """
 
     name: str
@@ -43,13 +43,13 @@ HONEST = Policy(name="honest")
 
 @dataclass(frozen=True)
 class CaptionedRequest:
-    """What to segment by a caption.
+    """A request made from a caption.
 
     Attributes:
         classes: {category: the caption's words for it}, in the caption's order.
-        background_classes: the nouns of no class.
-        caption: the prompt: every noun of both, in the order of the tagger's caption, and nothing else.
-        notes: what the policy changed.
+        background_classes: Nouns that are not classes.
+        caption: The prompt: every noun of both, in the order of the tagger's caption, and nothing else.
+        notes: Changes made by the policy.
     """
 
     classes: Mapping[str, tuple[str, ...]]
@@ -59,9 +59,9 @@ class CaptionedRequest:
 
 
 def company(vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """What an evaluation puts beside one noun alone; vocabulary: of a model that knows no other words, or ().
+    """Nouns that an evaluation adds to a single noun. vocabulary: all words of a model with a closed vocabulary, or ().
 
-    A segmenter's own background classes do not take part: here the captions say what is asked for.
+    A segmenter's own background classes are not used, because captions decide what the prompt has.
     """
     return tuple(noun for noun in ("grass", "sky", "road") if noun in vocabulary) or ("background",)
 
@@ -73,18 +73,18 @@ def captioned(
     truth: Collection[str] = (),
     background_classes: Sequence[str] = (),
 ) -> CaptionedRequest:
-    """What to segment by a tagger's caption.
+    """Make a request from a tagger's caption.
 
     Args:
-        caption: the tagger's, as `goca.tagging.answers.parse` reads it.
-        categories: of the data set.
-        policy: what becomes of each noun.
-        truth: names of the categories in the image's ground truth.
-        background_classes: background classes to add if there is one noun alone, whose share of itself says nothing
+        caption: The tagger's caption, see `goca.tagging.answers.parse`.
+        categories: Categories of the data set.
+        policy: Policy for the nouns.
+        truth: Names of the categories in the image's ground truth.
+        background_classes: Background classes to add to a single noun, whose share of itself carries no information
             (see `company`).
 
     Raises:
-        GocaError: the caption names more than `MOST_NOUNS` nouns.
+        GocaError: The caption has more than `MOST_NOUNS` nouns.
     """
     category_names = _index(categories, policy.synonyms)
 
@@ -111,7 +111,7 @@ def captioned(
         same_class = {key(only_noun)} | {word for word, category in category_names.items() if category == name}
         extra = [noun for noun in background_classes if key(noun) not in same_class]
         if extra:
-            notes.append(f"one noun alone: {', '.join(extra)} added as background classes")
+            notes.append(f"a single noun: {', '.join(extra)} added as background classes")
         assigned += [(noun, None) for noun in extra]
     classes: dict[str, tuple[str, ...]] = {}
     for noun, name in assigned:
@@ -122,7 +122,7 @@ def captioned(
 
 
 def _split_pairs(groups: Iterable[NounGroup], category_names: Mapping[str, str]) -> Iterator[NounGroup]:
-    """ "Lamp and sky", as a list may end, is two nouns if it is not a class and one of them is."""
+    """ "Lamp and sky", as at the end of a list, is two nouns if it is not a class but one of them is."""
     seen: set[str] = set()
     for group in groups:
         nouns: dict[str, str] = {}
@@ -152,7 +152,7 @@ def _assigned(
 
 
 def _with(groups: Sequence[NounGroup], nouns: Sequence[str]) -> list[NounGroup]:
-    """The groups, and behind them the nouns that are in none."""
+    """The groups, followed by the nouns that are in none."""
     present = {key(noun) for group in groups for noun in group}
     return [*groups, *((noun.lower(),) for noun in nouns if key(noun) not in present)]
 

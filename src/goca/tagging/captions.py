@@ -1,4 +1,4 @@
-"""Captions in files: those that were saved earlier, and those that a tagger saves as it makes them."""
+"""Files of captions: reading saved ones, and saving a tagger's captions as they are made."""
 
 import json
 from dataclasses import asdict, astuple, dataclass
@@ -18,7 +18,7 @@ FORMATS = (".jsonl", ".json", ".tsv")
 
 @dataclass(frozen=True)
 class CaptionEntry:
-    """The caption of one image; `dataset` and `tagger`, its author, are "" if the file does not tell them."""
+    """The caption of one image; `dataset` and `tagger`, its author, are "" if the file does not have them."""
 
     id: str
     caption: str
@@ -27,19 +27,19 @@ class CaptionEntry:
 
 
 def read_captions(path: Path) -> list[CaptionEntry]:
-    """The captions of a file; if an image occurs twice, its last caption counts.
+    """The captions in a file; if an image occurs twice, its last caption is used.
 
     Args:
         path: .jsonl: an object with "id" and "caption" on each line, "dataset" and "tagger" if known; a last line that
-            a killed process left unfinished is passed over. .json: a list of such objects, or {id: caption}. .tsv: id,
+            a killed process left unfinished is skipped. .json: a list of such objects, or {id: caption}. .tsv: id,
             tab, caption.
 
     Raises:
-        GocaError: the file is missing, or is none of these.
+        GocaError: The file is missing, or has none of these formats.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
-        raise GocaError(f"{path} is not a file of captions: name one that ends in {', '.join(FORMATS)}")
+        raise GocaError(f"{path} is not a file of captions: its name must end in {', '.join(FORMATS)}")
     if kind == ".jsonl":
         return _json_lines(path).read()
     values = _json(path) if kind == ".json" else _tsv(read_text(path))
@@ -77,7 +77,7 @@ def _entry(value: Any) -> CaptionEntry:
     fields = {name: value.get(name, "") for name in CaptionEntry.__annotations__} if isinstance(value, dict) else {}
     if not fields.get("id") or "caption" not in value or not all(isinstance(text, str) for text in fields.values()):
         raise ValueError("give each image's id and its caption, both text")
-    # As a data set names its images, and so that a caption can be written down again.
+    # The id has a data set's form, and the caption can be written again.
     return CaptionEntry(escaped(fields.pop("id")), **{name: storable(text) for name, text in fields.items()})
 
 
@@ -89,32 +89,34 @@ class CaptionsTagger:
         entries = read_captions(path)
         self._captions = {(entry.dataset, entry.id): entry.caption for entry in entries}
         captions = {(entry.dataset, entry.id, entry.caption) for entry in entries}
-        # Of lines that were added one by one the last counts.
+        # In files that grow line by line the last line counts.
         if len(self._captions) < len(captions) and path.suffix.lower() != ".jsonl":
-            raise GocaError(f"{path} has two captions of one image: leave one")
+            raise GocaError(f"{path} has two captions for one image: remove one")
         taggers = ", ".join(dict.fromkeys(entry.tagger for entry in entries if entry.tagger))
-        # A file of the same name with other captions is another tagger.
+        # A file with the same name but other captions is another tagger.
         content = json.dumps([astuple(entry) for entry in entries]).encode()
         digest = blake2b(content, digest_size=4).hexdigest()
         self.name = f"captions {path.name}{taggers and f' ({taggers})'} {digest}"
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        # People name images by their file alone.
+        # Users may name images by their file name only.
         ids = [sample.id, sample.image.name] if isinstance(sample.image, Path) else [sample.id]
         for key in product((dataset.name, ""), ids):
             if key in self._captions:
                 return self._captions[key]
-        raise GocaError(f'{self.path} has no caption of "{sample.id}" in {dataset.name}: add it, or tag it another way')
+        raise GocaError(
+            f'{self.path} has no caption of "{sample.id}" in {dataset.name}: add one, or use another tagger'
+        )
 
 
 class CaptionStore:
-    """A .jsonl file to which one tagger adds each caption as soon as it has it, and whose captions it need not repeat.
+    """A .jsonl file to which a tagger adds each caption as soon as it has it, so that none is made twice.
 
-    As a context manager it takes the file for this process, before a caption is paid for; until then the file is only
-    read. Safe to use from several threads.
+    As a context manager it locks the file for this process before a caption is paid for; until then the file is only
+    read. It can be used from several threads.
 
     Raises:
-        GocaError: the file cannot be read, or has captions of another tagger.
+        GocaError: The file cannot be read, or has captions of another tagger.
     """
 
     def __init__(self, path: Path, tagger: str) -> None:
@@ -126,7 +128,7 @@ class CaptionStore:
         for entry in self._file.read() if path.exists() else ():
             if entry.tagger != tagger:
                 raise GocaError(
-                    f'{path} has captions of "{entry.tagger}", not of "{tagger}": name another file, or another folder '
+                    f'{path} has captions of "{entry.tagger}", not of "{tagger}": use another file or folder '
                     "for the output"
                 )
             self._captions[entry.dataset, entry.id] = entry.caption
@@ -136,7 +138,7 @@ class CaptionStore:
         return self._captions.get((dataset.name, sample.id))
 
     def add(self, sample: TaggableImage, dataset: ImageCollection, caption: str) -> None:
-        """Save a caption; GocaError if the file cannot be written."""
+        """Save a caption. Raises GocaError if the file cannot be written."""
         caption = storable(caption)
         self._file.append(CaptionEntry(sample.id, caption, dataset.name, self.tagger))
         self._captions[dataset.name, sample.id] = caption

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and their kind: a model that says how well an image and a sentence fit, asked about every class."""
+"""CLIP, SigLIP and similar models: score how well an image fits a sentence about every class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,27 +19,27 @@ from goca.tagging.loading import check_model, load_model, model_name, pooled
 from goca.text.nouns import Category
 
 TEXTS = 64
-"""Sentences that are encoded at a time."""
+"""Sentences per encoded batch."""
 
 
 @dataclass
 class CLIPTagger:
     """Keeps the classes whose sentence fits the image; a class with synonyms is as likely as its likeliest word.
 
-    A sigmoid model (SigLIP, whose logits have a bias) was trained to say of each pair alone whether it is one, so the
-    probability of a class is its own: sigmoid(logit). A softmax model (CLIP) only ranks sentences of one image, so a
-    class is compared with the best of some sentences that fit any image: sigmoid(logit - best neutral logit), which is
-    the softmax over these two.
+    A sigmoid model (SigLIP, whose logits have a bias) is trained to judge each pair on its own, so the probability of a
+    class is sigmoid(logit). A softmax model (CLIP) only ranks sentences for an image, so a class is compared with the
+    best of several neutral sentences that fit any image: sigmoid(logit - best neutral logit), the softmax over these
+    two.
 
     Args:
-        model: a folder or a Hub id of a model for zero-shot image classification. It is loaded when the first image
-            needs it, as `load_model` does.
-        batch: images at a time, 1 or more.
-        template: the sentence of a class, "{}" stands for its name.
-        neutral: sentences that fit any image, for softmax models.
-        threshold: the least probability, 0 to 1, of a class that a softmax model keeps.
-        sigmoid_threshold: the same for a sigmoid model. Far below a half, because it was trained with one right
-            sentence among thousands of wrong ones, and an image's sentence there says all that it shows.
+        model: A folder or a Hub id of a model for zero-shot image classification. It is loaded on first use, by
+            `load_model`.
+        batch: Images per batch, 1 or more.
+        template: Sentence of a class; "{}" stands for its name.
+        neutral: Sentences that fit any image, for softmax models.
+        threshold: Least probability, 0 to 1, of a class that a softmax model keeps.
+        sigmoid_threshold: The same for a sigmoid model. Far below a half, because such models are trained with one
+            matching sentence among thousands, which describes everything that its image shows.
     """
 
     model: str
@@ -75,7 +75,7 @@ class CLIPTagger:
             self._tag(readable, dataset)
 
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
-        """See `Tagger`; where an image has to show a class, the likeliest one is kept if no other is."""
+        """See `Tagger`; if an image must show a class, the likeliest one is kept if no other is."""
         if (dataset.name, sample.id) not in self._captions:
             self.prepare([sample], dataset)
         caption = self._captions.pop((dataset.name, sample.id))
@@ -85,7 +85,7 @@ class CLIPTagger:
 
     def _tag(self, samples: Sequence[tuple[TaggableImage, Image.Image]], dataset: ImageCollection) -> None:
         if not dataset.categories:
-            raise GocaError("there are no classes to choose from: name some, or take another tagger")
+            raise GocaError("there are no classes to choose from: name some, or use another tagger")
         rows = self.probabilities([image for _, image in samples], dataset.categories)
         for (sample, _), row in zip(samples, rows, strict=True):
             least = self.least if dataset.background else min(self.least, float(row.max()))
@@ -94,7 +94,7 @@ class CLIPTagger:
 
     @property
     def least(self) -> float:
-        """The threshold of this model."""
+        """The threshold for this kind of model."""
         return self.sigmoid_threshold if self._is_sigmoid else self.threshold
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class CLIPTagger:
         """How surely each image shows each class, 0 to 1.
 
         Raises:
-            GocaError: the model cannot be loaded, or does not fit the memory.
+            GocaError: The model cannot be loaded, or does not fit in memory.
         """
         _, model = self._loaded
         words = [(category.name, *category.synonyms) for category in categories]
@@ -113,9 +113,7 @@ class CLIPTagger:
         try:
             logits = self._images(loaded) @ self._texts((*sentences, *neutral)).T * model.logit_scale.float().exp()
         except torch.OutOfMemoryError:
-            raise GocaError(
-                f"{self.model} does not fit the memory with batch {self.batch}: lower it", "batch"
-            ) from None
+            raise GocaError(f"{self.model} does not fit in memory with batch {self.batch}: lower it", "batch") from None
         if self._is_sigmoid:
             logits += model.logit_bias.float()
         else:
@@ -129,13 +127,13 @@ class CLIPTagger:
         return _directions(model.get_image_features(**inputs))
 
     def _texts(self, sentences: tuple[str, ...]) -> Float[Tensor, "text feature"]:
-        """Encoded once, as the sentences are those of every image."""
+        """Text features; they are cached, as the sentences are the same for every image."""
         if sentences not in self._encoded:
             processor, model = self._loaded
             with quiet():
                 inputs = processor(
                     text=list(sentences),
-                    # As in training: SigLIP knows no mask, and its texts are all of one length.
+                    # As in training: SigLIP has no mask, and pads all texts to one length.
                     padding="max_length" if self._is_sigmoid else True,
                     truncation=True,
                     max_length=model.config.text_config.max_position_embeddings,
@@ -154,10 +152,10 @@ class CLIPTagger:
     def _loaded(self) -> tuple[Any, Any]:
         processor, model = load_model(self.model, "AutoModelForZeroShotImageClassification")
         if not all(hasattr(model, name) for name in ("logit_scale", "get_image_features", "get_text_features")):
-            raise GocaError(f"{self.model} does not embed images and texts as CLIP and SigLIP do: name one that does")
+            raise GocaError(f"{self.model} does not embed images and texts like CLIP or SigLIP: name a model that does")
         return processor, model
 
 
 def _directions(features: Any) -> Float[Tensor, "row feature"]:
-    """Features with length 1."""
+    """Features normalised to length 1."""
     return torch.nn.functional.normalize(pooled(features).float(), dim=-1)

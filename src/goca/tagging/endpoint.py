@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server: one request, one answer, with patience. Nobody but the server sees the key.
+"""A client of an OpenAI-compatible server that retries requests. The key is sent to that server only.
 
-The standard library is enough here. huggingface_hub's client sends the user's Hub token to any server for which no key
-is set, and refuses to work offline; openai's reads answers of any size, and weighs 30 MB for one POST request.
+The standard library suffices. huggingface_hub's client sends the user's Hub token to any server for which no key
+is set, and refuses to work offline; openai's reads answers of any size, and takes 30 MB for one POST request.
 """
 
 import http.client
@@ -30,30 +30,30 @@ from goca.text.clean import one_line
 PUBLIC = "https://api.openai.com/v1"
 ATTEMPTS = 6
 LONGEST_PAUSE = 600.0
-"""Seconds; a server that asks for more is better asked later."""
+"""Longest pause in seconds that a server may ask for."""
 LONGEST_ANSWER = 3
-"""Times the silence that ends an attempt: what a whole answer may take, however steadily it trickles in."""
+"""Longest time for a whole answer, in units of the timeout, however steadily it arrives."""
 MOST_BYTES = 1 << 20
-"""Of an answer; a list of nouns and the thoughts before it are far smaller."""
+"""Most bytes of an answer; a list of nouns and the thoughts before it are far smaller."""
 SECRET = 8
-"""Letters; a shorter key, such as "none" for a server that wants any, may be a part of other words."""
+"""Least characters of a key that is removed from messages; a shorter one, such as "none", may be part of a word."""
 REMEDIES = {401: "check OPENAI_API_KEY", 402: "check the account's credit", 403: "check OPENAI_API_KEY"}
 """What to do about an HTTP status."""
 CUT_OFF = frozenset({"length", "max_tokens"})
 FILTERED = frozenset({"content_filter", "safety", "prohibited_content", "blocklist", "recitation", "refusal"})
-"""Why servers say that an answer ended early, in lower case."""
+"""Reasons that servers give for an answer that ended early, in lower case."""
 
 
 class ModelRefusedError(DeclinedError):
-    """Declined by the model, in words or with an empty answer, and not by the server."""
+    """The model, not the server, declined, in words or with an empty answer."""
 
 
 class UnansweredError(DeclinedError):
-    """Nothing usable came; where that happens to one image after the other, the server is to blame and not an image."""
+    """There was no usable answer; if that happens for image after image, the server is to blame."""
 
 
 class _RetryError(Exception):
-    """Worth another attempt. pause: seconds that the server asks for. kind: what the last attempt raises instead."""
+    """Worth a retry. pause: seconds that the server asks for. kind: the error that the last attempt raises."""
 
     def __init__(self, reason: str, pause: float = 0.0, kind: type[GocaError] = UnansweredError) -> None:
         super().__init__(reason)
@@ -65,14 +65,14 @@ class ChatEndpoint:
     """Where to send requests, and as whom.
 
     Attributes:
-        base: the address in front of "/chat/completions".
-        key: sent as a bearer token; "" for a server that wants none.
-        timeout: seconds of silence after which an attempt has failed; a whole answer may take `LONGEST_ANSWER` times as
+        base: The address before "/chat/completions".
+        key: Sent as a bearer token; "" for a server without keys.
+        timeout: Seconds of silence after which an attempt has failed; a whole answer may take `LONGEST_ANSWER` times as
             long.
-        stop: once it is set, no thread waits for another attempt.
+        stop: Once it is set, no thread waits for another attempt.
 
     Raises:
-        GocaError: the address or the key is unusable.
+        GocaError: The address or the key is malformed.
     """
 
     base: str
@@ -82,38 +82,38 @@ class ChatEndpoint:
 
     def __post_init__(self) -> None:
         if "@" in self.base:
-            raise GocaError("OPENAI_BASE_URL has a user's name in it: put the key into OPENAI_API_KEY instead")
+            raise GocaError("OPENAI_BASE_URL contains credentials: put the key into OPENAI_API_KEY instead")
         if not self.base.startswith(("http://", "https://")):
-            raise GocaError(f'OPENAI_BASE_URL "{self.base}" is not an address: it starts with http:// or https://')
+            raise GocaError(f'OPENAI_BASE_URL "{self.base}" is not an address: start it with http:// or https://')
         if not (self.key.isascii() and self.key.isprintable()):
-            raise GocaError("OPENAI_API_KEY has characters that no key has: copy it again")
+            raise GocaError("OPENAI_API_KEY contains invalid characters: copy it again")
 
     @classmethod
     def from_environment(cls) -> "ChatEndpoint":
-        """The endpoint of OPENAI_BASE_URL and OPENAI_API_KEY; GocaError if one is unusable."""
+        """The endpoint of OPENAI_BASE_URL and OPENAI_API_KEY. Raises GocaError if one is malformed."""
         base = os.environ.get("OPENAI_BASE_URL", "").strip().rstrip("/") or PUBLIC
         return cls(base, os.environ.get("OPENAI_API_KEY", "").strip())
 
     def check(self) -> None:
-        """Raise GocaError if the server wants a key and there is none."""
+        """Raise GocaError if the server needs a key and none is set."""
         if not self.key and self.base == PUBLIC:
-            raise GocaError(f"{PUBLIC} wants a key: set OPENAI_API_KEY, or OPENAI_BASE_URL to a server of your own")
+            raise GocaError(f"{PUBLIC} needs a key: set OPENAI_API_KEY, or OPENAI_BASE_URL to a server of your own")
 
     def complete(self, request: dict[str, Any]) -> str:
         """Send a chat completion request.
 
-        Rate limits, the server's own errors, garbled or empty answers and silence are tried again, after longer and
-        longer pauses, or when the server says so.
+        Rate limits, server errors, malformed or empty answers and timeouts are retried, after increasing pauses or when
+        the server says so.
 
         Args:
-            request: the body, with "model" and "messages".
+            request: The body, with "model" and "messages".
 
         Returns:
-            The text of the answer, without the key if the server quotes it.
+            The text of the answer; the key is removed if the server quotes it.
 
         Raises:
-            DeclinedError: this request is refused, or gets no answer that can be used.
-            GocaError: the server cannot be used.
+            DeclinedError: This request is refused, or gets no usable answer.
+            GocaError: The server cannot be used.
         """
         self.check()
         for attempt in range(ATTEMPTS):
@@ -122,7 +122,7 @@ class ChatEndpoint:
             except _RetryError as error:
                 failure = error
             if failure.pause > LONGEST_PAUSE:
-                raise GocaError(f"{self.base} wants a pause of {failure.pause:.0f} s: start again later")
+                raise GocaError(f"{self.base} asks for a pause of {failure.pause:.0f} s: start again later")
             if attempt < ATTEMPTS - 1 and self.stop.wait(max(failure.pause, 2.0**attempt)):
                 raise GocaError("stopped before the server answered: start again")
         raise failure.kind(f"{self.base} did not answer in {ATTEMPTS} attempts ({failure}): check it, then start again")
@@ -182,7 +182,7 @@ class ChatEndpoint:
             ending = str(choice.get("finish_reason")).lower()
         except (GocaError, LookupError, TypeError, AttributeError):
             page = content.lstrip()[:1] == b"<"
-            hint = ", but a page in HTML: is OPENAI_BASE_URL right?" if page else ""
+            hint = ", but an HTML page: check OPENAI_BASE_URL" if page else ""
             raise _RetryError(f"its answer is not a chat completion{hint}") from None
         if isinstance(refusal, str) and refusal.strip():
             raise ModelRefusedError(
@@ -196,7 +196,7 @@ class ChatEndpoint:
             text = text.rpartition(",")[0]  # the last noun may lack its end
             if not text.strip():
                 raise ModelRefusedError(
-                    f"{self.base} cut the answer off before its first noun ({ending}): ask another model, or one that "
+                    f"{self.base} cut the answer off before its first noun ({ending}): use another model, or one that "
                     "thinks less"
                 )
         if not isinstance(text, str) or not text.strip():
@@ -204,7 +204,7 @@ class ChatEndpoint:
         return self._without_key(text)
 
     def _failure(self, failure: Any, content: bytes) -> Exception:
-        """What an error in an answer with HTTP 200 means: that of its status, if it has one."""
+        """The exception for an error in an answer with HTTP 200, by the error's own status if it has one."""
         status = failure.get("code") if isinstance(failure, dict) else None
         text = content.decode(errors="replace")
         if isinstance(status, int) and 400 <= status < 600:
@@ -212,7 +212,7 @@ class ChatEndpoint:
         return _RetryError(self._gist(text))
 
     def _refused(self, status: int, text: str, headers: Message) -> Exception:
-        """What an HTTP status means for this request and for the others."""
+        """The exception for an HTTP status: for this request only, or for all."""
         gist = self._gist(text)
         reason = f"HTTP {status}{gist and f', {gist}'}"
         if status in (408, 409, 429) or status >= 500:
@@ -221,9 +221,11 @@ class ChatEndpoint:
             return DeclinedError(f"{self.base} declined ({reason}): check the model's name and what it accepts")
         if 300 <= status < 400:
             target = self._gist(headers.get("Location", "nowhere"))
-            return GocaError(f'{self.base} points to "{target}" (HTTP {status}): set OPENAI_BASE_URL to where it is')
+            return GocaError(
+                f'{self.base} redirects to "{target}" (HTTP {status}): set OPENAI_BASE_URL to that address'
+            )
         remedy = REMEDIES.get(status, "check OPENAI_BASE_URL and the model's name")
-        # Moderation says 403 of a single image.
+        # Moderation answers 403 for a single image.
         kind = UnansweredError if status == 403 else GocaError
         return kind(f"{self.base} refused ({reason}): {remedy}")
 
@@ -248,14 +250,14 @@ class ChatEndpoint:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Wherever a server points to, neither the key nor an image goes there."""
+    """Refuses redirects, so that neither the key nor an image goes to another server."""
 
     def redirect_request(self, *unused: Any) -> None:
         return None
 
 
 class _Exchange(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """A request and its answer, which another thread can cut: a timeout alone never ends what trickles in."""
+    """A request and its answer, which another thread can abort: a timeout alone never ends a slow trickle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,9 +291,9 @@ class _Exchange(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
 
 
 def _read(response: Any) -> bytes:
-    """The content of an answer, `MOST_BYTES` and a little more at most."""
+    """The content of an answer, at most a little more than `MOST_BYTES`."""
     content = b""
-    # In small parts: a whole read would take a chunk of -1 bytes for all there will ever be.
+    # In small parts: a single read would take a chunk of -1 bytes as everything until the end.
     while len(content) <= MOST_BYTES and (part := response.read1(MOST_BYTES)):
         content += part
     if response.headers.get("Content-Encoding", "").lower() == "gzip":
@@ -300,7 +302,7 @@ def _read(response: Any) -> bytes:
 
 
 def _retry_after(headers: Message) -> float:
-    """Seconds, from a header that has them or a date; 0 without one."""
+    """Seconds to wait, from a header with seconds or a date; 0 without one."""
     value = headers.get("Retry-After", "").strip()
     try:
         return max(0.0, float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - time.time())

@@ -1,4 +1,4 @@
-"""One list for every image."""
+"""The same list for every image."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from goca.tagging.base import ImageCollection, TaggableImage
 
 @dataclass(frozen=True)
 class FixedTagger:
-    """Gives every image the same caption, such as "cat, (person, hat)"; GocaError for one without a noun."""
+    """Gives every image the same caption, such as "cat, (person, hat)". Raises GocaError for one without a noun."""
 
     caption: str
 
     def __post_init__(self) -> None:
         if not parse(self.caption):
-            raise GocaError('no nouns are given: write them behind the colon, such as "given:cat, grass"')
+            raise GocaError('there are no nouns: write them after the colon, such as "given:cat, grass"')
 
     @property
     def name(self) -> str:

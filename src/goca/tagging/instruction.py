@@ -1,23 +1,23 @@
-"""What a vision-language model is asked for."""
+"""The instruction for a vision-language model."""
 
 from goca.tagging.base import ImageCollection
 
 MOST_WORDS = {"context": 35}
-"""Words that an answer may have, by data set; `USUAL_WORDS` for every other."""
+"""Most words of an answer, by data set; `USUAL_WORDS` for all others."""
 USUAL_WORDS = 20
 
 
 def most_words(dataset: ImageCollection) -> int:
-    """How many words an answer may have."""
+    """The number of words that an answer may have."""
     return MOST_WORDS.get(dataset.name, USUAL_WORDS)
 
 
 def instruction(dataset: ImageCollection, as_json: bool = False) -> str:
-    """The request for one image's nouns.
+    """The instruction to list an image's nouns.
 
     Args:
-        dataset: the answer should use the names of its classes where they fit; without any the words are the model's.
-        as_json: whether to ask for an object, {"nouns": [...]}, instead of a list between commas.
+        dataset: The answer should use the names of its classes if they fit; without classes the model is free.
+        as_json: Whether to ask for an object, {"nouns": [...]}, instead of a comma-separated list.
     """
     words = ", ".join(name.lower() for name in dataset.class_names)
     vocabulary = f" Where one of the following words fits exactly, use that very word: {words}." if words else ""

@@ -1,4 +1,4 @@
-"""A model of transformers on this machine: loaded with the checks of a pipeline, and named by its files."""
+"""Local transformers models, loaded with the checks of a pipeline and identified by their files."""
 
 from hashlib import blake2b
 from pathlib import Path
@@ -19,31 +19,31 @@ from goca.errors import GocaError
 from goca.tagging import check_model_name
 
 PIECES, PIECE = 64, 4096
-"""How many pieces of a file a fingerprint covers, and the bytes of each."""
+"""Number of pieces of a file that a fingerprint covers, and bytes of each."""
 _DECISIVE = (".safetensors", ".json", ".jinja")
-"""Suffixes of what decides a model's answers: weights, settings, templates."""
+"""Suffixes of files that decide a model's answers: weights, settings, templates."""
 _SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
-"""What of a Hub id is looked at before its weights are fetched."""
+"""Files of a Hub id that are checked before its weights are downloaded."""
 
 
 def load_model(model: str, kind: str) -> tuple[Any, Any]:
-    """(processor, model), the model on an accelerator where there is one.
+    """Load (processor, model), the model on an accelerator if there is one.
 
-    Weights are read from safetensors, complete or refused, and no code of a repository runs.
+    Weights are read from safetensors only, incomplete ones are refused, and no code from a repository runs.
 
     Args:
-        model: a folder, for which nothing is fetched, or a Hub id.
-        kind: the class of transformers that loads it, such as "AutoModelForImageTextToText".
+        model: A folder, for which nothing is downloaded, or a Hub id.
+        kind: The transformers class that loads it, such as "AutoModelForImageTextToText".
 
     Raises:
-        GocaError: it is not such a model, or cannot be loaded.
+        GocaError: It is not such a model, or cannot be loaded.
     """
     local = Path(model).is_dir()
     try:
         folder, options = (Path(model), {"local_files_only": True}) if local else _settings(model)
         check_settings(folder)
         weights = check_weights(folder, fetched=local)
-        # Slow to import: not before the folder, or the Hub, has answered.
+        # Slow to import: only after the folder, or the Hub, was checked.
         import transformers
 
         auto = getattr(transformers, kind)
@@ -61,31 +61,31 @@ def load_model(model: str, kind: str) -> tuple[Any, Any]:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # and told by name
+                ignore_mismatched_sizes=True,  # reported by name below
                 **options,
             )
         check_complete(folder, loaded, info)
     except GocaError:
         raise
-    except Exception as error:  # transformers and the hub client raise any kind for what they cannot load
+    except Exception as error:  # transformers and the Hub client may raise anything
         raise unloadable(model, error, local) from None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return processor, loaded.to(device).eval()
 
 
 def pooled(features: Any) -> Any:
-    """What a model of transformers says of whole images or texts, as versions of it return that."""
+    """The pooled features of a transformers model, as its different versions return them."""
     return features if isinstance(features, torch.Tensor) else features.pooler_output
 
 
 def model_name(model: str) -> str:
-    """A Hub id as it is; a folder with a fingerprint, because another model may be put into it."""
+    """The name of a model: a Hub id, or a folder's name with a fingerprint, as its content may change."""
     folder = Path(model)
     return f"{folder.absolute().name} ({_fingerprint(folder)})" if folder.is_dir() else model
 
 
 def check_model(model: str) -> None:
-    """Raise GocaError for what is not a model's name, and for a folder without one; nothing is loaded or fetched."""
+    """Raise GocaError for an invalid name, or a folder without a model; nothing is loaded or downloaded."""
     check_model_name(model)
     folder = Path(model)
     try:
@@ -97,7 +97,7 @@ def check_model(model: str) -> None:
 
 
 def _settings(name: str) -> tuple[Path, dict[str, Any]]:
-    """The settings of a Hub id, in the local cache, and how to ask for the rest of the same commit."""
+    """A Hub id's settings in the local cache, and the arguments for loading the rest of the same commit."""
     from huggingface_hub import snapshot_download
 
     options = hub_options(name, None, "config.json")
@@ -106,7 +106,7 @@ def _settings(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of a model's files: names, sizes, and some of their content; all of it if they are small."""
+    """A digest of a model's files: names, sizes, and part of their content, or all of it if they are small."""
     digest = blake2b(digest_size=4)
     try:
         for path in sorted(path for path in folder.iterdir() if path.suffix in _DECISIVE):

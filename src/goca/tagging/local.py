@@ -1,4 +1,4 @@
-"""A vision-language model on this machine, through transformers."""
+"""A local vision-language model, run by transformers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from goca.tagging.instruction import instruction
 from goca.tagging.loading import check_model, load_model, model_name
 
 MOST_TOKENS = 160
-"""Of an answer: 35 words, commas and parentheses included, with room to spare."""
+"""Most tokens of an answer: 35 words with commas and parentheses, and some to spare."""
 
 
 @dataclass
@@ -26,10 +26,10 @@ class LocalTagger:
     """Shows a model every image that has no caption yet, and saves each answer at once.
 
     Args:
-        model: a folder or a Hub id of an image-text model that follows instructions. It is loaded when the first image
-            needs it, from safetensors, and no code of its repository runs.
-        path: the .jsonl file of the captions.
-        batch: images at a time, 1 or more.
+        model: A folder or a Hub id of an image-text model that follows instructions. It is loaded on first use, from
+            safetensors, without running code from its repository.
+        path: The .jsonl file of the captions.
+        batch: Images per batch, 1 or more.
     """
 
     model: str
@@ -65,7 +65,7 @@ class LocalTagger:
     def tag(self, sample: TaggableImage, dataset: ImageCollection) -> str:
         """See `Tagger`."""
         if self.store.get(sample, dataset) is None and (dataset.name, sample.id) not in self._failures:
-            images.load(sample.image)  # says what is wrong with one that `prepare` passes over
+            images.load(sample.image)  # raises for an image that `prepare` has skipped
             self.prepare([sample], dataset)
         caption = self.store.get(sample, dataset)
         if caption is None:
@@ -78,9 +78,9 @@ class LocalTagger:
         content = [{"type": "image"}, {"type": "text", "text": instruction(dataset)}]
         try:
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        except Exception as error:  # a template is a program: what it raises is of any kind
+        except Exception as error:  # a template is a program that may raise anything
             raise GocaError(
-                f"{self.model} has a chat template that fails ({type(error).__name__}: {error}): take another model"
+                f"{self.model} has a chat template that fails ({type(error).__name__}: {error}): use another model"
             ) from None
         loaded_images = [[images.load(sample.image)] for sample in samples]
         try:
@@ -90,27 +90,25 @@ class LocalTagger:
                 ).to(model.device, model.dtype)
                 outputs = model.generate(**inputs, do_sample=False, max_new_tokens=MOST_TOKENS)
         except torch.OutOfMemoryError:
-            raise GocaError(
-                f"{self.model} does not fit the memory with batch {self.batch}: lower it", "batch"
-            ) from None
+            raise GocaError(f"{self.model} does not fit in memory with batch {self.batch}: lower it", "batch") from None
         answers = [_new_tokens(row, start) for row, start in zip(outputs, inputs["input_ids"], strict=True)]
         return list(processor.batch_decode(answers, skip_special_tokens=True))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        """(processor, model), the model on an accelerator where there is one."""
+        """(processor, model), the model on an accelerator if there is one."""
         processor, model = load_model(self.model, "AutoModelForImageTextToText")
         if not getattr(processor, "chat_template", None):
             raise GocaError(
-                f"{self.model} has no chat template, so it takes no instruction: name one that is tuned for it"
+                f"{self.model} has no chat template and cannot take instructions: name an instruction-tuned model"
             )
-        # All answers then begin at one index, where the prompts end.
+        # All answers then start at the same index, after the prompts.
         processor.tokenizer.padding_side = "left"
         return processor, model
 
 
 def _readable(sample: TaggableImage) -> bool:
-    """Whether a batch can take the image; `tag` says what is wrong with one that it cannot."""
+    """Whether the image can be read; `tag` raises for one that cannot."""
     try:
         images.load(sample.image)
     except GocaError:
@@ -119,6 +117,6 @@ def _readable(sample: TaggableImage) -> bool:
 
 
 def _new_tokens(row: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-    """What a model wrote: most repeat the prompt in front of it, some do not."""
+    """The generated tokens: most models repeat the prompt before them, some do not."""
     length = len(prompt)
     return row[length:] if len(row) >= length and bool((row[:length] == prompt).all()) else row

@@ -1,4 +1,4 @@
-"""How well a tagger does: the classes that it names against those that images show."""
+"""Scores of a tagger: the classes that it names against those that images show."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MultilabelScores:
-    """How many classes are predicted, actually shown, and both, summed over images.
+    """Numbers of classes that are predicted, shown, and both, summed over images.
 
-    A ratio is 0 if there is nothing to divide by.
+    A ratio with a zero denominator is 0.
     """
 
     correct: int

@@ -20,9 +20,9 @@ from goca.tagging.endpoint import ChatEndpoint, ModelRefusedError, UnansweredErr
 from goca.tagging.instruction import instruction, most_words
 
 LONGEST_SIDE = 1024
-"""Pixels; larger images are sent smaller: nouns can still be told, and it costs less."""
+"""Longest side in pixels; larger images are sent scaled down: nouns are still visible, and it costs less."""
 TOKENS_PER_IMAGE, LETTERS_PER_TOKEN, TOKENS_PER_WORD = 765, 4, 2
-"""What OpenAI counts for an image of 1024 x 1024 px; smaller images, and most other models, take fewer."""
+"""Tokens that OpenAI counts for an image of 1024 x 1024 px; smaller images, and most other models, take fewer."""
 NOUNS = {
     "type": "object",
     "properties": {"nouns": {"type": "array", "items": {"type": "string"}}},
@@ -33,9 +33,9 @@ OPTIONS: Mapping[str, Any] = {
     "temperature": 0,
     "response_format": {"type": "json_schema", "json_schema": {"name": "nouns", "strict": True, "schema": NOUNS}},
 }
-"""What a request asks for if the server takes it."""
+"""Options of a request, if the server accepts them."""
 MOST_UNANSWERED = 3
-"""Images in a row without a usable answer, after which a run ends: the next ones would fare no better."""
+"""Images in a row without a usable answer after which a run ends, as more would hardly succeed."""
 
 
 @dataclass
@@ -43,11 +43,11 @@ class VLMTagger:
     """Asks a server about every image that has no caption yet, and saves each answer at once.
 
     Args:
-        model: its name on the server.
-        endpoint: the server.
-        path: the .jsonl file of the captions.
-        concurrency: requests at a time, 1 or more.
-        prices: for `estimate`.
+        model: Its name on the server.
+        endpoint: The server.
+        path: The .jsonl file of the captions.
+        concurrency: Concurrent requests, 1 or more.
+        prices: Prices for `estimate`.
     """
 
     model: str
@@ -59,9 +59,9 @@ class VLMTagger:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise GocaError('no model is named: write it behind the colon, such as "vlm:gpt-4o"')
+            raise GocaError('no model is named: write it after the colon, such as "vlm:gpt-4o"')
         if self.concurrency < 1:
-            raise GocaError(f"{self.concurrency} requests at a time are too few: give 1 or more")
+            raise GocaError(f"concurrency {self.concurrency} is too small: give 1 or more")
         self.store = CaptionStore(self.path, self.name)
         self._failures: dict[tuple[str, str], GocaError] = {}
         self._options = OPTIONS
@@ -75,7 +75,7 @@ class VLMTagger:
         self.endpoint.check()
 
     def estimate(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> Estimate:
-        """What the images without a caption will take at most."""
+        """The largest expected use for the images without a caption."""
         count = sum(self.store.get(sample, dataset) is None for sample in samples)
         letters = len(instruction(dataset, as_json=True))
         read = count * (TOKENS_PER_IMAGE + letters // LETTERS_PER_TOKEN)
@@ -86,8 +86,8 @@ class VLMTagger:
     def prepare(self, samples: Sequence[TaggableImage], dataset: ImageCollection) -> None:
         """Tag the images without a caption, several at a time. See `BatchTagger`.
 
-        An image that is declined, unreadable or not answered is passed over, and `tag` raises for it; `MOST_UNANSWERED`
-        in a row that are not answered end the run.
+        An image that is declined, unreadable or not answered is skipped, and `tag` raises for it; `MOST_UNANSWERED` in
+        a row without an answer end the run.
         """
         stop = self.endpoint.stop
         causes: list[Exception] = []
@@ -110,7 +110,7 @@ class VLMTagger:
                         causes.append(error)
                         stop.set()
             except Exception as error:
-                causes.append(error)  # before those who wait hear of it, so that the cause comes first
+                causes.append(error)  # before waiting threads notice, so that the cause comes first
                 stop.set()
             else:
                 unanswered.clear()
@@ -121,7 +121,7 @@ class VLMTagger:
                     if causes:
                         break
             finally:
-                stop.set()  # so that Ctrl-C does not wait for a server's patience
+                stop.set()  # so that Ctrl-C does not wait for retries
                 pool.shutdown(cancel_futures=True)
                 stop.clear()
         if causes:
@@ -141,7 +141,7 @@ class VLMTagger:
         self.store.add(sample, dataset, caption_of(answer, self.model, dataset.class_names))
 
     def _ask(self, url: str, dataset: ImageCollection) -> str:
-        """The model's answer. An option that the server refuses is left out from then on."""
+        """The model's answer. An option that the server rejects is left out from then on."""
         options = self._options
         while True:
             text = instruction(dataset, as_json="response_format" in options)
@@ -150,7 +150,7 @@ class VLMTagger:
             try:
                 answer = self.endpoint.complete(request)
             except DeclinedError as error:
-                # Not every server that cannot answer in JSON says so.
+                # Not every server without JSON answers says so.
                 refused = next((name for name in options if name in str(error)), "response_format")
                 if isinstance(error, ModelRefusedError | UnansweredError) or refused not in options:
                     raise

@@ -1,1 +1,1 @@
-"""What tests, benchmarks and `goca models --check` build their pipelines from."""
+"""Tiny pipelines for tests, benchmarks and `goca models --check`."""

@@ -1,6 +1,6 @@
-"""Nouns that the surroundings of what is wanted are made of: they are asked for too, and their pixels get no label.
+"""Nouns for the surroundings of the classes: they join the prompt, and their pixels become background.
 
-A pixel is shared out among the nouns of the prompt alone, so that without these a wanted class takes all that nobody
+A pixel is divided among the nouns of the prompt only, so that without these a class takes everything that was not
 named.
 """
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from goca.text.nouns import Noun
 from goca.text.spelling import forms, plain
 
-# The paper asks "background" beside the classes of the data sets that have one. The others are the large kinds of stuff
+# The paper adds "background" to the classes of the data sets that have one. The others are the large kinds of stuff
 # that COCO-Stuff and ADE20K annotate, one short common word for each, indoors and outdoors; background lists of
-# training-free segmenters on CLIP consist of them too. Things are left out, for each may be what somebody wants, and
-# the list is short, because it takes up room in every prompt. What covers most of images comes first: where there is no
+# training-free segmenters on CLIP consist of them too. Things are left out, because each may be a wanted class, and
+# the list is short, because it takes up room in every prompt. What covers most of images comes first: if there is no
 # room, the last are left out.
 BACKGROUND_NOUNS = (
     "background",
@@ -56,9 +56,9 @@ _RELATED = {noun: frozenset(words.split()) for noun, words in _WORDS.items()}
 
 
 def background_nouns(listed: Sequence[str], classes: Sequence[Noun]) -> tuple[Noun, ...]:
-    """The listed nouns that do not compete with a class: none that is wanted, in any number, nor one related to it.
+    """The listed nouns that do not compete with a class: not one of them, singular or plural, nor related to one.
 
-    A class of several words is what its last one says: a "pine tree" is a tree.
+    A class of several words is judged by its last one: a "pine tree" is a tree.
     """
     words = {word for noun in classes for word in noun.words}
     wanted = {form for word in words for name in (word, plain(word).split(" ")[-1]) for form in forms(name)}

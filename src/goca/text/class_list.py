@@ -1,24 +1,24 @@
-"""Lists of classes as people write them, on a command line, in a file, or in a data set's classes.txt: one grammar.
+"""The grammar of class lists, on a command line, in a file, or in a data set's classes.txt.
 
-One class a line. A colon, or a comma, divides it from its synonyms. "#" at the start of a line, or behind a space, a
-colon or a comma, begins a comment; blank lines do not count.
+One class per line. A colon, or a comma, separates it from its synonyms. "#" at the start of a line, or after a space, a
+colon or a comma, starts a comment; blank lines are ignored.
 
     # animals first
     cat: kitty, puss
     dog
     grass
 
-A list of a single line without a colon has its classes between commas: `cat, dog, grass`.
+A list of a single line without a colon has comma-separated classes: `cat, dog, grass`.
 
-A number in front is the class's label: its value in label files, and in results, which count from 1. Before a colon it
-always is, `7: road`; lines without a number then count on. Before a tab, space, dot, bracket or comma it is one only if
+A leading number is the class's label: its value in label files, and in results, which count from 1. Before a colon it
+always is, `7: road`; lines without a number continue counting. Before a tab, space, dot, bracket or comma it is one if
 every line has one and they count up by one: `1 cat`, `2 grass`. A list in which only part of the lines begin so is
-refused, because nobody can tell whether `2 wheeler` is a name: write `1: 2 wheeler` where it is. So is a list in
-another notation, with bullets, quotes, other separators or numbers behind the names, and one whose classes go on over
+refused, because it is unclear whether `2 wheeler` is a name: write `1: 2 wheeler` if it is. So is a list in
+another notation, with bullets, quotes, other separators or numbers after the names, and one whose classes continue over
 lines.
 
-"background", "void" and "ignore", also as "_background_" and "__ignore__", are not classes: they name the pixels that
-have none. Without a number they take no label.
+"background", "void" and "ignore", also as "_background_" and "__ignore__", are not classes: they name pixels that
+have none. Without a number they get no label.
 """
 
 import re
@@ -35,9 +35,9 @@ SPECIAL = {
     "ignore": "void",
     "__ignore__": "void",
 }
-"""What stands in a list for no class, in lower case, and what it means."""
+"""{word that is not a class, in lower case: its meaning}."""
 HIGHEST = 65535
-"""The highest label that a file of 16 bits holds."""
+"""The highest label in a 16-bit file."""
 
 _COMMENT = re.compile(r"(?<![^\s:,])#.*")  # "c#" is a name
 _NUMBER = re.compile(r"(-?[0-9]+)\s*:(.*)")
@@ -46,7 +46,7 @@ _PERHAPS = re.compile(
 )  # a number that may be part of the name
 
 _ELSEWHERE = re.compile(r"[-*\[\]{}<>\"'`].*|.*[;|=\uff0c\u3001\uff1b].*|.*[\"\]}]|[0-9]+")
-"""What a name looks like in a list of another notation: YAML, JSON, CSV, other separators; a number for a synonym."""
+"""Names in a list of another notation: YAML, JSON, CSV, other separators; a number for a synonym."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class ListedClass:
 
 
 def parse_class_list(text: str, name: str) -> tuple[ListedClass, ...]:
-    """The lines of a list in the module's grammar, comments left out. name: of the list, for messages.
+    """The lines of a list in the module's grammar, without comments. name: the list's name in messages.
 
     Raises:
-        GocaError: a line can be read in two ways or in none, or a word or label stands twice.
+        GocaError: A line is ambiguous or malformed, or a word or label occurs twice.
     """
-    # A byte order mark within is of files that were joined.
+    # A byte order mark inside comes from joined files.
     lines = [
         (f"{name}, line {number}", content)
         for number, line in enumerate(storable(text).replace("\ufeff", "").splitlines(), start=1)
@@ -104,7 +104,7 @@ def classes_to_find(entries: Sequence[ListedClass], name: str) -> Mapping[str, S
     """{class: synonyms} of a list, without background and void, whose labels in results are 1, 2, ...
 
     Raises:
-        GocaError: no class is left, or the list gives one another label than results would.
+        GocaError: No class is left, or the list gives one a label that differs from results.
     """
     classes = [entry for entry in entries if entry.special is None]
     if not classes:
@@ -127,7 +127,7 @@ def _numbered(lines: Sequence[tuple[str, str]], name: str) -> list[tuple[str, in
         if not counted:
             raise GocaError(
                 f'{name}: in "{perhaps[0][0][:60]}" it is unclear whether {perhaps[0][1][:20]} is a label, as not all '
-                'lines count up by one: write "NUMBER: name", also where a name itself begins with a number'
+                'lines count up by one: write "NUMBER: name", also for a name that begins with a number'
             )
         return [(where, _value(match[1]), match[2]) for (where, _), match in zip(lines, perhaps, strict=True)]
     out: list[tuple[str, int | None, str]] = []
@@ -138,7 +138,7 @@ def _numbered(lines: Sequence[tuple[str, str]], name: str) -> list[tuple[str, in
 
 
 def _value(digits: str) -> int:
-    """The number; of one that is too long for a label, the next one that no label can be."""
+    """The number; one that is too long for a label becomes the smallest number that is too high."""
     return int(digits) if len(digits) <= 9 else HIGHEST + 1
 
 
@@ -150,14 +150,14 @@ def _names(content: str, where: str) -> list[str]:
     name, *synonyms = (word.strip() for word in (name, *rest.split(",")))
     synonyms = [word for word in synonyms if word]
     if not name:
-        raise GocaError(f"{where} has no class before its synonyms: write it in front")
+        raise GocaError(f"{where} has no class before its synonyms: write the class first")
     for word in (name, *synonyms):
         if "\t" in word or ":" in word:
             raise GocaError(f'{where}: {word[:60]!r} is not a name: write "NUMBER: name: synonym, synonym"')
         if "," in word:
-            raise GocaError(f'{where}: "{word[:60]}" has a comma before its colon: write one class a line')
+            raise GocaError(f'{where}: "{word[:60]}" has a comma before its colon: write one class per line')
         if _ELSEWHERE.fullmatch(word) and not (word == name and word.isdigit()):
-            raise GocaError(f"{where}: {word[:60]!r} is not a name: divide classes by commas, or write one a line")
+            raise GocaError(f"{where}: {word[:60]!r} is not a name: separate classes by commas, or write one per line")
     if synonyms and not colon and content.endswith(","):
-        raise GocaError(f"{where} ends in a comma, as if it went on: write one class a line, or all on one line")
+        raise GocaError(f"{where} ends in a comma, as if it continued: write one class per line, or all on one line")
     return [one_line(word) for word in (name, *synonyms)]

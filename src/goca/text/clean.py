@@ -5,11 +5,13 @@ import unicodedata
 
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, invisible formats, lone surrogates, line separators
 _JOINERS = frozenset("\u200c\u200d")  # parts of words in some scripts and of emoji
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*\x07?)")  # of a terminal: a colour, a title
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*\x07?)"
+)  # terminal sequences such as colours and titles
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may show it: what could steer one, or hide, is written as an escape such as \\x1b."""
+    """The text in a form that is safe for terminals: control and invisible characters become escapes such as \\x1b."""
     if text.isprintable():
         return text
     return "".join(
@@ -18,12 +20,12 @@ def printable(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """The text as UTF-8 can hold it: each lone surrogate, from a JSON escape or a file name, becomes U+FFFD."""
+    """The text in valid UTF-8: each lone surrogate, from a JSON escape or a file name, becomes U+FFFD."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def one_line(text: str) -> str:
-    """A name as it is stored: single spaces for gaps, none around it, and nothing that steers a terminal or hides."""
+    """A name in stored form: trimmed, single spaces for gaps, and no control or invisible characters."""
     text = storable(text)
     if not text.isprintable():
         text = _SEQUENCE.sub("", text)

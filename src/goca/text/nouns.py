@@ -1,4 +1,4 @@
-"""What the user named: checked, put into a model's own words, listed as a caption, spread over prompts."""
+"""The user's nouns: checked, put into a model's own words, listed as a caption, spread over prompts."""
 
 import json
 import math
@@ -20,7 +20,7 @@ into is are it its near next of off on onto or out outside over she some that th
 to toward towards under up upon was were which while who with
 """
 NO_THINGS = frozenset(_NO_THINGS.split())
-"""Words of a sentence that name nothing to be seen."""
+"""Words of a sentence that name nothing visible."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Category:
 def parse_nouns(
     classes: Classes, background_classes: Sequence[str] | None = None
 ) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
-    """What the user named, checked: the nouns of the classes, and those of the background classes, each on one line.
+    """The user's checked nouns: those of the classes, and those of the background classes, each on one line.
 
-    Raises GocaError where a list is empty or not a list, or a name is empty, repeated or has a comma.
+    Raises GocaError if a list is empty or not a list, or a name is empty, repeated or has a comma.
     """
     background_classes = () if background_classes is None else background_classes
     for names in (classes, background_classes):
@@ -57,7 +57,9 @@ def parse_nouns(
     for name, synonyms in with_synonyms:
         if not _is_list(synonyms):
             listed = [synonyms] if isinstance(synonyms, str) else []
-            raise GocaError(f'the synonyms of "{name}" are a list: write {json.dumps(listed)} instead of {synonyms!r}')
+            raise GocaError(
+                f'the synonyms of "{name}" must be a list: write {json.dumps(listed)} instead of {synonyms!r}'
+            )
     class_nouns = tuple(Noun(name, (name, *synonyms)) for name, synonyms in with_synonyms)
     background_nouns = tuple(Noun(name, (name,)) for name in background_classes)
     if not class_nouns:
@@ -69,7 +71,7 @@ def parse_nouns(
                 f"{word!r} is not a name: every class, synonym and background class needs a letter or digit"
             )
         if "," in word:
-            raise GocaError(f'"{word}" contains a comma: name each class by itself')
+            raise GocaError(f'"{word}" contains a comma: name each class separately')
         if plain(word) in keys:
             raise _twice(word)
         keys.add(plain(word))
@@ -77,7 +79,7 @@ def parse_nouns(
 
 
 def check_rivals(background: str | float | None, classes: Sequence[Noun]) -> None:
-    """Raise GocaError where one class alone would be everywhere."""
+    """Raise GocaError if a single class would cover the whole image."""
     if isinstance(background, str | None) and background in (None, "none") and len(classes) == 1:
         raise GocaError(
             f'with one class and no background every pixel would be labelled "{classes[0].name}": name another class, '
@@ -94,10 +96,10 @@ def check_words(
     vocabulary: Sequence[str] = (),
     model: str = "this model",
 ) -> None:
-    """Raise GocaError for what is wrong with a request whatever the model is, so that none is loaded for it.
+    """Raise GocaError for a request that is wrong for any model, before one is loaded.
 
-    The arguments are those of `goca.request.SegmentationRequest`; `vocabulary` is that of a model, so named, which
-    knows no other words.
+    The arguments are those of `goca.request.SegmentationRequest`; `vocabulary` has all words of `model`, if it knows no
+    others.
     """
     nouns, background_nouns = parse_nouns(classes, background_classes)
     check_rivals(background, nouns)
@@ -119,9 +121,9 @@ def check_words(
 
 
 def cleaned(names: Any) -> Any:
-    """Class names, {class: [synonyms]} or background classes, each on one line, see `one_line`; others stay.
+    """Class names, {class: [synonyms]} or background classes, each on one line, see `one_line`; other values stay.
 
-    Raises GocaError for a class that is then named twice.
+    Raises GocaError if a class then occurs twice.
     """
     if isinstance(names, Mapping):
         classes = dict[Any, Any]()
@@ -151,9 +153,9 @@ def caption_of(nouns: Sequence[Noun]) -> str:
 
 
 def split_over_prompts(nouns: Sequence[Noun], fits: Callable[[Sequence[Noun]], bool]) -> list[tuple[Noun, ...]]:
-    """The nouns in as few groups, of sizes as equal, as fit one prompt each. fits: whether one prompt holds them.
+    """The nouns in the fewest groups, of equal sizes, that fit in one prompt each. fits: whether nouns fit in one.
 
-    Raises GocaError for a noun that is too long for a prompt of its own.
+    Raises GocaError for a noun that is too long for its own prompt.
     """
     for count in range(1, len(nouns) + 1):
         edges = [round(i * len(nouns) / count) for i in range(count + 1)]
@@ -165,9 +167,9 @@ def split_over_prompts(nouns: Sequence[Noun], fits: Callable[[Sequence[Noun]], b
 
 
 def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str], model: str = "this model") -> tuple[Noun, ...]:
-    """The nouns in the words of a model, so named, that knows only its vocabulary: "Cats" becomes "cat".
+    """The nouns in the words of a model with a closed vocabulary: "Cats" becomes "cat". model: its name.
 
-    Raises GocaError where nouns have no known word, and names them all, or where two nouns share one.
+    Raises GocaError, naming them all, if nouns have no known word, or if two nouns share one.
     """
     entries = {form: word for word in vocabulary for form in forms(word)} | {plain(word): word for word in vocabulary}
     translated: list[Noun] = []
@@ -195,13 +197,13 @@ def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str], model: str =
 def check_prompt(prompt: str, scale: float | None = None) -> None:
     """Raise GocaError for an empty prompt, or a guidance scale that is not a number from 0."""
     if not prompt.strip():
-        raise GocaError('the prompt is empty: say what to paint, for instance "cat, grass, sky"')
+        raise GocaError('the prompt is empty: describe the image, for instance "cat, grass, sky"')
     if scale is not None and not 0 <= scale < math.inf:
         raise GocaError(f"scale {scale} is not valid: give a number from 0, 1 for no guidance", "scale")
 
 
 def unknown_words(prompt: str, known: Iterable[str]) -> tuple[str, ...]:
-    """The words of a prompt, in lower case, that are neither known, in any number, nor words that name nothing."""
+    """The words of a prompt, in lower case, that are neither known, singular or plural, nor words that name nothing."""
     all_known = {form for word in known for form in forms(word)}
     words = dict.fromkeys(plain(match[0]) for match in WORD.finditer(prompt))
     return tuple(

@@ -1,7 +1,7 @@
 """English singulars and plurals, to find "butterflies" in a caption for the class "butterfly", and the other way round.
 
-Every spelling that may be right is offered, for the caption decides which of them occurs: "scarfs" and "scarves",
-"persons" and "people". A spelling that nobody writes does no harm; another word does: "caves" must not offer "cafe".
+Every possible spelling is offered, because the caption decides which of them occurs: "scarfs" and "scarves",
+"persons" and "people". An unused spelling does no harm, another word would: "caves" must not offer "cafe".
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Names as they are written: gaps, accents, and the forms of a word."""
+"""The spelling of names: gaps, accents, and the forms of a word."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ MARKS = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.categ
 """Accents and vowel signs that are characters of their own: they belong to the letter before them."""
 
 LETTER = rf"[^{MARKS}][{MARKS}\u1160-\u11FF]*|[{MARKS}]"
-"""A character with its marks; the vowels and finals of Hangul compose with what is before them, too."""
+"""A character with its marks; Hangul vowels and finals also compose with what precedes them."""
 
 WORD = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*")
 
@@ -22,19 +22,19 @@ STOP = re.compile(rf"{START}(?:a|an|the|and){END}(?![{MARKS}])|[,.\-\s_]", re.IG
 """Stop words, punctuation and gaps: a token of nothing else is not content. The "an" of "ban-an-a" is not a word."""
 
 DOTTED = "i\N{COMBINING DOT ABOVE}"
-"""What Python makes of the Turkish capital i in lower case."""
+"""Python's lower case of the Turkish capital i."""
 
 
 @lru_cache(maxsize=4096)
 def forms(word: str) -> frozenset[str]:
-    """A name in lower case with single spaces, and what may be its plurals and singulars."""
+    """A name in lower case with single spaces, and its possible plurals and singulars."""
     *before, last = plain(word).split(" ")
     return frozenset(" ".join((*before, form)) for form in {last} | plurals(last) | singulars(last))
 
 
 def plain(word: str) -> str:
-    """In lower case, one space for every gap: "Traffic_light", "traffic-light" and "traffic light" are one name."""
-    # The lower case of this letter is two characters, which IGNORECASE does not find again; "i" finds it.
+    """Lower case, one space for every gap: "Traffic_light", "traffic-light" and "traffic light" are one name."""
+    # The lower case of this letter is two characters, which IGNORECASE does not match; "i" does.
     lower = composed(word).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower().replace(DOTTED, "i")
     return " ".join(re.findall(r"[^\s_-]+", lower))
 
@@ -45,12 +45,12 @@ def composed(word: str) -> str:
 
 
 def found_in(form: str, text: str) -> Iterator[tuple[int, int]]:
-    """The character ranges of a text that say a name in lower case with single spaces, whatever its accents are."""
+    """The character ranges of a text that contain a name in lower case with single spaces, whatever its accents are."""
     pattern = START + r"[\s_-]+".join(re.escape(part) for part in form.split(" ")) + END
     composed, ranges = _letters(text)
     for match in re.finditer(pattern, composed, re.IGNORECASE):
         start, end = match.span()
-        # A mark that nothing is composed with goes on with the word.
+        # A mark without a composition continues the word.
         if end == len(composed) or composed[end] not in MARKS:
             yield ranges[start][0], ranges[end - 1][1]
 

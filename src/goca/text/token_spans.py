@@ -1,6 +1,6 @@
 """From nouns to token indices: which tokens of the caption stand for which noun.
 
-Nouns are found in the text that the tokenizer really got, by character spans, so templates, lower-casing and
+Nouns are found by character spans in the text that the tokenizer really got, so templates, lower-casing and
 multi-token words need no special case. A token index is a position in the sequence that the denoiser attends to.
 """
 
@@ -19,19 +19,19 @@ from goca.text.spelling import STOP, WORD, forms, found_in, plain
 from goca.text.tokens import Tokens
 
 Indices = tuple[int, ...]
-"""Token indices, rising."""
+"""Token indices, in increasing order."""
 TextKeys = Mapping[str, tuple[Float[Tensor, "_head _token _dim"], Float[Tensor, "_head _token _dim"]]]
 """{block: (keys, values) of a text's tokens in its cross-attention}."""
 
 MAX_QUOTED = 60
-"""The most characters of a text in a message."""
+"""Most characters of a text in a message."""
 
 
 @dataclass(frozen=True)
 class NounTokens:
-    """The token indices of a caption's nouns, in the order of the request; prompt: of every token but special ones.
+    """The token indices of a caption's nouns, in the order of the request. prompt: all but special tokens.
 
-    side_keys: where the nouns are not in the caption but keys beside it, those of each of their words in turn; the
+    side_keys: if the nouns are not in the caption but additional keys, those of each of their words in turn; the
     indices then count these keys.
     """
 
@@ -43,17 +43,17 @@ class NounTokens:
 
     @property
     def nouns(self) -> tuple[Indices, ...]:
-        """Of classes, then of background classes."""
+        """The indices of classes, then of background classes."""
         return self.classes + self.background_classes
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many tokens each noun has."""
+        """The number of tokens of each noun."""
         return tuple(map(len, self.nouns))
 
     @property
     def content(self) -> Indices:
-        """Of all nouns together; no special token, stop word or punctuation is among them."""
+        """The indices of all nouns together, without special tokens, stop words and punctuation."""
         return tuple(sorted({index for indices in self.nouns for index in indices}))
 
 
@@ -62,17 +62,17 @@ def find_noun_tokens(
 ) -> NounTokens:
     """Find the nouns' token indices.
 
-    A noun owns every place where one of its words stands, in singular and plural; inside a longer noun ("light" in
+    A noun owns every occurrence of its words, singular and plural; inside a longer noun ("light" in
     "traffic light") the longer one owns it.
 
     Args:
-        caption: the prompt.
-        texts: what each tokenizer made of it; where one cuts a noun off, another may still have it.
-        classes, background_classes: the nouns.
-        named: whether the user wrote the caption, so that a noun may be missing from it.
+        caption: The prompt.
+        texts: Each tokenizer's tokens of it; if one cuts a noun off, another may still have it.
+        classes, background_classes: The nouns.
+        named: Whether the user wrote the caption, so that a noun may be missing from it.
 
     Raises:
-        GocaError: a noun is not in the caption, is cut off, or consists of stop words.
+        GocaError: A noun is not in the caption, is cut off, or consists of stop words.
     """
     nouns = (*classes, *background_classes)
     indices: list[set[int]] = [set() for _ in nouns]
@@ -118,9 +118,9 @@ def prompt_words(texts: Sequence[Tokens]) -> dict[Word, Indices]:
 
 
 def token_indices_of(name: str, texts: Sequence[Tokens]) -> list[Indices]:
-    """The token indices of each place where a prompt has a name as it is written, or else in another number.
+    """The token indices of each occurrence of a name in a prompt, as written or else in singular or plural.
 
-    A place beyond the tokenizer's limit has none, and so have stop words.
+    An occurrence beyond the tokenizer's limit has none, and neither have stop words.
     """
     noun = Noun(name, (name,))
     indices: list[set[int]] = []
@@ -135,11 +135,11 @@ def token_indices_of(name: str, texts: Sequence[Tokens]) -> list[Indices]:
 
 
 def why_absent(words: Sequence[str], texts: Sequence[Tokens], prompt: str, unread: Mapping[str, str]) -> str | None:
-    """Why a name that is said has no token index all the same, and what to do; None where it is not said at all.
+    """Why a name that occurs nevertheless has no token index, and what to do; None if it does not occur.
 
     Args:
         words: The name, and its synonyms.
-        texts: What each tokenizer made of the prompt.
+        texts: Each tokenizer's tokens of the prompt.
         prompt: The prompt.
         unread: {argument of the pipeline: its text} for texts whose tokens are not attended to.
     """
@@ -157,36 +157,34 @@ def why_absent(words: Sequence[str], texts: Sequence[Tokens], prompt: str, unrea
                 why = "whose tokens the model does not attend to"
                 if negative:
                     why = 'which only trace(pipe, keep="negative") reads'
-                return f'"{shortened(word)}" is said in {argument} alone, {why}'
+                return f'"{shortened(word)}" occurs only in {argument}, {why}'
     for word in words:
         if texts and says(prompt, word) and prompt not in unread.values():
             count = max(len(tokens.offsets) for tokens in texts)
-            return (
-                f'"{shortened(word)}" is not in the {count} tokens that the prompt is cut to: shorten what is before it'
-            )
+            return f'"{shortened(word)}" is beyond the first {count} tokens of the prompt: shorten what is before it'
     return None
 
 
 def says(text: str, name: str) -> bool:
-    """Whether a text says a name, in singular or plural."""
+    """Whether a text contains a name, in singular or plural."""
     return any(True for form in forms(name) for _ in found_in(form, text))
 
 
 def shortened(text: str) -> str:
-    """A text as messages quote it: on one line, and cut where it is long."""
+    """A text for messages: on one line, and cut if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_QUOTED else line[: MAX_QUOTED - 3] + "..."
 
 
 def _longest_first(texts: Sequence[Tokens]) -> list[Tokens]:
-    """The text with the highest limit first, which is the one that a message is to name."""
+    """The texts, the one with the highest limit first, which messages name."""
     return sorted(texts, key=lambda tokens: -len(tokens.offsets))
 
 
 def _spans(text: str, nouns: Sequence[Noun]) -> dict[int, list[tuple[int, int]]]:
     """Character spans of each noun in the text, the longest names first to choose."""
     patterns = [(form, number) for number, noun in enumerate(nouns) for word in noun.words for form in forms(word)]
-    # Exact names come before inflected ones of the same length, so that "glass" and "glasses" keep what is theirs.
+    # Exact names come before inflected ones of the same length, so that "glass" and "glasses" keep their own.
     exact = {(plain(word), number) for number, noun in enumerate(nouns) for word in noun.words}
     patterns.sort(key=lambda entry: (-len(entry[0]), entry not in exact))
     spans: dict[int, list[tuple[int, int]]] = {number: [] for number in range(len(nouns))}
@@ -204,7 +202,7 @@ def _indices(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named
     name = shortened(noun.name)
     if not spans:
         is_said = not named or any(says(tokens.text, word) for word in noun.words)
-        remedy = "another name has its place; leave one out or use a synonym" if is_said else "add it to the caption"
+        remedy = "another name takes its place; leave one out or use a synonym" if is_said else "add it to the caption"
         adverb = "on its own " if is_said else ""
         raise GocaError(f'"{name}" is not {adverb}in the caption "{shortened(tokens.text)}": {remedy}')
     silent = {position for match in STOP.finditer(tokens.text) for position in range(*match.span())}
@@ -226,7 +224,7 @@ def _indices(tokens: Tokens, noun: Noun, spans: Sequence[tuple[int, int]], named
             f'"{name}" is cut off by the tokenizer\'s limit of {len(tokens.offsets)} tokens: shorten the caption'
         )
     if not indices:
-        raise GocaError(f'"{name}" consists of stop words: name a thing')
+        raise GocaError(f'"{name}" consists of stop words: use a noun')
     return {tokens.start + index for index in indices}
 
 

@@ -1,19 +1,19 @@
-"""What a tokenizer made of a text, token by token."""
+"""The tokens of a text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 GAPS = " \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
-"""How tokenizers write a gap between words."""
+"""Marks of a gap between words in tokenizers."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a tokenizer made of a caption: the text it got, each token's character range, and which are special.
+    """A tokenizer's tokens of a caption: the text that it got, each token's character range, and which are special.
 
-    start: the column of the first token. ids: the tokens' numbers. tokenizer: its name in the pipeline,
-    where that is known. pieces: how the tokenizer itself writes each token.
+    start: the column of the first token. ids: the tokens' numbers. tokenizer: its name in the pipeline, if known.
+    pieces: how the tokenizer itself writes each token.
     """
 
     text: str
@@ -36,10 +36,10 @@ class Token:
 
     Attributes:
         index: Its position in the sequence that is attended to.
-        text: Its part of the prompt, in lower case where the tokenizer makes it so; of a special token its name, such
+        text: Its part of the prompt, in lower case if the tokenizer lowers it; for a special token its name, such
             as "<|endoftext|>".
         special: Whether it is a mark of beginning or end, padding, or of a template around the prompt.
-        encoder: The text encoder that it comes from, as the pipeline names it.
+        encoder: Its text encoder's name in the pipeline.
     """
 
     index: int
@@ -66,8 +66,8 @@ def attended_tokens(texts: Sequence[Tokens]) -> tuple[Token, ...]:
 def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:
     """Tokens from one entry of a fast tokenizer's `BatchEncoding.encodings`.
 
-    caption: where it stands in a template, what is around it does not count. A piece that is nothing but the mark of a
-    gap counts as special, for it may have the range of the word behind it.
+    caption: if it is inside a template, the rest is ignored. A piece that is only the mark of a
+    gap counts as special, because it may have the range of the next word.
     """
     offsets = tuple((int(a), int(b)) for a, b in encoding.offsets)
     pieces = zip(encoding.special_tokens_mask, encoding.tokens, strict=True)
@@ -76,11 +76,11 @@ def tokens_of(text: str, encoding: Any, caption: str = "") -> Tokens:
 
 
 def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") -> Tokens:
-    """Tokens of a tokenizer that tells no offsets, from what it makes of ever longer beginnings of its answer."""
+    """Tokens of a tokenizer without offsets, found by decoding ever longer beginnings of its output."""
     ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
     text, special = tokenizer.decode(ids), set(tokenizer.all_special_ids)
     ranges = zip(ids, [0, *ends[:-1]], ends, strict=True)
-    # Special tokens stand for no character, as fast tokenizers tell it too.
+    # Special tokens have no characters, as in fast tokenizers.
     offsets = tuple((b, b) if token in special else (a, b) for token, a, b in ranges)
     flags = tuple(not text[a:b].strip() for a, b in offsets)
     pieces = tuple(map(str, tokenizer.convert_ids_to_tokens(ids)))
@@ -88,7 +88,7 @@ def tokens_by_decoding(tokenizer: Any, ids: Sequence[int], caption: str = "") ->
 
 
 def _within(caption: str, tokens: Tokens) -> Tokens:
-    """The caption's tokens alone, where it stands in a template: the rest is blanked, and counts as special."""
+    """Only the caption's tokens, if it is inside a template: the rest is blanked, and counts as special."""
     text = tokens.text
     found_at = text.lower().rfind(caption.lower()) if caption else -1
     start, end = (0, len(text)) if found_at < 0 else (found_at, found_at + len(caption))

@@ -27,7 +27,7 @@ from goca.tracing.steps import TracedAttention, TracedStep, plan_for
 __all__ = ["Trace", "TracedImage", "TracedStep", "trace"]
 
 SHOWN_IMAGES = 4
-"""How many images a notebook shows."""
+"""Most images that a notebook shows."""
 
 
 def trace(
@@ -39,45 +39,45 @@ def trace(
 ) -> "Trace":
     """Trace a loaded pipeline, text-to-image, img2img or inpainting, while it is called inside a `with` block.
 
-    The images are bit-identical to those without a trace, where the pipeline runs PyTorch's own attention: attention
-    slicing, xformers and compiled graphs step aside meanwhile, and they round otherwise. The pipeline and its parts
-    belong to the block's thread until its end: segmenters in others wait. Only what a call of this very pipeline makes
-    is traced, not what another one with the same denoiser does meanwhile; of guided generations only the prompts' own
-    branch, once a step. Attention that cannot be summed up makes a warning, and the image all the same.
+    The images are bit-identical to those without a trace if the pipeline runs PyTorch's own attention: attention
+    slicing, xformers and compiled graphs are switched off meanwhile, and they round differently. The pipeline and its
+    parts are locked by the block's thread until its end; segmenters in other threads wait. Only calls of this pipeline
+    are traced, not those of another one with the same denoiser; in guided ones only the prompt's own branch, once
+    per step. Attention that cannot be summed gives a warning, and the image is still generated.
 
     Args:
         pipe: A diffusers pipeline.
         recipe: A `Recipe` or the name of one.
-        steps: Steps of the sampler, from 0, such as a range; by default all. They are counted as the scheduler counts:
+        steps: Sampling steps, counted from 0, such as a range; by default all. They are counted like the scheduler's:
             a step of a second-order sampler, and the first one of PNDM, are two denoiser calls.
-        keep: What is kept beside the sums over steps, as a name or several. A map takes 4 bytes a cell, 16 KB on the
-            usual grid of 64 x 64, in the memory of the CPU but for the sums; there is room for 1 GiB in all, and what
-            comes behind is left out.
+        keep: What to keep besides the sums over steps, one name or several. A map takes 4 bytes per cell, 16 KB on the
+            usual grid of 64 x 64, in CPU memory except for the sums; the limit is 1 GiB in total, and later maps are
+            left out.
 
             - "steps": the map of each of the prompt's tokens in each denoiser call, for `step=` and `animation`.
             - "layers": its map in each layer, on the layer's own grid, for `layer_map`.
-            - "heads": its map in each head of each layer too: as many maps as the model has heads.
+            - "heads": also its map in each head of each layer: as many maps as the model has heads.
             - "special": maps of the special tokens too, wherever those of the prompt's are kept.
-            - "negative": the same of the negative prompt's tokens, for `negative`: twice as much of all.
-            - "references": the same of the images that the denoiser is given beside the one that it makes, such as
-              those that Flux Kontext edits, for `references`: as much again for each.
+            - "negative": the same for the negative prompt's tokens, for `negative`: doubles everything.
+            - "references": the same for reference images that the denoiser gets, such as those that Flux Kontext edits,
+              for `references`: as much again for each.
         layers: The blocks to which "layers" and "heads" are limited; by default all that attend to the text.
 
     Returns:
-        The trace, to be entered.
+        The trace, a context manager.
 
     Raises:
-        GocaError: The pipeline or the recipe is not supported, or the steps or what is to be kept are not any; and
-            inside the block, from the pipeline's call, for a call that cannot be traced.
+        GocaError: The pipeline or the recipe is not supported, or the steps or names are not valid; also raised
+            inside the block, by the pipeline's call, for a call that cannot be traced.
     """
     return Trace(pipe, recipe, steps, keep, layers)
 
 
 class Trace(TracedImage):
-    """What was traced of a pipeline's calls: see `trace`.
+    """The trace of a pipeline's calls; see `trace`.
 
-    `images`, also by index, are in the pipeline's order, those of a second call behind the first's. As a `TracedImage`
-    it is the first of them.
+    `images`, also by index, are in the pipeline's order, those of a second call after the first's. As a `TracedImage`,
+    it stands for the first of them.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class Trace(TracedImage):
         return f"Trace({', '.join(map(repr, self)) or 'nothing yet'})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: each of the first images as `TracedImage` shows it."""
+        """HTML for notebooks: the first images, each as `TracedImage` shows it."""
         images = self._traced()
         more = html.figure(f"and {len(images) - SHOWN_IMAGES} more") if len(images) > SHOWN_IMAGES else ""
         return "".join(image._repr_html_() for image in images[:SHOWN_IMAGES]) + more or html.figure(repr(self))
 
     @property
     def images(self) -> tuple[TracedImage, ...]:
-        """Every image so far; GocaError where there is none, saying why."""
+        """Every image so far. Raises GocaError, with the reason, if there is none."""
         images = self._traced()
         if not images:
             raise GocaError(self._reason())
@@ -144,13 +144,13 @@ class Trace(TracedImage):
         return len(self._traced())
 
     def save(self, folder: str | Path, stem: str = "image") -> tuple[Path, ...]:
-        """Write every image as `TracedImage.save` does; where there are several, as STEM-1, STEM-2 and so on."""
+        """Write every image as `TracedImage.save` does; several as STEM-1, STEM-2 and so on."""
         images = self.images
         stems = [stem] if len(images) == 1 else [f"{stem}-{number}" for number in range(1, len(images) + 1)]
         return tuple(path for image, stem in zip(images, stems, strict=True) for path in image.save(folder, stem))
 
     def _traced(self) -> tuple[TracedImage, ...]:
-        """The images of which a step was traced, as the pipeline decoded them, if it did."""
+        """The images with a traced step, as decoded by the pipeline, if it did."""
         for generation, images in self._observer.generations.items():
             for traced in images:
                 traced.attention.given = self._session.given.get(generation, ())
@@ -167,7 +167,7 @@ class Trace(TracedImage):
             return next(iter(observer.failures.values()))
         if observer.last_step is not None and self._steps is not None:
             return (
-                f"none of the steps asked for came: the sampler made {observer.last_step + 1}, numbered 0 to "
+                f"none of the chosen steps was reached: the sampler made {observer.last_step + 1}, numbered 0 to "
                 f"{observer.last_step}; choose from them"
             )
         if self._session.missed is not None:

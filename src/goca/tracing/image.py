@@ -1,4 +1,4 @@
-"""An image that was traced while a pipeline made it: heat maps of its prompt's words, labelled masks, weights."""
+"""An image that was traced while a pipeline generated it: heat maps of its prompt's words, labelled masks, weights."""
 
 import math
 from collections.abc import Sequence
@@ -48,13 +48,13 @@ GREY = (128, 128, 128)
 """The canvas of an image that was not decoded."""
 
 SHOWN_WORDS = 6
-"""How many heat maps a notebook shows of an image."""
+"""Most heat maps of an image that a notebook shows."""
 HEATMAP = ".heatmap.png"
-"""How the file name of a heat map ends."""
+"""The suffix of a heat map's file name."""
 
 
 class TracedImage:
-    """One image that a traced pipeline made, and what the words of its prompt attended to."""
+    """An image that a traced pipeline generated, with the attention to the words of its prompt."""
 
     def __init__(self, attention: TracedAttention) -> None:
         self._attention = attention
@@ -67,22 +67,22 @@ class TracedImage:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the image beside the heat maps of its first words."""
+        """HTML for notebooks: the image beside the heat maps of its first words."""
         words = self.words()[:SHOWN_WORDS]
         cells = [Cell(self.image, "image"), *(Cell(self.heatmap(word), str(word)) for word in words)]
         return html.gallery(repr(self), cells)
 
     @property
     def attention(self) -> TracedAttention:
-        """What was collected of the image's denoiser calls."""
+        """The attention collected from the image's denoiser calls."""
         return self._attention
 
     @property
     def image(self) -> Image.Image:
-        """The image as the pipeline returned it, grey where it returned latents.
+        """The image as the pipeline returned it, or grey if it returned latents.
 
-        With `padding_mask_crop` it is the part that was painted anew, which is what the denoiser saw, and not the whole
-        that the pipeline pastes it into.
+        With `padding_mask_crop` it is the part that was inpainted, as the denoiser saw it, and not the whole into which
+        the pipeline pastes it.
         """
         if self.decoded is None:
             height, width = self.attention.size
@@ -100,21 +100,21 @@ class TracedImage:
         return tuple(self.attention.steps)
 
     def words(self) -> tuple[Word, ...]:
-        """The words of the prompt that have a map, in its order, without stop words; a word may occur more than once.
+        """The words of the prompt that have a map, in order, without stop words; a word may occur more than once.
 
         Words end where letters end. Scripts without spaces, such as Chinese, Japanese or Thai, give one word for each
-        clause; `map` finds the same clause only, so put spaces between the words of such a prompt.
+        clause; `map` only finds whole clauses, so put spaces between the words of such a prompt.
         """
         return tuple(self.attention.word_indices)
 
     @property
     def tokens(self) -> tuple[Token, ...]:
-        """The tokens that the denoiser attends to, special ones included."""
+        """The tokens that the denoiser attends to, including special ones."""
         return self.attention.tokens
 
     @property
     def negative(self) -> "TracedImage":
-        """The same image, and what the words of its negative prompt attended to.
+        """The same image, with the attention to the words of its negative prompt.
 
         Raises:
             GocaError: It was not kept, or there was none.
@@ -122,7 +122,7 @@ class TracedImage:
         attention = self.attention.negative
         if attention is None:
             if self.attention.keep.negative:
-                raise GocaError("the image has no negative prompt as text: give the pipeline one, and guide")
+                raise GocaError("the image has no negative prompt as text: give the pipeline one, and use guidance")
             raise GocaError('the negative prompt is not kept: ask for it with trace(pipe, keep="negative")')
         negative = TracedImage(attention)
         negative.decoded = self.image
@@ -130,10 +130,10 @@ class TracedImage:
 
     @property
     def references(self) -> "tuple[TracedImage, ...]":
-        """The images that the denoiser was given beside the one that it made, and what each attended to in the prompt.
+        """The reference images that the denoiser got beside the image, with their attention to the prompt's words.
 
-        An image that is edited, for instance: the words' maps on it. They are grey where the pipeline was not given
-        just these images.
+        Such as an image that is edited: the words' maps on it. They are grey unless the pipeline was given just these
+        images.
 
         Raises:
             GocaError: They were not kept.
@@ -148,7 +148,7 @@ class TracedImage:
 
     @property
     def sinks(self) -> dict[str, float]:
-        """{special token: its part of all attention, 0 to 1, averaged over the image}, those with the most first.
+        """{special token: its share of all attention, 0 to 1, averaged over the image}, the largest first.
 
         Raises:
             GocaError: They are not kept.
@@ -168,23 +168,23 @@ class TracedImage:
         encoder: str | None = None,
         step: SupportsIndex | None = None,
     ) -> Float32[np.ndarray, "*frame height width"]:
-        """A word's map, rescaled as the recipe says (to [0, 1] in all recipes here) but not refined.
+        """A word's map, rescaled by the recipe (to [0, 1] in all of goca's recipes) but not refined.
 
         Args:
             word: A word of the prompt, or several in a row ("traffic light"); "cat#2" is the second "cat".
-            occurrence: Which occurrence of it, from 1; by default what a `Word` says, or all together.
-            token: The index of a single token instead of a word; of special ones with `keep="special"`.
-            encoder: The map by the tokens of one text encoder alone, as the pipeline names it ("text_encoder_3"), among
-                the words that it reads; by default by those of all.
-            step: The map in a step of the sampler, from 0, with `keep="steps"`; by default in all.
+            occurrence: Which occurrence of it, from 1; by default that of a `Word`, or all together.
+            token: The index of a single token instead of a word; special tokens need `keep="special"`.
+            encoder: Use the tokens of only one text encoder, by its name in the pipeline ("text_encoder_3"), among
+                the words that it reads; by default those of all.
+            step: The map in one sampling step, from 0, with `keep="steps"`; by default in all.
 
         Returns:
-            The map on the common grid of the attention, cut to what the image shows; of a video (frame, height, width)
+            The map on the common grid of the attention, cropped to the image; for a video (frame, height, width)
             on the grid of its patches, one frame for each of the latent's, rescaled over all of them.
 
         Raises:
-            GocaError: The word has no map: the prompt does not say it, or says it behind the tokenizer's limit, or only
-                another text of the call does. The message says which, and lists the words that have one. Or what is
+            GocaError: The word has no map: the prompt does not say it, or has it beyond the tokenizer's limit, or only
+                another text of the call does. The message says which, and lists the words with a map. Or what is
                 asked for is not kept.
         """
         indices = indices_of(self.attention, word, occurrence, token, encoder)
@@ -209,9 +209,9 @@ class TracedImage:
         token: SupportsIndex | None = None,
         encoder: str | None = None,
     ) -> Float32[np.ndarray, "*frame height width"]:
-        """A word's map in one layer, on the layer's grid: the mean over its tokens of their part of all attention.
+        """A word's map in one layer, on the layer's grid: the mean over its tokens of their share of all attention.
 
-        What is not listed here is as in `map`.
+        Arguments that are not listed here are as in `map`.
 
         Args:
             layer: The path of its block, as `steps` has it, with `keep="layers"`.
@@ -222,7 +222,7 @@ class TracedImage:
         """
         layer_maps = self.attention.layer_maps
         if layer_maps is None:
-            raise GocaError('layers are summed up: ask for the maps of each with trace(pipe, keep="layers")')
+            raise GocaError('only the sum over layers is kept: keep each with trace(pipe, keep="layers")')
         part = layer_maps.map(layer, indices_of(self.attention, word, occurrence, token, encoder), head)
         if (frames := self.attention.frames) > 1:
             return array(part.unflatten(0, (frames, -1)))
@@ -237,7 +237,7 @@ class TracedImage:
         encoder: str | None = None,
         step: SupportsIndex | None = None,
     ) -> Image.Image:
-        """The image under a word's map, from dark (0) to bright (1), of a video its middle frame; see `map`."""
+        """The image under a word's map, from dark (0) to bright (1); for a video its middle frame. See `map`."""
         word_map = self.map(word, occurrence, token=token, encoder=encoder, step=step)
         return draw.heatmap(self.image, word_map if word_map.ndim == 2 else word_map[len(word_map) // 2])
 
@@ -249,7 +249,7 @@ class TracedImage:
         token: SupportsIndex | None = None,
         encoder: str | None = None,
     ) -> Animation:
-        """A word's heat map step by step, with `keep="steps"`, each rescaled by itself; of a video, frame by frame.
+        """A word's heat map step by step, with `keep="steps"`, each rescaled separately; for a video, frame by frame.
 
         Without a word or token, the image and the heat maps of its first six words side by side.
         """
@@ -270,12 +270,12 @@ class TracedImage:
 
     @torch.no_grad()
     def at(self, x: SupportsIndex, y: SupportsIndex, step: SupportsIndex | None = None) -> PixelAttention:
-        """What a pixel of the image attends to: the words, ranked, and where its patch looks, over all steps.
+        """What a pixel attends to: the words, ranked, and the places that its patch attends to, over all steps.
 
         Args:
             x: The pixel's column, from the image's left.
             y: Its row, from the top.
-            step: The words in a step of the sampler, with `keep="steps"`; by default in all.
+            step: The words in one sampling step, with `keep="steps"`; by default in all.
 
         Raises:
             GocaError: The image has no such pixel, or the step's maps are not kept.
@@ -311,7 +311,7 @@ class TracedImage:
             image: Shown in the result instead of the pipeline's own.
             recipe: Another way to rescale, refine and find the background; it must weigh heads and layers as the recipe
                 of the trace does.
-            step: The maps of a step of the sampler, with `keep="steps"`; what refines them is that of all steps.
+            step: The maps of one sampling step, with `keep="steps"`; the self-attention that refines is of all steps.
 
         Raises:
             GocaError: A name has no map, as in `map`, or an argument is not valid.
@@ -356,7 +356,7 @@ class TracedImage:
     def save(self, folder: str | Path, stem: str = "image") -> tuple[Path, ...]:
         """Write STEM.png, STEM.WORD.heatmap.png for each word (the second "cat" is "cat-2") and, last, STEM.json.
 
-        Words that are too long for a file's name are cut. All files are written, or none.
+        Words that are too long for a file name are cut. All files are written, or none.
 
         Returns:
             The paths.
@@ -371,7 +371,7 @@ class TracedImage:
         return write_into(folder, {**files, f"{stem}.json": document(self.to_json())})
 
     def save_tensors(self, path: str | Path) -> Path:
-        """Write everything that is kept as one file of safetensors, with what it means as metadata.
+        """Write everything that is kept to one safetensors file, described by its metadata.
 
         docs/inspecting.md describes the tensors and the metadata. The self-attention is not among them.
 
@@ -385,10 +385,10 @@ class TracedImage:
 
     def _require_image(self) -> None:
         if self.attention.frames > 1:
-            raise GocaError("a video has maps and animations only: make one frame, num_frames=1, for this")
+            raise GocaError("a video only has maps and animations: generate one frame, num_frames=1, for this")
 
     def _plan(self, recipe: Recipe | str | None) -> Plan:
-        """The plan of the trace, with what another recipe does differently once everything is collected."""
+        """The plan of the trace, with another recipe's rules for what follows collection."""
         attention = self.attention
         steps = len({step.step for step in attention.steps})
         traced = replace(
@@ -405,8 +405,8 @@ class TracedImage:
         differs = any(getattr(other, name) != getattr(traced, name) for name in fixed)
         if differs or (other.order and not traced.order):
             raise GocaError(
-                f'recipe "{other.recipe}" reads the attention otherwise than the trace did: name it where the trace '
-                "begins, trace(pipe, recipe=...)"
+                f'recipe "{other.recipe}" reads attention differently than the trace did: name it where the trace '
+                "starts, trace(pipe, recipe=...)"
             )
         changed = {
             name: getattr(other, name) for name in ("rescale", "order", "affinity", "background", "refine_edges")
@@ -416,7 +416,7 @@ class TracedImage:
         return replace(traced, recipe=other.recipe, origin=origin, notes=notes, **changed)
 
     def _cropped(self, maps: Tensor, shown: Image.Image) -> Tensor:
-        """The part of the maps that the image shows: a pipeline that works at sizes of its own cuts its edges off."""
+        """The part of the maps that the image shows: a pipeline that rounds sizes crops the edges."""
         return centre(maps, self._shown(shown))
 
     def _shown(self, image: Image.Image) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What a trace keeps beside its sums."""
+"""What a trace keeps besides its sums."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Keep:
 
     @classmethod
     def of(cls, keep: str | Iterable[str], layers: str | Iterable[str] | None, known: Sequence[str]) -> "Keep":
-        """From the arguments of `trace`; GocaError for what is not known."""
+        """From the arguments of `trace`. Raises GocaError for unknown names."""
         return cls(names_kept(keep, KEEP), blocks_kept(layers, known), Budget())
 
     @property
@@ -41,11 +41,11 @@ class Keep:
 
     @property
     def references(self) -> bool:
-        """Whether images that are given beside the one that is made are kept."""
+        """Whether reference images are kept."""
         return "references" in self.names
 
     def layer_maps(self, indices: Sequence[int], rule: HeadRule) -> LayerMaps | None:
-        """Empty ones, where layers or heads are kept."""
+        """Empty layer maps, if layers or heads are kept."""
         if not self.names & {"layers", "heads"}:
             return None
         return LayerMaps(indices, rule, self.blocks, "heads" in self.names, self.budget)

@@ -1,4 +1,4 @@
-"""The observer of a trace: sums up the attention of the prompts' own rows, image by image."""
+"""The observer of a trace: sums the attention of the prompts' own rows, image by image."""
 
 import warnings
 from collections.abc import Container
@@ -19,11 +19,11 @@ from goca.tracing.steps import PlanFor, TracedAttention
 
 
 class TraceObserver:
-    """Collects the attention of the "cond" rows, and of the "uncond" rows if asked; the prediction is left as it is.
+    """Collects the attention of the "cond" rows, and of the "uncond" rows if requested; predictions are not changed.
 
     Attributes:
-        last_step: The last step of the sampler that was seen, traced or not.
-        failures: {generation: why nothing is traced of it}.
+        last_step: The last sampling step that was reached, traced or not.
+        failures: {generation: why it is not traced}.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TraceObserver:
         steps: Container[int] | None,
         keep: Keep | None = None,
     ) -> None:
-        """Prepare a trace of some steps of the sampler, None for all, which keeps its sums, and what `keep` says."""
+        """Prepare a trace of some sampling steps, None for all, that keeps its sums and what `keep` says."""
         self.last_step: int | None = None
         self.failures: dict[int, str] = {}
         self._generations: dict[int, list[TracedImage]] = {}
@@ -44,7 +44,7 @@ class TraceObserver:
         self._begun: tuple[DenoiserCall, dict[int, list[tuple[TracedAttention, AttentionAggregator]]]] | None = None
 
     def begin(self, call: DenoiserCall) -> Sink | None:
-        """An aggregator for each row of a prompt that is kept, where the step is wanted."""
+        """Start an aggregator for each row of a prompt that is kept, if the step is wanted."""
         if self._begun is not None:
             self._drop(self._begun[0])
         if call.rows_of("cond"):
@@ -69,7 +69,7 @@ class TraceObserver:
         return take
 
     def _attentions(self, call: DenoiserCall) -> dict[int, TracedAttention]:
-        """What collects each row's attention."""
+        """{row: the collected attention to which it belongs}."""
         cond = call.rows_of("cond")
         if cond and call.generation not in self._generations:
             made = [self._attention(row.prompt, call) for row in cond.values() if row.prompt is not None]
@@ -87,15 +87,15 @@ class TraceObserver:
         return taken
 
     def _attention(self, prompt: PromptTokens, call: DenoiserCall) -> TracedAttention:
-        """Nothing yet, of an image or a video of a call's size."""
+        """An empty collection for an image or a video of a call's size."""
         height, width = (side * self._vae_scale_factor for side in call.latent_size)
         grid = common_grid(call.latent_size, self._plan.grid)
-        if call.frame_grid is not None:  # that of the patches, so that resizing mixes no frames
+        if call.frame_grid is not None:  # the patches' grid, so that resizing does not mix frames
             grid = call.frames * call.frame_grid[0], call.frame_grid[1]
         return TracedAttention(self._plan, self._plan_for, prompt, (height, width), grid, call.frames, self._keep)
 
     def end(self, call: DenoiserCall, noise_pred: Tensor) -> None:
-        """Add what the aggregators have seen; where they cannot be summed up, warn: the image itself is still made."""
+        """Add the aggregators' sums; warn if that fails, as the image is still generated."""
         if self._begun is None:
             return
         _, taken = self._begun
@@ -104,13 +104,13 @@ class TraceObserver:
                 attention.add(aggregator, call)
         except GocaError as error:
             self.failures[call.generation] = str(error)
-            warnings.warn(f"nothing is traced of this call: {error}", stacklevel=2)
+            warnings.warn(f"this call is not traced: {error}", stacklevel=2)
             self._drop(call)
         self._begun = None
 
     @property
     def generations(self) -> dict[int, list[TracedImage]]:
-        """{generation: its images}; none where the last call failed, for half of it is in them."""
+        """{generation: its images}; empty for a call that failed, as only half of it was collected."""
         unfinished = None if self._begun is None else self._begun[0].generation
         return {generation: images for generation, images in self._generations.items() if generation != unfinished}
 

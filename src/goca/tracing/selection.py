@@ -1,4 +1,4 @@
-"""Which tokens a user means by a word, an occurrence of it, a token or an encoder; and why there are none."""
+"""The tokens of a word, an occurrence of it, a token or an encoder; or why there are none."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from goca.tracing.steps import TracedAttention
 NUMBERED = re.compile(r"(.+)#([0-9]{1,9})", re.DOTALL)
 """A word and its occurrence, as in "cat#2"."""
 MAX_WORDS = 20
-"""Words that a message lists."""
+"""Most words that a message lists."""
 
 
 def indices_of(
@@ -24,11 +24,11 @@ def indices_of(
     token: SupportsIndex | None = None,
     encoder: str | None = None,
 ) -> tuple[int, ...]:
-    """The token indices of a word, or of one of its occurrences; or a single one. GocaError for what has no map."""
+    """The token indices of a word, or of one of its occurrences; or a single one. Raises GocaError without a map."""
     texts = texts_of(attention, encoder)
     if token is not None:
         if word is not None:
-            raise GocaError(f"{word!r} and token {token!r} are two things: give a word or the index of a token")
+            raise GocaError(f"{word!r} and token {token!r} cannot be combined: give a word or the index of a token")
         return _token(attention, token)
     name = word.name if isinstance(word, Word) else word
     if not isinstance(name, str) or not plain(name) or not isinstance(occurrence, int | None):
@@ -50,12 +50,12 @@ def indices_of(
     if not 1 <= occurrence <= count:
         where = "the prompt" if count == len(places) else "the part of the prompt that its tokens hold"
         times = "once" if count == 1 else f"{count} times"
-        raise GocaError(f'"{shortened(name)}" is {times} in {where}: give an occurrence from 1 to {count}')
+        raise GocaError(f'"{shortened(name)}" occurs {times} in {where}: give an occurrence from 1 to {count}')
     return by_occurrence[occurrence - 1]
 
 
 def texts_of(attention: TracedAttention, encoder: str | None) -> tuple[Tokens, ...]:
-    """The tokens of the prompt, or of what one text encoder reads of it."""
+    """The tokens of the prompt, or of the part that one text encoder reads."""
     texts = attention.prompt.texts
     if encoder is None:
         return texts
@@ -66,28 +66,28 @@ def texts_of(attention: TracedAttention, encoder: str | None) -> tuple[Tokens, .
 
 
 def _token(attention: TracedAttention, token: SupportsIndex) -> tuple[int]:
-    """A token that is kept, as a word's indices are."""
+    """The index of a kept token, in the form of a word's indices."""
     known = {entry.index for entry in attention.tokens}
     if not isinstance(token, SupportsIndex) or index(token) not in known:
-        raise GocaError(f"there is no token {token!r}: give the index of one of the {len(known)} that there are")
+        raise GocaError(f"there is no token {token!r}: give the index of one of its {len(known)} tokens")
     if index(token) not in attention.token_indices:
         require_special(attention)
     return (index(token),)
 
 
 def require_special(attention: TracedAttention) -> None:
-    """GocaError where special tokens are not kept."""
+    """Raise GocaError if special tokens are not kept."""
     if not attention.keep.special:
         raise GocaError('special tokens are not kept: ask for them with trace(pipe, keep="special")')
 
 
 def missing(attention: TracedAttention, name: str, words: Sequence[str]) -> GocaError:
-    """Why a name has no map; `words` are all that it may be called."""
+    """Why a name has no map; words: all names that it may have."""
     prompt = attention.prompt
     reason = why_absent(words, prompt.texts, prompt.prompt, prompt.unread)
     if reason is None:
-        reason = f'the prompt "{shortened(prompt.prompt)}" does not say "{shortened(name)}", so it has no map'
+        reason = f'the prompt "{shortened(prompt.prompt)}" does not contain "{shortened(name)}", so it has no map'
     names = list(dict.fromkeys(word.name for word in attention.word_indices))
     more = ["..."] if len(names) > MAX_WORDS else []
-    listed = ", ".join([*map(shortened, names[:MAX_WORDS]), *more]) or "nothing, it has no words"
+    listed = ", ".join([*map(shortened, names[:MAX_WORDS]), *more]) or "nothing: it has no words"
     return GocaError(f"{reason}{', or' if ': ' in reason else ':'} choose from {listed}")

@@ -1,4 +1,4 @@
-"""What is kept of an image's denoiser calls: sums, the weights of each call and, where asked, maps of each."""
+"""What is kept of an image's denoiser calls: sums, the weights of each call and, if requested, its maps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -38,17 +38,17 @@ def plan_for(backbone: Backbone) -> PlanFor:
 def trace_plan(
     settings: CheckpointSettings, blocks: tuple[str, ...], model: str, device: str, dtype: str, recipe: Recipe | str
 ) -> Plan:
-    """A recipe made concrete for tracing a model; GocaError for one that cannot be traced."""
+    """A recipe made concrete for tracing a model. Raises GocaError for one that cannot be traced."""
     made = plan(recipe_named(recipe), settings, blocks, model, Options(), joint=True)
     if made.maps is not None:
         raise GocaError(
-            f'recipe "{made.recipe}" weighs nouns against each other while the model runs, and a trace learns them '
+            f'recipe "{made.recipe}" weighs nouns against each other while the model runs, but a trace learns them '
             "only later: choose another recipe"
         )
-    # A sampler's calls see the image in the making, each with other features.
+    # A sampler's calls see the unfinished image, each with different features.
     notes: tuple[str, ...] = ("a trace's scores are not refitted",) if made.refit is not None else ()
     if made.num_passes > 1:
-        notes += ("a trace knows what the generation attended to, and nothing of a mirrored image or other noise",)
+        notes += ("a trace has the generation's own attention: flips and further noise seeds do not apply",)
     return replace(made, seeds=(), flip=False, square=False, device=device, dtype=dtype, refit=None, notes=notes)
 
 
@@ -57,7 +57,7 @@ class TracedStep:
     """The weights of one traced denoiser call.
 
     Attributes:
-        step: Step of the sampler, from 0.
+        step: Sampling step, from 0.
         layers: {block: weight}, summing to 1.
         heads: {block: weight of each head}, averaged over pixels, summing to 1 in a block.
     """
@@ -69,7 +69,7 @@ class TracedStep:
 
 
 class TracedAttention:
-    """The attention to an image's prompt, summed over denoiser calls; more than `steps` grows only where that is kept.
+    """The attention to an image's prompt, summed over denoiser calls; only `steps` and kept maps grow.
 
     Attributes:
         plan: The recipe of the trace, made concrete; `plan_for` does so with others.
@@ -77,14 +77,14 @@ class TracedAttention:
         size: (height, width) of the image, in pixels.
         prompt_indices: The tokens of the prompt, without special ones.
         token_indices: The tokens that are kept: these, or all.
-        frames: How many frames it has: more than one in a video, whose maps lie one under the other.
-        grid: (height, width) of the maps, of all frames together.
+        frames: Number of frames: more than one for a video, whose maps are stacked vertically.
+        grid: (height, width) of the maps of all frames together.
         affinity: The self-attention that refines the maps.
         total: Sum of the maps of `token_indices`.
-        calls: The maps of each call of `steps`, as far as they are kept.
-        layer_maps: The maps of each layer, where they are kept.
-        negative: The attention to the negative prompt, where it is kept.
-        references: That of the images which the denoiser is given beside, to the prompt, where they are kept.
+        calls: The maps of each call of `steps` that are kept.
+        layer_maps: The maps of each layer, if they are kept.
+        negative: The attention to the negative prompt, if it is kept.
+        references: The attention of reference images to the prompt, if they are kept.
         given: The images that the pipeline was given.
         decoded: The frames as the pipeline returned them, if it did.
     """
@@ -92,7 +92,7 @@ class TracedAttention:
     def __init__(
         self, plan: Plan, plan_for: PlanFor, prompt: PromptTokens, size: Grid, grid: Grid, frames: int, keep: Keep
     ) -> None:
-        """Nothing yet, of an image of `size` pixels, or of several frames of them."""
+        """An empty collection for an image of `size` pixels, or several such frames."""
         if frames > 1:
             note = "a video's maps are not refined"
             plan = replace(plan, refine=(), order=0, notes=(*plan.notes, note))  # its self-attention is too large
@@ -119,26 +119,26 @@ class TracedAttention:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all maps that are kept of the prompt itself, the self-attention among them."""
+        """Bytes of all maps that are kept for the prompt itself, including the self-attention."""
         total = (self.total,) if isinstance(self.total, Tensor) else ()
         layers = () if self.layer_maps is None else (self.layer_maps,)
         return sum(maps.nbytes for maps in (*total, *self.calls, *layers, self.affinity))
 
     def aggregator(self) -> AttentionAggregator:
-        """One for the call to come; what it refines with is added to what there is."""
+        """An aggregator for the next call; its self-attention is added to the existing sum."""
         tokens = NounTokens(self.prompt.prompt, (), (), self.token_indices)
         aggregator = AttentionAggregator(self.plan, tokens, self.grid)
         aggregator.affinity = self.affinity
         return aggregator
 
     def add(self, aggregator: AttentionAggregator, call: DenoiserCall) -> None:
-        """Add what a call's aggregator has seen."""
+        """Add the sums of a call's aggregator."""
         global_map = aggregator.global_map()
-        # A pipeline may mask the end of a prompt: nothing attends there.
+        # A pipeline may mask the end of a prompt, which then gets no attention.
         hidden = max(0, max(self.token_indices, default=-1) + 1 - len(global_map))
         maps = F.pad(global_map, (0, 0, 0, 0, 0, hidden))[list(self.token_indices)]
         self.total = self.total + maps
-        # Behind a step that there was no room for, there is none for a later one.
+        # After a step that did not fit, no later one is kept.
         if self.keep.steps and len(self.calls) == len(self.steps) and self.keep.budget.take(4 * maps.numel()):
             self.calls.append(maps.float().cpu())
         heads = {block: tuple(weights.tolist()) for block, weights in aggregator.heads.items()}
@@ -154,13 +154,13 @@ class TracedAttention:
             assert isinstance(self.total, Tensor)
             return self.total / len(self.steps)
         if not self.keep.steps:
-            raise GocaError('the steps are summed up: ask for the maps of each with trace(pipe, keep="steps")')
+            raise GocaError('only the sum over steps is kept: keep each with trace(pipe, keep="steps")')
         numbers = list(dict.fromkeys(call.step for call in self.steps))
         if not isinstance(step, SupportsIndex) or index(step) not in numbers:
             raise GocaError(f"step {step!r} was not traced: choose from {', '.join(map(str, numbers))}")
         calls = [number for number, call in enumerate(self.steps) if call.step == index(step)]
         if calls[-1] >= len(self.calls):
-            raise GocaError(f"no room was left for the maps of step {step}: trace fewer steps, trace(pipe, steps=...)")
+            raise GocaError(f"the maps of step {step} did not fit: trace fewer steps, trace(pipe, steps=...)")
         return torch.stack([self.calls[number] for number in calls]).mean(0)
 
     def token_mass(self, tokens: NounTokens, step: SupportsIndex | None = None) -> TokenMass:

@@ -1,4 +1,4 @@
-"""What a trace keeps as one file of safetensors; docs/inspecting.md describes it."""
+"""What a trace keeps as one safetensors file; docs/inspecting.md describes it."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SUFFIX = ".safetensors"
 
 
 def write_tensors(path: str | Path, attention: TracedAttention, plan: Plan) -> Path:
-    """Write what is kept of an image; GocaError where the path has another ending or cannot be written."""
+    """Write what is kept of an image. Raises GocaError if the path has another suffix or cannot be written."""
     path = Path(path)
     if path.suffix.lower() != SUFFIX:
         raise GocaError(f"{path} is not a name for tensors: let it end in {SUFFIX}", hint="out")

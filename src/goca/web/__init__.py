@@ -1,1 +1,1 @@
-"""The page of `goca serve`: one module for each tab, on gradio."""
+"""The page of `goca serve`: a gradio app with one module per tab."""

@@ -1,4 +1,4 @@
-"""What the tabs' controls have in common: classes, numbers that may be left out, and what they start."""
+"""What the tabs' controls share: class names, optional numbers, and the runs that buttons start and stop."""
 
 import math
 import re
@@ -21,7 +21,7 @@ _SAME: Any = gr.skip()
 
 
 def class_tags(nouns: Sequence[str], elem_id: str) -> gr.Dropdown:
-    """The field in which classes are named. nouns: those that the model knows, none for any."""
+    """The field for class names. nouns: those that the model knows; empty if it knows any."""
     return gr.Dropdown(
         list(nouns),
         value=[],
@@ -34,16 +34,16 @@ def class_tags(nouns: Sequence[str], elem_id: str) -> gr.Dropdown:
 
 
 def classes_of(tags: Any) -> Mapping[str, Sequence[str]]:
-    """{class: synonyms} of tags; each is a name, names between commas, or a name with synonyms: "cat: kitty, puss".
+    """{class: synonyms} of tags; a tag is a name, comma-separated names, or a name with synonyms: "cat: kitty, puss".
 
     Raises:
-        GocaError: for tags that are not a list of classes.
+        GocaError: For tags that are not a list of classes.
     """
     texts = map(str, tags if isinstance(tags, list) else ())
     parts = (part for text in texts for part in ([text] if ":" in text else text.split(",")))
     lines = [line for line in map(one_line, parts) if line]
     if len(lines) > MAX_CLASSES:
-        raise GocaError(f"{len(lines)} classes are too many for the page: name {MAX_CLASSES} at most", "classes")
+        raise GocaError(f"{len(lines)} classes are too many for the page: name at most {MAX_CLASSES}", "classes")
     if not lines:
         raise GocaError('no classes: name what to look for, such as "cat"', "classes")
     try:
@@ -53,18 +53,18 @@ def classes_of(tags: Any) -> Mapping[str, Sequence[str]]:
 
 
 def content_of(file: Path) -> bytes:
-    """What was uploaded. Raises GocaError once it is removed."""
+    """The bytes of an uploaded file. Raises GocaError once it has been removed."""
     try:
         return file.read_bytes()
     except OSError:
-        raise GocaError("an image is not here any more: drop it again", "files") from None
+        raise GocaError("an uploaded image has expired: drop it again", "files") from None
 
 
 def numbers(text: Any, label: str, hint: str, least: float, most: float, count: int = 1) -> tuple[float, ...]:
-    """The numbers of a text field, up to `count` of them between commas; none for an empty one.
+    """The numbers in a text field, comma-separated and at most `count`; none if it is empty.
 
     Raises:
-        GocaError: for anything else, or a number out of range.
+        GocaError: The text is anything else, or a number is out of range.
     """
     parts = [part for part in re.split(r"[,\s]+", str(text or "")[:1000]) if part]
     try:
@@ -72,18 +72,18 @@ def numbers(text: Any, label: str, hint: str, least: float, most: float, count: 
     except ValueError:
         values = (math.nan,)
     if len(values) > count or not all(least <= value <= most for value in values):
-        several = f", or up to {count} between commas" if count > 1 else ""
+        several = f", or up to {count} with commas between them" if count > 1 else ""
         raise GocaError(f"the {label} is not valid: give a number from {least:g} to {most:g}{several}", hint)
     return values
 
 
 def number(text: Any, label: str, hint: str, least: float, most: float) -> float | None:
-    """The number of a text field, None for an empty one. Raises GocaError as `numbers`."""
+    """The number in a text field, None if it is empty. Raises GocaError like `numbers`."""
     return next(iter(numbers(text, label, hint, least, most)), None)
 
 
 def whole(text: Any, label: str, hint: str, least: int, most: int) -> int | None:
-    """The whole number of a text field, None for an empty one. Raises GocaError as `numbers`."""
+    """The whole number in a text field, None if it is empty. Raises GocaError like `numbers`."""
     value = number(text, label, hint, least, most)
     if value is not None and value != int(value):
         raise GocaError(f"the {label} is not a whole number: give one from {least} to {most}", hint)
@@ -92,10 +92,10 @@ def whole(text: Any, label: str, hint: str, least: int, most: int) -> int | None
 
 @dataclass
 class Runs:
-    """What runs for the readers of a tab, and can be stopped.
+    """The runs that visitors start in a tab, and can stop.
 
     Attributes:
-        message: where a reader is told how far it is, or why it failed.
+        message: Component that shows progress, or why a run failed.
         labels: {hint of a GocaError: label of the control that mends it}.
     """
 
@@ -111,13 +111,13 @@ class Runs:
         inputs: Sequence[Any],
         outputs: Sequence[Any],
     ) -> None:
-        """Let buttons start and stop what needs the model; one click of all readers runs at a time, others wait.
+        """Let buttons start and stop work that needs the model; one run at a time over all visitors, the others wait.
 
         Args:
-            start, stop: the buttons.
-            answers: takes the values of `inputs`, and yields values of `message` and `outputs`; those of outputs may be
+            start, stop: The buttons.
+            answers: Takes the values of `inputs`, and yields values of `message` and `outputs`; those of outputs may be
                 left out.
-            inputs, outputs: components.
+            inputs, outputs: Components.
         """
         nothing = [_SAME] * len(outputs)
 
@@ -155,14 +155,15 @@ class Runs:
         outputs: Sequence[Any],
         failed: Any = _SAME,
     ) -> Any:
-        """Let an event show something that needs no model, and does not wait for one.
+        """Let an event show something that does not need, or wait for, the model.
 
         Args:
-            listen: the event, such as `button.click`. Of several while one is answered, the last is answered too.
-            answers: takes what the event tells, {} if that is nothing, and the values of `inputs`, and returns values
-                of `message` and `outputs`.
-            inputs, outputs: components.
-            failed: the value of each output where there is no answer; by default it stays as it is.
+            listen: The event, such as `button.click`. If it occurs several times during one answer, only the last is
+                answered next.
+            answers: Takes the event's data, {} if it has none, and the values of `inputs`, and returns values of
+                `message` and `outputs`.
+            inputs, outputs: Components.
+            failed: Value of each output if there is no answer; by default it stays as it is.
         """
         nothing = [failed] * len(outputs)
 

@@ -1,4 +1,4 @@
-"""Files to download: a run in any export format, and whatever else a tab makes."""
+"""Files to download: a run in any export format, and other files that a tab makes."""
 
 import tempfile
 import zipfile
@@ -16,7 +16,7 @@ from goca.web.controls import Runs
 from goca.web.messages import note
 from goca.web.results import Run
 
-# The browser saves what it is given.
+# Makes the browser save the file.
 _SAVE = """file => { if (!file) return;
   const link = document.createElement('a');
   link.href = file.url; link.download = file.orig_name || ''; link.click(); }"""
@@ -30,16 +30,16 @@ def offer(runs: Runs, button: gr.Button, made: Callable[..., Path], inputs: Sequ
         path = made(*values)
         return note(f"{path.name} is ready"), str(path)
 
-    # A file of before would be saved once more.
+    # Cleared, or the previous file would be saved once more.
     saved = runs.paint(button.click, offered, inputs, [file], failed=None)
     saved.success(None, file, js=_SAVE, api_visibility="private")
 
 
 def download(run: Run, form: str, folder: Path) -> Path:
-    """Write all images of a run in a format, in a new folder of `folder`; several files, or folders, as a zip.
+    """Write all images of a run in a format to a new folder in `folder`; several files or folders are zipped.
 
     Raises:
-        GocaError: there is no such format, or its package is missing.
+        GocaError: The format is unknown, or its package is not installed.
     """
     exporter = exporters([form])[form]
     exporter.check()

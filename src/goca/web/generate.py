@@ -1,4 +1,4 @@
-"""The tab Generate: an image of a prompt, with guidance and without, and what its words attended to."""
+"""The tab Generate: an image from a prompt, with and without guidance, and the maps of its words."""
 
 import tempfile
 from collections.abc import Generator, Sequence
@@ -23,7 +23,7 @@ from goca.web.pictures import SHOWN, scaled
 from goca.web.results import MAX_BYTES, Results
 
 MAX_STEPS, MAX_SCALE, MAX_PROMPT = 100, 50, 1000
-GUIDANCE = {"goca": "goca: by regions of the prompt's words", ENERGY: "energy: pixel by pixel", UNGUIDED: "none"}
+GUIDANCE = {"goca": "goca: by the regions of the prompt's words", ENERGY: "energy: pixel by pixel", UNGUIDED: "none"}
 CONTROLS = {
     "prompt": "Prompt",
     "guide": "Guidance",
@@ -37,7 +37,7 @@ CONTROLS = {
 
 @dataclass
 class GenerateTab:
-    """The tab and what it does. folder: where downloads are written."""
+    """The tab and its actions. folder: where downloads are written."""
 
     segmenter: Segmenter
     folder: Path
@@ -56,23 +56,23 @@ class GenerateTab:
                     info="This model knows " + ", ".join(nouns) + "." if nouns else None,
                     elem_id="generate-prompt",
                 )
-                seed = gr.Textbox("0", label="Seed", info="Another number makes another image.")
+                seed = gr.Textbox("0", label="Seed", info="Each number gives another image.")
                 guidance = gr.Radio(
                     [(label, name) for name, label in GUIDANCE.items()],
                     value="goca",
                     label="Guidance",
-                    info="With guidance, the image is also made without it.",
+                    info="With guidance, an image without it is generated too.",
                 )
                 with gr.Accordion("More", open=False):
                     steps = gr.Textbox(label="Steps", placeholder="the model's", info=f"1 to {MAX_STEPS}.")
                     scale = gr.Textbox(
-                        label="Guidance scale", placeholder="the model's", info=f"1, for none, to {MAX_SCALE}."
+                        label="Guidance scale", placeholder="the model's", info=f"1 (none) to {MAX_SCALE}."
                     )
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary", elem_id="generate-run")
                     stop = gr.Button("Stop", elem_id="generate-stop")
             with gr.Column(scale=3, min_width=320):
-                message = gr.HTML(note("Say what to paint, and press Generate."), elem_id="generate-message")
+                message = gr.HTML(note("Describe an image and press Generate."), elem_id="generate-message")
                 with gr.Row():
                     plain = gr.Image(label="Without guidance", visible=False, **SHOWN)
                     guided = gr.Image(label="With guidance", visible=False, **SHOWN)
@@ -83,16 +83,16 @@ class GenerateTab:
                         0,
                         step=1,
                         label="Step",
-                        info="0 shows all steps together.",
+                        info="0: all steps together.",
                         buttons=[],
                         min_width=260,
                         elem_id="generate-step",
                     )
-                    save = gr.Button("Steps as GIF", elem_id="generate-download", min_width=160, scale=0)
+                    save = gr.Button("Save steps as GIF", elem_id="generate-download", min_width=160, scale=0)
                 with gr.Row():
-                    masks = gr.Image(label="Masks of its words", visible=False, **SHOWN)
+                    masks = gr.Image(label="Masks of the prompt's words", visible=False, **SHOWN)
                     maps = gr.Gallery(
-                        label="Heat maps of its words",
+                        label="Heat maps of the prompt's words",
                         height="auto",
                         visible=False,
                         **{**SHOWN, "elem_classes": "goca-maps"},
@@ -106,14 +106,14 @@ class GenerateTab:
     def run(
         self, prompt: Any, seed: Any, guidance: Any, steps: Any, scale: Any
     ) -> Generator[Sequence[Any], None, None]:
-        """Generate; yields how far it is after each step, and in the end what all components show.
+        """Generate; yields the progress after each step, and finally the values of all components.
 
         Raises:
-            GocaError: for a prompt, guidance or number that is not valid, or that the model refuses.
+            GocaError: The prompt, the guidance or a number is not valid, or the model does not support it.
         """
         prompt, guidance = str(prompt or ""), str(guidance)
         if len(prompt) > MAX_PROMPT:
-            raise GocaError(f"the prompt has {len(prompt)} letters: shorten it to {MAX_PROMPT}", "prompt")
+            raise GocaError(f"the prompt has {len(prompt)} characters: shorten it to {MAX_PROMPT}", "prompt")
         options = generation.GenerationOptions(
             prompt=prompt,
             steps=whole(steps, "number of steps", "steps", 1, MAX_STEPS),
@@ -137,7 +137,7 @@ class GenerateTab:
         guided = generated.guided
         plain = generated.image if guided is None else guided.plain
         if guided is not None:
-            remark += f" Guided as strongly as plain guidance at scale {guided.effective_scale:.1f}."
+            remark += f" Guidance is as strong as plain guidance at scale {guided.effective_scale:.1f}."
         images = (
             gr.Image(None if plain is None else scaled(plain), visible=True),
             gr.Image(None if guided is None else scaled(generated.image), visible=guided is not None),
@@ -148,14 +148,14 @@ class GenerateTab:
             hidden = (gr.Image(visible=False), gr.Gallery(visible=False), gr.Row(visible=False))
             return alert(error, CONTROLS), *images, *hidden, 0, None
         if explained.left_out:
-            remark += f" Without a map: {', '.join(explained.left_out)}."
+            remark += f" Words without a map: {', '.join(explained.left_out)}."
         count = len(_steps(generated))
         return (
             note(remark),
             *images,
             *_explained(explained),
             gr.Row(visible=True),
-            gr.Slider(value=0, maximum=count, label=f"Step, of {count}"),
+            gr.Slider(value=0, maximum=count, label=f"Step (of {count})"),
             self.results.put(generated),
         )
 
@@ -174,12 +174,12 @@ class GenerateTab:
 
 def _size(generated: Generated) -> int:
     assert generated.traced is not None
-    # The image, the same in the trace, and the one without guidance.
+    # The image, its copy in the trace, and the one without guidance.
     return generated.traced.attention.nbytes + 3 * 3 * generated.image.width * generated.image.height
 
 
 def _steps(generated: Generated) -> list[int]:
-    """The sampler's steps that were traced."""
+    """The sampling steps that were traced."""
     assert generated.traced is not None
     return list(dict.fromkeys(call.step for call in generated.traced.steps))
 
@@ -192,4 +192,4 @@ def _explained(explained: generation.Explained) -> tuple[gr.Image, gr.Gallery]:
 def _unknown(segmenter: Segmenter, prompt: str) -> str:
     facts = read_facts(pipeline_folder(segmenter.backbone.pipeline))
     words = unknown_words(prompt, facts.nouns + facts.words) if facts.nouns else ()
-    return f"This model does not know {', '.join(words)}, and paints something else there." if words else ""
+    return f"This model does not know {', '.join(words)} and generates something else instead." if words else ""

@@ -1,7 +1,7 @@
-"""What a browser may ask of the page: the few routes that it uses, bytes that were uploaded, and so many of them.
+"""What a browser may request: the few routes that the page uses, and uploaded files, within limits of size.
 
-Gradio answers far more than a page needs. It fetches addresses that stand where a file was expected, has routes that
-pass requests on, and, as part of another application, accepts any path of this machine.
+Gradio answers far more than the page needs. It fetches URLs given in place of a file, has routes that forward requests,
+and, when mounted in another application, accepts any path of this machine.
 """
 
 import json
@@ -24,11 +24,11 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MAX_UPLOAD = 64 << 20
-"""Bytes of a file, and of a request that uploads."""
+"""Most bytes of a file, and of an upload request."""
 MAX_STORED = 1 << 30
-"""Bytes of all files that the page keeps for a while."""
+"""Most bytes of all files that the page keeps for a while."""
 MAX_BODY = 1 << 20
-"""Bytes of any other request."""
+"""Most bytes of any other request."""
 UPLOAD, FILE = "/gradio_api/upload", "/gradio_api/file="
 _READ = re.compile(
     rf"/|/(assets|static)/.*|/theme\.css|/favicon\.ico|/manifest\.json|{FILE}.*"
@@ -36,7 +36,7 @@ _READ = re.compile(
 )
 _WRITTEN = re.compile(rf"{UPLOAD}|/gradio_api/queue/join")
 _HEADERS = {
-    # A browser loads nothing from elsewhere, whatever the page says; gradio makes functions of text.
+    # The browser loads nothing from other hosts; gradio needs unsafe-eval.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "frame-ancestors 'self'; form-action 'self'; base-uri 'self'",
@@ -47,7 +47,7 @@ _OF_FILES = {**_HEADERS, "content-security-policy": "default-src 'none'; sandbox
 
 
 class RefusalError(GocaError):
-    """A request that is not answered. status: of HTTP, that says so."""
+    """A request that is refused. status: the HTTP status of the answer."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -56,13 +56,13 @@ class RefusalError(GocaError):
 
 @dataclass(frozen=True)
 class Guard:
-    """An ASGI application that lets another be asked no more than its page needs.
+    """An ASGI application that passes on to another only the requests that its page needs.
 
     Attributes:
-        application: the other.
-        folder: where its uploads lie, and whatever a request may name.
-        hosts: the names of this machine that a request may be for; None for any. A foreign name may be that of a page
-            which has its own name stand for this machine.
+        application: The other application.
+        folder: Folder of its uploads, and of every file that a request may name.
+        hosts: Host names that a request may address; None for any. A foreign name may belong to another website that
+            resolves its own name to this machine (DNS rebinding).
     """
 
     application: Application
@@ -70,7 +70,7 @@ class Guard:
     hosts: frozenset[str] | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer, let answer, or refuse in a line of text."""
+        """Pass a request on, or refuse it with a line of text."""
         if scope["type"] == "lifespan":
             return await self.application(scope, receive, send)
         if scope["type"] != "http":
@@ -98,27 +98,25 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if self.hosts is not None and _hostname(host) not in self.hosts:
-            raise RefusalError(
-                f'this is not "{one_line(host)[:80]}": open the page by the address that it is served at', 421
-            )
+            raise RefusalError(f'"{one_line(host)[:80]}" is not served here: open the page at its own address', 421)
         if not (_WRITTEN if method == "POST" else _READ).fullmatch(path) or method not in ("GET", "HEAD", "POST"):
             raise RefusalError(f"there is no {method} {one_line(path)[:80]} here: open the page", 404)
         if method == "POST":
-            # The server reads no more than is announced.
+            # The server reads no more than the announced length.
             most, length = MAX_UPLOAD if path == UPLOAD else MAX_BODY, headers.get("content-length", "")
             if not length.isdecimal() or "transfer-encoding" in headers:
-                raise RefusalError("the request does not say how long it is", 411)
+                raise RefusalError("the request has no valid content-length: send one", 411)
             if int(length) > most:
-                raise RefusalError(f"the request has more than {most >> 20} MB: send less at a time", 413)
+                raise RefusalError(f"the request is larger than {most >> 20} MB: send less at a time", 413)
         if method == "POST" and (origin := headers.get("origin")) is not None and urlsplit(origin).netloc != host:
-            raise RefusalError("another page asks: open this one", 403)
+            raise RefusalError("the request comes from another website: open this page", 403)
         if path.startswith(FILE):
             self._check_path(path[len(FILE) :])
         if path == UPLOAD and _size(self.folder) + MAX_UPLOAD > MAX_STORED:
-            raise RefusalError("there are too many files here at the moment: try again in an hour", 507)
+            raise RefusalError("the server's storage is full: try again in an hour", 507)
 
     def _check_paths(self, content: Any) -> None:
-        """Refuse a file that was not uploaded, wherever in a request it stands."""
+        """Refuse a file that was not uploaded, anywhere in a request."""
         pending = [content]
         while pending:
             value = pending.pop()
@@ -134,7 +132,7 @@ class Guard:
         if "\0" in text or not all(
             Path(os.path.realpath(form)).is_relative_to(self.folder) for form in (text, unquote(text))
         ):
-            raise RefusalError("a file is named that was not uploaded: choose a file", 403)
+            raise RefusalError("the request names a file that was not uploaded: choose a file", 403)
 
 
 def _hostname(host: str) -> str | None:
@@ -153,7 +151,7 @@ async def _body(receive: Receive) -> bytes:
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            raise RefusalError("the client left before its request was complete", 400)
+            raise RefusalError("the connection was closed before the request was complete", 400)
         content += message.get("body", b"")
         more = message.get("more_body", False)
     return bytes(content)

@@ -1,4 +1,4 @@
-"""The classes of a result as a table: whether each is shown, its colour and opacity, and how sure it is."""
+"""The classes of a result as a table: whether each is shown, its colour, opacity and evidence."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from goca.web.pictures import factors, scaled
 
 OPACITY = 0.5
 
-# Tells of what the reader changes; the switch and the opacity in the table's head are those of all classes.
+# Reports the visitor's changes; the switch and the opacity in the table's head apply to all classes.
 _SCRIPT = """
 element.addEventListener('change', event => {
   const rows = [...element.querySelectorAll('tbody tr')];
@@ -45,7 +45,7 @@ class Style:
 
     @classmethod
     def of(cls, value: Any) -> "Style":
-        """What a browser says, or black and hidden where it says nothing that makes sense."""
+        """The style that a browser sends; black and hidden if it is not valid."""
         fields = value if isinstance(value, dict) else {}
         colour, opacity = fields.get("colour"), fields.get("opacity")
         if not (isinstance(colour, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", colour)):
@@ -55,18 +55,18 @@ class Style:
 
 
 def default_styles(classes: int) -> tuple[Style, ...]:
-    """The styles that overlays have."""
+    """The styles of `Segmentation.overlay`."""
     return tuple(Style(True, f"#{bytes(colour).hex()}") for colour in palette(classes)[1:])
 
 
 def styles_of(value: Any, classes: int) -> tuple[Style, ...]:
-    """The styles that a browser sends, as many as there are classes."""
+    """The styles that a browser sends, one for each class."""
     given = value if isinstance(value, list) else []
     return tuple(map(Style.of, given[:classes])) + default_styles(classes)[len(given) :]
 
 
 def component() -> gr.HTML:
-    """The table as a component; its `input` event has the styles of all rows."""
+    """The table as a component; its `input` event carries the styles of all rows."""
     return gr.HTML(js_on_load=_SCRIPT, elem_classes="goca-legend", visible=False)
 
 
@@ -95,7 +95,7 @@ def _row(name: str, share: float, evidence: float, style: Style) -> str:
 
 
 def pair(result: Segmentation, styles: Sequence[Style]) -> tuple[Image.Image, Image.Image]:
-    """The image, and the same under its masks, in a size that suits a page."""
+    """The image, and the same under its masks, in a size that suits the page."""
     image, factor, step = scaled(result.image), *factors(result.image)
     labels = result.labels[::step, ::step].repeat(factor, axis=0).repeat(factor, axis=1)
     return image, painted(image, labels, len(styles), _colours(styles), _opacity(styles))

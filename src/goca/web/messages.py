@@ -1,4 +1,4 @@
-"""Text as HTML: lines that tell of a mistake, or of something to know, and bars."""
+"""Text as HTML: alerts, notes and bars."""
 
 from collections.abc import Mapping
 from html import escape
@@ -8,7 +8,7 @@ from goca.text.clean import one_line
 
 
 def alert(error: Exception, controls: Mapping[str, str]) -> str:
-    """A mistake as HTML: a line, with the label of the control that mends it. controls: {hint: label}."""
+    """An error as a line of HTML, with the label of the control that mends it. controls: {hint: label}."""
     if not isinstance(error, GocaError):
         return _line(f"unexpected {type(error).__name__}: {error}", "alert", "goca-alert")
     label = controls.get(error.hint or "")
@@ -16,24 +16,24 @@ def alert(error: Exception, controls: Mapping[str, str]) -> str:
 
 
 def note(text: str) -> str:
-    """Something to know as HTML; nothing for no text."""
+    """A note as HTML; nothing if the text is empty."""
     return _line(text, "status", "goca-alert note") if text else ""
 
 
 def progress(done: int, total: int, unit: str) -> str:
-    """How far something is, as HTML."""
+    """A progress bar as HTML."""
     text = f"{escape(unit)} {done} of {total}"
     bar = f'<progress value="{done}" max="{total}" aria-label="{text}"></progress>'
     return f'<p class="goca-alert note" role="status">{text} {bar}</p>'
 
 
 def text(value: str) -> str:
-    """Text from outside as HTML shows it; gradio reads braces and ${ as its own."""
+    """Text from outside, escaped for HTML and for gradio, which interprets braces and ${."""
     return escape(value).translate({ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"})
 
 
 def bar(share: float, label: str) -> str:
-    """A bar of a length from 0 to 1, and what stands in it."""
+    """A bar with a label as HTML. share: its length, 0 to 1."""
     return f'<span class="bar"><i style="width:{min(share, 1):.1%}"></i><b>{text(label)}</b></span>'
 
 

@@ -1,4 +1,4 @@
-"""The page as a web application: its tabs, and what guards them."""
+"""The page as a web application: its tabs behind their guard."""
 
 import os
 import tempfile
@@ -18,20 +18,20 @@ from goca.web.theme import CSS, theme
 
 TITLE = "goca"
 SESSIONS = 64
-"""Readers of whom something is remembered."""
+"""Most visitors whose state is remembered."""
 QUEUE = 16
-"""Clicks that wait; further ones are refused."""
+"""Most clicks that wait; further ones are refused."""
 CLEANED_EVERY, KEPT_FOR = 600, 3600
-"""Seconds, of files that are uploaded or shown."""
+"""Seconds that uploaded and shown files are kept."""
 
 
 @contextmanager
 def application(segmenter: Segmenter, hosts: frozenset[str] | None) -> Iterator[Guard]:
-    """The page of a model as an ASGI application; its files are removed at the end.
+    """The page of a model as an ASGI application; its files are removed on exit.
 
     Args:
-        segmenter: the model, whose pipeline all tabs use.
-        hosts: see `Guard`.
+        segmenter: The model, whose pipeline all tabs use.
+        hosts: See `Guard`.
     """
     with tempfile.TemporaryDirectory(prefix="goca-web-") as name:
         folder = Path(name).resolve()
@@ -52,7 +52,7 @@ def application(segmenter: Segmenter, hosts: frozenset[str] | None) -> Iterator[
             pwa=False,
             show_error=False,
         )
-        # As a part of another application gradio does not count as launched, and then takes files from anywhere.
+        # Mounted in another application, gradio is not launched, and then accepts files from anywhere.
         blocks.has_launched = blocks.is_running = True
         yield Guard(mounted, folder, hosts)
 

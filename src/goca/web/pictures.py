@@ -1,4 +1,4 @@
-"""Images in a size that suits the page, and the maps of layers, which are small."""
+"""Images in a size that suits the page, and tiny images of layers' maps."""
 
 from base64 import b64encode
 
@@ -10,13 +10,13 @@ from goca.imaging.draw import png
 from goca.imaging.palette import magma
 
 LEAST_SIDE, MOST_SIDE = 640, 1600
-"""Pixels: about the longest side of an image on the page."""
+"""About the longest side of an image on the page, in pixels."""
 
 SHOWN = {
     **{"interactive": False, "format": "png", "min_width": 260, "elem_classes": "goca-picture"},
     "buttons": ["fullscreen", "download"],
 }
-"""Of images that the reader looks at; gradio's own list has a button that uploads them."""
+"""Arguments of images that are only shown; gradio's default buttons include one that uploads them."""
 
 
 def factors(image: Image.Image) -> tuple[int, int]:
@@ -33,6 +33,6 @@ def scaled(image: Image.Image) -> Image.Image:
 
 
 def tiny(scores: Float[np.ndarray, "height width"]) -> str:
-    """A map as the address of a picture with a pixel for each cell, from nothing (black) to its most (bright)."""
+    """A map as a data URL of an image with one pixel per cell, from 0 (black) to its maximum (bright)."""
     colours = magma(scores / max(float(scores.max()), 1e-12))
     return f"data:image/png;base64,{b64encode(png(Image.fromarray(colours))).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""Results that the page keeps, so that they can be shown otherwise or downloaded without the model."""
+"""Results that the page keeps, so that they can be restyled or downloaded without running the model."""
 
 import secrets
 from collections import OrderedDict
@@ -11,20 +11,20 @@ from goca.errors import GocaError
 from goca.segmentation import Segmentation
 
 Run = dict[str, Segmentation]
-"""{stem of the image's name: its segmentation}, all of the same classes."""
+"""{stem of the image's name: its segmentation}, all with the same classes."""
 MAX_BYTES = 1 << 30
-"""Of inspections, and of generations."""
+"""Most bytes of all inspections, and of all generations."""
 T = TypeVar("T")
 
 
 @dataclass
 class Results(Generic[T]):
-    """The latest results of all visitors in a tab. A result is known by a token.
+    """The latest results of all visitors in a tab. A token identifies a result.
 
     Attributes:
-        again: what a reader does whose result was given up, such as "segment again".
-        size: of a result.
-        most: the size of all together; the latest one is kept whatever its size.
+        again: What a visitor whose result was dropped has to do, such as "segment again".
+        size: Function that gives a result's size.
+        most: Largest size of all results together; the latest one is kept whatever its size.
     """
 
     again: str
@@ -34,7 +34,7 @@ class Results(Generic[T]):
     _lock: Lock = field(default_factory=Lock)
 
     def put(self, result: T) -> str:
-        """Keep a result, and give up the oldest ones where there are too many."""
+        """Keep a result, and drop the oldest ones if there are too many; returns its token."""
         token = secrets.token_urlsafe()
         with self._lock:
             self._kept[token] = result
@@ -43,14 +43,14 @@ class Results(Generic[T]):
         return token
 
     def get(self, token: str | None) -> T:
-        """A result. Raises GocaError where it was given up, or never was."""
+        """The result of a token. Raises GocaError if it was dropped or never existed."""
         with self._lock:
             result = self._kept.get(token or "")
         if result is None:
-            raise GocaError(f"there is no result here any more: {self.again}")
+            raise GocaError(f"the result has expired: {self.again}")
         return result
 
 
 def pixels(run: Run) -> int:
-    """Of all images of a run."""
+    """The number of pixels of all images of a run."""
     return sum(result.labels.size for result in run.values())

@@ -1,4 +1,4 @@
-"""The tab Segment: images in, the pixels of named classes out, to look at and to download."""
+"""The tab Segment: labels the pixels of images by class names, to look at and to download."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,9 +25,9 @@ from goca.web.results import Results, Run, pixels
 
 MAX_TIMESTEP = 999
 MAX_IMAGES, MAX_SEEDS, MAX_TIMESTEPS = 16, 8, 8
-"""Of a run."""
+"""Limits of a run."""
 MAX_MODELS = 8
-"""Ways to look that are remembered; all have the same weights."""
+"""Most segmenters that are kept for different choices; all share the model's weights."""
 THUMBNAIL = 320
 BACKGROUNDS = {"automatic": AUTO, "none: every pixel gets a class": None}
 CONTROLS = {
@@ -45,7 +45,7 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Choices:
-    """How the model looks: what is under "More"."""
+    """How to segment: the controls under "More"."""
 
     recipe: str
     timestep: tuple[int, ...] | None
@@ -57,11 +57,11 @@ class Choices:
 
 @dataclass
 class SegmentTab:
-    """The tab and what it does.
+    """The tab and its actions.
 
     Attributes:
-        segmenter: the model; its recipe, floor and refinement are what the controls begin with.
-        folder: where downloads are written.
+        segmenter: The model; the controls start with its recipe, floor and refinement.
+        folder: Folder for downloads.
     """
 
     segmenter: Segmenter
@@ -72,15 +72,15 @@ class SegmentTab:
     def run(
         self, files: Sequence[str] | None, tags: Any, background: Any, *more: Any
     ) -> Generator[Sequence[Any], None, None]:
-        """Segment files; yields how far it is, and in the end what all components show.
+        """Segment files; yields the progress, and finally the values of all components.
 
         Raises:
-            GocaError: nothing can be segmented.
+            GocaError: No file can be segmented.
         """
         if not files:
             raise GocaError("no image: drop one, or choose a file", "files")
         if len(files) > MAX_IMAGES:
-            raise GocaError(f"{len(files)} images are too many for the page: drop {MAX_IMAGES} at most", "files")
+            raise GocaError(f"{len(files)} images are too many for the page: drop at most {MAX_IMAGES}", "files")
         request = SegmentationRequest("", classes_of(tags), background=BACKGROUNDS.get(str(background), AUTO))
         model = self._model(choices_of(*more))
         yield [progress(0, len(files), "image")]
@@ -94,12 +94,14 @@ class SegmentTab:
                     raise outcome
                 left_out.append(f"{one_line(file.name)}: {outcome}")
             elif sum(result.labels.size for result in (outcome, *run.values())) > MAX_PIXELS:
-                left_out.append(f"{one_line(file.name)}: the images before it are as many pixels as the page keeps")
+                left_out.append(
+                    f"{one_line(file.name)}: with the images before it, it exceeds the pixels that the page keeps"
+                )
             else:
                 run[_stem(file, run)] = outcome
             yield [progress(done, len(files), "image")]
         if not run:
-            raise GocaError(f"none of the images can be used; {left_out[0]}")
+            raise GocaError(f"none of the images can be used: {left_out[0]}")
         yield self._shown(run, left_out)
 
     def _model(self, choices: Choices) -> Segmenter:
@@ -125,7 +127,7 @@ class SegmentTab:
                     start = gr.Button("Segment", variant="primary", elem_id="segment-run")
                     stop = gr.Button("Stop", elem_id="segment-stop")
             with gr.Column(scale=3, min_width=320):
-                message = gr.HTML(note("Drop images, name classes, and press Segment."), elem_id="segment-message")
+                message = gr.HTML(note("Drop images, name classes and press Segment."), elem_id="segment-message")
                 slider = gr.ImageSlider(
                     label="Image and masks", interactive=False, format="png", max_height=640, visible=False
                 )
@@ -159,17 +161,19 @@ class SegmentTab:
             timestep = gr.Textbox(
                 label="Timestep",
                 placeholder="the model's",
-                info=f"0 to {MAX_TIMESTEP}; several: 100, 50",
+                info=f"0 to {MAX_TIMESTEP}; several are averaged: 100, 50",
                 max_length=60,
             )
-            seeds = gr.Slider(1, MAX_SEEDS, value=1, step=1, label="Noise seeds", info="Their mean is taken.")
+            seeds = gr.Slider(
+                1, MAX_SEEDS, value=1, step=1, label="Noise seeds", info="Number of seeds to average over."
+            )
             floor = gr.Textbox(
                 f"{plan.floor:g}" if plan.origin["floor"] == "user" else "",
                 label="Floor",
                 placeholder="the recipe's",
-                info="A class with less evidence gets no pixels: 0 to 1; 0 keeps every class.",
+                info="Evidence, 0 to 1, that a class needs to get pixels; 0 keeps every class.",
             )
-            flip = gr.Checkbox(label="Average with the mirrored image")
+            flip = gr.Checkbox(label="Average with a pass over the mirrored image")
             refine = gr.Checkbox(plan.refine_edges, label="Align masks with the image's edges")
         return recipe, timestep, seeds, flip, refine, floor
 
@@ -205,7 +209,7 @@ class SegmentTab:
 
 
 def choices_of(recipe: Any, timestep: Any, seeds: Any, flip: Any, refine_edges: Any, floor: Any) -> Choices:
-    """What a browser sends from "More". Raises GocaError for numbers that are none, or out of range."""
+    """The values of "More" from a browser. Raises GocaError for numbers that are not valid or out of range."""
     steps = numbers(timestep, "timestep", "timestep", 0, MAX_TIMESTEP, MAX_TIMESTEPS)
     if any(step != int(step) for step in steps):
         raise GocaError(f"the timestep is not a whole number: give one from 0 to {MAX_TIMESTEP}", "timestep")
@@ -220,7 +224,7 @@ def choices_of(recipe: Any, timestep: Any, seeds: Any, flip: Any, refine_edges: 
 
 
 def _stem(file: Path, run: Run) -> str:
-    """A name that no other image of the run has, whatever its case."""
+    """A name that differs from those of the run's other images in more than case."""
     taken, first = {stem.lower() for stem in run}, one_line(file.stem)[:80] or "image"
     numbered = (first, *(f"{first}-{number}" for number in range(2, len(run) + 2)))
     return next(stem for stem in numbered if stem.lower() not in taken)
@@ -233,4 +237,4 @@ def _thumbnail(result: Segmentation) -> Any:
 
 def _not_found(run: Run) -> Sequence[str]:
     found = any(result.labels.any() for result in run.values())
-    return () if found else ("no class was found: lower the floor under More, 0 keeps every class",)
+    return () if found else ("no class was found: lower the floor under More; 0 keeps every class",)

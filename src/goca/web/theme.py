@@ -1,4 +1,4 @@
-"""How the page looks: the fonts of the reader's system, light or dark as the reader has it, from 400 px wide."""
+"""How the page looks: the visitor's system fonts, light or dark as the system is, from 400 px in width."""
 
 import gradio as gr
 
@@ -82,7 +82,7 @@ CSS = """
 
 
 def theme() -> gr.themes.Base:
-    """The theme; it names no font that would have to be fetched, and its colours can be read on each other."""
+    """The theme; its fonts need not be fetched, and its colours have enough contrast."""
     base = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONT, font_mono=MONO)
     return base.set(
         color_accent="*primary_700",

@@ -1,4 +1,4 @@
-"""What differs between kinds of denoiser: one file a family, listed here."""
+"""The differences between kinds of denoiser: one file per family, listed here."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,7 +30,7 @@ FAMILIES: tuple[Family, ...] = tuple(import_module(f"{__name__}.{name}").FAMILY 
 
 
 def family_of(pipeline: Any) -> Family | None:
-    """The family of a loaded pipeline; None where no family lists its denoiser."""
+    """The family of a loaded pipeline; None if no family lists its denoiser."""
     matching = [
         family
         for family in FAMILIES
@@ -42,7 +42,7 @@ def family_of(pipeline: Any) -> Family | None:
 
 
 def check_family(pipeline: Any, family: Family) -> None:
-    """Raise GocaError for a row, given by the user, that is of another denoiser or another pipeline."""
+    """Raise GocaError for a user's family that belongs to another denoiser or another pipeline."""
     if not isinstance(family, Family):
         raise GocaError(f"family {family!r} is not a family: give one that a probe prints, or none", hint="family")
     denoiser, listed = bare(getattr(pipeline, family.component, None)), family_of(pipeline)
@@ -72,11 +72,11 @@ def unsupported(pipeline_class: str, missing: Sequence[str] = ()) -> GocaError:
     listed = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.denoisers))
     if missing:
         return GocaError(
-            f"{pipeline_class} is not supported: goca reads latent text-to-image pipelines, and this one has no "
-            f"{', no '.join(missing)}; load one that has, such as those built on {listed}"
+            f"{pipeline_class} is not supported: goca reads latent text-to-image pipelines, but this one has no "
+            f"{', no '.join(missing)}; load one that is complete, such as those built on {listed}"
         )
     return GocaError(
-        f"{pipeline_class} is not supported: goca reads pipelines built on {listed}; for another denoiser let goca "
+        f"{pipeline_class} is not supported: goca reads pipelines built on {listed}; for another denoiser, let goca "
         "models probe it, and pass the family that it prints",
         hint="probe",
     )

@@ -1,4 +1,4 @@
-"""Rules that choose the blocks and other settings of a checkpoint nobody has published settings for."""
+"""Rules that choose the blocks and other settings of a checkpoint without published settings."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -20,7 +20,7 @@ def by_depth(reference: float, *refine: tuple[float, float]) -> Callable[[Any, C
 
 
 def _up_path(unet: Any, blocks: Collection[str]) -> Blocks:
-    """As `UP_PATH` describes. Raises GocaError for an up path without cross-attention."""
+    """Blocks chosen as `UP_PATH` describes. Raises GocaError for an up path without cross-attention."""
     levels = [
         [
             f"up_blocks.{level}.attentions.{index}.transformer_blocks.{depth}"
@@ -31,7 +31,7 @@ def _up_path(unet: Any, blocks: Collection[str]) -> Blocks:
     ]
     levels = [level for level in levels if level]
     if not levels:
-        raise GocaError("this UNet has no cross-attention on its way up: goca cannot read it")
+        raise GocaError("goca cannot read this UNet, whose up path has no cross-attention: use another checkpoint")
     reference = levels[-2][len(levels[-2]) // 2] if len(levels) > 1 else levels[-1][0]
     return reference, tuple(levels[-1])
 

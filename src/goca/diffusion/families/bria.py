@@ -1,6 +1,6 @@
 """Bria 3.2: as Flux.1, with the text of T5 alone.
 
-These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
+These facts were found by a probe of a tiny pipeline with random weights; no real checkpoint was tried.
 """
 
 from goca.diffusion.families.blocks import like_flux

@@ -1,6 +1,6 @@
 """CogView3-Plus: text before pixels in one sequence, trained on a chain of steps.
 
-These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
+These facts were found by a probe of a tiny pipeline with random weights; no real checkpoint was tried.
 """
 
 from goca.diffusion.families.blocks import FLUX_DEPTH

@@ -1,4 +1,4 @@
-"""Cosmos-Predict2: a video model's single frame, noise levels as in EDM."""
+"""Cosmos-Predict2: a video model used for a single frame, with EDM's noise levels."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""HiDream-I1: the text of T5, and for each block a layer of Llama."""
+"""HiDream-I1: the text from T5, and a layer of Llama for each block."""
 
 from goca.diffusion.families.blocks import like_flux
 from goca.diffusion.families.grids import configured_patches

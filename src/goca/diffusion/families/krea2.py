@@ -1,8 +1,8 @@
 """Krea 2: layers of Qwen 3-VL fused inside the denoiser, behind a template of 34 tokens that is cut off.
 
-A sigmoid gate scales what attention gives before it is projected; the weights of heads leave it out.
+A sigmoid gate scales the attention output before it is projected; the weights of heads ignore it.
 
-These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
+These facts were found by a probe of a tiny pipeline with random weights; no real checkpoint was tried.
 """
 
 from goca.diffusion.families.blocks import like_flux

@@ -1,6 +1,6 @@
 """LongCat-Image: the text of Qwen 2.5-VL, tokenised piece by piece and padded to 512 tokens.
 
-These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
+These facts were found by a probe of a tiny pipeline with random weights; no real checkpoint was tried.
 """
 
 from goca.diffusion.families.blocks import like_flux

@@ -1,6 +1,6 @@
 """Ovis-Image: the text of Qwen 3 behind a template of 28 tokens that is cut off.
 
-These facts were established by a probe of a tiny pipeline with random weights; nobody has tried a real checkpoint.
+These facts were found by a probe of a tiny pipeline with random weights; no real checkpoint was tried.
 """
 
 from goca.diffusion.families.blocks import like_flux

@@ -1,4 +1,4 @@
-"""Who reported the scores of the known checkpoints.
+"""The sources of the known checkpoints' scores.
 
 None of them could be measured again with real weights when this was written: they are printed as reported,
 "not verified here".

@@ -1,4 +1,4 @@
-"""What is stated about a family of denoisers, and about a known checkpoint of one."""
+"""The facts of a family of denoisers, and of a known checkpoint."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ class TextInput:
 
     Attributes:
         tokenizer: Its attribute of the pipeline.
-        start: The column of its first token; negative where the pipeline cuts that much of a template off.
-        right_aligned: Its last token is in the last column instead; the pipeline pads, or cuts, in front.
+        start: The column of its first token; negative if the pipeline cuts that much of a template off.
+        right_aligned: Its last token is in the last column instead; the pipeline pads or cuts at the front.
         respects_max_sequence_length: The pipeline truncates its tokens at the call's `max_sequence_length`.
-        max_tokens: How many tokens the pipeline keeps, where that is a constant of the pipeline's own.
+        max_tokens: Number of tokens that the pipeline keeps, if that is a constant of its own.
     """
 
     tokenizer: str
@@ -38,11 +38,11 @@ class JointLayout:
     """The sequence of a model with joint attention, which holds text and pixels.
 
     Attributes:
-        text_first: The text is before the pixels, not behind them.
-        unimodal_blocks: Prefixes of the paths of blocks in which text or pixels attend to themselves alone.
+        text_first: The text is before the pixels, not after them.
+        unimodal_blocks: Prefixes of the paths of blocks in which text or pixels attend only to themselves.
         multiple: Pixels are padded to a multiple of this many positions.
         pad_to_attr: The denoiser's attribute that says to how many positions a non-square image's pixels are padded.
-        packed_text: The pixels follow their own text at once, whatever the length of the other texts in the batch; the
+        packed_text: The pixels follow their own text directly, whatever the length of the other texts in the batch; the
             rest of the row is masked.
     """
 
@@ -65,7 +65,7 @@ class BlockRule:
     """How the blocks of a checkpoint without published settings are chosen.
 
     Attributes:
-        description: The rule in words, as a result and `goca models` state it.
+        description: The rule in words, as in results and `goca models`.
         choose: Takes the denoiser and the paths of its blocks that attend to the text, in order.
     """
 
@@ -90,17 +90,17 @@ class ReportedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
-    """How a known checkpoint is segmented with.
+    """The settings for segmenting with a known checkpoint.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         repos: Its ids on the Hub.
         layout: Entries of the denoiser's configuration that recognise it.
         size: The side in pixels of the images it was trained on.
-        reference: The block whose features the pixels are compared by.
+        reference: The block by whose features pixels are compared.
         refine: The blocks whose self-attention refines the maps.
-        order: How often the refinement is applied.
-        origin: Where these settings come from.
+        order: Number of times that the refinement is applied.
+        origin: Source of these settings.
         feature: The reference block's "query", or the "output" of its attention.
         timestep: The training timestep of the pass, 0 to 999; for a flow model thousandths of sigma.
         heads: The rule that weighs attention heads.
@@ -108,12 +108,12 @@ class CheckpointSettings:
         cross: The blocks whose attention to the text takes part; () for all.
         rescale: The rules that rescale the maps, in order.
         background: The rule that scores the background.
-        grid: Cells a side of the common grid.
-        background_classes: Nouns that are asked beside the classes unless the user names others.
-        evidence_blocks: Blocks whose attention to the text tells what an image shows; () for all.
+        grid: Cells per side of the common grid.
+        background_classes: Nouns that join the classes in the prompt unless the user names others.
+        evidence_blocks: Blocks whose attention to the text gives evidence; () for all.
         nouns: The whole vocabulary of a model that knows no other words; () for any.
         options: Arguments of the pipeline's call that this checkpoint needs.
-        scores: What others reported for it.
+        scores: Scores that others reported for it.
     """
 
     name: str
@@ -140,11 +140,11 @@ class CheckpointSettings:
 
 
 def anything(denoiser: Any) -> None:
-    """Every denoiser of these classes can be read."""
+    """Accept every denoiser of these classes."""
 
 
 def unlimited(denoiser: Any) -> int | None:
-    """The denoiser has positions for images of any size."""
+    """None: the denoiser has positions for images of any size."""
     return None
 
 
@@ -160,7 +160,7 @@ def sample_size(denoiser: Any, vae_scale_factor: int) -> int:
     if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
         raise GocaError(
             f"{type(denoiser).__name__} has sample_size = {size} in its configuration, so the size it was trained at "
-            "is not known: set it there"
+            "is unknown: set it there"
         )
     return max(sides) * vae_scale_factor
 
@@ -170,34 +170,34 @@ class Family:
     """The facts of one kind of denoiser.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         denoisers: Its class names.
         grids: Gives the grids that attention may have, from the denoiser and the latent's (height, width).
         block_rule: Chooses the blocks of a checkpoint without settings of its own.
         component: The pipeline's attribute that holds the denoiser.
-        pipelines: Class names of the pipelines it is limited to, where another family has the same denoiser.
+        pipelines: Class names of the pipelines to which it is limited, if another family has the same denoiser.
         check: Raises GocaError, saying why, for a denoiser that cannot be read.
         image_size: Gives the side in pixels it was trained at, from the denoiser and the VAE's scale factor.
-        max_grid: Gives the most patches a side that a denoiser has positions for, None without a limit.
+        max_grid: Gives the most patches per side for which a denoiser has positions, None without a limit.
         timestep: Training timestep for a checkpoint without settings; for a flow model thousandths of sigma.
-        order: How often such a checkpoint's refinement is applied.
-        feature: What the reference block is compared by: its raw queries, or its attention's output.
+        order: Number of times that such a checkpoint's refinement is applied.
+        feature: The reference block's feature: its raw queries, or its attention's output.
         flow: It is trained on straight lines between image and noise, not on a chain of steps.
         edm_sigmas: A flow model that is told sigma in EDM's parametrisation, noise over image: s / (1 - s).
         texts: The tokenizers whose tokens are attended to.
         joint: The layout of joint attention; None for cross-attention.
-        guidance_offset: What is added to the call's guidance scale in u + scale (c - u); 1 where the pipeline computes
+        guidance_offset: Added to the call's guidance scale in u + scale (c - u); 1 if the pipeline computes
             c + scale (c - u).
         linear_self_attention: Self-attention is linear and has no map; affinities of raw queries replace it.
-        options: Arguments that the pipeline's call is given besides prompt, size, steps and guidance.
+        options: Arguments of the pipeline's call besides prompt, size, steps and guidance.
         optional_image_input: The pipeline also takes an image, but does not need one.
         makes_videos: Its latents may have several frames, whose patches attend to each other, frame by frame.
         size_multiple: The sides of an image in pixels are multiples of this.
-        fixed_area: The pipeline scales every image to the area that its `default_sample_size` says.
-        vae_statistics: Attributes of the VAE, or of its configuration, that latents are put on the denoiser's scale by.
+        fixed_area: The pipeline scales every image to the area of its `default_sample_size`.
+        vae_statistics: Attributes of the VAE, or of its configuration, that scale latents for the denoiser.
         packed_vae_scale_factor: The pipeline's `vae_scale_factor` counts 2 x 2 latent cells as one.
-        checkpoints: Checkpoints with settings; where one layout contains another, it comes first.
-        repos: Hub ids of well-known checkpoints without settings, which go by the block rule.
+        checkpoints: Checkpoints with settings; a layout that contains another comes first.
+        repos: Hub ids of well-known checkpoints without settings, which use the block rule.
         tiny: Its builders in `goca.testing.tiny.BUILDERS`.
     """
 

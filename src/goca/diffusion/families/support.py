@@ -1,4 +1,4 @@
-"""Which pipelines can be read at all, whatever their family."""
+"""The pipelines that can be read at all, whatever their family."""
 
 import inspect
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ def bare(denoiser: Any) -> Any:
 
 
 def encoder_of(pipeline: Any, tokenizer: str) -> Any:
-    """The text encoder that belongs to a tokenizer of a pipeline; None where there is none."""
+    """The text encoder that belongs to a tokenizer of a pipeline; None if there is none."""
     return getattr(pipeline, tokenizer.replace("tokenizer", "text_encoder"), None)
 
 
@@ -23,24 +23,24 @@ def check_kind(pipeline: Any, family: Family) -> None:
     """Refuse pipelines that share a text-to-image pipeline's parts but cannot be called as one."""
     kind = type(pipeline).__name__
     if getattr(pipeline, "vae", None) is None:
-        raise GocaError(f"{kind} has no VAE: goca reads latent text-to-image pipelines")
+        raise GocaError(f"{kind} has no VAE: load a latent text-to-image pipeline")
     if not _is_plain(type(pipeline), family):
         raise GocaError(
             f"{kind} is not a plain text-to-image pipeline: load the checkpoint as one, for instance with "
             f"{_plain_pipeline(pipeline, family)}"
         )
     if not callable(getattr(pipeline, "encode_prompt", None)):
-        raise GocaError(f"{kind} has no encode_prompt: goca reads pipelines that encode a prompt")
+        raise GocaError(f"{kind} has no encode_prompt: load a pipeline that encodes a prompt")
     if None not in (getattr(pipeline, "transformer", None), getattr(pipeline, "transformer_2", None)):
         raise GocaError(
-            f"{kind} has two denoisers, for much noise and for little: give goca the second alone, "
+            f"{kind} has two denoisers, for high and low noise: give goca only the second, "
             f'{kind}(**{{**pipe.components, "transformer": pipe.transformer_2, "transformer_2": None}})'
         )
     check_tokenizers(pipeline, family)
 
 
 def _is_plain(kind: Any, family: Family) -> bool:
-    """Whether a class of pipelines is called with a prompt alone, and generates what it says."""
+    """Whether a class of pipelines only needs a prompt, and generates what it says."""
     parameters = inspect.signature(kind.__call__).parameters
     unwanted = {"mask_image", "control_image", "pag_scale"} | (set() if family.optional_image_input else {"image"})
     needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
@@ -73,7 +73,7 @@ def check_tokenizers(pipeline: Any, family: Family) -> None:
     for text in family.texts:
         tokenizer = getattr(pipeline, text.tokenizer, None)
         encoder = encoder_of(pipeline, text.tokenizer)
-        # A tokenizer folder with files missing loads as an almost empty vocabulary, or without a limit.
+        # A tokenizer folder with missing files loads with an almost empty vocabulary, or without a limit.
         if tokenizer is None or encoder is None:
             continue
         unlimited = not text.respects_max_sequence_length and tokenizer.model_max_length > 10**6
@@ -82,5 +82,5 @@ def check_tokenizers(pipeline: Any, family: Family) -> None:
         size = len(tokenizer if hasattr(tokenizer, "__len__") else tokenizer.tokenizer)
         if size < expected // 2 or unlimited:
             raise GocaError(
-                f"the {text.tokenizer} of {type(pipeline).__name__} is incomplete: is every file of its folder there?"
+                f"the {text.tokenizer} of {type(pipeline).__name__} is incomplete: check that its folder has every file"
             )

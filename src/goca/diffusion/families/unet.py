@@ -16,23 +16,23 @@ UNREADABLE = {
     "dual_cross_attention": "it attends to two texts at once",
     "only_cross_attention": "it reads the text where others attend to themselves",
     "mid_block_only_cross_attention": "it reads the text where others attend to themselves",
-    "class_embed_type": "it wants a class label beside the text",
-    "num_class_embeds": "it wants a class label beside the text",
-    "encoder_hid_dim_type": "it wants an image beside the text",
+    "class_embed_type": "it needs a class label besides the text",
+    "num_class_embeds": "it needs a class label besides the text",
+    "encoder_hid_dim_type": "it needs an image besides the text",
 }
-"""Entries of a UNet's configuration that goca cannot serve, and why."""
+"""Entries of a UNet's configuration that goca does not support, and why."""
 
 
 def check(unet: Any) -> None:
     """Raise GocaError for a UNet that is conditioned on more than text, or attends in another layout."""
     for name, reason in UNREADABLE.items():
-        # As an attribute, because that is what an adapter changes.
+        # Read as an attribute, because an adapter changes the attribute.
         value = getattr(unet.config, name, None)
         is_set = any(value) if isinstance(value, list | tuple) else bool(value)
         if is_set and value != "text_proj":
-            # An adapter can be taken off; what was trained with images cannot do without.
+            # An adapter can be removed; a model that was trained with images needs them.
             adapter = value == "ip_image_proj"
-            remedy = "take the adapter off with pipe.unload_ip_adapter()" if adapter else "load another checkpoint"
+            remedy = "remove the adapter with pipe.unload_ip_adapter()" if adapter else "load another checkpoint"
             raise GocaError(f"this UNet has {name} = {value!r}, which goca cannot read: {reason}; {remedy}")
 
 

@@ -8,7 +8,7 @@ from goca.diffusion.families.spec import Family
 
 
 def image_size(transformer: Any, vae_scale_factor: int) -> int:
-    """640: about as many pixels as a frame of 832 x 480, which Wan's pipeline generates by default."""
+    """640: about as many pixels as a frame of 832 x 480, the default of Wan's pipeline."""
     return 640
 
 

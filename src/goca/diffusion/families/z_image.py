@@ -8,7 +8,7 @@ from goca.diffusion.families.spec import JointLayout
 
 
 def max_grid(transformer: Any) -> int:
-    """The shorter of the two axes that rotary positions were made for."""
+    """The shorter of the two axes of the rotary positions."""
     return int(min(transformer.config.axes_lens[1:]))
 
 

@@ -1,4 +1,4 @@
-"""Data sets in the layout in which their authors publish them."""
+"""Data sets in their authors' published layouts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from goca.storage.reading import escaped
 if TYPE_CHECKING:
     from goca.evaluation.datasets.base import Dataset
 
-# Names of modules here and of their functions: the command line lists the data sets without loading any.
+# Names of modules and functions, so that the command line can list the data sets without loading any.
 DATASETS: Mapping[str, tuple[str, str]] = {
     "scenes": ("scenes", "open_scenes"),
     "voc": ("voc", "open_voc"),
@@ -28,22 +28,22 @@ DATASETS: Mapping[str, tuple[str, str]] = {
 
 
 def check_name(name: str) -> None:
-    """Raise GocaError unless there is such a data set."""
+    """Raise GocaError for an unknown data set."""
     if name not in DATASETS:
-        raise GocaError(f'no data set "{name}": there are {", ".join(DATASETS)}')
+        raise GocaError(f'no data set "{name}": choose from {", ".join(DATASETS)}')
 
 
 def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dataset":
     """Open a data set. Every listed file must exist; only lists and COCO's JSON are read.
 
     Args:
-        name: one of `DATASETS`.
-        root: the folder that it was unpacked in; None for the scenes, which ship with goca.
-        split: None for the one for validation.
+        name: One of `DATASETS`.
+        root: The folder into which it was unpacked; None for the scenes, which ship with goca.
+        split: The split; None for the validation split.
 
     Raises:
-        GocaError: there is no such data set or split; the root is another or incomplete, with the file that was
-            expected; a list cannot be read, or two images have one id; or a package is missing that the set needs.
+        GocaError: The data set or split is unknown; the root is wrong or incomplete (the message has the expected
+            file); a list cannot be read, or two images have the same id; or a required package is not installed.
     """
     check_name(name)
     module, function = DATASETS[name]
@@ -55,5 +55,5 @@ def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dat
     ids = Counter(sample.id for sample in samples)
     if len(ids) < len(samples):
         ((twice, _),) = ids.most_common(1)
-        raise GocaError(f'{name}: two images are called "{twice}": rename one')
+        raise GocaError(f'{name}: two images have the id "{twice}": rename one')
     return replace(dataset, samples=samples)

@@ -1,4 +1,4 @@
-"""ADE20K as its scene parsing challenge publishes it: 150 classes; what is none of them is void."""
+"""ADE20K as its scene parsing challenge publishes it: 150 classes; everything else is void."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SPLITS = ("validation", "training")
 
 
 def open_ade20k(root: Path | None, split: str | None = None) -> Dataset:
-    """ADEChallengeData2016 with images/SPLIT/*.jpg and annotations/SPLIT/*.png; root is it or lies above it."""
+    """ADEChallengeData2016 with images/SPLIT/*.jpg and annotations/SPLIT/*.png; root is that folder or its parent."""
     split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, ("", "ADEChallengeData2016"), ("images", "annotations"))
     images, truths = home / "images" / split, home / "annotations" / split
@@ -22,7 +22,7 @@ def open_ade20k(root: Path | None, split: str | None = None) -> Dataset:
         raise GocaError(f"{NAME}: expected {images / 'ADE_*.jpg'}: download or unpack the rest")
     entries = [(name, images / f"{name}.jpg", truths / f"{name}.png") for name in ids]
     classes = published_classes("ade20k")
-    # 0 is "other objects"; values above 150 occur in copies that keep more classes.
+    # 0 is "other objects"; values above 150 occur in copies with more classes.
     labels = label_table({entry.id: label for label, entry in enumerate(classes, start=1)}, rest=VOID)
     samples = paired_samples(NAME, entries, labels)
     return Dataset(NAME, split, categories(classes), samples, False, colours(classes))

@@ -1,4 +1,4 @@
-"""What a data set is: categories, and samples that are read one at a time."""
+"""The interface of data sets: categories, and samples that are read one at a time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from jaxtyping import UInt8, UInt16
 from goca.text.nouns import Category
 
 LabelMap = UInt16[np.ndarray, "height width"]
-"""Labels of an image's pixels: 0 is background, i is categories[i - 1], `VOID` says nothing."""
+"""Labels of an image's pixels: 0 is background, i is categories[i - 1], `VOID` is unlabelled."""
 VOID = 65535
-"""The label of pixels about which the ground truth says nothing; they are not counted."""
+"""The label of pixels without ground truth, which are not counted."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Sample:
     """One image of a data set.
 
     Attributes:
-        id: unique in the data set, and the same on every machine.
-        image: the image's file.
-        truth: reads the ground truth, in the image's size after EXIF rotation. Raises GocaError for a damaged file.
+        id: Unique in the data set, and the same on every machine.
+        image: Path of the image.
+        truth: Reads the ground truth, in the image's size after EXIF rotation. Raises GocaError for a damaged file.
         captions: {"nouns": its classes as a list, "sentences": a sentence that names them}, if the data set has them.
     """
 
@@ -34,15 +34,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set's split, opened; images and label files are read later, one at a time.
+    """An opened split of a data set; images and label files are read later, one at a time.
 
     Attributes:
-        categories: label i is categories[i - 1].
-        samples: the images, in a fixed order.
-        background: whether label 0 occurs, for what is none of the categories.
+        categories: Label i is categories[i - 1].
+        samples: The images, in a fixed order.
+        background: Whether label 0 occurs, for pixels of none of the categories.
         palette: (label, 3) uint8 RGB; row 0 is background, row i is categories[i - 1].
-        source: the form in which the ground truth was found, if the data set is published in several.
-        merges: (label, the label that it counts as in the paper's protocol), if that merges categories.
+        source: The form of the ground truth, if the data set is published in several.
+        merges: (label, the label that it counts as in the paper's protocol), if the protocol merges categories.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Cityscapes: the 19 classes that are evaluated; what its ids ignore is void."""
+"""Cityscapes: the 19 evaluated classes; all other ids are void."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ CITIES = {
     "train": "aachen bochum bremen cologne darmstadt dusseldorf erfurt hamburg hanover jena krefeld monchengladbach "
     "strasbourg stuttgart tubingen ulm weimar zurich",
 }
-IDS = 34  # 0 to 33; a licence plate is -1, which 8 bits hold as 255
+IDS = 34  # 0 to 33; licence plates are -1, stored in 8 bits as 255
 IMAGES, TRUTHS = "leftImg8bit", "gtFine"
 
 
 def open_cityscapes(root: Path | None, split: str | None = None) -> Dataset:
-    """leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of every city."""
+    """Open leftImg8bit/SPLIT/CITY/*_leftImg8bit.png with gtFine/SPLIT/CITY/*_gtFine_labelIds.png, for every city."""
     split = choose_split(NAME, split, tuple(CITIES))
     home = locate(NAME, root, ("cityscapes", ""), (IMAGES, TRUTHS))
     entries = []

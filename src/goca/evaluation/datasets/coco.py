@@ -1,6 +1,6 @@
 """COCO-Object: the 80 things of COCO as a label map, drawn from the instances; the rest is background.
 
-Where instances overlap, the smaller lies on top; a crowd is of its class and lies under everything.
+Where instances overlap, the smaller one is on top; a crowd counts as its class, below everything else.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from goca.storage.reading import whole
 NAME = "coco-object"
 SPLITS = ("val2017", "train2017")
 LAST_THING = 90
-"""The last category id of a thing; those behind it are stuff."""
+"""The last category id of a thing; later ones are stuff."""
 
 
 def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
-    """annotations/instances_SPLIT.json and the images in SPLIT or images/SPLIT.
+    """Open annotations/instances_SPLIT.json and the images in SPLIT or images/SPLIT.
 
-    Every image that the file lists is a sample, even one without annotations.
+    Every listed image is a sample, even without annotations.
     """
     split = choose_split(NAME, split, SPLITS)
     try:
@@ -50,7 +50,7 @@ def open_coco_object(root: Path | None, split: str | None = None) -> Dataset:
 
 
 def image_folder(home: Path, split: str) -> Path:
-    """Where COCO's images lie."""
+    """The folder of COCO's images."""
     return first_of([home / split, home / "images" / split])
 
 
@@ -59,18 +59,18 @@ def _draw(coco: CocoFile, number: int, image: Path, labels: Mapping[int, int]) -
     height, width = coco.images[number].height, coco.images[number].width
     check_size(coco.path, (height, width), image)
     out = np.zeros((height, width), np.uint16)
-    depths = np.full(
-        (height, width), 2 * height * width + 1
-    )  # of what is on top: its area, a crowd's behind all others
+    depths = np.full((height, width), 2 * height * width + 1)  # drawing order: by decreasing area, crowds first
     for annotation in coco.annotations.get(number, ()):
         try:
             category = whole(annotation["category_id"])
             crowd = whole(annotation.get("iscrowd") or 0, most=1)
             mask = decode_mask(annotation["segmentation"], height, width)
-        except Exception as error:  # pycocotools raises errors of every kind on broken masks
+        except Exception as error:  # pycocotools may raise anything for broken masks
             raise coco.damaged(annotation, image, error) from None
         if category not in labels:
-            raise GocaError(f"{coco.path} has the category {category}, which COCO has not: is it this data set's?")
+            raise GocaError(
+                f"{coco.path} has the category {category}, which COCO lacks: check that it is this data set's file"
+            )
         depth = int(mask.sum()) + crowd * (height * width + 1)
         top = (mask > 0) & (depth <= depths)
         out[top], depths[top] = labels[category], depth
@@ -78,11 +78,11 @@ def _draw(coco: CocoFile, number: int, image: Path, labels: Mapping[int, int]) -
 
 
 def _check_names(coco: CocoFile, names: Mapping[int, str]) -> None:
-    """GocaError if the file's categories are others than COCO's: another data set in COCO's format."""
+    """Raise GocaError unless the categories are COCO's: the file may be of another data set in COCO's format."""
     for category in coco.categories:
         name = names.get(category["id"])
         if name is not None and category.get("name", name) != name:
             raise GocaError(
                 f'{coco.path}: category {category["id"]} is {repr(category["name"])[:40]}, in COCO it is "{name}": '
-                f"{NAME} reads no other data set in COCO's format"
+                f"{NAME} does not read other data sets in COCO's format"
             )

@@ -35,7 +35,7 @@ class CocoFile:
     annotations: Mapping[int, list[dict[str, Any]]]
 
     def damaged(self, annotation: dict[str, Any], image: Path, error: Exception) -> GocaError:
-        """What to raise for an annotation that cannot be read."""
+        """The error for an annotation that cannot be read."""
         reason = str(error) or type(error).__name__
         return GocaError(
             f"{self.path}: annotation {annotation.get('id')} of {image.name} cannot be drawn ({reason}): is the file "
@@ -44,10 +44,10 @@ class CocoFile:
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Read a COCO file; GocaError if it is incomplete, or of another kind.
+    """Read a COCO file. Raises GocaError if it is incomplete or of another kind.
 
-    What an annotation draws is checked when it is drawn, and costs one image; which image it is of is checked here.
-    `pycocotools.coco.COCO` reads no panoptic files, and in an encoding that depends on the system.
+    An annotation's mask is checked when it is drawn, and only fails its image; its image's id is checked here.
+    `pycocotools.coco.COCO` does not read panoptic files, and uses an encoding that depends on the system.
     """
     content = read_json(path, finite=False)
     images: dict[int, CocoImage] = {}
@@ -62,18 +62,20 @@ def read_coco(path: Path) -> CocoFile:
         categories = tuple({**category, "id": whole(category["id"])} for category in content["categories"])
         for annotation in content["annotations"]:
             annotations[whole(annotation["image_id"])].append(annotation)
-        reason = "" if images and categories else ": there are none"
+        reason = "" if images and categories else ": they are empty"
     except (AttributeError, KeyError, TypeError):
         reason = ": a part is missing or of another type"
     except ValueError as error:
         reason = f": {error}"
     if reason:
-        raise GocaError(f"{path} lists no images and categories as COCO does{reason}. Is it this data set's?")
+        raise GocaError(
+            f"{path} does not list images and categories as COCO does{reason}. Check that it is this data set's file"
+        )
     return CocoFile(path, images, categories, dict(annotations))
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> Mask:
-    """The mask of polygons, or of run lengths as a list or a string; ValueError or TypeError if it is damaged."""
+    """The mask of polygons or run lengths (list or string). Raises ValueError or TypeError if it is damaged."""
     if isinstance(segmentation, list):
         return _from_polygons(segmentation, height, width)
     if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
@@ -82,7 +84,7 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Mask:
         raise ValueError(f"its size is {repr(segmentation.get('size'))[:40]}, the image's [{height}, {width}]")
     counts = segmentation["counts"]
     runs = counts if isinstance(counts, list) else _decompressed(counts)
-    # pycocotools would leave what is behind the last run uninitialised.
+    # pycocotools would leave pixels after the last run uninitialised.
     if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
         raise ValueError("its runs do not add up to the image")
     return np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8).reshape(width, height).T
@@ -98,10 +100,10 @@ def _from_polygons(polygons: list[Any], height: int, width: int) -> Mask:
         check_coordinates(polygon, height, width)
         corners = np.array(polygon, float).reshape(-1, 2)
         outline += float(np.abs(np.diff(corners, axis=0, append=corners[:1])).sum())
-    # pycocotools' memory grows with the length of the outline; around every pixel it would be this long.
+    # pycocotools' memory grows with the outline's length; an outline of every pixel would be this long.
     if outline > 4 * (height + 2) * (width + 2):
         raise ValueError("its outline is too long for the image")
-    # A polygon of two points has no area, and pycocotools would take it for a box.
+    # A polygon of two points has no area, but pycocotools would take it for a box.
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
         return np.zeros((height, width), np.uint8)
@@ -109,13 +111,13 @@ def _from_polygons(polygons: list[Any], height: int, width: int) -> Mask:
 
 
 def _decompressed(counts: str) -> list[int]:
-    """Run lengths from COCO's compressed form: five bits a character; from the third run on, less the last but one."""
+    """Run lengths from COCO's compressed form: five bits per character; from the third, minus the last but one."""
     runs: list[int] = []
     value = shift = 0
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError("its runs are not written as COCO does")
+            raise ValueError("its runs are not in COCO's encoding")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -1,6 +1,6 @@
-"""COCO-Stuff: 80 things and 91 stuffs, or the 27 groups that they fall into; unlabelled pixels are void.
+"""COCO-Stuff: 80 things and 91 stuff classes, or their 27 groups; unlabelled pixels are void.
 
-Both read the stuff maps; where there are none, the groups read the panoptic ground truth, which merges many of the 171.
+Both read the stuff maps; without them, the groups read the panoptic ground truth, which merges many of the 171.
 """
 
 from collections.abc import Mapping
@@ -27,21 +27,21 @@ MERGES = ((15, 3), (16, 4))
 
 
 def open_coco_stuff_171(root: Path | None, split: str | None = None) -> Dataset:
-    """stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the images in SPLIT or images/SPLIT."""
+    """Open stuffthingmaps/SPLIT/*.png (or annotations/SPLIT/*.png) and the images in SPLIT or images/SPLIT."""
     split = choose_split(FINE, split, SPLITS)
     home = dataset_root(FINE, root)
     maps = _map_folder(home, split)
     if maps is None:
         expected = home / "stuffthingmaps" / split / "*.png"
-        raise GocaError(f"{FINE}: expected {expected}, for panoptic ground truth merges many of the 171: download it")
+        raise GocaError(f"{FINE}: expected {expected}, as panoptic ground truth merges many of the 171: download it")
     classes = published_classes("coco")
     samples = _of_maps(FINE, home, split, maps, {entry.id: label for label, entry in enumerate(classes, start=1)})
     return Dataset(FINE, split, categories(classes), samples, False, colours(classes))
 
 
 def open_coco_stuff_27(root: Path | None, split: str | None = None) -> Dataset:
-    """As the 171, or annotations/panoptic_SPLIT.json with panoptic_SPLIT/*.png beside it, or in the root, in place of
-    the stuff maps.
+    """Open the files of the 171 or, without stuff maps, annotations/panoptic_SPLIT.json with panoptic_SPLIT/*.png
+    beside it or in the root.
     """
     split = choose_split(COARSE, split, SPLITS)
     home = dataset_root(COARSE, root)
@@ -63,7 +63,7 @@ def _map_folder(home: Path, split: str) -> Path | None:
 
 
 def _plain(names: set[str]) -> set[str]:
-    """Without what others have derived beside the maps, such as 000000000139_labelTrainIds."""
+    """The names without derived files beside the maps, such as 000000000139_labelTrainIds."""
     return {name for name in names if "_" not in name}
 
 
@@ -71,7 +71,7 @@ def _of_maps(dataset: str, home: Path, split: str, maps: Path, labels: Mapping[i
     images = image_folder(home, split)
     ids = sorted(_plain(stems(maps, ".png")) | stems(images, ".jpg"))
     entries = [(name, images / f"{name}.jpg", maps / f"{name}.png") for name in ids]
-    # A map's values are the categories' ids less one.
+    # A map's values are the categories' ids minus one.
     values = label_table({category - 1: label for category, label in labels.items()} | {UNLABELLED: VOID})
     return paired_samples(dataset, entries, values)
 
@@ -85,7 +85,9 @@ def _of_panoptic(home: Path, split: str, groups: Mapping[str, int]) -> tuple[Sam
     labels = {}
     for category in coco.categories:
         if not isinstance(category.get("supercategory"), str) or category["supercategory"] not in groups:
-            raise GocaError(f"{path}: category {category['id']} is in none of the 27 groups: is it COCO's?")
+            raise GocaError(
+                f"{path}: category {category['id']} is in none of the 27 groups: check that the file is COCO's"
+            )
         labels[category["id"]] = groups[category["supercategory"]]
     images, masks = image_folder(home, split), first_of([path.with_suffix(""), home / path.stem])
     samples = []
@@ -116,12 +118,12 @@ def _read_panoptic(coco: CocoFile, number: int, mask: Path, image: Path, labels:
     present, inverse = np.unique(ids, return_inverse=True)
     unknown = [segment for segment in present.tolist() if segment not in segments]
     if unknown:
-        raise GocaError(f"{mask} has the segment {unknown[0]}, which {coco.path} has not: are they of one download?")
+        raise GocaError(f"{mask} has the segment {unknown[0]}, which {coco.path} lacks: download both again")
     return np.array([segments[segment] for segment in present.tolist()], np.uint16)[inverse].reshape(ids.shape)
 
 
 def _coarse() -> tuple[Category, ...]:
-    """The groups; the words for their members stand for them too."""
+    """The groups; the words for their members are their synonyms."""
     groups = published_classes("coco", "groups")
     names = {group.name for group in groups}
     members = list(zip(published_classes("coco"), categories(published_classes("coco")), strict=True))

@@ -1,7 +1,7 @@
-"""Pascal Context: 59 classes of things and stuff, the rest is background.
+"""Pascal Context: 59 classes of things and stuff; the rest is background.
 
-Published as .mat files with 459 classes; also found as PNGs of the 59. Both read the same: what is none of the 59,
-annotated or not, is background; only PNGs may have void beside it.
+Published as .mat files with 459 classes; also distributed as PNGs of the 59. Both read alike: everything outside the
+59, annotated or not, is background; only PNGs may have void as well.
 """
 
 import re
@@ -21,15 +21,15 @@ SPLITS = ("val", "train")
 HOMES = ("", "VOC2010", "VOCdevkit/VOC2010")
 UNLISTED = 1000  # higher than the number of any of the 459
 UNLABELLED = 255
-"""Void, in PNGs whose makers kept it apart from background."""
+"""Void, in PNGs that distinguish it from background."""
 PNGS = "SegmentationClassContext"
 
 
 def open_context(root: Path | None, split: str | None = None) -> Dataset:
-    """VOC2010 with JPEGImages, and SegmentationClassContext/*.png or trainval/*.mat with labels.txt.
+    """Open VOC2010 with JPEGImages, and SegmentationClassContext/*.png or trainval/*.mat with labels.txt.
 
     The list is ImageSets/SegmentationContext/SPLIT.txt or, as the authors split it, ImageSets/Main/SPLIT.txt. trainval
-    may lie in VOC2010 or in the root.
+    may be in VOC2010 or in the root.
     """
     split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, HOMES, ("JPEGImages", "ImageSets", PNGS))
@@ -62,7 +62,7 @@ def _mat_folder(root: Path, home: Path) -> Path:
 
 
 def _of_459(truths: Path) -> LabelTable:
-    """From the 459 classes to the 59, by the names in labels.txt, whose lines read "2: aeroplane"."""
+    """The table from the 459 classes to the 59, by the names in labels.txt, with lines like "2: aeroplane"."""
     paths = [truths.parent / "labels.txt", truths / "labels.txt"]
     path = first_of(paths)
     if not path.is_file():
@@ -88,15 +88,15 @@ def _read_mat(path: Path, image: Path, labels: LabelTable) -> LabelMap:
         shape = next((shape for name, shape, _ in whosmat(path) if name == "LabelMap"), ())
         if len(shape) != 2:
             raise ValueError("no LabelMap of two dimensions in it")
-        check_size(path, shape, image)  # before memory is taken for another size
+        check_size(path, shape, image)  # before memory is allocated for a wrong size
         values = loadmat(path, variable_names=["LabelMap"])["LabelMap"]
         if values.dtype.kind == "f" and (values == np.rint(values)).all() and (np.abs(values) < 2**31).all():
-            values = values.astype(np.int64)  # MATLAB stores whole numbers so too
+            values = values.astype(np.int64)  # MATLAB may store whole numbers as floats
         if values.dtype.kind not in "ui":
             raise ValueError("its LabelMap has other values than labels")
     except GocaError:
         raise
-    except Exception as error:  # scipy raises errors of every kind on broken files
+    except Exception as error:  # scipy may raise anything for broken files
         reason = str(error) or type(error).__name__
-        raise GocaError(f"{path} cannot be read ({reason}): is the file complete?") from None
+        raise GocaError(f"{path} cannot be read ({reason}): check that the file is complete") from None
     return translate(path, values, labels)

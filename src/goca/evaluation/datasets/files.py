@@ -1,4 +1,4 @@
-"""How the data sets find their files: which folder, which split, and that nothing listed is missing."""
+"""Finding a data set's files: its folder, its split, and whether all listed files exist."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,23 +12,23 @@ from goca.storage.reading import inside, read_text
 
 
 def choose_split(dataset: str, split: str | None, splits: Sequence[str]) -> str:
-    """The split, the first of all if it is None; GocaError if the data set has no such split."""
+    """The split, or the first one for None. Raises GocaError if the data set has no such split."""
     if split is not None and split not in splits:
-        raise GocaError(f'{dataset} has no split "{split}": there are {", ".join(splits)}', "split")
+        raise GocaError(f'{dataset} has no split "{split}": choose from {", ".join(splits)}', "split")
     return split or splits[0]
 
 
 def dataset_root(dataset: str, root: Path | None) -> Path:
-    """The root; GocaError if it is not a folder."""
+    """The root. Raises GocaError if it is not a folder."""
     if root is None:
-        raise GocaError(f"{dataset} does not ship with goca: say where it lies", "root")
+        raise GocaError(f"{dataset} does not ship with goca: give the folder that it was unpacked in", "root")
     if not root.is_dir():
         raise GocaError(f"{dataset}: no such folder: {root}; give the one that the data set was unpacked in", "root")
     return root
 
 
 def locate(dataset: str, root: Path | None, homes: Sequence[str], members: Sequence[str]) -> Path:
-    """The first of root / home with one of the members in it; GocaError says what the last home should have."""
+    """The first root / home that contains one of the members. Raises GocaError that names what is expected."""
     folder = dataset_root(dataset, root)
     for home in homes:
         if any((folder / home / member).exists() for member in members):
@@ -38,27 +38,29 @@ def locate(dataset: str, root: Path | None, homes: Sequence[str], members: Seque
 
 
 def first_of(paths: Sequence[Path]) -> Path:
-    """The first that exists; if none does, the first, whose name is the published one, for the error to come."""
+    """The first path that exists, or else the first, whose published name is then in the error."""
     return next((path for path in paths if path.exists()), paths[0])
 
 
 def read_ids(dataset: str, path: Path) -> tuple[str, ...]:
-    """The ids that a split's list names, one a line; GocaError if the list is missing, empty or names other folders."""
+    """The ids in a split's list, one per line. Raises GocaError if it is missing, empty or names other folders."""
     if not path.is_file():
         raise GocaError(f"{dataset}: expected {path}: download or unpack the rest, or choose another split")
     ids = dict.fromkeys(line.split()[0] for line in read_text(path).splitlines() if line.strip())
     if not ids:
-        raise GocaError(f"{dataset}: {path} lists no image: is the file complete?")
+        raise GocaError(f"{dataset}: {path} lists no image: check that the file is complete")
     try:
         for name in ids:
             inside(name)
     except ValueError as error:
-        raise GocaError(f"{dataset}: {path} is not a list of images ({error}): is it this data set's?") from None
+        raise GocaError(
+            f"{dataset}: {path} is not a list of images ({error}): check that it is this data set's"
+        ) from None
     return tuple(ids)
 
 
 def stems(folder: Path, ending: str) -> set[str]:
-    """The names of a folder's files that end so, without the ending; none if there is no such folder."""
+    """The names of a folder's files with this ending, without it; empty if the folder does not exist."""
     if not folder.is_dir():
         return set()
     names = (path.name for path in folder.iterdir())
@@ -66,9 +68,9 @@ def stems(folder: Path, ending: str) -> set[str]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """What lies in a folder and below it, links followed, but for folders and what is hidden. Raises OSError.
+    """All files in and below a folder that are not hidden, following links. Raises OSError.
 
-    Pipes and dangling links are among it: what is named like an image and cannot be read is not to be passed over.
+    Includes pipes and dangling links: an entry that is named like an image but cannot be read must not be skipped.
     """
     seen = set()
 
@@ -77,14 +79,14 @@ def walk(folder: Path) -> Iterator[Path]:
 
     for base, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(base)
-        # A link may lead back up.
+        # A link may lead back to a parent.
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         yield from (Path(base, name) for name in names if real not in seen and not name.startswith("."))
         seen.add(real)
 
 
 def require_files(dataset: str, paths: Iterable[Path]) -> None:
-    """GocaError with the first file that is missing, and how many are; each folder is listed once."""
+    """Raise GocaError with the first missing file and their number; each folder is listed only once."""
     paths = list(paths)
     present = {folder: stems(folder, "") for folder in {path.parent for path in paths}}
     missing = [path for path in paths if path.name not in present[path.parent]]

@@ -1,4 +1,4 @@
-"""A folder of one's own: images, for each an indexed PNG or a labelme file, and classes.txt."""
+"""A user's folder: images, an indexed PNG or a labelme file for each, and classes.txt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SPECIAL_LABELS = {"background": 0, "void": VOID}
 
 @dataclass(frozen=True)
 class FolderClasses:
-    """What classes.txt says: labels by value in a PNG, and by name or synonym in lower case."""
+    """The content of classes.txt: labels by value in a PNG, and by name or synonym in lower case."""
 
     categories: tuple[Category, ...]
     labels: LabelTable
@@ -33,9 +33,9 @@ class FolderClasses:
 
 
 def open_folder(root: Path | None, split: str | None = None) -> Dataset:
-    """Images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt; subfolders are searched.
+    """Open images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt, searching subfolders.
 
-    The ground truth lies beside the images, or in labels/ if they lie in images/.
+    The ground truth is beside the images, or in labels/ if they are in images/.
     """
     split = choose_split(NAME, split, SPLITS)
     home = dataset_root(NAME, root)
@@ -71,7 +71,7 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
 
 
 def _images(files: Sequence[Path], home: Path) -> Iterator[Path]:
-    """Of the files, the images below home; a PNG beside an image of its name is ground truth."""
+    """The images among the files below home; a PNG beside an image with its name is ground truth."""
     others = {path.with_suffix("") for path in files if path.suffix.lower() in IMAGES and path.suffix != ".png"}
     for path in files:
         truth = path.suffix == ".png" and (path.name.endswith(OURS) or path.with_suffix("") in others)
@@ -80,15 +80,15 @@ def _images(files: Sequence[Path], home: Path) -> Iterator[Path]:
 
 
 def read_classes(path: Path) -> FolderClasses:
-    """What classes.txt says, in the grammar of `goca.text.class_list`: a class's label is its value in the PNGs.
+    """Read classes.txt, in the grammar of `goca.text.class_list`: a class's label is its value in the PNGs.
 
-    0 is background, and 255 and 65535 are void, unless a line says otherwise.
+    0 is background, 255 and 65535 are void, unless a line says otherwise.
 
     Raises:
-        GocaError: the file is missing, or cannot be read as a list of classes.
+        GocaError: The file is missing, or cannot be read as a list of classes.
     """
     if not path.is_file():
-        raise GocaError(f"{NAME}: expected {path}: write it, one class a line, the first being 1 in the label files")
+        raise GocaError(f"{NAME}: expected {path}: write it, one class per line; the first has label 1 in the PNGs")
     categories: list[Category] = []
     labels = {0: 0, 255: VOID, VOID: VOID}
     words = {word: SPECIAL_LABELS[meaning] for word, meaning in SPECIAL.items()}

@@ -1,4 +1,4 @@
-"""labelme files to labels: polygons and rectangles, the later over the earlier."""
+"""Label maps from labelme files: polygons and rectangles, later ones on top of earlier ones."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,16 +19,16 @@ from goca.storage.reading import read_json, whole
 def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) -> LabelMap:
     """The label map of an image's labelme file.
 
-    A pixel is inside a shape if its middle is, so that what `goca.exports.labelme` wrote comes back exactly.
+    A pixel is inside a shape if its centre is, so that files of `goca.exports.labelme` are restored exactly.
 
     Args:
-        path: the file.
-        image: the image that it belongs to.
-        labels: by name in lower case.
-        rest: the label of pixels under no shape.
+        path: Path of the file.
+        image: Path of its image.
+        labels: {name in lower case: label}.
+        rest: Label of pixels under no shape.
 
     Raises:
-        GocaError: the file is damaged, names a class that is not in `labels`, or is of another size than the image.
+        GocaError: The file is damaged, names a class that is not in `labels`, or differs from the image in size.
     """
     height, width = size_of(image)
     file = read_json(path)
@@ -38,13 +38,13 @@ def read_labelme(path: Path, image: Path, labels: Mapping[str, int], rest: int) 
         sides = [(file.get("imageHeight"), height), (file.get("imageWidth"), width)]
         stated_height, stated_width = (side if stated is None else whole(stated) for stated, side in sides)
     except ValueError as error:
-        raise GocaError(f"{path} has an odd size ({error}): is the file complete?") from None
+        raise GocaError(f"{path} has an invalid size ({error}): check that the file is complete") from None
     check_size(path, (stated_height, stated_width), image)
     out = np.full((height, width), rest, np.uint16)
     for shape in file["shapes"]:
         name, corners = _polygon(path, shape, height, width)
         if name.lower() not in labels:
-            raise GocaError(f'{path} has the label "{name}", which classes.txt has not: add it there')
+            raise GocaError(f'{path} has the label "{name}", which classes.txt lacks: add it there')
         out[fill(corners, height, width)] = labels[name.lower()]
     return out
 
@@ -63,12 +63,12 @@ def _polygon(path: Path, shape: Any, height: int, width: int) -> tuple[str, list
         (left, top), (right, bottom) = points
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
     elif kind != "polygon" and (kind, len(points)) != ("rectangle", 4):
-        raise GocaError(f'{path} has a shape of type "{kind}": only polygons and rectangles are read, draw it as one')
+        raise GocaError(f'{path} has a shape of type "{kind}": only polygons and rectangles are read: draw it as one')
     return name, points
 
 
 def fill(polygon: Sequence[tuple[float, float]], height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """The pixels whose middle is inside: the ray to the left crosses the outline an odd number of times."""
+    """The pixels whose centre is inside: a ray to the left crosses the outline an odd number of times."""
     crossings = np.zeros((height, width + 1), np.int64)
     for (x, y), (next_x, next_y) in pairwise([*polygon, *polygon[:1]]):
         first, past = (min(max(ceil(end - 0.5), 0), height) for end in sorted((y, next_y)))

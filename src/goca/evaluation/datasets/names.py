@@ -15,7 +15,7 @@ from goca.text.nouns import Category
 
 @dataclass(frozen=True)
 class PublishedClass:
-    """A class as its data set publishes it: its value in the files, its super-category, and "#rrggbb" or ""."""
+    """A class as published: its names, value in the files, super-category, and colour, "#rrggbb" or ""."""
 
     id: int
     name: str
@@ -33,13 +33,13 @@ def published_classes(file: str, member: str = "classes") -> tuple[PublishedClas
 
 
 def categories(classes: Sequence[PublishedClass]) -> tuple[Category, ...]:
-    """One category for each class. A synonym that is the name of another is dropped: "table" of "dining table"."""
+    """One category for each class. A synonym that is another's name is dropped, such as "table" of "dining table"."""
     names = {entry.name for entry in classes}
     return tuple(Category(entry.name, tuple(word for word in entry.synonyms if word not in names)) for entry in classes)
 
 
 def colours(classes: Sequence[PublishedClass]) -> UInt8[np.ndarray, "label 3"]:
-    """The official colours, after black for background; goca's own for classes that have none."""
+    """The official colours, after black for background; goca's own for classes without one."""
     out = palette(len(classes))
     for label, entry in enumerate(classes, start=1):
         if entry.colour:
@@ -48,6 +48,6 @@ def colours(classes: Sequence[PublishedClass]) -> UInt8[np.ndarray, "label 3"]:
 
 
 def voc_colours(labels: int) -> UInt8[np.ndarray, "label 3"]:
-    """Pascal VOC's colour map: a label's bits, lowest first, dealt to red, green and blue from their highest bit on."""
+    """Pascal VOC's colour map: a label's bits, lowest first, go to red, green and blue, from their highest bit down."""
     bits = (np.arange(labels)[:, None] >> np.arange(24) & 1).reshape(labels, 8, 3)
     return (bits << np.arange(7, -1, -1)[:, None]).sum(1).astype(np.uint8)

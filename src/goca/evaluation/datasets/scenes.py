@@ -17,7 +17,7 @@ SPLITS = ("all",)
 
 
 def open_scenes(root: Path | None = None, split: str | None = None) -> Dataset:
-    """The bundled scenes; their classes are the categories, sorted by name. They take no root."""
+    """The bundled scenes; their classes are the categories, sorted by name. There is no root."""
     if root is not None:
         raise GocaError(f"{NAME} ships with goca: leave out the folder", "root")
     split = choose_split(NAME, split, SPLITS)

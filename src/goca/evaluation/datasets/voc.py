@@ -13,7 +13,7 @@ HOMES = ("", "VOC2012", "VOCdevkit/VOC2012")
 
 
 def open_voc(root: Path | None, split: str | None = None) -> Dataset:
-    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and ImageSets/Segmentation; root is it or lies above it."""
+    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and ImageSets/Segmentation; root is VOC2012 or a parent."""
     split = choose_split(NAME, split, SPLITS)
     home = locate(NAME, root, HOMES, ("JPEGImages", "SegmentationClass", "ImageSets"))
     ids = read_ids(NAME, home / "ImageSets" / "Segmentation" / f"{split}.txt")

@@ -1,9 +1,9 @@
 """A tiny random pipeline of every family, built from configurations: for tests and for `goca models --check`.
 
-They know no image and no word. They have the shapes, modules and conditioning of the real ones, so that everything
-but the masks' meaning can be tried without a download.
+They have learnt nothing, but have the shapes, modules and conditioning of the real ones, so that everything
+but the meaning of masks can be tested without a download.
 
-All make images of 64 x 64 px, and of other sizes, non-square ones included.
+All generate images of 64 x 64 px, and of other sizes, including non-square ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ JOINT_BUILDERS: Mapping[str, Callable[[], Any]] = _named(
 BUILDERS: Mapping[str, Callable[[], Any]] = {
     **UNET_BUILDERS,
     **_named(cross.pixart_alpha, cross.pixart_alpha_1024, cross.pixart_sigma, cross.hunyuan_dit),
-    # The tokenizer of Kolors says no offsets.
+    # The tokenizer of Kolors has no offsets.
     **_named(cross.sana, cross.wan, cross.cosmos2, kolors),
     **JOINT_BUILDERS,
 }

@@ -48,7 +48,7 @@ def hunyuan_dit() -> Any:
     )
     return diffusers.HunyuanDiTPipeline(
         transformer=transformer,
-        vae=vae(0.13025, cell=8),  # the pipeline counts on it
+        vae=vae(0.13025, cell=8),  # the pipeline depends on it
         **components(_bert(), t5(limit=256)),
         scheduler=scheduler,
         safety_checker=None,
@@ -145,7 +145,7 @@ def cosmos2() -> Any:
 
 
 class _Unchecked:
-    """Lets everything pass: NVIDIA's checker is a download, and the pipeline refuses to run without one."""
+    """Accepts everything: NVIDIA's checker is a download, and the pipeline does not run without one."""
 
     def to(self, _device: Any) -> "_Unchecked":
         return self

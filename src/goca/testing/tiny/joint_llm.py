@@ -95,7 +95,7 @@ def lumina2() -> Any:
         axes_lens=(300, 64, 64),
         cap_feat_dim=16,
     )
-    autoencoder = shifting_vae(cell=8)  # the pipeline counts on it
+    autoencoder = shifting_vae(cell=8)  # the pipeline depends on it
     return flow_pipeline(diffusers.Lumina2Pipeline, transformer, autoencoder, gemma(limit=256), shift=6.0)
 
 
@@ -113,7 +113,7 @@ def z_image() -> Any:
         axes_dims=[8, 4, 4],
         axes_lens=[1024, 64, 64],
     )
-    # Zero as built, or with an older diffusers whatever lay there; a checkpoint's are learned.
+    # Zero as built, or uninitialised with an older diffusers; a checkpoint's are learnt.
     for pad in (transformer.x_pad_token, transformer.cap_pad_token):
         torch.nn.init.normal_(pad, std=0.02)
     return flow_pipeline(diffusers.ZImagePipeline, transformer, shifting_vae(), qwen3(limit=512), shift=3.0)
@@ -135,7 +135,7 @@ def longcat() -> Any:
     transformer = diffusers.LongCatImageTransformer2DModel(
         **TWO_STREAMS, joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=[4, 4, 8]
     )
-    # The pipeline makes 16 channels, whatever its parts say.
+    # The pipeline makes 16 channels, whatever its parts declare.
     autoencoder = diffusers.AutoencoderKL(
         **levels(2) | {"latent_channels": 16}, scaling_factor=0.3611, shift_factor=0.1159
     )
@@ -195,7 +195,7 @@ def _flux2(guidance: bool) -> dict[str, Any]:
 
 
 _SIGHT = {"hidden_size": 16, "intermediate_size": 24}
-"""Of the part of a language model that sees images, which no pipeline here shows any."""
+"""Size of a language model's vision part, which no pipeline here uses."""
 
 
 def _mistral() -> Text:
