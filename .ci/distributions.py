@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +21,7 @@ LARGEST = 60_000_000  # bytes
 
 
 def contents(sdist: Path, wheel: Path) -> None:
-    """What is tracked is in the sdist, the package is in the wheel, and nothing else is in either."""
+    """What is tracked is in the sdist, the package is in the wheel, nothing else is in either, and descriptions link to the web."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = set(listed.stdout.splitlines())
     with tarfile.open(sdist) as file:
@@ -28,8 +29,12 @@ def contents(sdist: Path, wheel: Path) -> None:
     same("the sdist", packed, tracked)
     with zipfile.ZipFile(wheel) as file:
         installed = {name for name in file.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        description = file.read(metadata).decode().partition("\n\n")[2]
     package = {path.removeprefix("src/") for path in tracked if path.startswith("src/goca/")}
     same("the wheel", installed, package)
+    if unseen := re.findall(r"\]\((?!https:|#)[^)]*\)", description):
+        sys.exit(f"the long description links to files, which a package index does not have: {unseen[:9]}")
 
 
 def same(what: str, found: set[str], expected: set[str]) -> None:

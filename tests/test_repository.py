@@ -39,6 +39,11 @@ def test_the_citation_is_of_this_version():
     assert paper["url"] == PROJECT["urls"]["Paper"]
 
 
+def test_the_changelog_begins_with_this_version_and_the_day_it_is_cited_by():
+    releases = re.findall(r"^## \[(\d.*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[0] == (PROJECT["version"], read("CITATION.cff")["date-released"].isoformat())
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
 def test_an_issue_form_can_be_shown(path):
     form = yaml.safe_load(path.read_text())
