@@ -143,7 +143,7 @@ def tested(copy: Path, tests: list[str]) -> int:
 
 
 def score(module: str, copy: Path, sample: int | None, seed: int) -> Score:
-    """Try mutants of a module in a copy of the package, all of them or a sample.
+    """Try mutants of a module in a copy of the package, all of them or a sample, and print those that survive.
 
     Raises:
         SystemExit: The tests fail without a fault, so that they cannot tell anything.
@@ -169,6 +169,7 @@ def score(module: str, copy: Path, sample: int | None, seed: int) -> Score:
         if in_child(lambda: tested(copy, tests), patience) == 0:
             changed = difflib.unified_diff(code.splitlines(), mutant.splitlines(), n=0, lineterm="")
             survivors.append("\n".join(list(changed)[2:]))
+            print("    " + survivors[-1].replace("\n", "\n    "), flush=True)
     file.write_text(code, encoding="utf-8")
     return Score(mutants=len(every), survivors=tuple(survivors), tried=len(chosen))
 
@@ -213,8 +214,6 @@ def main() -> None:
             found = score(module, copy, arguments.sample, arguments.seed)
             killed = f"{found.killed} of {found.tried} killed, {found.killed / max(found.tried, 1):.0%}"
             print(f"{module}: {killed}; {found.mutants} mutants in all", flush=True)
-            for survivor in found.survivors:
-                print("    " + survivor.replace("\n", "\n    "), flush=True)
 
 
 if __name__ == "__main__":
