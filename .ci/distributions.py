@@ -1,16 +1,15 @@
 """Checks the sdist and the wheel in a folder: what is in them, how large they are, and that the wheel works.
 
-`python .ci/distributions.py dist` takes its dependencies from the environment that runs it, which saves gigabytes; with
-`--extras` pip says instead whether the dependencies of each extra can be had together, in a fresh environment.
+`python .ci/distributions.py dist` takes its dependencies from the environment that runs it, which saves gigabytes.
 """
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import tempfile
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -22,7 +21,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 def contents(sdist: Path, wheel: Path) -> None:
-    """What is tracked is in the sdist, the package is in the wheel, and nothing else is in either."""
+    """What is tracked is in the sdist, the package is in the wheel, nothing else is in either; links lead elsewhere."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = set(listed.stdout.splitlines())
     with tarfile.open(sdist) as file:
@@ -30,8 +29,12 @@ def contents(sdist: Path, wheel: Path) -> None:
     same("the sdist", packed, tracked)
     with zipfile.ZipFile(wheel) as file:
         installed = {name for name in file.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        description = file.read(metadata).decode().partition("\n\n")[2]
     package = {path.removeprefix("src/") for path in tracked if path.startswith("src/goca/")}
     same("the wheel", installed, package)
+    if unseen := re.findall(r"\]\((?!https:|#)[^)]*\)", description):
+        sys.exit(f"the long description links to files, which a package index does not have: {unseen[:9]}")
 
 
 def same(what: str, found: set[str], expected: set[str]) -> None:
@@ -56,30 +59,17 @@ def installed(wheel: Path, folder: Path) -> None:
         sys.exit("goca segment of the installed wheel wrote no labels")
 
 
-def extras(wheel: Path, folder: Path) -> None:
-    """pip finds versions for each extra, and for all of them but `web` at once, whose Pillow is older."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for names in (*declared, ",".join(name for name in declared if name != "web")):
-        print(f"goca[{names}]", flush=True)
-        requirement = f"goca[{names}] @ {wheel.resolve().as_uri()}"
-        python = folder / "bin/python"
-        subprocess.run([*PIP, "--python", python, "install", "--quiet", "--dry-run", requirement], check=True)
-
-
-def main(dist: Path, only_extras: bool) -> None:
+def main(dist: Path) -> None:
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    contents(sdist, wheel)
+    for file in (sdist, wheel):
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+        if file.stat().st_size > LARGEST:
+            sys.exit(f"{file} is larger than {LARGEST / 1e6:.0f} MB")
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder)
-        if only_extras:
-            extras(wheel, Path(folder).resolve())
-            return
-        contents(sdist, wheel)
-        for file in (sdist, wheel):
-            print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
-            if file.stat().st_size > LARGEST:
-                sys.exit(f"{file} is larger than {LARGEST / 1e6:.0f} MB")
         installed(wheel, Path(folder).resolve())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--extras" in sys.argv)
+    main(Path(sys.argv[1]))

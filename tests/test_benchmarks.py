@@ -1,6 +1,7 @@
 """The benchmarks, on a tiny pipeline: that they measure what they say, not how much."""
 
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +13,7 @@ import first_image
 import folders
 import growth
 import memory
+import mutation
 import numpy as np
 import overhead
 import presence
@@ -264,3 +266,18 @@ def test_the_first_image_is_a_whole_process(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_made_up_words_differ() -> None:
     assert len(set(vocabulary.names(1000))) == 1000
+
+
+def test_every_module_whose_faults_are_counted_has_tests() -> None:
+    rooms = [mutation.PACKAGE / room for room in ("maths", "tagging")]
+    files = [file.relative_to(mutation.PACKAGE).with_suffix("") for room in rooms for file in room.glob("*.py")]
+    assert {str(file) for file in files} - {"maths/__init__"} <= set(mutation.TESTS)
+    for module, tests in mutation.TESTS.items():
+        assert (mutation.PACKAGE / f"{module}.py").exists()
+        assert all((mutation.ROOT / f"tests/{name}.py").exists() for name in tests.split()), module
+
+
+def test_a_fault_is_noticed_by_its_exit_code_or_by_its_taking_too_long() -> None:
+    assert mutation.in_child(lambda: 0, 60) == 0
+    assert mutation.in_child(lambda: 3, 60) == 3
+    assert mutation.in_child(lambda: time.sleep(600) or 0, 0.2) is None

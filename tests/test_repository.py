@@ -39,6 +39,18 @@ def test_the_citation_is_of_this_version():
     assert paper["url"] == PROJECT["urls"]["Paper"]
 
 
+def test_the_oldest_python_that_is_named_is_the_oldest_that_is_let_in():
+    versions = [name.removeprefix("Programming Language :: Python :: ") for name in PROJECT["classifiers"]]
+    named = [version for version in versions if re.fullmatch(r"3\.\d+", version)]
+    assert PROJECT["requires-python"] == f">={named[0]}"
+    assert named == sorted(named, key=lambda version: int(version.partition(".")[2]))
+
+
+def test_the_changelog_begins_with_this_version_and_the_day_it_is_cited_by():
+    releases = re.findall(r"^## \[(\d.*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[0] == (PROJECT["version"], read("CITATION.cff")["date-released"].isoformat())
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
 def test_an_issue_form_can_be_shown(path):
     form = yaml.safe_load(path.read_text())

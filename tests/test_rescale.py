@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from goca.maths.rescale import TokenMass, blur, minmax, peak, rescale, share, share_of_prompt, times_raw, token_mass
+from goca.maths.rescale import (
+    TokenMass,
+    blur,
+    mass_of_means,
+    minmax,
+    peak,
+    rescale,
+    share,
+    share_of_prompt,
+    times_raw,
+    token_mass,
+)
 
 GRIDS = [(5, 7), (3, 11), (13, 3)]
 NARROW = [(1, 7), (7, 1), (2, 11), (11, 2), (1, 1), (2, 2)]
@@ -78,6 +89,13 @@ def test_evidence_is_the_loop(grid: tuple[int, int]) -> None:
             column = tokens[:, y, x].tolist()
             equal(seen.raw[:, y, x], [sum(column[t] for t in noun) / len(noun) for noun in nouns])
             equal(seen.content[y, x], sum(column[t] for t in content))
+
+
+def test_the_means_of_nouns_and_their_counts_tell_what_all_their_tokens_take() -> None:
+    nouns, tokens = [[2], [3, 5], [7, 11, 13]], [2, 3, 5, 7, 11, 13]
+    seen = token_mass(positive(17, 5, 7), nouns, content=tokens, prompt=tokens)
+    for told, read in zip(mass_of_means(seen.raw, [1, 2, 3]), seen, strict=True):
+        equal(told, read)
 
 
 # ---- steps
