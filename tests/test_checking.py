@@ -124,6 +124,16 @@ def test_shuffled_embeddings_of_the_text_encoder(pipeline: Any) -> None:
     assert statuses(pipeline, paints, images=4) == {paints: "failed"}
 
 
+@pytest.mark.slow
+def test_shuffled_embeddings_beside_joint_attention() -> None:
+    pipeline, paints = load(bundled.pipeline("bundled-joint")), "paints what it is told"
+    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+        weight = encoder.get_input_embeddings().weight.data
+        weight.copy_(weight[torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))])
+    # It would still denoise its own images best under their captions.
+    assert statuses(pipeline, paints, images=4) == {paints: "failed"}
+
+
 @pytest.mark.parametrize("kind", ["three bits", "no scale"])
 def test_a_quantisation_gone_wrong(pipeline: Any, kind: str) -> None:
     for module in pipeline.unet.modules():
