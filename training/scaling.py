@@ -1,4 +1,4 @@
-"""Stage scaling: `goca scaling` on the bundled pipeline and every exported snapshot, with the namer as the judge.
+"""Stage scaling: `goca scaling` on the bundled pipelines and every exported one, with the namer as the judge.
 
 Losses and scores are of the scenes that ship. Models may be named, to draw some of them: what is measured stays in the
 folder.
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from goca import bundled
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.plot import plot_scaling
@@ -48,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     exported = {folder.parent.name: str(folder.parent) for folder in sorted(work.glob("pipelines/*/model_index.json"))}
-    models = {"bundled": "bundled", **exported}
+    models = {**{name: name for name in bundled.names()}, **exported}
     config = ScalingConfig(
         models={name: models[name] for name in arguments.models or models},
         evaluation=EvaluationConfig(dataset="scenes", limit=arguments.limit),
