@@ -11,7 +11,8 @@ import numpy as np
 
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
-from goca.imaging import html
+from goca.imaging import html, images
+from goca.maths import Grid
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule
 from goca.maths.heads import HeadRule
@@ -89,7 +90,8 @@ class Plan:
     Attributes:
         recipe, model, settings: names of the recipe and the model, and where the checkpoint's settings come from.
         size: about size x size pixels are shown to the model.
-        grid: about grid x grid cells make the common grid.
+        grid: about grid x grid cells make the common grid; or "tokens", for a cell for each token of `token_cells` x
+            `token_cells` cells of the latent.
         timestep, seeds: each timestep is combined with each seed. Prototypes are looked at by their own timestep, and
             label pixels where it is this one.
         feature: what the reference is compared by, its "query" or its attention's "output".
@@ -106,7 +108,8 @@ class Plan:
     model: str
     settings: str
     size: int
-    grid: int
+    grid: int | str
+    token_cells: int
     timestep: tuple[int, ...]
     seeds: tuple[int, ...]
     flip: bool
@@ -156,6 +159,12 @@ class Plan:
     def num_passes(self) -> int:
         """How many passes a result averages: every timestep with every seed, twice where the image is flipped too."""
         return len(self.timestep) * len(self.seeds) * (1 + self.flip)
+
+    def common_grid(self, latent: Grid) -> Grid:
+        """The grid on which all layers meet, for a latent of (height, width) cells."""
+        if isinstance(self.grid, str):
+            return images.token_grid(latent, self.token_cells)
+        return images.common_grid(latent, self.grid)
 
     def as_run(
         self,
@@ -241,7 +250,8 @@ def plan(
     seeds = recipe.seeds if options.seeds == 1 else options.seeds
     check_seed(options.seed, seeds)
     chosen["seeds"] = tuple(range(options.seed, options.seed + seeds))
-    chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
+    facts_of_settings = ("token_cells", "feature", "background_classes", "evidence_blocks")
+    chosen |= {name: getattr(settings, name) for name in facts_of_settings}
     origin |= {"size": "settings", "window": "default"}
     origin |= {name: "default" for name in ("refine_edges", "flip") if not chosen[name]}
     origin |= {"seeds": "default"} if recipe.seeds == 1 else {}

@@ -24,6 +24,8 @@ FROM_MODEL = "from_model"
 """A field with this value is taken from the checkpoint's settings."""
 AUTO = "auto"
 """Background rule: offset 0 where there are background classes, else constant 0.5."""
+TOKENS = "tokens"
+"""A common grid with a cell for each token of the finest attention to the text."""
 NO_BACKGROUND = "none"
 """A background of a request, like None: every pixel gets a class."""
 KEYS = ("caption", "side")
@@ -61,6 +63,9 @@ class Recipe:
         reference_channels: what of that feature counts: "all" channels, or the "first".
         refine: blocks whose self-attention refines.
         order: how often it is applied, 0 or more.
+        grid: the common grid, on which the maps of all layers meet. "from_model": the authors' 64 cells a side, or as
+            many as the checkpoint's settings say, and as many in all where the image is not square. "tokens": a cell
+            for each token of the finest attention to the text, whatever the settings say.
         timestep: of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
         background: a `Background`, or "auto".
         maps: what a layer's map is made of.
@@ -86,7 +91,7 @@ class Recipe:
             it they keep their aspect. Windows are squares either way, and long images then need none.
 
     Raises:
-        GocaError: for the name of an unknown rule, and for a number of seeds that is not one.
+        GocaError: for the name of an unknown rule, for a grid, and for a number of seeds that is not one.
     """
 
     heads: HeadRule | str = FROM_MODEL
@@ -109,6 +114,7 @@ class Recipe:
     seeds: int = 1
     reference_channels: ChannelRule | str = all_channels
     square: bool = False
+    grid: str = FROM_MODEL
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
@@ -133,6 +139,8 @@ class Recipe:
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, Integral):
             raise GocaError(f"seeds {self.seeds!r} is not a whole number", hint="seeds")
         check_seeds(int(self.seeds))
+        if self.grid not in (FROM_MODEL, TOKENS):
+            raise GocaError(f'grid {self.grid!r} is neither "{FROM_MODEL}" nor "{TOKENS}"')
 
     def __repr__(self) -> str:
         changed = (f"{name}={value!r}" for name, value in self._named().items() if value != GOCA._named()[name])

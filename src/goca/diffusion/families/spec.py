@@ -109,6 +109,7 @@ class CheckpointSettings:
         rescale: The rules that rescale the maps, in order.
         background: The rule that scores the background.
         grid: Cells a side of the common grid.
+        token_cells: Latent cells a side of a token of the finest attention, which the denoiser says.
         background_classes: Nouns that are asked beside the classes unless the user names others.
         evidence_blocks: Blocks whose attention to the text tells what an image shows; () for all.
         nouns: The whole vocabulary of a model that knows no other words; () for any.
@@ -132,6 +133,7 @@ class CheckpointSettings:
     rescale: tuple[str, ...] = ("share", "blur", "minmax")
     background: str = "auto"
     grid: int = 64
+    token_cells: int = 1
     background_classes: tuple[str, ...] = BACKGROUND_NOUNS
     evidence_blocks: tuple[str, ...] = ()
     nouns: tuple[str, ...] = ()
