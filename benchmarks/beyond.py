@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from PIL import Image
 from tables import markdown
 from torch import Tensor
 
-from goca import GOCA, GOCA_BALANCED, GOCA_REFINED, VANILLA, GocaError, Recipe, Segmenter
+from goca import GOCA, GOCA_BALANCED, GOCA_QUALITY, GOCA_REFINED, VANILLA, GocaError, Recipe, Segmenter
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import Backbone, BackboneSession, BatchItem
 from goca.diffusion.fingerprint import fingerprint
@@ -38,7 +38,6 @@ from goca.evaluation.protocol import honest
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report
 from goca.maths import Grid
-from goca.plan import Options
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -46,39 +45,23 @@ BASE = "goca-balanced"
 BATCH = 8
 
 
-@dataclass(frozen=True)
-class Try:
-    """A recipe, and what a user would set beside it."""
-
-    recipe: Recipe
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def passes(self) -> int:
-        """Of the denoiser, for an image."""
-        seeds = self.options.get("seeds", self.recipe.seeds)
-        return seeds * (1 + bool(self.options.get("flip", self.recipe.flip)))
-
-
-TRIES: Mapping[str, Try] = {
-    BASE: Try(GOCA_BALANCED),
-    "vanilla": Try(VANILLA),
-    "goca": Try(GOCA),
-    "class keys on the side (1)": Try(replace(GOCA_BALANCED, keys="side")),
-    "common part of affinity off (2)": Try(replace(GOCA_BALANCED, affinity="distinct")),
-    "the same, twice (3)": Try(replace(GOCA_BALANCED, affinity="distinct", order=2)),
-    "equal layers": Try(replace(GOCA_BALANCED, layers="mean")),
-    "edges": Try(replace(GOCA_BALANCED, edges=True)),
-    "refit": Try(replace(GOCA_BALANCED, refit="gaussians")),
-    "refit and edges: goca-refined": Try(GOCA_REFINED),
-    "goca-refined, equal layers": Try(replace(GOCA_REFINED, layers="mean")),
-    "goca-refined, common part off": Try(replace(GOCA_REFINED, affinity="distinct")),
-    "mirrored too (6)": Try(GOCA_BALANCED, {"flip": True}),
-    "two seeds (6)": Try(GOCA_BALANCED, {"seeds": 2}),
-    "goca-refined, mirrored too": Try(GOCA_REFINED, {"flip": True}),
-    "goca-refined, mirrored, two seeds": Try(GOCA_REFINED, {"flip": True, "seeds": 2}),
-    "goca-refined, mirrored, four seeds": Try(GOCA_REFINED, {"flip": True, "seeds": 4}),
-    "goca-refined, eight seeds": Try(GOCA_REFINED, {"seeds": 8}),
+TRIES: Mapping[str, Recipe] = {
+    BASE: GOCA_BALANCED,
+    "vanilla": VANILLA,
+    "goca": GOCA,
+    "class keys on the side": replace(GOCA_BALANCED, keys="side"),
+    "common part of affinity off": replace(GOCA_BALANCED, affinity="distinct"),
+    "the same, twice": replace(GOCA_BALANCED, affinity="distinct", order=2),
+    "heads by what varies": replace(GOCA_BALANCED, heads="varying-share"),
+    "equal layers": replace(GOCA_BALANCED, layers="mean"),
+    "a cell for each token": replace(GOCA_BALANCED, grid="tokens"),
+    "refit and edges": replace(GOCA_BALANCED, refit="gaussians", edges=True),
+    "the same, a cell for each token": replace(GOCA_REFINED, heads=GOCA_BALANCED.heads),
+    "and heads by what varies: goca-refined": GOCA_REFINED,
+    "goca-refined, equal layers": replace(GOCA_REFINED, layers="mean"),
+    "mirrored too": replace(GOCA_BALANCED, flip=True),
+    "goca-refined, mirrored too: goca-quality": GOCA_QUALITY,
+    "goca-quality, two seeds": replace(GOCA_QUALITY, seeds=2),
 }
 
 
@@ -88,6 +71,11 @@ class Counted:
 
     tally: Tally
     seconds: float
+
+
+def passes(recipe: Recipe) -> int:
+    """Of the denoiser, for an image."""
+    return recipe.seeds * (1 + recipe.flip)
 
 
 Result = TypeVar("Result")
@@ -146,14 +134,16 @@ class SharedSession(BackboneSession):
         return calls
 
 
-def counted(backbone: SharedBackbone, tries: Mapping[str, Try], dataset: Dataset, folder: Path) -> dict[str, Counted]:
+def counted(
+    backbone: SharedBackbone, tries: Mapping[str, Recipe], dataset: Dataset, folder: Path
+) -> dict[str, Counted]:
     """What each try comes to, as its file in the folder has it, or measured and written there."""
     paths = {name: folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.pt" for name in tries}
     missing = [name for name, path in paths.items() if not path.exists()]
     protocol = honest(dataset, OracleTagger().name)
     evaluators = {
         name: Evaluator(
-            Segmenter(backbone, tries[name].recipe, Options(**tries[name].options), BATCH),
+            Segmenter(backbone, tries[name], batch=BATCH),
             dataset,
             OracleTagger(),
             protocol,
@@ -242,7 +232,7 @@ def main() -> None:
             weights, count = fingerprint(backbone.pipeline)[:8], len(dataset.samples)
             folder = options.out / f"{options.scenes}-{count}" / f"{Path(model).name}-{weights}"
             cells = columns(counted(backbone, chosen, dataset, folder))
-        rows = [[name, str(each.passes), *cells[name]] for name, each in chosen.items()]
+        rows = [[name, str(passes(each)), *cells[name]] for name, each in chosen.items()]
         print(f"\n{Path(model).name}, {count} scenes:\n")
         print(markdown(["changed", "passes", "mIoU [95 %]", "gain [95 %]", "p", "CPU-s"], rows), flush=True)
 

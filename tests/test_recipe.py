@@ -25,6 +25,7 @@ from goca.recipe import (
     GOCA,
     GOCA_BALANCED,
     GOCA_COMPOUND,
+    GOCA_QUALITY,
     GOCA_REFINED,
     GOCA_RELEASED,
     RECIPES,
@@ -118,7 +119,9 @@ def test_a_recipe_cannot_take_more_seeds_than_there_are() -> None:
 def test_the_recipes_are_values_of_each_other() -> None:
     assert replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax")) == VANILLA
     assert replace(GOCA, layers="balanced-agreement") == GOCA_BALANCED
-    assert replace(GOCA_REFINED, refit="never", edges=False) == GOCA_BALANCED
+    changed = {"heads": "from_model", "grid": "from_model", "refit": "never", "edges": False}
+    assert replace(GOCA_REFINED, **changed) == GOCA_BALANCED  # type: ignore[arg-type]
+    assert replace(GOCA_QUALITY, flip=False) == GOCA_REFINED
     assert replace(GOCA_RELEASED, reference_channels="all", square=False) == GOCA
     assert repr(GOCA_RELEASED) == "Recipe(reference_channels='first', square=True)"
     assert (
@@ -320,7 +323,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert AFFINITIES[plain["affinity"]] == made.affinity
     assert REFITS[plain["refit"]] == made.refit
     assert CHANNELS[plain["reference_channels"]] == made.reference_channels
-    assert plain["refine_edges"] is (recipe is GOCA_REFINED)
+    assert plain["refine_edges"] is (recipe in (GOCA_REFINED, GOCA_QUALITY))
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)
     assert plain["timestep"] == [100, 50]

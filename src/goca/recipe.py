@@ -181,9 +181,12 @@ GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
 GOCA_OPEN = replace(GOCA_BALANCED, evidence=FROM_MODEL, floor=0.5)
 """What is there, and only that: each class's evidence is measured first, and `GOCA_BALANCED` asks for the classes that
 reach the floor. With prototypes the same look labels the pixels, and nothing is asked."""
-GOCA_REFINED = replace(GOCA_BALANCED, refit="gaussians", edges=True)
-"""`GOCA_BALANCED`, refined by more than self-attention: scores are fitted to the image's own features, and follow its
-edges. Not published; one pass, as the others."""
+GOCA_REFINED = replace(GOCA_BALANCED, heads="varying-share", grid=TOKENS, refit="gaussians", edges=True)
+"""The best of one pass: `GOCA_BALANCED` with heads weighed by what varies over the image, on a grid as fine as the
+attention, and refined by more than self-attention: scores are fitted to the image's own features, and follow its edges.
+Not published."""
+GOCA_QUALITY = replace(GOCA_REFINED, flip=True)
+"""`GOCA_REFINED`, averaged with the mirrored image: two passes, for the best labels. More seeds were worth nothing."""
 GOCA_COMPOUND = replace(
     GOCA,
     rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),
@@ -225,6 +228,7 @@ RECIPES = {
     "goca-balanced": GOCA_BALANCED,
     "goca-open": GOCA_OPEN,
     "goca-refined": GOCA_REFINED,
+    "goca-quality": GOCA_QUALITY,
     "goca-compound": GOCA_COMPOUND,
     "daam": DAAM,
     "fttm": FTTM,
