@@ -84,6 +84,13 @@ def test_a_recipe_may_take_several_passes() -> None:
     assert planned(Recipe(seeds=2), flip=True).num_passes == 4
 
 
+def test_heads_are_weighed_by_what_varies_where_they_take_from_the_text_alone() -> None:
+    blocks = (*SD15.refine, SD15.reference)
+    crossing, joint = (plan(GOCA_REFINED, SD15, blocks, "a model", Options(), joint=joint) for joint in (False, True))
+    assert (crossing.heads, crossing.origin["heads"]) == (heads.varying_share, "recipe")
+    assert (joint.heads, joint.origin["heads"]) == (heads.output_share, "settings")
+
+
 def test_a_recipe_s_grid_of_tokens_goes_before_that_of_the_settings() -> None:
     coarse = replace(SD15, grid=23, token_cells=2)
     assert [planned(GOCA, settings).common_grid((31, 47)) for settings in (SD15, coarse)] == [(52, 79), (19, 28)]

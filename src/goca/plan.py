@@ -15,7 +15,7 @@ from goca.imaging import html, images
 from goca.maths import Grid
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule
-from goca.maths.heads import HeadRule
+from goca.maths.heads import OF_TEXT_ALONE, HeadRule
 from goca.maths.layers import ChannelRule, LayerRule
 from goca.maths.refine import AffinityRule
 from goca.maths.refit import RefitRule
@@ -233,6 +233,8 @@ def plan(
         chosen[item.name] = facts[item.name] if from_model else value
         origin[item.name] = "settings" if from_model else "recipe"
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
+    if joint and chosen["heads"] in OF_TEXT_ALONE:
+        chosen["heads"], origin["heads"] = named(settings.heads, HEADS, "head rule"), "settings"
     chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
     chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
     # JSON does not take numpy's numbers.

@@ -55,7 +55,7 @@ class Recipe:
     """The rules of a method; `goca.maths.rules` has the named ones. "from_model" takes the checkpoint's settings.
 
     Attributes:
-        heads: how the heads of a layer are weighed.
+        heads: how the heads of a layer are weighed. Joint attention has the settings' rule in place of "varying-share".
         layers: how layers are weighed and summed.
         rescale: steps from raw class scores to class maps.
         cross: blocks whose cross-attention takes part; () for all.

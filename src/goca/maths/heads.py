@@ -65,6 +65,10 @@ def varying_share(parts: Parts, weight: Projection) -> Weights:
     return output_share_clamped(parts, weight) * varying
 
 
+OF_TEXT_ALONE: tuple[HeadRule, ...] = (varying_share,)
+"""Rules for which what a head gives has to come from the text alone; in joint attention it comes from pixels too."""
+
+
 def cosine(parts: Parts, weight: Projection) -> Weights:
     """cos(z_h W_h, o), up to |o|, which all heads of a pixel share. May be negative."""
     length = l2_norm(parts, weight)

@@ -401,8 +401,8 @@ class TracedImage:
         if recipe is None:
             return traced
         other = attention.plan_for(recipe)
-        fixed = ("heads", "layers", "cross", "reference", "reference_channels", "grid")
-        fixed += ("refine",) if other.order else ()
+        refining = ["refine"] if other.order else []
+        fixed = ("heads", "layers", "cross", "reference", "reference_channels", "grid", *refining)
         differs = any(getattr(other, name) != getattr(traced, name) for name in fixed)
         if differs or (other.order and not traced.order):
             raise GocaError(
