@@ -61,7 +61,6 @@ TRIES: Mapping[str, Recipe] = {
     "goca-refined, equal layers": replace(GOCA_REFINED, layers="mean"),
     "mirrored too": replace(GOCA_BALANCED, flip=True),
     "goca-refined, mirrored too: goca-quality": GOCA_QUALITY,
-    "goca-quality, two seeds": replace(GOCA_QUALITY, seeds=2),
 }
 
 
