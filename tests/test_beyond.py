@@ -1,4 +1,4 @@
-"""benchmarks/beyond.py: passes that tries share, corrections for many tries, and a p-value, by hand."""
+"""benchmarks/beyond.py: passes that tries share, corrections for many tries, a p-value; looks.py: sinks, by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from beyond import SharedBackbone, bootstrap_p, counted, holm
+from looks import mean_row
 from torch import Tensor
 
 from goca import GOCA_BALANCED, VANILLA, Segmenter
@@ -15,6 +16,7 @@ from goca.evaluation.ablate import scenes_benchmark
 from goca.evaluation.evaluator import evaluate_dataset
 from goca.evaluation.metrics import Tally
 from goca.evaluation.oracle import OracleTagger
+from goca.maths.refine import Affinity
 
 
 def test_tries_that_share_passes_come_to_what_each_comes_to_alone(
@@ -63,3 +65,9 @@ def test_a_difference_of_every_image_is_no_chance_and_none_at_all_is() -> None:
     assert bootstrap_p(better, worse) == pytest.approx(2 / 2001)
     assert bootstrap_p(worse, better) == pytest.approx(2 / 2001)
     assert bootstrap_p(worse, worse) == 1
+
+
+def test_a_sink_is_what_the_rows_of_an_affinity_have_on_average() -> None:
+    affinity = Affinity((1, 3), layers=1)
+    affinity.add_rows(slice(0, 3), torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.1, 0.6, 0.3]]), (1, 3))
+    torch.testing.assert_close(mean_row(affinity), torch.tensor([[0.6, 2.1, 0.3]]))
