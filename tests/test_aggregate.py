@@ -30,7 +30,7 @@ REFERENCE: Grid = (5, 7)
 # The reference's own grid; coarser; one axis finer and one coarser; finer by a whole number; by a fraction.
 GRIDS: list[Grid] = [(5, 7), (2, 3), (3, 11), (10, 14), (11, 13)]
 
-RULES = ["mean_heads", "output_share", "output_share_clamped", "l2_norm", "cosine"]
+RULES = ["mean_heads", "output_share", "output_share_clamped", "varying_share", "l2_norm", "cosine"]
 LAYER_RULES = ["agreement", "balanced_agreement", "iou_like", "inverse_distance"]
 
 
@@ -80,6 +80,14 @@ def test_affinity_blocks_are_the_loop_whatever_their_size(monkeypatch: pytest.Mo
 
 def slow_head_weights(rule: str, parts: Tensor, weight: Tensor) -> Tensor:
     """The equations, one pixel at a time, with every z_h W_h written out."""
+    written = torch.einsum("phd,hdm->phm", parts.double(), weight.double()).tolist()
+    lengths_of_head, of_mean = [], []
+    for head in range(parts.shape[1]):
+        of_pixels = [pixel[head] for pixel in written]
+        mean = [sum(column) / len(of_pixels) for column in zip(*of_pixels, strict=True)]
+        lengths_of_head.append(sum(m * m for one in of_pixels for m in one) / len(of_pixels))
+        of_mean.append(sum(m * m for m in mean))
+    varying = [1 - shared / every for shared, every in zip(of_mean, lengths_of_head, strict=True)]
     rows = []
     for pixel in parts.double():
         made = [
@@ -94,6 +102,7 @@ def slow_head_weights(rule: str, parts: Tensor, weight: Tensor) -> Tensor:
             "mean_heads": [1.0] * len(made),
             "output_share": [dot / square for dot in dots],
             "output_share_clamped": [max(0.0, dot / square) for dot in dots],
+            "varying_share": [max(0.0, dot / square) * part for dot, part in zip(dots, varying, strict=True)],
             "l2_norm": lengths,
             "cosine": [dot / (length * math.sqrt(square)) for dot, length in zip(dots, lengths, strict=True)],
         }[rule]
@@ -119,6 +128,7 @@ def test_head_weights_are_the_loop(rule: str) -> None:
         ("output_share_clamped", [2 / 3, 0, 1 / 3]),
         ("l2_norm", [1 / 2, 1 / 4, 1 / 4]),
         ("cosine", [1, -1, 1]),
+        ("varying_share", [1 / 3, 1 / 3, 1 / 3]),  # of one pixel nothing varies
     ],
 )
 def test_head_weights_by_hand(rule: str, by_hand: list[float]) -> None:
@@ -126,6 +136,18 @@ def test_head_weights_by_hand(rule: str, by_hand: list[float]) -> None:
     parts = torch.tensor([[[2.0], [-1.0], [1.0]]])
     weight = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
     equal(head_weights(getattr(head_rules, rule), parts, weight), torch.tensor([by_hand]))
+
+
+def test_what_a_head_gives_every_pixel_alike_is_no_share_of_what_varies() -> None:
+    # The first head gives (6, 0) everywhere, the second (0, 1), (0, 3) and, at the last pixel, nothing.
+    parts = torch.tensor([[[6.0], [1.0]], [[6.0], [3.0]], [[6.0], [0.0]]])
+    weight = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    equal(head_weights(head_rules.varying_share, parts, weight), torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.5, 0.5]]))
+    # The first gives (1, 0) and (3, 0), of whose mean square, 5, 4 are the mean's; the second (0, 2) and (0, -2).
+    parts = torch.tensor([[[1.0], [2.0]], [[3.0], [-2.0]]])
+    weighed = torch.tensor([[1 / 5 * 1 / 5, 4 / 5], [9 / 13 * 1 / 5, 4 / 13]])
+    ours = head_weights(head_rules.varying_share, parts, weight)
+    equal(ours, weighed / weighed.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -10,9 +10,10 @@ from maths_steps import layer_weight
 from recording import CAPTION, SIZE, RecordedPass
 from torch import Tensor
 
-from goca import GOCA, GocaError, Recipe, Segmenter
+from goca import GOCA, VANILLA, GocaError, Recipe, Segmenter
 from goca.aggregation import LAYERS_AT_ONCE, AttentionAggregator, ImageAttention
 from goca.diffusion.attention_call import AttentionCall
+from goca.maths import Grid
 from goca.maths.layers import Reference
 from goca.maths.refit import components
 from goca.maths.windows import Windows
@@ -33,12 +34,12 @@ def recorded_of(name: str) -> RecordedPass:
     return RecordedPass(pipeline_of(name))
 
 
-def aggregator_of(name: str, recipe: Recipe = GOCA) -> AttentionAggregator:
+def aggregator_of(name: str, recipe: Recipe = GOCA, grid: Grid = GRID) -> AttentionAggregator:
     segmenter = Segmenter.from_pipeline(pipeline_of(name), recipe=recipe, size=SIZE[0])
     backbone = segmenter.backbone
     nouns = [Noun(noun, (noun,)) for noun in CAPTION.split(", ")]
     found = find_noun_tokens(CAPTION, backbone.texts(backbone.session().prompt(CAPTION)), nouns, (), named=False)
-    return AttentionAggregator(segmenter.plan, found, GRID)
+    return AttentionAggregator(segmenter.plan, found, grid)
 
 
 def fed(aggregator: AttentionAggregator, calls: list[AttentionCall]) -> AttentionAggregator:
@@ -106,6 +107,25 @@ def test_a_layer_that_has_no_self_attention_to_compare_weighs_nothing() -> None:
     # It is not so small a part that its weight would not matter.
     whole = fed(aggregator_of("sd15", replace(GOCA, cross=(), refine=(), order=0)), calls).global_map()
     assert not torch.allclose(whole, expected.global_map(), rtol=1e-3)
+
+
+def test_with_a_cell_for_each_token_the_layers_are_averaged_as_they_are() -> None:
+    recipe = replace(VANILLA, grid="tokens")
+    height, width = recorded_of("pixart_sigma").latents.shape[-2:]
+    calls = [call for call in recorded_of("pixart_sigma").calls if call.kind == "cross"]
+    grid = aggregator_of("pixart_sigma", recipe).plan.common_grid((height, width))
+    assert {call.grid for call in calls} == {grid}
+    assert grid[0] != grid[1]
+    maps = fed(aggregator_of("pixart_sigma", recipe, grid), calls).global_map()
+    heads, pixels, _ = calls[0].q.shape
+    for pixel in range(pixels):
+        expected = torch.zeros(calls[0].k.shape[1])
+        for call in calls:
+            for head in range(heads):
+                mask = 0.0 if call.mask is None else call.mask.expand(heads, pixels, -1)[head, pixel]
+                logits = torch.stack([(call.q[head, pixel] * key).sum() * call.scale for key in call.k[head]]) + mask
+                expected += torch.softmax(logits, 0) / heads / len(calls)
+        torch.testing.assert_close(maps[:, pixel // grid[1], pixel % grid[1]], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_layers_that_all_lack_self_attention_weigh_the_same_where_no_layer_is_weighed() -> None:

@@ -1,6 +1,7 @@
 """Every family: what the attention hook hands on is what ran, words are in their columns, and images become masks."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,13 @@ def test_what_is_handed_on_is_what_ran(name: str, recorded: RecordedPass) -> Non
             continue  # nothing in the model computes this one
         attention = probabilities(call.q, call.k, call.scale, call.mask)
         torch.testing.assert_close(attention @ call.v, call.output, rtol=1e-4, atol=1e-5)
+
+
+def test_a_grid_of_tokens_is_that_of_the_finest_attention_that_ran(name: str, recorded: RecordedPass) -> None:
+    grids = [call.grid for call in recorded.calls if call.text is not None]
+    plan = Segmenter(recorded.backbone, replace(GOCA, grid="tokens")).plan
+    height, width = recorded.latents.shape[-2:]
+    assert plan.common_grid((height, width)) == max(grids, key=math.prod)
 
 
 def test_the_denoiser_is_told_the_noise_in_its_own_way(name: str, recorded: RecordedPass) -> None:

@@ -25,6 +25,7 @@ from goca.recipe import (
     GOCA,
     GOCA_BALANCED,
     GOCA_COMPOUND,
+    GOCA_QUALITY,
     GOCA_REFINED,
     GOCA_RELEASED,
     RECIPES,
@@ -83,6 +84,30 @@ def test_a_recipe_may_take_several_passes() -> None:
     assert planned(Recipe(seeds=2), flip=True).num_passes == 4
 
 
+def test_heads_are_weighed_by_what_varies_where_they_take_from_the_text_alone() -> None:
+    blocks = (*SD15.refine, SD15.reference)
+    crossing, joint = (plan(GOCA_REFINED, SD15, blocks, "a model", Options(), joint=joint) for joint in (False, True))
+    assert (crossing.heads, crossing.origin["heads"]) == (heads.varying_share, "recipe")
+    assert (joint.heads, joint.origin["heads"]) == (heads.output_share, "settings")
+
+
+def test_a_recipe_s_grid_of_tokens_goes_before_that_of_the_settings() -> None:
+    coarse = replace(SD15, grid=23, token_cells=2)
+    assert [planned(GOCA, settings).common_grid((31, 47)) for settings in (SD15, coarse)] == [(52, 79), (19, 28)]
+    made = planned(replace(GOCA, grid="tokens"), coarse)
+    assert (made.grid, made.origin["grid"]) == ("tokens", "recipe")
+    assert made.common_grid((31, 47)) == (16, 24)
+    assert planned(replace(GOCA, grid="tokens")).common_grid((31, 47)) == (31, 47)
+    assert (planned(GOCA, coarse).grid, planned(GOCA, coarse).origin["grid"]) == (23, "settings")
+    assert made.to_json()["grid"] == "tokens"
+
+
+@pytest.mark.parametrize("grid", [0, 64, "token", None])
+def test_a_grid_that_no_recipe_has_is_refused(grid: Any) -> None:
+    with pytest.raises(GocaError, match="neither"):
+        Recipe(grid=grid)
+
+
 @pytest.mark.parametrize("seeds", [0, -3, 1001, 1.5, True, "2"])
 def test_a_recipe_of_no_number_of_seeds_is_refused(seeds: Any) -> None:
     with pytest.raises(GocaError, match="seeds") as caught:
@@ -101,7 +126,9 @@ def test_a_recipe_cannot_take_more_seeds_than_there_are() -> None:
 def test_the_recipes_are_values_of_each_other() -> None:
     assert replace(GOCA, heads="mean", layers="mean", rescale=("blur", "minmax")) == VANILLA
     assert replace(GOCA, layers="balanced-agreement") == GOCA_BALANCED
-    assert replace(GOCA_REFINED, refit="never", edges=False) == GOCA_BALANCED
+    changed = {"heads": "from_model", "grid": "from_model", "refit": "never", "edges": False}
+    assert replace(GOCA_REFINED, **changed) == GOCA_BALANCED  # type: ignore[arg-type]
+    assert replace(GOCA_QUALITY, flip=False) == GOCA_REFINED
     assert replace(GOCA_RELEASED, reference_channels="all", square=False) == GOCA
     assert repr(GOCA_RELEASED) == "Recipe(reference_channels='first', square=True)"
     assert (
@@ -198,6 +225,7 @@ def test_what_the_recipe_leaves_open_comes_from_the_settings() -> None:
         "order": "settings",
         "timestep": "settings",
         "size": "settings",
+        "grid": "settings",
         "layers": "recipe",
         "rescale": "recipe",
         "cross": "settings",
@@ -303,7 +331,7 @@ def test_a_plan_as_json_is_plain_and_complete(recipe: Recipe, settings: Checkpoi
     assert AFFINITIES[plain["affinity"]] == made.affinity
     assert REFITS[plain["refit"]] == made.refit
     assert CHANNELS[plain["reference_channels"]] == made.reference_channels
-    assert plain["refine_edges"] is (recipe is GOCA_REFINED)
+    assert plain["refine_edges"] is (recipe in (GOCA_REFINED, GOCA_QUALITY))
     assert tuple(STEPS[step] for step in plain["rescale"]) == made.rescale
     assert plain["refine"] == list(made.refine)
     assert plain["timestep"] == [100, 50]
@@ -400,6 +428,7 @@ class Denoiser:
     def __init__(self, **config: Any) -> None:
         self.config = Config(config)
         self.up_blocks = [Level(0), Level(3), Level(2)]
+        self.config.setdefault("patch_size", 2)
 
 
 class Attention:
@@ -420,8 +449,10 @@ def test_a_checkpoint_is_recognised_by_its_layout(family: Family, settings: Chec
     layout = {key: plain(value) if isinstance(value, tuple) else value for key, value in settings.layout.items()}
     blocks = {settings.reference, *settings.refine}
     denoiser = Denoiser(**{"sample_size": 48, **layout})
-    # The size is the denoiser's own: Stable Diffusion 2.1 comes at 512 and at 768 px.
-    assert settings_for(denoiser, family, 8, blocks) == replace(settings, size=family.image_size(denoiser, 8))
+    # The size is the denoiser's own: Stable Diffusion 2.1 comes at 512 and at 768 px. SD's UNet attends to every cell.
+    cells = 1 if settings.name.startswith("Stable Diffusion") and "XL" not in settings.name else 2
+    expected = replace(settings, size=family.image_size(denoiser, 8), token_cells=cells)
+    assert settings_for(denoiser, family, 8, blocks) == expected
     # A distilled one of the same layout, which lacks a block, goes by the family's rule.
     for missing in blocks:
         assert family.block_rule.description in settings_for(denoiser, family, 8, blocks - {missing}).origin

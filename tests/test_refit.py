@@ -18,7 +18,7 @@ from goca.maths.windows import Windows
 from goca.testing.tiny import BUILDERS
 
 Make = Callable[..., Image.Image]
-EVERYTHING = replace(GOCA_REFINED, affinity="distinct")
+EVERYTHING = replace(GOCA_BALANCED, affinity="distinct", refit="gaussians", edges=True)
 CANVAS: Grid = (4, 6)
 
 
@@ -222,5 +222,7 @@ def test_a_trace_does_without_and_guidance_refuses(sd15: object) -> None:
     seen_twice = tr.segment(["cat", "grass"], recipe=replace(GOCA_BALANCED, flip=True)).plan
     assert (seen_twice.flip, seen_twice.seeds) == (False, ())
     assert any("mirrored" in note for note in seen_twice.notes)
+    with pytest.raises(GocaError, match="otherwise than the trace"):
+        tr.segment(["cat", "grass"], recipe=replace(EVERYTHING, grid="tokens"))
     with pytest.raises(GocaError, match=r"goca-refined.*weighs tokens"), guide(sd15, recipe="goca-refined"):
         raise AssertionError

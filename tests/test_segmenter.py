@@ -250,6 +250,26 @@ def test_windows_on_demand(bundled: Segmenter, image: Make) -> None:
     assert result.scores.grid.max() <= 1
 
 
+def test_a_cell_for_each_token_in_windows_squares_and_images_of_any_aspect(bundled: Segmenter, image: Make) -> None:
+    # The finest attention of this model has a token for 4 x 4 px of what it sees.
+    cells = replace(GOCA, grid="tokens")
+    grids = {
+        name: Segmenter(bundled.backbone, recipe, Options(**options), batch=3)(image(*size), ["cat", "grass"])
+        for name, recipe, options, size in (
+            ("seen at 48 x 80 px", cells, {}, (160, 96)),
+            ("seen at 96 x 168 px", cells, {"size": 128}, (160, 96)),
+            ("squashed to 64 x 64 px", replace(cells, square=True), {}, (160, 96)),
+            ("windows of 64 px over 150 x 200 px", cells, {"window": True}, (200, 150)),
+        )
+    }
+    assert {name: result.scores.grid.shape[1:] for name, result in grids.items()} == {
+        "seen at 48 x 80 px": (12, 20),
+        "seen at 96 x 168 px": (24, 42),
+        "squashed to 64 x 64 px": (16, 16),
+        "windows of 64 px over 150 x 200 px": (38, 50),
+    }
+
+
 def test_a_tuple_of_images_is_a_list(bundled: Segmenter, image: Callable[..., Image.Image]) -> None:
     pixels = np.asarray(image())
     alone = bundled(image(), ["cat", "grass"])

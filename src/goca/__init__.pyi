@@ -14,6 +14,7 @@ from .recipe import GOCA as GOCA
 from .recipe import GOCA_BALANCED as GOCA_BALANCED
 from .recipe import GOCA_COMPOUND as GOCA_COMPOUND
 from .recipe import GOCA_OPEN as GOCA_OPEN
+from .recipe import GOCA_QUALITY as GOCA_QUALITY
 from .recipe import GOCA_REFINED as GOCA_REFINED
 from .recipe import GOCA_RELEASED as GOCA_RELEASED
 from .recipe import RECIPES as RECIPES

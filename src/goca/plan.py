@@ -11,10 +11,11 @@ import numpy as np
 
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.errors import GocaError
-from goca.imaging import html
+from goca.imaging import html, images
+from goca.maths import Grid
 from goca.maths.background import Background
 from goca.maths.concepts import MapRule
-from goca.maths.heads import HeadRule
+from goca.maths.heads import OF_TEXT_ALONE, HeadRule
 from goca.maths.layers import ChannelRule, LayerRule
 from goca.maths.refine import AffinityRule
 from goca.maths.refit import RefitRule
@@ -91,7 +92,8 @@ class Plan:
     Attributes:
         recipe, model, settings: Names of the recipe and the model, and the origin of the checkpoint's settings.
         size: The model's input has about size x size pixels.
-        grid: The common grid has about grid x grid cells.
+        grid: The common grid has about grid x grid cells; or "tokens": a cell for each token, which has `token_cells` x
+            `token_cells` cells of the latent.
         timestep, seeds: Each timestep is combined with each seed. Prototypes are evaluated at their own timestep, and
             label pixels if it is this one.
         feature: The feature that compares references, the "query" or the attention's "output".
@@ -108,7 +110,8 @@ class Plan:
     model: str
     settings: str
     size: int
-    grid: int
+    grid: int | str
+    token_cells: int
     timestep: tuple[int, ...]
     seeds: tuple[int, ...]
     flip: bool
@@ -158,6 +161,12 @@ class Plan:
     def num_passes(self) -> int:
         """Number of passes that a result averages: every timestep with every seed, doubled by flipping."""
         return len(self.timestep) * len(self.seeds) * (1 + self.flip)
+
+    def common_grid(self, latent: Grid) -> Grid:
+        """The grid on which all layers meet, for a latent of (height, width) cells."""
+        if isinstance(self.grid, str):
+            return images.token_grid(latent, self.token_cells)
+        return images.common_grid(latent, self.grid)
 
     def as_run(
         self,
@@ -227,6 +236,8 @@ def plan(
         chosen[item.name] = facts[item.name] if from_model else value
         origin[item.name] = "settings" if from_model else "recipe"
     chosen["heads"] = named(chosen["heads"], HEADS, "head rule")
+    if joint and chosen["heads"] in OF_TEXT_ALONE:
+        chosen["heads"], origin["heads"] = named(settings.heads, HEADS, "head rule"), "settings"
     chosen["layers"] = named(chosen["layers"], LAYERS, "layer rule")
     chosen["rescale"] = tuple(named(step, STEPS, "rescaling step") for step in chosen["rescale"])
     # JSON cannot hold numpy's numbers.
@@ -244,7 +255,8 @@ def plan(
     seeds = recipe.seeds if options.seeds == 1 else options.seeds
     check_seed(options.seed, seeds)
     chosen["seeds"] = tuple(range(options.seed, options.seed + seeds))
-    chosen |= {name: getattr(settings, name) for name in ("grid", "feature", "background_classes", "evidence_blocks")}
+    facts_of_settings = ("token_cells", "feature", "background_classes", "evidence_blocks")
+    chosen |= {name: getattr(settings, name) for name in facts_of_settings}
     origin |= {"size": "settings", "window": "default"}
     origin |= {name: "default" for name in ("refine_edges", "flip") if not chosen[name]}
     origin |= {"seeds": "default"} if recipe.seeds == 1 else {}

@@ -24,6 +24,8 @@ FROM_MODEL = "from_model"
 """A field with this value is taken from the checkpoint's settings."""
 AUTO = "auto"
 """Background rule: offset 0 where there are background classes, else constant 0.5."""
+TOKENS = "tokens"
+"""A common grid with a cell for each token of the finest attention to the text."""
 NO_BACKGROUND = "none"
 """A background of a request, like None: every pixel gets a class."""
 KEYS = ("caption", "side")
@@ -53,7 +55,7 @@ class Recipe:
     """The rules of a method; `goca.maths.rules` has the named ones. "from_model" takes the checkpoint's settings.
 
     Attributes:
-        heads: How the heads of a layer are weighed.
+        heads: How the heads of a layer are weighed. Joint attention uses the settings' rule instead of "varying-share".
         layers: How layers are weighed and summed.
         rescale: Steps from raw class scores to class maps.
         cross: Blocks whose cross-attention takes part; () for all.
@@ -61,6 +63,9 @@ class Recipe:
         reference_channels: What of that feature counts: "all" channels, or the "first".
         refine: Blocks whose self-attention refines.
         order: How many times it is applied, 0 or more.
+        grid: The common grid, on which the maps of all layers meet. "from_model": the authors' 64 cells a side, or as
+            many as the checkpoint's settings say; as many in all if the image is not square. "tokens": a cell for each
+            token of the finest attention to the text, whatever the settings say.
         timestep: Of the denoiser pass, 0 to 999; for a flow model, thousandths of sigma.
         background: A `Background`, or "auto".
         maps: What a layer's map is made from.
@@ -86,7 +91,7 @@ class Recipe:
             it they keep their aspect. Windows are squares either way, and long images then need none.
 
     Raises:
-        GocaError: A rule is unknown, or the number of seeds is not valid.
+        GocaError: A rule or the grid is unknown, or the number of seeds is not valid.
     """
 
     heads: HeadRule | str = FROM_MODEL
@@ -109,6 +114,7 @@ class Recipe:
     seeds: int = 1
     reference_channels: ChannelRule | str = all_channels
     square: bool = False
+    grid: str = FROM_MODEL
 
     def __post_init__(self) -> None:
         for name, rules, kind in (("heads", HEADS, "head rule"), ("layers", LAYERS, "layer rule")):
@@ -135,6 +141,8 @@ class Recipe:
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, Integral):
             raise GocaError(f"seeds {self.seeds!r} is not a whole number", hint="seeds")
         check_seeds(int(self.seeds))
+        if self.grid not in (FROM_MODEL, TOKENS):
+            raise GocaError(f'grid {self.grid!r} is neither "{FROM_MODEL}" nor "{TOKENS}"')
 
     def __repr__(self) -> str:
         changed = (f"{name}={value!r}" for name, value in self._named().items() if value != GOCA._named()[name])
@@ -175,9 +183,12 @@ GOCA_BALANCED = replace(GOCA, layers="balanced-agreement")
 GOCA_OPEN = replace(GOCA_BALANCED, evidence=FROM_MODEL, floor=0.5)
 """Labels only what an image shows: each class's evidence is measured first, and `GOCA_BALANCED` labels the classes that
 reach the floor. With prototypes the same look also labels the pixels, and no class needs to be in a prompt."""
-GOCA_REFINED = replace(GOCA_BALANCED, refit="gaussians", edges=True)
-"""`GOCA_BALANCED`, refined by more than self-attention: scores are fitted to the image's own features, and follow its
-edges. Not published; one pass, like the others."""
+GOCA_REFINED = replace(GOCA_BALANCED, heads="varying-share", grid=TOKENS, refit="gaussians", edges=True)
+"""The best labels in one pass: `GOCA_BALANCED` with heads weighed by what varies over the image, on a grid as fine as
+the attention, and refined by more than self-attention: scores are fitted to the image's own features, and follow its
+edges. Not published."""
+GOCA_QUALITY = replace(GOCA_REFINED, flip=True)
+"""`GOCA_REFINED`, averaged with the mirrored image: the best labels, in two passes. More seeds gained nothing."""
 GOCA_COMPOUND = replace(
     GOCA,
     rescale=("share", "blur", "minmax", "times-raw", "blur", "minmax"),
@@ -219,6 +230,7 @@ RECIPES = {
     "goca-balanced": GOCA_BALANCED,
     "goca-open": GOCA_OPEN,
     "goca-refined": GOCA_REFINED,
+    "goca-quality": GOCA_QUALITY,
     "goca-compound": GOCA_COMPOUND,
     "daam": DAAM,
     "fttm": FTTM,

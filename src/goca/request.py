@@ -351,12 +351,14 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
     """Windows if requested or if the image is long; a long image that would take too many is processed whole."""
     multiple = backbone.size_multiple
     side = max(multiple, multiple * round(min(plan.size, backbone.max_side or plan.size) / multiple))
+    square = _common_grid((side, side), plan, backbone)
     if plan.square and not plan.window:
-        return Windows.whole((plan.grid, plan.grid)), (images.squashed(image, side),), (side, side)
+        return Windows.whole(square), (images.squashed(image, side),), (side, side)
     if plan.window or images.needs_windows(image):
-        windows = images.windows(image, side, plan.grid)
+        cells, _ = square
+        windows = images.windows(image, side, cells)
         if windows is not None:
-            return windows, images.tiles(image, windows, side / plan.grid), (side, side)
+            return windows, images.tiles(image, windows, side / cells), (side, side)
         if plan.window:
             raise GocaError(
                 f"an image of {image.width} x {image.height} px would take more than {images.MOST_WINDOWS} windows: "
@@ -364,8 +366,12 @@ def _windows(image: Image.Image, plan: Plan, backbone: Backbone) -> tuple[Window
                 hint="window",
             )
     size = backbone.fit(image, plan.size)
-    grid = images.common_grid((size[0] // backbone.vae_scale_factor, size[1] // backbone.vae_scale_factor), plan.grid)
-    return Windows.whole(grid), (image,), size
+    return Windows.whole(_common_grid(size, plan, backbone)), (image,), size
+
+
+def _common_grid(size: Grid, plan: Plan, backbone: Backbone) -> Grid:
+    """The common grid of an image that the model sees at (height, width) px."""
+    return plan.common_grid((size[0] // backbone.vae_scale_factor, size[1] // backbone.vae_scale_factor))
 
 
 View = tuple[bool, list[PreparedImage], list[Float[Tensor, "_window _channel _height _width"]]]

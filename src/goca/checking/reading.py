@@ -14,7 +14,6 @@ from goca.checking.subject import Subject
 from goca.checking.verdict import Verdict, judged
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.attention_modules import AttentionModule, attention_modules, output_projection
-from goca.imaging.images import common_grid
 from goca.maths.attention import probabilities
 from goca.maths.heads import head_weights
 from goca.probing.passes import denoiser_call
@@ -101,7 +100,7 @@ def record(subject: Subject) -> RecordedPass:
     recorded = RecordedPass()
     with denoiser_call(backbone, subject.latent_size, caption) as (args, kwargs, prompt):
         tokens = find_noun_tokens(caption, backbone.texts(prompt), nouns, (), named=False)
-        aggregator = AttentionAggregator(plan, tokens, common_grid(subject.latent_size, plan.grid))
+        aggregator = AttentionAggregator(plan, tokens, plan.common_grid(subject.latent_size))
         plain = backbone.denoiser(*args, **kwargs)[0]
         with _modules(backbone.denoiser) as running:
 

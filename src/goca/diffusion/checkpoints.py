@@ -12,6 +12,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from goca.diffusion.families import FAMILIES
+from goca.diffusion.families.grids import token_cells
 from goca.diffusion.families.spec import CheckpointSettings, Family
 from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.model_facts import ModelFacts, parse_settings
@@ -62,7 +63,8 @@ def settings_for(
     settings = _by_layout(denoiser, family, blocks) or _by_rule(denoiser, family, size, blocks)
     if stated.keys() - _OF_NO_ORIGIN:
         stated.setdefault("origin", f"{', '.join(stated)} by {facts.path}; else {settings.origin}")
-    return replace(settings, **{"size": size, **stated})
+    cells = token_cells(denoiser, family.grids, blocks)
+    return replace(settings, **{"size": size, "token_cells": cells, **stated})
 
 
 def _by_layout(denoiser: Any, family: Family, blocks: Collection[str]) -> CheckpointSettings | None:

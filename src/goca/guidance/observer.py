@@ -13,7 +13,6 @@ from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.denoiser_call import DenoiserCall
 from goca.errors import GocaError
 from goca.guidance.regions import Columns, Regions, Specials, column, column_names, start_column
-from goca.imaging.images import common_grid
 from goca.maths import Grid
 from goca.maths import guidance as maths
 from goca.plan import Plan
@@ -190,7 +189,7 @@ class GuidanceObserver:
 
     def _aggregators(self, call: DenoiserCall, plan: Plan) -> Iterator[tuple[int, AttentionAggregator]]:
         """(row, its aggregator), for the rows whose attention is needed."""
-        state, grid = self._evaluation, common_grid(call.latent_size, plan.grid)
+        state, grid = self._evaluation, plan.common_grid(call.latent_size)
         for image, (row, prompt) in call.images_of("cond").items():
             columns = state.columns[image] = Columns.of(prompt.texts, self._specials)
             if columns.prompt:

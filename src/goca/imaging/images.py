@@ -135,6 +135,11 @@ def common_grid(latent: Grid, cells: int) -> Grid:
     return max(1, round(latent[0] * scale)), max(1, round(latent[1] * scale))
 
 
+def token_grid(latent: Grid, cells: int) -> Grid:
+    """The grid of an attention whose tokens are `cells` x `cells` latent cells, fewer at the lower and right ends."""
+    return -(-latent[0] // cells), -(-latent[1] // cells)
+
+
 def needs_windows(image: Image.Image) -> bool:
     """Whether the image is longer than 4:1, too long for a single pass."""
     return max(image.size) > LONGEST_ASPECT * min(image.size)

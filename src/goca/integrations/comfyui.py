@@ -351,7 +351,7 @@ def trace_sampler(patcher: Any, clip: Any, text: str, recipe: str, steps: range)
         GocaError: The model or the recipe is not supported; raised by the sampler if attention cannot be read.
     """
     unet, encoded = HostUNet.of(patcher.model), clip.tokenize(text)
-    facts = (unet.settings, unet.blocks, unet.settings.name, *_where(patcher.model))
+    facts = (unet.settings, unet.blocks, unet.settings.name, *_where(patcher.model), False)
     made = trace_plan(*facts, recipe)
     hook = SamplerHook(
         unet, HostPrompt.of(clip, text, encoded), lambda: TraceObserver(made, partial(trace_plan, *facts), CELL, steps)

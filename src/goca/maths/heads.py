@@ -20,6 +20,8 @@ Projection = Float[Tensor, "head dim model"]
 Weights = Float[Tensor, "pixel head"]
 HeadRule = Callable[[Parts, Projection], Weights] | None
 """A weight for each head at each pixel, up to normalisation over heads."""
+ROUNDING = 1e-6
+"""A head of which no more than this varies gives every pixel the same, but for float32's rounding."""
 mean_heads: HeadRule = None
 """Every head weighs the same (DAAM and other averaging segmentors)."""
 
@@ -46,6 +48,25 @@ def l2_norm(parts: Parts, weight: Projection) -> Weights:
     gram = einsum(weight, weight, "head dim model, head other model -> head dim other")
     squared = einsum(parts, gram, parts, "pixel head dim, head dim other, pixel head other -> pixel head")
     return squared.clamp(min=0).sqrt()
+
+
+def varying_share(parts: Parts, weight: Projection) -> Weights:
+    """`output_share_clamped`, times how much of what a head gives varies over the image.
+
+    That is 1 - |mean z_h W_h|^2 / mean |z_h W_h|^2, means over pixels. What a head gives every pixel alike, such as
+    what it takes from a start token, says nothing of where a word is, and is no reason to believe its map. A form of
+    what others do who weigh heads by how much their rows differ (TokenRank, arXiv 2507.17657; HRV, arXiv 2604.05906).
+    """
+    of_all = l2_norm(parts, weight).square().mean(0)
+    of_mean = l2_norm(parts.mean(0, keepdim=True), weight).square()[0]
+    varying = 1 - of_mean / of_all
+    # Also where a head gives nothing, which makes NaN.
+    varying = torch.where(varying > ROUNDING, varying, 0.0)
+    return output_share_clamped(parts, weight) * varying
+
+
+OF_TEXT_ALONE: tuple[HeadRule, ...] = (varying_share,)
+"""Rules for which what a head gives has to come from the text alone; in joint attention it comes from pixels too."""
 
 
 def cosine(parts: Parts, weight: Projection) -> Weights:

@@ -12,6 +12,7 @@ HEADS: dict[str, heads.HeadRule] = {
     "output-share-clamped": heads.output_share_clamped,
     "l2-norm": heads.l2_norm,
     "cosine": heads.cosine,
+    "varying-share": heads.varying_share,
 }
 LAYERS: dict[str, layers.LayerRule] = {
     "mean": layers.mean_layers,

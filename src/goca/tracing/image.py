@@ -309,8 +309,8 @@ class TracedImage:
             background_classes: Words of the prompt whose pixels become background.
             background: The background rule.
             image: Shown in the result instead of the pipeline's own.
-            recipe: Another way to rescale, refine and find the background; it must weigh heads and layers as the recipe
-                of the trace does.
+            recipe: Another way to rescale, refine and find the background; it must weigh heads and layers, on a common
+                grid, as the recipe of the trace does.
             step: The maps of one sampling step, with `keep="steps"`; the self-attention that refines is of all steps.
 
         Raises:
@@ -401,7 +401,8 @@ class TracedImage:
         if recipe is None:
             return traced
         other = attention.plan_for(recipe)
-        fixed = ("heads", "layers", "cross", "reference", "reference_channels", *(["refine"] if other.order else []))
+        refining = ["refine"] if other.order else []
+        fixed = ("heads", "layers", "cross", "reference", "reference_channels", "grid", *refining)
         differs = any(getattr(other, name) != getattr(traced, name) for name in fixed)
         if differs or (other.order and not traced.order):
             raise GocaError(

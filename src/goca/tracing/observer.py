@@ -11,7 +11,6 @@ from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.denoiser_call import DenoiserCall, PromptTokens
 from goca.errors import GocaError
-from goca.imaging.images import common_grid
 from goca.plan import Plan
 from goca.tracing.image import TracedImage
 from goca.tracing.keep import Keep
@@ -89,7 +88,7 @@ class TraceObserver:
     def _attention(self, prompt: PromptTokens, call: DenoiserCall) -> TracedAttention:
         """An empty collection for an image or a video of a call's size."""
         height, width = (side * self._vae_scale_factor for side in call.latent_size)
-        grid = common_grid(call.latent_size, self._plan.grid)
+        grid = self._plan.common_grid(call.latent_size)
         if call.frame_grid is not None:  # the patches' grid, so that resizing does not mix frames
             grid = call.frames * call.frame_grid[0], call.frame_grid[1]
         return TracedAttention(self._plan, self._plan_for, prompt, (height, width), grid, call.frames, self._keep)

@@ -20,8 +20,9 @@ from goca.errors import GocaError
 from goca.maths import Grid
 from goca.maths.refine import Affinity
 from goca.maths.rescale import TokenMass, token_mass
+from goca.maths.rules import name_of
 from goca.plan import Options, Plan, plan
-from goca.recipe import Recipe, recipe_named
+from goca.recipe import RECIPES, Recipe, recipe_named
 from goca.text.token_spans import NounTokens, Word, find_noun_tokens, prompt_words
 from goca.text.tokens import attended_tokens
 from goca.tracing.keep import Keep
@@ -32,19 +33,29 @@ PlanFor = Callable[[Recipe | str], Plan]
 
 def plan_for(backbone: Backbone) -> PlanFor:
     """A `PlanFor` that does not keep the pipeline alive; it raises GocaError for a recipe that cannot be traced."""
-    return partial(trace_plan, backbone.settings, backbone.blocks, backbone.name, backbone.device, backbone.dtype)
+    where, joint = (backbone.device, backbone.dtype), backbone.family.joint is not None
+    return partial(trace_plan, backbone.settings, backbone.blocks, backbone.name, *where, joint)
 
 
 def trace_plan(
-    settings: CheckpointSettings, blocks: tuple[str, ...], model: str, device: str, dtype: str, recipe: Recipe | str
+    settings: CheckpointSettings,
+    blocks: tuple[str, ...],
+    model: str,
+    device: str,
+    dtype: str,
+    joint: bool,
+    recipe: Recipe | str,
 ) -> Plan:
     """A recipe made concrete for tracing a model. Raises GocaError for one that cannot be traced."""
-    made = plan(recipe_named(recipe), settings, blocks, model, Options(), joint=True)
-    if made.maps is not None:
+    chosen = recipe_named(recipe)
+    if chosen.maps is not None:
         raise GocaError(
-            f'recipe "{made.recipe}" weighs nouns against each other while the model runs, but a trace learns them '
-            "only later: choose another recipe"
+            f'recipe "{name_of(chosen, RECIPES)}" weighs nouns against each other while the model runs, but a trace '
+            "learns them only later: choose another recipe"
         )
+    if chosen.keys != "caption":  # a trace has the keys of the prompt alone
+        chosen = replace(chosen, keys="caption")
+    made = plan(chosen, settings, blocks, model, Options(), joint=joint)
     # A sampler's calls see the unfinished image, each with different features.
     notes: tuple[str, ...] = ("a trace's scores are not refitted",) if made.refit is not None else ()
     if made.num_passes > 1:

@@ -109,6 +109,7 @@ class CheckpointSettings:
         rescale: The rules that rescale the maps, in order.
         background: The rule that scores the background.
         grid: Cells per side of the common grid.
+        token_cells: Latent cells per side of a token of the finest attention, which the denoiser determines.
         background_classes: Nouns that join the classes in the prompt unless the user names others.
         evidence_blocks: Blocks whose attention to the text gives evidence; () for all.
         nouns: The whole vocabulary of a model that knows no other words; () for any.
@@ -132,6 +133,7 @@ class CheckpointSettings:
     rescale: tuple[str, ...] = ("share", "blur", "minmax")
     background: str = "auto"
     grid: int = 64
+    token_cells: int = 1
     background_classes: tuple[str, ...] = BACKGROUND_NOUNS
     evidence_blocks: tuple[str, ...] = ()
     nouns: tuple[str, ...] = ()
