@@ -222,7 +222,7 @@ def test_a_model_that_does_not_fit_its_device(folder: Path, monkeypatch: pytest.
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(DiffusionPipeline, "to", exhausted)
-    with pytest.raises(GocaError, match='does not fit cpu: load it with dtype "float16"') as caught:
+    with pytest.raises(GocaError, match='does not fit on cpu: load it with dtype "float16"') as caught:
         Segmenter.from_pretrained(folder, device="cpu")
     assert caught.value.hint == "dtype"
 

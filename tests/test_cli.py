@@ -251,7 +251,7 @@ REFUSALS = [
     (("segment", "photo.jpg", *ASK, "--format", "gif"), 'no format "gif"'),
     (("segment", "photo.jpg", *ASK, "--caption", ""), "the caption is empty"),
     (("segment", "photo.jpg", *ASK, "--out", "names.txt"), "cannot write to names.txt"),
-    (("segment", "photo.jpg", *ASK, "--ray", "nowhere"), "no Ray"),
+    (("segment", "photo.jpg", *ASK, "--ray", "nowhere"), "not a Ray address"),
     (("generate", ""), "the prompt is empty"),
     (("generate", "cat", "--scale", "nan"), "scale nan"),
     (("generate", "cat", "--recipe", "soup"), "goca, vanilla"),

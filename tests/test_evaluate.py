@@ -238,10 +238,10 @@ def test_images_without_a_label_have_no_figures() -> None:
         lambda report: confusion_image(report, np.zeros((3, 3), np.uint8)),
     ]
     for ask in found:
-        with pytest.raises(GocaError, match=r"^no labelled pixel in 1 image of toy, .*set void=background$"):
+        with pytest.raises(GocaError, match=r"^no labelled pixel in 1 image of toy: .*set void=background$"):
             ask(void)
     rest = (ImageRecord("a", counts={"none": ((0, 1, 7),)}), ImageRecord("b", counts={"none": ()}))
-    with pytest.raises(GocaError, match=r"^no pixel of a class in 2 images of toy, .*set counted=and-background$"):
+    with pytest.raises(GocaError, match=r"^no pixel of a class in 2 images of toy: .*set counted=and-background$"):
         Report(("cat", "grass"), protocol, rest).metrics()
     for switch, per_class in (
         ("counted=and-background", {"background": 0}),

@@ -349,7 +349,7 @@ def test_too_few_images_for_an_fid_are_told(tmp_path: Path) -> None:
 @needs_torchmetrics
 def test_an_extractor_makes_a_row_of_each_image(tmp_path: Path) -> None:
     folder = painted(tmp_path / "two", [(1, 2, 3), (4, 5, 6)])
-    with pytest.raises(GocaError, match=r"makes \(2, 3, 19, 17\) of 2 images"):
+    with pytest.raises(GocaError, match=r"returned \(2, 3, 19, 17\) for 2 images"):
         Meter(folder, nn.Identity())(folder)
 
 

@@ -404,7 +404,7 @@ def test_an_image_that_is_still_broken_costs_no_pass(photos: None, monkeypatch: 
 
 def test_a_cluster_that_does_not_answer_is_refused_before_the_model_is_loaded(photos: None, monkeypatch: Any) -> None:
     monkeypatch.setattr(Segmenter, "from_pretrained", unloadable)
-    with pytest.raises(GocaError, match="no Ray"):
+    with pytest.raises(GocaError, match="is not a Ray address"):
         run("out", Executor(ray="nowhere"))
 
 
@@ -473,7 +473,7 @@ def test_nothing_is_loaded_where_nothing_is_left(photos: None, monkeypatch: Any)
     assert progress == [FolderProgress(total=4, done=3, kept=3, left_out=1)]
     assert [outcome.result for outcome in again if outcome.kept] == results(first)
     assert [line["image"] for line in index("out")] == ["in/a.png", "in/b.png", "in/c.png", "in/d.png"]
-    with pytest.raises(GocaError, match="differs in classes"):
+    with pytest.raises(GocaError, match="other classes"):
         list(
             segment_images(
                 plan_outputs([Path("in")], Path("out")), SegmentationRequest("", ["cat"]), ModelOptions(), resume=True

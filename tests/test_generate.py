@@ -143,7 +143,7 @@ def test_a_mistake_takes_one_line(arguments: tuple[str, ...], told: str, goca: A
 def test_an_image_is_kept_where_nothing_explains_it(goca: Any) -> None:
     done = goca("generate", "the, and, a", "--explain", *FEW)
     assert done.code == 2
-    assert re.fullmatch(r'goca: "the, and, a" has no word to explain: name things\n', done.err)
+    assert re.fullmatch(r'goca: "the, and, a" has no word to explain: name some things\n', done.err)
     assert [path.name for path in Path("goca-out").iterdir()] == ["the-and-a-0.png"]
 
 

@@ -163,7 +163,7 @@ def test_a_folder_is_tagged_before_it_is_segmented(photos: None) -> None:
     assert kept(run("out", tagger, resume=True)) == [["dog", "sky"]] * 3
     assert tagger.seen == ["in/b.png"]
     for other in (Says("sky, dog", name="another"), None, "given", "self"):
-        with pytest.raises(GocaError, match=r"differs in tagger: choose another output folder"):
+        with pytest.raises(GocaError, match=r"other tagger: choose another output folder"):
             run("out", other, resume=True)
 
 

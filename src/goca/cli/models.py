@@ -160,7 +160,7 @@ def _by_rule(family: "Family") -> dict[str, Any]:
         "repositories": list(family.repos),
         "timestep": family.timestep,
         "order": family.order,
-        "settings": f"{family.block_rule.description}; no reported score",
+        "settings": f"{family.block_rule.description}; nobody has reported a score",
     }
 
 
