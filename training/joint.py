@@ -157,7 +157,7 @@ Task, texts = JointTask, t5  # what `training.judge` asks
 
 def main() -> None:
     parser = training_command(__doc__, steps=10_000, batch=12)
-    parser.add_argument("--start", type=Path, help="folder of a transformer to start from, such as training/joint-5000")
+    parser.add_argument("--start", type=Path, help="folder of a transformer to start from, such as that of bundled-joint")
     arguments = parser.parse_args()
     prepare(arguments.work)
     plan = make_plan(arguments, "joint", rate=1e-3, warm_up=300)
