@@ -48,6 +48,12 @@ FLUX_DEPTH = BlockRule(
     "Flux's settings in proportion to the depth", by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56))
 )
 like_flux = partial(
-    Family, block_rule=FLUX_DEPTH, timestep=407, feature="output", flow=True, joint=JointLayout(text_first=True)
+    Family,
+    block_rule=FLUX_DEPTH,
+    timestep=407,
+    feature="output",
+    heads="mean",
+    flow=True,
+    joint=JointLayout(text_first=True),
 )
 """A family with joint attention and Flux's settings: a flow model that has the text before the pixels."""
