@@ -16,6 +16,7 @@ from recording import CAPTION, TIMESTEP, RecordedPass, check
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.conditioning import EncodedPrompt
 from goca.diffusion.families import FAMILIES, family_of
+from goca.diffusion.families.spec import BlockRule
 from goca.diffusion.loading import load
 from goca.errors import GocaError
 from goca.maths.attention import probabilities
@@ -247,3 +248,11 @@ def test_a_denoiser_that_no_family_lists_is_refused_without_a_pass() -> None:
     pipeline.transformer.forward = None
     with pytest.raises(GocaError, match=r"FluxPipeline is not supported: .* probe it"):
         Segmenter.from_pipeline(pipeline)
+
+
+def test_a_rule_for_blocks_comes_with_the_heads_of_the_settings_that_it_scales() -> None:
+    of_rule: dict[BlockRule, set[str]] = {}
+    for family in FAMILIES:
+        heads = (family.heads, *(settings.heads for settings in family.checkpoints))
+        of_rule.setdefault(family.block_rule, set()).update(heads)
+    assert {tuple(heads) for heads in of_rule.values()} == {("output-share",), ("mean",)}

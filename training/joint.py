@@ -36,7 +36,7 @@ SETTINGS = {  # of goca. The pipeline by itself makes 512 px, and does not guide
     "timestep": 400,
     "refine": ["single_transformer_blocks.1"],
     "order": 2,
-    "reference": "single_transformer_blocks.4",
+    "reference": "transformer_blocks.2",
     "origin": "chosen on 40 scenes in training art (python -m training.tune)",
 }
 
@@ -157,7 +157,9 @@ Task, texts = JointTask, t5  # what `training.judge` asks
 
 def main() -> None:
     parser = training_command(__doc__, steps=10_000, batch=12)
-    parser.add_argument("--start", type=Path, help="folder of a transformer to start from, such as that of bundled-joint")
+    parser.add_argument(
+        "--start", type=Path, help="folder of a transformer to start from, such as that of bundled-joint"
+    )
     arguments = parser.parse_args()
     prepare(arguments.work)
     plan = make_plan(arguments, "joint", rate=1e-3, warm_up=300)

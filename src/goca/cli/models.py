@@ -169,8 +169,9 @@ def families() -> str:
     from goca.diffusion.families import FAMILIES
 
     lines = [
-        "| family | denoisers | attention | text | timestep | reference | blocks of a checkpoint without settings |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| family | denoisers | attention | text | timestep | reference | heads "
+        "| blocks of a checkpoint without settings |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for family in FAMILIES:
         attention = "cross-attention"
@@ -185,6 +186,7 @@ def families() -> str:
             ", ".join(_text(text) for text in family.texts),
             f"sigma {family.timestep / 1000:g}" if family.flow else f"timestep {family.timestep}",
             family.feature,
+            family.heads,
             family.block_rule.description,
         )
         lines.append(f"| {' | '.join(cells)} |")
