@@ -1,6 +1,6 @@
 """Changes of the published recipe, side by side on several models: what each gains over goca-balanced, and costs.
 
-    python benchmarks/beyond.py [--models bundled,bundled-dit,DIR] [--scenes shipped|tuning] [--tries NAME ...]
+    python benchmarks/beyond.py [--models bundled,DIR] [--scenes shipped|tuning] [--tries NAME ...]
         [--out FOLDER] [--limit N]
 
 Every name is right and every pixel a class. Gains are paired over scenes, with 95 % intervals; p is a two-sided
@@ -24,7 +24,7 @@ from PIL import Image
 from tables import markdown
 from torch import Tensor
 
-from goca import GOCA, GOCA_BALANCED, GOCA_QUALITY, GOCA_REFINED, VANILLA, GocaError, Recipe, Segmenter
+from goca import GOCA, GOCA_BALANCED, GOCA_QUALITY, GOCA_REFINED, VANILLA, GocaError, Recipe, Segmenter, bundled
 from goca.diffusion.attention_call import AttentionCall
 from goca.diffusion.backbone import Backbone, BackboneSession, BatchItem
 from goca.diffusion.fingerprint import fingerprint
@@ -213,7 +213,7 @@ def dataset_of(kind: str, backbone: Backbone, limit: int | None, images: Path) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--models", default="bundled,bundled-dit", help="names or folders, between commas (%(default)s)"
+        "--models", default=",".join(bundled.names()), help="names or folders, between commas (%(default)s)"
     )
     parser.add_argument("--scenes", choices=("shipped", "tuning"), default="shipped")
     parser.add_argument("--tries", nargs="*", choices=TRIES, metavar="NAME", help=f"some of: {', '.join(TRIES)}")

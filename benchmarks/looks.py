@@ -1,6 +1,6 @@
 """What models attend to in one of the shipped scenes, before and after the changes that beyond.py tries.
 
-    python benchmarks/looks.py [--models bundled,bundled-dit,DIR] [--scene INDEX] --out IMAGE
+    python benchmarks/looks.py [--models bundled,DIR] [--scene INDEX] --out IMAGE
 
 A row of panels for each model. Sinks: what pixels on the whole look at, the mean row of the self-attention that
 refines, times the number of cells, and the same under `affinity="distinct"`. The weights of layers under two rules,
@@ -106,7 +106,7 @@ def draw_row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--models", default="bundled,bundled-dit", help="names or folders, between commas (%(default)s)"
+        "--models", default=",".join(bundled.names()), help="names or folders, between commas (%(default)s)"
     )
     parser.add_argument("--scene", type=int, default=0, help="which of the shipped scenes (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the image to write")

@@ -144,6 +144,15 @@ def test_a_quantisation_gone_wrong(pipeline: Any, kind: str) -> None:
     assert statuses(pipeline, "denoises") == {"denoises": "failed"}
 
 
+def test_a_quantisation_gone_wrong_where_latents_are_packed() -> None:
+    pipeline = load(bundled.pipeline("bundled-joint"))
+    assert statuses(pipeline, "denoises", images=2) == {"denoises": "passed"}
+    for module in pipeline.transformer.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data /= module.weight.data.abs().amax() / 127
+    assert statuses(pipeline, "denoises", images=2) == {"denoises": "failed"}
+
+
 def test_the_weights_of_a_good_quantisation(pipeline: Any) -> None:
     for module in pipeline.unet.modules():
         if isinstance(module, torch.nn.Linear):

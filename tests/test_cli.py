@@ -382,7 +382,7 @@ def test_a_folder_prints_a_summary(goca, loaded):
 def test_background_in_the_list_takes_no_label_and_that_is_said(goca, loaded, options):
     done = goca("segment", "photo.jpg", "--classes", "Background, cat, grass", *options)
     assert done.code == 0
-    assert done.err == 'goca: "Background" does not become a class: pixels without a class get label 0\n'
+    assert done.err == 'goca: not a class: "Background"; pixels without a class get label 0\n'
     assert [entry["name"] for entry in json.loads(Path("goca-out/photo.json").read_text())["classes"]] == [
         "cat",
         "grass",
@@ -600,8 +600,8 @@ def test_the_unexpected_has_a_traceback_with_v(goca, boom):
         ("models | true; exit ${PIPESTATUS[0]}", 1, b""),
         ("--help | true; exit ${PIPESTATUS[0]}", (0, 1), b""),
         ("models > /dev/full", 1, b"goca: cannot print the results (No space left on device): redirect them"),
-        ("models --json >&-", 1, b"goca: the results cannot be printed: Bad file descriptor; redirect them"),
-        ("segment in/a.png --classes cat > /dev/full", 1, b"goca: the results cannot be printed: No space left"),
+        ("models --json >&-", 1, b"goca: cannot print the results (Bad file descriptor): redirect them"),
+        ("segment in/a.png --classes cat > /dev/full", 1, b"goca: cannot print the results (No space left"),
         ("nonsense >&-", 2, b"goca: No such command 'nonsense'"),
         ("nonsense 2>&-", 2, b""),
         ("nonsense 2> /dev/full", 2, b""),

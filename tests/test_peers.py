@@ -280,5 +280,5 @@ def test_the_command_line_knows_every_recipe() -> None:
 
 
 def test_maps_do_not_come_from_the_model() -> None:
-    with pytest.raises(GocaError, match='no map rule "from_model": there are attention, output-space'):
+    with pytest.raises(GocaError, match='no map rule "from_model": choose from attention, output-space'):
         replace(CONCEPT_ATTENTION, maps="from_model")

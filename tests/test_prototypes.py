@@ -242,7 +242,7 @@ def test_learning_repeats_itself_and_leaves_the_pipeline_alone(goca: Any, bundle
         *("--images", "1", "--steps", "1", "--scale", "3", "--timestep", "50", "--out", out, "--json"),
     )
     assert done.code == 0
-    assert "paints 3 images in 1 steps" in done.err
+    assert "generates 3 images in 1 steps" in done.err
     assert json.loads(done.out)["file"] == str(out)
     pipeline = bundled.backbone.pipeline
     parts, settings, state = dict(pipeline.components), dict(pipeline.scheduler.config), torch.get_rng_state()

@@ -215,7 +215,7 @@ def test_lines_are_not_added_to_a_file_in_another_encoding(tmp_path: Path) -> No
     content = '{"id": "a", "caption": "cat", "tagger": "someone"}\n'.encode("utf-16")
     path.write_bytes(content)
     store = CaptionStore(path, "someone")
-    with pytest.raises(GocaError, match=r"a\.jsonl is not text in UTF-8.*: save it as UTF-8"), store:
+    with pytest.raises(GocaError, match=r"a\.jsonl is not in UTF-8.*: save it as UTF-8"), store:
         pass
     assert path.read_bytes() == content
 

@@ -221,8 +221,8 @@ def test_a_trace_does_without_and_guidance_refuses(sd15: object) -> None:
     assert "a trace's scores are not refitted" in result.plan.notes
     seen_twice = tr.segment(["cat", "grass"], recipe=replace(GOCA_BALANCED, flip=True)).plan
     assert (seen_twice.flip, seen_twice.seeds) == (False, ())
-    assert any("mirrored" in note for note in seen_twice.notes)
-    with pytest.raises(GocaError, match="otherwise than the trace"):
+    assert any("flips" in note for note in seen_twice.notes)
+    with pytest.raises(GocaError, match="differently than the trace"):
         tr.segment(["cat", "grass"], recipe=replace(EVERYTHING, grid="tokens"))
     with pytest.raises(GocaError, match=r"goca-refined.*weighs tokens"), guide(sd15, recipe="goca-refined"):
         raise AssertionError

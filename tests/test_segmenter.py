@@ -164,7 +164,7 @@ def test_names_lose_the_spaces_around_them(classes: Any, bundled: Segmenter, ima
 def test_one_noun_in_a_caption_of_the_user_s_takes_no_share(sd15: Any, image: Make) -> None:
     result = Segmenter.from_pipeline(sd15, GOCA, size=64)(image(), classes=["cat"], caption="a photo of a cat")
     assert result.plan.captions == ("a photo of a cat",)
-    assert "no share" in result.plan.notes[0]
+    assert "its share of attention is not taken" in result.plan.notes[0]
     assert result.scores.grid.max() == 1
 
 

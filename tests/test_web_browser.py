@@ -186,7 +186,7 @@ def test_what_a_pixel_and_a_word_attend_to(opened):
     picture = page.locator("#inspect-picture img")
     box = picture.bounding_box()
     picture.click(position={"x": box["width"] * 0.25, "y": box["height"] * 0.75})
-    page.get_by_text(re.compile("^Pixel 3[12], 9[56]: water has")).wait_for()
+    page.get_by_text(re.compile("^Pixel 3[12], 9[56]: water gets")).wait_for()
     assert page.get_by_label("x, 0 to 127").input_value() in ("31", "32")
     assert page.locator("#inspect-words th").first.inner_text() == "water"
     before = redrawn(page, before)

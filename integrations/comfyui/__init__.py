@@ -10,6 +10,7 @@ CATEGORY = "goca"
 Attention = io.Custom("GOCA_ATTENTION")
 LAST_STEP = 10_000
 DURING_SAMPLING = [name for name, recipe in RECIPES.items() if recipe.maps is None and recipe.evidence is None]
+GUIDING = [name for name in DURING_SAMPLING if RECIPES[name].refit is None]
 """The recipes that read attention while a sampler runs."""
 
 
@@ -127,7 +128,7 @@ class Guide(io.ComfyNode):
                 io.Clip.Input("clip"),
                 text_input("text", "The positive prompt"),
                 io.Combo.Input(
-                    "recipe", options=[*DURING_SAMPLING, "energy"], default="goca", tooltip="What makes the regions"
+                    "recipe", options=[*GUIDING, "energy"], default="goca", tooltip="What makes the regions"
                 ),
                 *step_inputs(),
                 io.Int.Input("every", default=1, min=1, max=100, tooltip="Attention is read in every so many steps"),

@@ -23,7 +23,6 @@ NOISY = 500
 """The timestep at which denoising is judged: about half of the latent is noise."""
 CAPTIONED = (500, 700)
 """The timesteps at which captions are compared: much of what an image shows has to come from its caption."""
-UNKNOWN_LAYOUT = "the layout of the denoiser's output is unknown"
 
 
 def meant_and_seen(subject: Subject) -> Verdict:
@@ -50,17 +49,17 @@ def evidence(subject: Subject) -> Verdict:
     image itself, it is instead whether drawings are denoised best under captions of their own nouns.
     """
     name = "paints what it is told"
-    if subject.refusal is not None:
-        return skipped(name, f"the pipeline cannot generate images: {subject.refusal}")
     if subject.backbone.family.joint is None:
+        if subject.refusal is not None:
+            return skipped(name, f"the pipeline cannot generate images: {subject.refusal}")
         of, rank = "nouns", _rank_of_nouns(subject)
         good = "generated images show their own nouns more than others"
         bad = "generated images do not show their own nouns"
     else:
         try:
             of, rank = "captions", _rank_of_captions(subject)
-        except GocaError:
-            return skipped(name, UNKNOWN_LAYOUT)
+        except GocaError as error:
+            return skipped(name, str(error))
         good = "drawings are denoised better under their own caption than under others"
         bad = "drawings are denoised no better under their own caption than under others"
     return judged(
@@ -122,8 +121,8 @@ def denoising(subject: Subject) -> Verdict:
     for each, latent in zip(subject.scenes, latents.split(1), strict=True):
         try:
             squares = squared_errors(session, latent, [", ".join(each.nouns)], NOISY, 1)
-        except GocaError:
-            return skipped(name, UNKNOWN_LAYOUT)
+        except GocaError as error:
+            return skipped(name, str(error))
         wanted = target(backbone.pipeline.scheduler, latent, NOISY, 0)
         errors.append(float(squares.double().mean() / wanted.double().square().mean()))
     error = float(np.mean(errors))

@@ -80,7 +80,7 @@ def say_unlabelled(words: Sequence[str]) -> None:
     """Say which words of a list of classes, if any, do not become classes."""
     if words:
         names = ", ".join(f'"{word}"' for word in words)
-        say(f"{names} does not become a class: pixels without a class get label 0")
+        say(f"not a class: {names}; pixels without a class get label 0")
 
 
 def _give_up(stream: TextIO) -> None:

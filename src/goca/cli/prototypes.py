@@ -88,7 +88,7 @@ def prototypes(
                     learned = event
         learned.save(out)
         if left_out := [noun for noun, cells in learned.facts["cells"].items() if not cells]:
-            say(f"left out: {', '.join(left_out)}: no generated image shows it")
+            say(f"left out, as no generated image shows them: {', '.join(left_out)}")
         if as_json:
             show_json({"file": str(out), "nouns": learned.nouns, **learned.facts})
         else:

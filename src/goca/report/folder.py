@@ -153,7 +153,7 @@ def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, 
     """An image, and the plan in its JSON."""
     image = str(line["image"])
     if "error" in line:
-        return Entry(image, str(line["error"]) or "without a reason"), {}
+        return Entry(image, str(line["error"]) or "no reason was recorded"), {}
     files = {path.name: run.file(path) for path in _outputs(line)}
     overlay = next((file for name, file in files.items() if name.endswith(EXPORTERS["overlay"].suffix)), None)
     if not any(files.values()):
