@@ -296,7 +296,10 @@ def test_images_of_one_id_are_refused(tmp_path: Path) -> None:
     folders.make_coco_object(tmp_path)
     path = tmp_path / INSTANCES
     whole = json.loads(path.read_text(encoding="utf-8"))
-    for change, reason in (({"id": 139}, "two images have the id 139"), ({"file_name": "000000000139.jpg"}, "called")):
+    for change, reason in (
+        ({"id": 139}, "two images have the id 139"),
+        ({"file_name": "000000000139.jpg"}, 'two images have the id "000000000139"'),
+    ):
         content = deepcopy(whole)
         content["images"][0] |= change
         path.write_text(json.dumps(content))
