@@ -267,7 +267,7 @@ REFUSALS = [
     (("evaluate", "scenes", "--recipe", "soup"), "goca, vanilla"),
     (("evaluate", "scenes", "--dtype", "float17"), "float32"),
     (("evaluate", "scenes", "--out", "names.txt"), "cannot write to names.txt"),
-    (("ablate", "voc"), 'no data set "voc"'),
+    (("ablate", "voc"), 'cannot ablate on "voc"'),
     (("ablate", "scenes", "--model", "nonsense"), 'no model "nonsense"'),
     (("compare", "in"), "a single run"),
     (("scaling", "nonsense"), 'no model "nonsense"'),
