@@ -58,8 +58,8 @@ def evidence(subject: Subject) -> Verdict:
     else:
         try:
             of, rank = "captions", _rank_of_captions(subject)
-        except GocaError as error:
-            return skipped(name, str(error))
+        except GocaError as unknown:
+            return skipped(name, str(unknown))
         good = "drawings are denoised better under their own caption than under others"
         bad = "drawings are denoised no better under their own caption than under others"
     return judged(
@@ -121,8 +121,8 @@ def denoising(subject: Subject) -> Verdict:
     for each, latent in zip(subject.scenes, latents.split(1), strict=True):
         try:
             squares = squared_errors(session, latent, [", ".join(each.nouns)], NOISY, 1)
-        except GocaError as error:
-            return skipped(name, str(error))
+        except GocaError as unknown:
+            return skipped(name, str(unknown))
         wanted = target(backbone.pipeline.scheduler, latent, NOISY, 0)
         errors.append(float(squares.double().mean() / wanted.double().square().mean()))
     error = float(np.mean(errors))
