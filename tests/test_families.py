@@ -253,6 +253,6 @@ def test_a_denoiser_that_no_family_lists_is_refused_without_a_pass() -> None:
 def test_a_rule_for_blocks_comes_with_the_heads_of_the_settings_that_it_scales() -> None:
     of_rule: dict[BlockRule, set[str]] = {}
     for family in FAMILIES:
-        heads = (family.heads, *(settings.heads for settings in family.checkpoints))
+        heads = (family.block_rule.heads, *(settings.heads for settings in family.checkpoints))
         of_rule.setdefault(family.block_rule, set()).update(heads)
     assert {tuple(heads) for heads in of_rule.values()} == {("output-share",), ("mean",)}

@@ -92,8 +92,7 @@ def _rank_of_captions(subject: Subject) -> float:
     # Not of generated images: a model whose words mean something else denoises those well, too.
     backbone, captions = subject.backbone, [", ".join(each.nouns) for each in subject.scenes]
     session, errors = backbone.session(), torch.zeros(len(captions), len(captions), dtype=torch.float64)
-    latents = backbone.latents([each.image for each in subject.scenes], (subject.side,) * 2, subject.model.batch)
-    for image, latent in enumerate(latents.split(1)):
+    for image, latent in enumerate(subject.scene_latents.split(1)):
         for timestep in CAPTIONED:
             squares = squared_errors(session, latent, captions, timestep, subject.model.batch)
             errors[image] += squares.flatten(1).double().mean(1).cpu()
@@ -115,10 +114,8 @@ def own_rank(evidence: Float[Tensor, "image noun"], own: Bool[Tensor, "image nou
 def denoising(subject: Subject) -> Verdict:
     """The denoiser predicts the noise in drawings that it has not generated."""
     name, backbone = "denoises", subject.backbone
-    images = [each.image for each in subject.scenes]
-    latents = backbone.latents(images, (subject.side, subject.side), subject.model.batch)
     session, errors = backbone.session(), []
-    for each, latent in zip(subject.scenes, latents.split(1), strict=True):
+    for each, latent in zip(subject.scenes, subject.scene_latents.split(1), strict=True):
         try:
             squares = squared_errors(session, latent, [", ".join(each.nouns)], NOISY, 1)
         except GocaError as unknown:

@@ -7,8 +7,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import UInt16
+from jaxtyping import Float, UInt16
 from PIL import Image
+from torch import Tensor
 
 from goca import bundled
 from goca.diffusion.exclusive import patched
@@ -121,6 +122,12 @@ class Subject:
     def scenes(self) -> tuple[Shown, ...]:
         """Scenes that ship with goca, each with its two largest classes; their labels are not used."""
         return tuple(Shown(scene.image, _largest(scene)) for scene in islice(bundled.scenes(), len(self.pairs)))
+
+    @cached_property
+    def scene_latents(self) -> Float[Tensor, "scene channel height width"]:
+        """The latents of `scenes`, at the side of generated images."""
+        images = [scene.image for scene in self.scenes]
+        return self.backbone.latents(images, (self.side, self.side), self.model.batch)
 
     @property
     def seen(self) -> tuple[Labels, ...]:

@@ -186,7 +186,7 @@ def families() -> str:
             ", ".join(_text(text) for text in family.texts),
             f"sigma {family.timestep / 1000:g}" if family.flow else f"timestep {family.timestep}",
             family.feature,
-            family.heads,
+            family.block_rule.heads,
             family.block_rule.description,
         )
         lines.append(f"| {' | '.join(cells)} |")

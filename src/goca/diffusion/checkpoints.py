@@ -87,7 +87,7 @@ def _by_rule(denoiser: Any, family: Family, size: int, blocks: Collection[str]) 
         order=family.order,
         timestep=family.timestep,
         feature=family.feature,
-        heads=family.heads,
+        heads=family.block_rule.heads,
         origin=f"no checkpoint known by this layout; {family.block_rule.description}",
     )
 

@@ -130,7 +130,7 @@ class Probe:
             pixels = joint.padded(self.backbone.denoiser, self._grid(self.size))
             text_columns = slice(None, -pixels) if joint.text_first else slice(pixels, None)
             timestep = 407 if self.backbone.family.flow else 100
-            self._learn(joint=joint, block_rule=FLUX_DEPTH, timestep=timestep, feature="output", heads="mean")
+            self._learn(joint=joint, block_rule=FLUX_DEPTH, timestep=timestep, feature="output")
         elif cells and not self.backbone.family.flow:
             self._learn(order=5)
         self._learn(texts=self._text_inputs(text_columns))

@@ -43,16 +43,19 @@ UP_PATH = BlockRule(
 )
 # The authors' blocks: 13 and 10 to 17 of PixArt's 28, 25 and 20 to 29 of HunyuanDiT's 40, 27, 12 and 18 of Flux.1's 57.
 PIXART_DEPTH = BlockRule("PixArt's settings in proportion to the depth", by_depth(13 / 27, (10 / 27, 17 / 27)))
-HUNYUAN_DEPTH = BlockRule("HunyuanDiT's settings in proportion to the depth", by_depth(25 / 39, (20 / 39, 29 / 39)))
+HUNYUAN_DEPTH = BlockRule(
+    "HunyuanDiT's settings in proportion to the depth", by_depth(25 / 39, (20 / 39, 29 / 39)), heads="mean"
+)
 FLUX_DEPTH = BlockRule(
-    "Flux's settings in proportion to the depth", by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56))
+    "Flux's settings in proportion to the depth",
+    by_depth(27 / 56, (12 / 56, 12 / 56), (18 / 56, 18 / 56)),
+    heads="mean",
 )
 like_flux = partial(
     Family,
     block_rule=FLUX_DEPTH,
     timestep=407,
     feature="output",
-    heads="mean",
     flow=True,
     joint=JointLayout(text_first=True),
 )

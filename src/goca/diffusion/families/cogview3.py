@@ -14,7 +14,6 @@ FAMILY = Family(
     grids=Patches(2),
     block_rule=FLUX_DEPTH,
     feature="output",
-    heads="mean",
     joint=JointLayout(text_first=True),
     tiny=("cogview3",),
 )

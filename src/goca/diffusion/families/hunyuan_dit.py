@@ -25,7 +25,6 @@ FAMILY = Family(
     block_rule=HUNYUAN_DEPTH,
     timestep=81,
     order=4,
-    heads="mean",
     texts=(TextInput("tokenizer"), TextInput("tokenizer_2", start=77)),
     options={"use_resolution_binning": False},
     checkpoints=(HUNYUAN,),

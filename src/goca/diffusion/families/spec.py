@@ -62,15 +62,17 @@ class JointLayout:
 
 @dataclass(frozen=True)
 class BlockRule:
-    """How the blocks of a checkpoint without published settings are chosen.
+    """How the blocks of a checkpoint without published settings, and the weights of its heads, are chosen.
 
     Attributes:
         description: The rule in words, as in results and `goca models`.
         choose: Takes the denoiser and the paths of its blocks that attend to the text, in order.
+        heads: The rule that weighs attention heads.
     """
 
     description: str
     choose: Callable[[Any, Collection[str]], Blocks]
+    heads: str = "output-share"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,6 @@ class Family:
         timestep: Training timestep for a checkpoint without settings; for a flow model thousandths of sigma.
         order: Number of times that such a checkpoint's refinement is applied.
         feature: The reference block's feature: its raw queries, or its attention's output.
-        heads: The rule that weighs the attention heads of such a checkpoint.
         flow: It is trained on straight lines between image and noise, not on a chain of steps.
         edm_sigmas: A flow model that is told sigma in EDM's parametrisation, noise over image: s / (1 - s).
         texts: The tokenizers whose tokens are attended to.
@@ -216,7 +217,6 @@ class Family:
     timestep: int = 100
     order: int = 2
     feature: Literal["query", "output"] = "query"
-    heads: str = "output-share"
     flow: bool = False
     edm_sigmas: bool = False
     texts: tuple[TextInput, ...] = (TextInput("tokenizer", respects_max_sequence_length=True),)
