@@ -1,5 +1,4 @@
 import gc
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from goca.segmenter import Segmenter
 
 UNETS = ("sd15", "sd2", "sdxl")
-# A run that was started in the background ignores Ctrl-C, and so would every process that it starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collect_file() -> None:

@@ -14,7 +14,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -144,14 +145,23 @@ def train(plan: Plan, make_task: Callable[[], Task]) -> None:
         arguments = (plan, make_task, Path(meeting) / "store")
         workers = torch.multiprocessing.spawn(_work, arguments, nprocs=plan.workers, join=False)
 
-        def pass_on(number: int, frame: object) -> None:
+        def pass_on() -> None:
             for worker in workers.processes:
                 if worker.is_alive():
                     os.kill(worker.pid, signal.SIGTERM)
 
-        before = {number: signal.signal(number, pass_on) for number in STOPPING}
-        while not workers.join():
-            pass
+        with stopping(pass_on):
+            while not workers.join():
+                pass
+
+
+@contextmanager
+def stopping(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` on Ctrl-C and SIGTERM instead of what they do outside of the context."""
+    before = {number: signal.signal(number, lambda number, frame: stop()) for number in STOPPING}
+    try:
+        yield
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 

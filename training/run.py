@@ -17,7 +17,7 @@ from goca.bundled import FACTS
 
 from .commands import command
 from .export import NARROW, exported
-from .loop import SNAPSHOTS, STOPPING, snapshot
+from .loop import SNAPSHOTS, snapshot, stopping
 
 UNET_STEPS = 8400  # as many as the UNet that ships
 
@@ -67,13 +67,12 @@ def run(work: Path, lock: int) -> None:
         module = [sys.executable, "-m", f"training.{name}", "--work", str(work)]
         stage = subprocess.Popen([*module, *options, *resume], pass_fds=[lock])
 
-        def stop(number: int, frame: object, stage: subprocess.Popen[bytes] = stage) -> None:
-            stopped.append(number)
+        def stop(stage: subprocess.Popen[bytes] = stage) -> None:
+            stopped.append(stage.pid)
             stage.send_signal(signal.SIGTERM)
 
-        for number in STOPPING:
-            signal.signal(number, stop)
-        code = stage.wait()
+        with stopping(stop):
+            code = stage.wait()
         if stopped:
             raise SystemExit(f"{name}: stopped")
         if code or not (work / result).exists():
