@@ -54,7 +54,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 demo: setup
 	$(BIN)/python examples/demo.py
 
-# SELECT picks tests; `make check` clears it.
+# SELECT picks tests. `make check` takes all, and lists the slowest.
 SELECT ?= -m "not slow"
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(SELECT)
@@ -66,7 +66,7 @@ environments: setup $(COMPAT)/.installed $(WEB)/.installed $(SITE)/.installed $(
 check:
 	$(MAKE) --jobs 2 environments
 	$(MAKE) --jobs 2 --output-sync=target types check-web compat check-site dist check-extras imports lint
-	$(MAKE) test SELECT=
+	$(MAKE) test SELECT='--durations 40'
 
 lint: setup
 	$(BIN)/ruff check .
