@@ -474,6 +474,7 @@ def test_exif_rotation(tmp_path: Path, orientation: int, kind: str) -> None:
             assert np.abs(loaded - seen).max() <= (4 if kind == "jpg" else 0)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0nonsense", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]

@@ -1,11 +1,12 @@
 """Stage scaling: `goca scaling` on the bundled pipelines and every exported one, with the namer as the judge.
 
 Losses and scores are of the scenes that ship. Models may be named, to draw some of them: what is measured stays in the
-folder.
+folder. Prints the study as Markdown tables.
 
-    python -m training.scaling [--work FOLDER] [--models dit@5 dit@10 ...] [--limit N]
+    python -m training.scaling [--work FOLDER] [--models dit@5 dit@10 ...] [--limit N] [--name scaling]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from goca import bundled
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
+from goca.evaluation.metrics import percentage
 from goca.evaluation.plot import plot_scaling
 from goca.evaluation.power import Captioned
 from goca.evaluation.runner import Stage
@@ -46,6 +48,7 @@ def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="labels, bundled or folders in pipelines/ (all)")
     parser.add_argument("--limit", type=int, help="only the first N scenes")
+    parser.add_argument("--name", default="scaling", help="stem of the plots, %(default)s")
     arguments = parser.parse_args()
     work: Path = arguments.work
     exported = {folder.parent.name: str(folder.parent) for folder in sorted(work.glob("pipelines/*/model_index.json"))}
@@ -63,7 +66,52 @@ def main() -> None:
             print(event.name, flush=True)
         elif isinstance(event, ScalingStudy):
             for suffix in ("png", "svg"):
-                plot_scaling(event, out / f"scaling.{suffix}")
+                plot_scaling(event, out / f"{arguments.name}.{suffix}")
+            print(tables(event))
+
+
+def tables(study: ScalingStudy) -> str:
+    """The study as Markdown: every model, what each recipe gains from a better generator, and its gain over vanilla.
+
+    mIoU in per cent.
+    """
+    recipes = list(next(iter(study.scores.values())))
+    models = [
+        (
+            label,
+            *(f"{power.values[label]:.3f}" for power in study.powers),
+            *(percentage(score.miou, score.ci95) for score in scores.values()),
+        )
+        for label, scores in study.scores.items()
+    ]
+    trends = [
+        (
+            trend.power,
+            trend.recipe,
+            percentage(trend.range * trend.slope[0], [trend.range * bound for bound in trend.slope[1]], "+"),
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(trend.rank_correlation[0], *trend.rank_correlation[1]),
+        )
+        for trend in study.trends
+    ]
+    gaps = [
+        (
+            gap.power,
+            f"{gap.recipe} over {gap.base}",
+            *(percentage(*figure, "+") for figure in (gap.at_weakest, gap.at_strongest, gap.change)),
+        )
+        for gap in study.gaps
+    ]
+    return "\n\n".join(
+        (
+            _markdown(("model", *(power.name for power in study.powers), *recipes), models),
+            _markdown(("power", "recipe", "rise of mIoU", "rank correlation"), trends),
+            _markdown(("power", "gain", "weakest", "strongest", "change"), gaps),
+        )
+    )
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 if __name__ == "__main__":
