@@ -121,17 +121,17 @@ def kept_settings(pipeline: Any) -> Path:
 
 
 def automatic_settings_of(
-    pipeline: Any, own: CheckpointSettings, blocks: Collection[str], model: str
+    pipeline: Any, defaults: CheckpointSettings, blocks: Collection[str], model: str
 ) -> CheckpointSettings | None:
     """The settings in `kept_settings`; None if there are none, or they cannot be read or do not fit."""
     try:
-        return _filled(kept_settings(pipeline), own, blocks, model)
+        return _filled(kept_settings(pipeline), defaults, blocks, model)
     except GocaError:
         return None
 
 
 def given_settings(
-    given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str, pipeline: Any
+    given: SettingsLike, defaults: CheckpointSettings, blocks: Collection[str], model: str, pipeline: Any
 ) -> CheckpointSettings:
     """The settings that a user gives for a checkpoint, filled up with the checkpoint's own.
 
@@ -139,8 +139,8 @@ def given_settings(
         GocaError: They cannot be read, have a wrong entry, name a block that the model lacks, or were not chosen yet.
     """
     if given != AUTO:
-        return _filled(given, own, blocks, model)
-    kept = automatic_settings_of(pipeline, own, blocks, model)
+        return _filled(given, defaults, blocks, model)
+    kept = automatic_settings_of(pipeline, defaults, blocks, model)
     if kept is None:
         kind = str(pipeline.dtype).removeprefix("torch.")
         raise GocaError(
@@ -151,8 +151,10 @@ def given_settings(
     return kept
 
 
-def _filled(given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str) -> CheckpointSettings:
-    settings = given if isinstance(given, CheckpointSettings) else replace(own, **_stated(given))
+def _filled(
+    given: SettingsLike, defaults: CheckpointSettings, blocks: Collection[str], model: str
+) -> CheckpointSettings:
+    settings = given if isinstance(given, CheckpointSettings) else replace(defaults, **_stated(given))
     if missing := [block for block in (settings.reference, *settings.refine) if block not in blocks]:
         raise GocaError(
             f"the settings name block {missing[0]}, which {model} lacks: choose settings with this model",
