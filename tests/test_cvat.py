@@ -15,9 +15,9 @@ from cvat_sdk.auto_annotation import BadFunctionError, annotate_task, driver
 from cvat_sdk.core.progress import NullProgressReporter
 from cvat_sdk.masks import decode_mask
 
+from goca import settings_choice
 from goca.errors import GocaError
 from goca.exports.objects import ObjectOptions
-from goca.integrations import cvat
 from goca.integrations.cvat import Function, create
 from goca.request import SegmentationRequest
 
@@ -157,6 +157,6 @@ def test_settings_are_chosen_where_they_have_not_been(monkeypatch):
         chosen.append(replace(segmenter.backbone.settings, timestep=123))
         return chosen[0]
 
-    monkeypatch.setattr(cvat, "automatic_settings", automatic_settings)
+    monkeypatch.setattr(settings_choice, "automatic_settings", automatic_settings)
     function = create(classes="cat, sky", settings="auto", device="cpu")
     assert chosen == [function.segmenter.backbone.settings]

@@ -21,8 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from goca import bundled
-
 from . import namer, scenes
 from .captions import caption
 from .commands import make_plan, training_command
@@ -92,13 +90,6 @@ def load(work: Path) -> tuple[Clip, CLIPTokenizer]:
     clip = Clip(tokenizer)
     clip.load_state_dict(load_file(snapshot(work / "clip") / WEIGHTS))
     return clip.to(DEVICE).eval().requires_grad_(False), tokenizer
-
-
-def load_shipped() -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """The text half that ships, in float32, with its tokenizer."""
-    encoder = CLIPTextModel.from_pretrained(bundled.pipeline() / "text_encoder", dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(bundled.pipeline() / "tokenizer")
-    return encoder.to(DEVICE).eval().requires_grad_(False), tokenizer
 
 
 class ContrastiveTask(ABC):

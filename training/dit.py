@@ -20,6 +20,7 @@ from .clip import WIDTH
 from .commands import make_plan, training_command
 from .denoiser import load_vae
 from .loop import snapshot, train
+from .text_encoders import text_encoder
 from .transformer import TransformerTask, prepare
 from .unet import build_scheduler, velocity
 from .vae import LATENT_CHANNELS
@@ -88,7 +89,7 @@ class DitTask(TransformerTask):
 
 def assemble(work: Path, percent: int = 100) -> PixArtSigmaPipeline:
     """The pipeline with the transformer's snapshot at `percent` of its training, in float32."""
-    text, tokenizer = t5.text_encoder(work)
+    text, tokenizer = text_encoder(work, "t5")
     return PixArtSigmaPipeline(
         vae=load_vae(work, scenes.CANVAS),
         text_encoder=text,

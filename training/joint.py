@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import scenes, t5
-from .clip import WIDTH, load_shipped
+from .clip import WIDTH
 from .commands import make_plan, training_command
 from .denoiser import load_vae
 from .loop import DEVICE, snapshot, train
+from .text_encoders import shipped, text_encoder
 from .tokenizer import T5_POSITIONS
 from .transformer import SIDE, TransformerTask, prepare
 from .vae import LATENT_CHANNELS
@@ -85,7 +86,7 @@ class JointTask(TransformerTask):
 
     def __init__(self, work: Path, batch: int, start: Path | None = None):
         super().__init__(work, batch, start)
-        self.clip, self.clip_tokenizer = load_shipped()
+        self.clip, self.clip_tokenizer = shipped("clip")
         self.places = FluxPipeline._prepare_latent_image_ids(1, SIDE, SIDE, DEVICE, torch.float32)
 
     @property
@@ -130,8 +131,8 @@ class JointTask(TransformerTask):
 
 def assemble(work: Path, percent: int = 100) -> FluxPipeline:
     """The pipeline with the transformer's snapshot at `percent` of its training, in float32."""
-    text, tokenizer = t5.text_encoder(work)
-    clip, clip_tokenizer = load_shipped()
+    text, tokenizer = text_encoder(work, "t5")
+    clip, clip_tokenizer = shipped("clip")
     vae = load_vae(work, scenes.CANVAS)
     vae.register_to_config(shift_factor=0.0)  # the pipeline adds it
     return FluxPipeline(

@@ -19,8 +19,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BatchEncoding, T5Config, T5EncoderModel, T5Tokenizer
 
-from goca import bundled
-
 from .clip import WEIGHTS, WIDTH, ContrastiveTask, Projections
 from .commands import make_plan, training_command
 from .loop import DEVICE, snapshot, train
@@ -29,7 +27,6 @@ from .tokenizer import T5_FOLDER, T5_POSITIONS
 LAYERS, HEADS, FEED_FORWARD = 2, 4, 256
 REACH = 16  # tokens; T5's own is 128
 MASKED = 0.5  # share of batches
-SHIPPED = "bundled-dit"  # the pipeline whose text encoder it is
 
 
 class T5(Projections):
@@ -72,17 +69,6 @@ def load(work: Path) -> tuple[T5, T5Tokenizer]:
     t5 = T5(tokenizer)
     t5.load_state_dict(load_file(snapshot(work / "t5") / WEIGHTS))
     return t5.to(DEVICE).eval().requires_grad_(False), tokenizer
-
-
-def text_encoder(work: Path) -> tuple[T5EncoderModel, T5Tokenizer]:
-    """The frozen encoder of the transformers: the work folder's, or else the one that ships."""
-    if snapshot(work / "t5").exists():
-        trained, tokenizer = load(work)
-        return trained.text, tokenizer
-    folder = bundled.pipeline(SHIPPED)
-    encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
-    return encoder.to(DEVICE).eval().requires_grad_(False), tokenizer
 
 
 def encode_masked(encoder: T5EncoderModel, tokenizer: T5Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:

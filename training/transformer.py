@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import namer, scenes, t5
+from . import namer, scenes
 from .denoiser import DenoiserTask, write_latents
 from .loop import DEVICE, autocast
+from .text_encoders import text_encoder
 
 SIDE = scenes.CANVAS // 8  # tokens, each of 2 x 2 latent cells of 4 pixels
 ALIGNMENT = 0.5  # weight beside the denoising loss
@@ -48,7 +49,7 @@ class TransformerTask(DenoiserTask):
         self.model = Aligned(*self.build())
         if start is not None:
             self.model.denoiser.load_state_dict(load_file(start / "diffusion_pytorch_model.safetensors"))
-        self.text, self.tokenizer = t5.text_encoder(work)
+        self.text, self.tokenizer = text_encoder(work, "t5")
         levels = [np.load(work / "namer" / name, mmap_mode="r") for name in (namer.FINE, namer.COARSE)]
         self.features = [(grids, *_usual(grids[:CALIBRATED])) for grids in levels]
 

@@ -38,8 +38,10 @@ def assemble(finished: Mapping[ImageJob, Sequence[str]], targets: Mapping[str, P
     for form, target in targets.items():
         yield target
         images = (
-            DatasetImage(file_name=path, stem=stem, source=job.image, read_labels=partial(_labels, job, own, classes))
-            for (job, own), (path, stem) in zip(finished.items(), names.values(), strict=True)
+            DatasetImage(
+                file_name=path, stem=stem, source=job.image, read_labels=partial(_labels, job, listed, classes)
+            )
+            for (job, listed), (path, stem) in zip(finished.items(), names.values(), strict=True)
         )
         EXPORTERS[form].write_dataset(target, images, classes, next(iter(finished)).objects)
 

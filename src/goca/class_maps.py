@@ -22,7 +22,8 @@ class ClassMaps:
         classes: The map of each class, in [0, 1].
         background: The background's map; None without background classes.
         peaks: The highest share of a cell's attention that each class has, before any rescaling.
-        features: Features to which the maps of all the image's prompts are still to be refitted; None for no refit.
+        features: Features to which the maps of all the image's prompts are still to be refitted, those of the first
+            prompt; None for no refit.
     """
 
     classes: Float[Tensor, "class height width"]

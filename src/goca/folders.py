@@ -173,7 +173,7 @@ def segment_images(
     work: Generator[tuple[ImageJob, Facts | GocaError], None, None] = _nothing()
     if remaining or any(facts.get("options") != model.to_json() for facts in kept.values()):
         # Only the loaded model's plan tells whether results belong to this run.
-        from goca.evidence import CONTENT_FREE
+        from goca.evidence.content_free import CONTENT_FREE
 
         loaded = model.load()
         segmenter, encoded = loaded.for_request(request), loaded.check(request)

@@ -287,8 +287,13 @@ class Segmenter(PlannedModel):
         - Gap 1b, layers: the global map is the sum of the layers' maps, each weighed by sum_ij R_ij S'_ij, the
           agreement of its self-attention S' with the affinity R of the reference layer (`plan.layers`).
         """
+        # The maps of all prompts are refitted together, to the features of the image under its first prompt.
+        further = replace(self.plan, refit=None)
         for prompted in batched_by_windows(images, latents, self.batch):
-            attention = [ImageAttention.of(self.plan, image.windows, tokens) for image, tokens, _ in prompted]
+            attention = [
+                ImageAttention.of(self.plan if tokens is image.prompts[0] else further, image.windows, tokens)
+                for image, tokens, _ in prompted
+            ]
             items = (
                 BatchItem(latent, image.size, tokens.caption, timestep, seed, aggregator.add)
                 for (image, tokens, windows), sums in zip(prompted, attention, strict=True)

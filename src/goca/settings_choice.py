@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from goca.aggregation import dense_feature
 from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.backbone import BackboneSession, BatchItem
-from goca.diffusion.checkpoints import automatic_settings_of, kept_settings, write_settings
+from goca.diffusion.backbone import Backbone, BackboneSession, BatchItem
+from goca.diffusion.checkpoints import AUTO, automatic_settings_of, kept_settings, write_settings
 from goca.diffusion.families.spec import CheckpointSettings
 from goca.diffusion.fingerprint import has_meta_weights
 from goca.diffusion.timesteps import check_timestep
@@ -41,8 +42,10 @@ from goca.maths.structure import (
     predicted,
     segments,
 )
-from goca.planned_model import PlannedModel
+from goca.plan import Options
+from goca.planned_model import PlannedModel, prototypes_of
 from goca.prototype_learning import LearningOptions, paint, palette
+from goca.recipe import GOCA_OPEN, Recipe
 from goca.segmenter import Segmenter
 from goca.text.nouns import Noun, caption_of, parse_nouns
 from goca.text.token_spans import NounTokens, find_noun_tokens
@@ -55,6 +58,8 @@ REFINING = 3
 """Number of blocks that refine: as many as the authors took of SD 1.5's 16."""
 PAINTED = 16
 """Number of images that a model generates for the choice."""
+LOADING = ("device", "dtype", "revision", "variant", "batch")
+"""Arguments of `Segmenter.from_pretrained` that matter when settings are chosen; the others plan."""
 SEED = 0
 """Seeds of the generated images, and of the noise that is added to images."""
 
@@ -314,6 +319,25 @@ def automatic_settings(model: Segmenter) -> CheckpointSettings:
         with suppress(GocaError):  # if they cannot be written, they are chosen again next time
             write_settings(chosen, kept_settings(backbone.pipeline))
     return chosen
+
+
+def load_segmenter(name: str | Path, recipe: Recipe | str = GOCA_OPEN, **options: Any) -> Segmenter:
+    """`Segmenter.from_pretrained`, but the settings "auto" are chosen unless that was done before.
+
+    Args:
+        name, recipe: As for `Segmenter.from_pretrained`.
+        options: Its further arguments.
+
+    Raises:
+        GocaError: As for `Segmenter.from_pretrained` and `automatic_settings`.
+    """
+    if options.get("settings") != AUTO:
+        return Segmenter.from_pretrained(name, recipe, **options)
+    loaded = Segmenter.from_pretrained(name, **{key: options[key] for key in LOADING if key in options})
+    backbone = Backbone(loaded.backbone.pipeline, loaded.backbone.name, settings=automatic_settings(loaded))
+    prototypes = prototypes_of(backbone, options.get("prototypes"))
+    planning = {key: value for key, value in options.items() if key not in (*LOADING, "settings", "prototypes")}
+    return Segmenter(backbone, recipe, Options(**planning), loaded.batch, prototypes)
 
 
 def painted(model: PlannedModel, nouns: Sequence[str], count: int = PAINTED) -> list[Image.Image]:

@@ -181,7 +181,7 @@ def check_model(name: str, recipe: str | None = None, device: str | None = None,
 def settings(file: Path | None) -> dict[str, Any]:
     """--settings as arguments of `from_pretrained`: the file's content, so that a run records it; {} without a file.
 
-    "auto" is passed on: `goca.cli.settings.with_automatic` resolves it.
+    "auto" is passed on: `load_segmenter` and `with_automatic` of `goca.cli.settings` resolve it.
 
     Raises GocaError for a file that cannot be read or does not hold settings.
     """

@@ -144,17 +144,21 @@ def evaluate(
             concurrency=together,
         )
         if estimate:
-            from goca.evaluation import runner
-
-            expected = runner.estimate(config, out)
-            if as_json:
-                show_json(vars(expected))
-            else:
-                show(str(expected))
+            _print_estimate(config, out, as_json)
             return
         complete = _run(config, out, Executor(workers=workers, ray=ray), as_json)
     if not complete:
         raise typer.Exit(1)
+
+
+def _print_estimate(config: "EvaluationConfig", out: Path | None, as_json: bool) -> None:
+    from goca.evaluation import runner
+
+    expected = runner.estimate(config, out)
+    if as_json:
+        show_json(vars(expected))
+    else:
+        show(str(expected))
 
 
 def _run(config: "EvaluationConfig", out: Path | None, executor: "Executor", as_json: bool) -> bool:

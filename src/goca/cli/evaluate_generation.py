@@ -98,12 +98,7 @@ def evaluate_generation(
     intervals. The same command resumes a run that was stopped or killed.
     """
     with session(verbose):
-        if (prompts is None) == (images is None):
-            raise GocaError("give either --prompts FILE to generate images or --images DIR to measure finished ones")
-        if images is not None and (flag := first_given(GENERATING)):
-            raise GocaError(f"{flag} only applies to generating images: leave it out with --images")
-        if prompts is not None and out is None:
-            raise GocaError("a run needs a folder for its images: name one with --out")
+        _check_task(prompts, images, out)
         for name in (features, clip):
             if name is not None:
                 from goca.tagging import check_model_name
@@ -146,6 +141,16 @@ def evaluate_generation(
             )
             measurements = [_run(config, out, Executor(workers=workers, ray=ray), meter, as_json)]
         _print(measurements, as_json)
+
+
+def _check_task(prompts: Path | None, images: Sequence[Path] | None, out: Path | None) -> None:
+    """Raise GocaError unless either images are to be generated, into a folder, or finished ones to be measured."""
+    if (prompts is None) == (images is None):
+        raise GocaError("give either --prompts FILE to generate images or --images DIR to measure finished ones")
+    if images is not None and (flag := first_given(GENERATING)):
+        raise GocaError(f"{flag} only applies to generating images: leave it out with --images")
+    if prompts is not None and out is None:
+        raise GocaError("a run needs a folder for its images: name one with --out")
 
 
 def _run(config: "GenerationConfig", out: Path, executor: "Executor", meter: "Meter", as_json: bool) -> "Measurement":

@@ -64,18 +64,14 @@ def generate(
     overwritten.
     """
     with session(verbose), collector.waiting():
-        from goca.diffusion.model_facts import facts_of
         from goca.image_jobs import check_writable
-        from goca.text.nouns import check_prompt, unknown_words
+        from goca.text.nouns import check_prompt
 
         check_prompt(prompt, scale)
         arguments.check_model(model, recipe, device, dtype)
         check_writable(out)
         arguments.check_guide(guide, every, compare)
-        facts = facts_of(model)
-        if facts.nouns and (unknown := unknown_words(prompt, facts.nouns + facts.words)):
-            names, known = ", ".join(f'"{word}"' for word in unknown), ", ".join(facts.nouns)
-            say(f"{model} does not know {names} and generates something else instead; it knows {known}")
+        _say_unknown(prompt, model)
         from goca import generation
         from goca.diffusion.loading import load, without_bars
 
@@ -98,8 +94,7 @@ def generate(
                             description = f"generating seed {event.seed}"
                             bar.update(task, description=description, completed=event.step, total=event.steps)
                             continue
-                        written = _write(files, event)
-                        explained = None
+                        written, explained = _write(files, event), None
                         if explain:
                             explained, explanation = _explain(files, options, event)
                             written += explanation
@@ -111,6 +106,17 @@ def generate(
         except KeyboardInterrupt:
             say(f"stopped; {done} of {count} images are done and complete")
             raise typer.Exit(130) from None
+
+
+def _say_unknown(prompt: str, model: str) -> None:
+    """Say which words of a prompt a model with a closed vocabulary does not know."""
+    from goca.diffusion.model_facts import facts_of
+    from goca.text.nouns import unknown_words
+
+    facts = facts_of(model)
+    if facts.nouns and (unknown := unknown_words(prompt, facts.nouns + facts.words)):
+        names, known = ", ".join(f'"{word}"' for word in unknown), ", ".join(facts.nouns)
+        say(f"{model} does not know {names} and generates something else instead; it knows {known}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typer
 from goca import bundled
 from goca.cli import arguments, collector
 from goca.cli.console import progress, say_unlabelled, session, show, show_json, table
-from goca.cli.settings import with_automatic
+from goca.cli.settings import load_segmenter
 from goca.errors import GocaError
 
 if TYPE_CHECKING:
@@ -82,13 +82,12 @@ def inspect(
         for x, y in pixels:
             check_pixel(x, y, loaded)
         from goca.diffusion.loading import without_bars
-        from goca.segmenter import Segmenter
 
         # A download shows the Hub's own progress, except beside JSON.
         with progress(hidden=as_json) as bar, without_bars() if as_json else nullcontext():
             bar.add_task(f"inspecting with {model}", total=None)
-            options = {"timestep": timesteps, "size": size, "seed": seed, **with_automatic(given, model, device, dtype)}
-            segmenter = Segmenter.from_pretrained(model, recipe=recipe, device=device, dtype=dtype, **options)
+            options = {"timestep": timesteps, "size": size, "seed": seed, "device": device, "dtype": dtype, **given}
+            segmenter = load_segmenter(model, recipe, options)
             collector.go_on()
             inspection = segmenter.inspect(loaded, listed, background_names, caption=caption, keep=kept)
         _write(inspection, image, pixels, job.folder / f"{job.stem}{INSPECTED}", as_json)

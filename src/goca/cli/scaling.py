@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,14 +85,9 @@ def scaling(
     with session(verbose):
         labelled = [_labelled(text) for text in models]
         methods = tuple(name.lower().replace("_", "-") for name in arguments.names(recipes))
-        from goca.evaluation.choices import check_choices, check_labels, is_measured, refuse_study
-
-        for _, model in labelled:
-            refuse_study(model)
-            arguments.check_model("bundled" if is_measured(model) else model, None, device, dtype)
-        for name in methods or ("",):
-            arguments.check_model("bundled", name)
+        _check_models(labelled, methods, device, dtype)
         check_name(dataset)
+        from goca.evaluation.choices import check_choices, check_labels
 
         check_labels([label for label, _ in labelled])
         check_choices(protocol, (), "nouns")
@@ -137,6 +133,19 @@ def scaling(
         else:
             _print(study)
             show(f"written to {out / 'scaling.json'}, {', '.join(map(str, drawings))}")
+
+
+def _check_models(
+    labelled: Sequence[tuple[str, str]], recipes: Sequence[str], device: str | None, dtype: str | None
+) -> None:
+    """Raise GocaError for names of models or recipes that are wrong on any machine."""
+    from goca.evaluation.choices import is_measured, refuse_study
+
+    for _, model in labelled:
+        refuse_study(model)
+        arguments.check_model("bundled" if is_measured(model) else model, None, device, dtype)
+    for name in recipes or ("",):
+        arguments.check_model("bundled", name)
 
 
 def _labelled(text: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import typer
 from goca import bundled
 from goca.cli import arguments
 from goca.cli.console import first_given, say, session, show
-from goca.cli.settings import with_automatic
+from goca.cli.settings import load_segmenter
 from goca.errors import GocaError
 
 OF_LABEL_STUDIO = (
@@ -111,10 +111,8 @@ def serve(
         objects = ObjectOptions(instances=instances, min_area=min_area, fill_holes=fill_holes)
         with _listening(host, port) as listener:
             from goca.request import SegmentationRequest
-            from goca.segmenter import Segmenter
 
-            options = with_automatic(options, model, device, dtype)
-            segmenter = Segmenter.from_pretrained(model, recipe, **options)
+            segmenter = load_segmenter(model, recipe, options)
             request = SegmentationRequest("", (), background_names, threshold)
             backend = Backend(segmenter, request, listed, objects, source, f"goca {model} {recipe}", say)
             _run(application(backend), listener, host, MOST_CONNECTIONS)
@@ -127,11 +125,9 @@ def _check_installed(package: str, extra: str) -> None:
 
 def _serve_page(model: str, recipe: str, options: Mapping[str, Any], host: str, port: int) -> None:
     with _listening(host, port) as listener:
-        from goca.segmenter import Segmenter
         from goca.web.page import application
 
-        options = with_automatic(options, model, options["device"], options["dtype"])
-        segmenter = Segmenter.from_pretrained(model, recipe, **options)
+        segmenter = load_segmenter(model, recipe, options)
         hosts = frozenset(LOOPBACK) if host in LOOPBACK else None
         with application(segmenter, hosts) as page:
             _run(page, listener, host, MOST_CONNECTIONS_OF_PAGE)

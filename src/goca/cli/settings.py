@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,26 +10,38 @@ from goca.cli import arguments
 from goca.cli.console import progress, session, show, show_json
 from goca.errors import GocaError
 
+if TYPE_CHECKING:
+    from goca.segmenter import Segmenter
 
-def with_automatic(
-    options: Mapping[str, Any], model: str, device: str | None, dtype: str | None, batch: int = 4
-) -> dict[str, Any]:
-    """Arguments of `from_pretrained` in which the settings "auto" are replaced by chosen ones.
 
-    This loads the model and reads its attention to images that it generates, unless that was done before.
+def load_segmenter(model: str, recipe: str, options: Mapping[str, Any]) -> "Segmenter":
+    """The model under a recipe and further arguments of `from_pretrained`; the settings "auto" are chosen if need be.
 
     Raises GocaError if the model cannot be loaded or its attention cannot be read.
+    """
+    from goca import settings_choice
+
+    is_auto = options.get("settings") == "auto"
+    with progress(hidden=not is_auto) as bar:
+        if is_auto:
+            bar.add_task(f"choosing settings for {model}", total=None)
+        return settings_choice.load_segmenter(model, recipe, **options)
+
+
+def with_automatic(
+    options: Mapping[str, Any], model: str, device: str | None, dtype: str | None, batch: int
+) -> dict[str, Any]:
+    """Arguments with which workers load the model: the settings "auto" are replaced by the content of chosen ones.
+
+    Raises GocaError as `load_segmenter` does.
     """
     if options.get("settings") != "auto":
         return dict(options)
     from goca.diffusion.checkpoints import content_of
-    from goca.segmenter import Segmenter
-    from goca.settings_choice import automatic_settings
 
-    with progress(hidden=False) as bar:
-        bar.add_task(f"choosing settings for {model}", total=None)
-        segmenter = Segmenter.from_pretrained(model, device=device, dtype=dtype, batch=batch)
-        return {**options, "settings": content_of(automatic_settings(segmenter))}
+    loading = {"device": device, "dtype": dtype, "batch": batch, "settings": "auto"}
+    segmenter = load_segmenter(model, "goca-open", loading)
+    return {**options, "settings": content_of(segmenter.backbone.settings)}
 
 
 def settings(

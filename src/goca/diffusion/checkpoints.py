@@ -12,7 +12,6 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from goca.diffusion.families import FAMILIES
-from goca.diffusion.families.grids import token_cells
 from goca.diffusion.families.spec import CheckpointSettings, Family
 from goca.diffusion.fingerprint import fingerprint
 from goca.diffusion.model_facts import ModelFacts, parse_settings
@@ -26,6 +25,8 @@ model's goca.json; the others stay the checkpoint's own; or AUTO.
 """
 AUTO = "auto"
 """The settings that were chosen on this machine for exactly these weights, see `automatic_settings`."""
+LATENT = 256
+"""Cells a side of a latent that divides into tokens of any family."""
 CHOSEN = ("timestep", "reference", "refine", "order", "origin")
 """The entries of a file of chosen settings."""
 CHECKPOINTS = tuple(settings for family in FAMILIES for settings in family.checkpoints)
@@ -63,8 +64,14 @@ def settings_for(
     settings = _by_layout(denoiser, family, blocks) or _by_rule(denoiser, family, size, blocks)
     if stated.keys() - _OF_NO_ORIGIN:
         stated.setdefault("origin", f"{', '.join(stated)} by {facts.path}; else {settings.origin}")
-    cells = token_cells(denoiser, family.grids, blocks)
+    cells = _token_cells(denoiser, family, blocks)
     return replace(settings, **{"size": size, "token_cells": cells, **stated})
+
+
+def _token_cells(denoiser: Any, family: Family, blocks: Collection[str]) -> int:
+    """Latent cells a side of a token of the finest attention of these blocks."""
+    sides = [height for height, _ in family.grids(denoiser, (LATENT, LATENT))]
+    return LATENT // max((sides[family.grid_of(block)] for block in blocks), default=sides[0])
 
 
 def _by_layout(denoiser: Any, family: Family, blocks: Collection[str]) -> CheckpointSettings | None:
@@ -114,17 +121,17 @@ def kept_settings(pipeline: Any) -> Path:
 
 
 def automatic_settings_of(
-    pipeline: Any, own: CheckpointSettings, blocks: Collection[str], model: str
+    pipeline: Any, defaults: CheckpointSettings, blocks: Collection[str], model: str
 ) -> CheckpointSettings | None:
     """The settings in `kept_settings`; None if there are none, or they cannot be read or do not fit."""
     try:
-        return _filled(kept_settings(pipeline), own, blocks, model)
+        return _filled(kept_settings(pipeline), defaults, blocks, model)
     except GocaError:
         return None
 
 
 def given_settings(
-    given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str, pipeline: Any
+    given: SettingsLike, defaults: CheckpointSettings, blocks: Collection[str], model: str, pipeline: Any
 ) -> CheckpointSettings:
     """The settings that a user gives for a checkpoint, filled up with the checkpoint's own.
 
@@ -132,8 +139,8 @@ def given_settings(
         GocaError: They cannot be read, have a wrong entry, name a block that the model lacks, or were not chosen yet.
     """
     if given != AUTO:
-        return _filled(given, own, blocks, model)
-    kept = automatic_settings_of(pipeline, own, blocks, model)
+        return _filled(given, defaults, blocks, model)
+    kept = automatic_settings_of(pipeline, defaults, blocks, model)
     if kept is None:
         kind = str(pipeline.dtype).removeprefix("torch.")
         raise GocaError(
@@ -144,8 +151,10 @@ def given_settings(
     return kept
 
 
-def _filled(given: SettingsLike, own: CheckpointSettings, blocks: Collection[str], model: str) -> CheckpointSettings:
-    settings = given if isinstance(given, CheckpointSettings) else replace(own, **_stated(given))
+def _filled(
+    given: SettingsLike, defaults: CheckpointSettings, blocks: Collection[str], model: str
+) -> CheckpointSettings:
+    settings = given if isinstance(given, CheckpointSettings) else replace(defaults, **_stated(given))
     if missing := [block for block in (settings.reference, *settings.refine) if block not in blocks]:
         raise GocaError(
             f"the settings name block {missing[0]}, which {model} lacks: choose settings with this model",

@@ -1,23 +1,18 @@
 """GenerationSession: a pipeline's generations, denoiser call by denoiser call.
 
-Nothing is assumed about how a pipeline guides: in one batch, in two calls, or not at all. What its `encode_prompt`
-returns is remembered, and a row of a denoiser call is assigned to an image and a branch by the embedding in its input.
-All pipelines of the families encode the prompt before the negative one, return it first, and call with it first. The
-first pass with the prompt in each of the scheduler's evaluations is the prompt's own; those of skip-layer or
-self-attention guidance come after it.
+Nothing is assumed about how a pipeline guides: in one batch, in two calls, or not at all. Each call of the pipeline is
+a `PipelineRun`, which tells the images and branches of its denoiser calls.
 """
 
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 from functools import wraps
 from threading import get_ident
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -28,17 +23,15 @@ from goca.diffusion.attention_modules import attention_modules, native
 from goca.diffusion.backbone import Backbone
 from goca.diffusion.caches import check_caches
 from goca.diffusion.conditioning import tokenizers
-from goca.diffusion.denoiser_call import Branch, DenoiserCall, DenoiserRow, Observer, PromptTokens
+from goca.diffusion.denoiser_call import DenoiserCall, Observer
 from goca.diffusion.encoded_texts import EncodedTexts, texts_to_encode
 from goca.diffusion.exclusive import exclusive, patched
 from goca.diffusion.families import bare, check_tokenizers
-from goca.diffusion.guidance_scale import guidance_scale
-from goca.diffusion.latent_layout import layout_of, plain_remedy
-from goca.diffusion.latents import processor_of, sample_of
-from goca.diffusion.own_calls import codes_of, intercepted, is_own, step_number, stepping
-from goca.diffusion.timesteps import is_flow
+from goca.diffusion.latents import processor_of
+from goca.diffusion.outputs import prediction, spread, videos, with_prediction
+from goca.diffusion.own_calls import codes_of, intercepted, is_own, stepping
+from goca.diffusion.pipeline_run import PipelineRun
 from goca.errors import GocaError
-from goca.maths import Grid
 
 _ACTIVE: dict[int, "GenerationSession"] = {}
 """{id of a pipeline: the outermost session that is entered on it}."""
@@ -87,82 +80,6 @@ def check_generation(backbone: Backbone) -> None:
     check_tokenizers(pipeline, backbone.family)
 
 
-@dataclass
-class _Run:
-    """One call of the pipeline.
-
-    Attributes:
-        index: Its number among the pipeline's calls, from 0.
-        frame: Frame of the call.
-        arguments: Arguments of the call, including defaults.
-        processors: Each denoiser's attention processors at the start.
-        encoded: The texts that it encoded.
-        texts: Those to which its generation attends, the prompts first; empty before the first such denoiser call.
-        count: Number of latents that it prepared, 0 if unknown.
-        size: Their (height, width) in pixels, if known.
-        cells: Their (height, width) in cells, if they are not packed.
-        frames: Number of frames of each.
-        first: Index of its first timestep among the scheduler's; None before its first denoiser call.
-        evaluation: Number of steps that the scheduler has made.
-        timestep: The denoiser's timestep after the last of them; None before it ran.
-        branches: The branches whose rows this evaluation has had.
-        foreign: Number of evaluations that attended to other texts than its prompts.
-        inputs: The denoiser's latents for the prompt, and the names of its other inputs.
-    """
-
-    index: int
-    frame: FrameType
-    arguments: Mapping[str, Any]
-    processors: list[tuple[nn.Module, Any]]
-    encoded: list[EncodedTexts] = field(default_factory=list)
-    texts: list[EncodedTexts] = field(default_factory=list)
-    count: int = 0
-    size: Grid | None = None
-    cells: Grid | None = None
-    frames: int = 1
-    first: int | None = None
-    evaluation: int = 0
-    timestep: Tensor | None = None
-    branches: set[Branch] = field(default_factory=set)
-    foreign: int = 0
-    inputs: tuple[Tensor, frozenset[str]] | None = None
-
-    def stepped(self) -> None:
-        """The scheduler has made a step; a step without a denoiser pass is another pipeline's."""
-        if self.timestep is not None:
-            self.evaluation += 1
-            self.foreign += bool(self.texts) and "cond" not in self.branches
-            self.timestep, self.branches, self.inputs = None, set(), None
-
-    def passes(self, scheduler: Any, timestep: Tensor) -> None:
-        """The pipeline calls the denoiser."""
-        if self.first is None:
-            indices = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
-            index = next((index for index in indices if index is not None), None)
-            # Schedulers without a step counter get the timestep. A pipeline may skip the first steps.
-            self.first = (_position(scheduler, timestep) or 0) if index is None else int(index)
-        if self.timestep is not None and not torch.equal(self.timestep, timestep):
-            self.stepped()  # the pipeline made the step itself, without its scheduler
-        self.timestep = timestep
-
-    def moment(self, scheduler: Any, timestep: Tensor) -> tuple[int, float]:
-        """The step, from 0, and the scheduler's timestep."""
-        first = self.first or 0
-        index = min(first + self.evaluation, len(scheduler.timesteps) - 1)
-        position = _position(scheduler, timestep)
-        if position is not None and float(scheduler.timesteps[index]) != float(timestep):
-            index = max(first, position)  # the pipeline went back to a higher noise level
-        return step_number(scheduler, index - first), float(scheduler.timesteps[index])
-
-    def repeats(self, latent: Tensor, inputs: frozenset[str]) -> bool:
-        """Whether a denoiser call differs from the prompt's own in this evaluation only in its text."""
-        if self.inputs is None:
-            self.inputs = latent, inputs
-            return False
-        before, its_inputs = self.inputs
-        return before.dtype == latent.dtype and torch.equal(before, latent) and its_inputs == inputs
-
-
 class GenerationSession:
     """Reports the denoiser calls of a pipeline's generations to observers, inside a `with` block.
 
@@ -193,7 +110,7 @@ class GenerationSession:
         self._codes = codes_of(type(backbone.pipeline))
         self._encoded: list[EncodedTexts] = []
         self._parts: dict[str, nn.Module] = {}
-        self._run: _Run | None = None
+        self._run: PipelineRun | None = None
         self._count = 0
         self._call: DenoiserCall | None = None
         self._hook: AttentionHook | None = None
@@ -269,7 +186,8 @@ class GenerationSession:
         if parts != self._parts:
             self._missed.add("exchanged")
         modules = [attention.module for part in parts.values() for attention in attention_modules(part)]
-        run = _Run(self._count, frame, arguments, [(module, getattr(module, "processor", None)) for module in modules])
+        processors = [(module, getattr(module, "processor", None)) for module in modules]
+        run = PipelineRun(self._backbone, self._count, frame, arguments, processors)
         self._count += 1
         image = arguments.get("image")
         given = image if isinstance(image, list | tuple) else (image,)
@@ -318,7 +236,7 @@ class GenerationSession:
     def _show(self, show: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = show(*args, **kwargs)
         if self._run is not None and self._run.texts:
-            self.images[self._run.index] = [_spread(video, self._run.frames) for video in _videos(answer)]
+            self.images[self._run.index] = [spread(video, self._run.frames) for video in videos(answer)]
         return answer
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -330,8 +248,10 @@ class GenerationSession:
             self._missed.add("caller" if run is None else "inside")
             return
         self._abort()
-        call = self._heard(run, module, args, kwargs)
+        call = run.denoiser_call(module, args, kwargs, self._encoded)
         if call is None:
+            if not run.texts:
+                self._missed.add("text")
             return
         self._call = call
         sinks = [sink for observer in self._observers if (sink := observer.begin(call)) is not None]
@@ -360,25 +280,13 @@ class GenerationSession:
             try:
                 hook.__exit__(None, None, None)
             except GocaError:
-                self._check_processors(run)
+                run.check_processors()
                 raise
-        before = noise_pred = _prediction(output)
+        before = noise_pred = prediction(output)
         with torch.no_grad(), torch.autocast(noise_pred.device.type, enabled=False):
             for observer in self._observers:
                 noise_pred = _answered(observer, observer.end(call, noise_pred), noise_pred)
-        return None if noise_pred is before else _with_prediction(output, noise_pred)
-
-    def _check_processors(self, run: _Run) -> None:
-        """Raise GocaError if the pipeline itself set unreadable attention processors, and restore the old ones."""
-        changed = [(module, old) for module, old in run.processors if getattr(module, "processor", None) is not old]
-        names = sorted({type(module.processor).__name__ for module, _ in changed})
-        for module, processor in changed:
-            module.processor = processor
-        if changed:
-            raise GocaError(
-                f"{type(self._backbone.pipeline).__name__} cannot be traced: it sets its own attention processors "
-                f"in each call ({', '.join(names)}), which goca cannot read; {plain_remedy(self._backbone)}"
-            ) from None
+        return None if noise_pred is before else with_prediction(output, noise_pred)
 
     def _abort(self) -> None:
         """Close a call that failed."""
@@ -395,117 +303,12 @@ class GenerationSession:
         self._abort()
         self._run, self._encoded, self._parts = None, [], {}
 
-    def _heard(
-        self, run: _Run, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> DenoiserCall | None:
-        """The `DenoiserCall` of its generation; None for one that attends to nothing encoded in the session."""
-        scheduler = self._backbone.pipeline.scheduler
-        timestep = torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else 0)).cpu().double()
-        moment = timestep.flatten()[:1]
-        run.passes(scheduler, moment)
-        inputs, (_, sample) = [*args[1:], *kwargs.values()], sample_of(args, kwargs)
-        if not run.texts:
-            run.texts = self._texts(run, inputs)
-            if not run.texts:
-                self._missed.add("text")
-                return None
-        blocks = self._blocks(run, run.texts, inputs)
-        if not blocks or max(block.stop for _, block in blocks) > len(sample):
-            return None  # with more texts than images, the denoiser itself raises
-        prompts = run.texts[0]
-        # In one batch, pipelines put the negative prompts first, which decides if both are equal.
-        block = next((block for texts, block in reversed(blocks) if texts is prompts), blocks[0][1])
-        latent = torch.stack([sample[row] for row in block])
-        layout = layout_of(self._backbone, run.size, run.cells, latent, timestep, kwargs)
-        rows = self._rows(run, len(sample), blocks, run.repeats(latent, frozenset(kwargs)))
-        run.branches |= {row.branch for row in rows}
-        step, noise = run.moment(scheduler, moment)
-        second = module is not self._backbone.denoiser
-        scale = guidance_scale(self._backbone.pipeline, self._backbone.family, run.arguments, second)
-        run.frames = layout.frames
-        grid = self._backbone.family.grids(module, layout.size)[0] if layout.frames > 1 else None
-        images = layout.size, rows, scale, layout.references, layout.frames, grid
-        return DenoiserCall(run.index, step, run.evaluation, noise, *images)
-
-    def _blocks(
-        self, run: _Run, texts: Sequence[EncodedTexts], inputs: Sequence[Any]
-    ) -> list[tuple[EncodedTexts, range]]:
-        return [(encoded, block) for encoded in texts for block in encoded.blocks(inputs, run.count)]
-
-    def _texts(self, run: _Run, inputs: Sequence[Any]) -> list[EncodedTexts]:
-        """The texts to which a generation attends, by its first denoiser call: the prompts first, then all others.
-
-        Of several texts in its input, the prompts are those of the last rows, then those encoded last.
-        """
-        # Embeddings that were made in the session have words, even if the pipeline gets nothing else.
-        latest_first = [*reversed(run.encoded), *reversed(self._encoded)]
-        encoded = sorted(latest_first, key=lambda texts: texts.texts is None)
-        blocks = self._blocks(run, encoded, inputs)
-        if not blocks:
-            return []
-        prompts, _ = max(blocks, key=lambda pair: pair[1].stop)
-        others = [texts for texts in encoded if texts is not prompts]
-        return [prompts, *(texts.negative for texts in (prompts, *others) if texts.negative is not None), *others]
-
-    def _rows(
-        self, run: _Run, count: int, blocks: list[tuple[EncodedTexts, range]], repeats: bool
-    ) -> tuple[DenoiserRow, ...]:
-        """The rows of a batch of `count`; a branch that this evaluation already had does not occur again.
-
-        If the prompt's own pass is merely repeated, the pipeline guides away from the prompt itself.
-        """
-        rows = [DenoiserRow("other")] * count
-        prompts = run.texts[0]
-        prompt_blocks = [block for texts, block in blocks if texts is prompts]
-        labelled: list[tuple[Branch, EncodedTexts, range]] = [
-            ("uncond", texts, block) for texts, block in blocks if texts is not prompts
-        ]
-        if "cond" not in run.branches:
-            labelled = [*(("cond", prompts, block) for block in prompt_blocks[-1:]), *labelled]
-        elif repeats and not labelled:
-            labelled = [("uncond", prompts, block) for block in prompt_blocks]
-        for branch, texts, block in labelled:
-            if branch not in run.branches and all(rows[row].branch == "other" for row in block):
-                for image, row in enumerate(block):
-                    rows[row] = DenoiserRow(branch, image, self._prompt_tokens(run, branch, texts, image, len(block)))
-        if "cond" not in run.branches and any(rows[row].branch == "other" for block in prompt_blocks for row in block):
-            raise GocaError(
-                f"{type(self._backbone.pipeline).__name__} cannot be traced: in one pass its denoiser gets several "
-                f"rows of the same prompt for each image, as a video's frames; {plain_remedy(self._backbone)}"
-            )
-        return tuple(rows)
-
-    def _prompt_tokens(self, run: _Run, branch: Branch, encoded: EncodedTexts, image: int, images: int) -> PromptTokens:
-        """The tokens of an image's text. Raises GocaError for a prompt that was not given as text."""
-        if encoded.texts is None:
-            if branch == "cond":
-                raise GocaError(
-                    "the words of prompt_embeds are unknown: pass the prompt itself, as text, or make them with "
-                    "pipe.encode_prompt inside the `with` block"
-                )
-            return PromptTokens("", ())
-        number = image * len(encoded.texts) // images
-        unread = encoded.captions_at(number, {text.tokenizer for text in self._backbone.family.texts})
-        if branch == "cond":
-            negative = (texts for texts in run.texts[1:] if texts is encoded.negative or texts in run.encoded)
-            if (texts := next((made.texts for made in negative if made.texts), None)) is not None:
-                unread["negative_prompt"] = texts[image * len(texts) // images]
-        return PromptTokens(encoded.texts[number], encoded.attended(number, self._backbone), unread)
-
 
 def _denoisers(backbone: Backbone) -> dict[str, nn.Module]:
     """{component: denoiser} of a pipeline: some have a second one for low noise."""
     names = (backbone.family.component + end for end in ("", "_2"))
     parts = {name: bare(getattr(backbone.pipeline, name, None)) for name in names}
     return {name: part for name, part in parts.items() if type(part).__name__ in backbone.family.denoisers}
-
-
-def _position(scheduler: Any, timestep: Tensor) -> int | None:
-    """The index of a denoiser's timestep among the scheduler's; None if the two may be on different scales."""
-    if is_flow(scheduler):
-        return None
-    matching = (scheduler.timesteps.cpu() == timestep).nonzero()
-    return int(matching[0]) if len(matching) else None
 
 
 def _answered(observer: Observer, answer: Any, noise_pred: Tensor) -> Tensor:
@@ -534,36 +337,3 @@ def shared(sinks: Sequence[Sink]) -> Sink:
                 sink(row, call)
 
     return take
-
-
-def _prediction(output: Any) -> Tensor:
-    """A denoiser's prediction as one tensor (row, ...)."""
-    return torch.stack(output[0]) if isinstance(output[0], list) else output[0]
-
-
-def _with_prediction(output: Any, noise_pred: Tensor) -> Any:
-    """A denoiser's output with its prediction replaced, in the same form."""
-    answer = list(noise_pred) if isinstance(output[0], list) else noise_pred
-    if isinstance(output, tuple):
-        return (answer, *output[1:])
-    return replace(output, **{next(iter(output)): answer})
-
-
-def _videos(answer: Any) -> list[list[Any]]:
-    """A pipeline's output, each image or video as its frames; empty for latents."""
-    if isinstance(answer, Tensor):
-        answer = np.moveaxis(answer.float().cpu().numpy(), -3, -1)
-    if isinstance(answer, np.ndarray):
-        videos = answer if answer.ndim == 5 else answer[:, None]
-        return list(map(list, videos)) if videos.ndim == 5 and videos.shape[-1] == 3 else []
-    return [video if isinstance(video, list) else [video] for video in answer]
-
-
-def _spread(video: list[Any], count: int) -> tuple[Image.Image, ...]:
-    """`count` frames of a video, evenly spread from its first to its last, or only its first."""
-    chosen = [video[round(number * (len(video) - 1) / max(count - 1, 1))] for number in range(count)]
-    return tuple(frame if isinstance(frame, Image.Image) else _image(frame) for frame in chosen)
-
-
-def _image(frame: np.ndarray) -> Image.Image:
-    return Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8))

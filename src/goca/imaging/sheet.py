@@ -77,8 +77,8 @@ def chart(title: str, bars: Sequence[Bar], width: int) -> Image.Image:
         draw.rectangle((name_end, top, name_end + max(2, length), bottom), BAR)
         draw.text((figure_end, middle), bar.figure, FAINT, font, anchor="rm")
         step = min(2 * TYPE, (2 * width - figure_end - 4 * GAP) // max(1, len(bar.squares)))
-        for place, value in enumerate(bar.squares):
-            left = figure_end + 2 * GAP + step * place
+        for position, value in enumerate(bar.squares):
+            left = figure_end + 2 * GAP + step * position
             shade = tuple(round(least + value * (most - least)) for least, most in zip(TRACK, BAR, strict=True))
             draw.rectangle((left, middle - TYPE + 2, left + max(1, step - 3), middle + TYPE - 3), shade)
     return paper.reduce(2)
@@ -89,9 +89,9 @@ def heading(lines: Sequence[str], width: int) -> Image.Image:
     rows = [(row, number) for number, text in enumerate(lines) for row in wrap(legible(text), width // 7)]
     line = round(1.7 * TYPE)
     paper, draw, font = _double(width, line * len(rows))
-    for place, (row, number) in enumerate(rows):
+    for index, (row, number) in enumerate(rows):
         text = _cut(row, font, 2 * width - 4 * GAP)
-        draw.text((2 * GAP, line * (2 * place + 1)), text, FAINT if number else INK, font, anchor="lm")
+        draw.text((2 * GAP, line * (2 * index + 1)), text, FAINT if number else INK, font, anchor="lm")
     return paper.reduce(2)
 
 

@@ -74,8 +74,10 @@ class LayerMaps:
         assert call.projection is not None  # the hook has one wherever text is read
         keys = range(call.k.shape[1])[call.text]
         # A pipeline may mask the end of a prompt, which then gets no attention.
-        there = [place for place, token in enumerate(self.indices) if token < len(keys)]
-        columns = token_columns(call.q, call.k, call.scale, [keys[self.indices[place]] for place in there], call.mask)
+        there = [position for position, token in enumerate(self.indices) if token < len(keys)]
+        columns = token_columns(
+            call.q, call.k, call.scale, [keys[self.indices[position]] for position in there], call.mask
+        )
         weights = head_weights(self._rule, call.output.transpose(0, 1), call.projection)
         self._layers[block][:, there] += head_map(weights, columns).cpu()
         if self.each_head:

@@ -118,11 +118,11 @@ def cell_of(
         GocaError: The image has no such pixel.
     """
     check_pixel(x, y, image)
-    place = []
+    cell = []
     for position, side, cells, share in zip((y, x), (image.height, image.width), grid, shares, strict=True):
         middle = 0.5 + ((index(position) + 0.5) / side - 0.5) * share
-        place.append(min(int(middle * cells), cells - 1))
-    return place[0], place[1]
+        cell.append(min(int(middle * cells), cells - 1))
+    return cell[0], cell[1]
 
 
 def check_pixel(x: SupportsIndex, y: SupportsIndex, image: Image.Image) -> None:

@@ -14,17 +14,14 @@ from PIL import Image
 from goca import bundled
 from goca.errors import GocaError
 from goca.exports.objects import ObjectOptions, regions
-from goca.recipe import AUTO
 from goca.request import SegmentationRequest
 from goca.segmenter import Segmenter
-from goca.settings_choice import automatic_settings
+from goca.settings_choice import load_segmenter
 from goca.text.class_list import classes_to_find, parse_class_list
 
 _log = logging.getLogger(__name__)
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 """The types that CVAT's `-p` takes, in words."""
-LOADING = ("device", "dtype", "revision", "variant", "batch")
-"""Options that matter when settings are chosen."""
 
 
 class Function:
@@ -107,10 +104,7 @@ def create(
         others = None if background_classes is None else [n for n in background_classes.split(",") if n.strip()]
         request = SegmentationRequest("", listed, others, background)
         how = ObjectOptions(**objects)
-        if options.get("settings") == AUTO:
-            loading = {name: options[name] for name in LOADING if name in options}
-            options["settings"] = automatic_settings(Segmenter.from_pretrained(model, **loading))
-        return Function(Segmenter.from_pretrained(model, recipe, **options), request, how)
+        return Function(load_segmenter(model, recipe, **options), request, how)
     except GocaError as error:
         if error.hint is None or error.hint not in _parameters():
             raise

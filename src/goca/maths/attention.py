@@ -126,8 +126,8 @@ def token_columns(
     out = q.new_empty(q.shape[0], q.shape[1], len(columns), dtype=torch.float32)
     picked = torch.tensor(columns, dtype=torch.long, device=q.device)
     for rows, parts in _blocks(q, k, scale, mask):
-        for some, group, part in parts:
-            out[group, rows][:, some] = part.index_select(-1, picked)
+        for part_rows, group, part in parts:
+            out[group, rows][:, part_rows] = part.index_select(-1, picked)
     return out
 
 
@@ -197,12 +197,14 @@ def _parts_of(q: Tensor, keys: Tensor, scale: float, mask: Mask, block: slice, m
     heads, heads_of_part, rows_of_part = len(q), memory.shape[0], memory.shape[1]
     queries = q[:, block] if heads_of_part < heads else q[:, block].float()
     for rows in _slices(block.stop - block.start, rows_of_part):
-        place = slice(block.start + rows.start, block.start + rows.stop)
+        mask_rows = slice(block.start + rows.start, block.start + rows.stop)
         for group in _slices(heads, heads_of_part):
             part = memory[: group.stop - group.start, : rows.stop - rows.start]
             torch.baddbmm(part, queries[group, rows].float(), keys[group], beta=0, alpha=scale, out=part)
             if mask is not None:
-                part += mask[group if mask.shape[0] > 1 else slice(None), place if mask.shape[1] > 1 else slice(None)]
+                part += mask[
+                    group if mask.shape[0] > 1 else slice(None), mask_rows if mask.shape[1] > 1 else slice(None)
+                ]
             torch.softmax(part, dim=-1, out=part)
             yield rows, group, part
 

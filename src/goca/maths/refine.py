@@ -42,12 +42,12 @@ def distinct(rows: Rows, shared: Float[Tensor, " pixel"]) -> Rows:
     What every pixel attends to draws the scores of all pixels to the same mean, the more often it is applied; the
     exponent emphasises what is left. A row with nothing of its own is unchanged.
     """
-    own = (rows - shared).clamp_(min=0)
+    excess = (rows - shared).clamp_(min=0)
     mass = rows.sum(-1, keepdim=True).clamp(min=TINY)
     # A remainder from float32's rounding is nothing of its own.
-    alike = own.sum(-1, keepdim=True) <= INDISTINCT * mass
-    own.mul_(own.sqrt())
-    return torch.where(alike, rows / mass, own / own.sum(-1, keepdim=True))
+    alike = excess.sum(-1, keepdim=True) <= INDISTINCT * mass
+    excess.mul_(excess.sqrt())
+    return torch.where(alike, rows / mass, excess / excess.sum(-1, keepdim=True))
 
 
 @dataclass
@@ -134,19 +134,19 @@ class Affinity:
         if rule is None:
             return self
         other = Affinity(grid, len(self._dense), self.largest)
-        for own, matrix in self._dense.items():
-            rows, _ = picked_pixels(own, grid, matrix.device)
+        for layer_grid, matrix in self._dense.items():
+            rows, _ = picked_pixels(layer_grid, grid, matrix.device)
             shared = matrix.new_zeros(len(matrix)).index_fill_(0, rows, 1 / len(rows)) @ matrix
             changed = torch.empty_like(matrix)
             for part in _parts(len(matrix), len(shared)):
                 changed[part] = rule(matrix[part], shared)
-            other._dense[own] = changed
-        for own in dict.fromkeys(own for _, own in self._streamed):
-            layers = [blocks for blocks, of_layer in self._streamed if of_layer == own]
-            rows, _ = picked_pixels(own, grid)
+            other._dense[layer_grid] = changed
+        for layer_grid in dict.fromkeys(layer_grid for _, layer_grid in self._streamed):
+            layers = [blocks for blocks, its_grid in self._streamed if its_grid == layer_grid]
+            rows, _ = picked_pixels(layer_grid, grid)
             total = sum(affinity.sum(0) for blocks in layers for _, affinity in blocks(rows))
             assert isinstance(total, Tensor)  # there is a layer, and maps have pixels
-            other._streamed.append((partial(_rows_under, rule, total / len(rows), layers), own))
+            other._streamed.append((partial(_rows_under, rule, total / len(rows), layers), layer_grid))
             other.layers += 1
         return other
 
@@ -155,11 +155,13 @@ class Affinity:
         if not self.layers:
             return None
         parts = []
-        for own, matrix in self._dense.items():
-            parts.append(resize_keys(matrix[nearest_pixels(own, grid, matrix.device)[pixel]][None], own, grid))
-        for blocks, own in self._streamed:
-            rows = nearest_pixels(own, grid)[pixel : pixel + 1]
-            parts += [resize_keys(affinity, own, grid) for _, affinity in blocks(rows)]
+        for layer_grid, matrix in self._dense.items():
+            parts.append(
+                resize_keys(matrix[nearest_pixels(layer_grid, grid, matrix.device)[pixel]][None], layer_grid, grid)
+            )
+        for blocks, layer_grid in self._streamed:
+            rows = nearest_pixels(layer_grid, grid)[pixel : pixel + 1]
+            parts += [resize_keys(affinity, layer_grid, grid) for _, affinity in blocks(rows)]
         return torch.cat(parts).sum(0).reshape(grid) / self.layers
 
 

@@ -20,8 +20,8 @@ from goca.diffusion.conditioning import tokenizers
 from goca.diffusion.exclusive import restoring
 from goca.diffusion.families import bare, encoder_of, unet
 from goca.diffusion.families.blocks import FLUX_DEPTH, PIXART_DEPTH, UP_PATH
-from goca.diffusion.families.grids import Patches, levels
-from goca.diffusion.families.spec import Family, JointLayout, TextInput, anything, default_size, sample_size
+from goca.diffusion.families.grids import Patches, level_of, levels
+from goca.diffusion.families.spec import Family, JointLayout, TextInput, anything, default_size, first_grid, sample_size
 from goca.diffusion.latents import encode
 from goca.diffusion.timesteps import NUM_TRAIN_TIMESTEPS, is_flow
 from goca.errors import GocaError
@@ -80,6 +80,7 @@ def guess(pipeline: Any) -> Family:
         check=unet.check if _is_unet(denoiser) else anything,
         image_size=sample_size if getattr(denoiser.config, "sample_size", None) else default_size,
         grids=levels if _is_unet(denoiser) else Patches(1),
+        grid_of=level_of if _is_unet(denoiser) else first_grid,
         block_rule=UP_PATH if _is_unet(denoiser) else PIXART_DEPTH,
         texts=tuple(TextInput(name, respects_max_sequence_length=limited) for name in names),
         flow=is_flow(pipeline.scheduler),

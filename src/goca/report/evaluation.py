@@ -63,17 +63,17 @@ class Run:
     def counts(self, record: ImageRecord) -> Counts:
         """The counts under the labelling of the scores."""
         counts = (record.counts or {}).get(self.metrics["threshold"])
-        if counts is None or any(max(true, found) >= len(self.names) for true, found, _ in counts):
+        if counts is None or any(max(true, predicted) >= len(self.names) for true, predicted, _ in counts):
             raise GocaError(f"{self.folder / IMAGES} has lines of another run: restore it, or start a new run")
         return counts
 
     def ious(self, record: ImageRecord) -> dict[int, float]:
         """{label: IoU} of true and predicted labels, with background only if the protocol counts it."""
         hit, union = Counter[int](), Counter[int]()
-        for true, found, pixels in self.counts(record):
-            for label in {true, found}:
+        for true, predicted, pixels in self.counts(record):
+            for label in {true, predicted}:
                 union[label] += pixels
-            hit[true] += pixels * (true == found)
+            hit[true] += pixels * (true == predicted)
         return {label: hit[label] / union[label] for label in union if label or self.protocol.counting.background}
 
     def iou(self, record: ImageRecord) -> float | None:
@@ -183,44 +183,44 @@ def _image_card(
     missing: str,
     thumbnails: Thumbnails,
 ) -> str:
-    colours, pictures = None, []
+    colours, images = None, []
     if record.id in samples:
         sample, dataset = samples[record.id]
         colours = dataset.palette
         image = cache(lambda: load(sample.image))
-        pictures = [
+        images = [
             thumbnails(image, "Image"),
             thumbnails(lambda: _truth(image(), sample, dataset, run.protocol), "Ground truth"),
         ]
     elif not missing:
-        pictures = ['<div class="none">The data set no longer has this image.</div>']
-    asked = f'<p class="faint">asked for: {text(", ".join(record.classes) or "nothing")}</p>'
+        images = ['<div class="none">The data set no longer has this image.</div>']
+    request = f'<p class="faint">asked for: {text(", ".join(record.classes) or "nothing")}</p>'
     notes = "".join(f'<p class="faint">{text(note)}</p>' for note in record.notes)
     if record.counts is None:
-        return card(record.id, "left out", pictures, [f'<p class="bad">{text(record.left_out)}</p>', asked])
+        return card(record.id, "left out", images, [f'<p class="bad">{text(record.left_out)}</p>', request])
     counts, ious, iou = run.counts(record), run.ious(record), run.iou(record)
     total = max(1, sum(pixels for _, _, pixels in counts))
-    true, found, wrong = Counter[int](), Counter[int](), Counter[tuple[int, int]]()
+    true, predicted, wrong = Counter[int](), Counter[int](), Counter[tuple[int, int]]()
     for truth, label, pixels in counts:
         true[truth] += pixels
-        found[label] += pixels
+        predicted[label] += pixels
         if truth != label:
             wrong[truth, label] += pixels
     rows = [
         [
             (swatch(colours[label].tolist()) if colours is not None else "") + text(run.names[label]),
-            *(f"{pixels[label] / total:.1%}" for pixels in (true, found)),
+            *(f"{pixels[label] / total:.1%}" for pixels in (true, predicted)),
             bar(ious[label]) if label in ious else "",
         ]
-        for label in sorted(true | found, key=lambda label: (ious.get(label, 2.0), -true[label]))
+        for label in sorted(true | predicted, key=lambda label: (ious.get(label, 2.0), -true[label]))
     ]
     more = f'<p class="faint">and {len(rows) - MOST_LABELS} more labels</p>' if len(rows) > MOST_LABELS else ""
     mistakes = "".join(
         f"<li>{pixels / total:.1%} of the pixels are {text(run.names[truth])}, predicted {text(run.names[label])}"
         for (truth, label), pixels in wrong.most_common(MOST_PAIRS)
     )
-    body = [table(["label", "true", "found", "IoU"], rows[:MOST_LABELS]), more, f"<ul>{mistakes}</ul>", asked, notes]
-    return card(record.id, "no label" if iou is None else f"IoU {iou:.1%}", pictures, body)
+    body = [table(["label", "true", "found", "IoU"], rows[:MOST_LABELS]), more, f"<ul>{mistakes}</ul>", request, notes]
+    return card(record.id, "no label" if iou is None else f"IoU {iou:.1%}", images, body)
 
 
 def _truth(image: Image.Image, sample: Sample, dataset: Dataset, protocol: Protocol) -> Image.Image:

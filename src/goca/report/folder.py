@@ -25,7 +25,7 @@ MOST_CLASSES, MOST_ROWS = 12, 200
 """Most classes of a card, and of the table of all images."""
 
 
-class Found(NamedTuple):
+class ClassFigures(NamedTuple):
     """A class in an image: its label, its share of the pixels, and its evidence."""
 
     label: int
@@ -49,7 +49,7 @@ class Entry:
     damage: str = ""
     overlay: Path | None = None
     size: tuple[int, int] = (0, 0)
-    classes: tuple[Found, ...] | None = None
+    classes: tuple[ClassFigures, ...] | None = None
     notes: tuple[str, ...] = ()
 
     def rank(self) -> tuple[float, ...]:
@@ -58,10 +58,10 @@ class Entry:
             return (0,)
         if self.classes is None:
             return (3,)
-        shown = [found for found in self.classes if found.share]
+        shown = [figures for figures in self.classes if figures.share]
         if not shown:
             return (1,)
-        return (2, min(found.evidence for found in shown), min(found.share for found in shown))
+        return (2, min(figures.evidence for figures in shown), min(figures.share for figures in shown))
 
 
 @dataclass
@@ -85,10 +85,10 @@ class Totals:
         self.damaged += bool(entry.damage)
         self.described += entry.classes is not None
         self.notes.update(entry.notes)
-        for found in entry.classes or ():
-            self.with_pixels[found.name] += found.share > 0
-            self.shares[found.name] += found.share
-            self.evidence[found.name] += found.evidence
+        for figures in entry.classes or ():
+            self.with_pixels[figures.name] += figures.share > 0
+            self.shares[figures.name] += figures.share
+            self.evidence[figures.name] += figures.evidence
 
 
 def folder_page(folder: Path, limit: int) -> tuple[bytes, int, int]:
@@ -167,7 +167,7 @@ def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, 
     try:
         facts = read_json(file)
         classes = tuple(
-            Found(int(each["id"]), str(each["name"]), float(each["share"]), float(each["evidence"]))
+            ClassFigures(int(each["id"]), str(each["name"]), float(each["share"]), float(each["evidence"]))
             for each in facts["classes"]
         )
         size, plan = (int(facts["width"]), int(facts["height"])), dict(facts["plan"])
@@ -239,28 +239,29 @@ def _image_card(entry: Entry, thumbnails: Thumbnails) -> str:
     if entry.error:
         return card(entry.image, "left out", [], [f'<p class="bad">{text(entry.error)}</p>'])
     damage = f'<p class="bad">{text(entry.damage)}</p>' if entry.damage else ""
-    picture = thumbnails(lambda: _picture(entry), "Regions" if entry.overlay else "Image")
+    thumbnail = thumbnails(lambda: _drawn(entry), "Regions" if entry.overlay else "Image")
     notes = "".join(f'<p class="faint">{text(note)}</p>' for note in entry.notes)
     if entry.classes is None:
-        return card(entry.image, "no numbers", [picture], [damage])
+        return card(entry.image, "no numbers", [thumbnail], [damage])
     colours = palette(MAX_COLOURS)
-    largest = sorted(entry.classes, key=lambda found: (-found.share, -found.evidence))
+    largest = sorted(entry.classes, key=lambda figures: (-figures.share, -figures.evidence))
     rows = [
         [
-            (swatch(colours[1 + (found.label - 1) % MAX_COLOURS].tolist()) if found.share else "") + text(found.name),
-            bar(found.share),
-            bar(found.evidence),
+            (swatch(colours[1 + (figures.label - 1) % MAX_COLOURS].tolist()) if figures.share else "")
+            + text(figures.name),
+            bar(figures.share),
+            bar(figures.evidence),
         ]
-        for found in largest[:MOST_CLASSES]
+        for figures in largest[:MOST_CLASSES]
     ]
     rest = len(largest) - len(rows)
     more = f'<p class="faint">and {rest} more classes</p>' if rest else ""
-    background = 1 - sum(found.share for found in entry.classes)
+    background = 1 - sum(figures.share for figures in entry.classes)
     figure = f"{max(0.0, background):.0%} background"
-    return card(entry.image, figure, [picture], [table(["class", "share", "evidence"], rows), more, notes])
+    return card(entry.image, figure, [thumbnail], [table(["class", "share", "evidence"], rows), more, notes])
 
 
-def _picture(entry: Entry) -> Image.Image:
+def _drawn(entry: Entry) -> Image.Image:
     """The overlay without its legend; or the image if there is none."""
     if entry.overlay is None:
         return load(_path(entry.image))

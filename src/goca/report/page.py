@@ -47,7 +47,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; } ul { margin: .3rem 0; 
 article { border: 1px solid var(--line); border-radius: 8px; background: var(--soft); overflow: hidden; }
 article > div { padding: .5rem .7rem; } article h3 { margin: 0; font-size: 1rem; display: flex; gap: .6rem;
   justify-content: space-between; } article h3 span { white-space: nowrap; }
-.pictures { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 2px; padding: 0; align-items: start; }
+.images { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 2px; padding: 0; align-items: start; }
 figure { margin: 0; } figcaption { padding: .1rem .7rem; color: var(--faint); font-size: .85rem; }
 img { display: block; width: 100%; max-height: 20rem; object-fit: contain; background: var(--line); }
 .wide img { max-width: 60rem; max-height: none; }
@@ -134,9 +134,9 @@ def behind(summary: str, content: str, shown: bool = False) -> str:
     return f"<details{' open' * shown}><summary>{text(summary)}</summary>{content}</details>"
 
 
-def card(title: str, figure: str, pictures: Sequence[str], body: Sequence[str]) -> str:
-    """The outcome of one image. title, figure: text; pictures, body: HTML."""
-    shown = f'<div class="pictures">{"".join(pictures)}</div>' if pictures else ""
+def card(title: str, figure: str, images: Sequence[str], body: Sequence[str]) -> str:
+    """The outcome of one image. title, figure: text; images, body: HTML."""
+    shown = f'<div class="images">{"".join(images)}</div>' if images else ""
     return f"<article>{shown}<div><h3>{text(title)}<span>{text(figure)}</span></h3>{''.join(body)}</div></article>"
 
 

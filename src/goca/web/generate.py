@@ -18,8 +18,8 @@ from goca.segmenter import Segmenter
 from goca.text.nouns import unknown_words
 from goca.web.controls import Runs, number, whole
 from goca.web.downloads import offer
+from goca.web.images import SHOWN, scaled
 from goca.web.messages import alert, note, progress
-from goca.web.pictures import SHOWN, scaled
 from goca.web.results import MAX_BYTES, Results
 
 MAX_STEPS, MAX_SCALE, MAX_PROMPT = 100, 50, 1000

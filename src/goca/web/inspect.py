@@ -13,8 +13,8 @@ from goca.imaging import draw
 from goca.inspection import Inspection, Layer
 from goca.segmenter import Segmenter
 from goca.web.controls import Runs, class_tags, classes_of, content_of, whole
+from goca.web.images import SHOWN, factors, scaled, tiny
 from goca.web.messages import bar, note, text
-from goca.web.pictures import SHOWN, factors, scaled, tiny
 from goca.web.results import MAX_BYTES, Results
 
 STAGES = ("raw", "shared", "rescaled", "refined")
@@ -116,9 +116,9 @@ class InspectTab:
     def _clicked(self, told: Mapping[str, Any], token: str | None) -> tuple[Any, ...]:
         inspection = self.results.get(token)
         index, (factor, step) = told.get("index"), factors(inspection.image)
-        if not (isinstance(index, list) and len(index) == 2 and all(isinstance(place, int) for place in index)):
+        if not (isinstance(index, list) and len(index) == 2 and all(isinstance(number, int) for number in index)):
             raise GocaError("no pixel was clicked: click on the image, or give x and y")
-        cells = zip((place * step // factor for place in index), inspection.image.size, strict=True)
+        cells = zip((number * step // factor for number in index), inspection.image.size, strict=True)
         x, y = (
             side - 1 if cell == side else cell for cell, side in cells
         )  # a click on the far edge is reported one pixel too far
@@ -147,13 +147,13 @@ def _pixel(inspection: Inspection, x: int, y: int) -> tuple[Any, ...]:
     """Values of the message, the image with the pixel marked, where it attends, and its words."""
     pixel, image = inspection.at(x, y), scaled(inspection.image)
     factor, step = factors(inspection.image)
-    place = ((x + 0.5) * factor / step, (y + 0.5) * factor / step)
+    centre = ((x + 0.5) * factor / step, (y + 0.5) * factor / step)
     looks, remark = None, ""
     if pixel.affinity is None:
         remark = " The recipe does not refine, so where the patch attends is not known."
     else:
         heat = draw.heatmap(image, pixel.affinity / max(float(pixel.affinity.max()), 1e-12))
-        looks = draw.ringed(heat, *place)
+        looks = draw.ringed(heat, *centre)
     rows = (
         (f'<button type="button" value="{text(word)}">{text(word)}</button>', share, f"{share:.0%}")
         for word, share, _ in pixel.words
@@ -161,7 +161,7 @@ def _pixel(inspection: Inspection, x: int, y: int) -> tuple[Any, ...]:
     first = pixel.words[0]
     return (
         note(f"Pixel {x}, {y}: {first.word} gets {first.share:.0%} of its attention to words.{remark}"),
-        draw.ringed(image, *place),
+        draw.ringed(image, *centre),
         gr.Image(looks, visible=looks is not None),
         _bars("The pixel's words by raw attention; press one to see its map", rows),
     )

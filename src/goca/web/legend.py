@@ -13,8 +13,8 @@ from PIL import Image
 from goca.imaging.draw import painted
 from goca.imaging.palette import palette
 from goca.segmentation import Segmentation
+from goca.web.images import factors, scaled
 from goca.web.messages import bar, text
-from goca.web.pictures import factors, scaled
 
 OPACITY = 0.5
 

@@ -236,5 +236,5 @@ def _thumbnail(result: Segmentation) -> Any:
 
 
 def _not_found(run: Run) -> Sequence[str]:
-    found = any(result.labels.any() for result in run.values())
-    return () if found else ("no class was found: lower the floor under More; 0 keeps every class",)
+    labelled = any(result.labels.any() for result in run.values())
+    return () if labelled else ("no class was found: lower the floor under More; 0 keeps every class",)

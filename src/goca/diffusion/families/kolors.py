@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from goca.diffusion.families.blocks import UP_PATH
-from goca.diffusion.families.grids import levels
+from goca.diffusion.families.grids import level_of, levels
 from goca.diffusion.families.spec import Family, sample_size
 from goca.diffusion.families.unet import SDXL, check
 
@@ -23,6 +23,7 @@ FAMILY = Family(
     check=check,
     image_size=sample_size,
     grids=levels,
+    grid_of=level_of,
     block_rule=UP_PATH,
     checkpoints=(KOLORS,),
     tiny=("kolors",),

@@ -147,6 +147,11 @@ def anything(denoiser: Any) -> None:
     """Accept every denoiser of these classes."""
 
 
+def first_grid(block: str) -> int:
+    """0: attention of every block has the first of the grids."""
+    return 0
+
+
 def unlimited(denoiser: Any) -> int | None:
     """None: the denoiser has positions for images of any size."""
     return None
@@ -176,7 +181,9 @@ class Family:
     Attributes:
         name: Its name.
         denoisers: Its class names.
-        grids: Gives the grids that attention may have, from the denoiser and the latent's (height, width).
+        grids: Gives the grids that attention may have, the finest first, from the denoiser and the latent's
+            (height, width).
+        grid_of: Gives the index among them of a block's grid, from the block's path.
         block_rule: Chooses the blocks of a checkpoint without settings of its own.
         component: The pipeline's attribute that holds the denoiser.
         pipelines: Class names of the pipelines to which it is limited, if another family has the same denoiser.
@@ -209,6 +216,7 @@ class Family:
     denoisers: tuple[str, ...]
     grids: Callable[[Any, Grid], tuple[Grid, ...]]
     block_rule: BlockRule
+    grid_of: Callable[[str], int] = first_grid
     component: str = "transformer"
     pipelines: tuple[str, ...] = ()
     check: Callable[[Any], None] = anything

@@ -7,7 +7,7 @@ up, from level to level. All 77 text positions are columns, padding included.
 from typing import Any
 
 from goca.diffusion.families.blocks import UP_PATH
-from goca.diffusion.families.grids import levels
+from goca.diffusion.families.grids import level_of, levels
 from goca.diffusion.families.reported import RERUN, paper_scores
 from goca.diffusion.families.spec import CheckpointSettings, Family, ReportedScore, TextInput, sample_size
 from goca.errors import GocaError
@@ -88,6 +88,7 @@ FAMILY = Family(
     check=check,
     image_size=sample_size,
     grids=levels,
+    grid_of=level_of,
     block_rule=UP_PATH,
     texts=(TextInput("tokenizer"), TextInput("tokenizer_2")),
     checkpoints=(SD15, SD21, SDXL),
