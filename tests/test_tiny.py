@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import UNETS
 from torch import Tensor, nn
 
+from conftest import UNETS
 from goca.diffusion.loading import quiet
 from goca.testing.tiny import BUILDERS, JOINT_BUILDERS, UNET_BUILDERS
 
