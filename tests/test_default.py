@@ -169,6 +169,17 @@ def test_no_class_is_there(goca: Run, tmp_path: Path) -> None:
     assert "was found" not in goca("segment", both, "--classes", "rocket, cat", "--out", tmp_path / "d").err
 
 
+def test_absent_classes_of_many_images_share_a_note(goca: Run, tmp_path: Path, cat: Image.Image) -> None:
+    cat.save(tmp_path / "cat.png")
+    cat.crop((0, 0, 128, 41)).save(tmp_path / "sky.png")
+    ran = goca("segment", tmp_path, "--classes", "cat, rocket", "--out", tmp_path / "out")
+    plans = [json.loads((tmp_path / "out" / f"{name}.json").read_text())["plan"] for name in ("cat", "sky")]
+    assert "too little evidence for rocket: no pixels" in plans[0]["notes"]
+    assert "too little evidence for cat, rocket: no pixels" in plans[1]["notes"]
+    notes = [line for line in ran.out.splitlines() if "evidence" in line]
+    assert notes == ["note: too little evidence for some classes: no pixels (2 of 2 images)"]
+
+
 def test_results_of_another_default_are_not_resumed(goca: Run, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()

@@ -101,7 +101,7 @@ def test_evaluate_prints_all_of_the_protocol(goca: Goca, tmp_path: Path) -> None
     found = goca(*ask, "--set", "absent=zero", "--out", tmp_path / "run")
     assert (found.code, found.err) == (0, "")
     for line in (
-        "name: honest, but void=background, absent=zero",
+        "protocol: honest, but void=background, absent=zero",
         "tags: oracle",
         "void: background",
         "as background: sky, grass",

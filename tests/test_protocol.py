@@ -223,7 +223,8 @@ def test_every_line_of_a_protocol_is_said() -> None:
     for preset in PRESETS.values():
         protocol: Protocol = preset(_voc(), "oracle")
         said = "\n".join(protocol.lines())
-        assert all(f"{name.replace('_', ' ')}: " in said for name in asdict(protocol))
+        assert said.startswith(f"protocol: {protocol.name}\n")
+        assert all(f"\n{name.replace('_', ' ')}: " in said for name in asdict(protocol) if name != "name")
         assert all(name in said for name in asdict(protocol.nouns))
 
 

@@ -111,6 +111,26 @@ def test_the_overlay_is_shown_without_its_legend(goca: Goca, segmented: Path) ->
         assert shown.size == (320, 240)
 
 
+def test_labels_are_drawn_where_there_is_no_overlay(
+    goca: Goca, segmented: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As after --resume with other formats: the index names neither overlays nor what else an earlier run wrote.
+    monkeypatch.chdir(segmented.parent)
+    Image.new("RGB", (80, 60), "white").save("photo.png")
+    labels = np.zeros((60, 80), np.uint8)
+    labels[:20] = 1
+    Image.fromarray(labels).save(segmented / "sub/1.labels.png")
+    line = {"image": "photo.png", "outputs": ["out/sub/1.labels.png", "out/sub/1.json"]}
+    (segmented / "index.jsonl").write_text(json.dumps(line))
+    assert goca("report", segmented).code == 0
+    (content,) = harmless(segmented / "report.html").loaded
+    with Image.open(io.BytesIO(base64.b64decode(content.partition(",")[2]))) as shown:
+        assert shown.size == (80, 60)
+        drawn = np.asarray(shown.convert("RGB"), np.int16)
+    assert drawn[3:15, 5:75].min() < 200  # coloured, in at least one channel
+    assert drawn[30:55, 5:75].min() > 240  # background stays as it is
+
+
 def test_what_is_missing_or_damaged_is_said_in_its_place(
     goca: Goca, segmented: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,7 +195,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     ("spec", "reason"),
     [
         ("human", 'no tagger "human": choose from given'),
-        ("oracle:x", "oracle with ground truth"),
+        ("oracle:x", r"or, only to evaluate, oracle \(the ground truth\)"),
         ("selfish", "self, self:NOUNS"),
         ("self: , ", "there are no candidates"),
         ("self", "needs a segmenter"),

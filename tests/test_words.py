@@ -601,6 +601,13 @@ def test_vocabulary_names_its_words_for_another() -> None:
     refused(error, '"parrot"', ", ".join(KNOWN), "another checkpoint")
 
 
+def test_a_slip_of_the_pen_is_told_from_another_word() -> None:
+    with pytest.raises(
+        GocaError, match=r'not know "pengins" \(did you mean "penguin"\?\), "horse", "zebra"; it knows house'
+    ):
+        in_vocabulary(parse_nouns(["pengins", "house", "horse", "zebra"])[0], ("house", "penguin"))
+
+
 def test_two_names_for_one_known_word_are_refused() -> None:
     with pytest.raises(GocaError) as error:
         in_vocabulary(parse_nouns(["cat", "Cats"])[0], KNOWN)

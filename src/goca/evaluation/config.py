@@ -16,7 +16,7 @@ from goca.evaluation.evaluator import Evaluator
 from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.protocol import PRESETS, Protocol, changed
 from goca.evaluation.remap import narrowed
-from goca.recipe import recipe_named
+from goca.recipe import Recipe, recipe_named
 from goca.segmenter import Segmenter
 from goca.self_tagging import tagger_for
 from goca.tagging import GIVEN, is_self
@@ -43,7 +43,8 @@ class EvaluationConfig:
         switches: Changes to it, see `goca.evaluation.protocol.changed`.
         tagger: "oracle", or a name for `tagger_named`.
         captions: "nouns", or "sentences", which only scenes have.
-        model: As for `Segmenter.from_pretrained`; so are recipe, device, dtype and overrides.
+        model: As for `Segmenter.from_pretrained`; so are recipe (a name, or a `Recipe` of your own), device, dtype and
+            overrides.
         batch: Images per denoiser pass, 1 or more.
         threads: Number of torch threads per process, on a CPU.
         prices: Prices of a vlm tagger, see `goca.tagging.base.Prices`.
@@ -60,7 +61,7 @@ class EvaluationConfig:
     tagger: str = "oracle"
     captions: str = "nouns"
     model: str = bundled.DEFAULT
-    recipe: str = "goca"
+    recipe: Recipe | str = "goca"
     device: str | None = None
     dtype: str | None = None
     batch: int = 8

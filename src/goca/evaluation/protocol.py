@@ -113,7 +113,8 @@ class Protocol:
 
     def lines(self) -> list[str]:
         """One line per switch, in words."""
-        switches = self.to_json()
+        switches = {"protocol": self.name, **self.to_json()}
+        del switches["name"]
         policy = switches.pop("nouns")
         switches["nouns"] = ", ".join(f"{name} {_plain(value)}" for name, value in policy.items())
         return [f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in switches.items()]

@@ -61,7 +61,7 @@ ProgressEvent = Stage | Estimate | ImagesTagged | ImagesDone | Finished
 
 def run(
     config: EvaluationConfig,
-    out: Path | None = None,
+    out: Path | str | None = None,
     executor: Executor = THIS_PROCESS,
     command: Sequence[str] = (),
     segmenter: Segmenter | None = None,
@@ -83,6 +83,7 @@ def run(
         GocaError: A part of this cannot be done, or the folder is another run's.
     """
     executor.check()  # before a model is loaded in vain
+    out = None if out is None else Path(out)
     dataset = config.open_dataset()
     if not dataset.samples:
         raise GocaError(f"{dataset.name} has no image to evaluate")
@@ -126,7 +127,7 @@ def run(
     yield Finished(report, decisive)
 
 
-def evaluate(config: EvaluationConfig, out: Path | None = None, executor: Executor = THIS_PROCESS) -> Finished:
+def evaluate(config: EvaluationConfig, out: Path | str | None = None, executor: Executor = THIS_PROCESS) -> Finished:
     """A run without its events. See `run` for arguments and errors."""
     with closing(run(config, out, executor)) as events:
         *_, finished = events

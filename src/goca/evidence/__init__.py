@@ -43,7 +43,7 @@ from goca.request import (
     request_nouns,
 )
 from goca.text.background_nouns import background_nouns
-from goca.text.nouns import Noun
+from goca.text.nouns import TOO_LITTLE_EVIDENCE, Noun
 from goca.text.token_spans import NounTokens
 
 __all__ = ["CONTENT_FREE", "MARGIN", "RULES", "ContentFree", "Evidence", "Look", "Looking", "class_maps"]
@@ -246,7 +246,7 @@ class Evidence:
         if left_to_model and (unknown := self.without_prototype(image.nouns)):
             notes.append(f"no prototype of {_listed(unknown)}: attention is the evidence for all classes")
         if missing := [image.classes[index] for index in candidates if index not in indices]:
-            notes.append(f"too little evidence for {_listed(missing)}: no pixels")
+            notes.append(f"{TOO_LITTLE_EVIDENCE}{_listed(missing)}: no pixels")
         if len(indices) == len(candidates) and any(look.evidence[i] < self.plan.floor for i in candidates):
             notes.append("every pixel gets a class: all classes are kept, even below the floor")
         if self.plan.evidence == "prototypes" and not self._prototypes_label:

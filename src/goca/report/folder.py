@@ -14,8 +14,9 @@ from PIL import Image
 
 from goca.errors import GocaError
 from goca.exports import EXPORTERS
+from goca.exports.labels_png import read_labels
 from goca.folders import index_lines
-from goca.imaging.draw import SHORTEST_LONG_SIDE
+from goca.imaging import draw
 from goca.imaging.images import load
 from goca.imaging.palette import MAX_COLOURS, palette
 from goca.report.page import Thumbnails, bar, card, details, page, plain, plan_rows, swatch, table, text, tiles
@@ -41,6 +42,7 @@ class Entry:
     Attributes:
         error: Why the image was left out.
         damage: What is wrong with its results.
+        overlay, labels: Files that show its regions, if the run wrote them.
         classes: None without a readable JSON file.
     """
 
@@ -48,6 +50,7 @@ class Entry:
     error: str = ""
     damage: str = ""
     overlay: Path | None = None
+    labels: Path | None = None
     size: tuple[int, int] = (0, 0)
     classes: tuple[ClassFigures, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -155,7 +158,10 @@ def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, 
     if "error" in line:
         return Entry(image, str(line["error"]) or "no reason was recorded"), {}
     files = {path.name: run.file(path) for path in _outputs(line)}
-    overlay = next((file for name, file in files.items() if name.endswith(EXPORTERS["overlay"].suffix)), None)
+    overlay, labels = (
+        next((file for name, file in files.items() if name.endswith(EXPORTERS[kind].suffix)), None)
+        for kind in ("overlay", "labels")
+    )
     if not any(files.values()):
         return Entry(image, damage="all of its results are missing"), {}
     document = next((name for name in files if _is_document(name, _path(image).name)), None)
@@ -176,7 +182,7 @@ def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, 
         reason = f"it lacks {error}" if isinstance(error, KeyError) else f"it has values of another kind ({error})"
         damage = str(error) if isinstance(error, GocaError) else f"{document} is damaged: {reason}"
         return Entry(image, damage=damage, overlay=overlay), {}
-    return Entry(image, overlay=overlay, size=size, classes=classes, notes=notes), plan
+    return Entry(image, overlay=overlay, labels=labels, size=size, classes=classes, notes=notes), plan
 
 
 def _is_document(name: str, image: str) -> bool:
@@ -239,7 +245,7 @@ def _image_card(entry: Entry, thumbnails: Thumbnails) -> str:
     if entry.error:
         return card(entry.image, "left out", [], [f'<p class="bad">{text(entry.error)}</p>'])
     damage = f'<p class="bad">{text(entry.damage)}</p>' if entry.damage else ""
-    thumbnail = thumbnails(lambda: _drawn(entry), "Regions" if entry.overlay else "Image")
+    thumbnail = thumbnails(lambda: _drawn(entry), "Regions" if entry.overlay or entry.labels else "Image")
     notes = "".join(f'<p class="faint">{text(note)}</p>' for note in entry.notes)
     if entry.classes is None:
         return card(entry.image, "no numbers", [thumbnail], [damage])
@@ -262,12 +268,19 @@ def _image_card(entry: Entry, thumbnails: Thumbnails) -> str:
 
 
 def _drawn(entry: Entry) -> Image.Image:
-    """The overlay without its legend; or the image if there is none."""
+    """The overlay without its legend; without one, the image under its labels if it has some."""
     if entry.overlay is None:
-        return load(_path(entry.image))
+        original = load(_path(entry.image))
+        if entry.labels is None or entry.classes is None:
+            return original
+        labels, names = read_labels(entry.labels), [figures.name for figures in entry.classes]
+        # Labels that were edited since may be of anything.
+        if labels.shape != (original.height, original.width) or labels.max() > len(names):
+            return original
+        return draw.overlay(original, labels, names, legend=False)
     image, longest = load(entry.overlay), max(entry.size)
     if not longest:
         return image
-    factor = max(1, math.ceil(SHORTEST_LONG_SIDE / longest))
+    factor = max(1, math.ceil(draw.SHORTEST_LONG_SIDE / longest))
     width, height = (min(factor * side, whole) for side, whole in zip(entry.size, image.size, strict=True))
     return image.crop((0, 0, width, height))

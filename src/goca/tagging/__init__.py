@@ -106,6 +106,6 @@ def is_self(spec: str) -> bool:
 def _unknown(spec: str) -> GocaError:
     return GocaError(
         f'no tagger "{spec}": choose from given:NOUNS, captions:FILE, clip:FOLDER_OR_ID, vlm:MODEL, '
-        "local:FOLDER_OR_ID, self, self:NOUNS, or oracle with ground truth",
+        "local:FOLDER_OR_ID, self, self:NOUNS, or, only to evaluate, oracle (the ground truth)",
         "tagger",
     )

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,9 @@ to toward towards under up upon was were which while who with
 """
 NO_THINGS = frozenset(_NO_THINGS.split())
 """Words of a sentence that name nothing visible."""
+
+TOO_LITTLE_EVIDENCE = "too little evidence for "
+"""How the note begins that names the classes without pixels."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str], model: str =
     known = [
         tuple(dict.fromkeys(entries[plain(word)] for word in noun.words if plain(word) in entries)) for noun in nouns
     ]
-    unknown = [f'"{noun.name}"' for noun, words in zip(nouns, known, strict=True) if not words]
+    unknown = [f'"{noun.name}"{_meant(noun, entries)}' for noun, words in zip(nouns, known, strict=True) if not words]
     if unknown:
         raise GocaError(
             f"{model} does not know {', '.join(unknown)}; it knows {', '.join(vocabulary)}. For anything else load "
@@ -192,6 +196,13 @@ def in_vocabulary(nouns: Sequence[Noun], vocabulary: Sequence[str], model: str =
             owners[word] = noun.name
         translated.append(Noun(noun.name, words))
     return tuple(translated)
+
+
+def _meant(noun: Noun, entries: Mapping[str, str]) -> str:
+    """The question after the name of an unknown noun, if it is nearly a known one. entries: {form: the known word}."""
+    # Below the similarity of "horse" to "house", which is 0.8, other words begin.
+    alike = [form for word in noun.words for form in get_close_matches(plain(word), entries, 1, cutoff=0.81)]
+    return f' (did you mean "{entries[alike[0]]}"?)' if alike else ""
 
 
 def check_prompt(prompt: str, scale: float | None = None) -> None:

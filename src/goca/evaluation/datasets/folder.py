@@ -35,23 +35,27 @@ class FolderClasses:
 def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     """Open images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt, searching subfolders.
 
-    The ground truth is beside the images, or in labels/ if they are in images/.
+    The ground truth is beside the images or in labels/, with the same subfolders; the images may be in images/.
     """
     split = choose_split(NAME, split, SPLITS)
     home = dataset_root(NAME, root)
     classes = read_classes(home / "classes.txt")
-    apart = (home / "images").is_dir()
-    images = home / "images" if apart else home
-    truths = home / "labels" if apart else home
+    images = home / "images" if (home / "images").is_dir() else home
+    apart = home / "labels"
     files = sorted(walk(home))
     present = set(files)
     samples, missing = [], []
-    for image in _images(files, images):
+    for image in _images([path for path in files if not path.is_relative_to(apart)], images):
         name = image.relative_to(images)
-        paths = [truths / name.with_suffix(ending) for ending in (".labels.png", ".png", ".json")]
-        truth = next((path for path in paths if path in present and path != image), None)
+        paths = [
+            path
+            for folder in (images, apart)
+            for ending in (".labels.png", ".png", ".json")
+            if (path := folder / name.with_suffix(ending)) != image
+        ]
+        truth = next((path for path in paths if path in present), None)
         if truth is None:
-            missing.append((image, truths / name.with_suffix("")))
+            missing.append((image, paths))
             continue
         if truth.suffix == ".json":
             read = partial(read_labelme, truth, image, classes.words, 0 if classes.background else VOID)
@@ -59,10 +63,11 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
             read = partial(read_indexed, truth, image, classes.labels)
         samples.append(Sample(name.as_posix(), image, read))
     if missing:
-        (image, expected), total = missing[0], len(missing) + len(samples)
+        (image, paths), total = missing[0], len(missing) + len(samples)
+        *pngs, labelme = (str(path) for path in paths if not path.is_relative_to(apart))
         raise GocaError(
             f"{NAME}: {len(missing)} of {total} images have no ground truth, the first is {image}: expected "
-            f"{expected}.png, .labels.png or .json (labelme)"
+            f"{', '.join(pngs)} or {labelme} (labelme), or one of these in {apart}"
         )
     if not samples:
         raise GocaError(f"{NAME}: no images in {images}: put some there, or give another folder", "root")
