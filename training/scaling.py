@@ -30,6 +30,9 @@ from .judge import GUIDANCE, STEPS, halved
 from .nouns import NAMES
 from .vae import to_tensor
 
+RECIPES = ("vanilla", "goca", "goca-balanced", "goca-refined")
+"""Not goca-open: without prototypes, and with every name right, it is goca-balanced."""
+
 
 @dataclass(frozen=True)
 class NamerTagger:
@@ -56,6 +59,7 @@ def main() -> None:
     config = ScalingConfig(
         models={name: models[name] for name in arguments.models or models},
         evaluation=EvaluationConfig(dataset="scenes", limit=arguments.limit),
+        recipes=RECIPES,
         steps=STEPS,
         scale=GUIDANCE,
     )
