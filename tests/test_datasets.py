@@ -583,6 +583,15 @@ class TestFolder:
         truths = {"a/two.jpg": np.full((3, 11), 1), "one.png": np.full((5, 7), 2)}
         check(open_dataset("folder", tmp_path), truths)
 
+    @pytest.mark.parametrize("home", ["", "images"])
+    def test_labels_apart_go_before_what_is_beside_the_image(self, tmp_path: Path, home: str) -> None:
+        # Such as the results of `goca segment` on these images, which would be taken for the truth about themselves.
+        folders.write_lines(tmp_path / "classes.txt", ["cat", "grass"])
+        folders.image(tmp_path / home / "one.jpg", (5, 7))
+        folders.indexed(tmp_path / home / "one.labels.png", np.full((5, 7), 1))
+        folders.indexed(tmp_path / "labels" / "one.png", np.full((5, 7), 2))
+        check(open_dataset("folder", tmp_path), {"one.jpg": np.full((5, 7), 2)})
+
     def test_the_image_is_not_proposed_as_its_own_ground_truth(self, tmp_path: Path) -> None:
         folders.write_lines(tmp_path / "classes.txt", ["cat"])
         folders.image(tmp_path / "one.png", (5, 7))

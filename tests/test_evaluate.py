@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import dataset_folders as folders
 import numpy as np
 import pytest
 import torch
@@ -474,6 +475,16 @@ def test_scenes_are_counted_as_the_segmenter_labels_them(captions: str) -> None:
     assert report.metrics()["miou"] == pytest.approx(slow_miou(total, Counting()))
     assert protocol.to_json()["captions"] == captions
     assert set(names) == {name for scene in scenes for name in scene.classes}
+
+
+def test_folders_may_be_given_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders.write_lines(tmp_path / "data" / "classes.txt", ["cat", "grass"])
+    folders.image(tmp_path / "data" / "one.jpg", (61, 67))
+    folders.indexed(tmp_path / "data" / "labels" / "one.png", np.full((61, 67), 2))
+    monkeypatch.chdir(tmp_path)
+    finished = evaluate(EvaluationConfig(dataset="folder", root="data"), "run")
+    assert [image.id for image in finished.report.images] == ["one.jpg"]
+    assert json.loads(Path("run/run.json").read_text())["root"] == str(tmp_path / "data")
 
 
 @pytest.mark.parametrize("captions", ["nouns", "sentences"])

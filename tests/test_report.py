@@ -111,8 +111,21 @@ def test_the_overlay_is_shown_without_its_legend(goca: Goca, segmented: Path) ->
         assert shown.size == (320, 240)
 
 
+def test_absent_classes_of_many_images_share_a_note(goca: Goca, segmented: Path) -> None:
+    for number, names in enumerate(("dog", "dog, cat")):
+        file = segmented / f"sub/{number}.json"
+        facts = json.loads(file.read_text())
+        facts["plan"]["notes"] = [f"too little evidence for {names}: no pixels"]
+        file.write_text(json.dumps(facts))
+    goca("report", segmented)
+    read = harmless(segmented / "report.html")
+    assert "too little evidence for some classes: no pixels (2 images)" in read.text
+    assert read.text.count("too little evidence for dog") == 2  # in the images' own cards
+
+
+@pytest.mark.parametrize("formats", [("labels.png", "json"), ("labels.png",)])
 def test_labels_are_drawn_where_there_is_no_overlay(
-    goca: Goca, segmented: Path, monkeypatch: pytest.MonkeyPatch
+    goca: Goca, segmented: Path, monkeypatch: pytest.MonkeyPatch, formats: tuple[str, ...]
 ) -> None:
     # As after --resume with other formats: the index names neither overlays nor what else an earlier run wrote.
     monkeypatch.chdir(segmented.parent)
@@ -120,10 +133,12 @@ def test_labels_are_drawn_where_there_is_no_overlay(
     labels = np.zeros((60, 80), np.uint8)
     labels[:20] = 1
     Image.fromarray(labels).save(segmented / "sub/1.labels.png")
-    line = {"image": "photo.png", "outputs": ["out/sub/1.labels.png", "out/sub/1.json"]}
+    line = {"image": "photo.png", "outputs": [f"out/sub/1.{suffix}" for suffix in formats]}
     (segmented / "index.jsonl").write_text(json.dumps(line))
     assert goca("report", segmented).code == 0
-    (content,) = harmless(segmented / "report.html").loaded
+    read = harmless(segmented / "report.html")
+    assert "Regions" in read.text
+    (content,) = read.loaded
     with Image.open(io.BytesIO(base64.b64decode(content.partition(",")[2]))) as shown:
         assert shown.size == (80, 60)
         drawn = np.asarray(shown.convert("RGB"), np.int16)

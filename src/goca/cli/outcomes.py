@@ -57,13 +57,6 @@ def _background(facts: "Facts") -> float:
     return round((1 - sum(entry["share"] for entry in facts["classes"])) * pixels) / pixels
 
 
-def _without_names(note: str) -> str:
-    """A note as images have it in common: otherwise each set of absent classes would have a line."""
-    from goca.text.nouns import TOO_LITTLE_EVIDENCE
-
-    return f"{TOO_LITTLE_EVIDENCE}some classes: no pixels" if note.startswith(TOO_LITTLE_EVIDENCE) else note
-
-
 @dataclass
 class Summary:
     """The results of a run over several images, gathered image by image.
@@ -85,6 +78,8 @@ class Summary:
 
     def add(self, outcome: "ImageOutcome") -> None:
         """Count an image."""
+        from goca.text.nouns import without_names
+
         facts = outcome.result
         if isinstance(facts, GocaError):
             image, reason = outcome.job.image, described(facts)
@@ -98,7 +93,7 @@ class Summary:
         for name, share in shares.items():
             self.with_pixels[name] += share > 0
             self.shares[name] += share
-        self.notes.update(_without_names(note) for note in facts["plan"]["notes"])
+        self.notes.update(without_names(note) for note in facts["plan"]["notes"])
         request = facts["request"]
         self.by_evidence = facts["plan"]["floor"] > 0 and not request["tagger"] and request["background"] == "auto"
 

@@ -52,7 +52,7 @@ class EvaluationConfig:
     """
 
     dataset: str
-    root: Path | None = None
+    root: Path | str | None = None
     split: str | None = None
     as_background: tuple[str, ...] = ()
     limit: int | None = None

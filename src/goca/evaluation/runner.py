@@ -135,11 +135,11 @@ def evaluate(config: EvaluationConfig, out: Path | str | None = None, executor: 
     return finished
 
 
-def estimate(config: EvaluationConfig, out: Path | None = None) -> Estimate:
+def estimate(config: EvaluationConfig, out: Path | str | None = None) -> Estimate:
     """The tagger's expected use for images without captions in `out`; no model is loaded or asked."""
     dataset = config.open_dataset()
     with TemporaryDirectory() as empty:
-        tagger = config.load_tagger(None, _captions_file(out or Path(empty))) if config.tags_ahead else None
+        tagger = config.load_tagger(None, _captions_file(Path(out or empty))) if config.tags_ahead else None
         if not isinstance(tagger, PaidTagger):
             raise GocaError(f'the tagger "{config.tagger}" costs nothing: leave the estimate out', "estimate")
         return tagger.estimate(dataset.samples, dataset)
@@ -193,7 +193,7 @@ def _finish(
 ) -> None:
     """Write the figures and the confusion image. executor: None if nothing was left to do."""
     left_out = [{"id": image.id, "reason": image.left_out} for image in report.left_out]
-    root = None if config.root is None else str(config.root.absolute())  # for `goca report` to find the images
+    root = None if config.root is None else str(Path(config.root).absolute())  # for `goca report` to find the images
     figures = {"root": root, "metrics": report.metrics(), "left_out": left_out}
     files = {CONFUSION: confusion_image(report, dataset.palette)} if folder.folder is not None else {}
     folder.finish(figures, files, executor)

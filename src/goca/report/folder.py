@@ -21,6 +21,7 @@ from goca.imaging.images import load
 from goca.imaging.palette import MAX_COLOURS, palette
 from goca.report.page import Thumbnails, bar, card, details, page, plain, plan_rows, swatch, table, text, tiles
 from goca.storage.reading import read_json
+from goca.text.nouns import without_names
 
 MOST_CLASSES, MOST_ROWS = 12, 200
 """Most classes of a card, and of the table of all images."""
@@ -87,7 +88,7 @@ class Totals:
         self.left_out += bool(entry.error)
         self.damaged += bool(entry.damage)
         self.described += entry.classes is not None
-        self.notes.update(entry.notes)
+        self.notes.update(map(without_names, entry.notes))
         for figures in entry.classes or ():
             self.with_pixels[figures.name] += figures.share > 0
             self.shares[figures.name] += figures.share
@@ -166,10 +167,10 @@ def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, 
         return Entry(image, damage="all of its results are missing"), {}
     document = next((name for name in files if _is_document(name, _path(image).name)), None)
     if document is None:
-        return Entry(image, overlay=overlay), {}
+        return Entry(image, overlay=overlay, labels=labels), {}
     file = files[document]
     if file is None:
-        return Entry(image, damage=f"{document} is missing", overlay=overlay), {}
+        return Entry(image, damage=f"{document} is missing", overlay=overlay, labels=labels), {}
     try:
         facts = read_json(file)
         classes = tuple(
@@ -181,7 +182,7 @@ def _entry(run: "_Moved", line: Mapping[str, Any]) -> tuple[Entry, Mapping[str, 
     except (GocaError, KeyError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else f"it has values of another kind ({error})"
         damage = str(error) if isinstance(error, GocaError) else f"{document} is damaged: {reason}"
-        return Entry(image, damage=damage, overlay=overlay), {}
+        return Entry(image, damage=damage, overlay=overlay, labels=labels), {}
     return Entry(image, overlay=overlay, labels=labels, size=size, classes=classes, notes=notes), plan
 
 
@@ -271,13 +272,14 @@ def _drawn(entry: Entry) -> Image.Image:
     """The overlay without its legend; without one, the image under its labels if it has some."""
     if entry.overlay is None:
         original = load(_path(entry.image))
-        if entry.labels is None or entry.classes is None:
+        if entry.labels is None:
             return original
-        labels, names = read_labels(entry.labels), [figures.name for figures in entry.classes]
+        labels = read_labels(entry.labels)
+        count = int(labels.max()) if entry.classes is None else len(entry.classes)
         # Labels that were edited since may be of anything.
-        if labels.shape != (original.height, original.width) or labels.max() > len(names):
+        if labels.shape != (original.height, original.width) or labels.max() > count:
             return original
-        return draw.overlay(original, labels, names, legend=False)
+        return draw.painted(original, labels, count)
     image, longest = load(entry.overlay), max(entry.size)
     if not longest:
         return image

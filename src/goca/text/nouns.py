@@ -205,6 +205,11 @@ def _meant(noun: Noun, entries: Mapping[str, str]) -> str:
     return f' (did you mean "{entries[alike[0]]}"?)' if alike else ""
 
 
+def without_names(note: str) -> str:
+    """A result's note as images have it in common: otherwise each set of absent classes would have a line."""
+    return f"{TOO_LITTLE_EVIDENCE}some classes: no pixels" if note.startswith(TOO_LITTLE_EVIDENCE) else note
+
+
 def check_prompt(prompt: str, scale: float | None = None) -> None:
     """Raise GocaError for an empty prompt, or a guidance scale that is not a number from 0."""
     if not prompt.strip():

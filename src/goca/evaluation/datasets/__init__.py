@@ -33,7 +33,7 @@ def check_name(name: str) -> None:
         raise GocaError(f'no data set "{name}": choose from {", ".join(DATASETS)}')
 
 
-def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dataset":
+def open_dataset(name: str, root: Path | str | None, split: str | None = None) -> "Dataset":
     """Open a data set. Every listed file must exist; only lists and COCO's JSON are read.
 
     Args:
@@ -47,6 +47,7 @@ def open_dataset(name: str, root: Path | None, split: str | None = None) -> "Dat
     """
     check_name(name)
     module, function = DATASETS[name]
+    root = None if root is None else Path(root)
     try:
         dataset: Dataset = getattr(import_module(f"goca.evaluation.datasets.{module}"), function)(root, split)
     except OSError as error:

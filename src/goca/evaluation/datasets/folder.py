@@ -35,7 +35,7 @@ class FolderClasses:
 def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     """Open images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt, searching subfolders.
 
-    The ground truth is beside the images or in labels/, with the same subfolders; the images may be in images/.
+    The ground truth is in labels/, with the same subfolders, or else beside the images, which may be in images/.
     """
     split = choose_split(NAME, split, SPLITS)
     home = dataset_root(NAME, root)
@@ -49,7 +49,7 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
         name = image.relative_to(images)
         paths = [
             path
-            for folder in (images, apart)
+            for folder in (apart, images)  # beside an image there may also be what `goca segment` made of it
             for ending in (".labels.png", ".png", ".json")
             if (path := folder / name.with_suffix(ending)) != image
         ]
