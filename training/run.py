@@ -58,25 +58,29 @@ def run(work: Path, lock: int) -> None:
 
     Each stage holds the file descriptor `lock` too, so that none begins beside one that outlived its run.
     """
+    stages: list[subprocess.Popen[bytes]] = []
     stopped: list[int] = []
-    for (name, *options), result, resumes in STAGES:
-        if (work / result).exists():
-            continue
-        print(f"{name}: begins or goes on", flush=True)
-        resume = ["--resume"] if resumes else []
-        module = [sys.executable, "-m", f"training.{name}", "--work", str(work)]
-        stage = subprocess.Popen([*module, *options, *resume], pass_fds=[lock])
 
-        def stop(stage: subprocess.Popen[bytes] = stage) -> None:
-            stopped.append(stage.pid)
+    def stop() -> None:
+        stopped.append(len(stages))
+        for stage in stages[-1:]:
             stage.send_signal(signal.SIGTERM)
 
-        with stopping(stop):
-            code = stage.wait()
-        if stopped:
-            raise SystemExit(f"{name}: stopped")
-        if code or not (work / result).exists():
-            raise SystemExit(f"{name}: ended with code {code} and without its result {work / result}")
+    with stopping(stop):
+        for (name, *options), result, resumes in STAGES:
+            if stopped:
+                raise SystemExit("stopped")
+            if (work / result).exists():
+                continue
+            print(f"{name}: begins or goes on", flush=True)
+            resume = ["--resume"] if resumes else []
+            module = [sys.executable, "-m", f"training.{name}", "--work", str(work)]
+            stages.append(subprocess.Popen([*module, *options, *resume], pass_fds=[lock]))
+            code = stages[-1].wait()
+            if stopped:
+                raise SystemExit(f"{name}: stopped")
+            if code or not (work / result).exists():
+                raise SystemExit(f"{name}: ended with code {code} and without its result {work / result}")
 
 
 def main() -> None:

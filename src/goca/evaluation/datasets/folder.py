@@ -35,23 +35,24 @@ class FolderClasses:
 def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     """Open images with PHOTO.labels.png, PHOTO.png or PHOTO.json for PHOTO.jpg, and classes.txt, searching subfolders.
 
-    The ground truth is in labels/, with the same subfolders, or else beside the images, which may be in images/.
+    The ground truth is in labels/, with the same subfolders, if there is such a folder; else beside the images, which
+    may be in images/.
     """
     split = choose_split(NAME, split, SPLITS)
     home = dataset_root(NAME, root)
     classes = read_classes(home / "classes.txt")
     images = home / "images" if (home / "images").is_dir() else home
-    apart = home / "labels"
+    # Beside the images there may also be what `goca segment` made of them.
+    truths = home / "labels" if (home / "labels").is_dir() else images
     files = sorted(walk(home))
     present = set(files)
     samples, missing = [], []
-    for image in _images([path for path in files if not path.is_relative_to(apart)], images):
+    for image in _images([path for path in files if truths == images or not path.is_relative_to(truths)], images):
         name = image.relative_to(images)
         paths = [
             path
-            for folder in (apart, images)  # beside an image there may also be what `goca segment` made of it
             for ending in (".labels.png", ".png", ".json")
-            if (path := folder / name.with_suffix(ending)) != image
+            if (path := truths / name.with_suffix(ending)) != image
         ]
         truth = next((path for path in paths if path in present), None)
         if truth is None:
@@ -64,10 +65,10 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
         samples.append(Sample(name.as_posix(), image, read))
     if missing:
         (image, paths), total = missing[0], len(missing) + len(samples)
-        *pngs, labelme = (str(path) for path in paths if not path.is_relative_to(apart))
+        *pngs, labelme = map(str, paths)
         raise GocaError(
             f"{NAME}: {len(missing)} of {total} images have no ground truth, the first is {image}: expected "
-            f"{', '.join(pngs)} or {labelme} (labelme), or one of these in {apart}"
+            f"{', '.join(pngs)} or {labelme} (labelme)"
         )
     if not samples:
         raise GocaError(f"{NAME}: no images in {images}: put some there, or give another folder", "root")
