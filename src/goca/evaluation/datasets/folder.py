@@ -50,9 +50,7 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     for image in _images([path for path in files if truths == images or not path.is_relative_to(truths)], images):
         name = image.relative_to(images)
         paths = [
-            path
-            for ending in (".labels.png", ".png", ".json")
-            if (path := truths / name.with_suffix(ending)) != image
+            path for ending in (".labels.png", ".png", ".json") if (path := truths / name.with_suffix(ending)) != image
         ]
         truth = next((path for path in paths if path in present), None)
         if truth is None:
