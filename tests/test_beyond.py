@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from beyond import SharedBackbone, bootstrap_p, counted, holm
+from beyond import bootstrap_p, counted, holm
+from ideas import Variation
 from looks import mean_row
+from shared_passes import SharedBackbone
 from torch import Tensor
 
 from goca import GOCA_BALANCED, VANILLA, Segmenter
@@ -24,9 +26,9 @@ def test_tries_that_share_passes_come_to_what_each_comes_to_alone(
 ) -> None:
     dataset, protocol = scenes_benchmark(limit=3)
     tries = {
-        "one": GOCA_BALANCED,
-        "other": replace(VANILLA, grid="tokens"),
-        "mirrored": replace(VANILLA, flip=True),
+        "one": Variation(GOCA_BALANCED),
+        "other": Variation(replace(VANILLA, grid="tokens")),
+        "mirrored": Variation(replace(VANILLA, flip=True)),
     }
     backbone, forward, sent = SharedBackbone("bundled"), BackboneSession.forward, []
 
@@ -38,7 +40,7 @@ def test_tries_that_share_passes_come_to_what_each_comes_to_alone(
     together = counted(backbone, tries, dataset, tmp_path)
     assert sum(sent) == 2 * 3  # the images, and their mirror images
     for name, each in tries.items():
-        segmenter = Segmenter(backbone, each, batch=8)
+        segmenter = Segmenter(backbone, each.recipe, batch=8)
         alone = evaluate_dataset(segmenter, dataset, OracleTagger(), protocol).tally()
         assert all(torch.equal(getattr(together[name].tally, part), getattr(alone, part)) for part in ("hit", "truth"))
         assert together[name].seconds > 0
