@@ -95,6 +95,13 @@ class HeardAttention(ImageAttention):
         """The calls whose self-attention refines, which are on one grid."""
         return [call for call in self.calls if call.block in self.plan.refine and call.image is not None]
 
+    def matrix(self) -> tuple[Float[Tensor, "pixel pixel"], Grid]:
+        """(the library's affinity on the grid of the layers that refine, that grid)."""
+        (own,) = self.own_affinity.parts
+        grid = self.refining()[0].grid
+        every_pixel = torch.eye(grid[0] * grid[1]).unflatten(1, grid)
+        return own.apply(every_pixel).flatten(1).T, grid
+
     def refined_by(self, matrix: Float[Tensor, "pixel pixel"], grid: Grid) -> JoinedAffinity:
         """An affinity on some grid in place of the library's."""
         affinity = Affinity(self.aggregator.grid)
@@ -132,10 +139,7 @@ class Sharpened(Idea):
     target: float
 
     def affinity(self, attention: HeardAttention) -> JoinedAffinity:
-        (own,) = attention.own_affinity.parts
-        grid = attention.refining()[0].grid
-        pixels = grid[0] * grid[1]
-        matrix = own.apply(torch.eye(pixels).unflatten(1, grid)).flatten(1).T
+        matrix, grid = attention.matrix()
         return attention.refined_by(rules.sharpened(matrix, self.target), grid)
 
 
