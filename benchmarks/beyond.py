@@ -1,6 +1,6 @@
 """Changes of the published recipe, side by side on several models: what each gains over goca-balanced, and costs.
 
-    python benchmarks/beyond.py [--models bundled,DIR] [--scenes shipped|tuning] [--tries NAME ... | --strengths]
+    python benchmarks/beyond.py [--models bundled,DIR] [--scenes shipped|tuning] [--tries NAME ...] [--strengths]
         [--over NAME] [--sizes] [--out FOLDER] [--limit N]
 
 Recipes of the library, and ideas that are not in it (`ideas.py`). Every name is right and every pixel a class. Gains
@@ -165,9 +165,10 @@ def main() -> None:
         "--models", default=",".join(bundled.names()), help="names or folders, between commas (%(default)s)"
     )
     parser.add_argument("--scenes", choices=("shipped", "tuning"), default="shipped")
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--tries", nargs="*", choices=TRIES, metavar="NAME", help=f"some of: {', '.join(TRIES)}")
-    chosen.add_argument("--strengths", action="store_true", help="each idea with all strengths that it was tried with")
+    parser.add_argument("--tries", nargs="*", choices=TRIES, metavar="NAME", help=f"some of: {', '.join(TRIES)}")
+    parser.add_argument(
+        "--strengths", action="store_true", help="ideas with each strength from which theirs were chosen"
+    )
     parser.add_argument("--over", choices=TRIES, metavar="NAME", default=BASE, help="what gains are over (%(default)s)")
     parser.add_argument("--sizes", action="store_true", help="print gains by the size of regions too")
     parser.add_argument(
@@ -175,7 +176,8 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, help="only the first N scenes")
     options = parser.parse_args()
-    named = STRENGTHS if options.strengths else {name: TRIES[name] for name in options.tries or TRIES}
+    listed = options.tries or ([] if options.strengths else TRIES)
+    named = {name: TRIES[name] for name in listed} | (dict(STRENGTHS) if options.strengths else {})
     torch.set_num_threads(1)
     for model in options.models.split(","):
         backbone = SharedBackbone(model)

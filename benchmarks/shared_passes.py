@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from goca.aggregation import AttentionAggregator
 from goca.diffusion.attention_call import AttentionCall, Sink
 from goca.diffusion.backbone import Backbone, BackboneSession, BatchItem
+from goca.diffusion.conditioning import EncodedPrompt
 from goca.diffusion.loading import load
 from goca.maths import Grid
 
@@ -33,7 +34,7 @@ class JointCall(AttentionCall):
 
 
 class SharedBackbone(Backbone):
-    """A backbone that encodes an image, and sends it through the denoiser, once for all who ask, until it forgets.
+    """A backbone that encodes an image or a caption, and runs a pass, once for all who ask, until it forgets.
 
     Attributes:
         spared: CPU seconds that what was asked for again would have taken.
@@ -74,6 +75,16 @@ class SharedSession(BackboneSession):
     """Passes of a `SharedBackbone`."""
 
     backbone: SharedBackbone
+
+    def __init__(self, backbone: SharedBackbone) -> None:
+        super().__init__(backbone)
+        self.encoded: dict[str, EncodedPrompt] = {}
+
+    def prompt(self, caption: str) -> EncodedPrompt:
+        if caption not in self.encoded:
+            encode = super().prompt
+            self.encoded[caption] = self.backbone.once(("prompt", caption), lambda: encode(caption))
+        return self.encoded[caption]
 
     def run(self, items: Iterable[BatchItem], batch: int) -> None:
         together = list(items)
