@@ -1,7 +1,7 @@
 """Changes of the published recipe, side by side on several models: what each gains over goca-balanced, and costs.
 
-    python benchmarks/beyond.py [--models bundled,DIR] [--scenes shipped|tuning] [--tries NAME ...] [--strengths]
-        [--over NAME] [--sizes] [--out FOLDER] [--limit N]
+    python benchmarks/beyond.py [--models bundled,DIR] [--scenes shipped|tuning] [--tries NAME ...] [--costly]
+        [--strengths] [--over NAME] [--sizes] [--out FOLDER] [--limit N]
 
 Recipes of the library, and ideas that are not in it (`ideas.py`). Every name is right and every pixel a class. Gains
 are paired over scenes, with 95 % intervals; p is a two-sided bootstrap's, corrected by Holm's method for all tries of a
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from ideas import BATCH, IDEAS, STRENGTHS, IdeaSegmenter, Variation
+from ideas import BATCH, COSTLY, IDEAS, STRENGTHS, IdeaSegmenter, Variation
 from shared_passes import SharedBackbone
 from tables import markdown
 
@@ -66,7 +66,8 @@ RECIPES: Mapping[str, Recipe] = {
     "mirrored too": replace(GOCA_BALANCED, flip=True),
     "goca-refined, mirrored too: goca-quality": GOCA_QUALITY,
 }
-TRIES: Mapping[str, Variation] = {**{name: Variation(recipe) for name, recipe in RECIPES.items()}, **IDEAS}
+OF_RECIPES = {name: Variation(recipe) for name, recipe in RECIPES.items()}
+TRIES: Mapping[str, Variation] = {**OF_RECIPES, **IDEAS, **COSTLY}
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,15 @@ def dataset_of(kind: str, backbone: Backbone, limit: int | None, images: Path) -
     return tune.dataset_of(tune.tuning_scenes(limit or 100, DEFAULT_WORK / "art", size), images)
 
 
+def selected(options: argparse.Namespace, joint: bool) -> dict[str, Variation]:
+    """What gains are over, then the tries that are asked for, without those that need joint attention if it lacks."""
+    named = {name: TRIES[name] for name in options.tries or ()}
+    named |= COSTLY if options.costly else {}
+    named |= STRENGTHS if options.strengths else {}
+    possible = {name: each for name, each in (named or {**OF_RECIPES, **IDEAS}).items() if joint or not each.joint}
+    return {options.over: TRIES[options.over], **possible}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -169,6 +179,7 @@ def main() -> None:
     parser.add_argument(
         "--strengths", action="store_true", help="ideas with each strength from which theirs were chosen"
     )
+    parser.add_argument("--costly", action="store_true", help="ideas that take several passes")
     parser.add_argument("--over", choices=TRIES, metavar="NAME", default=BASE, help="what gains are over (%(default)s)")
     parser.add_argument("--sizes", action="store_true", help="print gains by the size of regions too")
     parser.add_argument(
@@ -176,15 +187,10 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, help="only the first N scenes")
     options = parser.parse_args()
-    listed = options.tries or ([] if options.strengths else TRIES)
-    named = {name: TRIES[name] for name in listed} | (dict(STRENGTHS) if options.strengths else {})
     torch.set_num_threads(1)
     for model in options.models.split(","):
         backbone = SharedBackbone(model)
-        joint = backbone.family.joint is not None
-        tries = {options.over: TRIES[options.over]} | {
-            name: each for name, each in named.items() if joint >= each.joint
-        }
+        tries = selected(options, backbone.family.joint is not None)
         with TemporaryDirectory() as images:
             dataset = dataset_of(options.scenes, backbone, options.limit, Path(images))
             weights, count = fingerprint(backbone.pipeline)[:8], len(dataset.samples)
