@@ -247,7 +247,7 @@ class Variation:
     def passes(self) -> str:
         """Of the denoiser, for an image."""
         labelling = self.recipe.seeds * (1 + self.recipe.flip) * len(self.offsets)
-        return f"{labelling} + 1 + classes" if isinstance(self.idea, ErrorPower) else str(labelling)
+        return f"{labelling + 1} + classes" if isinstance(self.idea, ErrorPower) else str(labelling)
 
 
 @dataclass(frozen=True)
