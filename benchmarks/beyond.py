@@ -1,51 +1,55 @@
 """Changes of the published recipe, side by side on several models: what each gains over goca-balanced, and costs.
 
-    python benchmarks/beyond.py [--models bundled,DIR] [--scenes shipped|tuning] [--tries NAME ...]
-        [--out FOLDER] [--limit N]
+    python benchmarks/beyond.py [--models bundled,DIR] [--scenes shipped|tuning] [--tries NAME ...] [--costly]
+        [--strengths] [--over NAME] [--sizes] [--out FOLDER] [--limit N]
 
-Every name is right and every pixel a class. Gains are paired over scenes, with 95 % intervals; p is a two-sided
-bootstrap's, corrected by Holm's method for all tries of a model that the table shows. CPU seconds are of an image: a
-pass that several tries need is computed once, and counted for each. What was counted stays in the folder, and is not
-measured again. A table for each model.
-Tuning scenes are drawn by `training.tune`, whose art has to be there.
+Recipes of the library, and ideas that are not in it (`ideas.py`). Every name is right and every pixel a class. Gains
+are paired over scenes, with 95 % intervals; p is a two-sided bootstrap's, corrected by Holm's method for all tries of a
+model that the table shows. CPU seconds are of an image: a pass that several tries need is computed once, and counted
+for each. What was counted stays in the folder, and is not measured again. A table for each model, and with --sizes a
+second one of gains by the size of regions.
+Tuning scenes are drawn by `training.tune`, whose art has to be there; the strengths of ideas are chosen on them.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
 
 import torch
-from PIL import Image
+from ideas import BATCH, COSTLY, IDEAS, STRENGTHS, IdeaSegmenter, Variation
+from shared_passes import SharedBackbone
 from tables import markdown
-from torch import Tensor
 
-from goca import GOCA, GOCA_BALANCED, GOCA_QUALITY, GOCA_REFINED, VANILLA, GocaError, Recipe, Segmenter, bundled
-from goca.diffusion.attention_call import AttentionCall
-from goca.diffusion.backbone import Backbone, BackboneSession, BatchItem
+from goca import GOCA, GOCA_BALANCED, GOCA_QUALITY, GOCA_REFINED, VANILLA, GocaError, Recipe, bundled
+from goca.diffusion.backbone import Backbone
 from goca.diffusion.fingerprint import fingerprint
-from goca.diffusion.loading import load
 from goca.evaluation.ablate import scenes_benchmark
 from goca.evaluation.datasets.base import Dataset
 from goca.evaluation.evaluator import Evaluator, batches
-from goca.evaluation.metrics import Tally, gain, interval, miou, percentage, resampled_miou
+from goca.evaluation.metrics import (
+    Tally,
+    band,
+    gain,
+    interval,
+    miou,
+    parts_by_size,
+    percentage,
+    resampled_miou,
+)
 from goca.evaluation.oracle import OracleTagger
 from goca.evaluation.protocol import honest
 from goca.evaluation.records import ImageRecord
 from goca.evaluation.report import Report
-from goca.maths import Grid
 
 sys.path.append(str(Path(__file__).parent.parent))
 
 BASE = "goca-balanced"
-BATCH = 8
 
-
-TRIES: Mapping[str, Recipe] = {
+RECIPES: Mapping[str, Recipe] = {
     BASE: GOCA_BALANCED,
     "vanilla": VANILLA,
     "goca": GOCA,
@@ -62,6 +66,8 @@ TRIES: Mapping[str, Recipe] = {
     "mirrored too": replace(GOCA_BALANCED, flip=True),
     "goca-refined, mirrored too: goca-quality": GOCA_QUALITY,
 }
+OF_RECIPES = {name: Variation(recipe) for name, recipe in RECIPES.items()}
+TRIES: Mapping[str, Variation] = {**OF_RECIPES, **IDEAS, **COSTLY}
 
 
 @dataclass(frozen=True)
@@ -72,82 +78,15 @@ class Counted:
     seconds: float
 
 
-def passes(recipe: Recipe) -> int:
-    """Of the denoiser, for an image."""
-    return recipe.seeds * (1 + recipe.flip)
-
-
-Result = TypeVar("Result")
-
-
-class SharedBackbone(Backbone):
-    """A backbone that encodes an image, and sends it through the denoiser, once for all who ask, until it forgets.
-
-    Attributes:
-        spared: CPU seconds that what was asked for again would have taken.
-    """
-
-    def __init__(self, model: str) -> None:
-        super().__init__(load(model, "cpu"), model)
-        self.spared = 0.0
-        self.known: dict[Hashable, tuple[Any, float]] = {}
-
-    def forget(self) -> None:
-        """Let go of everything: attention is large."""
-        self.known.clear()
-
-    def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
-        """What `compute` gives for a key, computed the first time."""
-        if key in self.known:
-            result, seconds = self.known[key]
-            self.spared += seconds
-            return result
-        started = time.process_time()
-        result = compute()
-        self.known[key] = (result, time.process_time() - started)
-        return result
-
-    def latents(self, images: Sequence[Image.Image], size: Grid, batch: int | None = None) -> Tensor:
-        key = (tuple(image.tobytes() for image in images), size)
-        return self.once(key, lambda: super(SharedBackbone, self).latents(images, size, batch))
-
-    def session(self) -> "SharedSession":
-        return SharedSession(self)
-
-
-class SharedSession(BackboneSession):
-    """Passes of a `SharedBackbone`."""
-
-    backbone: SharedBackbone
-
-    def run(self, items: Iterable[BatchItem], batch: int) -> None:
-        together = list(items)
-        key = tuple((i.latent.numpy().tobytes(), i.caption, i.timestep, i.seed) for i in together)
-        for item, calls in zip(together, self.backbone.once(key, lambda: self._calls_of(together, batch)), strict=True):
-            for call in calls:
-                item.sink(call)
-
-    def _calls_of(self, items: Sequence[BatchItem], batch: int) -> list[list[AttentionCall]]:
-        calls: list[list[AttentionCall]] = [[] for _ in items]
-        super().run([replace(item, sink=own.append) for item, own in zip(items, calls, strict=True)], batch)
-        return calls
-
-
 def counted(
-    backbone: SharedBackbone, tries: Mapping[str, Recipe], dataset: Dataset, folder: Path
+    backbone: SharedBackbone, tries: Mapping[str, Variation], dataset: Dataset, folder: Path
 ) -> dict[str, Counted]:
     """What each try comes to, as its file in the folder has it, or measured and written there."""
     paths = {name: folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.pt" for name in tries}
     missing = [name for name, path in paths.items() if not path.exists()]
     protocol = honest(dataset, OracleTagger().name)
     evaluators = {
-        name: Evaluator(
-            Segmenter(backbone, tries[name], batch=BATCH),
-            dataset,
-            OracleTagger(),
-            protocol,
-        )
-        for name in missing
+        name: Evaluator(IdeaSegmenter(backbone, tries[name]), dataset, OracleTagger(), protocol) for name in missing
     }
     records: dict[str, list[ImageRecord]] = {name: [] for name in missing}
     seconds = dict.fromkeys(missing, 0.0)
@@ -185,18 +124,29 @@ def holm(values: Sequence[float]) -> list[float]:
     return out
 
 
-def columns(results: Mapping[str, Counted]) -> dict[str, list[str]]:
-    """{try: cells of a model}."""
-    base = results[BASE].tally
-    others = [title for title in results if title != BASE]
+def columns(results: Mapping[str, Counted], over: str = BASE) -> dict[str, list[str]]:
+    """{try: cells of a model}, gains over the try of some name."""
+    base = results[over].tally
+    others = [title for title in results if title != over]
     corrected = dict(zip(others, holm([bootstrap_p(results[title].tally, base) for title in others]), strict=True))
     cells = {}
     for title, result in results.items():
         score = percentage(miou(result.tally), interval(resampled_miou(result.tally)))
-        change = percentage(*gain(result.tally, base), "+") if title != BASE else ""
-        chance = f"{corrected[title]:.3f}" if title != BASE else ""
+        change = percentage(*gain(result.tally, base), "+") if title != over else ""
+        chance = f"{corrected[title]:.3f}" if title != over else ""
         cells[title] = [score, change, chance, f"{result.seconds:.2f}"]
     return cells
+
+
+def size_table(results: Mapping[str, Counted], over: str = BASE) -> str:
+    """The gains of each try in each band of the size of regions, as a table."""
+    bands = {title: parts_by_size(result.tally) for title, result in results.items()}
+    header = ["gain [95 %] in regions of", *(band(shares) for shares, _ in bands[over])]
+    rows = []
+    for title, parts in bands.items():
+        pairs = zip(parts, bands[over], strict=True)
+        rows.append([title, *(percentage(*gain(part, base), "+") for (_, part), (_, base) in pairs)])
+    return markdown(header, [row for row in rows if row[0] != over])
 
 
 def dataset_of(kind: str, backbone: Backbone, limit: int | None, images: Path) -> Dataset:
@@ -210,6 +160,15 @@ def dataset_of(kind: str, backbone: Backbone, limit: int | None, images: Path) -
     return tune.dataset_of(tune.tuning_scenes(limit or 100, DEFAULT_WORK / "art", size), images)
 
 
+def selected(options: argparse.Namespace, joint: bool) -> dict[str, Variation]:
+    """What gains are over, then the tries that are asked for, without those that need joint attention if it lacks."""
+    named = {name: TRIES[name] for name in options.tries or ()}
+    named |= COSTLY if options.costly else {}
+    named |= STRENGTHS if options.strengths else {}
+    possible = {name: each for name, each in (named or {**OF_RECIPES, **IDEAS}).items() if joint or not each.joint}
+    return {options.over: TRIES[options.over], **possible}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -218,22 +177,31 @@ def main() -> None:
     parser.add_argument("--scenes", choices=("shipped", "tuning"), default="shipped")
     parser.add_argument("--tries", nargs="*", choices=TRIES, metavar="NAME", help=f"some of: {', '.join(TRIES)}")
     parser.add_argument(
+        "--strengths", action="store_true", help="ideas with each strength from which theirs were chosen"
+    )
+    parser.add_argument("--costly", action="store_true", help="ideas that take several passes")
+    parser.add_argument("--over", choices=TRIES, metavar="NAME", default=BASE, help="what gains are over (%(default)s)")
+    parser.add_argument("--sizes", action="store_true", help="print gains by the size of regions too")
+    parser.add_argument(
         "--out", type=Path, default=Path("goca-beyond"), help="folder of what was counted (%(default)s)"
     )
     parser.add_argument("--limit", type=int, help="only the first N scenes")
     options = parser.parse_args()
-    chosen = {name: TRIES[name] for name in (BASE, *(options.tries or TRIES))}
     torch.set_num_threads(1)
     for model in options.models.split(","):
         backbone = SharedBackbone(model)
+        tries = selected(options, backbone.family.joint is not None)
         with TemporaryDirectory() as images:
             dataset = dataset_of(options.scenes, backbone, options.limit, Path(images))
             weights, count = fingerprint(backbone.pipeline)[:8], len(dataset.samples)
             folder = options.out / f"{options.scenes}-{count}" / f"{Path(model).name}-{weights}"
-            cells = columns(counted(backbone, chosen, dataset, folder))
-        rows = [[name, str(passes(each)), *cells[name]] for name, each in chosen.items()]
+            results = counted(backbone, tries, dataset, folder)
+        cells = columns(results, options.over)
+        rows = [[name, each.passes, *cells[name]] for name, each in tries.items()]
         print(f"\n{Path(model).name}, {count} scenes:\n")
         print(markdown(["changed", "passes", "mIoU [95 %]", "gain [95 %]", "p", "CPU-s"], rows), flush=True)
+        if options.sizes:
+            print(f"\n{size_table(results, options.over)}", flush=True)
 
 
 if __name__ == "__main__":

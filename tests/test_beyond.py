@@ -1,4 +1,4 @@
-"""benchmarks/beyond.py: passes that tries share, corrections for many tries, a p-value; looks.py: sinks, by hand."""
+"""benchmarks/beyond.py: passes that tries share, p-values and their correction, sizes; looks.py: sinks, by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from beyond import SharedBackbone, bootstrap_p, counted, holm
+from beyond import Counted, bootstrap_p, counted, holm, size_table
+from ideas import Variation
 from looks import mean_row
+from shared_passes import SharedBackbone
 from torch import Tensor
 
 from goca import GOCA_BALANCED, VANILLA, Segmenter
@@ -24,9 +26,9 @@ def test_tries_that_share_passes_come_to_what_each_comes_to_alone(
 ) -> None:
     dataset, protocol = scenes_benchmark(limit=3)
     tries = {
-        "one": GOCA_BALANCED,
-        "other": replace(VANILLA, grid="tokens"),
-        "mirrored": replace(VANILLA, flip=True),
+        "one": Variation(GOCA_BALANCED),
+        "other": Variation(replace(VANILLA, grid="tokens")),
+        "mirrored": Variation(replace(VANILLA, flip=True)),
     }
     backbone, forward, sent = SharedBackbone("bundled"), BackboneSession.forward, []
 
@@ -38,7 +40,7 @@ def test_tries_that_share_passes_come_to_what_each_comes_to_alone(
     together = counted(backbone, tries, dataset, tmp_path)
     assert sum(sent) == 2 * 3  # the images, and their mirror images
     for name, each in tries.items():
-        segmenter = Segmenter(backbone, each, batch=8)
+        segmenter = Segmenter(backbone, each.recipe, batch=8)
         alone = evaluate_dataset(segmenter, dataset, OracleTagger(), protocol).tally()
         assert all(torch.equal(getattr(together[name].tally, part), getattr(alone, part)) for part in ("hit", "truth"))
         assert together[name].seconds > 0
@@ -65,6 +67,16 @@ def test_a_difference_of_every_image_is_no_chance_and_none_at_all_is() -> None:
     assert bootstrap_p(better, worse) == pytest.approx(2 / 2001)
     assert bootstrap_p(worse, better) == pytest.approx(2 / 2001)
     assert bootstrap_p(worse, worse) == 1
+
+
+def test_gains_by_size_are_of_the_regions_in_a_band() -> None:
+    truth = torch.tensor([[0, 20, 80]]).expand(7, 3)
+    ours, theirs = (torch.tensor([hit]).expand(7, 3) for hit in ([0, 15, 44], [0, 10, 40]))
+    results = {"ours": Counted(Tally(ours, truth, ours), 1.0), "theirs": Counted(Tally(theirs, truth, theirs), 1.0)}
+    header, _, row = size_table(results, "theirs").splitlines()
+    assert header == "| gain [95 %] in regions of | 10 to 30 % | 30 to 100 % |"
+    # 15 / 20 - 10 / 20 and 44 / 80 - 40 / 80, whichever images are drawn.
+    assert row == "| ours | +25.0 [+25.0, +25.0] | +5.0 [+5.0, +5.0] |"
 
 
 def test_a_sink_is_what_the_rows_of_an_affinity_have_on_average() -> None:

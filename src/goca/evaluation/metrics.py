@@ -109,24 +109,31 @@ class SizeScore:
     recall: float
 
 
-def by_size(tally: Tally, counting: Counting = Counting()) -> list[SizeScore]:
-    """The scores of each band of `SIZES` that has a region. Labels without a region in it are left out of its mean."""
-    counting = replace(counting, absent=False)
+def parts_by_size(tally: Tally, counting: Counting = Counting()) -> list[tuple[tuple[float, float], Tally]]:
+    """(a band of `SIZES`, the counts of the regions in it), for each band that has a region."""
     shares = tally.truth / tally.truth.sum(1, keepdim=True)
     if not counting.background:
         shares[:, 0] = torch.nan
-    scores = []
+    parts = []
     for low, high in pairwise(SIZES):
         inside = (shares > low) & (shares <= high)
-        if not inside.any():
-            continue
-        part = Tally(tally.hit * inside, tally.truth * inside, tally.predicted * inside)
+        if inside.any():
+            parts.append(((low, high), Tally(tally.hit * inside, tally.truth * inside, tally.predicted * inside)))
+    return parts
+
+
+def by_size(tally: Tally, counting: Counting = Counting()) -> list[SizeScore]:
+    """The scores of each band of `SIZES` that has a region. Labels without a region in it are left out of its mean."""
+    counting = replace(counting, absent=False)
+    scores = []
+    for shares, part in parts_by_size(tally, counting):
         hit, truth, _ = part.total()
+        regions = part.truth > 0
         scores.append(
             SizeScore(
-                shares=(low, high),
-                regions=int(inside.sum()),
-                labels=int(inside.any(0).sum()),
+                shares=shares,
+                regions=int(regions.sum()),
+                labels=int(regions.any(0).sum()),
                 miou=miou(part, counting),
                 ci95=interval(resampled_miou(part, counting)),
                 recall=float(_counted(hit / truth, truth, counting).nanmean()),
