@@ -16,7 +16,6 @@ import torch
 from goca import bundled
 from goca.evaluation.config import EvaluationConfig
 from goca.evaluation.datasets.base import Dataset
-from goca.evaluation.metrics import percentage
 from goca.evaluation.plot import plot_scaling
 from goca.evaluation.power import Captioned
 from goca.evaluation.runner import Stage
@@ -80,34 +79,11 @@ def tables(study: ScalingStudy) -> str:
     mIoU in per cent.
     """
     recipes = list(next(iter(study.scores.values())))
-    models = [
-        (
-            label,
-            *(f"{power.values[label]:.3f}" for power in study.powers),
-            *(percentage(score.miou, score.ci95) for score in scores.values()),
-        )
-        for label, scores in study.scores.items()
-    ]
-    trends = [
-        (
-            trend.power,
-            trend.recipe,
-            percentage(trend.range * trend.slope[0], [trend.range * bound for bound in trend.slope[1]], "+"),
-            "{:+.2f} [{:+.2f}, {:+.2f}]".format(trend.rank_correlation[0], *trend.rank_correlation[1]),
-        )
-        for trend in study.trends
-    ]
-    gaps = [
-        (
-            gap.power,
-            f"{gap.recipe} over {gap.base}",
-            *(percentage(*figure, "+") for figure in (gap.at_weakest, gap.at_strongest, gap.change)),
-        )
-        for gap in study.gaps
-    ]
+    trends = [(trend.power, *trend.cells()) for trend in study.trends]
+    gaps = [(gap.power, f"{recipe} over {gap.base}", *gains) for gap in study.gaps for recipe, *gains in (gap.cells(),)]
     return "\n\n".join(
         (
-            _markdown(("model", *(power.name for power in study.powers), *recipes), models),
+            _markdown(("model", *(power.name for power in study.powers), *recipes), study.rows(recipes)),
             _markdown(("power", "recipe", "rise of mIoU", "rank correlation"), trends),
             _markdown(("power", "gain", "weakest", "strongest", "change"), gaps),
         )

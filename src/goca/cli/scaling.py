@@ -206,25 +206,16 @@ def _print(study: "ScalingStudy") -> None:
 
 def _print_claim(study: "ScalingStudy", power: str) -> None:
     """Print what recipes gain from a better generator, by one measure; nothing if all models are equally good."""
-    from goca.evaluation.metrics import percentage
-
     trends = [trend for trend in study.trends if trend.power == power]
     gaps = [gap for gap in study.gaps if gap.power == power]
     if trends:
         rises = table("recipe", "rise of mIoU [95 %]", "rank correlation [95 %]", figures=2)
         for trend in trends:
-            slope, bounds = trend.slope
-            correlation, sure = trend.rank_correlation
-            rises.add_row(
-                trend.recipe,
-                percentage(trend.range * slope, [trend.range * bound for bound in bounds], "+"),
-                f"{correlation:+.2f} [{sure[0]:+.2f}, {sure[1]:+.2f}]",
-            )
+            rises.add_row(*trend.cells())
         show(f"change from the weakest to the strongest generator, by {power}", rises)
     if gaps:
         base, weakest, strongest = gaps[0].base, gaps[0].weakest, gaps[0].strongest
         gains = table("recipe", "gain: weakest", "gain: strongest", "change", figures=3)
         for gap in gaps:
-            figures = (gap.at_weakest, gap.at_strongest, gap.change)
-            gains.add_row(gap.recipe, *(percentage(*figure, "+") for figure in figures))
+            gains.add_row(*gap.cells())
         show(f"gain over {base} with the weakest ({weakest}) and the strongest generator ({strongest})", gains)

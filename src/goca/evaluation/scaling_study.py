@@ -45,6 +45,13 @@ class Trend:
     range: float
     rank_correlation: Figure
 
+    def cells(self) -> tuple[str, str, str]:
+        """The recipe, the rise of mIoU from the weakest to the strongest generator, and the correlation, as text."""
+        slope, bounds = self.slope
+        correlation, sure = self.rank_correlation
+        rise = percentage(self.range * slope, [self.range * bound for bound in bounds], "+")
+        return self.recipe, rise, f"{correlation:+.2f} [{sure[0]:+.2f}, {sure[1]:+.2f}]"
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -58,6 +65,11 @@ class Gap:
     strongest: str
     at_strongest: Figure
     change: Figure
+
+    def cells(self) -> tuple[str, ...]:
+        """The recipe, its gain with the weakest and the strongest generator, and the change, as text."""
+        figures = (self.at_weakest, self.at_strongest, self.change)
+        return (self.recipe, *(percentage(*figure, "+") for figure in figures))
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,12 +100,16 @@ class ScalingStudy:
         """HTML for notebooks: each model's power as a generator beside its mIoU by each recipe, in per cent."""
         recipes = list(dict.fromkeys(recipe for scores in self.scores.values() for recipe in scores))
         header = ("model", *(power.name for power in self.powers), *(f"mIoU, {recipe}" for recipe in recipes))
+        return html.figure(repr(self), None, header, self.rows(recipes))
+
+    def rows(self, recipes: Sequence[str]) -> list[tuple[str, ...]]:
+        """Each model's label, powers, and mIoU by each of the recipes, in per cent, as text."""
         rows = []
         for label, scores in self.scores.items():
             powers = [f"{power.values[label]:.3f}" for power in self.powers]
             mious = [percentage(scores[recipe].miou, scores[recipe].ci95) for recipe in recipes]
             rows.append((label, *powers, *mious))
-        return html.figure(repr(self), None, header, rows)
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, with the protocol, as JSON; undefined figures, such as of equally good models, are null."""

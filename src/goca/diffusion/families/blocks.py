@@ -52,11 +52,6 @@ FLUX_DEPTH = BlockRule(
     heads="mean",
 )
 like_flux = partial(
-    Family,
-    block_rule=FLUX_DEPTH,
-    timestep=407,
-    feature="output",
-    flow=True,
-    joint=JointLayout(text_first=True),
+    Family, block_rule=FLUX_DEPTH, timestep=407, feature="output", flow=True, joint=JointLayout(text_first=True)
 )
 """A family with joint attention and Flux's settings: a flow model that has the text before the pixels."""

@@ -43,11 +43,12 @@ def open_folder(root: Path | None, split: str | None = None) -> Dataset:
     classes = read_classes(home / "classes.txt")
     images = home / "images" if (home / "images").is_dir() else home
     # Beside the images there may also be what `goca segment` made of them.
-    truths = home / "labels" if (home / "labels").is_dir() else images
+    apart = home / "labels"
+    truths = apart if apart.is_dir() else images
     files = sorted(walk(home))
     present = set(files)
     samples, missing = [], []
-    for image in _images([path for path in files if truths == images or not path.is_relative_to(truths)], images):
+    for image in _images([path for path in files if not path.is_relative_to(apart)], images):
         name = image.relative_to(images)
         paths = [
             path for ending in (".labels.png", ".png", ".json") if (path := truths / name.with_suffix(ending)) != image
